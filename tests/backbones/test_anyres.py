@@ -1,0 +1,169 @@
+"""AnyRes geometry against transformers' own packing, run on a table of distinct numbers."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import LlavaOnevisionModel
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+
+from tests.backbones.tiny_folders import pinpoints, tiny_config
+from unime_jax.backbones import anyres
+
+TILE, PATCH = 384, 14
+SIDE = TILE // PATCH
+WIDTH = 8  # features of the tiny model
+SIZES = st.one_of(
+    st.tuples(st.integers(1, 2400), st.integers(1, 2400)),
+    st.tuples(st.integers(1, 64), st.integers(1, 3000)),
+    st.tuples(st.integers(1, 3000), st.integers(1, 64)),
+)
+EDGES = [(1, 200), (200, 1), (1, 1), (300, 301), (1240, 1754), (1754, 1240), (384, 384), (94, 423)]
+
+# Recorded from LLaVE's original code: largest grid, width, height, tiles, visual tokens, rows and
+# columns of the map, and the content's box (left, top, right, bottom) on its canvas.
+LAYOUT = [
+    (2, 224, 224, 2, 1485, 27, 27, (0, 0, 384, 384)),
+    (2, 385, 384, 3, 1512, 27, 28, (191, 0, 576, 384)),
+    (2, 500, 375, 3, 1728, 27, 36, (128, 0, 640, 384)),
+    (2, 640, 427, 5, 2709, 36, 54, (0, 127, 768, 640)),
+    (2, 480, 640, 5, 2943, 54, 40, (96, 0, 672, 768)),
+    (2, 800, 400, 3, 2214, 27, 54, (0, 0, 768, 384)),
+    (2, 1344, 1344, 5, 3699, 54, 54, (0, 0, 768, 768)),
+    (2, 4, 18, 2, 945, 27, 7, None),
+    (6, 500, 375, 3, 1728, 27, 36, (128, 0, 640, 384)),
+    (6, 640, 480, 5, 2929, 40, 54, (0, 96, 768, 672)),
+    (6, 800, 400, None, 4009, 40, 81, None),
+    (6, 1024, 768, None, 4725, 54, 73, None),
+    (6, 1344, 1344, None, 7371, 81, 81, None),
+]
+
+
+def canvases(grid: int, tile: int = TILE) -> tuple[tuple[int, int], ...]:
+    return tuple((h, w) for h, w in pinpoints(tile, grid))
+
+
+def slots(height, width, grid, max_tiles=9):
+    return anyres.image_slots(
+        height, width, pinpoints=canvases(grid), tile=TILE, side=SIDE, max_tiles=max_tiles
+    )
+
+
+@functools.cache
+def reference(grid: int) -> LlavaOnevisionModel:
+    return LlavaOnevisionModel(tiny_config(tile=TILE, patch=PATCH, grid=grid))
+
+
+def processor_count(height: int, width: int, grid: int, max_tiles: int) -> int:
+    """The count of placeholder tokens by transformers' processor, which is hard to build whole."""
+    processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
+    processor.num_image_tokens = SIDE * SIDE
+    processor.vision_aspect_ratio = f"anyres_max_{max_tiles}"
+    processor.image_processor = type("P", (), {"image_grid_pinpoints": pinpoints(TILE, grid)})
+    return processor._get_number_of_features(height, width, TILE, TILE)
+
+
+def check_packing(height: int, width: int, grid: int, max_tiles: int = 9) -> None:
+    """Gathering by slot and weight gives what transformers packs, row for row."""
+    model = reference(grid)
+    tiles = anyres.count_tiles(height, width, pinpoints=canvases(grid), tile=TILE)
+    rng = np.random.default_rng(height * 4001 + width)
+    features = rng.standard_normal((tiles, SIDE * SIDE, WIDTH), np.float32)
+    newline = rng.standard_normal(WIDTH).astype(np.float32)
+    (packed,), _ = model.pack_image_features(
+        [torch.from_numpy(features)],
+        torch.tensor([[height, width]]),
+        image_newline=torch.from_numpy(newline),
+        vision_aspect_ratio=f"anyres_max_{max_tiles}",
+    )
+    slot, weight = slots(height, width, grid, max_tiles)
+    table = np.concatenate([newline[None], features.reshape(-1, WIDTH)])
+    if weight is None:
+        assert slot.shape[1] == 1
+        np.testing.assert_array_equal(table[slot[:, 0]], packed.numpy())
+    else:
+        blended = np.einsum("tsd,ts->td", table[slot], weight)
+        np.testing.assert_allclose(blended, packed.numpy(), atol=1e-6, rtol=0)
+    assert len(slot) == processor_count(height, width, grid, max_tiles)
+
+
+@pytest.mark.parametrize("grid", [2, 6])
+@pytest.mark.parametrize("size", EDGES)
+def test_packing_equals_transformers(size, grid):
+    check_packing(*size, grid)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.sampled_from([(2, 9), (6, 9), (2, 1), (3, 2)]))
+@example((2304, 2304), (6, 9))
+@example((700, 1900), (6, 9))
+def test_packing_equals_transformers_on_any_size(size, setting):
+    check_packing(*size, *setting)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SIZES, st.sampled_from([(1, 9), (2, 9), (6, 9), (6, 4)]))
+def test_counts_equal_the_processor(size, setting):
+    assert len(slots(*size, *setting)[0]) == processor_count(*size, *setting)
+
+
+@pytest.mark.parametrize("row", LAYOUT)
+def test_layout_of_the_original_llave(row):
+    grid, width, height, tiles, tokens, map_rows, map_columns, box = row
+    slot, weight = slots(height, width, grid)
+    assert len(slot) == tokens == SIDE * SIDE + map_rows * (map_columns + 1)
+    newlines = np.flatnonzero(slot[:, 0] == anyres.NEWLINE)
+    first = SIDE * SIDE + map_columns
+    np.testing.assert_array_equal(newlines, first + np.arange(map_rows) * (map_columns + 1))
+    canvas = anyres.select_pinpoint(height, width, canvases(grid))
+    if tiles is not None:
+        assert tiles == anyres.count_tiles(height, width, pinpoints=canvases(grid), tile=TILE)
+    if box is not None:
+        content_height, content_width = anyres.content_size(height, width, canvas)
+        top, left = (canvas[0] - content_height) // 2, (canvas[1] - content_width) // 2
+        assert box == (left, top, left + content_width, top + content_height)
+    assert (weight is None) == (grid == 2)
+
+
+def test_the_base_tile_comes_first_and_rows_are_read_across_tiles():
+    slot, _ = anyres.image_slots(
+        8, 8, pinpoints=((4, 4), (4, 8), (8, 4), (8, 8)), tile=4, side=2, max_tiles=9
+    )
+    n = anyres.NEWLINE
+    expected = [1, 2, 3, 4]
+    expected += [5, 6, 9, 10, n, 7, 8, 11, 12, n, 13, 14, 17, 18, n, 15, 16, 19, 20, n]
+    assert slot[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "grid, max_tiles, expected",
+    [(2, 9, False), (3, 9, False), (6, 9, True), (2, 4, False), (2, 3, True), (1, 1, False)],
+)
+def test_resamples(grid, max_tiles, expected):
+    found = anyres.resamples(canvases(grid), tile=TILE, side=SIDE, max_tiles=max_tiles)
+    assert found is expected
+
+
+def test_weights_are_a_blend_of_four_rows_and_sum_to_one():
+    slot, weight = slots(1240, 1754, 6)
+    assert slot.shape == weight.shape and slot.shape[1] == 4
+    assert slot.dtype == np.int32 and weight.dtype == np.float32
+    np.testing.assert_allclose(weight.sum(axis=1), 1, atol=1e-6)
+    assert weight.min() >= 0 and (weight < 1).any()
+    single = (slot == anyres.NEWLINE).any(axis=1)
+    single[: SIDE * SIDE] = True
+    np.testing.assert_array_equal(weight[single], np.tile([1, 0, 0, 0], (single.sum(), 1)))
+
+
+def test_shared_arrays_are_read_only():
+    slot, _ = slots(300, 301, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        slot[0] = 1
+
+
+def test_a_map_shrunk_to_nothing_is_an_error():
+    with pytest.raises(ValueError, match="1 x 100 pixels"):
+        anyres.image_slots(1, 100, pinpoints=((3, 18),), tile=3, side=3, max_tiles=1)

@@ -1,0 +1,53 @@
+"""The quarantine file: every item once, across restarts and crashes; too many stop the run."""
+
+import json
+
+import pytest
+
+from unime_jax.data.quarantine import BadItem, Quarantine, read_quarantine
+
+A = BadItem("shapes", "1", "a.png", "image is missing")
+B = BadItem("shapes", "2", "", "empty text and no image")
+
+
+def test_written_once_and_across_restarts(tmp_path):
+    path = tmp_path / "run" / "quarantine.jsonl"
+    quarantine = Quarantine(path)
+    quarantine.add([], read=8)
+    assert not path.exists()
+    quarantine.add([A, A], read=8)
+    quarantine.add([A], read=8)
+    again = Quarantine(path)
+    again.add([A, B], read=8)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [A._asdict(), B._asdict()]
+    assert lines[0].keys() == {"source", "id", "path", "reason"}
+    assert len(again) == 2 and read_quarantine(path) == [A, B]
+
+
+def test_half_written_line_survives(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    path.write_text(json.dumps(A._asdict()) + '\n{"source": "sha')
+    Quarantine(path).add([A, B], read=4)
+    assert read_quarantine(path) == [A, B]
+
+
+def test_too_many_stop_the_run(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    quarantine = Quarantine(path, max_share=0.1, min_read=100)
+    quarantine.add([A] * 9, read=90)
+    quarantine.add([A], read=10)  # exactly the limit
+    with pytest.raises(ValueError, match=r"11 of 101 .* limit of 10.0%.*empty text.*quarantine"):
+        quarantine.add([B], read=1)
+    assert read_quarantine(path) == [A, B]  # written before the run stops
+
+
+def test_few_reads_prove_nothing(tmp_path):
+    Quarantine(tmp_path / "q.jsonl", max_share=0.1, min_read=100).add([A, B], read=50)
+
+
+def test_limit_zero_stops_at_the_first(tmp_path):
+    with pytest.raises(ValueError, match="1 of 8"):
+        Quarantine(tmp_path / "q.jsonl", max_share=0.0, min_read=1).add([A], read=8)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Quarantine(tmp_path / "q.jsonl", max_share=5)

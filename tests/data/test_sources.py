@@ -1,0 +1,199 @@
+"""Rows as examples: everything that can be wrong with a row is said, and nothing else is."""
+
+import io
+import subprocess
+import sys
+
+import cloudpickle
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from unime_jax.data.quarantine import BadExample
+from unime_jax.data.sources import check_names, image_fault, open_dataset, to_example
+
+
+def png(size=(8, 8), color="red"):
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+def row(**changes):
+    good = {
+        "id": "7",
+        "qry": "<|image_1|> what is it?",
+        "qry_image_path": "a/7.png",
+        "qry_image": png(),
+        "pos_text": "a square",
+        "pos_image_path": "",
+        "pos_image": b"",
+        "neg_text": ["a circle", "<|image_1|>"],
+        "neg_image_path": ["", "n.png"],
+        "neg_image": [b"", png(color="blue")],
+    }
+    return good | changes
+
+
+def test_good_row():
+    example = to_example("shapes", row())
+    assert (example.source, example.id) == ("shapes", "7")
+    assert example.query.key == ("<|image_1|> what is it?", "a/7.png")
+    assert example.query.image == png()
+    assert example.positive.key == ("a square", "") and example.positive.image is None
+    assert [item.key for item in example.negatives] == [("a circle", ""), ("<|image_1|>", "n.png")]
+
+
+def test_bytes_and_arrays_as_tfds_gives_them():
+    encoded = row(
+        id=b"7",
+        qry="größe".encode(),
+        qry_image_path=b"a/7.png",
+        neg_text=np.array([b"x"], object),
+        neg_image_path=np.array([b""], object),
+        neg_image=np.array([b""], object),
+    )
+    example = to_example("shapes", encoded)
+    assert example.id == "7" and example.query.text == "größe"
+    assert [item.key for item in example.negatives] == [("x", "")]
+
+
+@pytest.mark.parametrize("negatives", [{}, {"neg_text": ""}, {"neg_text": [""]}, {"neg_text": []}])
+def test_no_negatives(negatives):
+    bare = {name: value for name, value in row().items() if not name.startswith("neg_")}
+    assert to_example("shapes", bare | negatives).negatives == ()
+
+
+def test_one_negative_as_plain_text():
+    plain = row(neg_text="no", neg_image_path="", neg_image=b"")
+    assert [item.key for item in to_example("shapes", plain).negatives] == [("no", "")]
+
+
+def test_orphan_marker_is_not_an_error():
+    example = to_example("webqa", row(qry="<|image_1|> who?", qry_image_path="", qry_image=b""))
+    assert example.query.text == "<|image_1|> who?"
+
+
+def test_image_without_path_is_named_by_its_content():
+    red, blue = (
+        to_example("s", row(qry_image_path="", qry_image=png(color=color)))
+        for color in ("red", "blue")
+    )
+    assert red.query.key != blue.query.key
+    assert red.query.key == to_example("s", row(qry_image_path="", qry_image=png())).query.key
+
+
+NO_IMAGE = {"qry_image_path": "", "qry_image": b""}
+BAD = {
+    "empty text": (row(qry=" ", **NO_IMAGE), "", "empty text and no image"),
+    "only a marker": (row(qry="<|image_1|>\n", **NO_IMAGE), "", "empty text and no image"),
+    "missing bytes": (row(qry_image=b""), "a/7.png", "missing"),
+    "absent column": (row(qry_image=None), "a/7.png", "missing"),
+    "truncated": (row(qry_image=png((64, 64))[:80]), "a/7.png", "cannot be decoded"),
+    "not an image": (row(qry_image=b"<html>404</html>"), "a/7.png", "cannot be decoded"),
+    "bomb": (row(qry_image=png((200, 200))), "a/7.png", "200 x 200 pixels"),
+    "no positive": (row(pos_text="", pos_image_path=""), "", "no positive"),
+    "absent positive": ({"id": "7", "qry": "text"}, "", "no positive"),
+    "blank positive": (row(pos_text=" "), "", "positive: empty text"),
+    "bad negative": (row(neg_image=[b"", b"x"]), "n.png", "negative 1: image cannot be decoded"),
+    "not UTF-8": (row(qry=b"\xff\xfe"), "", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_row(name):
+    bad, path, reason = BAD[name]
+    with pytest.raises(BadExample) as caught:
+        to_example("shapes", bad, max_pixels=10_000)
+    item = caught.value.item
+    assert (item.source, item.id, item.path) == ("shapes", "7", path)
+    assert reason in item.reason
+    assert cloudpickle.loads(cloudpickle.dumps(caught.value)).item == item
+
+
+def test_default_id():
+    nameless = row(qry_image=b"x", id="")
+    with pytest.raises(BadExample) as caught:
+        to_example("shapes", nameless, "12")
+    assert caught.value.item.id == "12"
+
+
+def test_huge_header_is_refused_before_decoding():
+    data = bytearray(png())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2  # 3.6 gigapixels in a few bytes
+    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
+    assert "DecompressionBomb" in image_fault(bytes(data))
+    assert image_fault(png()) == ""
+
+
+def test_unknown_source_names_its_neighbours():
+    with pytest.raises(ValueError, match=r"'ImageNet_1k' \(did you mean ImageNet_1K"):
+        check_names(["WebQA", "ImageNet_1k"], ["ImageNet_1K", "WebQA"])
+    with pytest.raises(ValueError, match="'zzz'. The dataset has WebQA"):
+        check_names(["zzz"], ["WebQA"])
+    check_names(["WebQA"], ["ImageNet_1K", "WebQA"])
+
+
+class TinyRows(tfds.core.GeneratorBasedBuilder):
+    """Two splits in MMEB-train's form; one image column as an Image feature, one as bytes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text, bytes_ = tfds.features.Text(), tfds.features.Tensor(shape=(), dtype=np.object_)
+        features = {
+            "id": text,
+            "qry": text,
+            "qry_image_path": text,
+            "qry_image": tfds.features.Image(encoding_format="png"),
+            "pos_text": text,
+            "pos_image_path": text,
+            "pos_image": bytes_,
+            "neg_text": tfds.features.Sequence(text),
+            "neg_image_path": tfds.features.Sequence(text),
+            "neg_image": tfds.features.Sequence(bytes_),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, description="rows", features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"one": self._generate_examples(3), "two": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            yield i, row(id=str(i), qry_image=io.BytesIO(png()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    TinyRows.pkg_dir_path = tmp_path_factory.mktemp("code")
+    builder = TinyRows(
+        data_dir=tmp_path_factory.mktemp("tfds"), file_format=tfds.core.FileFormat.ARRAY_RECORD
+    )
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def test_open_dataset_folder_or_version(folder):
+    for path in (folder, folder.parent):
+        sources = open_dataset(path)
+        assert {name: len(source) for name, source in sources.items()} == {"one": 3, "two": 2}
+        examples = [to_example("one", sources["one"][i]) for i in range(3)]
+        assert sorted(example.id for example in examples) == ["0", "1", "2"]
+        assert all(Image.open(io.BytesIO(example.query.image)) for example in examples)
+        assert examples[0].negatives[1].image == png(color="blue")
+
+
+def test_open_dataset_needs_no_tensorflow(folder):
+    code = (
+        "import sys; from unime_jax.data import loader, sources; "
+        f"sources.open_dataset({str(folder)!r})['one'][0]; "
+        "sys.exit(bool({'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_open_dataset_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no prepared dataset"):
+        open_dataset(tmp_path)

@@ -1,0 +1,102 @@
+"""Model families: what a Hugging Face folder means, in one module a family.
+
+A family module gives `NAMES`, `make_preprocessor` and `model_config`. Nothing outside this package
+asks which family a model is of.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig
+
+from unime_jax.backbones import llava_onevision, weights
+from unime_jax.backbones.preprocess import LlavaOnevisionPreprocessor
+from unime_jax.data.pack import Layout
+from unime_jax.models.vlm import Vlm, VlmConfig
+
+FAMILIES = {"llava_onevision": llava_onevision}
+
+HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors", "tokenizer.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A checkpoint folder, opened: its model, its host preprocessing and its names."""
+
+    folder: pathlib.Path
+    config: VlmConfig
+    names: weights.Names
+    preprocess: LlavaOnevisionPreprocessor
+
+    def make_model(self, key: jax.Array) -> Vlm:
+        """The model with random parameters; under `jax.eval_shape`, just its shapes."""
+        return Vlm(self.config, key=key)
+
+    @property
+    def layout(self) -> Layout:
+        """What every row of this backbone looks like."""
+        vision, slots = self.config.vision, self.preprocess.slots_per_token
+        return Layout(
+            axes=1,
+            slots=slots,
+            blended=slots > 1,
+            patches=vision.side**2,
+            patch_bytes=3 * vision.patch_size**2,
+        )
+
+    def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """The checkpoint's parameters in the given dtypes and shardings, see `weights.load`."""
+        patch = self.config.vision.patch_size
+        return weights.load(self.folder, targets, self.names, patch)
+
+    def save_weights(
+        self, folder: pathlib.Path, parameters: Mapping[str, jax.Array], dtype: np.dtype
+    ) -> None:
+        """Writes safetensors in this family's naming, with the tensors only generation uses."""
+        source = weights.Checkpoint(self.folder, self.names)
+        carried = ((name, source.slice(name)[:]) for name in source.unused())
+        patch = self.config.vision.patch_size
+        weights.save(folder, parameters, self.names, patch, dtype, carried)
+
+
+def open_backbone(folder_or_hub_id: str, *, max_length: int) -> Backbone:
+    """Opens a local folder, or downloads a hub repository first.
+
+    Raises:
+      ValueError: config.json is missing, or names a family that is not supported.
+    """
+    folder = pathlib.Path(folder_or_hub_id).expanduser()
+    if not folder.is_dir():
+        folder = _download(folder_or_hub_id)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+    config = AutoConfig.from_pretrained(folder)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(
+            f'{folder}/config.json: model_type "{config.model_type}" is not supported; '
+            f"supported: {', '.join(FAMILIES)}."
+        )
+    preprocessor = family.make_preprocessor(str(folder), max_length=max_length)
+    return Backbone(
+        folder=folder,
+        config=family.model_config(config, preprocessor),
+        names=family.NAMES,
+        preprocess=preprocessor,
+    )
+
+
+@functools.cache
+def _download(hub_id: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except Exception as error:
+        raise ValueError(
+            f'config.backbone "{hub_id}" is not a local folder, and it cannot be downloaded from '
+            f"the Hugging Face hub: {error}"
+        ) from error

@@ -1,0 +1,95 @@
+"""What travels: an item on the host, a row ready for a bucket, and the batch a step consumes.
+
+Letters: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended into one token,
+N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives, G all rows of a batch.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Float32, Int32, UInt8, UInt32
+
+ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One side of a pair: text, an image, or both.
+
+    `text` marks the place of the image with MMEB's `<|image_1|>`. `image_path` is "" for an item
+    that has no image by intent; a path without `image` bytes is a missing file.
+    """
+
+    text: str
+    image_path: str = ""
+    image: bytes | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """MMEB's identity of an item: equal keys are encoded once and are the same target."""
+        return self.text, self.image_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A query, its positive and any number of explicit negatives, from one training source."""
+
+    source: str
+    id: str
+    query: Item
+    positive: Item
+    negatives: tuple[Item, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One item after a family's host preprocessing, unpadded.
+
+    `slot[t]` is -1 for a text token, else rows of this item's image-token table: row 0 is the
+    newline vector, row 1 + n * P + p is patch p of tile n. With S > 1 they are blended by
+    `slot_weight`: the token's embedding is sum_s slot_weight[t, s] * table[slot[t, s]].
+    """
+
+    tokens: Int32[ArrayLike, " t"]
+    positions: Int32[ArrayLike, "t A"]
+    slot: Int32[ArrayLike, "t S"]
+    slot_weight: Float32[ArrayLike, "t S"] | None = None
+    patches: UInt8[ArrayLike, "n P F"] | None = None
+    truncated: int = 0  # text tokens cut off to keep the row within the longest length
+    orphan_images: int = 0  # image markers left out of the text, because there is no image
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All rows of one bucket, laid out in chunks; a row of length 0 is padding.
+
+    Every chunk is spread over all data shards. Live rows fill the chunks in order, so the number
+    of chunks worth encoding follows from `length`.
+    """
+
+    tokens: Int32[ArrayLike, "C R T"]
+    length: Int32[ArrayLike, "C R"]
+    positions: Int32[ArrayLike, "C R T A"]
+    slot: Int32[ArrayLike, "C R T S"]
+    slot_weight: Float32[ArrayLike, "C R T S"] | None
+    patches: UInt8[ArrayLike, "C R N P F"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows by bucket, and who is who among them.
+
+    Row numbers count through the groups in order: chunk by chunk, row by row, G = sum of C * R.
+    """
+
+    groups: tuple[Inputs, ...]
+    query: Int32[ArrayLike, " B"]
+    positive: Int32[ArrayLike, " B"]
+    negative: Int32[ArrayLike, "B H"]  # -1: none
+    target_id: tuple[
+        UInt32[ArrayLike, "C R"], ...
+    ]  # by group; 0: no target; equal ids: the same one
+    source: Int32[ArrayLike, " B"]

@@ -1,0 +1,120 @@
+"""The input pipeline: a checkpointable Grain iterator of packed batches, prepared ahead."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+
+import grain
+from absl import flags
+
+from unime_jax.data.mixture import Pick, mixture
+from unime_jax.data.pack import Plan, Prepared, Preprocess, pack, prepare
+from unime_jax.data.quarantine import BadExample
+from unime_jax.data.sources import MAX_PIXELS, Source, to_example
+
+BATCHES_AHEAD = 2
+MAX_TRIES = 1000  # bad rows in a row before a source counts as unusable
+
+
+def make_loader(
+    sources: Mapping[str, Source],
+    weights: Mapping[str, float],
+    *,
+    batch_size: int,
+    homogeneous: int,
+    seed: int,
+    preprocess: Preprocess,
+    plan: Plan,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> grain.DatasetIterator:
+    """An endless iterator of (Batch of numpy arrays, PackInfo): this process's part of each batch.
+
+    Order and mixture are those of `mixture`; `Batch.source` counts `sorted(weights)`. Examples
+    are read by threads, or with `workers` > 0 by as many processes (then `preprocess` and the
+    sources must be picklable), which changes nothing in the order. Two batches are kept ready;
+    preparing starts with the first `next` or with `start_prefetch()`. `close()` ends the workers.
+
+    A bad example is replaced by the next good row of its source and named in `PackInfo.bad`.
+    State: `get_state`, `set_state`, or grain.checkpoint.CheckpointSave / CheckpointRestore in
+    Orbax, for the same `workers` and process count.
+
+    Raises ValueError as `mixture` does, and from `next` when a source has no usable rows.
+    """
+    if plan.rows < batch_size * (2 + plan.negatives):
+        raise ValueError(
+            f"the plan has room for {plan.rows} rows; {batch_size} pairs with {plan.negatives} "
+            f"negatives each can have {batch_size * (2 + plan.negatives)}"
+        )
+    picks = mixture(
+        sources,
+        weights,
+        batch_size=batch_size,
+        homogeneous=homogeneous,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    names = sorted(weights)
+    read = functools.partial(
+        read_example,
+        {name: sources[name] for name in names},
+        preprocess=preprocess,
+        plan=plan,
+        max_pixels=max_pixels,
+    )
+    put = functools.partial(
+        pack,
+        plan=plan,
+        sources=names,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    threads = max(1, min(16, os.cpu_count() or 1) // max(workers, 1))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    examples = picks.map(read).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain asks absl before it starts processes: a notebook
+            flags.FLAGS.mark_as_parsed()
+        examples = examples.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+        )
+    # after mp_prefetch, so that the workers share out examples and the order stays
+    batches = examples.batch(batch_size // process_count, batch_fn=put)
+    ready = grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=BATCHES_AHEAD
+    )
+    return iter(ready)
+
+
+def read_example(
+    sources: Mapping[str, Source],
+    pick: Pick,
+    *,
+    preprocess: Preprocess,
+    plan: Plan,
+    max_pixels: int = MAX_PIXELS,
+) -> Prepared:
+    """The picked row, or the next one of its source that is good; the bad ones on the way noted.
+
+    Raises ValueError when the whole source, or MAX_TRIES rows in a row, are bad.
+    """
+    source = sources[pick.source]
+    tries = min(len(source), MAX_TRIES)
+    bad = []
+    for step in range(tries):
+        index = (pick.row + step) % len(source)
+        try:
+            example = to_example(pick.source, source[index], str(index), max_pixels)
+            prepared = prepare(example, preprocess, plan)
+        except BadExample as error:
+            bad.append(error.item)
+            continue
+        return dataclasses.replace(prepared, bad=tuple(bad))
+    raise ValueError(
+        f"source {pick.source!r} has no usable example: {tries} of {len(source)} rows tried, all "
+        f"bad. The last: {BadExample(*bad[-1])}"
+    )

@@ -1,0 +1,327 @@
+"""Rows into length buckets of constant shape, and who is who among them.
+
+Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
+into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unime_jax.batch import Batch, Example, Inputs, Item, Row
+from unime_jax.data.quarantine import BadExample, BadItem
+
+Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Rows of up to `tokens` tokens and `tiles` tiles; `tiles` = 0 keeps the vision tower out.
+
+    `share` is the part of all rows it has room for: 1 is safe, less saves host memory and
+    transfer. What finds no room goes to the next larger bucket.
+    """
+
+    tokens: int
+    tiles: int
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the rows of a model family have in common; 0 patches: no images."""
+
+    axes: int = 1  # A
+    slots: int = 1  # S
+    blended: bool = False  # rows have slot_weight
+    patches: int = 0  # P
+    patch_bytes: int = 0  # F
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything the shapes of a batch follow from. Sizes are of the whole batch, all processes.
+
+    Buckets go from small to large; the last holds every row that is let in, so it has room for
+    all `rows`. `chunk_size` rows of it are encoded at once; a smaller bucket takes as many times
+    more as it fits into the largest, by tokens and by tiles, so that every chunk costs about the
+    same memory.
+    """
+
+    buckets: tuple[Bucket, ...]
+    layout: Layout
+    chunk_size: int
+    rows: int
+    negatives: int = 0  # H
+
+    def __post_init__(self):
+        if not self.buckets or self.chunk_size < 1 or self.rows < 1:
+            raise ValueError(f"a plan needs buckets, chunk_size and rows of at least 1: {self}")
+        largest = self.buckets[-1]
+        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
+        if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
+            raise ValueError(
+                "buckets must go from small to large, the last with the most tokens and tiles, "
+                f"not {sizes} (tokens, tiles)"
+            )
+        if largest.share != 1 or not all(0 < bucket.share <= 1 for bucket in self.buckets):
+            raise ValueError("a bucket's share is in (0, 1]; the largest has room for all rows: 1")
+
+    def chunk_rows(self, bucket: Bucket) -> int:
+        """R: rows of a chunk over all processes, a multiple of chunk_size."""
+        largest = self.buckets[-1]
+        times = largest.tokens // bucket.tokens
+        if bucket.tiles:
+            times = min(times, largest.tiles // bucket.tiles)
+        return self.chunk_size * min(times, math.ceil(self.rows / self.chunk_size))
+
+    def chunks(self, bucket: Bucket) -> int:
+        """C: enough chunks for the bucket's share of all rows."""
+        return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
+
+
+def pair_plan(
+    buckets: Sequence[Bucket],
+    layout: Layout,
+    *,
+    batch_size: int,
+    negatives: int = 0,
+    chunk_size: int,
+) -> Plan:
+    """The plan of a batch of pairs: in the worst case all queries and candidates are distinct."""
+    return Plan(tuple(buckets), layout, chunk_size, batch_size * (2 + negatives), negatives)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An example as rows: query, positive, then the negatives that are kept.
+
+    `bad` are the examples that failed before this one was taken in their place.
+    """
+
+    source: str
+    keys: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    dropped_negatives: int = 0
+    bad: tuple[BadItem, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PackInfo:
+    """What happened while packing this process's part of a batch."""
+
+    read: int  # examples looked at, the bad ones included
+    bad: tuple[BadItem, ...]  # for the quarantine; the same item may come again
+    rows: tuple[int, ...]  # live rows, by bucket
+    chunks: tuple[int, ...]  # chunks with a live row, by bucket
+    pad_fraction: float  # of the tokens in those chunks
+    overflowed: int  # rows in a larger bucket than they need
+    duplicates: int  # items that were there already
+    dropped_negatives: int  # beyond the plan's H
+    truncated: int  # rows whose text the preprocessor shortened
+    orphan_images: int  # image markers without image that it stripped
+
+
+def prepare(example: Example, preprocess: Preprocess, plan: Plan) -> Prepared:
+    """Preprocesses an example's items.
+
+    Raises BadExample where `preprocess` raises ValueError or a row fits no bucket.
+    """
+    items = (example.query, example.positive, *example.negatives[: plan.negatives])
+    rows = []
+    for item in items:
+        try:
+            row = preprocess(item)
+            smallest_bucket(row, plan)
+        except ValueError as error:
+            raise BadExample(example.source, example.id, item.image_path, str(error)) from error
+        rows.append(row)
+    dropped = max(len(example.negatives) - plan.negatives, 0)
+    return Prepared(example.source, tuple(item.key for item in items), tuple(rows), dropped)
+
+
+def pack(
+    prepared: Sequence[Prepared],
+    plan: Plan,
+    sources: Sequence[str],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[Batch, PackInfo]:
+    """One process's part of a batch, as numpy arrays: its rows of every chunk, its pairs.
+
+    Equal keys become one row. Row numbers are those of the assembled batch; assemble every
+    [C, R, ...] array along R and every [B, ...] array along B, in process order. `sources` are
+    the names that `Batch.source` counts.
+    """
+    number_of: dict[tuple[str, str], int] = {}
+    rows: list[Row] = []
+    targets: list[tuple[str, str]] = []
+    for one in prepared:
+        targets += one.keys[1:]
+        for key, row in zip(one.keys, one.rows, strict=True):
+            if number_of.setdefault(key, len(rows)) == len(rows):
+                rows.append(row)
+    groups, places = fill_buckets(
+        rows, plan, process_index=process_index, process_count=process_count
+    )
+    numbers = row_numbers(places, plan, process_index=process_index, process_count=process_count)
+
+    target_id = tuple(np.zeros(group.length.shape, np.uint32) for group in groups)
+    for key in targets:
+        group, chunk, row = places[number_of[key]]
+        target_id[group][chunk, row] = target_hash(key)
+    negative = np.full((len(prepared), plan.negatives), -1, np.int32)
+    for i, one in enumerate(prepared):
+        negative[i, : len(one.keys) - 2] = [numbers[number_of[key]] for key in one.keys[2:]]
+    batch = Batch(
+        groups=groups,
+        query=np.array([numbers[number_of[one.keys[0]]] for one in prepared], np.int32),
+        positive=np.array([numbers[number_of[one.keys[1]]] for one in prepared], np.int32),
+        negative=negative,
+        target_id=target_id,
+        source=np.array([sources.index(one.source) for one in prepared], np.int32),
+    )
+    return batch, _info(prepared, rows, groups, places, plan)
+
+
+def fill_buckets(
+    rows: Sequence[Row], plan: Plan, *, process_index: int = 0, process_count: int = 1
+) -> tuple[tuple[Inputs, ...], np.ndarray]:
+    """Lays rows out in this process's part of every bucket, in order, each in the smallest free.
+
+    Returns the groups, with shapes that depend on the plan only, and where each row is:
+    int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
+    """
+    if plan.chunk_size % process_count:
+        raise ValueError(
+            f"chunk_size = {plan.chunk_size} rows cannot be spread over {process_count} "
+            "processes: make it a multiple"
+        )
+    if len(rows) > plan.rows // process_count:
+        raise ValueError(
+            f"{len(rows)} rows in process {process_index}, the plan has room for "
+            f"{plan.rows} in {process_count} processes"
+        )
+    groups = tuple(_empty(plan, bucket, process_count) for bucket in plan.buckets)
+    used = [0] * len(groups)
+    places = np.zeros((len(rows), 3), np.int32)
+    for i, row in enumerate(rows):
+        _check_layout(row, plan.layout)
+        g = smallest_bucket(row, plan)
+        while not _fits(row, plan.buckets[g]) or used[g] == groups[g].length.size:
+            g += 1
+        chunk, place = divmod(used[g], groups[g].length.shape[1])
+        used[g] += 1
+        places[i] = g, chunk, place
+        _write(row, groups[g], chunk, place)
+    return groups, places
+
+
+def row_numbers(
+    places: np.ndarray, plan: Plan, *, process_index: int = 0, process_count: int = 1
+) -> np.ndarray:
+    """Numbers of rows in the assembled batch, int32 [rows]; `places` as from `fill_buckets`."""
+    width = np.array([plan.chunk_rows(bucket) for bucket in plan.buckets])
+    size = width * [plan.chunks(bucket) for bucket in plan.buckets]
+    group, chunk, row = np.moveaxis(places, -1, 0)
+    local = width // process_count
+    first = (np.cumsum(size) - size)[group] + chunk * width[group]
+    return (first + process_index * local[group] + row).astype(np.int32)
+
+
+def smallest_bucket(row: Row, plan: Plan) -> int:
+    """Index of the first bucket that the row fits; ValueError if it fits none."""
+    for i, bucket in enumerate(plan.buckets):
+        if _fits(row, bucket):
+            return i
+    largest = plan.buckets[-1]
+    raise ValueError(
+        f"{len(row.tokens)} tokens and {_tiles(row)} tiles do not fit the largest bucket of "
+        f"{largest.tokens} tokens and {largest.tiles} tiles"
+    )
+
+
+def target_hash(key: tuple[str, str]) -> int:
+    """The id of a target: 32 bits of its key, the same in every process and run, never 0."""
+    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def _tiles(row: Row) -> int:
+    return 0 if row.patches is None else len(row.patches)
+
+
+def _fits(row: Row, bucket: Bucket) -> bool:
+    return len(row.tokens) <= bucket.tokens and _tiles(row) <= bucket.tiles
+
+
+def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
+    layout = plan.layout
+    grid = plan.chunks(bucket), plan.chunk_rows(bucket) // process_count
+    table = *grid, bucket.tokens, layout.slots
+    pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
+    return Inputs(
+        tokens=np.zeros((*grid, bucket.tokens), np.int32),
+        length=np.zeros(grid, np.int32),
+        positions=np.zeros((*grid, bucket.tokens, layout.axes), np.int32),
+        slot=np.full(table, -1, np.int32),
+        slot_weight=np.zeros(table, np.float32) if layout.blended else None,
+        patches=np.zeros(pixels, np.uint8) if bucket.tiles else None,
+    )
+
+
+def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
+    length = len(row.tokens)
+    group.length[chunk, place] = length
+    group.tokens[chunk, place, :length] = row.tokens
+    group.positions[chunk, place, :length] = row.positions
+    group.slot[chunk, place, :length] = row.slot
+    if group.slot_weight is not None:
+        group.slot_weight[chunk, place, :length] = row.slot_weight
+    if group.patches is not None and row.patches is not None:
+        group.patches[chunk, place, : len(row.patches)] = row.patches
+
+
+def _check_layout(row: Row, layout: Layout) -> None:
+    """A row of another form than the plan's is an error in the program, not in the data."""
+    length = len(row.tokens)
+    found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
+    wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
+    if row.patches is not None and len(row.patches):
+        found.append(np.shape(row.patches)[1:])
+        wanted.append((layout.patches, layout.patch_bytes))
+    if not length or found != wanted:
+        raise TypeError(
+            f"a row of {length} tokens has positions, slot, slot_weight given, patches of a tile "
+            f"{found}; the plan's layout says {wanted}"
+        )
+
+
+def _info(
+    prepared: Sequence[Prepared],
+    rows: Sequence[Row],
+    groups: Sequence[Inputs],
+    places: np.ndarray,
+    plan: Plan,
+) -> PackInfo:
+    bad = tuple(item for one in prepared for item in one.bad)
+    live = [group.length.any(axis=1).sum() for group in groups]
+    tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
+    return PackInfo(
+        read=len(prepared) + len(bad),
+        bad=bad,
+        rows=tuple(int((group.length > 0).sum()) for group in groups),
+        chunks=tuple(int(n) for n in live),
+        pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
+        overflowed=sum(
+            int(smallest_bucket(row, plan) != g) for row, g in zip(rows, places[:, 0], strict=True)
+        ),
+        duplicates=sum(len(one.rows) for one in prepared) - len(rows),
+        dropped_negatives=sum(one.dropped_negatives for one in prepared),
+        truncated=sum(row.truncated > 0 for row in rows),
+        orphan_images=sum(row.orphan_images for row in rows),
+    )

@@ -1,0 +1,118 @@
+"""The decoder-only transformer of Qwen2, Llama and Mistral, without a language-model head."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from unime_jax.models import attention, rope, scan
+from unime_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    qkv_bias: bool
+    hidden_act: str
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions and grouped key/value heads."""
+
+    def __init__(self, config: DecoderConfig, *, key: jax.Array):
+        q, k, v, o = jax.random.split(key, 4)
+        width, bias = config.hidden_size, config.qkv_bias
+        queries = config.num_heads * config.head_dim
+        keys = config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(width, queries, bias=bias, key=q)
+        self.k_proj = Linear(width, keys, bias=bias, key=k)
+        self.v_proj = Linear(width, keys, bias=bias, key=v)
+        self.o_proj = Linear(queries, width, bias=False, key=o)
+        self.head_dim = config.head_dim
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B T D"]:
+        rows, tokens, _ = x.shape
+        heads = (rows, tokens, -1, self.head_dim)
+        q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
+        k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
+        v = self.v_proj(x).reshape(heads)
+        y = attention.attend(q, k, v, causal=True, implementation=implementation)
+        return self.o_proj(y.reshape(rows, tokens, -1))
+
+
+class MLP(nnx.Module):
+    """Gated feed-forward block: down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, *, key: jax.Array):
+        gate, up, down = jax.random.split(key, 3)
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(width, hidden, bias=False, key=gate)
+        self.up_proj = Linear(width, hidden, bias=False, key=up)
+        self.down_proj = Linear(hidden, width, bias=False, key=down)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """Pre-norm residual layer."""
+
+    def __init__(self, config: DecoderConfig, *, key: jax.Array):
+        attention_key, mlp_key = jax.random.split(key)
+        self.input_layernorm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.self_attn = Attention(config, key=attention_key)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.mlp = MLP(config, key=mlp_key)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B T D"]:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nnx.Module):
+    """Token embeddings, stacked layers and the final norm."""
+
+    def __init__(self, config: DecoderConfig, *, key: jax.Array):
+        embed, layers = jax.random.split(key)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=embed)
+        self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.head_dim = config.head_dim
+        self.rope_theta = config.rope_theta
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T 1"],
+        *,
+        remat: scan.Remat,
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, from token (or image) embeddings."""
+        cos, sin = rope.rotary_angles(positions, self.head_dim, self.rope_theta)
+        x = scan.run(
+            self.layers, lambda layer, x: layer(x, cos, sin, implementation), x, remat=remat
+        )
+        return self.norm(x)

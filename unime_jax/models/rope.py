@@ -1,0 +1,24 @@
+"""Rotary position embedding in the half-split layout that Hugging Face checkpoints use."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def rotary_angles(
+    positions: Int[Array, "B T 1"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+    """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2)."""
+    frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions.astype(jnp.float32) * frequency
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H"], sin: Float[Array, "B T 1 H"]
+) -> Float[Array, "B T N H"]:
+    """Rotates each pair (i, i + H/2) of a head by its position's angle."""
+    y = x.astype(jnp.float32)
+    left, right = jnp.split(y, 2, axis=-1)
+    y = y * cos + jnp.concatenate([-right, left], axis=-1) * sin
+    return y.astype(x.dtype)

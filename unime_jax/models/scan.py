@@ -1,0 +1,41 @@
+"""Stacks of equal layers: built by vmap, run by scan, so that depth costs no compile time."""
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import jax
+from flax import nnx
+
+Remat = Literal["none", "dots", "full"]
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> Layer:
+    """`layers` copies of a module with every parameter stacked on a new first axis."""
+    return jax.vmap(make)(jax.random.split(key, layers))
+
+
+def run(
+    layers: Layer,
+    call: Callable[[Layer, jax.Array], jax.Array],
+    x: jax.Array,
+    *,
+    remat: Remat,
+) -> jax.Array:
+    """Applies the stacked layers in turn. `remat`: what the backward pass recomputes.
+
+    "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only layer inputs.
+    """
+
+    def body(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+        return call(layer, x), None
+
+    if remat != "none":
+        # Inside a scan the loop itself keeps XLA from merging the two forwards.
+        body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(body, x, layers)[0]

@@ -1,0 +1,90 @@
+"""The mesh, and which axis of which array lies on which mesh axis."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unime_jax import paths
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are spread over
+
+# Kernels are [layers, in, out]. Column-parallel layers put "tensor" on their outputs, row-parallel
+# ones on their inputs, so that a block needs one reduction; "fsdp" takes the other side.
+RULES: paths.Rules[P] = (
+    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel", P(None, "fsdp", "tensor")),
+    (r".*\.(o_proj|out_proj|down_proj|fc2)\.kernel", P(None, "tensor", "fsdp")),
+    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_a", P(None, "fsdp", None)),
+    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_b", P(None, None, "tensor")),
+    (r".*\.(o_proj|out_proj|down_proj|fc2)\.lora_a", P(None, "tensor", None)),
+    (r".*\.(o_proj|out_proj|down_proj|fc2)\.lora_b", P(None, None, "fsdp")),
+    (r".*\.linear_1\.kernel", P("fsdp", "tensor")),
+    (r".*\.linear_2\.kernel", P("tensor", "fsdp")),
+    (r".*\.embed_tokens\.embedding", P("tensor", "fsdp")),
+    (r".*\.patch_embedding\.kernel", P(None, "fsdp")),
+    (r".*", P()),
+)
+
+
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, tensor) mesh over `devices` (default: all); data = -1 takes what is left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if data == -1 and fsdp > 0 and tensor > 0 and len(devices) % (fsdp * tensor) == 0:
+        data = len(devices) // (fsdp * tensor)
+    shape = (data, fsdp, tensor)
+    if min(shape) < 1 or math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.tensor={tensor} does not give the "
+            f"{len(devices)} device(s) present. Set them so that their product is {len(devices)} "
+            "(mesh.data=-1 takes what the other two leave)."
+        )
+    # The default of axis_types changed in jax 0.9, so it is never left out.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def parameter_shardings(
+    mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], rules: paths.Rules[P] = RULES
+) -> dict[str, NamedSharding]:
+    """A sharding for every parameter; an axis that does not divide evenly stays whole."""
+    specs = paths.assign(rules, shapes, what="sharding rules")
+    return {path: NamedSharding(mesh, fit(specs[path], shapes[path], mesh)) for path in shapes}
+
+
+def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """`spec` without the mesh axes that do not divide their array axis.
+
+    Raises:
+      ValueError: the spec names more axes than the array has.
+    """
+    if len(spec) > len(shape):
+        raise ValueError(f"{spec} names {len(spec)} axes, but the array has shape {shape}.")
+    return P(*(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(spec, shape)))
+
+
+def chunked_rows(mesh: Mesh) -> NamedSharding:
+    """[chunks, rows, ...]: every chunk is spread over all row shards."""
+    return NamedSharding(mesh, P(None, ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def to_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A global array from this process's part of it."""
+    return jax.make_array_from_process_local_data(sharding, array)
