@@ -1,0 +1,219 @@
+"""The training objectives: pure functions of unit-norm float32 embeddings, and of nothing else.
+
+Arrays are global views, so a sharded batch needs no gather, no rank and no factor here: the loss on
+a mesh is the loss on one device. How embeddings are made, and their gradients taken in chunks, is
+not this file's business.
+
+Letters: B queries, M candidates, D embedding width, H explicit negatives of a query, K columns.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+Metrics = dict[str, Float32[Array, ""]]
+
+
+def contrastive(
+    queries: Float[Array, "B D"],
+    candidates: Float[Array, "M D"],
+    positive: Int32[Array, " B"] | None = None,
+    *,
+    temperature: float = 0.02,
+    hard_negatives: int | None = None,
+    false_negative_margin: float | None = None,
+    hardness: float = 0.0,
+    symmetric: bool = False,
+    target_id: Int[Array, " M"] | None = None,
+    explicit_negatives: Int32[Array, "B H"] | None = None,
+    candidate_mask: Bool[Array, " M"] | None = None,
+) -> tuple[Float32[Array, ""], Metrics]:
+    """InfoNCE over the candidates, with UniME's and LLaVE's treatment of negatives as options.
+
+    With s the cosine, p the positive column of query i and N(i) its negatives, the loss is the mean
+    over queries of
+
+        log(1 + sum over j in N(i) of exp((s_ij - s_ip) / temperature + hardness * sg(s_ij)))
+
+    where sg stops the gradient. The defaults are plain in-batch InfoNCE. UniME stage 2
+    (arXiv 2504.17432, section 3.3 and Eq. 4) is `hard_negatives=8, false_negative_margin=0.1`;
+    LLaVE (arXiv 2503.04812, Eq. 4-8) is `hardness=9.0`, and `symmetric=True` as its code has it.
+
+    A column is a negative of query i unless it is i's positive, has the positive's target id, is
+    masked out, or scores higher than s_ip + margin. All options combine. A query without negatives
+    adds no loss and no gradient, and the mean is over the other queries.
+
+    Args:
+      queries: unit vectors; computed in float32 whatever their dtype.
+      candidates: unit vectors.
+      positive: each query's column of `candidates`, in [0, M). None: query i's is column i.
+      temperature: divides the cosines; greater than 0.
+      hard_negatives: keep only this many negatives a query, the most similar ones. A query with
+        fewer repeats them cyclically in descending order, as the paper has it.
+      false_negative_margin: drop negatives with s > s_positive + margin as likely positives.
+      hardness: LLaVE's alpha, the weight on how similar a negative is.
+      symmetric: average with the opposite direction: query i's positive against the B queries, of
+        which those with the same positive (or target id) are no negatives. The same temperature,
+        margin, count and hardness hold there.
+      target_id: equal ids are the same target, hence never each other's negative. No id is special.
+      explicit_negatives: each query's own labelled negatives as columns of `candidates`, -1 for
+        none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.
+      candidate_mask: False for padding and repeated columns, which are nobody's negatives. They
+        must be finite all the same, and labels must name the copy that is not masked.
+
+    Returns:
+      The loss, and metrics of the query-to-candidate direction without gradients, all float32 [].
+      Means over queries with a negative, 0 if there are none: `hard_negative_similarity`,
+      `easy_negative_similarity` (the most and the least similar negative), `batch_accuracy` (share
+      of queries whose positive beats every negative; a tie loses). Over all queries:
+      `positive_similarity`, `negatives_per_query` (before `hard_negatives` cuts them),
+      `rows_without_negatives` (their number). `masked_share`: the share of unlabelled negatives
+      that the margin dropped.
+
+    Raises:
+      ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.
+    """
+    _check_settings(temperature, hard_negatives)
+    _check_arrays(queries, candidates, positive, target_id, explicit_negatives, candidate_mask)
+    pairs, columns = queries.shape[0], candidates.shape[0]
+    diagonal = jnp.arange(pairs)
+    positive = diagonal if positive is None else positive
+    target_id = jnp.arange(columns) if target_id is None else jnp.asarray(target_id)
+    positive_id = target_id[positive]
+
+    queries = jnp.asarray(queries, jnp.float32)
+    candidates = jnp.asarray(candidates, jnp.float32)
+    available = target_id != positive_id[:, None]  # also leaves out the positive itself
+    if candidate_mask is not None:
+        available &= candidate_mask
+    labelled = jnp.zeros_like(available)
+    if explicit_negatives is not None:
+        labelled = (explicit_negatives[:, :, None] == jnp.arange(columns)).any(axis=1)
+
+    settings = (temperature, hard_negatives, false_negative_margin, hardness)
+    loss, metrics = _one_direction(
+        _cosines(queries, candidates), positive, available, labelled, *settings
+    )
+    if symmetric:
+        # A second product, not a transpose: rows stay rows, so top_k never crosses devices.
+        available = positive_id != positive_id[:, None]
+        back, _ = _one_direction(
+            _cosines(candidates[positive], queries),
+            diagonal,
+            available,
+            jnp.zeros_like(available),
+            *settings,
+        )
+        loss = (loss + back) / 2
+    return loss, metrics
+
+
+def _cosines(rows: Float32[Array, "R D"], columns: Float32[Array, "K D"]) -> Float32[Array, "R K"]:
+    """On a mesh every device holds all columns: scores stay split by rows, and top_k is local."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        columns = jax.lax.with_sharding_constraint(columns, PartitionSpec())
+    return jnp.einsum("rd,kd->rk", rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _one_direction(
+    scores: Float32[Array, "B K"],
+    positive: Int32[Array, " B"],
+    available: Bool[Array, "B K"],
+    labelled: Bool[Array, "B K"],
+    temperature: float,
+    hard_negatives: int | None,
+    margin: float | None,
+    hardness: float,
+) -> tuple[Float32[Array, ""], Metrics]:
+    """Every row's positive column against the row's negatives: `available` less the margin's."""
+    positive_score = jnp.take_along_axis(scores, positive[:, None], axis=1)
+    fixed, fixed_positive = jax.lax.stop_gradient((scores, positive_score))
+    unlabelled = available & ~labelled
+    dropped = jnp.zeros_like(available) if margin is None else fixed > fixed_positive + margin
+    dropped &= unlabelled
+    valid = available & ~dropped
+    count = valid.sum(axis=1)
+    live = count > 0
+
+    if hard_negatives is None:
+        negative_score, kept = scores, valid
+    else:
+        width = min(hard_negatives, scores.shape[1])
+        hardest, _ = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), width)
+        found = jnp.clip(count, 1, width)[:, None]
+        slots = jnp.arange(hard_negatives) % found  # fewer than asked for: round and round
+        negative_score = jnp.take_along_axis(hardest, slots, axis=1)
+        kept = live[:, None]
+
+    negative_score = jnp.where(kept, negative_score, 0)  # before arithmetic: 0 * -inf is NaN
+    logits = (negative_score - positive_score) / temperature
+    logits += hardness * jax.lax.stop_gradient(negative_score)
+    logits = jnp.where(kept, logits, -jnp.inf)
+    # The positive's logit is 0 and always there, so the log and its gradient are finite in a row
+    # that has no negative. logsumexp over an all-masked row would not be.
+    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=1), 0))
+    losses = top + jnp.log(jnp.exp(-top) + jnp.exp(logits - top[:, None]).sum(axis=1))
+
+    def live_mean(value):
+        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+
+    hard = jnp.where(valid, fixed, -jnp.inf).max(axis=1)
+    easy = jnp.where(valid, fixed, jnp.inf).min(axis=1)
+    metrics = {
+        "positive_similarity": fixed_positive.mean(),
+        "hard_negative_similarity": live_mean(hard),
+        "easy_negative_similarity": live_mean(easy),
+        "negatives_per_query": count.astype(jnp.float32).mean(),
+        "masked_share": dropped.sum() / jnp.maximum(unlabelled.sum(), 1),
+        "rows_without_negatives": (~live).sum().astype(jnp.float32),
+        "batch_accuracy": live_mean(fixed_positive[:, 0] > hard),
+    }
+    return live_mean(losses), metrics
+
+
+def _check_settings(temperature: float, hard_negatives: int | None) -> None:
+    if not temperature > 0:
+        raise ValueError(f"contrastive: temperature is {temperature}; it must be greater than 0")
+    if hard_negatives is not None and hard_negatives < 1:
+        raise ValueError(
+            f"contrastive: hard_negatives is {hard_negatives}; "
+            "give 1 or more, or None to contrast all negatives"
+        )
+
+
+def _check_arrays(
+    queries, candidates, positive, target_id, explicit_negatives, candidate_mask
+) -> None:
+    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"contrastive: queries {queries.shape} and candidates {candidates.shape} must be "
+            "[B, D] and [M, D] with the same D"
+        )
+    pairs, columns = queries.shape[0], candidates.shape[0]
+    if not pairs or not columns:
+        raise ValueError(
+            f"contrastive: {pairs} queries and {columns} candidates; need some of both"
+        )
+    if positive is None and columns < pairs:
+        raise ValueError(
+            f"contrastive: without `positive` query i's positive is candidate i, but there are "
+            f"{pairs} queries and only {columns} candidates"
+        )
+    integers, booleans = ("integers", jnp.integer), ("booleans", jnp.bool_)
+    for name, array, letters, (kind, dtype) in (
+        ("positive", positive, "[B]", integers),
+        ("target_id", target_id, "[M]", integers),
+        ("candidate_mask", candidate_mask, "[M]", booleans),
+        ("explicit_negatives", explicit_negatives, "[B, H]", integers),
+    ):
+        if array is None:
+            continue
+        length = columns if letters == "[M]" else pairs
+        rank = 2 if letters == "[B, H]" else 1
+        right_shape = len(array.shape) == rank and array.shape[0] == length
+        if not right_shape or not jnp.issubdtype(array.dtype, dtype):
+            raise ValueError(
+                f"contrastive: {name} is {array.dtype}{list(array.shape)}; it must be {kind} "
+                f"{letters} with B = {pairs} queries and M = {columns} candidates"
+            )

@@ -1,0 +1,88 @@
+"""AdamW with warm-up, clipping, and per-path learning rates and weight decay."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+import optax
+
+from unime_jax import paths
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """`learning_rates` and `weight_decays` are path rules: multipliers of the rate, and decays.
+
+    A multiplier of 0 still spends optimizer memory; freeze the parameter instead.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    schedule: Literal["linear", "cosine", "constant"]
+    final_learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    clip_norm: float
+    learning_rates: paths.Rules[float]
+    weight_decays: paths.Rules[float]
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(
+                f'optimizer.schedule is "{self.schedule}"; use "linear", "cosine" or "constant".'
+            )
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                "optimizer.final_learning_rate must lie between 0 and optimizer.learning_rate, "
+                f"not {self.final_learning_rate} (learning_rate {self.learning_rate})."
+            )
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate` at `steps`."""
+    if config.warmup_steps >= steps:
+        raise ValueError(
+            f"optimizer.warmup_steps={config.warmup_steps} leaves no step of steps={steps} at the "
+            "full learning rate; lower it."
+        )
+    peak, final = config.learning_rate, config.final_learning_rate
+    rest = steps - config.warmup_steps
+    after = {
+        "linear": optax.linear_schedule(peak, final, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    # Step 0 already moves: the ramp reaches the peak at step `warmup_steps`.
+    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, trainable: Iterable[str]
+) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled decay, schedule and multipliers by path.
+
+    Raises:
+      ValueError: a trainable path that no rule covers.
+    """
+    trainable = list(trainable)
+    decays = paths.assign(config.weight_decays, trainable, what="optimizer.weight_decays")
+    rates = paths.assign(config.learning_rates, trainable, what="optimizer.learning_rates")
+
+    def add_decay(updates: optax.Updates, state: optax.OptState, params: optax.Params):
+        return {path: updates[path] + decays[path] * params[path] for path in updates}, state
+
+    def multiply(updates: optax.Updates, state: optax.OptState, params: optax.Params):
+        return {path: updates[path] * rates[path] for path in updates}, state
+
+    def stateless(update) -> optax.GradientTransformation:
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        stateless(add_decay),
+        stateless(multiply),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+    )

@@ -1,0 +1,172 @@
+"""Making a run's parameters and optimizer state on a mesh, or just their shapes for planning."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from unime_jax import paths, sharding
+from unime_jax.backbones import Backbone
+from unime_jax.models import lora
+from unime_jax.models.vlm import Vlm
+from unime_jax.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """A model whose parameters are known by shape, dtype, sharding and trainability only."""
+
+    graph: nnx.GraphDef
+    parameters: dict[str, jax.ShapeDtypeStruct]  # with shardings
+    trainable: frozenset[str]
+
+    def part(self, values: dict[str, Any], *, trainable: bool) -> dict[str, Any]:
+        """The trainable, or the frozen, entries of a dict by path."""
+        return {path: v for path, v in values.items() if (path in self.trainable) == trainable}
+
+
+def draw(
+    backbone: Backbone,
+    mesh: Mesh,
+    *,
+    adapters: lora.LoraConfig,
+    trainable: paths.Rules[bool],
+    frozen_dtype: jnp.dtype,
+) -> Blueprint:
+    """Traces the model; nothing is computed. Trainable parameters are float32.
+
+    Raises:
+      ValueError: a parameter that no rule covers, or nothing to train.
+    """
+    model = jax.eval_shape(lambda: _with_adapters(backbone, adapters, jax.random.key(0)))
+    graph, shapes = paths.split(model)
+    chosen = paths.assign(trainable, shapes, what="trainable")
+    if not any(chosen.values()):
+        raise ValueError("The rules in config.trainable leave nothing to train.")
+    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
+    parameters = {
+        path: jax.ShapeDtypeStruct(
+            shape.shape, jnp.float32 if chosen[path] else frozen_dtype, sharding=placed[path]
+        )
+        for path, shape in shapes.items()
+    }
+    return Blueprint(graph, parameters, frozenset(path for path in shapes if chosen[path]))
+
+
+def _with_adapters(backbone: Backbone, adapters: lora.LoraConfig, key: jax.Array) -> Vlm:
+    base, adapter = jax.random.split(key)
+    model = backbone.make_model(base)
+    if adapters.rank:
+        lora.add(model, adapters, key=adapter)
+    return model
+
+
+def make_parameters(
+    backbone: Backbone,
+    blueprint: Blueprint,
+    *,
+    adapters: lora.LoraConfig,
+    init: Literal["pretrained", "random"],
+    seed: int,
+) -> paths.Parameters:
+    """Parameters in their shardings and dtypes; adapters are always new.
+
+    Every device makes or reads just its own part, so the whole model need not fit in one place.
+    """
+    targets = blueprint.parameters
+    base, adapter = jax.random.split(jax.random.key(seed))
+    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, base))
+    own = {path: targets[path] for path in shapes}
+
+    def make_base(key: jax.Array) -> paths.Parameters:
+        return _cast(paths.split(backbone.make_model(key))[1], own)
+
+    def make_adapters(base: paths.Parameters, key: jax.Array) -> paths.Parameters:
+        model = paths.merge(graph, base)
+        lora.add(model, adapters, key=key)
+        return _cast({p: v for p, v in paths.split(model)[1].items() if p not in own}, targets)
+
+    if init == "pretrained":
+        parameters = backbone.load(own)
+    else:
+        parameters = jax.jit(make_base, out_shardings=_shardings(own))(base)
+    if adapters.rank:
+        new = {path: target for path, target in targets.items() if path not in own}
+        make = jax.jit(make_adapters, out_shardings=_shardings(new))
+        parameters = parameters | make(parameters, adapter)
+    return parameters
+
+
+def _cast(
+    parameters: paths.Parameters, targets: dict[str, jax.ShapeDtypeStruct]
+) -> paths.Parameters:
+    return {path: leaf.astype(targets[path].dtype) for path, leaf in parameters.items()}
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def make_state(
+    blueprint: Blueprint,
+    parameters: paths.Parameters,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the first step."""
+    trainable = blueprint.part(parameters, trainable=True)
+    abstract = abstract_state(blueprint, optimizer, mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=_shardings(abstract.opt_state))(trainable)
+    # One buffer each: a donated state must not hold the same array twice.
+    zeros = [jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(mesh)) for _ in range(3)]
+    return TrainState(
+        step=zeros[0],
+        trainable=trainable,
+        frozen=blueprint.part(parameters, trainable=False),
+        opt_state=opt_state,
+        skipped=zeros[1],
+        skipped_in_a_row=zeros[2],
+    )
+
+
+def abstract_state(
+    blueprint: Blueprint, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state: moments lie where their parameters lie."""
+    trainable = blueprint.part(blueprint.parameters, trainable=True)
+    everywhere = sharding.replicated(mesh)
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        key = getattr(path[-1], "key", None) if path else None
+        where: NamedSharding = trainable[key].sharding if key in trainable else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = jax.tree.map_with_path(place, jax.eval_shape(optimizer.init, trainable))
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(
+        step=counter,
+        trainable=trainable,
+        frozen=blueprint.part(blueprint.parameters, trainable=False),
+        opt_state=opt_state,
+        skipped=counter,
+        skipped_in_a_row=counter,
+    )
+
+
+def parameter_table(blueprint: Blueprint) -> str:
+    """Name, shape, dtype, sharding and trainability of every parameter, and their number."""
+    rows = [("parameter", "shape", "dtype", "sharding", "")]
+    for path, leaf in blueprint.parameters.items():
+        shape = "x".join(map(str, leaf.shape))
+        spec = ", ".join("-" if axis is None else str(axis) for axis in leaf.sharding.spec)
+        use = "trainable" if path in blueprint.trainable else "frozen"
+        rows.append((path, shape, leaf.dtype.name, f"({spec})", use))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    total = sum(leaf.size for leaf in blueprint.parameters.values())
+    free = sum(blueprint.parameters[path].size for path in blueprint.trainable)
+    return "\n".join([*lines, f"{total:,} parameters, {free:,} trainable ({free / total:.2%})"])

@@ -1,0 +1,221 @@
+"""One training step, pure: chunked encoding, loss, gradients, update.
+
+`encode_in_chunks` is GradCache (Gao et al. 2021) as one differentiable function: embeddings of
+all rows with the memory of one chunk. The loss sees the whole batch, whatever the mesh.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from unime_jax import losses, paths
+from unime_jax.batch import ArrayLike, Batch, Inputs
+from unime_jax.models.vlm import Execution
+
+Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The options of `losses.contrastive`, by the same names."""
+
+    temperature: float
+    hard_negatives: int | None
+    false_negative_margin: float | None
+    hardness: float
+    symmetric: bool
+    mask_same_target: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes; `frozen` passes through untouched."""
+
+    step: Int[ArrayLike, ""]
+    trainable: paths.Parameters
+    frozen: paths.Parameters
+    opt_state: Any
+    skipped: Int[ArrayLike, ""]  # non-finite steps so far
+    skipped_in_a_row: Int[ArrayLike, ""]
+
+
+def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
+    """Embeddings of one chunk as a function of the two parts of the parameters."""
+
+    def encode(
+        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
+    ) -> Float[Array, "R D"]:
+        return paths.merge(graph, trainable, frozen)(inputs, execution)
+
+    return encode
+
+
+def encode_in_chunks(
+    encode: Encode,
+    trainable: paths.Parameters,
+    frozen: paths.Parameters,
+    inputs: Inputs,
+    *,
+    recompute: bool,
+) -> Float[Array, "G D"]:
+    """Embeddings of all rows of a group, [C * R, D]; rows of dead chunks are zero.
+
+    The number of live chunks is a runtime value: a half-full group costs half, and nothing
+    recompiles. With `recompute` the forward keeps only embeddings and the backward encodes each
+    chunk again while it accumulates parameter gradients; without it, activations are kept.
+    """
+    live = live_chunks(inputs.length)
+    chunks, rows = inputs.length.shape
+    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+
+    def encode_all(
+        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs, live: Int[Array, ""]
+    ) -> Float[Array, "C R D"]:
+        def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
+            return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
+
+        return jax.lax.fori_loop(0, live, body, jnp.zeros((chunks, rows, width), jnp.float32))
+
+    def forward(trainable, frozen, inputs, live):
+        return encode_all(trainable, frozen, inputs, live), (trainable, frozen, inputs, live)
+
+    def backward(residual, cotangent):
+        trainable, frozen, inputs, live = residual
+
+        def body(i, gradient):
+            _, pullback = jax.vjp(lambda p: encode(p, frozen, chunk_at(inputs, i)), trainable)
+            return jax.tree.map(jnp.add, gradient, pullback(cotangent[i])[0])
+
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        return jax.lax.fori_loop(0, live, body, zeros), None, None, None
+
+    if recompute:
+        cached = jax.custom_vjp(encode_all)
+        cached.defvjp(forward, backward)
+        return cached(trainable, frozen, inputs, live).reshape(chunks * rows, width)
+
+    def keep(_: None, i: Int[Array, ""]) -> tuple[None, Float[Array, "R D"]]:
+        return None, jax.lax.cond(
+            i < live,
+            lambda: encode(trainable, frozen, chunk_at(inputs, i)),
+            lambda: jnp.zeros((rows, width), jnp.float32),
+        )
+
+    return jax.lax.scan(keep, None, jnp.arange(chunks))[1].reshape(chunks * rows, width)
+
+
+def live_chunks(length: Int[Array, "C R"]) -> Int[Array, ""]:
+    """Chunks up to the last one that holds a row."""
+    used = jnp.any(length > 0, axis=1)
+    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
+
+
+def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+
+
+def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
+    """For every row the one row that stands for its target, so that a target is one candidate.
+
+    Sorting keeps this O(G log G) and independent of how rows were dealt to processes.
+    """
+    order = jnp.argsort(target_id, stable=True)
+    ordered = target_id[order]
+    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    start = jax.lax.cummax(jnp.where(starts, jnp.arange(order.size), 0))
+    return jnp.zeros_like(order).at[order].set(order[start])
+
+
+def batch_loss(
+    encode: Encode,
+    trainable: paths.Parameters,
+    frozen: paths.Parameters,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    recompute: bool,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The contrastive loss of a whole batch, and its metrics.
+
+    Rows are the candidates: every distinct target of the batch is one column.
+    """
+    embeddings = jnp.concatenate(
+        [
+            encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
+            for group in batch.groups
+        ]
+    )
+    target_id = jnp.concatenate([part.reshape(-1) for part in batch.target_id])
+    candidate, negative = target_id != 0, batch.negative
+    if config.mask_same_target:
+        representative = representatives(target_id)
+        candidate &= representative == jnp.arange(representative.size)
+        negative = jnp.where(negative < 0, -1, representative[negative])
+    return losses.contrastive(
+        embeddings[batch.query],
+        embeddings,
+        batch.positive,
+        temperature=config.temperature,
+        hard_negatives=config.hard_negatives,
+        false_negative_margin=config.false_negative_margin,
+        hardness=config.hardness,
+        symmetric=config.symmetric,
+        target_id=target_id if config.mask_same_target else None,
+        explicit_negatives=negative if negative.shape[1] else None,
+        candidate_mask=candidate,
+    )
+
+
+def make_train_step(
+    encode: Encode,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    loss: LossConfig,
+    *,
+    recompute: bool,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
+
+    A step whose loss or gradient norm is not finite changes nothing but the counters.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        (value, metrics), gradient = jax.value_and_grad(
+            lambda p: batch_loss(encode, p, state.frozen, batch, loss, recompute=recompute),
+            has_aux=True,
+        )(state.trainable)
+        norm = optax.global_norm(gradient)
+        ok = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
+        new = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            frozen=state.frozen,
+            opt_state=opt_state,
+            skipped=state.skipped + ~ok,
+            skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+        )
+        metrics = {
+            **metrics,
+            "loss": value,
+            "gradient_norm": norm,
+            "learning_rate": schedule(state.step),
+            "skipped_steps": new.skipped,
+            "skipped_in_a_row": new.skipped_in_a_row,
+        }
+        return new, metrics
+
+    return step
