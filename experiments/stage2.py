@@ -1,0 +1,124 @@
+"""UniME stage 2: hard-negative instruction tuning with false-negative filtering.
+
+--config=experiments/stage2.py                         the embedded MiniMMEB, from scratch
+--config=experiments/stage2.py:llava_onevision_7b      LoRA on a pod, MMEB-train
+"""
+
+from ml_collections import ConfigDict, FieldReference, config_dict
+
+
+def get_config(variant: str = "mini") -> ConfigDict:
+    return {"mini": mini, "llava_onevision_7b": llava_onevision_7b}[variant]()
+
+
+def mini() -> ConfigDict:
+    """All parameters of a tiny LLaVA-OneVision, on generated data; minutes on a laptop."""
+    folder = FieldReference("data")
+    config = ConfigDict()
+    config.job = "train"
+    config.seed = 0
+    config.steps = 150
+    config.batch_size = 64  # pairs, over all devices
+    config.chunk_size = 64  # rows of the longest bucket that are encoded at once
+    config.log_every = 1
+    config.max_skipped = 10
+    config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
+    config.init = "random"
+    config.trainable = ((".*", True),)
+
+    config.lora = ConfigDict()
+    config.lora.rank = 0
+    config.lora.alpha = 64.0
+    config.lora.dora = True
+    config.lora.targets = ((r"language_model\..*", True), (".*", False))
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.loss = ConfigDict()
+    config.loss.temperature = 0.02
+    config.loss.hard_negatives = config_dict.placeholder(int)
+    config.loss.hard_negatives = 8
+    config.loss.false_negative_margin = config_dict.placeholder(float)
+    config.loss.false_negative_margin = 0.1
+    config.loss.hardness = 0.0
+    config.loss.symmetric = False
+    config.loss.mask_same_target = True
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 15
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_learning_rate = 0.0
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.98
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.learning_rates = ((".*", 1.0),)
+    config.optimizer.weight_decays = ((r".*\.(kernel|embedding)", 0.01), (".*", 0.0))
+
+    config.checkpoint = ConfigDict({"every": 50, "keep": 2})
+
+    config.data = ConfigDict()
+    config.data.folder = folder
+    config.data.prepare = ConfigDict()
+    config.data.prepare.module = "data_pipelines.mini_mmeb"
+    config.data.prepare.seed = 0
+    config.data.prepare.train_rows = 320
+    config.data.prepare.eval_rows = 100
+    config.data.train = "mini_mmeb/train"
+    config.data.weights = ConfigDict()
+    config.data.homogeneous = 16
+    config.data.negatives = 2
+    config.data.buckets = ((48, 0, 1.0), (64, 2, 1.0), (84, 3, 1.0))
+    config.data.workers = 0
+    config.data.max_bad_share = 0.05
+
+    config.evaluation = ConfigDict()
+    config.evaluation.mmeb = "mini_mmeb/eval"
+    config.evaluation.composition = "mini_mmeb/composition"
+    config.evaluation.images = "mini_mmeb/images"
+    config.evaluation.image_prompt = "<|image_1|>\nFind an image caption describing the image.\n"
+    config.evaluation.rows = 256
+    config.evaluation.limit = 0
+
+    config.execution = ConfigDict()
+    config.execution.dtype = "float32"
+    config.execution.frozen_dtype = "float32"
+    config.execution.remat = "none"
+    config.execution.attention = "xla"
+    config.execution.recompute = True
+
+    config.wandb_project = config_dict.placeholder(str)
+    return config
+
+
+def llava_onevision_7b() -> ConfigDict:
+    """LLaVA-OneVision-7B with DoRA on MMEB-train, 1024 pairs a step (UniME, appendix A)."""
+    config = mini()
+    config.steps = 1000
+    config.batch_size = 1024
+    config.chunk_size = 32
+    config.log_every = 10
+    config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    config.init = "pretrained"
+    config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
+    config.lora.rank = 16
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.warmup_steps = 100
+    config.checkpoint.every = 100
+    config.data.prepare.module = ""
+    config.data.train = "mmeb_train"
+    config.data.homogeneous = 64
+    config.data.negatives = 0
+    config.data.buckets = ((128, 0, 1.0), (1792, 2, 1.0), (3072, 5, 1.0), (8192, 37, 0.1))
+    config.data.workers = 8
+    config.evaluation.mmeb = "mmeb_eval"
+    config.evaluation.composition = ""
+    config.evaluation.images = "mmeb_eval_images"
+    config.evaluation.image_prompt = "<|image_1|>\nSummary above image in one word:"
+    config.evaluation.rows = 2048
+    config.execution.dtype = "bfloat16"
+    config.execution.frozen_dtype = "bfloat16"
+    config.execution.remat = "full"
+    return config

@@ -1,0 +1,71 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from unime_jax.evaluation import composition
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "sugarcrepe"
+PROMPTS = {"image_text": "<|image_1|> in one word:", "caption_text": "{caption} in one word:"}
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_accuracies_are_the_originals():
+    golden = json.loads((GOLDEN / "case.json").read_text())["accuracy"]
+    tensors = load_file(GOLDEN / "io.safetensors")
+    names = [name for name in golden if not name.endswith("_avg")]
+    vectors, subsets = {}, {}
+    for name in names:
+        rows = subsets[name] = []
+        for n in range(len(tensors[f"{name}.image"])):
+            path, caption, negative = f"{name}/{n}.png", f"{name} {n}", f"{name} {n} {{not}}"
+            vectors[PROMPTS["image_text"], path] = tensors[f"{name}.image"][n]
+            vectors[f"{caption} in one word:", ""] = tensors[f"{name}.positive"][n]
+            vectors[f"{negative} in one word:", ""] = tensors[f"{name}.negative"][n]
+            rows.append({"image_path": path, "caption": caption, "negative_caption": negative})
+
+    def encode(items):
+        assert len({item.key for item in items}) == len(items)
+        return np.array([vectors[item.key] for item in items])
+
+    results = composition.evaluate(subsets, encode, lambda path: png(), **PROMPTS)
+    percent = {name: result.accuracy for name, result in results.items()}
+    assert percent == pytest.approx({name: 100 * golden[name] for name in names}, abs=1e-12)
+    for name, result in results.items():
+        positive, negative = tensors[f"{name}.positive_score"], tensors[f"{name}.negative_score"]
+        np.testing.assert_allclose(result.caption_score, positive, atol=2e-7)
+        np.testing.assert_allclose(result.negative_score, negative, atol=2e-7)
+    means = composition.kind_means(percent)
+    expected = {kind: 100 * golden[f"{kind}_avg"] for kind in ("replace", "swap", "add")}
+    assert means == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "images", "message"),
+    [
+        ([], lambda path: png(), "subset 'swap' has no rows"),
+        ([{"image_path": "a", "caption": "b"}], lambda path: png(), "row 0: negative_caption is"),
+        (
+            [{"image_path": "a", "caption": "b", "negative_caption": "c"}],
+            lambda path: b"",
+            "subset 'swap', row 0: image 'a' has no file",
+        ),
+    ],
+)
+def test_bad_data_is_an_error_that_names_subset_and_row(rows, images, message):
+    with pytest.raises(ValueError, match=message):
+        composition.evaluate({"swap": rows}, lambda items: np.ones((3, 2)), images, **PROMPTS)
+
+
+def test_caption_prompt_needs_a_place_for_the_caption():
+    with pytest.raises(ValueError, match="has no {caption}"):
+        composition.evaluate({}, np.array, lambda p: b"", image_text="", caption_text="in one word")

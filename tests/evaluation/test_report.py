@@ -1,0 +1,240 @@
+import base64
+import html.parser
+import io
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unime_jax.evaluation import mmeb, report, scores
+
+TABLE = {
+    "digits": ("CLS", "IND"),
+    "colours": ("VQA", "OOD"),
+    "scenes": ("RET", "IND"),
+    "regions": ("VG", "OOD"),
+}
+EVIL = '<script>alert("1")</script> & <b>bold</b>'
+
+
+def image_bytes(path):
+    rng = np.random.default_rng(len(path) + sum(map(ord, path)))
+    size = (300, 200) if "wide" in path else (40, 40)
+    buffer = io.BytesIO()
+    pixels = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def evaluation(signal, rows=20):
+    """Random embeddings in which the gold shares `signal` with its query."""
+
+    def encode(items):
+        vectors = []
+        for item in items:
+            # q3 and t3 of a dataset belong together.
+            own, shared = (
+                np.random.default_rng([ord(c) for c in name]).normal(size=16)
+                for name in (item.text + item.image_path, re.sub("[qt]", "", item.image_path))
+            )
+            vectors.append(own + signal * shared)
+        return np.array(vectors, np.float32)
+
+    data = {}
+    for name in TABLE:
+        text_only = name == "digits"
+        data[name] = [
+            {
+                "id": f"{name}-{i}",
+                "qry_text": f"<|image_1|>\n{EVIL} {i}",
+                "qry_img_path": f"{name}/q{i}.png",
+                "tgt_text": [f"{EVIL} {(i + k) % rows}" for k in range(8)],
+                "tgt_img_path": [
+                    "" if text_only else f"{name}/t{(i + k) % rows}.png" for k in range(8)
+                ],
+            }
+            for i in range(rows)
+        ]
+    return mmeb.evaluate(data, encode, image_bytes)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return evaluation(0.0), evaluation(1.0)
+
+
+def write_run(workdir, results, composition=True):
+    for when, side in zip(("before", "after"), results, strict=True):
+        percent = {name: result.hit_at_1 for name, result in side.items()}
+        subsets = {"replace": 52.5, "swap": 61.25} if composition else None
+        scores.write_scores(workdir, when, scores.summary(percent, TABLE, subsets))
+    lines = [
+        {
+            "step": s,
+            "loss": None if s == 7 else 5 / s,
+            "gradient_norm": float("inf") if s == 7 else 1.0,
+            "learning_rate": 1e-3,
+            "positive_similarity": 0.5,
+            "hard_negative_similarity": 0.4,
+            "easy_negative_similarity": -0.1,
+            "masked_share": 0.0,
+            "negatives_per_query": 31,
+            "pairs_per_second": 12.5,
+            "skipped_steps": int(s >= 7) + int(s >= 9),
+        }
+        for s in range(1, 13)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / "metrics.jsonl").write_text(text + '{"step": 13, "lo')
+    config = {"loss": {"temperature": 0.02, "note": EVIL}, "seed": 3, "sources": ["a", "b"]}
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, texts and addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        names = ("src", "href", "xlink:href", "srcset", "action", "data")
+        self.addresses += [value for name, value in attributes if name in names]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def write(workdir, before, after, **more):
+    path = report.write_report(
+        workdir, table=TABLE, before=before, after=after, images=image_bytes, **more
+    )
+    assert path == workdir / "report.html"
+    text = path.read_text()
+    return text, Page(text)
+
+
+def test_report_is_complete_and_self_contained(tmp_path, results):
+    write_run(tmp_path, results)
+    start = time.process_time()
+    text, page = write(tmp_path, *results, title=EVIL, facts={"backbone": EVIL})
+    assert time.process_time() - start < 6
+    assert len(text) < 3_000_000
+
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in text and "<b>bold" not in text
+    for address in page.addresses:
+        assert address.startswith(("data:image/", "#")), address
+    assert not re.search(r"url\((?!#)|@import|https?://", text)
+
+    words = " ".join(page.texts)
+    for name in TABLE:
+        assert words.count(name) >= 2  # bar and gallery
+    for word in (*scores.COLUMNS, "replace", "swap", "temperature", "gold", "hit@1"):
+        assert word in words
+    both = scores.read_scores(tmp_path)
+    for side in both.values():
+        for value in (*side["datasets"].values(), side["All"], side["IND"]):
+            assert f"{value:.1f}" in words
+    assert f"{both['after']['All'] - both['before']['All']:+.1f}" in words
+    assert page.tags.count("svg") == 7 + 2  # curves without batch_accuracy, two histograms
+    assert "2 logged steps dropped" in words
+    assert "Before training" in words and "After training" in words
+
+
+def test_images_are_small_and_readable(tmp_path, results):
+    text, page = write(tmp_path, None, results[1])
+    sources = [a for a in page.addresses if a.startswith("data:")]
+    assert len(sources) > 20
+    for source in sources:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+            image.load()
+            assert max(image.size) <= report.THUMBNAIL
+    assert report._thumbnail(image_bytes("wide")).startswith("data:image/jpeg")
+
+
+def test_report_without_composition_or_before(tmp_path, results):
+    write_run(tmp_path, results, composition=False)
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"after": json.loads(path.read_text())["after"]}))
+    text, page = write(tmp_path, None, results[1])
+    assert "Before training" not in text
+    assert "closer to their caption" not in text
+
+
+def test_a_composition_key_may_be_missing(tmp_path, results):
+    write_run(tmp_path, results)
+    path = tmp_path / "evaluation.json"
+    sides = json.loads(path.read_text())
+    del sides["before"]["composition"], sides["after"]["composition"]
+    path.write_text(json.dumps(sides))
+    text, _ = write(tmp_path, *results)
+    assert "closer to their caption" not in text
+
+
+def test_report_of_an_empty_workdir(tmp_path):
+    text, page = write(tmp_path / "new", None, None)
+    assert "What the numbers mean" in text
+    assert "svg" not in page.tags
+
+
+def test_no_failures(tmp_path):
+    perfect = evaluation(50.0)
+    perfect = {name: perfect[name] for name in ("scenes", "regions")}
+    assert all(result.hit_at_1 == 100 for result in perfect.values())
+    text, _ = write(tmp_path, None, perfect)
+    assert "no mistake in 20 rows" in text
+    assert "✗" not in text
+
+
+def test_examples_show_failures_first_and_always_the_gold(tmp_path, results):
+    result = results[1]["scenes"]
+    assert 0 < (result.rank > 0).sum() < 20
+    picked = report._pick(result)
+    assert [int(result.rank[n]) > 0 for n in picked] == [True, True, False]
+    thumbnails = {}
+    for name, other in results[0].items():
+        for n in range(len(other.ids)):
+            example = report._example(other, n, None, image_bytes, thumbnails)
+            gold = [card for card in example["cards"] if card["gold"]]
+            assert len(gold) == 1, (name, n)
+            assert gold[0]["place"] == example["rank"] == other.rank[n] + 1
+            assert len(example["cards"]) == (5 if other.rank[n] < 5 else 6)
+
+
+def test_budget_leaves_out_later_examples(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(report, "IMAGE_BUDGET", 10_000)
+    text, _ = write(tmp_path, *results)
+    assert "more examples left out" in text
+
+
+def test_the_same_inputs_give_the_same_file(tmp_path, results):
+    write_run(tmp_path, results)
+    assert write(tmp_path, *results)[0] == write(tmp_path, *results)[0]
+
+
+def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert report.read_metrics(path) == []
+    lines = ['{"step": 2, "loss": 1}', '{"step": 1, "loss": 3}', '{"step": 2, "loss": NaN}', '{"st']
+    path.write_text("\n".join(lines))
+    records = report.read_metrics(path)
+    assert [r["step"] for r in records] == [1, 2]
+    assert report._dropped(records) == [2]
+    path.write_text('{"step": 2, "loss": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is not a step's metrics"):
+        report.read_metrics(path)
+
+
+def test_long_curves_are_binned():
+    x, y = np.arange(10_000.0), np.ones(10_000)
+    y[::3] = np.nan
+    short_x, short_y = report._binned(x, y)
+    assert len(short_x) == len(short_y) == report.POINTS
+    assert np.isfinite(short_y).all() and (np.diff(short_x) > 0).all()
+    assert [len(v) for v in report._binned(x, np.full(10_000, np.nan))] == [0, 0]

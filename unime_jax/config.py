@@ -1,0 +1,164 @@
+"""From a ConfigDict to frozen dataclasses: the one place that knows every key of a run."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from unime_jax.models import attention, scan
+from unime_jax.models.lora import LoraConfig
+from unime_jax.optimizer import OptimizerConfig
+from unime_jax.paths import Rules
+from unime_jax.step import LossConfig
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; data = -1 takes the devices that the other two leave."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every `every` steps (and at the end, and on SIGTERM); keep the newest `keep`."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """A module with `prepare(folder, seed=, train_rows=, eval_rows=)` to run first; "": none."""
+
+    module: str
+    seed: int
+    train_rows: int
+    eval_rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut into batches.
+
+    `train` is a TFDS folder in MMEB-train's columns, below `folder`. `weights`: its sources and
+    how often each is drawn (empty: all, equally). `homogeneous`: examples in a row from one source.
+    `negatives`: explicit negatives a pair, at most. `buckets`: (tokens, tiles, share of the rows)
+    from small to large.
+    """
+
+    folder: str
+    prepare: PrepareConfig
+    train: str
+    weights: Mapping[str, float]
+    homogeneous: int
+    negatives: int
+    buckets: tuple[tuple[int, int, float], ...]
+    workers: int
+    max_bad_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """TFDS folders of evaluation data ("" leaves a part out) and rows encoded per call.
+
+    `limit`: the first rows of each dataset, 0 for all. `image_prompt` goes with the images of the
+    composition sets; their captions are taken as they are.
+    """
+
+    mmeb: str
+    composition: str
+    images: str
+    image_prompt: str
+    rows: int
+    limit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """`dtype`: of activations. `recompute`: encode chunks twice instead of keeping activations."""
+
+    dtype: Literal["float32", "bfloat16"]
+    frozen_dtype: Literal["float32", "bfloat16"]
+    remat: scan.Remat
+    attention: attention.Implementation
+    recompute: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Paths in `data` and `evaluation` are relative to `data.folder`.
+
+    `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
+    `max_skipped`: give up after so many non-finite steps in a row.
+    """
+
+    job: Literal["train"]
+    seed: int
+    steps: int
+    batch_size: int
+    chunk_size: int
+    log_every: int
+    max_skipped: int
+    backbone: str
+    init: Literal["pretrained", "random"]
+    trainable: Rules[bool]
+    lora: LoraConfig
+    mesh: MeshConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    data: DataConfig
+    evaluation: EvaluationConfig
+    execution: ExecutionConfig
+    wandb_project: str | None
+
+
+def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
+    """A dataclass from a mapping, recursively.
+
+    Raises:
+      ValueError: unknown keys (with the nearest valid name), missing keys, wrong types.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in config if key not in hints]
+    missing = [key for key in hints if key not in config]
+    problems = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, hints, n=1)
+        hint = f"; did you mean {where}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
+        problems.append(f"unknown key {where}.{key}{hint}")
+    problems += [f"missing key {where}.{key} ({_name(hints[key])})" for key in missing]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return cls(**{key: _value(hint, config[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a group of keys, not {value!r}")
+        return read(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and value not in arguments:
+        raise ValueError(f"{where} is {value!r}; use one of {', '.join(map(repr, arguments))}")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wrong_bool = isinstance(value, bool) and hint is not bool
+    if hint in (bool, int, float, str) and (wrong_bool or not isinstance(value, hint)):
+        raise ValueError(f"{where} must be of type {_name(hint)}, not {value!r}")
+    return value
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint))

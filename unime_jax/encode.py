@@ -1,0 +1,53 @@
+"""Items to embeddings in bulk, for evaluation and export: packed like training rows."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from unime_jax import paths, sharding
+from unime_jax.batch import Inputs, Item, Row
+from unime_jax.data.pack import Plan, fill_buckets, row_numbers
+from unime_jax.step import Encode, encode_in_chunks
+
+Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
+
+
+def make_encoder(
+    encode: Encode,
+    parameters: tuple[paths.Parameters, paths.Parameters],
+    preprocess: Callable[[Item], Row],
+    plan: Plan,
+    mesh: Mesh,
+) -> Encoder:
+    """A function from items to unit-norm float32 embeddings, in the items' order.
+
+    `parameters`: trainable and frozen. `plan.rows` items are preprocessed and encoded at a time.
+    Every process gets all embeddings.
+    """
+    everywhere = sharding.replicated(mesh)
+
+    @jax.jit
+    def run(trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]):
+        parts = [
+            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
+        ]
+        return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
+
+    def embed(rows: list[Row]) -> np.ndarray:
+        groups, places = fill_buckets(rows, plan)
+        spread = sharding.chunked_rows(mesh)
+        # Every process packs all rows and hands over its own part.
+        on_device = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
+        )
+        parts = [np.asarray(part) for part in run(*parameters, on_device)]
+        return np.concatenate(parts)[row_numbers(places, plan)]
+
+    def encoder(items: Sequence[Item]) -> np.ndarray:
+        windows = (items[i : i + plan.rows] for i in range(0, len(items), plan.rows))
+        return np.concatenate([embed([preprocess(item) for item in window]) for window in windows])
+
+    return encoder

@@ -1,0 +1,134 @@
+"""Averages of a run's evaluation, the MMEB table they are printed as, and evaluation.json."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+METAS = ("CLS", "VQA", "RET", "VG")
+SPLITS = ("IND", "OOD")
+COLUMNS = (*METAS, *SPLITS, "All")
+
+Table = Mapping[str, tuple[str, str]]  # dataset -> (meta task, split)
+Scores = dict[str, Any]  # what `summary` returns; in percent
+
+
+def _benchmark(groups: Mapping[tuple[str, str], str]) -> dict[str, tuple[str, str]]:
+    return {name: group for group, names in groups.items() for name in names.split()}
+
+
+# The 36 evaluation datasets of MMEB v1 (VLM2Vec, Table 1).
+MMEB_V1: Table = _benchmark(
+    {
+        ("CLS", "IND"): "ImageNet-1K N24News HatefulMemes VOC2007 SUN397",
+        ("CLS", "OOD"): "Place365 ImageNet-A ImageNet-R ObjectNet Country211",
+        ("VQA", "IND"): "OK-VQA A-OKVQA DocVQA InfographicsVQA ChartQA Visual7W",
+        ("VQA", "OOD"): "ScienceQA VizWiz GQA TextVQA",
+        ("RET", "IND"): "VisDial CIRR VisualNews_t2i VisualNews_i2t MSCOCO_t2i MSCOCO_i2t NIGHTS "
+        "WebQA",
+        ("RET", "OOD"): "FashionIQ Wiki-SS-NQ OVEN EDIS",
+        ("VG", "IND"): "MSCOCO",
+        ("VG", "OOD"): "RefCOCO RefCOCO-Matching Visual7W-Pointing",
+    }
+)
+
+
+def summary(
+    datasets: Mapping[str, float], table: Table, composition: Mapping[str, float] | None = None
+) -> Scores:
+    """Averages percents the MMEB way: "All" is the plain mean over datasets.
+
+    "meta_mean" is the mean of the four meta tasks that UniME's first paper prints as "Overall". A
+    group without datasets is None, and so is "meta_mean" unless all four are there.
+
+    Raises:
+      ValueError: `datasets` and `table` do not name the same datasets, or a meta task or split is
+        not one of MMEB's.
+    """
+    if datasets.keys() != table.keys():
+        raise ValueError(
+            f"scores and table must name the same datasets; without a score: "
+            f"{sorted(table.keys() - datasets.keys())}, not in the table: "
+            f"{sorted(datasets.keys() - table.keys())}"
+        )
+    for name, (meta, split) in table.items():
+        if meta not in METAS or split not in SPLITS:
+            raise ValueError(f"{name!r} is {meta!r}, {split!r}; known are {METAS} and {SPLITS}")
+    scores: Scores = {"datasets": {name: float(datasets[name]) for name in table}}
+    for group in (*METAS, *SPLITS):
+        scores[group] = _mean([datasets[name] for name in table if group in table[name]])
+    scores["All"] = _mean(list(datasets.values()))
+    metas = [scores[meta] for meta in METAS]
+    scores["meta_mean"] = None if None in metas else _mean(metas)
+    scores["composition"] = {name: float(v) for name, v in (composition or {}).items()}
+    return scores
+
+
+def table(before: Scores | None, after: Scores | None) -> str:
+    """A text table CLS VQA RET VG IND OOD All and one of composition, before and after."""
+    blocks = [_block("hit@1 %", COLUMNS, before, after)]
+    compositions = [(scores or {}).get("composition") or {} for scores in (before, after)]
+    if subsets := list(dict.fromkeys([*compositions[0], *compositions[1]])):
+        blocks.append(_block("composition %", subsets, *compositions))
+    return "\n\n".join(blocks)
+
+
+def read_scores(workdir: str | os.PathLike[str]) -> dict[str, Scores]:
+    """Reads <workdir>/evaluation.json: {"before": scores, "after": scores}, {} if absent."""
+    path = Path(workdir) / "evaluation.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it and evaluate again") from error
+
+
+def write_scores(
+    workdir: str | os.PathLike[str], when: Literal["before", "after"], scores: Scores
+) -> None:
+    """Writes one side of <workdir>/evaluation.json atomically and keeps the other side."""
+    if when not in ("before", "after"):
+        raise ValueError(f"when is {when!r}; expected 'before' or 'after'")
+    path = Path(workdir) / "evaluation.json"
+    both = read_scores(workdir) | {when: scores}
+    ordered = {side: both[side] for side in ("before", "after") if side in both}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(ordered, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _block(
+    title: str,
+    columns: tuple[str, ...] | list[str],
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> str:
+    widths = [max(7, len(column) + 2) for column in columns]
+    lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]
+
+    def add(name: str, values: list[float | None], form: str) -> None:
+        cells = ["-" if v is None else format(v, form) for v in values]
+        line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+        lines.append(f"{name:<14}{line}")
+
+    first = [(before or {}).get(column) for column in columns]
+    second = [(after or {}).get(column) for column in columns]
+    if before:
+        add("before", first, ".1f")
+    if after:
+        add("after", second, ".1f")
+    if before and after:
+        pairs = zip(first, second, strict=True)
+        add("change", [None if a is None or b is None else b - a for a, b in pairs], "+.1f")
+    return "\n".join(lines)

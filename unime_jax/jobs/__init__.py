@@ -1,0 +1,1 @@
+"""Jobs: one verb a file, each `run(config, workdir)`."""

@@ -1,0 +1,342 @@
+"""Train an embedder, evaluate it before and after, and leave a report and Hugging Face weights."""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from unime_jax import backbones, config, export, optimizer, sharding, state, step
+from unime_jax.batch import Batch, Item
+from unime_jax.checkpoint import Checkpoints
+from unime_jax.data import loader, pack, quarantine, sources
+from unime_jax.encode import Encoder, make_encoder
+from unime_jax.evaluation import mmeb, report, scores, suite
+from unime_jax.metrics import MetricsWriter
+from unime_jax.models.vlm import Execution
+
+
+def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs or resumes the training in `workdir`.
+
+    Raises:
+      ValueError: the config does not make sense; nothing has been trained then.
+      RuntimeError: too many non-finite steps in a row, or an export that fails its check.
+    """
+    settings = config.read(config.TrainConfig, config_dict.to_dict())
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    _check_sizes(settings, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_config(workdir, config_dict)
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    _prepare(settings.data.prepare, folder)
+    with jax.set_mesh(mesh):
+        _train(settings, mesh, workdir, folder)
+
+
+def _train(
+    settings: config.TrainConfig, mesh: Mesh, workdir: pathlib.Path, folder: pathlib.Path
+) -> None:
+    largest = settings.data.buckets[-1]
+    backbone = backbones.open_backbone(settings.backbone, max_length=largest[0])
+    execution = Execution(
+        jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
+    )
+    blueprint = state.draw(
+        backbone,
+        mesh,
+        adapters=settings.lora,
+        trainable=settings.trainable,
+        frozen_dtype=jnp.dtype(settings.execution.frozen_dtype),
+    )
+    encode = step.make_encode(blueprint.graph, execution)
+    optimize = optimizer.make_optimizer(settings.optimizer, settings.steps, blueprint.trainable)
+    schedule = optimizer.make_schedule(settings.optimizer, settings.steps)
+    buckets = [pack.Bucket(*bucket) for bucket in settings.data.buckets]
+    plan = pack.pair_plan(
+        buckets,
+        backbone.layout,
+        batch_size=settings.batch_size,
+        negatives=settings.data.negatives,
+        chunk_size=settings.chunk_size,
+    )
+    rows = sources.open_dataset(folder / settings.data.train)
+    data = loader.make_loader(
+        rows,
+        settings.data.weights or dict.fromkeys(rows, 1.0),
+        batch_size=settings.batch_size,
+        homogeneous=settings.data.homogeneous,
+        seed=settings.seed,
+        preprocess=backbone.preprocess,
+        plan=plan,
+        workers=settings.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    parameters = state.make_parameters(
+        backbone, blueprint, adapters=settings.lora, init=settings.init, seed=settings.seed
+    )
+    table = state.parameter_table(blueprint)
+    logging.info("parameters:\n%s", table)
+    if jax.process_index() == 0:
+        (workdir / "parameters.txt").write_text(table + "\n")
+    now = state.make_state(blueprint, parameters, optimize, mesh)
+    tests = suite.open_suite(settings.evaluation, folder)
+    test_plan = pack.Plan(
+        tuple(buckets), backbone.layout, settings.chunk_size, settings.evaluation.rows
+    )
+
+    def encoder_of(now: step.TrainState) -> Encoder:
+        return make_encoder(
+            encode, (now.trainable, now.frozen), backbone.preprocess, test_plan, mesh
+        )
+
+    with (
+        contextlib.closing(data),
+        Checkpoints(
+            workdir / "checkpoints", every=settings.checkpoint.every, keep=settings.checkpoint.keep
+        ) as checkpoints,
+    ):
+        if checkpoints.latest_step() is None:
+            _evaluate(tests, encoder_of(now), workdir, "before")
+        else:
+            now = checkpoints.restore(now, data)
+            logging.info("resuming %s after step %d", workdir, int(now.step))
+        train_step = jax.jit(
+            step.make_train_step(
+                encode,
+                optimize,
+                schedule,
+                settings.loss,
+                recompute=settings.execution.recompute,
+            ),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh)),
+        )
+        now = _loop(settings, mesh, workdir, train_step, now, data, checkpoints)
+        if int(now.step) < settings.steps:
+            return  # told to stop; the same command goes on from here
+
+    encoder = encoder_of(now)
+    _evaluate(tests, encoder, workdir, "after")
+    export.export(
+        workdir / "hf",
+        backbone,
+        blueprint.graph,
+        now.trainable | now.frozen,
+        dtype=np.dtype("float32"),
+    )
+    export.self_check(
+        workdir / "hf",
+        _examples(tests),
+        encoder,
+        plan=test_plan,
+        mesh=mesh,
+        execution=execution,
+        max_length=largest[0],
+        dtype=np.dtype("float32"),
+    )
+    if jax.process_index() == 0:
+        _write_report(settings, workdir, tests)
+
+
+def _loop(
+    settings: config.TrainConfig,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    train_step: Callable[[step.TrainState, Batch], tuple[step.TrainState, dict[str, jax.Array]]],
+    now: step.TrainState,
+    data: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+) -> step.TrainState:
+    """Steps until done or told to stop; metrics are read one step late to keep the device busy."""
+    bad = quarantine.Quarantine(workdir / "quarantine.jsonl", settings.data.max_bad_share)
+    done = int(now.step)
+    pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+    with (
+        _stop_signal() as told_to_stop,
+        MetricsWriter(
+            workdir,
+            total_steps=settings.steps,
+            wandb_project=settings.wandb_project,
+            resume_step=done,
+        ) as writer,
+    ):
+
+        def report_pending() -> None:
+            if pending is None:
+                return
+            number, metrics, host = pending
+            values = {name: float(value) for name, value in metrics.items()}
+            if int(values["skipped_in_a_row"]) >= settings.max_skipped:
+                raise RuntimeError(
+                    f"{settings.max_skipped} steps in a row had a loss or gradient that is not "
+                    f"finite (last: step {number}, loss {values['loss']}). Lower "
+                    "optimizer.learning_rate or look at the batch; the last good checkpoint is "
+                    f"in {workdir / 'checkpoints'}."
+                )
+            if number % settings.log_every == 0 or number == settings.steps:
+                writer.write(number, values | host)
+
+        last = time.perf_counter()
+        while done < settings.steps:
+            asked = time.perf_counter()
+            batch, info = next(data)
+            waited = time.perf_counter() - asked
+            bad.add(info.bad, info.read)
+            now, metrics = train_step(now, to_device(batch, mesh))
+            done += 1
+            report_pending()
+            seconds, last = time.perf_counter() - last, time.perf_counter()
+            host = {
+                "pairs_per_second": settings.batch_size / seconds,
+                "data_wait_share": waited / seconds,
+                "pad_fraction": info.pad_fraction,
+                "duplicate_items": info.duplicates,
+                "quarantined": len(bad),
+            }
+            pending = done, metrics, host
+            stop = told_to_stop()
+            if checkpoints.is_due(done) or stop or done == settings.steps:
+                report_pending()
+                pending = None
+                checkpoints.save(done, now, data)
+            if stop:
+                logging.info("told to stop: saved step %d in %s", done, workdir / "checkpoints")
+                break
+    return now
+
+
+def to_device(batch: Batch, mesh: Mesh) -> Batch:
+    """A batch of this process's numpy arrays as global arrays, rows and pairs over row shards."""
+    rows, pairs = sharding.chunked_rows(mesh), NamedSharding(mesh, P(sharding.ROWS))
+
+    def place(array: Any, where: NamedSharding) -> jax.Array:
+        return sharding.to_global(array, where)
+
+    return Batch(
+        groups=jax.tree.map(lambda x: place(x, rows), batch.groups),
+        query=place(batch.query, pairs),
+        positive=place(batch.positive, pairs),
+        negative=place(batch.negative, pairs),
+        target_id=jax.tree.map(lambda x: place(x, rows), batch.target_id),
+        source=place(batch.source, pairs),
+    )
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a question to ask between steps; all processes get the same answer."""
+    told = False
+
+    def tell(*_: object) -> None:
+        nonlocal told
+        told = True
+
+    def ask() -> bool:
+        if jax.process_count() == 1:
+            return told
+        return bool(multihost_utils.process_allgather(np.array(told)).any())
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield ask
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_sizes(settings: config.TrainConfig, mesh: Mesh) -> None:
+    shards = sharding.row_shards(mesh)
+    for key in ("batch_size", "chunk_size"):
+        if getattr(settings, key) % shards:
+            raise ValueError(
+                f"config.{key}={getattr(settings, key)} must be a multiple of {shards}, the number "
+                "of row shards (mesh.data x mesh.fsdp)."
+            )
+    k = settings.loss.hard_negatives
+    if k is not None and k >= settings.batch_size:
+        raise ValueError(
+            f"config.loss.hard_negatives={k} must be below config.batch_size="
+            f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
+        )
+
+
+def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
+    if not prepare.module:
+        return
+    if jax.process_index() == 0:
+        started = time.perf_counter()
+        importlib.import_module(prepare.module).prepare(
+            folder,
+            seed=prepare.seed,
+            train_rows=prepare.train_rows,
+            eval_rows=prepare.eval_rows,
+        )
+        logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data prepared")
+
+
+def _evaluate(
+    tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
+) -> None:
+    if not tests.datasets and not tests.composition:
+        return
+    started = time.perf_counter()
+    found, results = suite.evaluate(tests, encoder)
+    logging.info("evaluation %s training took %.1f s", when, time.perf_counter() - started)
+    if jax.process_index() == 0:
+        scores.write_scores(workdir, when, found)
+        mmeb.save_results(workdir / f"results_{when}.npz", results)
+
+
+def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
+    found = scores.read_scores(workdir)
+    if not found:
+        return
+    results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
+    path = report.write_report(
+        workdir,
+        table=tests.table,
+        before=results.get("before"),
+        after=results.get("after"),
+        images=tests.images,
+        title=f"Training {workdir.name}",
+        facts={
+            "backbone": settings.backbone,
+            "steps": f"{settings.steps} of {settings.batch_size} pairs",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        },
+    )
+    table = scores.table(found.get("before"), found.get("after"))
+    logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)
+
+
+def _examples(tests: suite.Suite) -> Sequence[Item]:
+    """Texts, images and mixed inputs out of the evaluation data, for the export's self-check."""
+    items = [Item("A plain text without any image.")]
+    for rows in list(tests.datasets.values()):
+        text, path = mmeb.text_of(rows[0]["qry_text"]), mmeb.text_of(rows[0]["qry_img_path"])
+        items.append(Item(text, path, tests.images(path) if path else None))
+    pictured = [item for item in items if item.image]
+    return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in pictured[:1])]
+
+
+def _write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
+    if jax.process_index() == 0:
+        text = json.dumps(config_dict.to_dict(), indent=2) + "\n"
+        (workdir / "config.json").write_text(text)

@@ -1,0 +1,45 @@
+"""Command line: flags to a config, then the job it names. Kept short on purpose."""
+
+import logging as std_logging
+import pathlib
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from unime_jax.jobs import train
+
+JOBS = {"train": train.run}
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py[:variant]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Everything a run writes. runs/<config name>")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes, as on a TPU pod.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config=experiments/<name>.py is required")
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    config = _CONFIG.value
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
+    if config.job not in JOBS:
+        raise app.UsageError(f'config.job is "{config.job}"; use one of {", ".join(JOBS)}')
+    logging.info("job %s in %s on %s", config.job, workdir, jax.devices())
+    JOBS[config.job](config, workdir)
+
+
+def run() -> None:
+    logging.set_verbosity(logging.INFO)
+    # Libraries log through absl as well; of theirs, only what needs attention.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > std_logging.INFO or "unime_jax" in record.pathname
+    )
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

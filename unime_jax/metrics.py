@@ -1,0 +1,189 @@
+"""What a run reports while it trains: a JSON line, TensorBoard scalars, a progress bar, and W&B."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import tensorboardX
+from absl import logging
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is a file and a bar would be noise
+
+
+class MetricsWriter:
+    """Writes a run's metrics into its work directory; use it in a `with` statement.
+
+    `<workdir>/metrics.jsonl` gets one strict-JSON object a call, "step" first, flushed at once. A
+    value that is not finite is written as null, because JSON has no NaN and readers choke on it.
+    `<workdir>/tensorboard` gets the same as scalars. Stderr gets a progress bar with the loss, the
+    rate ("pairs_per_second", if among the metrics) and the time left; plain lines now and then if
+    it is not a terminal. Where a run has several processes, only process 0 writes.
+
+    A run that died may have written steps that its last checkpoint does not know. Opening with
+    `resume_step=s` drops all lines after step s, and an unfinished last line, in one atomic
+    replacement; so the default of 0 starts the file anew.
+
+    Args:
+      workdir: the run's directory; made if absent.
+      total_steps: where the progress bar ends.
+      wandb_project: report to this Weights & Biases project as well; None: do not touch it.
+      resume_step: the step that the run goes on from, 0 for a new one.
+
+    Raises:
+      ModuleNotFoundError: `wandb_project` is given and wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        total_steps: int,
+        wandb_project: str | None,
+        resume_step: int = 0,
+    ) -> None:
+        self._writes = jax.process_index() == 0
+        self._last_step = resume_step
+        if not self._writes:
+            return
+        wandb = _import_wandb(wandb_project) if wandb_project else None
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        _cut_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=resume_step + 1
+        )
+        self._wandb = wandb and wandb.init(
+            project=wandb_project, name=workdir.name, dir=str(workdir), resume="auto"
+        )
+        self._progress = _Progress(total_steps, resume_step)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._writes:
+            return
+        self._progress.close()
+        self._file.close()
+        self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(exception[0] is not None))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports scalars (anything `float` takes) of one step; steps must increase.
+
+        Raises:
+          ValueError: `step` is not after the last one, or a metric is called "step".
+        """
+        if step <= self._last_step:
+            raise ValueError(f"metrics of step {step} come after those of step {self._last_step}")
+        if "step" in metrics:
+            raise ValueError('a metric is called "step", which is the name of the step number')
+        self._last_step = step
+        if not self._writes:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        strange = [name for name, value in values.items() if not math.isfinite(value)]
+        if strange:
+            logging.warning("step %d: not finite: %s", step, ", ".join(strange))
+        line = {"step": step} | {k: None if k in strange else v for k, v in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+        self._progress.show(step, values)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._total, self._first = total_steps, first_step
+        self._start = time.monotonic()
+        self._shown = -math.inf
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        text = ", ".join(
+            form.format(values[name])
+            for name, form in (("loss", "loss {:.4f}"), ("pairs_per_second", "{:.1f} pairs/s"))
+            if name in values
+        )
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._shown < _SECONDS_BETWEEN_LINES and step < self._total:
+            return
+        self._shown = now
+        line = tqdm.format_meter(
+            step,
+            self._total,
+            now - self._start,
+            unit="step",
+            postfix=text,
+            initial=self._first,
+            bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _import_wandb(project: str):
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"wandb_project is {project!r}, but the package wandb is not installed; "
+            "run `pip install wandb`, or leave wandb_project unset"
+        ) from error
+    return wandb
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it."""
+    if not path.exists():
+        return
+    kept, dropped = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and _step_of(line) <= step:
+            kept.append(line)
+        else:
+            dropped += 1
+    if not dropped:
+        return
+    logging.info("%s: dropping %d lines that are not of a step up to %d", path, dropped, step)
+    replacement = path.with_name(path.name + ".tmp")
+    with replacement.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(replacement, path)
+
+
+def _step_of(line: str) -> float:
+    """The line's step; infinity, which is after every step, if a crash left it unreadable."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
