@@ -8,7 +8,10 @@ from ml_collections import ConfigDict, FieldReference, config_dict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    return {"mini": mini, "llava_onevision_7b": llava_onevision_7b}[variant]()
+    variants = {"mini": mini, "llava_onevision_7b": llava_onevision_7b}
+    if variant not in variants:
+        raise KeyError(f'no variant "{variant}"; use one of {", ".join(variants)}')
+    return variants[variant]()
 
 
 def mini() -> ConfigDict:
@@ -23,6 +26,7 @@ def mini() -> ConfigDict:
     config.log_every = 1
     config.max_skipped = 10
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
+    config.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
     config.init = "random"
     config.trainable = ((".*", True),)
 
@@ -100,6 +104,7 @@ def llava_onevision_7b() -> ConfigDict:
     config.chunk_size = 32
     config.log_every = 10
     config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    config.pinpoints = ((384, 384),)  # UniME trains at a low resolution
     config.init = "pretrained"
     config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
     config.lora.rank = 16
@@ -111,7 +116,7 @@ def llava_onevision_7b() -> ConfigDict:
     config.data.train = "mmeb_train"
     config.data.homogeneous = 64
     config.data.negatives = 0
-    config.data.buckets = ((128, 0, 1.0), (1792, 2, 1.0), (3072, 5, 1.0), (8192, 37, 0.1))
+    config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1792, 2, 1.0))
     config.data.workers = 8
     config.evaluation.mmeb = "mmeb_eval"
     config.evaluation.composition = ""

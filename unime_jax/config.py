@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from unime_jax.models import attention, scan
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; data = -1 takes the devices that the other two leave."""
+    """Sizes of the mesh axes; one may be -1: the devices that the other two leave."""
 
     data: int
     fsdp: int
@@ -95,6 +95,7 @@ class ExecutionConfig:
 class TrainConfig:
     """A training run. Paths in `data` and `evaluation` are relative to `data.folder`.
 
+    `pinpoints`: image canvases (height, width) to train and export with; empty: the backbone's.
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
     `max_skipped`: give up after so many non-finite steps in a row.
     """
@@ -107,6 +108,7 @@ class TrainConfig:
     log_every: int
     max_skipped: int
     backbone: str
+    pinpoints: tuple[tuple[int, int], ...]
     init: Literal["pretrained", "random"]
     trainable: Rules[bool]
     lora: LoraConfig
@@ -152,12 +154,30 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin in (tuple, Sequence):
+        return _values(hint, value, where)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a group of keys, not {value!r}")
+        return {key: _value(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wrong_bool = isinstance(value, bool) and hint is not bool
     if hint in (bool, int, float, str) and (wrong_bool or not isinstance(value, hint)):
         raise ValueError(f"{where} must be of type {_name(hint)}, not {value!r}")
     return value
+
+
+def _values(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{where} must be a sequence, not {value!r}")
+    each = typing.get_args(hint)
+    if typing.get_origin(hint) is not tuple or each[-1] is Ellipsis:
+        each = (each[0],) * len(value)
+    if len(each) != len(value):
+        names = ", ".join(map(_name, each))
+        raise ValueError(f"{where} must be ({names}), not {value!r}")
+    return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value)))
 
 
 def _name(hint: Any) -> str:

@@ -3,7 +3,8 @@
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +51,16 @@ def export(
         for source in backbone.folder.glob(pattern):
             if not source.name.endswith(".index.json") and source.name != SELF_CHECK:
                 shutil.copyfile(source, partial / source.name)
-    config = json.loads((partial / "config.json").read_text())
-    config["dtype"] = np.dtype(dtype).name
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    pinpoints = {"image_grid_pinpoints": backbone.preprocess.pinpoints}  # as trained with
+    _update_json(partial / "config.json", {"dtype": np.dtype(dtype).name} | pinpoints)
+    _update_json(partial / "preprocessor_config.json", pinpoints)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _update_json(path: pathlib.Path, changes: Mapping[str, Any]) -> None:
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def merged_parameters(graph: nnx.GraphDef, parameters: paths.Parameters) -> paths.Parameters:

@@ -2,6 +2,8 @@
 
 import logging as std_logging
 import pathlib
+import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -38,7 +40,23 @@ def run() -> None:
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno > std_logging.INFO or "unime_jax" in record.pathname
     )
-    app.run(main)
+    try:
+        app.run(main)
+    except Exception as error:
+        if not says_it_all(error) or logging.level_debug():
+            raise
+        message: object = error
+        while isinstance(message, Exception) and message.args:  # config flags wrap one in another
+            message = message.args[0]
+        sys.exit(f"error: {message}\n(--verbosity=1 shows where it was raised)")
+
+
+def says_it_all(error: Exception) -> bool:
+    """Whether the error was raised on purpose to be read by a user, here or by config flags."""
+    frames = traceback.extract_tb(error.__traceback__)
+    packages = {"unime_jax", "data_pipelines", "experiments", "ml_collections"}
+    raised_by = set(pathlib.Path(frames[-1].filename).parts)
+    return bool(packages & raised_by) and (frames[-1].line or "").startswith("raise ")
 
 
 if __name__ == "__main__":

@@ -37,14 +37,23 @@ class OptimizerConfig:
                 "optimizer.final_learning_rate must lie between 0 and optimizer.learning_rate, "
                 f"not {self.final_learning_rate} (learning_rate {self.learning_rate})."
             )
+        if not self.clip_norm > 0:
+            raise ValueError(
+                f"optimizer.clip_norm={self.clip_norm} would clip every gradient to zero; it must "
+                "be above 0 (float('inf'): no clipping)."
+            )
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate` at `steps`."""
-    if config.warmup_steps >= steps:
+    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate` at `steps`.
+
+    Raises:
+      ValueError: the warm-up is negative, or leaves no step at the full learning rate.
+    """
+    if not 0 <= config.warmup_steps < steps:
         raise ValueError(
-            f"optimizer.warmup_steps={config.warmup_steps} leaves no step of steps={steps} at the "
-            "full learning rate; lower it."
+            f"optimizer.warmup_steps={config.warmup_steps} must be at least 0 and below "
+            f"steps={steps}, so that some step has the full learning rate."
         )
     peak, final = config.learning_rate, config.final_learning_rate
     rest = steps - config.warmup_steps

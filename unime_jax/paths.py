@@ -24,10 +24,22 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
 
 
 def merge(graph: nnx.GraphDef, *parameters: Mapping[str, jax.Array]) -> nnx.Module:
-    """The inverse of `split`; parameters may come in several disjoint parts."""
+    """The inverse of `split`; parameters may come in several disjoint parts.
+
+    Raises:
+      ValueError: they are not the parameters of this module.
+    """
     flat = {path: leaf for part in parameters for path, leaf in part.items()}
     leaves = [(tuple(path.split(".")), nnx.Param(flat[path])) for path in sorted(flat)]
-    return nnx.merge(graph, nnx.from_flat_state(leaves))
+    model = nnx.merge(graph, nnx.from_flat_state(leaves))
+    # nnx has counted the leaves and put them in by their order, whatever their names.
+    own = split(model)[1].keys()
+    if own != flat.keys():
+        raise ValueError(
+            f"The module has no parameters {sorted(flat.keys() - own)}, "
+            f"and misses {sorted(own - flat.keys())}."
+        )
+    return model
 
 
 def assign(rules: Rules[Value], paths: Iterable[str], *, what: str) -> dict[str, Value]:

@@ -33,20 +33,20 @@ RULES: paths.Rules[P] = (
 def make_mesh(
     data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A (data, fsdp, tensor) mesh over `devices` (default: all); data = -1 takes what is left.
+    """A (data, fsdp, tensor) mesh over `devices` (default: all); one size may be -1: what is left.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if data == -1 and fsdp > 0 and tensor > 0 and len(devices) % (fsdp * tensor) == 0:
-        data = len(devices) // (fsdp * tensor)
-    shape = (data, fsdp, tensor)
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) == 1 and 0 not in shape:
+        shape[shape.index(-1)] = len(devices) // -math.prod(shape)
     if min(shape) < 1 or math.prod(shape) != len(devices):
         raise ValueError(
             f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.tensor={tensor} does not give the "
             f"{len(devices)} device(s) present. Set them so that their product is {len(devices)} "
-            "(mesh.data=-1 takes what the other two leave)."
+            "(one of them may be -1: what the other two leave)."
         )
     # The default of axis_types changed in jax 0.9, so it is never left out.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

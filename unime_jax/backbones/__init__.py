@@ -6,8 +6,9 @@ asks which family a model is of.
 
 import dataclasses
 import functools
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
 from unime_jax.backbones import llava_onevision, weights
+from unime_jax.backbones.anyres import Size
 from unime_jax.backbones.preprocess import LlavaOnevisionPreprocessor
 from unime_jax.data.pack import Layout
 from unime_jax.models.vlm import Vlm, VlmConfig
@@ -57,15 +59,25 @@ class Backbone:
     def save_weights(
         self, folder: pathlib.Path, parameters: Mapping[str, jax.Array], dtype: np.dtype
     ) -> None:
-        """Writes safetensors in this family's naming, with the tensors only generation uses."""
+        """Writes safetensors under the folder's own names, with tensors only generation uses.
+
+        Names are the family's published ones where the folder has no weights.
+        """
         source = weights.Checkpoint(self.folder, self.names)
         carried = ((name, source.slice(name)[:]) for name in source.unused())
         patch = self.config.vision.patch_size
-        weights.save(folder, parameters, self.names, patch, dtype, carried)
+        weights.save(
+            folder, parameters, self.names, patch, dtype, carried=carried, spell=source.spelled
+        )
 
 
-def open_backbone(folder_or_hub_id: str, *, max_length: int) -> Backbone:
+def open_backbone(
+    folder_or_hub_id: str, *, max_length: int, pinpoints: Sequence[Size] = ()
+) -> Backbone:
     """Opens a local folder, or downloads a hub repository first.
+
+    `max_length`: the most tokens of a row. `pinpoints`: image canvases (height, width) instead of
+    the checkpoint's own.
 
     Raises:
       ValueError: config.json is missing, or names a family that is not supported.
@@ -75,14 +87,15 @@ def open_backbone(folder_or_hub_id: str, *, max_length: int) -> Backbone:
         folder = _download(folder_or_hub_id)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
-    config = AutoConfig.from_pretrained(folder)
-    family = FAMILIES.get(config.model_type)
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    family = FAMILIES.get(model_type)
     if family is None:
         raise ValueError(
-            f'{folder}/config.json: model_type "{config.model_type}" is not supported; '
+            f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
-    preprocessor = family.make_preprocessor(str(folder), max_length=max_length)
+    config = AutoConfig.from_pretrained(folder)
+    preprocessor = family.make_preprocessor(str(folder), max_length=max_length, pinpoints=pinpoints)
     return Backbone(
         folder=folder,
         config=family.model_config(config, preprocessor),

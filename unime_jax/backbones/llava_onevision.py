@@ -1,9 +1,11 @@
 """LLaVA-OneVision (Qwen2 decoder, SigLIP tower): what its configuration and names mean here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from unime_jax.backbones.anyres import Size
 from unime_jax.backbones.preprocess import LlavaOnevisionPreprocessor
 from unime_jax.backbones.weights import Names
 from unime_jax.models.decoder import DecoderConfig
@@ -14,23 +16,27 @@ from unime_jax.models.vlm import VlmConfig
 NAMES = Names(
     prefixes=(
         ("language_model.", "language_model.model."),
-        ("vision_tower.", "vision_tower."),
+        ("vision_tower.", "vision_tower.vision_model."),
         ("multi_modal_projector.", "multi_modal_projector."),
         ("image_newline", "image_newline"),
     ),
     aliases=(
         (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
         (r"^model\.language_model\.", "language_model.model."),
-        (r"^vision_tower\.vision_model\.", "vision_tower."),
+        (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
         (r"^lm_head\.", "language_model.lm_head."),
     ),
-    unused=(r"language_model\.lm_head\.weight", r"vision_tower\.head\..*"),
+    unused=(r"language_model\.lm_head\.weight", r"vision_tower\.vision_model\.head\..*"),
 )
 
 
-def make_preprocessor(folder: str, *, max_length: int) -> LlavaOnevisionPreprocessor:
+def make_preprocessor(
+    folder: str, *, max_length: int, pinpoints: Sequence[Size]
+) -> LlavaOnevisionPreprocessor:
     """The host side of the family, see `preprocess`."""
-    return LlavaOnevisionPreprocessor.from_folder(folder, max_length=max_length)
+    return LlavaOnevisionPreprocessor.from_folder(
+        folder, max_length=max_length, pinpoints=pinpoints
+    )
 
 
 def model_config(config: PretrainedConfig, preprocessor: LlavaOnevisionPreprocessor) -> VlmConfig:

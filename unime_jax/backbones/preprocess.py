@@ -54,13 +54,19 @@ class LlavaOnevisionPreprocessor:
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], *, max_length: int
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        max_length: int,
+        pinpoints: Sequence[anyres.Size] = (),
     ) -> "LlavaOnevisionPreprocessor":
         """Reads the tokenizer, image processor, chat template and configuration of a checkpoint.
 
         Args:
           folder: a Hugging Face folder or hub id.
           max_length: the most tokens of a row, image tokens included.
+          pinpoints: canvases (height, width) to use instead of the checkpoint's, for instance one
+            tile only to train at a low resolution.
 
         Raises:
           FileNotFoundError: the folder, or one of its files, is missing.
@@ -72,11 +78,12 @@ class LlavaOnevisionPreprocessor:
         strategy = config.vision_feature_select_strategy
         _expect(folder, "config.json", "vision_feature_select_strategy", strategy, "full")
         tile, patch = config.vision_config.image_size, config.vision_config.patch_size
-        pinpoints = tuple((int(h), int(w)) for h, w in config.image_grid_pinpoints)
-        if not pinpoints or any(h % tile or w % tile for h, w in pinpoints):
+        own = tuple((int(h), int(w)) for h, w in config.image_grid_pinpoints)
+        pinpoints = tuple((int(h), int(w)) for h, w in pinpoints) or own
+        if not pinpoints or any(h < 1 or w < 1 or h % tile or w % tile for h, w in pinpoints):
             raise ValueError(
-                f"{folder}/config.json: image_grid_pinpoints are {pinpoints}; they must be"
-                f" multiples of vision_config.image_size, {tile}"
+                f"{folder}: image_grid_pinpoints are {pinpoints}; they must be multiples of"
+                f" vision_config.image_size, {tile}"
             )
         aspect = re.fullmatch(r"anyres_max_([1-9]\d*)", config.vision_aspect_ratio)
         if aspect is None:
@@ -88,7 +95,7 @@ class LlavaOnevisionPreprocessor:
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         where = "preprocessor_config.json"
         theirs = tuple((int(h), int(w)) for h, w in processor.image_grid_pinpoints)
-        _expect(folder, where, "image_grid_pinpoints", theirs, pinpoints)
+        _expect(folder, where, "image_grid_pinpoints", theirs, own)
         size = (processor.size.get("height"), processor.size.get("width"))
         _expect(folder, where, "size", size, (tile, tile))
         for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):

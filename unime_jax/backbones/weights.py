@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,8 @@ _STACKED = re.compile(r"(.*\.layers)\.(.*)")
 class Names:
     """A family's spelling of names.
 
-    `prefixes`: (path prefix, name prefix) as the family is saved; first match wins.
-    `aliases`: (regex, replacement) that turn other spellings into the saved one.
+    `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
+    `aliases`: (regex, replacement) that turn other spellings into the published one.
     `unused`: regexes of tensors that the embedder has no use for (carried over on export).
     """
 
@@ -88,26 +88,30 @@ def _entry(path: str, shape: tuple[int, ...], names: Names, patch_size: int) -> 
 
 
 class Checkpoint:
-    """The tensors of a folder, under the family's saved spelling, read lazily."""
+    """The tensors of a folder, under the family's published names, read lazily."""
 
     def __init__(self, folder: pathlib.Path, names: Names):
         self._names = names
         self._open: dict[str, Any] = {}
         self.folder = folder
-        self.spelling: dict[str, tuple[str, str]] = {}  # saved name -> (file, name in the file)
+        self.spelling: dict[str, tuple[str, str]] = {}  # published name -> (file, name in the file)
         for file in checkpoint_files(folder):
             for name in self._file(file).keys():  # noqa: SIM118
-                self.spelling[self._saved_name(name)] = (file, name)
+                self.spelling[self._published(name)] = (file, name)
 
     def _file(self, file: str) -> Any:
         if file not in self._open:
             self._open[file] = safe_open(self.folder / file, framework="np")
         return self._open[file]
 
-    def _saved_name(self, name: str) -> str:
+    def _published(self, name: str) -> str:
         for pattern, replacement in self._names.aliases:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def spelled(self, name: str) -> str:
+        """A name as this folder spells it; as published, if it is not there."""
+        return self.spelling[name][1] if name in self.spelling else name
 
     def slice(self, name: str) -> Any:
         """A lazy view of a tensor: indexing reads just those bytes."""
@@ -137,11 +141,13 @@ class Checkpoint:
 
 
 def checkpoint_files(folder: pathlib.Path) -> list[str]:
-    """The safetensors files of a folder; empty if it has none.
+    """The safetensors files of a folder; empty if it has none. As transformers, one file first.
 
     Raises:
       ValueError: the index names a file that is not there.
     """
+    if (folder / SINGLE).exists():
+        return [SINGLE]
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text())
         files = sorted(set(index["weight_map"].values()))
@@ -149,7 +155,7 @@ def checkpoint_files(folder: pathlib.Path) -> list[str]:
         if absent:
             raise ValueError(f"{folder / INDEX} names files that are absent: {', '.join(absent)}")
         return files
-    return [SINGLE] if (folder / SINGLE).exists() else []
+    return []
 
 
 def load(
@@ -175,7 +181,14 @@ def load(
 
 
 def _read(checkpoint: Checkpoint, entry: Entry, target: jax.ShapeDtypeStruct) -> jax.Array:
+    done: dict[str, np.ndarray] = {}
+
     def shard(index: Any) -> np.ndarray:
+        if str(index) not in done:  # devices that hold the same part share one read
+            done[str(index)] = read(index)
+        return done[str(index)]
+
+    def read(index: Any) -> np.ndarray:
         layers, inner = (index[0], index[1:]) if entry.stacked else (slice(None), index)
         if entry.transposed:
             inner = inner[::-1]
@@ -199,12 +212,19 @@ def save(
     names: Names,
     patch_size: int,
     dtype: np.dtype,
+    *,
     carried: Iterable[tuple[str, np.ndarray]] = (),
+    spell: Callable[[str], str] = str,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes parameters under the family's saved names, in shards with an index if over the size.
+    """Writes parameters as one safetensors file, or as shards with an index if over the size.
 
-    `carried`: further (name, tensor) to store as they are, for tensors the embedder does not use.
+    What the folder held before is replaced once everything is written: what is cut short is never
+    taken for a checkpoint.
+
+    Args:
+      carried: further (name, tensor) to store as they are, which the embedder does not use.
+      spell: from a published name to the one to write.
     """
     entries = table({path: leaf.shape for path, leaf in parameters.items()}, names, patch_size)
 
@@ -222,9 +242,12 @@ def save(
     shards: list[list[str]] = []
     total = 0
     for shard in _group(tensors(), shard_bytes):
+        shard = {spell(name): tensor for name, tensor in shard.items()}
         save_file(shard, folder / f"shard-{len(shards)}.tmp", metadata={"format": "pt"})
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
+    for before in (SINGLE, INDEX):
+        (folder / before).unlink(missing_ok=True)
     if len(shards) == 1:
         (folder / "shard-0.tmp").replace(folder / SINGLE)
         return
@@ -234,7 +257,8 @@ def save(
         (folder / f"shard-{i}.tmp").replace(folder / file)
         weight_map |= dict.fromkeys(shard_names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "index.tmp").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "index.tmp").replace(folder / INDEX)
 
 
 def _to_host(leaf: jax.Array) -> np.ndarray:

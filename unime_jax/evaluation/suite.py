@@ -83,7 +83,7 @@ def _table(folder: pathlib.Path) -> scores.Table:
 
 
 def _images(folder: pathlib.Path) -> mmeb.Images:
-    if not any(folder.glob("**/dataset_info.json")):
+    if not any(folder.glob("dataset_info.json")) and not any(folder.glob("*/dataset_info.json")):
         return lambda path: (folder / path).read_bytes()
     rows = [row for source in _rows(folder, limit=0).values() for row in source]
     stored = {mmeb.text_of(row["path"]): row["image"] for row in rows}

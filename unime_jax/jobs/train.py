@@ -7,7 +7,7 @@ import json
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import grain
@@ -52,7 +52,9 @@ def _train(
     settings: config.TrainConfig, mesh: Mesh, workdir: pathlib.Path, folder: pathlib.Path
 ) -> None:
     largest = settings.data.buckets[-1]
-    backbone = backbones.open_backbone(settings.backbone, max_length=largest[0])
+    backbone = backbones.open_backbone(
+        settings.backbone, max_length=largest[0], pinpoints=settings.pinpoints
+    )
     execution = Execution(
         jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
     )
@@ -142,7 +144,7 @@ def _train(
     )
     export.self_check(
         workdir / "hf",
-        _examples(tests),
+        _examples(rows, backbone.preprocess, plan),
         encoder,
         plan=test_plan,
         mesh=mesh,
@@ -177,20 +179,24 @@ def _loop(
         ) as writer,
     ):
 
-        def report_pending() -> None:
+        def report_pending() -> bool:
+            """Writes the metrics that are due; whether the step had a finite loss and gradient."""
             if pending is None:
-                return
+                return True
             number, metrics, host = pending
             values = {name: float(value) for name, value in metrics.items()}
-            if int(values["skipped_in_a_row"]) >= settings.max_skipped:
+            in_a_row = int(values["skipped_in_a_row"])
+            gives_up = in_a_row >= settings.max_skipped
+            if gives_up or number % settings.log_every == 0 or number == settings.steps:
+                writer.write(number, values | host)
+            if gives_up:
                 raise RuntimeError(
                     f"{settings.max_skipped} steps in a row had a loss or gradient that is not "
                     f"finite (last: step {number}, loss {values['loss']}). Lower "
                     "optimizer.learning_rate or look at the batch; the last good checkpoint is "
                     f"in {workdir / 'checkpoints'}."
                 )
-            if number % settings.log_every == 0 or number == settings.steps:
-                writer.write(number, values | host)
+            return in_a_row == 0
 
         last = time.perf_counter()
         while done < settings.steps:
@@ -212,9 +218,11 @@ def _loop(
             pending = done, metrics, host
             stop = told_to_stop()
             if checkpoints.is_due(done) or stop or done == settings.steps:
-                report_pending()
+                finite = report_pending()
                 pending = None
-                checkpoints.save(done, now, data)
+                # A run that is failing must not push its last good checkpoints out.
+                if finite or stop or done == settings.steps:
+                    checkpoints.save(done, now, data)
             if stop:
                 logging.info("told to stop: saved step %d in %s", done, workdir / "checkpoints")
                 break
@@ -306,7 +314,7 @@ def _evaluate(
 
 def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
     found = scores.read_scores(workdir)
-    if not found:
+    if not found or not (tests.datasets or tests.composition):
         return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
     path = report.write_report(
@@ -326,12 +334,20 @@ def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: su
     logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)
 
 
-def _examples(tests: suite.Suite) -> Sequence[Item]:
-    """Texts, images and mixed inputs out of the evaluation data, for the export's self-check."""
+def _examples(
+    rows: Mapping[str, sources.Source], preprocess: pack.Preprocess, plan: pack.Plan
+) -> Sequence[Item]:
+    """Text, images and both at once, out of the training data, for the export's self-check."""
     items = [Item("A plain text without any image.")]
-    for rows in list(tests.datasets.values()):
-        text, path = mmeb.text_of(rows[0]["qry_text"]), mmeb.text_of(rows[0]["qry_img_path"])
-        items.append(Item(text, path, tests.images(path) if path else None))
+    for name in sorted(rows)[:8]:
+        for index in range(min(len(rows[name]), 100)):
+            try:
+                example = sources.to_example(name, rows[name][index], str(index))
+                pack.prepare(example, preprocess, plan)
+            except quarantine.BadExample:
+                continue
+            items += [example.query, example.positive]
+            break
     pictured = [item for item in items if item.image]
     return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in pictured[:1])]
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+TINY = 1e-30  # below any squared norm that a trained kernel has
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -51,12 +53,13 @@ def merged_norm(
 ) -> Float[Array, " out"]:
     """Norm of each column of kernel + a b, a constant to the gradient (DoRA, section 4.3).
 
-    Expanded so that no [in, out] temporary besides the kernel itself is made.
+    Expanded so that no [in, out] temporary besides the kernel itself is made. Never zero: a dead
+    column of the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
     """
     w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (kernel, a, b))
     cross = jnp.sum((a.T @ w) * b, axis=0)
     square = jnp.sum(((a.T @ a) @ b) * b, axis=0)
-    return jnp.sqrt(jnp.sum(w * w, axis=0) + 2 * cross + square)
+    return jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=0) + 2 * cross + square, TINY))
 
 
 class Embedding(nnx.Module):

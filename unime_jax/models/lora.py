@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unime_jax import paths
-from unime_jax.models.layers import Linear
+from unime_jax.models.layers import TINY, Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def merge(model: nnx.Module) -> None:
         delta = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest")
         w = w + delta.astype(jnp.float32) * linear.lora_scale
         if linear.lora_magnitude is not None:
-            norm = jnp.linalg.norm(w, axis=-2, keepdims=True)
+            norm = jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=-2, keepdims=True), TINY))
             w = w * (linear.lora_magnitude[...][..., None, :] / norm)
         linear.kernel[...] = w.astype(linear.kernel.dtype)
         linear.lora_a = linear.lora_b = linear.lora_magnitude = None

@@ -1,0 +1,84 @@
+"""Build what is missing of MiniMMEB in a folder: four ArrayRecord configs and a backbone."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize, write_backbone
+
+NAME, VERSION = "mini_mmeb", "1.0.0"
+CONFIGS = ("train", "eval", "composition", "images")
+PARAMETERS = "parameters.json"
+
+TINY = BackboneSize(
+    text=TowerSize(hidden_size=128, layers=3, heads=4, kv_heads=2, intermediate_size=256),
+    vision=TowerSize(hidden_size=96, layers=2, heads=4, intermediate_size=192),
+    tile=48,
+    patch=12,
+    vocabulary=800,
+)
+
+
+def prepare(
+    data_dir: str | os.PathLike,
+    *,
+    seed: int = 0,
+    train_rows: int = 320,
+    eval_rows: int = 100,
+    backbone: BackboneSize = TINY,
+) -> None:
+    """Build whatever is missing of <data_dir>/mini_mmeb/{train,eval,composition,images,backbone}.
+
+    `train_rows` counts the rows of each training source, `eval_rows` those of each evaluation
+    dataset and composition split. Everything follows from the arguments, byte for byte. Each part
+    appears under its name only when it is whole, so an interrupted build is simply taken up again.
+
+    Raises ValueError if the folder was built with other arguments, or if a number of rows is < 1.
+    """
+    if train_rows < 1 or eval_rows < 1:
+        raise ValueError(f"train_rows={train_rows}, eval_rows={eval_rows}: both must be positive")
+    folder = Path(data_dir).expanduser() / NAME
+    rows = {"seed": seed, "train_rows": train_rows, "eval_rows": eval_rows}
+    _check_parameters(folder, rows | {"backbone": dataclasses.asdict(backbone)})
+    missing = [name for name in CONFIGS if not (folder / name / VERSION).is_dir()]
+    if missing:
+        _build(folder, missing, rows)
+    if not (folder / "backbone").is_dir():
+        from data_pipelines.mini_mmeb.content import texts
+
+        write_backbone(folder / "backbone", texts(seed, train_rows), backbone)
+
+
+def _check_parameters(folder: Path, wanted: dict) -> None:
+    """Note the arguments before anything is built; refuse a folder begun with others."""
+    path = folder / PARAMETERS
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != wanted:
+            differ = [name for name in wanted if found.get(name) != wanted[name]]
+            raise ValueError(
+                f"{folder}: built with "
+                + ", ".join(f"{name}={found.get(name)}" for name in differ)
+                + "; asked for "
+                + ", ".join(f"{name}={wanted[name]}" for name in differ)
+                + ". Use another data_dir, or delete this one to build it anew."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".parameters_", delete=False) as file:
+        json.dump(wanted, file, indent=2)
+    os.replace(file.name, path)
+
+
+def _build(folder: Path, configs: list[str], rows: dict[str, int]) -> None:
+    import tensorflow_datasets as tfds
+
+    from data_pipelines.mini_mmeb.builder import MiniMmeb
+
+    tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as nothing_is_downloaded:
+        for config in configs:
+            builder = MiniMmeb(config=config, data_dir=folder.parent, parameters=rows)
+            builder.download_and_prepare(download_dir=nothing_is_downloaded)

@@ -1,0 +1,99 @@
+"""A MiniMMEB with a backbone of a few thousand parameters, and a config to train it in seconds."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from data_pipelines.mini_mmeb import prepare
+from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize
+from experiments import stage2
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+SIZE = BackboneSize(
+    text=TowerSize(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48),
+    vision=TowerSize(hidden_size=24, layers=2, heads=2, intermediate_size=32),
+    tile=24,
+    patch=12,
+    vocabulary=640,
+)
+
+
+def build_data(folder: pathlib.Path) -> None:
+    prepare(folder, seed=0, train_rows=24, eval_rows=2, backbone=SIZE)
+
+
+def make_config(folder: pathlib.Path) -> ConfigDict:
+    """stage2's own config, small: six steps of sixteen pairs, and no evaluation."""
+    config = stage2.get_config()
+    config.data.folder = str(folder)
+    config.data.prepare.module = ""  # done by `build_data`
+    config.steps = 6
+    config.batch_size = config.chunk_size = 16
+    config.optimizer.warmup_steps = 1
+    config.checkpoint.every = 2
+    config.data.negatives = 1
+    config.data.buckets = ((40, 0, 1.0), (56, 3, 1.0))
+    config.data.homogeneous = 4
+    config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
+    config.evaluation.rows = 64
+    return config
+
+
+def with_evaluation(config: ConfigDict) -> ConfigDict:
+    config.evaluation.update(stage2.get_config().evaluation)
+    config.evaluation.rows = 64
+    config.evaluation.limit = 1
+    return config
+
+
+def start(config: ConfigDict, workdir: pathlib.Path) -> subprocess.Popen:
+    """The command line, as a process; what differs from stage2.py is said by flags."""
+    given, wanted = stage2.get_config(), dict(_leaves(config))
+    flags = [f"--config.{k}={wanted[k]}" for k, value in _leaves(given) if wanted[k] != value]
+    command = [sys.executable, "-m", "unime_jax.main", "--config=experiments/stage2.py", *flags]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl; none if there is no file yet."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint's state by its path, and the data iterator's state."""
+    folder = workdir / "checkpoints" / str(step)
+    tree = ocp.StandardCheckpointer().restore(folder / "state")
+    found = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    (data,) = (folder / "data").glob("process_*")
+    found["data"] = np.frombuffer(data.read_bytes(), np.uint8)
+    return found
+
+
+def _leaves(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,232 @@
+"""Meshes, the sharding of every parameter, and a sharded model that computes the same."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+
+from tests.models.oracle import EXACT, make_pair, packed, picture
+from unime_jax import paths, sharding
+from unime_jax.backbones import llava_onevision
+from unime_jax.batch import Item
+from unime_jax.models import lora
+from unime_jax.models.vlm import Vlm
+
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
+
+
+def make_mesh(*shape):
+    return sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ((8, 1, 1), (8, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((1, 2, -1), (1, 2, 4)),
+        ((8, 1, -1), (8, 1, 1)),
+    ],
+)
+def test_mesh_sizes(asked, made):
+    mesh = sharding.make_mesh(*asked)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), made))
+    assert sharding.row_shards(mesh) == made[0] * made[1]
+    assert mesh.devices.size == 8
+
+
+@pytest.mark.parametrize(
+    "asked", [(4, 1, 1), (3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-1, 0, 1), (-2, -4, 1)]
+)
+def test_impossible_meshes_are_explained(asked):
+    with pytest.raises(ValueError) as error:
+        sharding.make_mesh(*asked)
+    data, fsdp, tensor = asked
+    text = str(error.value)
+    assert f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.tensor={tensor}" in text
+    assert "8 device(s)" in text
+
+
+# LLaVA-OneVision-7B. Kernels are [layers, in, out]: what a block computes first is cut by output,
+# what it computes last by input ("tensor"); the other side is cut by "fsdp".
+FIRST, LAST, WHOLE = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp"), P()
+TEXT = {
+    "embed_tokens.embedding": ((152128, 3584), P("tensor", "fsdp")),
+    "layers.input_layernorm.weight": ((28, 3584), WHOLE),
+    "layers.self_attn.q_proj.kernel": ((28, 3584, 3584), FIRST),
+    "layers.self_attn.q_proj.bias": ((28, 3584), WHOLE),
+    "layers.self_attn.k_proj.kernel": ((28, 3584, 512), FIRST),
+    "layers.self_attn.k_proj.bias": ((28, 512), WHOLE),
+    "layers.self_attn.v_proj.kernel": ((28, 3584, 512), FIRST),
+    "layers.self_attn.v_proj.bias": ((28, 512), WHOLE),
+    "layers.self_attn.o_proj.kernel": ((28, 3584, 3584), LAST),
+    "layers.post_attention_layernorm.weight": ((28, 3584), WHOLE),
+    "layers.mlp.gate_proj.kernel": ((28, 3584, 18944), FIRST),
+    "layers.mlp.up_proj.kernel": ((28, 3584, 18944), FIRST),
+    "layers.mlp.down_proj.kernel": ((28, 18944, 3584), LAST),
+    "norm.weight": ((3584,), WHOLE),
+}
+TOWER = {
+    "embeddings.patch_embedding.kernel": ((588, 1152), P(None, "fsdp")),
+    "embeddings.patch_embedding.bias": ((1152,), WHOLE),
+    "embeddings.position_embedding.embedding": ((729, 1152), WHOLE),
+    "encoder.layers.layer_norm1.weight": ((26, 1152), WHOLE),
+    "encoder.layers.layer_norm1.bias": ((26, 1152), WHOLE),
+    "encoder.layers.self_attn.q_proj.kernel": ((26, 1152, 1152), FIRST),
+    "encoder.layers.self_attn.q_proj.bias": ((26, 1152), WHOLE),
+    "encoder.layers.self_attn.k_proj.kernel": ((26, 1152, 1152), FIRST),
+    "encoder.layers.self_attn.k_proj.bias": ((26, 1152), WHOLE),
+    "encoder.layers.self_attn.v_proj.kernel": ((26, 1152, 1152), FIRST),
+    "encoder.layers.self_attn.v_proj.bias": ((26, 1152), WHOLE),
+    "encoder.layers.self_attn.out_proj.kernel": ((26, 1152, 1152), LAST),
+    "encoder.layers.self_attn.out_proj.bias": ((26, 1152), WHOLE),
+    "encoder.layers.layer_norm2.weight": ((26, 1152), WHOLE),
+    "encoder.layers.layer_norm2.bias": ((26, 1152), WHOLE),
+    "encoder.layers.mlp.fc1.kernel": ((26, 1152, 4304), FIRST),
+    "encoder.layers.mlp.fc1.bias": ((26, 4304), WHOLE),
+    "encoder.layers.mlp.fc2.kernel": ((26, 4304, 1152), LAST),
+    "encoder.layers.mlp.fc2.bias": ((26, 1152), WHOLE),
+    "post_layernorm.weight": ((1152,), WHOLE),
+    "post_layernorm.bias": ((1152,), WHOLE),
+}
+PROJECTOR = {
+    "linear_1.kernel": ((1152, 3584), P("fsdp", "tensor")),
+    "linear_1.bias": ((3584,), WHOLE),
+    "linear_2.kernel": ((3584, 3584), P("tensor", "fsdp")),
+    "linear_2.bias": ((3584,), WHOLE),
+}
+MODEL_7B = (
+    {f"language_model.{path}": entry for path, entry in TEXT.items()}
+    | {f"vision_tower.{path}": entry for path, entry in TOWER.items()}
+    | {f"multi_modal_projector.{path}": entry for path, entry in PROJECTOR.items()}
+    | {"image_newline": ((3584,), WHOLE)}
+)
+ADAPTERS_7B = {  # of rank 16 on two layers, cut where the kernel's own side is
+    "self_attn.q_proj.lora_a": ((28, 3584, 16), P(None, "fsdp", None)),
+    "self_attn.q_proj.lora_b": ((28, 16, 3584), P(None, None, "tensor")),
+    "self_attn.q_proj.lora_magnitude": ((28, 3584), WHOLE),
+    "mlp.down_proj.lora_a": ((28, 18944, 16), P(None, "tensor", None)),
+    "mlp.down_proj.lora_b": ((28, 16, 3584), P(None, None, "fsdp")),
+    "mlp.down_proj.lora_magnitude": ((28, 3584), WHOLE),
+}
+
+
+@pytest.fixture(scope="module")
+def shapes_7b():
+    """Shapes of LLaVA-OneVision-7B with DoRA on two kinds of layers; nothing is computed."""
+    text = Qwen2Config(
+        vocab_size=152128,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=False,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=26,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    pixels = types.SimpleNamespace(image_mean=(0.5,) * 3, image_std=(0.5,) * 3, rescale_factor=1.0)
+    config = llava_onevision.model_config(
+        LlavaOnevisionConfig(vision_config=vision, text_config=text), pixels
+    )
+    targets = ((r"language_model.*(q_proj|down_proj)", True), (".*", False))
+
+    def make():
+        model = Vlm(config, key=jax.random.key(0))
+        adapters = lora.LoraConfig(rank=16, alpha=32.0, dora=True, targets=targets)
+        lora.add(model, adapters, key=jax.random.key(1))
+        return model
+
+    _, parameters = paths.split(jax.eval_shape(make))
+    return {path: leaf.shape for path, leaf in parameters.items()}
+
+
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2)])
+def test_every_parameter_of_the_7b_model(shapes_7b, mesh):
+    adapters = {f"language_model.layers.{path}": entry for path, entry in ADAPTERS_7B.items()}
+    found = sharding.parameter_shardings(make_mesh(*mesh), shapes_7b)
+    assert {p: (shapes_7b[p], found[p].spec) for p in found} == MODEL_7B | adapters
+
+
+def test_a_device_holds_its_share_of_the_7b_model(shapes_7b):
+    """On 8 devices that do not replicate, an eighth, but for norms and biases."""
+    placed = sharding.parameter_shardings(make_mesh(1, 4, 2), shapes_7b)
+    mine = sum(np.prod(placed[p].shard_shape(shape)) for p, shape in shapes_7b.items())
+    total = sum(np.prod(shape) for shape in shapes_7b.values())
+    assert 7.9e9 > total > 7.4e9
+    assert mine < total / 8 * 1.01
+
+
+def test_axes_that_do_not_divide_stay_whole():
+    mesh = make_mesh(2, 2, 2)
+    for shape, expected in [
+        ((3, 6, 4), P(None, "fsdp", "tensor")),
+        ((3, 6, 5), P(None, "fsdp", None)),
+        ((3, 7, 4), P(None, None, "tensor")),
+        ((3, 7, 5), P(None, None, None)),
+    ]:
+        assert sharding.fit(FIRST, shape, mesh) == expected
+    assert sharding.fit(P(), (3,), mesh) == P()
+
+
+def test_a_rule_with_more_axes_than_the_array_is_an_error():
+    with pytest.raises(ValueError, match=r"names 3 axes, but the array has shape \(4, 4\)"):
+        sharding.parameter_shardings(make_mesh(2, 2, 2), {"a": (4, 4)}, [(".*", FIRST)])
+    with pytest.raises(ValueError, match="sharding rules"):
+        sharding.parameter_shardings(make_mesh(2, 2, 2), {"a": (4, 4)}, [("b", P())])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model, a chunk of eight texts, images and mixed items, and their embeddings."""
+    pair = make_pair(tmp_path_factory.mktemp("sharding") / "folder", grid=2)
+    items = [Item("a red circle left of a blue square"), Item("What is in the picture?")]
+    for i, (width, height) in enumerate(
+        [(28, 28), (56, 28), (30, 90), (64, 64), (41, 43), (9, 70)]
+    ):
+        text = "<|image_1|>\nRepresent the given image." if i % 2 else "<|image_1|>\n"
+        items.append(Item(text, f"{i}.png", picture(width, height, i)))
+    inputs, _ = packed(pair, items, 150, 5)
+    graph, _ = paths.split(pair.model)
+    expected = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(pair.parameters, inputs)
+    return graph, pair.parameters, inputs, np.asarray(expected)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_sharded_model_computes_the_same(model, shape):
+    graph, parameters, inputs, expected = model
+    mesh = make_mesh(*shape)
+    placed = sharding.parameter_shardings(mesh, {p: x.shape for p, x in parameters.items()})
+    sharded = {path: jax.device_put(np.asarray(x), placed[path]) for path, x in parameters.items()}
+    kernel = sharded["language_model.layers.self_attn.q_proj.kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 48 // shape[1], 48 // shape[2])
+    rows = jax.sharding.NamedSharding(mesh, P(sharding.ROWS))
+    spread = jax.tree.map(lambda x: jax.device_put(np.asarray(x), rows), inputs)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(sharded, spread)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_to_global_and_replicated():
+    mesh = make_mesh(2, 2, 2)
+    chunks = np.arange(2 * 8 * 3).reshape(2, 8, 3)
+    out = sharding.to_global(chunks, sharding.chunked_rows(mesh))
+    np.testing.assert_array_equal(out, chunks)
+    assert out.sharding.shard_shape(out.shape) == (2, 2, 3)  # every chunk over all row shards
+    assert jax.device_put(jnp.ones(3), sharding.replicated(mesh)).is_fully_replicated

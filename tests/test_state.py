@@ -1,0 +1,203 @@
+"""From a backbone and rules to a run's parameters and optimizer state, on any mesh."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.models.oracle import make_pair
+from unime_jax import paths, sharding, state
+from unime_jax.models import lora
+
+NONE = lora.LoraConfig(rank=0, alpha=1.0, dora=False, targets=())
+DORA = lora.LoraConfig(
+    rank=2,
+    alpha=4.0,
+    dora=True,
+    targets=((r"language_model\..*(q|down)_proj", True), (".*", False)),
+)
+ALL, ADAPTERS = ((".*", True),), ((r".*\.lora_.*", True), (".*", False))
+BF16, F32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+Q = "language_model.layers.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return make_pair(tmp_path_factory.mktemp("state") / "folder", grid=2).backbone
+
+
+def make_mesh(*shape):
+    return sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+
+
+def draw(backbone, mesh, *, adapters=NONE, trainable=ALL, frozen_dtype=BF16):
+    return state.draw(
+        backbone, mesh, adapters=adapters, trainable=trainable, frozen_dtype=frozen_dtype
+    )
+
+
+def make(backbone, blueprint, *, adapters=NONE, init="random", seed=0):
+    return state.make_parameters(backbone, blueprint, adapters=adapters, init=init, seed=seed)
+
+
+def zeros(blueprint):
+    """Parameters as planned, for tests that don't look at their values; quicker than `make`."""
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), blueprint.parameters
+    )
+
+
+def described(tree):
+    """Shape, dtype and sharding of every leaf."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+
+
+def test_draw_of_a_full_training(backbone):
+    blueprint = draw(backbone, make_mesh(2, 2, 2))
+    assert blueprint.trainable == set(blueprint.parameters)
+    assert {x.dtype for x in blueprint.parameters.values()} == {F32}
+    assert not any("lora" in path for path in blueprint.parameters)
+
+
+def test_draw_of_adapters(backbone):
+    mesh = make_mesh(2, 2, 2)
+    blueprint = draw(backbone, mesh, adapters=DORA, trainable=ADAPTERS)
+    down = "language_model.layers.mlp.down_proj"
+    leaves = ("lora_a", "lora_b", "lora_magnitude")
+    assert blueprint.trainable == {f"{layer}.{leaf}" for layer in (Q, down) for leaf in leaves}
+    for path, x in blueprint.parameters.items():
+        assert x.dtype == (F32 if path in blueprint.trainable else BF16), path
+    placed = sharding.parameter_shardings(
+        mesh, {path: x.shape for path, x in blueprint.parameters.items()}
+    )
+    assert {path: x.sharding for path, x in blueprint.parameters.items()} == placed
+    parts = [blueprint.part(blueprint.parameters, trainable=t) for t in (True, False)]
+    assert parts[0].keys() == blueprint.trainable
+    assert not parts[0].keys() & parts[1].keys()
+    assert parts[0] | parts[1] == blueprint.parameters
+
+
+def test_draw_computes_nothing(backbone):
+    blueprint = draw(backbone, make_mesh(1, 1, 1), adapters=DORA)
+    leaves = jax.tree.leaves((blueprint.parameters, blueprint.graph))
+    assert not any(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def test_rules_must_cover_everything_and_train_something(backbone):
+    mesh = make_mesh(1, 1, 1)
+    with pytest.raises(ValueError, match="config.trainable leave nothing to train"):
+        draw(backbone, mesh, trainable=((".*", False),))
+    with pytest.raises(ValueError, match=r"trainable: no rule matches(.|\n)*image_newline"):
+        draw(backbone, mesh, trainable=((r"language_model\..*", True),))
+
+
+@pytest.fixture(scope="module")
+def random_parameters(backbone):
+    """Random parameters with adapters on one device."""
+    blueprint = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
+    return make(backbone, blueprint, adapters=DORA)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameters, shape):
+    """The same seed, the same numbers to the bit; norms of columns but for the order of a sum."""
+    blueprint = draw(backbone, make_mesh(*shape), adapters=DORA, trainable=ADAPTERS)
+    found = make(backbone, blueprint, adapters=DORA)
+    assert described(found) == described(blueprint.parameters)
+    assert found.keys() == random_parameters.keys()
+    for path, leaf in found.items():
+        tolerance = 1e-6 if path.endswith("magnitude") else 0
+        np.testing.assert_allclose(
+            leaf.astype(F32), random_parameters[path].astype(F32), rtol=tolerance, err_msg=path
+        )
+
+
+def test_the_seed_decides(backbone, random_parameters):
+    blueprint = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
+    other = make(backbone, blueprint, adapters=DORA, seed=1)
+    for path in (f"{Q}.kernel", f"{Q}.lora_a", "image_newline"):
+        assert np.all(np.asarray(random_parameters[path] != other[path]).mean() > 0.9), path
+
+
+def test_adapters_do_not_change_what_the_base_starts_from(backbone, random_parameters):
+    """Runs with and without adapters of one seed share the random base."""
+    blueprint = draw(backbone, make_mesh(1, 1, 1))
+    for path, leaf in make(backbone, blueprint).items():
+        np.testing.assert_array_equal(leaf.astype(BF16), random_parameters[path])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_new_adapters_on_pretrained_weights(backbone, random_parameters, shape):
+    blueprint = draw(backbone, make_mesh(*shape), adapters=DORA, trainable=ADAPTERS)
+    found = make(backbone, blueprint, adapters=DORA, init="pretrained")
+    assert described(found) == described(blueprint.parameters)
+    held = backbone.load(
+        {p: x for p, x in blueprint.parameters.items() if p not in blueprint.trainable}
+    )
+    for path, leaf in held.items():
+        np.testing.assert_array_equal(found[path], leaf)
+    np.testing.assert_array_equal(found[f"{Q}.lora_a"], random_parameters[f"{Q}.lora_a"])
+    assert not np.any(found[f"{Q}.lora_b"])
+    norm = np.linalg.norm(np.asarray(held[f"{Q}.kernel"].astype(F32)), axis=1)
+    np.testing.assert_allclose(found[f"{Q}.lora_magnitude"], norm, rtol=1e-5)
+    assert not np.allclose(norm, random_parameters[f"{Q}.lora_magnitude"], rtol=1e-2)
+
+
+def test_the_model_of_a_blueprint_takes_its_parameters(backbone, random_parameters):
+    blueprint = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
+    model = paths.merge(blueprint.graph, random_parameters)
+    assert model.language_model.layers.self_attn.q_proj.lora_scale == 2.0
+
+
+def make_optimizer():
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("adapters", [NONE, DORA])
+def test_state_is_as_planned(backbone, shape, adapters):
+    """Structure, shapes, dtypes and shardings, of which planning and restoring are certain."""
+    mesh = make_mesh(*shape)
+    trainable = ADAPTERS if adapters.rank else ((r"language_model\..*", True), (".*", False))
+    blueprint = draw(backbone, mesh, adapters=adapters, trainable=trainable)
+    parameters = zeros(blueprint)
+    made = state.make_state(blueprint, parameters, make_optimizer(), mesh)
+    planned = state.abstract_state(blueprint, make_optimizer(), mesh)
+    assert jax.tree.structure(made) == jax.tree.structure(planned)
+    assert described(made) == described(planned)
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(planned))
+
+    assert made.trainable.keys() == blueprint.trainable
+    assert made.trainable.keys() | made.frozen.keys() == parameters.keys()
+    moments = made.opt_state[1][0]
+    for moment in (moments.mu, moments.nu):
+        assert described(moment) == described(made.trainable)  # they lie where parameters lie
+    assert moments.count.sharding == sharding.replicated(mesh)
+    assert int(made.step) == int(made.skipped) == int(made.skipped_in_a_row) == 0
+
+
+def test_a_state_can_be_donated(backbone):
+    """No two of its leaves are one buffer."""
+    mesh = make_mesh(1, 1, 1)
+    blueprint = draw(backbone, mesh)
+    made = state.make_state(blueprint, zeros(blueprint), make_optimizer(), mesh)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(made)]
+    assert len(set(buffers)) == len(buffers)
+
+
+def test_parameter_table(backbone):
+    blueprint = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
+    head, *lines, total = state.parameter_table(blueprint).splitlines()
+    assert head.split() == ["parameter", "shape", "dtype", "sharding"]
+    assert len(lines) == len(blueprint.parameters)
+    cells = {line.split()[0]: re.split(r"\s{2,}", line) for line in lines}
+    expected = [f"{Q}.kernel", "3x48x48", "bfloat16", "(-, fsdp, tensor)", "frozen"]
+    assert cells[f"{Q}.kernel"] == expected
+    expected = [f"{Q}.lora_a", "3x48x2", "float32", "(-, fsdp, -)", "trainable"]
+    assert cells[f"{Q}.lora_a"] == expected
+    free = 3 * (48 * 2 + 2 * 48 + 48) + 3 * (64 * 2 + 2 * 48 + 48)
+    count = sum(x.size for x in blueprint.parameters.values())
+    assert total == f"{count:,} parameters, {free:,} trainable ({free / count:.2%})"
