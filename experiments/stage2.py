@@ -20,11 +20,13 @@ def mini() -> ConfigDict:
     config = ConfigDict()
     config.job = "train"
     config.seed = 0
-    config.steps = 150
+    config.steps = 240
     config.batch_size = 64  # pairs, over all devices
-    config.chunk_size = 64  # rows of the longest bucket that are encoded at once
+    config.chunk_size = 8  # rows of the longest bucket that are encoded at once
     config.log_every = 1
     config.max_skipped = 10
+    config.infonce_steps = 60  # from scratch, the hardest negatives alone make a model collapse
+    config.export_dtype = "float32"
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
     config.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
     config.init = "random"
@@ -49,7 +51,7 @@ def mini() -> ConfigDict:
     config.loss.mask_same_target = True
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 15
     config.optimizer.schedule = "linear"
     config.optimizer.final_learning_rate = 0.0
@@ -73,7 +75,7 @@ def mini() -> ConfigDict:
     config.data.weights = ConfigDict()
     config.data.homogeneous = 16
     config.data.negatives = 2
-    config.data.buckets = ((48, 0, 1.0), (64, 2, 1.0), (84, 3, 1.0))
+    config.data.buckets = ((20, 0, 1.0), (40, 0, 1.0), (52, 2, 1.0), (84, 3, 1.0))
     config.data.workers = 0
     config.data.max_bad_share = 0.05
 
@@ -102,6 +104,8 @@ def llava_onevision_7b() -> ConfigDict:
     config.steps = 1000
     config.batch_size = 1024
     config.chunk_size = 32
+    config.infonce_steps = 0
+    config.export_dtype = "bfloat16"
     config.log_every = 10
     config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     config.pinpoints = ((384, 384),)  # UniME trains at a low resolution

@@ -97,6 +97,7 @@ class TrainConfig:
 
     `pinpoints`: image canvases (height, width) to train and export with; empty: the backbone's.
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
+    `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
     `max_skipped`: give up after so many non-finite steps in a row.
     """
 
@@ -107,6 +108,8 @@ class TrainConfig:
     chunk_size: int
     log_every: int
     max_skipped: int
+    infonce_steps: int
+    export_dtype: Literal["float32", "bfloat16"]
     backbone: str
     pinpoints: tuple[tuple[int, int], ...]
     init: Literal["pretrained", "random"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from unime_jax import losses, paths
 from unime_jax.batch import ArrayLike, Batch, Inputs
@@ -141,10 +141,12 @@ def batch_loss(
     config: LossConfig,
     *,
     recompute: bool,
+    plain: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The contrastive loss of a whole batch, and its metrics.
 
-    Rows are the candidates: every distinct target of the batch is one column.
+    Rows are the candidates: every distinct target of the batch is one column. Where `plain` holds,
+    the loss is InfoNCE over all negatives, whatever `config` says of negatives.
     """
     embeddings = jnp.concatenate(
         [
@@ -158,19 +160,28 @@ def batch_loss(
         representative = representatives(target_id)
         candidate &= representative == jnp.arange(representative.size)
         negative = jnp.where(negative < 0, -1, representative[negative])
-    return losses.contrastive(
-        embeddings[batch.query],
-        embeddings,
-        batch.positive,
-        temperature=config.temperature,
-        hard_negatives=config.hard_negatives,
-        false_negative_margin=config.false_negative_margin,
-        hardness=config.hardness,
-        symmetric=config.symmetric,
-        target_id=target_id if config.mask_same_target else None,
-        explicit_negatives=negative if negative.shape[1] else None,
-        candidate_mask=candidate,
+
+    def contrast(config: LossConfig) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        return losses.contrastive(
+            embeddings[batch.query],
+            embeddings,
+            batch.positive,
+            temperature=config.temperature,
+            hard_negatives=config.hard_negatives,
+            false_negative_margin=config.false_negative_margin,
+            hardness=config.hardness,
+            symmetric=config.symmetric,
+            target_id=target_id if config.mask_same_target else None,
+            explicit_negatives=negative if negative.shape[1] else None,
+            candidate_mask=candidate,
+        )
+
+    if plain is None:
+        return contrast(config)
+    infonce = dataclasses.replace(
+        config, hard_negatives=None, false_negative_margin=None, hardness=0.0
     )
+    return jax.lax.cond(plain, lambda: contrast(infonce), lambda: contrast(config))
 
 
 def make_train_step(
@@ -180,15 +191,21 @@ def make_train_step(
     loss: LossConfig,
     *,
     recompute: bool,
+    infonce_steps: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters.
+    A step whose loss or gradient norm is not finite changes nothing but the counters. The first
+    `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
+    ever sees its hardest negatives.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        plain = state.step < infonce_steps if infonce_steps else None
         (value, metrics), gradient = jax.value_and_grad(
-            lambda p: batch_loss(encode, p, state.frozen, batch, loss, recompute=recompute),
+            lambda p: batch_loss(
+                encode, p, state.frozen, batch, loss, recompute=recompute, plain=plain
+            ),
             has_aux=True,
         )(state.trainable)
         norm = optax.global_norm(gradient)

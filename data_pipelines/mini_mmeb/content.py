@@ -18,7 +18,7 @@ from data_pipelines.mini_mmeb.world import HELD_OUT, KINDS, SEEN, Caption, Menti
 
 CANDIDATES = 50
 POOL = 80  # pairs an evaluation dataset draws its candidates from, at least
-HARD_SHARE = 0.3
+HARD_SHARE = 0.1
 REPEATS = 0.12
 
 

@@ -81,8 +81,11 @@ class LlavaOnevisionPreprocessor:
         own = tuple((int(h), int(w)) for h, w in config.image_grid_pinpoints)
         pinpoints = tuple((int(h), int(w)) for h, w in pinpoints) or own
         if not pinpoints or any(h < 1 or w < 1 or h % tile or w % tile for h, w in pinpoints):
+            where = (
+                f"{folder}/config.json: image_grid_pinpoints" if pinpoints == own else "pinpoints"
+            )
             raise ValueError(
-                f"{folder}: image_grid_pinpoints are {pinpoints}; they must be multiples of"
+                f"{where} are {pinpoints}; they must be multiples of"
                 f" vision_config.image_size, {tile}"
             )
         aspect = re.fullmatch(r"anyres_max_([1-9]\d*)", config.vision_aspect_ratio)

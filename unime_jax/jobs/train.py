@@ -125,6 +125,7 @@ def _train(
                 schedule,
                 settings.loss,
                 recompute=settings.execution.recompute,
+                infonce_steps=settings.infonce_steps,
             ),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh)),
@@ -140,7 +141,7 @@ def _train(
         backbone,
         blueprint.graph,
         now.trainable | now.frozen,
-        dtype=np.dtype("float32"),
+        dtype=np.dtype(settings.export_dtype),
     )
     export.self_check(
         workdir / "hf",
@@ -150,7 +151,7 @@ def _train(
         mesh=mesh,
         execution=execution,
         max_length=largest[0],
-        dtype=np.dtype("float32"),
+        dtype=np.dtype(settings.export_dtype),
     )
     if jax.process_index() == 0:
         _write_report(settings, workdir, tests)

@@ -50,8 +50,8 @@ def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
             linear.lora_magnitude = nnx.Param(norm)
 
 
-def merge(model: nnx.Module) -> None:
-    """Folds every adapter into its kernel in place, in the kernel's dtype (float32 arithmetic)."""
+def merge(model: nnx.Module, dtype: jnp.dtype) -> None:
+    """Folds every adapter into its kernel in place: float32 arithmetic, the result in `dtype`."""
     for _, linear in _linears(model):
         if linear.lora_a is None or linear.lora_b is None:
             continue
@@ -61,7 +61,7 @@ def merge(model: nnx.Module) -> None:
         if linear.lora_magnitude is not None:
             norm = jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=-2, keepdims=True), TINY))
             w = w * (linear.lora_magnitude[...][..., None, :] / norm)
-        linear.kernel[...] = w.astype(linear.kernel.dtype)
+        linear.kernel = nnx.Param(w.astype(dtype))
         linear.lora_a = linear.lora_b = linear.lora_magnitude = None
 
 

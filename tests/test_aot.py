@@ -1,0 +1,120 @@
+"""The 7B step at full size, without weights or TPU: it traces, and libtpu compiles it."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from experiments import stage2
+from tests.backbones.tiny_folders import write_folder
+from unime_jax import backbones, config, optimizer, sharding, state, step
+from unime_jax.batch import Batch
+from unime_jax.data.pack import Bucket, fill_buckets, pair_plan
+from unime_jax.models.vlm import Execution
+
+VISION = dict(
+    hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16
+)
+TEXT = dict(
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152128,
+    rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+)
+HBM = 16e9  # bytes of one TPU v5e chip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """LLaVA-OneVision-7B's config.json with a stand-in tokenizer; no weights."""
+    return write_folder(
+        tmp_path_factory.mktemp("7b"), tile=384, patch=14, grid=6, vision=VISION, text=TEXT
+    )
+
+
+def draw(folder, devices):
+    """The step of stage2.py:llava_onevision_7b and abstract arguments for it on these devices."""
+    settings = config.read(config.TrainConfig, stage2.llava_onevision_7b().to_dict())
+    mesh = sharding.make_mesh(1, len(devices), 1, devices)
+    buckets = [Bucket(*bucket) for bucket in settings.data.buckets]
+    backbone = backbones.open_backbone(
+        str(folder), max_length=buckets[-1].tokens, pinpoints=settings.pinpoints
+    )
+    blueprint = state.draw(
+        backbone,
+        mesh,
+        adapters=settings.lora,
+        trainable=settings.trainable,
+        frozen_dtype=jnp.dtype("bfloat16"),
+    )
+    execution = Execution(jnp.dtype("bfloat16"), "full", "xla")
+    optimize = optimizer.make_optimizer(settings.optimizer, settings.steps, blueprint.trainable)
+    run = step.make_train_step(
+        step.make_encode(blueprint.graph, execution),
+        optimize,
+        optimizer.make_schedule(settings.optimizer, settings.steps),
+        settings.loss,
+        recompute=True,
+    )
+    plan = pair_plan(
+        buckets,
+        backbone.layout,
+        batch_size=settings.batch_size,
+        chunk_size=settings.chunk_size,
+    )
+    rows, pairs = sharding.chunked_rows(mesh), NamedSharding(mesh, jax.P(sharding.ROWS))
+
+    def shaped(array, where):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+    groups, _ = fill_buckets([], plan)  # zeros that are never touched cost no memory
+    pair = jax.ShapeDtypeStruct((settings.batch_size,), jnp.int32, sharding=pairs)
+    batch = Batch(
+        groups=jax.tree.map(lambda x: shaped(x, rows), groups),
+        query=pair,
+        positive=pair,
+        negative=jax.ShapeDtypeStruct((settings.batch_size, 0), jnp.int32, sharding=pairs),
+        target_id=tuple(
+            jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
+        ),
+        source=pair,
+    )
+    now = state.abstract_state(blueprint, optimize, mesh)
+    out = (jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh))
+    return mesh, jax.jit(run, donate_argnums=0, out_shardings=out), now, batch, blueprint
+
+
+def test_the_7b_step_traces(folder):
+    """Shapes, rules and shardings fit at full size; nothing is allocated."""
+    mesh, run, now, batch, blueprint = draw(folder, jax.devices())
+    size = sum(leaf.size for leaf in blueprint.parameters.values())
+    assert 7.5e9 < size < 8.2e9
+    trained = sum(blueprint.parameters[path].size for path in blueprint.trainable)
+    assert trained < 0.01 * size
+    with jax.set_mesh(mesh):
+        new, metrics = jax.eval_shape(run, now, batch)
+    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.slow
+def test_the_7b_step_compiles_for_tpu_v5e_4x4(folder):
+    """LoRA, 1024 pairs of one-tile images, on 16 chips of 16 GB."""
+    pytest.importorskip("libtpu")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+    mesh, run, now, batch, _ = draw(folder, topology.devices)
+    with jax.set_mesh(mesh):
+        compiled = run.lower(now, batch).compile()
+    memory = compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert used + memory.output_size_in_bytes - memory.alias_size_in_bytes < HBM
