@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unime_jax.evaluation import mmeb, report, scores
+from unime_jax.evaluation import figures, gallery, mmeb, report, scores
 
 TABLE = {
     "digits": ("CLS", "IND"),
@@ -154,8 +154,8 @@ def test_images_are_small_and_readable(tmp_path, results):
     for source in sources:
         with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
             image.load()
-            assert max(image.size) <= report.THUMBNAIL
-    assert report._thumbnail(image_bytes("wide")).startswith("data:image/jpeg")
+            assert max(image.size) <= gallery.THUMBNAIL
+    assert gallery.thumbnail(image_bytes("wide")).startswith("data:image/jpeg")
 
 
 def test_report_without_composition_or_before(tmp_path, results):
@@ -195,12 +195,12 @@ def test_no_failures(tmp_path):
 def test_examples_show_failures_first_and_always_the_gold(tmp_path, results):
     result = results[1]["scenes"]
     assert 0 < (result.rank > 0).sum() < 20
-    picked = report._pick(result)
+    picked = gallery.pick(result)
     assert [int(result.rank[n]) > 0 for n in picked] == [True, True, False]
     thumbnails = {}
     for name, other in results[0].items():
         for n in range(len(other.ids)):
-            example = report._example(other, n, None, image_bytes, thumbnails)
+            example = gallery.example(other, n, None, image_bytes, thumbnails)
             gold = [card for card in example["cards"] if card["gold"]]
             assert len(gold) == 1, (name, n)
             assert gold[0]["place"] == example["rank"] == other.rank[n] + 1
@@ -208,7 +208,7 @@ def test_examples_show_failures_first_and_always_the_gold(tmp_path, results):
 
 
 def test_budget_leaves_out_later_examples(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(report, "IMAGE_BUDGET", 10_000)
+    monkeypatch.setattr(gallery, "IMAGE_BUDGET", 10_000)
     text, _ = write(tmp_path, *results)
     assert "more examples left out" in text
 
@@ -225,7 +225,7 @@ def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
     path.write_text("\n".join(lines))
     records = report.read_metrics(path)
     assert [r["step"] for r in records] == [1, 2]
-    assert report._dropped(records) == [2]
+    assert figures.dropped_steps(records) == [2]
     path.write_text('{"step": 2, "loss": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2 is not a step's metrics"):
         report.read_metrics(path)
@@ -234,7 +234,7 @@ def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
 def test_long_curves_are_binned():
     x, y = np.arange(10_000.0), np.ones(10_000)
     y[::3] = np.nan
-    short_x, short_y = report._binned(x, y)
-    assert len(short_x) == len(short_y) == report.POINTS
+    short_x, short_y = figures.binned(x, y)
+    assert len(short_x) == len(short_y) == figures.POINTS
     assert np.isfinite(short_y).all() and (np.diff(short_x) > 0).all()
-    assert [len(v) for v in report._binned(x, np.full(10_000, np.nan))] == [0, 0]
+    assert [len(v) for v in figures.binned(x, np.full(10_000, np.nan))] == [0, 0]

@@ -1,0 +1,116 @@
+"""The report's gallery: queries with their best candidates, failures first, images inlined."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unime_jax.evaluation import figures
+from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation.mmeb import DatasetResult, Images
+
+EXAMPLES = 3  # per dataset in the gallery
+IMAGE_BUDGET = 1_800_000  # characters of base64 in the whole page
+THUMBNAIL = 144  # pixels of the longer side
+
+
+def gallery(
+    table: scores_lib.Table,
+    before: Mapping[str, DatasetResult],
+    after: Mapping[str, DatasetResult],
+    images: Images,
+) -> tuple[list[dict[str, Any]], int]:
+    """Some rows of every dataset, mistakes first, and how many had to be left out for size."""
+    shown = after or before
+    picks = {name: pick(result) for name, result in shown.items()}
+    thumbnails: dict[str, str] = {}
+    sections: dict[str, dict[str, Any]] = {
+        name: {
+            "name": name,
+            "meta": table[name][0] if name in table else "",
+            "failures": int(np.sum(result.rank > 0)),
+            "rows": len(result.ids),
+            "examples": [],
+        }
+        for name, result in shown.items()
+    }
+    used = left_out = 0
+    for turn in range(EXAMPLES):  # one of every dataset, then a second one, ...
+        for name, rows in picks.items():
+            if turn >= len(rows):
+                continue
+            if used > IMAGE_BUDGET:
+                left_out += 1
+                continue
+            earlier = before.get(name) if after else None
+            card = example(shown[name], rows[turn], earlier, images, thumbnails)
+            used += sum(len(side["src"]) for side in (card["query"], *card["cards"]))
+            sections[name]["examples"].append(card)
+    return [section for section in sections.values() if section["examples"]], left_out
+
+
+def pick(result: DatasetResult) -> list[int]:
+    """The most confident mistakes and, if there is room or at least one place, a hit."""
+    margin = result.gold_score - result.top_score[:, 0]
+    order = np.argsort(margin, kind="stable")
+    failures = [int(n) for n in order if result.rank[n] > 0]
+    hits = np.flatnonzero(result.rank == 0).tolist()
+    return [*failures[: EXAMPLES - 1], *hits[:1], *failures[EXAMPLES - 1 :], *hits[1:]][:EXAMPLES]
+
+
+def example(
+    result: DatasetResult,
+    row: int,
+    earlier: DatasetResult | None,
+    images: Images,
+    thumbnails: dict[str, str],
+) -> dict[str, Any]:
+    def card(number: int) -> dict[str, Any]:
+        item = result.items[number]
+        if item.image_path and item.image_path not in thumbnails:
+            thumbnails[item.image_path] = thumbnail(images(item.image_path))
+        text = " ".join(item.text.replace("<|image_1|>", " ").split())
+        text = text if len(text) <= 200 else text[:199] + "…"
+        return {"text": text, "src": thumbnails.get(item.image_path, "")}
+
+    gold = int(result.gold[row])
+    cards = [
+        card(int(number)) | {"place": place, "score": float(score), "gold": number == gold}
+        for place, (number, score) in enumerate(
+            zip(result.top[row], result.top_score[row], strict=True), 1
+        )
+        if number >= 0
+    ]
+    if not any(c["gold"] for c in cards):
+        score = float(result.gold_score[row])
+        place = int(result.rank[row]) + 1
+        cards.append(card(gold) | {"place": place, "score": score, "gold": True})
+    if len(cards) > 1 and len({c["text"] for c in cards}) == 1:
+        cards = [c | {"text": ""} for c in cards]  # one prompt for all says nothing about each
+    place_before = None
+    if earlier and earlier.ids[row : row + 1] == result.ids[row : row + 1]:
+        place_before = int(earlier.rank[row]) + 1
+    return {
+        "id": result.ids[row],
+        "query": card(int(result.query[row])),
+        "cards": cards,
+        "pictures": any(c["src"] for c in cards),
+        "rank": int(result.rank[row]) + 1,
+        "earlier": place_before,
+        "candidates": int(result.candidates[row]),
+    }
+
+
+def thumbnail(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # JPEG decodes small at once
+        picture = image.convert("RGBA")
+    if max(picture.size) <= THUMBNAIL:
+        return figures.data_uri(
+            picture.convert("RGB"), "PNG" if max(picture.size) <= 64 else "JPEG"
+        )
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    white = Image.new("RGBA", picture.size, "white")  # transparent parts would turn black
+    return figures.data_uri(Image.alpha_composite(white, picture).convert("RGB"), "JPEG")
