@@ -20,7 +20,7 @@ def mini() -> ConfigDict:
     config = ConfigDict()
     config.job = "train"
     config.seed = 0
-    config.steps = 240
+    config.steps = 290
     config.batch_size = 64  # pairs, over all devices
     config.chunk_size = 8  # rows of the longest bucket that are encoded at once
     config.log_every = 1
@@ -51,7 +51,7 @@ def mini() -> ConfigDict:
     config.loss.mask_same_target = True
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_steps = 15
     config.optimizer.schedule = "linear"
     config.optimizer.final_learning_rate = 0.0
@@ -69,7 +69,7 @@ def mini() -> ConfigDict:
     config.data.prepare = ConfigDict()
     config.data.prepare.module = "data_pipelines.mini_mmeb"
     config.data.prepare.seed = 0
-    config.data.prepare.train_rows = 320
+    config.data.prepare.train_rows = 480
     config.data.prepare.eval_rows = 100
     config.data.train = "mini_mmeb/train"
     config.data.weights = ConfigDict()

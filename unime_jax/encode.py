@@ -1,5 +1,6 @@
 """Items to embeddings in bulk, for evaluation and export: packed like training rows."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -27,14 +28,7 @@ def make_encoder(
     `parameters`: trainable and frozen. `plan.rows` items are preprocessed and encoded at a time.
     Every process gets all embeddings.
     """
-    everywhere = sharding.replicated(mesh)
-
-    @jax.jit
-    def run(trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]):
-        parts = [
-            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
-        ]
-        return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
+    run = _program(encode, mesh)
 
     def embed(rows: list[Row]) -> np.ndarray:
         groups, places = fill_buckets(rows, plan)
@@ -51,3 +45,20 @@ def make_encoder(
         return np.concatenate([embed([preprocess(item) for item in window]) for window in windows])
 
     return encoder
+
+
+@functools.lru_cache(maxsize=2)
+def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+    """One program for all parameters of a model, so that "before" and "after" compile once."""
+    everywhere = sharding.replicated(mesh)
+
+    @jax.jit
+    def run(
+        trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
+    ) -> list[jax.Array]:
+        parts = [
+            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
+        ]
+        return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
+
+    return run

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from unime_jax import backbones, config, export, optimizer, sharding, state, step
+from unime_jax import backbones, config, export, optimizer, paths, sharding, state, step
 from unime_jax.batch import Batch, Item
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, pack, quarantine, sources
@@ -89,23 +89,24 @@ def _train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    parameters = state.make_parameters(
-        backbone, blueprint, adapters=settings.lora, init=settings.init, seed=settings.seed
-    )
+
+    def initial() -> paths.Parameters:
+        return state.make_parameters(
+            backbone, blueprint, adapters=settings.lora, init=settings.init, seed=settings.seed
+        )
+
     table = state.parameter_table(blueprint)
     logging.info("parameters:\n%s", table)
     if jax.process_index() == 0:
         (workdir / "parameters.txt").write_text(table + "\n")
-    now = state.make_state(blueprint, parameters, optimize, mesh)
+    now = state.make_state(blueprint, initial(), optimize, mesh)
     tests = suite.open_suite(settings.evaluation, folder)
     test_plan = pack.Plan(
         tuple(buckets), backbone.layout, settings.chunk_size, settings.evaluation.rows
     )
 
-    def encoder_of(now: step.TrainState) -> Encoder:
-        return make_encoder(
-            encode, (now.trainable, now.frozen), backbone.preprocess, test_plan, mesh
-        )
+    def encoder_of(trainable: paths.Parameters, frozen: paths.Parameters) -> Encoder:
+        return make_encoder(encode, (trainable, frozen), backbone.preprocess, test_plan, mesh)
 
     with (
         contextlib.closing(data),
@@ -113,9 +114,7 @@ def _train(
             workdir / "checkpoints", every=settings.checkpoint.every, keep=settings.checkpoint.keep
         ) as checkpoints,
     ):
-        if checkpoints.latest_step() is None:
-            _evaluate(tests, encoder_of(now), workdir, "before")
-        else:
+        if checkpoints.latest_step() is not None:
             now = checkpoints.restore(now, data)
             logging.info("resuming %s after step %d", workdir, int(now.step))
         train_step = jax.jit(
@@ -134,7 +133,12 @@ def _train(
         if int(now.step) < settings.steps:
             return  # told to stop; the same command goes on from here
 
-    encoder = encoder_of(now)
+    if "before" not in scores.read_scores(workdir):
+        # The start follows from the config, so it is made again rather than kept, and the first
+        # step need not wait for an evaluation.
+        trainable = blueprint.part(initial(), trainable=True)
+        _evaluate(tests, encoder_of(trainable, now.frozen), workdir, "before")
+    encoder = encoder_of(now.trainable, now.frozen)
     _evaluate(tests, encoder, workdir, "after")
     export.export(
         workdir / "hf",
