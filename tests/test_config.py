@@ -70,7 +70,7 @@ def test_values_arrive(values):
     assert settings.loss.hard_negatives == 8
     assert settings.wandb_project is None
     assert settings.trainable == ((".*", True),)
-    assert settings.data.buckets[0] == (48, 0, 1.0)
+    assert settings.data.buckets == tuple(values["data"]["buckets"])
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def tiny_config(
         vision_config=SiglipVisionConfig(
             image_size=tile, patch_size=patch, vision_use_head=False, **vision
         ),
-        text_config=Qwen2Config(vocab_size=400, **text),
+        text_config=Qwen2Config(**({"vocab_size": 400} | text)),
         image_grid_pinpoints=pinpoints(tile, grid),
         vision_aspect_ratio=f"anyres_max_{max_tiles}",
     )
