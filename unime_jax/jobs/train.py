@@ -313,8 +313,9 @@ def _evaluate(
     found, results = suite.evaluate(tests, encoder)
     logging.info("evaluation %s training took %.1f s", when, time.perf_counter() - started)
     if jax.process_index() == 0:
-        scores.write_scores(workdir, when, found)
+        # The scores say that this side is done, so they come last.
         mmeb.save_results(workdir / f"results_{when}.npz", results)
+        scores.write_scores(workdir, when, found)
 
 
 def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
