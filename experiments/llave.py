@@ -28,7 +28,7 @@ def llava_onevision_7b() -> ConfigDict:
     config = with_loss(stage2.llava_onevision_7b())
     config.steps = 2600  # one epoch of 662K pairs
     config.batch_size = 256
-    config.pinpoints = ((384, 384), (384, 768), (768, 384), (768, 768))
+    config.processing.pinpoints = ((384, 384), (384, 768), (768, 384), (768, 768))
     config.trainable = ((r"vision_tower\..*", False), (".*", True))
     config.lora.rank = 0
     config.optimizer.learning_rate = 5e-6

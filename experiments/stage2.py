@@ -28,9 +28,16 @@ def mini() -> ConfigDict:
     config.infonce_steps = 60  # from scratch, the hardest negatives alone make a model collapse
     config.export_dtype = "float32"
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
-    config.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
     config.init = "random"
     config.trainable = ((".*", True),)
+
+    config.processing = ConfigDict()
+    config.processing.prompt = "chat"
+    config.processing.image_size = config_dict.placeholder(tuple)
+    config.processing.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
+    config.processing.pixels = config_dict.placeholder(tuple)
+    config.processing.grid_positions = False
+    config.processing.legacy_padding = False
 
     config.lora = ConfigDict()
     config.lora.rank = 0
@@ -108,7 +115,7 @@ def llava_onevision_7b() -> ConfigDict:
     config.export_dtype = "bfloat16"
     config.log_every = 10
     config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
-    config.pinpoints = ((384, 384),)  # UniME trains at a low resolution
+    config.processing.pinpoints = ((384, 384),)  # UniME trains at a low resolution
     config.init = "pretrained"
     config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
     config.lora.rank = 16

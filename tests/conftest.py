@@ -13,6 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jax  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from tests.torchvision_ops import import_torchvision  # noqa: E402
+
+import_torchvision()
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # The first example of a test compiles, which is no sign of a slow strategy.

@@ -45,7 +45,7 @@ def draw(folder, devices):
     mesh = sharding.make_mesh(1, len(devices), 1, devices)
     buckets = [Bucket(*bucket) for bucket in settings.data.buckets]
     backbone = backbones.open_backbone(
-        str(folder), max_length=buckets[-1].tokens, pinpoints=settings.pinpoints
+        str(folder), max_length=buckets[-1].tokens, processing=settings.processing
     )
     blueprint = state.draw(
         backbone,

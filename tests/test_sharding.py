@@ -1,20 +1,19 @@
 """Meshes, the sharding of every parameter, and a sharded model that computes the same."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
+from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT, make_pair, packed, picture
+from tests.test_aot import TEXT as TEXT_7B
+from tests.test_aot import VISION as VISION_7B
 from unime_jax import paths, sharding
-from unime_jax.backbones import llava_onevision
+from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.models import lora
-from unime_jax.models.vlm import Vlm
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 
@@ -119,36 +118,16 @@ ADAPTERS_7B = {  # of rank 16 on two layers, cut where the kernel's own side is
 
 
 @pytest.fixture(scope="module")
-def shapes_7b():
+def shapes_7b(tmp_path_factory):
     """Shapes of LLaVA-OneVision-7B with DoRA on two kinds of layers; nothing is computed."""
-    text = Qwen2Config(
-        vocab_size=152128,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
+    folder = write_folder(
+        tmp_path_factory.mktemp("7b"), tile=384, patch=14, grid=6, vision=VISION_7B, text=TEXT_7B
     )
-    vision = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=26,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    pixels = types.SimpleNamespace(image_mean=(0.5,) * 3, image_std=(0.5,) * 3, rescale_factor=1.0)
-    config = llava_onevision.model_config(
-        LlavaOnevisionConfig(vision_config=vision, text_config=text), pixels
-    )
+    backbone = open_backbone(str(folder), max_length=1024)
     targets = ((r"language_model.*(q_proj|down_proj)", True), (".*", False))
 
     def make():
-        model = Vlm(config, key=jax.random.key(0))
+        model = backbone.make_model(jax.random.key(0))
         adapters = lora.LoraConfig(rank=16, alpha=32.0, dora=True, targets=targets)
         lora.add(model, adapters, key=jax.random.key(1))
         return model

@@ -5,7 +5,7 @@ N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives, G all
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Float32, Int32, UInt8, UInt32
@@ -13,22 +13,37 @@ from jaxtyping import Float32, Int32, UInt8, UInt32
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
 
 
+class Picture(NamedTuple):
+    """An encoded image file and the path it is known by; a path without bytes is a missing file."""
+
+    path: str
+    data: bytes | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One side of a pair: text, an image, or both.
 
     `text` marks the place of the image with MMEB's `<|image_1|>`. `image_path` is "" for an item
-    that has no image by intent; a path without `image` bytes is a missing file.
+    that has no image by intent; a path without `image` bytes is a missing file. `more_images` come
+    after it, `<|image_2|>` and so on.
     """
 
     text: str
     image_path: str = ""
     image: bytes | None = dataclasses.field(default=None, repr=False, compare=False)
+    more_images: tuple[Picture, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All images of the item, in order."""
+        first = (Picture(self.image_path, self.image),) if self.image_path or self.image else ()
+        return first + self.more_images
 
     @property
     def key(self) -> tuple[str, str]:
         """MMEB's identity of an item: equal keys are encoded once and are the same target."""
-        return self.text, self.image_path
+        return self.text, "\0".join([self.image_path, *(path for path, _ in self.more_images)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +61,10 @@ class Example:
 class Row:
     """One item after a family's host preprocessing, unpadded.
 
-    `slot[t]` is -1 for a text token, else rows of this item's image-token table: row 0 is the
-    newline vector, row 1 + n * P + p is patch p of tile n. With S > 1 they are blended by
-    `slot_weight`: the token's embedding is sum_s slot_weight[t, s] * table[slot[t, s]].
+    `slot[t]` is -1 for a text token, else rows of this item's image-token table, which the family's
+    model makes of `patches`. With S > 1 they are blended by `slot_weight`: the token's embedding is
+    sum_s slot_weight[t, s] * table[slot[t, s]]. `patch_position` is (number of the image, row,
+    column) for towers that need it, -1 where a tile is not filled.
     """
 
     tokens: Int32[ArrayLike, " t"]
@@ -56,6 +72,7 @@ class Row:
     slot: Int32[ArrayLike, "t S"]
     slot_weight: Float32[ArrayLike, "t S"] | None = None
     patches: UInt8[ArrayLike, "n P F"] | None = None
+    patch_position: Int32[ArrayLike, "n P 3"] | None = None
     truncated: int = 0  # text tokens cut off to keep the row within the longest length
     orphan_images: int = 0  # image markers left out of the text, because there is no image
 
@@ -75,6 +92,7 @@ class Inputs:
     slot: Int32[ArrayLike, "C R T S"]
     slot_weight: Float32[ArrayLike, "C R T S"] | None
     patches: UInt8[ArrayLike, "C R N P F"] | None
+    patch_position: Int32[ArrayLike, "C R N P 3"] | None
 
 
 @jax.tree_util.register_dataclass

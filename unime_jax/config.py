@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from unime_jax.backbones.processing import Processing
 from unime_jax.models import attention, scan
 from unime_jax.models.lora import LoraConfig
 from unime_jax.optimizer import OptimizerConfig
@@ -95,7 +96,6 @@ class ExecutionConfig:
 class TrainConfig:
     """A training run. Paths in `data` and `evaluation` are relative to `data.folder`.
 
-    `pinpoints`: image canvases (height, width) to train and export with; empty: the backbone's.
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
     `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
     `max_skipped`: give up after so many non-finite steps in a row.
@@ -111,7 +111,7 @@ class TrainConfig:
     infonce_steps: int
     export_dtype: Literal["float32", "bfloat16"]
     backbone: str
-    pinpoints: tuple[tuple[int, int], ...]
+    processing: Processing
     init: Literal["pretrained", "random"]
     trainable: Rules[bool]
     lora: LoraConfig

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unime_jax import paths, sharding
-from unime_jax.backbones import Backbone, open_backbone
+from unime_jax.backbones import Backbone, open_backbone, processing
 from unime_jax.batch import Item
 from unime_jax.data.pack import Plan
 from unime_jax.encode import Encoder, make_encoder
@@ -51,9 +51,10 @@ def export(
         for source in backbone.folder.glob(pattern):
             if not source.name.endswith(".index.json") and source.name != SELF_CHECK:
                 shutil.copyfile(source, partial / source.name)
-    pinpoints = {"image_grid_pinpoints": backbone.preprocess.pinpoints}  # as trained with
-    _update_json(partial / "config.json", {"dtype": np.dtype(dtype).name} | pinpoints)
-    _update_json(partial / "preprocessor_config.json", pinpoints)
+    changes = {"dtype": np.dtype(dtype).name} | dict(backbone.config_changes)
+    _update_json(partial / "config.json", changes)
+    _update_json(partial / "preprocessor_config.json", backbone.image_processor_changes)
+    processing.write(partial, backbone.processing)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -1,4 +1,4 @@
-"""A tiny random LLaVA-OneVision, as transformers' PyTorch model and as ours, with equal weights."""
+"""A tiny random model, as transformers' PyTorch model and as ours, with equal weights."""
 
 import dataclasses
 import io
@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, LlavaOnevisionForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, paths, sharding
@@ -33,23 +38,32 @@ TEXT = dict(
 class Pair:
     """The same weights twice."""
 
-    torch_model: LlavaOnevisionForConditionalGeneration
+    torch_model: PreTrainedModel
     backbone: backbones.Backbone
     parameters: paths.Parameters
     model: Vlm
 
 
 def make_pair(folder: pathlib.Path, *, grid: int, max_tiles: int = 9, seed: int = 0) -> Pair:
-    """Writes a folder with weights through transformers and opens it through ours."""
+    """A LLaVA-OneVision; see `pair_of`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, grid=grid, max_tiles=max_tiles, vision=VISION, text=TEXT)
+    return pair_of(folder, seed=seed)
+
+
+def pair_of(
+    folder: pathlib.Path, *, seed: int = 0, processing: backbones.Processing | None = None
+) -> Pair:
+    """Writes weights into a folder through transformers and opens it through ours."""
     torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(AutoConfig.from_pretrained(folder)).eval()
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder)).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms must matter, too
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    config = (folder / "config.json").read_bytes()
     model.save_pretrained(folder)
-    backbone = backbones.open_backbone(str(folder), max_length=4096)
+    (folder / "config.json").write_bytes(config)  # in the hub's form, not transformers' newest
+    backbone = backbones.open_backbone(str(folder), max_length=4096, processing=processing)
     parameters = load(backbone)
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     return Pair(model, backbone, parameters, paths.merge(graph, parameters))
@@ -79,17 +93,16 @@ def picture(width: int, height: int, seed: int) -> bytes:
 def torch_hidden(pair: Pair, item: Item) -> np.ndarray:
     """transformers' last hidden states [t, D] of one item, unpadded, on its own pixel pipeline."""
     row = pair.backbone.preprocess(item)
-    inputs = {"input_ids": torch.tensor(np.asarray(row.tokens))[None].long()}
-    if item.image:
-        from transformers import AutoImageProcessor
-
+    ids = torch.tensor(np.asarray(row.tokens))[None].long()
+    inputs = {"input_ids": ids}
+    if item.pictures:
         processor = AutoImageProcessor.from_pretrained(pair.backbone.folder, backend="pil")
-        image = Image.open(io.BytesIO(item.image))
-        pixels = processor(images=[image], return_tensors="np")
-        inputs |= {
-            "pixel_values": torch.tensor(np.asarray(pixels["pixel_values"])).float(),
-            "image_sizes": torch.tensor(np.asarray(pixels["image_sizes"])),
-        }
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for _, data in item.pictures]
+        # One sample of several images, as its own processor hands them over.
+        inputs |= processor(images=[images], return_tensors="pt")
+    if pair.backbone.layout.axes == 3:
+        inputs["mm_token_type_ids"] = (ids == pair.torch_model.config.image_token_id).int()
+        inputs["position_ids"] = torch.tensor(row.positions.T[:, None]).long()
     with torch.no_grad():
         return pair.torch_model.model(**inputs).last_hidden_state[0].numpy()
 

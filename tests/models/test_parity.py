@@ -44,9 +44,9 @@ def torch_rope(pair, x, positions):
 
 
 def our_rope(pair, tokens):
-    text = pair.backbone.config.text
+    text = pair.backbone.text
     positions = jnp.arange(tokens)[None, :, None].repeat(2, axis=0)
-    return rope.rotary_angles(positions, text.head_dim, text.rope_theta)
+    return rope.rotary_angles(positions, text.rope_sections, text.rope_theta)
 
 
 def test_rotary_angles(pair):
@@ -99,7 +99,7 @@ def test_tower_and_projector(pair):
         features = tower(normal, output_hidden_states=True).hidden_states[-1]
         theirs = pair.torch_model.model.multi_modal_projector(features)
     patches = pixels.reshape(3, 3, 4, 7, 4, 7).transpose(0, 2, 4, 1, 3, 5).reshape(1, 3, 16, 147)
-    table = pair.model.image_table(jnp.asarray(patches), EXACT)
+    table = pair.model.image_table(jnp.asarray(patches), None, EXACT)
     newline = pair.torch_model.model.image_newline.detach()
     close(table[0, 0], newline, 0)
     close(table[0, 1:].reshape(3, 16, 48), theirs)

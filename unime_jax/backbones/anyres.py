@@ -1,4 +1,4 @@
-"""LLaVA-OneVision's AnyRes on the host: the tiles of an image, and what its tokens read of them.
+"""AnyRes of LLaVA on the host: the tiles of an image, and what its tokens read of them.
 
 One image is seen as a base tile (the whole image, stretched) and a grid of tiles (the image, aspect
 kept, centred on a black canvas). The model reads the base tile's patches, then the grid's patches
@@ -58,7 +58,7 @@ def content_margin(height: int, width: int, map_height: int, map_width: int) -> 
     return 0, (map_width - content) // 2
 
 
-def resamples(pinpoints: Sequence[Size], *, tile: int, side: int, max_tiles: int) -> bool:
+def resamples(pinpoints: Sequence[Size], *, tile: int, side: int, max_tiles: int | None) -> bool:
     """Whether some image can give a map so large that it is shrunk (its tokens are blends)."""
     return any(
         _shrinkage(h // tile * side, w // tile * side, side=side, max_tiles=max_tiles) > 1.1
@@ -80,7 +80,7 @@ def image_slots(
     pinpoints: tuple[Size, ...],
     tile: int,
     side: int,
-    max_tiles: int,
+    max_tiles: int | None,
 ) -> tuple[Int32[np.ndarray, "t S"], Float32[np.ndarray, "t S"] | None]:
     """The image tokens of one image, as rows of its table and their weights.
 
@@ -89,7 +89,8 @@ def image_slots(
       pinpoints: the canvases of the checkpoint, multiples of `tile`, in its order.
       tile: the side of a tile, the vision tower's image size.
       side: patches along a side of a tile.
-      max_tiles: the 9 of "anyres_max_9"; a map of more patches than that many tiles is shrunk.
+      max_tiles: the 9 of "anyres_max_9": a map of more patches than that many tiles is shrunk.
+        None, in LLaVA-NeXT: never.
 
     Returns:
       slot int32 [t, S] and weight float32 [t, S]: token i is the sum over s of
@@ -141,19 +142,32 @@ def image_slots(
     return _read_only(slot), _read_only(weight)
 
 
+def untiled_slots(
+    side: int, blend: int
+) -> tuple[Int32[np.ndarray, "t S"], Float32[np.ndarray, "t S"]]:
+    """As `image_slots`, S = `blend`, of an image that is its base tile only: patches, a newline."""
+    slot = np.append(np.arange(1, 1 + side * side, dtype=np.int32), np.int32(NEWLINE))
+    weight = np.zeros((len(slot), blend), np.float32)
+    weight[:, 0] = 1
+    return np.repeat(slot[:, None], blend, axis=1), weight
+
+
+def base_tile(image: Image.Image, tile: int, resample: int) -> UInt8[np.ndarray, "tile tile 3"]:
+    """The whole image, stretched to a square."""
+    return np.asarray(image.resize((tile, tile), Image.Resampling(resample)))
+
+
 def cut_tiles(
     image: Image.Image, pinpoints: tuple[Size, ...], tile: int, resample: int
 ) -> UInt8[np.ndarray, "n tile tile 3"]:
-    """The base tile (the image stretched to a square), then the canvas's tiles row by row."""
+    """The base tile, then the canvas's tiles row by row."""
     height, width = select_pinpoint(image.height, image.width, pinpoints)
     content_height, content_width = content_size(image.height, image.width, (height, width))
     top, left = (height - content_height) // 2, (width - content_width) // 2
-    filter_ = Image.Resampling(resample)
-    base = image.resize((tile, tile), filter_)
-    content = image.resize((content_width, content_height), filter_)
+    content = image.resize((content_width, content_height), Image.Resampling(resample))
     rows, columns = height // tile, width // tile
     tiles = np.empty((1 + rows * columns, tile, tile, 3), np.uint8)
-    tiles[0] = np.asarray(base)
+    tiles[0] = base_tile(image, tile, resample)
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[top : top + content_height, left : left + content_width] = np.asarray(content)
     canvas = canvas.reshape(rows, tile, columns, tile, 3).transpose(0, 2, 1, 3, 4)
@@ -171,7 +185,9 @@ def cut_patches(
     return np.ascontiguousarray(tiles).reshape(count, side * side, 3 * patch * patch)
 
 
-def _shrinkage(map_height: int, map_width: int, *, side: int, max_tiles: int) -> float:
+def _shrinkage(map_height: int, map_width: int, *, side: int, max_tiles: int | None) -> float:
+    if max_tiles is None:
+        return 0.0
     return math.sqrt(map_height * map_width / (max_tiles * side**2))
 
 

@@ -24,21 +24,24 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9  # the hub's customary shard size
 
-_STACKED = re.compile(r"(.*\.layers)\.(.*)")
+_STACKED = re.compile(r"(.*\.(?:layers|blocks))\.(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """A family's spelling of names.
+    """How a checkpoint spells names.
 
     `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
     `aliases`: (regex, replacement) that turn other spellings into the published one.
     `unused`: regexes of tensors that the embedder has no use for (carried over on export).
+    `convolution`: path of the kernel that is a convolution in the file, and the shape of one of
+    its filters there.
     """
 
     prefixes: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
+    convolution: tuple[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +65,12 @@ class Entry:
         return flat.T if self.transposed else flat
 
 
-def table(shapes: Mapping[str, tuple[int, ...]], names: Names, patch_size: int) -> list[Entry]:
+def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
     """An entry for every parameter. Raises ValueError where a path has no prefix rule."""
-    return [_entry(path, tuple(shape), names, patch_size) for path, shape in shapes.items()]
+    return [_entry(path, tuple(shape), names) for path, shape in shapes.items()]
 
 
-def _entry(path: str, shape: tuple[int, ...], names: Names, patch_size: int) -> Entry:
+def _entry(path: str, shape: tuple[int, ...], names: Names) -> Entry:
     for ours, theirs in names.prefixes:
         if path.startswith(ours):
             name = theirs + path[len(ours) :]
@@ -81,8 +84,9 @@ def _entry(path: str, shape: tuple[int, ...], names: Names, patch_size: int) -> 
     layers, shape = (shape[0], shape[1:]) if match else (1, shape)
     if leaf == "kernel":
         shape = shape[::-1]
-        if path.endswith("patch_embedding.kernel"):  # a convolution in the file
-            shape = (shape[0], 3, patch_size, patch_size)
+        convolution, filter_shape = names.convolution
+        if path == convolution:
+            shape = (shape[0], *filter_shape)
     all_names = tuple(f"{match[1]}.{i}.{match[2]}" for i in range(layers)) if match else (name,)
     return Entry(path, all_names, match is not None, shape, leaf == "kernel")
 
@@ -159,10 +163,7 @@ def checkpoint_files(folder: pathlib.Path) -> list[str]:
 
 
 def load(
-    folder: pathlib.Path,
-    targets: Mapping[str, jax.ShapeDtypeStruct],
-    names: Names,
-    patch_size: int,
+    folder: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct], names: Names
 ) -> dict[str, jax.Array]:
     """Reads every parameter of `targets` in its dtype and sharding.
 
@@ -175,7 +176,7 @@ def load(
             f"{folder} holds no {SINGLE} or {INDEX}. Download the whole repository, convert "
             'pickled weights to safetensors, or set config.init="random" to start from scratch.'
         )
-    entries = table({path: target.shape for path, target in targets.items()}, names, patch_size)
+    entries = table({path: target.shape for path, target in targets.items()}, names)
     checkpoint.check(entries)
     return {entry.path: _read(checkpoint, entry, targets[entry.path]) for entry in entries}
 
@@ -210,7 +211,6 @@ def save(
     folder: pathlib.Path,
     parameters: Mapping[str, jax.Array],
     names: Names,
-    patch_size: int,
     dtype: np.dtype,
     *,
     carried: Iterable[tuple[str, np.ndarray]] = (),
@@ -226,7 +226,7 @@ def save(
       carried: further (name, tensor) to store as they are, which the embedder does not use.
       spell: from a published name to the one to write.
     """
-    entries = table({path: leaf.shape for path, leaf in parameters.items()}, names, patch_size)
+    entries = table({path: leaf.shape for path, leaf in parameters.items()}, names)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for entry in entries:

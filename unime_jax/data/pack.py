@@ -39,6 +39,7 @@ class Layout:
     blended: bool = False  # rows have slot_weight
     patches: int = 0  # P
     patch_bytes: int = 0  # F
+    positioned: bool = False  # rows have patch_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +272,9 @@ def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
         slot=np.full(table, -1, np.int32),
         slot_weight=np.zeros(table, np.float32) if layout.blended else None,
         patches=np.zeros(pixels, np.uint8) if bucket.tiles else None,
+        patch_position=(
+            np.full((*pixels[:-1], 3), -1, np.int32) if bucket.tiles and layout.positioned else None
+        ),
     )
 
 
@@ -284,6 +288,8 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
         group.slot_weight[chunk, place, :length] = row.slot_weight
     if group.patches is not None and row.patches is not None:
         group.patches[chunk, place, : len(row.patches)] = row.patches
+        if group.patch_position is not None:
+            group.patch_position[chunk, place, : len(row.patches)] = row.patch_position
 
 
 def _check_layout(row: Row, layout: Layout) -> None:
@@ -292,12 +298,12 @@ def _check_layout(row: Row, layout: Layout) -> None:
     found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
     wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
     if row.patches is not None and len(row.patches):
-        found.append(np.shape(row.patches)[1:])
-        wanted.append((layout.patches, layout.patch_bytes))
+        found += [np.shape(row.patches)[1:], row.patch_position is not None]
+        wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
     if not length or found != wanted:
         raise TypeError(
-            f"a row of {length} tokens has positions, slot, slot_weight given, patches of a tile "
-            f"{found}; the plan's layout says {wanted}"
+            f"a row of {length} tokens has positions, slot, slot_weight given, patches of a tile, "
+            f"patch_position given {found}; the plan's layout says {wanted}"
         )
 
 

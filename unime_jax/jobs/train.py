@@ -49,7 +49,7 @@ def _train(
 ) -> None:
     largest = settings.data.buckets[-1]
     backbone = backbones.open_backbone(
-        settings.backbone, max_length=largest[0], pinpoints=settings.pinpoints
+        settings.backbone, max_length=largest[0], processing=settings.processing
     )
     execution = Execution(
         jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention

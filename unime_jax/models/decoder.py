@@ -21,6 +21,7 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+    rope_sections: tuple[int, ...]  # frequencies by position axis; they add up to head_dim / 2
     qkv_bias: bool
     hidden_act: str
 
@@ -99,19 +100,19 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=embed)
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
-        self.head_dim = config.head_dim
+        self.rope_sections = config.rope_sections
         self.rope_theta = config.rope_theta
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T 1"],
+        positions: Int[Array, "B T A"],
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, from token (or image) embeddings."""
-        cos, sin = rope.rotary_angles(positions, self.head_dim, self.rope_theta)
+        cos, sin = rope.rotary_angles(positions, self.rope_sections, self.rope_theta)
         x = scan.run(
             self.layers, lambda layer, x: layer(x, cos, sin, implementation), x, remat=remat
         )

@@ -1,15 +1,24 @@
 """Rotary position embedding in the half-split layout that Hugging Face checkpoints use."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
 def rotary_angles(
-    positions: Int[Array, "B T 1"], head_dim: int, theta: float
+    positions: Int[Array, "B T A"], sections: Sequence[int], theta: float
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
-    """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2)."""
-    frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32) * frequency
+    """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2).
+
+    Frequency i of H/2 turns with one of the A position axes: `sections` says how many, one after
+    the other, belong to each (M-RoPE, Qwen2-VL, section 2.1); plain rotary positions have one.
+    """
+    half = sum(sections)
+    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    axis = np.repeat(np.arange(len(sections)), sections)
+    angle = positions.astype(jnp.float32)[..., axis] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 

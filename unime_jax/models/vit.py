@@ -1,6 +1,7 @@
-"""The plain vision transformer of SigLIP: patches of one tile attend to each other."""
+"""The plain vision transformer of CLIP and SigLIP: patches of one tile attend to each other."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,11 @@ from unime_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
+    """CLIP's has a class token, a norm before the layers and no bias on its patch projection.
+
+    `num_layers` counts the layers up to the one whose output is read.
+    """
+
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -21,6 +27,9 @@ class VisionConfig:
     patch_size: int
     layer_norm_eps: float
     hidden_act: str
+    class_token: bool
+    pre_norm: bool
+    patch_bias: bool
 
     @property
     def side(self) -> int:
@@ -84,14 +93,22 @@ class Embeddings(nnx.Module):
     """Patch projection (a convolution whose stride is its size) plus learned positions."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array):
-        patch, position = jax.random.split(key)
-        values = 3 * config.patch_size**2
-        self.patch_embedding = Linear(values, config.hidden_size, bias=True, key=patch)
-        self.position_embedding = Embedding(config.side**2, config.hidden_size, key=position)
+        patch, position, first = jax.random.split(key, 3)
+        width, values = config.hidden_size, 3 * config.patch_size**2
+        self.patch_embedding = Linear(values, width, bias=config.patch_bias, key=patch)
+        tokens = config.side**2 + config.class_token
+        self.position_embedding = Embedding(tokens, width, key=position)
+        token = jax.random.normal(first, (width,)) * width**-0.5
+        self.class_embedding = nnx.Param(token) if config.class_token else None
 
-    def __call__(self, patches: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
-        position = jnp.arange(patches.shape[1])
-        return self.patch_embedding(patches) + self.position_embedding(position, patches.dtype)
+    def __call__(self, patches: Float[Array, "B P C"]) -> Float[Array, "B L D"]:
+        """L = P, or P + 1 with the class token in front."""
+        x = self.patch_embedding(patches)
+        if self.class_embedding is not None:
+            first = self.class_embedding[...].astype(x.dtype)
+            first = jnp.broadcast_to(first, (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
+        return x + self.position_embedding(jnp.arange(x.shape[1]), x.dtype)
 
 
 class Encoder(nnx.Module):
@@ -102,15 +119,17 @@ class Encoder(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Patch features of each tile from the last layer, before any final norm."""
+    """Patch features of each tile from the layer that LLaVA reads, before any final norm."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array):
         embeddings, encoder = jax.random.split(key)
         self.embeddings = Embeddings(config, key=embeddings)
+        norm = functools.partial(LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps)
+        self.pre_layrnorm = norm() if config.pre_norm else None  # CLIP's own spelling
         self.encoder = Encoder(config, key=encoder)
         # LLaVA reads the features in front of it: never applied, kept so that a checkpoint
         # comes back with every tensor it had.
-        self.post_layernorm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.post_layernorm = norm()
 
     def __call__(
         self,
@@ -120,9 +139,8 @@ class VisionTower(nnx.Module):
         implementation: attention.Implementation,
     ) -> Float[Array, "B P D"]:
         """Features of normalised pixel patches, each flattened as (channel, y, x)."""
-        return scan.run(
-            self.encoder.layers,
-            lambda layer, x: layer(x, implementation),
-            self.embeddings(patches),
-            remat=remat,
-        )
+        x = self.embeddings(patches)
+        if self.pre_layrnorm is not None:
+            x = self.pre_layrnorm(x)
+        x = scan.run(self.encoder.layers, lambda layer, x: layer(x, implementation), x, remat=remat)
+        return x[:, x.shape[1] - patches.shape[1] :]  # without the class token

@@ -1,0 +1,300 @@
+"""Items to rows for LLaVA-NeXT and LLaVA-OneVision: tokens, image slots and uint8 patches.
+
+The same numbers as transformers' processors, without torch or torchvision and without floats: the
+pixels stay bytes (the device rescales and normalises) and the image token is expanded here, with
+`anyres` saying what every copy of it reads. Padding and batching are the loader's.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, PretrainedConfig
+
+from unime_jax.backbones import anyres, hf_config, weights
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.processing import Processing
+from unime_jax.backbones.prompts import Prompt, open_prompt
+from unime_jax.batch import Item, Row
+from unime_jax.data.pack import Layout
+from unime_jax.models.layers import ACTIVATIONS
+from unime_jax.models.llava import Llava, LlavaConfig
+from unime_jax.models.vit import VisionConfig
+
+DEFAULTS = {  # of transformers' LlavaNextImageProcessor and LlavaOnevisionImageProcessor
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "do_center_crop": False,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaPreprocessor:
+    """Callable `Item -> Row`; picklable.
+
+    A row has token ids in reading order, positions 0, 1, ... (A = 1), and slots of
+    `slots_per_token` table rows as `anyres.image_slots` gives them (-1 for text); of several
+    images, each one's rows follow those of the one before.
+    """
+
+    prompt: Prompt
+    pinpoints: tuple[anyres.Size, ...]
+    tile: int  # pixels along a side of a tile
+    patch: int  # pixels along a side of a patch
+    max_tiles: int | None  # larger maps are shrunk; None: never
+    tiles_of_many: bool  # whether several images of one item are cut into tiles, too
+    resample: int  # Pillow's number of the resizing filter
+    image_size: tuple[int, int] | None
+    legacy_padding: bool
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a tile; pixels that fill no patch are dropped, as in a conv."""
+        return self.tile // self.patch
+
+    @functools.cached_property
+    def slots_per_token(self) -> int:
+        """S of every row: 4 if maps can be shrunk under these pinpoints, else 1."""
+        blended = anyres.resamples(
+            self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
+        )
+        return 4 if blended else 1
+
+    def rendered(self, item: Item) -> str:
+        """The prompt of an item as text, with a single image token where an image goes."""
+        return self.prompt.rendered(item)
+
+    def __call__(self, item: Item) -> Row:
+        """One row.
+
+        Image markers without image are left out and counted in `orphan_images`; text that is cut
+        off because the row would be longer than the prompt's `max_length`, in `truncated`.
+
+        Raises:
+          ValueError: an image is missing or unreadable, or the row cannot be made short enough.
+        """
+        images = open_pictures(item, self.image_size)
+        tiled = len(images) == 1 or self.tiles_of_many
+        seen = [self._slots(image, tiled=tiled) for image in images]
+        ids, truncated, orphans = self.prompt(item, [len(slot) for slot, _ in seen])
+        tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
+        slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
+        weight = np.zeros(slot.shape, np.float32)
+        patches = None
+        if images:
+            cut = [self._tiles(image, tiled=tiled) for image in images]
+            first = np.cumsum([0, *map(len, cut)]) * self.side**2
+            slot[is_image] = np.concatenate(
+                [np.where(s == anyres.NEWLINE, s, s + start) for (s, _), start in zip(seen, first)]
+            )
+            weight[is_image] = np.concatenate([w for _, w in seen])
+            patches = anyres.cut_patches(np.concatenate(cut), self.patch)
+        return Row(
+            tokens=tokens,
+            positions=np.arange(len(tokens), dtype=np.int32)[:, None],
+            slot=slot,
+            slot_weight=weight if self.slots_per_token > 1 else None,
+            patches=patches,
+            truncated=truncated,
+            orphan_images=orphans,
+        )
+
+    def _slots(self, image: Image.Image, *, tiled: bool) -> tuple[np.ndarray, np.ndarray]:
+        if not tiled:
+            return anyres.untiled_slots(self.side, self.slots_per_token)
+        slot, weight = anyres.image_slots(
+            image.height,
+            image.width,
+            pinpoints=self.pinpoints,
+            tile=self.tile,
+            side=self.side,
+            max_tiles=self.max_tiles,
+        )
+        return slot, np.ones(slot.shape, np.float32) if weight is None else weight
+
+    def _tiles(self, image: Image.Image, *, tiled: bool) -> np.ndarray:
+        if not tiled:
+            return anyres.base_tile(image, self.tile, self.resample)[None]
+        return anyres.cut_tiles(image, self.pinpoints, self.tile, self.resample)
+
+
+def open_folder(
+    folder: pathlib.Path,
+    config: PretrainedConfig,
+    processing: Processing,
+    *,
+    text_types: tuple[str, ...],
+    max_tiles: int | None,
+    tiles_of_many: bool,
+    max_length: int,
+) -> Backbone:
+    """What the LLaVA families have in common; the arguments are what they differ in.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this code does not do.
+    """
+    tower = tower_config(config)
+    hf_config.require("projector_hidden_act", config.projector_hidden_act, tuple(ACTIVATIONS))
+    pinpoints = _pinpoints(folder, config, processing, tower.image_size)
+    processor = open_image_processor(folder, config, tower.image_size)
+    text = hf_config.decoder_config(
+        config.text_config, model_types=text_types, max_length=max_length
+    )
+    model = LlavaConfig(
+        text=text,
+        vision=tower,
+        projector_act=config.projector_hidden_act,
+        projector_bias=config.multimodal_projector_bias,
+        pixels=hf_config.pixels(processor),
+    )
+    prompt = open_prompt(
+        folder,
+        AutoTokenizer.from_pretrained(folder),
+        image_token_id=config.image_token_index,
+        style=processing.prompt,
+        max_length=max_length,
+    )
+    preprocess = LlavaPreprocessor(
+        prompt=prompt,
+        pinpoints=pinpoints,
+        tile=tower.image_size,
+        patch=tower.patch_size,
+        max_tiles=max_tiles,
+        tiles_of_many=tiles_of_many,
+        resample=int(processor["resample"]),
+        image_size=processing.image_size,
+        legacy_padding=processing.legacy_padding,
+    )
+    changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
+    return Backbone(
+        folder=folder,
+        text=text,
+        make_model=lambda key: Llava(model, key=key),
+        names=names(config, tower),
+        preprocess=preprocess,
+        layout=Layout(
+            axes=1,
+            slots=preprocess.slots_per_token,
+            blended=preprocess.slots_per_token > 1,
+            patches=tower.side**2,
+            patch_bytes=3 * tower.patch_size**2,
+        ),
+        processing=processing,
+        config_changes=changes,
+        image_processor_changes=changes,
+    )
+
+
+def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
+    """The spelling of checkpoints in Hugging Face form, before and after transformers 4.52."""
+    patch = tower.patch_size
+    unread = range(tower.num_layers, config.vision_config.num_hidden_layers)
+    return weights.Names(
+        prefixes=(
+            ("language_model.", "language_model.model."),
+            ("vision_tower.", "vision_tower.vision_model."),
+            ("multi_modal_projector.", "multi_modal_projector."),
+            ("image_newline", "image_newline"),
+        ),
+        aliases=(
+            (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
+            (r"^model\.language_model\.", "language_model.model."),
+            (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+            (r"^lm_head\.", "language_model.lm_head."),
+        ),
+        unused=(
+            r"language_model\.lm_head\.weight",
+            r"vision_tower\.vision_model\.head\..*",
+            r".*\.(position_ids|inv_freq)",  # buffers that older versions saved
+            *(rf"vision_tower\.vision_model\.encoder\.layers\.{layer}\..*" for layer in unread),
+        ),
+        convolution=("vision_tower.embeddings.patch_embedding.kernel", (3, patch, patch)),
+    )
+
+
+def tower_config(config: PretrainedConfig) -> VisionConfig:
+    """The CLIP or SigLIP tower of a LLaVA, up to the layer whose output is read.
+
+    Raises:
+      ValueError: another tower, or features that are not one layer's patches.
+    """
+    vision, layer = config.vision_config, config.vision_feature_layer
+    types = ("clip_vision_model", "siglip_vision_model")
+    hf_config.require("vision_config.model_type", vision.model_type, types)
+    hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
+    clip = vision.model_type == "clip_vision_model"
+    strategy = config.vision_feature_select_strategy
+    expected = "default" if clip else "full"  # "default" drops the class token, SigLIP has none
+    hf_config.require("vision_feature_select_strategy", strategy, (expected,))
+    # Layer 0 is the embeddings' output, so -1 and num_hidden_layers are the last layer's.
+    depth = vision.num_hidden_layers
+    if not isinstance(layer, int) or not -depth <= layer <= depth or layer == 0:
+        raise ValueError(
+            f"config.json: vision_feature_layer is {layer!r}; it must be one layer of {depth}"
+        )
+    return VisionConfig(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_layers=layer if layer > 0 else depth + 1 + layer,
+        num_heads=vision.num_attention_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        layer_norm_eps=vision.layer_norm_eps,
+        hidden_act=vision.hidden_act,
+        class_token=clip,
+        pre_norm=clip,
+        patch_bias=not clip,
+    )
+
+
+def open_image_processor(
+    folder: pathlib.Path, config: PretrainedConfig, tile: int
+) -> dict[str, Any]:
+    """The settings of the folder's image processor, checked to ask for what `anyres` does.
+
+    Raises:
+      ValueError: they are missing, or ask for something else.
+    """
+    file, settings = hf_config.image_processor(folder, DEFAULTS)
+
+    def expect(key: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise ValueError(f"{file}: {key} is {found!r}, but it must be {expected!r}")
+
+    for key in ("image_grid_pinpoints", "size", "image_mean", "image_std"):
+        if key not in settings:
+            raise ValueError(f"{file}: {key} is missing; copy the file of the original checkpoint")
+    expect(
+        "image_grid_pinpoints",
+        [list(pair) for pair in settings["image_grid_pinpoints"]],
+        [list(pair) for pair in config.image_grid_pinpoints],
+    )
+    sides = [settings["size"].get(key) for key in ("height", "width", "shortest_edge")]
+    expect("size", sorted({side for side in sides if side}), [tile])
+    for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        expect(key, settings[key], True)
+    if settings["do_center_crop"]:  # harmless where it cuts nothing off
+        crop = settings["crop_size"]
+        expect("crop_size", (crop["height"], crop["width"]), (tile, tile))
+    return settings
+
+
+def _pinpoints(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, tile: int
+) -> tuple[anyres.Size, ...]:
+    own = tuple((int(h), int(w)) for h, w in config.image_grid_pinpoints)
+    pinpoints = tuple((int(h), int(w)) for h, w in processing.pinpoints) or own
+    if not pinpoints or any(h < 1 or w < 1 or h % tile or w % tile for h, w in pinpoints):
+        where = f"{folder}/config.json: image_grid_pinpoints" if pinpoints == own else "pinpoints"
+        raise ValueError(
+            f"{where} are {pinpoints}; they must be multiples of vision_config.image_size, {tile}"
+        )
+    return pinpoints

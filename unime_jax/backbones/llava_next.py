@@ -1,0 +1,30 @@
+"""LLaVA-1.6, or LLaVA-NeXT: Mistral or Llama decoder, CLIP tower; maps are never shrunk."""
+
+import pathlib
+
+from transformers import PretrainedConfig
+
+from unime_jax.backbones import llava
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.processing import Processing
+
+PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
+
+
+def open_folder(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+) -> Backbone:
+    """Opens a checkpoint in Hugging Face form.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this family does not do.
+    """
+    return llava.open_folder(
+        folder,
+        config,
+        processing,
+        text_types=("mistral", "llama"),
+        max_tiles=None,
+        tiles_of_many=True,
+        max_length=max_length,
+    )

@@ -1,0 +1,55 @@
+"""How items become rows, as far as a checkpoint's own files leave it open."""
+
+import dataclasses
+import json
+import pathlib
+
+from unime_jax.backbones.prompts import Style
+
+FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Processing:
+    """A run's choices; a family's `PROCESSING` has those that its published embedders made.
+
+    Attributes:
+      prompt: "chat", in the checkpoint's chat template, or "raw", see `prompts.Prompt`.
+      image_size: (height, width) that every image is resized to first; None: not resized.
+      pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
+      pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
+      grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
+        if not, only those that stand after a vision_start token, as when UniME-V2 was trained.
+      legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
+        checkpoints were trained with: where the padding is odd, the last tile is one pixel short
+        and stretched.
+    """
+
+    prompt: Style
+    image_size: tuple[int, int] | None = None
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    pixels: tuple[int, int] | None = None
+    grid_positions: bool = False
+    legacy_padding: bool = False
+
+
+def write(folder: pathlib.Path, processing: Processing) -> None:
+    """Records in an exported folder how its inputs are made."""
+    text = json.dumps(dataclasses.asdict(processing), indent=2) + "\n"
+    (folder / FILE).write_text(text)
+
+
+def read(folder: pathlib.Path) -> Processing | None:
+    """What `write` recorded; None for a folder that was not exported from here."""
+    if not (folder / FILE).exists():
+        return None
+    record = json.loads((folder / FILE).read_text())
+    image_size, pixels = record["image_size"], record["pixels"]
+    return Processing(
+        prompt=record["prompt"],
+        image_size=image_size and tuple(image_size),
+        pinpoints=tuple(map(tuple, record["pinpoints"])),
+        pixels=pixels and tuple(pixels),
+        grid_positions=record["grid_positions"],
+        legacy_padding=record["legacy_padding"],
+    )
