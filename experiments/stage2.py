@@ -1,14 +1,25 @@
 """UniME stage 2: hard-negative instruction tuning with false-negative filtering.
 
 --config=experiments/stage2.py                         the embedded MiniMMEB, from scratch
---config=experiments/stage2.py:llava_onevision_7b      LoRA on a pod, MMEB-train
+--config=experiments/stage2.py:llava_onevision_7b      DoRA on a pod, MMEB-train
+--config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
+--config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
+# The layers that VLM2Vec's and UniME's target names reach: of the decoder all but gate and up, of
+# a CLIP or SigLIP tower the attention's; no layer of Qwen2-VL's tower has such a name.
+ADAPTED = r"(language_model|vision_tower)\..*\.(q|k|v|o|down|out)_proj"
+
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    variants = {"mini": mini, "llava_onevision_7b": llava_onevision_7b}
+    variants = {
+        "mini": mini,
+        "llava_onevision_7b": llava_onevision_7b,
+        "llava_next_7b": llava_next_7b,
+        "qwen2_vl_7b": qwen2_vl_7b,
+    }
     if variant not in variants:
         raise KeyError(f'no variant "{variant}"; use one of {", ".join(variants)}')
     return variants[variant]()
@@ -26,7 +37,6 @@ def mini() -> ConfigDict:
     config.log_every = 1
     config.max_skipped = 10
     config.infonce_steps = 60  # from scratch, the hardest negatives alone make a model collapse
-    config.export_dtype = "float32"
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
     config.init = "random"
     config.trainable = ((".*", True),)
@@ -101,6 +111,12 @@ def mini() -> ConfigDict:
     config.execution.attention = "xla"
     config.execution.recompute = True
 
+    config.export = ConfigDict()
+    config.export.dtype = "float32"
+    config.export.adapter = False
+    config.export.verify = True
+    config.export.prompts = ConfigDict()  # by name, for sentence-transformers
+
     config.wandb_project = config_dict.placeholder(str)
     return config
 
@@ -112,13 +128,13 @@ def llava_onevision_7b() -> ConfigDict:
     config.batch_size = 1024
     config.chunk_size = 32
     config.infonce_steps = 0
-    config.export_dtype = "bfloat16"
     config.log_every = 10
     config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     config.processing.pinpoints = ((384, 384),)  # UniME trains at a low resolution
     config.init = "pretrained"
     config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
     config.lora.rank = 16
+    config.lora.targets = ((ADAPTED, True), (".*", False))
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 100
@@ -137,4 +153,38 @@ def llava_onevision_7b() -> ConfigDict:
     config.execution.dtype = "bfloat16"
     config.execution.frozen_dtype = "bfloat16"
     config.execution.remat = "full"
+    config.export.dtype = "bfloat16"
+    config.export.adapter = True
+    config.export.verify = False  # 30 GB of host memory, and minutes
+    return config
+
+
+def llava_next_7b() -> ConfigDict:
+    """LLaVA-1.6-Mistral-7B on one 336-pixel tile an image and the base tile.
+
+    UniME's own way to a low resolution is `processing.image_size = (336, 336)` with the
+    checkpoint's canvases, of which the smallest then is half empty: 1176 tokens, too. Other
+    libraries can be told of canvases, but not of resizing first.
+    """
+    config = llava_onevision_7b()
+    config.backbone = "llava-hf/llava-v1.6-mistral-7b-hf"
+    config.processing.prompt = "raw"
+    config.processing.pinpoints = ((336, 336),)
+    config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1536, 2, 1.0))
+    return config
+
+
+def qwen2_vl_7b() -> ConfigDict:
+    """Qwen2-VL-7B, images of up to 672 x 672 pixels (UniME-V2, table 7), in the chat template.
+
+    UniME-V2's own way is `processing.prompt = "raw"`, bare text whose image tokens have plain
+    positions, and `processing.image_size = (672, 672)`. Other libraries give image tokens rows and
+    columns, and don't resize first, so such a model only works with care there.
+    """
+    config = llava_onevision_7b()
+    config.backbone = "Qwen/Qwen2-VL-7B-Instruct"
+    config.optimizer.learning_rate = 1e-4
+    config.processing.pixels = (56 * 56, 672 * 672)
+    config.processing.pinpoints = ()
+    config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1024, 9, 1.0))
     return config

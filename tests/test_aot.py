@@ -1,4 +1,4 @@
-"""The 7B step at full size, without weights or TPU: it traces, and libtpu compiles it."""
+"""The 7B steps at full size, without weights or TPU: they trace, and libtpu compiles them."""
 
 import os
 import pathlib
@@ -10,38 +10,86 @@ import pytest
 from jax.sharding import NamedSharding
 
 from experiments import stage2
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config, optimizer, sharding, state, step
 from unime_jax.batch import Batch
 from unime_jax.data.pack import Bucket, fill_buckets, pair_plan
 from unime_jax.models.vlm import Execution
 
-VISION = dict(
+VISION = dict(  # SigLIP so400m without its last layer
     hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16
 )
-TEXT = dict(
+CLIP = dict(  # ViT-L/14
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+)
+TEXT = dict(  # Qwen2-7B
     hidden_size=3584,
     intermediate_size=18944,
     num_hidden_layers=28,
     num_attention_heads=28,
     num_key_value_heads=4,
     vocab_size=152128,
-    rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
 )
-HBM = 16e9  # bytes of one TPU v5e chip
+MISTRAL = dict(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=32064,
+)
+ROPE = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> pathlib.Path:
-    """LLaVA-OneVision-7B's config.json with a stand-in tokenizer; no weights."""
-    return write_folder(
-        tmp_path_factory.mktemp("7b"), tile=384, patch=14, grid=6, vision=VISION, text=TEXT
+def write_onevision_7b(folder: pathlib.Path) -> pathlib.Path:
+    return write_folder(folder, tile=384, patch=14, grid=6, vision=VISION, text=TEXT | ROPE)
+
+
+def write_next_7b(folder: pathlib.Path) -> pathlib.Path:
+    return write_llava_next(
+        folder,
+        decoder="mistral",
+        tile=336,
+        patch=14,
+        pinpoints=NEXT_PINPOINTS,
+        vision=CLIP,
+        text=MISTRAL,
     )
 
 
-def draw(folder, devices):
-    """The step of stage2.py:llava_onevision_7b and abstract arguments for it on these devices."""
-    settings = config.read(config.TrainConfig, stage2.llava_onevision_7b().to_dict())
+def write_qwen2_vl_7b(folder: pathlib.Path) -> pathlib.Path:
+    return write_qwen2_vl(
+        folder,
+        patch=14,
+        min_pixels=56 * 56,
+        max_pixels=14 * 14 * 4 * 16384,
+        mrope_section=(16, 24, 24),
+        vision=dict(embed_dim=1280, depth=32, num_heads=16, mlp_ratio=4),
+        text=TEXT | {"vocab_size": 152064},
+    )
+
+
+# By variant of stage2.py: its config.json, and its parameters (no head; CLIP without its last
+# layer), in billions.
+SIZES = {
+    "llava_onevision_7b": (write_onevision_7b, 7.5, 7.6),
+    "llava_next_7b": (write_next_7b, 7.4, 7.5),
+    "qwen2_vl_7b": (write_qwen2_vl_7b, 7.7, 7.8),
+}
+HBM = 16e9  # bytes of one TPU v5e chip
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def sized(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
+    """A variant, and its model's config.json with a stand-in tokenizer; no weights."""
+    return request.param, SIZES[request.param][0](tmp_path_factory.mktemp("7b"))
+
+
+def draw(variant, folder, devices):
+    """The step of a variant of stage2.py and abstract arguments for it on these devices."""
+    settings = config.read(config.TrainConfig, stage2.get_config(variant).to_dict())
     mesh = sharding.make_mesh(1, len(devices), 1, devices)
     buckets = [Bucket(*bucket) for bucket in settings.data.buckets]
     backbone = backbones.open_backbone(
@@ -91,11 +139,13 @@ def draw(folder, devices):
     return mesh, jax.jit(run, donate_argnums=0, out_shardings=out), now, batch, blueprint
 
 
-def test_the_7b_step_traces(folder):
+def test_the_7b_step_traces(sized):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
-    mesh, run, now, batch, blueprint = draw(folder, jax.devices())
+    variant, folder = sized
+    mesh, run, now, batch, blueprint = draw(variant, folder, jax.devices())
     size = sum(leaf.size for leaf in blueprint.parameters.values())
-    assert 7.5e9 < size < 8.2e9
+    _, least, most = SIZES[variant]
+    assert least * 1e9 < size < most * 1e9
     trained = sum(blueprint.parameters[path].size for path in blueprint.trainable)
     assert trained < 0.01 * size
     with jax.set_mesh(mesh):
@@ -105,14 +155,15 @@ def test_the_7b_step_traces(folder):
 
 
 @pytest.mark.slow
-def test_the_7b_step_compiles_for_tpu_v5e_4x4(folder):
-    """LoRA, 1024 pairs of one-tile images, on 16 chips of 16 GB."""
+def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized):
+    """DoRA, 1024 pairs with images of 336, 384 or up to 672 pixels a side, on 16 chips of 16 GB."""
     pytest.importorskip("libtpu")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     from jax.experimental import topologies
 
+    variant, folder = sized
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    mesh, run, now, batch, _ = draw(folder, topology.devices)
+    mesh, run, now, batch, _ = draw(variant, folder, topology.devices)
     with jax.set_mesh(mesh):
         compiled = run.lower(now, batch).compile()
     memory = compiled.memory_analysis()

@@ -74,6 +74,11 @@ def test_windows_of_any_number_of_items(pair, items, one_by_one):
         np.testing.assert_allclose(encode(items[:count]), one_by_one[:count], atol=1e-5)
 
 
+def test_no_items(pair):
+    found = encoder(pair, buckets=BUCKETS[:1], chunk_size=2, rows=2)([])
+    assert found.shape == (0, 48) and found.dtype == np.float32
+
+
 def test_an_item_that_fits_no_bucket_is_an_error(pair, items):
     encode = encoder(pair, buckets=(Bucket(32, 0),), chunk_size=2, rows=2)
     with pytest.raises(ValueError, match="do not fit the largest bucket"):

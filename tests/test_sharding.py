@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
-from tests.models.oracle import EXACT, make_pair, packed, picture
+from tests.models.oracle import EXACT, make_pair, packed, pair_of, picture
 from tests.test_aot import TEXT as TEXT_7B
 from tests.test_aot import VISION as VISION_7B
 from unime_jax import paths, sharding
-from unime_jax.backbones import open_backbone
-from unime_jax.batch import Item
+from unime_jax.backbones import open_backbone, qwen2_vl
+from unime_jax.batch import Item, Picture
 from unime_jax.models import lora
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
@@ -143,6 +144,61 @@ def test_every_parameter_of_the_7b_model(shapes_7b, mesh):
     assert {p: (shapes_7b[p], found[p].spec) for p in found} == MODEL_7B | adapters
 
 
+# Qwen2-VL-7B's tower. The fused matrix is not cut by output: heads, queries and keys would part.
+QWEN_TOWER = {
+    "patch_embed.proj.kernel": ((1176, 1280), P(None, "fsdp")),
+    "blocks.norm1.weight": ((32, 1280), WHOLE),
+    "blocks.norm1.bias": ((32, 1280), WHOLE),
+    "blocks.attn.qkv.kernel": ((32, 1280, 3840), P(None, "fsdp", None)),
+    "blocks.attn.qkv.bias": ((32, 3840), WHOLE),
+    "blocks.attn.qkv.lora_a": ((32, 1280, 16), P(None, "fsdp", None)),
+    "blocks.attn.qkv.lora_b": ((32, 16, 3840), WHOLE),
+    "blocks.attn.proj.kernel": ((32, 1280, 1280), LAST),
+    "blocks.attn.proj.bias": ((32, 1280), WHOLE),
+    "blocks.attn.proj.lora_a": ((32, 1280, 16), P(None, "tensor", None)),
+    "blocks.attn.proj.lora_b": ((32, 16, 1280), P(None, None, "fsdp")),
+    "blocks.norm2.weight": ((32, 1280), WHOLE),
+    "blocks.norm2.bias": ((32, 1280), WHOLE),
+    "blocks.mlp.fc1.kernel": ((32, 1280, 5120), FIRST),
+    "blocks.mlp.fc1.bias": ((32, 5120), WHOLE),
+    "blocks.mlp.fc2.kernel": ((32, 5120, 1280), LAST),
+    "blocks.mlp.fc2.bias": ((32, 1280), WHOLE),
+    "merger.ln_q.weight": ((1280,), WHOLE),
+    "merger.ln_q.bias": ((1280,), WHOLE),
+    "merger.linear_1.kernel": ((5120, 5120), P("fsdp", "tensor")),
+    "merger.linear_1.bias": ((5120,), WHOLE),
+    "merger.linear_2.kernel": ((5120, 3584), P("tensor", "fsdp")),
+    "merger.linear_2.bias": ((3584,), WHOLE),
+}
+
+
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2)])
+def test_every_parameter_of_qwen2_vls_tower(tmp_path, mesh):
+    """Its decoder's parameters are named as the other families'."""
+    folder = write_qwen2_vl(
+        tmp_path,
+        patch=14,
+        mrope_section=(16, 24, 24),
+        vision=dict(embed_dim=1280, depth=32, num_heads=16, mlp_ratio=4),
+        text={key: TEXT_7B[key] for key in DECODER},
+    )
+    backbone = open_backbone(str(folder), max_length=1024)
+
+    def make():
+        model = backbone.make_model(jax.random.key(0))
+        targets = ((r"visual\.blocks\.attn\..*", True), (".*", False))
+        adapters = lora.LoraConfig(rank=16, alpha=32.0, dora=False, targets=targets)
+        lora.add(model, adapters, key=jax.random.key(1))
+        return model
+
+    _, parameters = paths.split(jax.eval_shape(make))
+    shapes = {path: leaf.shape for path, leaf in parameters.items()}
+    found = sharding.parameter_shardings(make_mesh(*mesh), shapes)
+    expected = {f"visual.{path}": entry for path, entry in QWEN_TOWER.items()}
+    expected |= {p: entry for p, entry in MODEL_7B.items() if p.startswith("language_model.")}
+    assert {p: (shapes[p], found[p].spec) for p in found} == expected
+
+
 def test_a_device_holds_its_share_of_the_7b_model(shapes_7b):
     """On 8 devices that do not replicate, an eighth, but for norms and biases."""
     placed = sharding.parameter_shardings(make_mesh(1, 4, 2), shapes_7b)
@@ -195,6 +251,42 @@ def test_a_sharded_model_computes_the_same(model, shape):
     sharded = {path: jax.device_put(np.asarray(x), placed[path]) for path, x in parameters.items()}
     kernel = sharded["language_model.layers.self_attn.q_proj.kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (3, 48 // shape[1], 48 // shape[2])
+    rows = jax.sharding.NamedSharding(mesh, P(sharding.ROWS))
+    spread = jax.tree.map(lambda x: jax.device_put(np.asarray(x), rows), inputs)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(sharded, spread)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def qwen2_vl_model(tmp_path_factory):
+    """As `model`, of Qwen2-VL with sizes that every mesh divides; an item has two images."""
+    folder = tmp_path_factory.mktemp("sharding_qwen2_vl") / "folder"
+    text = DECODER | dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    vision = dict(embed_dim=32, depth=2, num_heads=4, mlp_ratio=2)
+    write_qwen2_vl(folder, mrope_section=(1, 1, 2), vision=vision, text=text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwen2_vl, "TILE", 32)
+        pair = pair_of(folder)
+    items = [Item("a red circle left of a blue square"), Item("What is in the picture?")]
+    for i, (width, height) in enumerate([(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]):
+        items.append(Item("<|image_1|>\nwhat?", f"{i}.png", picture(width, height, i)))
+    more = (Picture("6.png", picture(41, 43, 6)),)
+    items.append(Item("<|image_1|> and <|image_2|>", "5.png", picture(60, 30, 5), more))
+    inputs, _ = packed(pair, items, 100, 5)
+    graph, _ = paths.split(pair.model)
+    expected = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(pair.parameters, inputs)
+    return graph, pair.parameters, inputs, np.asarray(expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2)])
+def test_a_sharded_qwen2_vl_computes_the_same(qwen2_vl_model, shape):
+    graph, parameters, inputs, expected = qwen2_vl_model
+    mesh = make_mesh(*shape)
+    placed = sharding.parameter_shardings(mesh, {p: x.shape for p, x in parameters.items()})
+    sharded = {path: jax.device_put(np.asarray(x), placed[path]) for path, x in parameters.items()}
+    kernel = sharded["visual.blocks.attn.qkv.kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // shape[1], 96)
     rows = jax.sharding.NamedSharding(mesh, P(sharding.ROWS))
     spread = jax.tree.map(lambda x: jax.device_put(np.asarray(x), rows), inputs)
     with jax.set_mesh(mesh):

@@ -1,0 +1,17 @@
+"""Universal multimodal embedding models in JAX; `Embedder` is the way in for using one."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unime_jax.embedder import Embedder
+
+__all__ = ["Embedder"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: transformers takes seconds to import, and every data worker imports this package.
+    if name == "Embedder":
+        from unime_jax.embedder import Embedder
+
+        return Embedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,16 +48,14 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+    def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
         """The newest checkpoint in the shapes and shardings of `state`; moves `data` along."""
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved_part(state))
+        parts: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
+        if data is not None:
+            parts["data"] = grain.checkpoint.CheckpointRestore(data)
         restored = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(
-                    jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved_part(state))
-                ),
-                data=grain.checkpoint.CheckpointRestore(data),
-            ),
+            self._manager.latest_step(), args=ocp.args.Composite(**parts)
         )
         return dataclasses.replace(state, **restored["state"])
 

@@ -93,15 +93,30 @@ class ExecutionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What <workdir>/hf is like.
+
+    `dtype`: of the weights. `adapter`: also write <workdir>/hf_adapter in PEFT's format. `verify`:
+    repeat the self-check in a new process, on the CPU in float32. `prompts`: instructions by name
+    for sentence-transformers, "query" and "document" among them if they differ.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    adapter: bool
+    verify: bool
+    prompts: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Paths in `data` and `evaluation` are relative to `data.folder`.
+    """A training run, or the export of one. Paths in `data` and `evaluation` are relative to `data.folder`.
 
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
     `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
     `max_skipped`: give up after so many non-finite steps in a row.
     """
 
-    job: Literal["train"]
+    job: Literal["train", "export"]
     seed: int
     steps: int
     batch_size: int
@@ -109,7 +124,6 @@ class TrainConfig:
     log_every: int
     max_skipped: int
     infonce_steps: int
-    export_dtype: Literal["float32", "bfloat16"]
     backbone: str
     processing: Processing
     init: Literal["pretrained", "random"]
@@ -122,6 +136,7 @@ class TrainConfig:
     data: DataConfig
     evaluation: EvaluationConfig
     execution: ExecutionConfig
+    export: ExportConfig
     wandb_project: str | None
 
 

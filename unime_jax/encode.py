@@ -1,4 +1,4 @@
-"""Items to embeddings in bulk, for evaluation and export: packed like training rows."""
+"""Items to embeddings in bulk: packed like training rows, encoded by training's own function."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from unime_jax.data.pack import Plan, fill_buckets, row_numbers
 from unime_jax.step import Encode, encode_in_chunks
 
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
+RowEncoder = Callable[[Sequence[Row], Plan], Float32[np.ndarray, "n D"]]
 
 
 def make_encoder(
@@ -28,11 +29,27 @@ def make_encoder(
     `parameters`: trainable and frozen. `plan.rows` items are preprocessed and encoded at a time.
     Every process gets all embeddings.
     """
-    run = _program(encode, mesh)
+    encode_rows = make_row_encoder(encode, parameters, mesh)
 
-    def embed(rows: list[Row]) -> np.ndarray:
+    def encoder(items: Sequence[Item]) -> np.ndarray:
+        starts = range(0, len(items), plan.rows) or [0]  # no items: one empty window, [0, D]
+        windows = (items[start : start + plan.rows] for start in starts)
+        return np.concatenate(
+            [encode_rows([preprocess(item) for item in window], plan) for window in windows]
+        )
+
+    return encoder
+
+
+def make_row_encoder(
+    encode: Encode, parameters: tuple[paths.Parameters, paths.Parameters], mesh: Mesh
+) -> RowEncoder:
+    """A function from up to `plan.rows` rows to embeddings, in order; it compiles once a plan."""
+    run = _program(encode, mesh)
+    spread = sharding.chunked_rows(mesh)
+
+    def encode_rows(rows: Sequence[Row], plan: Plan) -> np.ndarray:
         groups, places = fill_buckets(rows, plan)
-        spread = sharding.chunked_rows(mesh)
         # Every process packs all rows and hands over its own part.
         on_device = jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
@@ -40,11 +57,7 @@ def make_encoder(
         parts = [np.asarray(part) for part in run(*parameters, on_device)]
         return np.concatenate(parts)[row_numbers(places, plan)]
 
-    def encoder(items: Sequence[Item]) -> np.ndarray:
-        windows = (items[i : i + plan.rows] for i in range(0, len(items), plan.rows))
-        return np.concatenate([embed([preprocess(item) for item in window]) for window in windows])
-
-    return encoder
+    return encode_rows
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,15 +17,17 @@ ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are spread over
 # ones on their inputs, so that a block needs one reduction; "fsdp" takes the other side.
 RULES: paths.Rules[P] = (
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel", P(None, "fsdp", "tensor")),
-    (r".*\.(o_proj|out_proj|down_proj|fc2)\.kernel", P(None, "tensor", "fsdp")),
+    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.kernel", P(None, "tensor", "fsdp")),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_a", P(None, "fsdp", None)),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_b", P(None, None, "tensor")),
-    (r".*\.(o_proj|out_proj|down_proj|fc2)\.lora_a", P(None, "tensor", None)),
-    (r".*\.(o_proj|out_proj|down_proj|fc2)\.lora_b", P(None, None, "fsdp")),
+    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.lora_a", P(None, "tensor", None)),
+    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.lora_b", P(None, None, "fsdp")),
+    # Queries, keys and values side by side: parts of them all are on a device only if it has all.
+    (r".*\.qkv\.(kernel|lora_a)", P(None, "fsdp", None)),
     (r".*\.linear_1\.kernel", P("fsdp", "tensor")),
     (r".*\.linear_2\.kernel", P("tensor", "fsdp")),
     (r".*\.embed_tokens\.embedding", P("tensor", "fsdp")),
-    (r".*\.patch_embedding\.kernel", P(None, "fsdp")),
+    (r".*\.(patch_embedding|patch_embed\.proj)\.kernel", P(None, "fsdp")),
     (r".*", P()),
 )
 

@@ -1,16 +1,29 @@
 """AnyRes geometry against transformers' own packing, run on a table of distinct numbers."""
 
 import functools
+import json
+import pathlib
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import LlavaOnevisionModel
+from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextModel,
+    LlavaNextProcessor,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionModel,
+)
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from tests.backbones.tiny_folders import pinpoints, tiny_config
+from tests.backbones.images import noise
+from tests.backbones.tiny_folders import NARROW, pinpoints, tiny_config
 from unime_jax.backbones import anyres
 
 TILE, PATCH = 384, 14
@@ -22,6 +35,12 @@ SIZES = st.one_of(
     st.tuples(st.integers(1, 3000), st.integers(1, 64)),
 )
 EDGES = [(1, 200), (200, 1), (1, 1), (300, 301), (1240, 1754), (1754, 1240), (384, 384), (94, 423)]
+
+# LLaVA-NeXT as published: CLIP of 336 pixels, five canvases, maps are never shrunk.
+NEXT_TILE = 336
+NEXT_SIDE = NEXT_TILE // PATCH
+NEXT_CANVASES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+LEGACY = pathlib.Path(__file__).parents[1] / "golden" / "hf_legacy"
 
 # Recorded from LLaVE's original code: largest grid, width, height, tiles, visual tokens, rows and
 # columns of the map, and the content's box (left, top, right, bottom) on its canvas.
@@ -104,6 +123,68 @@ def test_packing_equals_transformers_on_any_size(size, setting):
     check_packing(*size, *setting)
 
 
+def next_slots(height, width):
+    slot, weight = anyres.image_slots(
+        height, width, pinpoints=NEXT_CANVASES, tile=NEXT_TILE, side=NEXT_SIDE, max_tiles=None
+    )
+    assert weight is None and slot.shape[1] == 1
+    return slot
+
+
+@functools.cache
+def next_reference() -> LlavaNextModel:
+    tower = CLIPVisionConfig(image_size=NEXT_TILE, patch_size=PATCH, **NARROW)
+    text = LlamaConfig(vocab_size=400, **NARROW)
+    grid = [list(canvas) for canvas in NEXT_CANVASES]
+    return LlavaNextModel(
+        LlavaNextConfig(vision_config=tower, text_config=text, image_grid_pinpoints=grid)
+    )
+
+
+def next_count(height: int, width: int) -> int:
+    """The count of placeholder tokens by transformers' processor."""
+    processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    processor.patch_size, processor.num_additional_image_tokens = PATCH, 1
+    grid = [list(canvas) for canvas in NEXT_CANVASES]
+    processor.image_processor = type("P", (), {"image_grid_pinpoints": grid})
+    return processor._get_number_of_features(height, width, NEXT_TILE, NEXT_TILE) - 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES)
+@example((1, 200))
+@example((200, 1))
+@example((300, 301))
+@example((1240, 1754))
+@example((336, 336))
+def test_llava_next_packing_equals_transformers(size):
+    tiles = anyres.count_tiles(*size, pinpoints=NEXT_CANVASES, tile=NEXT_TILE)
+    rng = np.random.default_rng(size[0] * 4001 + size[1])
+    features = rng.standard_normal((tiles, NEXT_SIDE**2, WIDTH), np.float32)
+    newline = rng.standard_normal(WIDTH).astype(np.float32)
+    (packed,), _ = next_reference().pack_image_features(
+        [torch.from_numpy(features)],
+        torch.tensor([size]),
+        vision_feature_select_strategy="default",
+        image_newline=torch.from_numpy(newline),
+    )
+    table = np.concatenate([newline[None], features.reshape(-1, WIDTH)])
+    slot = next_slots(*size)
+    np.testing.assert_array_equal(table[slot[:, 0]], packed.numpy())
+    assert len(slot) == next_count(*size)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SIZES)
+def test_llava_next_counts_equal_the_processor(size):
+    assert len(next_slots(*size)) == next_count(*size)
+
+
+def test_counts_of_square_images():
+    assert len(next_slots(336, 336)) == 1176
+    assert len(slots(384, 384, 6)[0]) == 729 + 27 * 28
+
+
 @settings(max_examples=300, deadline=None)
 @given(SIZES, st.sampled_from([(1, 9), (2, 9), (6, 9), (6, 4)]))
 def test_counts_equal_the_processor(size, setting):
@@ -167,3 +248,71 @@ def test_shared_arrays_are_read_only():
 def test_a_map_shrunk_to_nothing_is_an_error():
     with pytest.raises(ValueError, match="1 x 100 pixels"):
         anyres.image_slots(1, 100, pinpoints=((3, 18),), tile=3, side=3, max_tiles=1)
+
+
+# Pixels
+
+
+def golden_tiles() -> list[dict]:
+    return json.loads((LEGACY / "tiles.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", golden_tiles(), ids=lambda row: row["tiles_image"])
+def test_legacy_tiles_are_those_of_transformers_4_48(row):
+    """Two of the four have odd padding, one below and one on the right."""
+    image = Image.open(LEGACY / row["image"]).convert("RGB")
+    tile = row["tile"]
+    expected = np.asarray(Image.open(LEGACY / row["tiles_image"]).convert("RGB"))
+    expected = expected.reshape(-1, tile, tile, 3)
+    assert len(expected) == row["n_tiles"]
+    canvases = tuple((h, w) for h, w in row["image_grid_pinpoints_hw"])
+    legacy = "crop" if row["backbone"] == "llava_next" else "stretch"
+    tiles = anyres.cut_tiles(image, canvases, tile, Image.Resampling.BICUBIC, legacy)
+    np.testing.assert_array_equal(tiles, expected)
+    today = anyres.cut_tiles(image, canvases, tile, Image.Resampling.BICUBIC)
+    canvas = anyres.select_pinpoint(image.height, image.width, canvases)
+    content = anyres.content_size(image.height, image.width, canvas)
+    odd = any((outer - inner) % 2 for outer, inner in zip(canvas, content, strict=True))
+    assert odd is not np.array_equal(today, tiles)
+    assert odd is (row["tiles_image"] in ("a_llava_onevision.png", "b_llava_next.png"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 9), st.booleans())
+def test_tiles_are_byte_for_byte_those_of_transformers_5(width, height, seed, next):
+    image = noise(width, height, seed=seed)
+    grid = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]] if next else pinpoints(28, 3)
+    size = {"shortest_edge": 28} if next else {"height": 28, "width": 28}
+    settings = dict(size=size, image_grid_pinpoints=grid, do_rescale=False, do_normalize=False)
+    if next:
+        processor = LlavaNextImageProcessorPil(crop_size={"height": 28, "width": 28}, **settings)
+    else:
+        processor = LlavaOnevisionImageProcessorPil(**settings)
+    expected = processor([image], return_tensors="np")["pixel_values"][0]
+    assert expected.dtype == np.uint8
+    canvases = tuple((h, w) for h, w in grid)
+    tiles = anyres.cut_tiles(image, canvases, 28, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(tiles, expected.transpose(0, 2, 3, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
+def test_uncut_images_are_byte_for_byte_those_of_transformers_5(width, height, seed):
+    """LLaVA-OneVision's, where an item has several."""
+    image = noise(width, height, seed=seed)
+    mean = [0.4, 0.5, 0.6]
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": 28, "width": 28}, image_mean=mean, do_rescale=False, do_normalize=False
+    )
+    expected = processor([[image, image]], return_tensors="np")["pixel_values"]
+    background = (int(0.4 * 255), int(0.5 * 255), int(0.6 * 255))
+    tile = anyres.square_tile(image, 28, Image.Resampling.BICUBIC, background)
+    np.testing.assert_array_equal(tile, expected[1, 0].transpose(1, 2, 0))
+
+
+def test_patches_are_read_row_by_row_and_what_fills_none_is_dropped():
+    tiles = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(1, 5, 5, 3)
+    patches = anyres.cut_patches(tiles, 2)
+    assert patches.shape == (1, 4, 12)
+    expected = tiles[0, 2:4, 0:2].transpose(2, 0, 1).reshape(-1)
+    np.testing.assert_array_equal(patches[0, 2], expected)

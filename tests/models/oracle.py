@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import pathlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, paths, sharding
 from unime_jax.batch import Inputs, Item
@@ -48,6 +50,15 @@ def make_pair(folder: pathlib.Path, *, grid: int, max_tiles: int = 9, seed: int 
     """A LLaVA-OneVision; see `pair_of`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, grid=grid, max_tiles=max_tiles, vision=VISION, text=TEXT)
+    return pair_of(folder, seed=seed)
+
+
+def make_next_pair(
+    folder: pathlib.Path, decoder: Literal["llama", "mistral"], *, seed: int = 0
+) -> Pair:
+    """A LLaVA-NeXT, whose tower's last but one layer is read; see `pair_of`."""
+    vision, text = VISION | {"num_hidden_layers": 3}, TEXT | {"vocab_size": 448}
+    write_llava_next(folder, decoder=decoder, vision=vision, text=text)
     return pair_of(folder, seed=seed)
 
 
@@ -94,17 +105,42 @@ def torch_hidden(pair: Pair, item: Item) -> np.ndarray:
     """transformers' last hidden states [t, D] of one item, unpadded, on its own pixel pipeline."""
     row = pair.backbone.preprocess(item)
     ids = torch.tensor(np.asarray(row.tokens))[None].long()
-    inputs = {"input_ids": ids}
-    if item.pictures:
-        processor = AutoImageProcessor.from_pretrained(pair.backbone.folder, backend="pil")
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for _, data in item.pictures]
-        # One sample of several images, as its own processor hands them over.
-        inputs |= processor(images=[images], return_tensors="pt")
+    inputs = {"input_ids": ids} | _torch_pixels(pair, [item])
     if pair.backbone.layout.axes == 3:
         inputs["mm_token_type_ids"] = (ids == pair.torch_model.config.image_token_id).int()
         inputs["position_ids"] = torch.tensor(row.positions.T[:, None]).long()
     with torch.no_grad():
         return pair.torch_model.model(**inputs).last_hidden_state[0].numpy()
+
+
+def torch_left_padded(pair: Pair, items: list[Item]) -> np.ndarray:
+    """transformers' states [n, D] of the last tokens of a batch that is padded on the left.
+
+    Positions are transformers' default for such a batch.
+    """
+    tokens = [pair.backbone.preprocess(item).tokens for item in items]
+    longest = max(map(len, tokens))
+    ids = np.stack([np.pad(row, (longest - len(row), 0)) for row in tokens])
+    mask = np.stack([np.arange(longest) >= longest - len(row) for row in tokens])
+    inputs = {
+        "input_ids": torch.tensor(ids).long(),
+        "attention_mask": torch.tensor(mask).long(),
+    } | _torch_pixels(pair, items)
+    with torch.no_grad():
+        return pair.torch_model.model(**inputs).last_hidden_state[:, -1].numpy()
+
+
+def _torch_pixels(pair: Pair, items: list[Item]) -> dict[str, torch.Tensor]:
+    """What transformers' image processor makes of all images, handed over item by item."""
+    images = [
+        [Image.open(io.BytesIO(data)).convert("RGB") for _, data in item.pictures]
+        for item in items
+        if item.pictures
+    ]
+    if not images:
+        return {}
+    processor = AutoImageProcessor.from_pretrained(pair.backbone.folder, backend="pil")
+    return dict(processor(images=images, return_tensors="pt"))
 
 
 def packed(pair: Pair, items: list[Item], tokens: int, tiles: int) -> tuple[Inputs, np.ndarray]:

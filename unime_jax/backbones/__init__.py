@@ -4,6 +4,7 @@ A family module gives `PROCESSING` and `open_folder`. Nothing outside this packa
 a model is of.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -11,13 +12,17 @@ import pathlib
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from unime_jax.backbones import llava_next, llava_onevision
+from unime_jax.backbones import llava_next, llava_onevision, merging, qwen2_vl
 from unime_jax.backbones.backbone import Backbone, Preprocessor
 from unime_jax.backbones.processing import Processing, read
 
 __all__ = ["FAMILIES", "Backbone", "Preprocessor", "Processing", "open_backbone"]
 
-FAMILIES = {"llava_next": llava_next, "llava_onevision": llava_onevision}
+FAMILIES = {
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "qwen2_vl": qwen2_vl,
+}
 
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors", "tokenizer.model")
 
@@ -27,17 +32,24 @@ def open_backbone(
 ) -> Backbone:
     """Opens a local folder, or downloads a hub repository first.
 
+    A folder with an adapter_config.json is a PEFT adapter: it is merged into the weights of the
+    base that it names, and everything else, tokenizer and image processor too, is the base's.
+
     Args:
       max_length: the most tokens of a row.
       processing: how items become rows; None: as recorded when the folder was exported from
         here, else as the family's published embedders do it.
 
     Raises:
-      ValueError: config.json is missing, or names a family that is not supported.
+      ValueError: config.json is missing, or names a family that is not supported; or an adapter
+        asks for what is not done here.
     """
-    folder = pathlib.Path(folder_or_hub_id).expanduser()
-    if not folder.is_dir():
-        folder = _download(folder_or_hub_id)
+    folder, base = _find(folder_or_hub_id)
+    adapter = None
+    if (folder / merging.CONFIG).exists():
+        adapter = folder
+        folder, base = _base_of(adapter)
+        processing = processing or read(adapter)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
@@ -47,18 +59,48 @@ def open_backbone(
             f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
-    return family.open_folder(
+    backbone = family.open_folder(
         folder,
         AutoConfig.from_pretrained(folder),
         processing or read(folder) or family.PROCESSING,
         max_length=max_length,
     )
+    if adapter:
+        merging.read(adapter, backbone.names)  # what is unsupported is best said at once
+    return dataclasses.replace(backbone, adapter=adapter, base=base)
+
+
+def _find(folder_or_hub_id: str, revision: str | None = None) -> tuple[pathlib.Path, str]:
+    """The folder, and what others can find it by."""
+    folder = pathlib.Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder, str(folder.resolve())
+    return _download(folder_or_hub_id, revision), folder_or_hub_id
+
+
+def _base_of(adapter: pathlib.Path) -> tuple[pathlib.Path, str]:
+    config = merging.read_config(adapter)
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"{adapter / merging.CONFIG}: base_model_name_or_path is missing.")
+    beside = adapter / name
+    try:
+        folder, base = _find(str(beside) if beside.is_dir() else name, config.get("revision"))
+    except ValueError as error:
+        raise ValueError(f"{adapter / merging.CONFIG} names its base: {error}") from error
+    if (folder / merging.CONFIG).exists():
+        raise ValueError(
+            f"The base of the adapter {adapter} is itself an adapter, {folder}: merge that one "
+            "first (config.job=export with config.steps=0 writes it merged)."
+        )
+    return folder, base
 
 
 @functools.cache
-def _download(hub_id: str) -> pathlib.Path:
+def _download(hub_id: str, revision: str | None) -> pathlib.Path:
     try:
-        return pathlib.Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        files = list(HUB_FILES)
+        return pathlib.Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except Exception as error:
         raise ValueError(
             f'config.backbone "{hub_id}" is not a local folder, and it cannot be downloaded from '

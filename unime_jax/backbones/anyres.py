@@ -11,12 +11,13 @@ alone, so the host turns it into integers, rows of a table, and the device only 
 
 Sizes are (height, width) throughout, in pixels unless said otherwise. The order of the float
 operations is transformers' own: sizes are cut to integers after them, so another order gives other
-token counts. Prompts and tokens are not handled here, see `preprocess`.
+token counts. Prompts and tokens are not handled here, see `llava`.
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -26,6 +27,10 @@ TEXT = -1  # the slot of a token that is not an image's
 NEWLINE = 0  # the table row of the newline vector; patch features start at row 1
 
 Size = tuple[int, int]
+
+# What transformers 4.48 does with tiles one pixel short: it resizes them to a square, or their
+# shorter side to the tile's, to cut off what the longer one is then too long by.
+Legacy = Literal["stretch", "crop"]
 
 
 def select_pinpoint(height: int, width: int, pinpoints: Sequence[Size]) -> Size:
@@ -157,10 +162,28 @@ def base_tile(image: Image.Image, tile: int, resample: int) -> UInt8[np.ndarray,
     return np.asarray(image.resize((tile, tile), Image.Resampling(resample)))
 
 
+def square_tile(
+    image: Image.Image, tile: int, resample: int, background: tuple[int, int, int]
+) -> UInt8[np.ndarray, "tile tile 3"]:
+    """The whole image, aspect kept, in the middle of a square."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return base_tile(square, tile, resample)
+
+
 def cut_tiles(
-    image: Image.Image, pinpoints: tuple[Size, ...], tile: int, resample: int
+    image: Image.Image,
+    pinpoints: tuple[Size, ...],
+    tile: int,
+    resample: int,
+    legacy: Legacy | None = None,
 ) -> UInt8[np.ndarray, "n tile tile 3"]:
-    """The base tile, then the canvas's tiles row by row."""
+    """The base tile, then the canvas's tiles row by row.
+
+    Where the padding is odd, its odd pixel lies below or on the right. With `legacy` it is left
+    out, and the tiles that it was part of are enlarged to their size again.
+    """
     height, width = select_pinpoint(image.height, image.width, pinpoints)
     content_height, content_width = content_size(image.height, image.width, (height, width))
     top, left = (height - content_height) // 2, (width - content_width) // 2
@@ -171,6 +194,12 @@ def cut_tiles(
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[top : top + content_height, left : left + content_width] = np.asarray(content)
     canvas = canvas.reshape(rows, tile, columns, tile, 3).transpose(0, 2, 1, 3, 4)
+    if legacy and (height - content_height) % 2:
+        for short in canvas[-1]:
+            short[:] = _enlarged(short[:-1], tile, resample, legacy)
+    if legacy and (width - content_width) % 2:
+        for short in canvas[:, -1]:
+            short[:] = _enlarged(short[:, :-1], tile, resample, legacy)
     tiles[1:] = canvas.reshape(-1, tile, tile, 3)
     return tiles
 
@@ -183,6 +212,20 @@ def cut_patches(
     tiles = tiles[:, : side * patch, : side * patch]
     tiles = tiles.reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 5, 2, 4)
     return np.ascontiguousarray(tiles).reshape(count, side * side, 3 * patch * patch)
+
+
+def _enlarged(
+    short: UInt8[np.ndarray, "h w 3"], tile: int, resample: int, legacy: Legacy
+) -> UInt8[np.ndarray, "tile tile 3"]:
+    """A tile one of whose sides is a pixel short, in full size."""
+    height, width = (
+        (tile, tile)
+        if legacy == "stretch"
+        else (tile * side // min(short.shape[:2]) for side in short.shape[:2])
+    )
+    image = Image.fromarray(short).resize((width, height), Image.Resampling(resample))
+    top, left = (height - tile) // 2, (width - tile) // 2
+    return np.asarray(image)[top : top + tile, left : left + tile]
 
 
 def _shrinkage(map_height: int, map_width: int, *, side: int, max_tiles: int | None) -> float:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unime_jax.backbones import weights
+from unime_jax.backbones import merging, weights
 from unime_jax.backbones.processing import Processing
+from unime_jax.backbones.prompts import Prompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.pack import Layout
 from unime_jax.models.decoder import DecoderConfig
@@ -23,8 +24,9 @@ class Preprocessor(Protocol):
         """One row; ValueError if the item cannot be made one."""
         ...
 
-    def rendered(self, item: Item) -> str:
-        """The prompt of an item as text, with a single image token where an image goes."""
+    @property
+    def prompt(self) -> Prompt:
+        """How it words items."""
         ...
 
 
@@ -38,6 +40,9 @@ class Backbone:
       layout: what every row of this backbone looks like.
       config_changes: keys of config.json that `processing` overrules, for exports.
       image_processor_changes: the same for the image processor's configuration.
+      caveats: what transformers' own processor and model do otherwise than `processing` says.
+      adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
+      base: `folder`, or the hub id that it was downloaded by.
     """
 
     folder: pathlib.Path
@@ -49,10 +54,13 @@ class Backbone:
     processing: Processing
     config_changes: Mapping[str, Any]
     image_processor_changes: Mapping[str, Any]
+    caveats: tuple[str, ...] = ()
+    adapter: pathlib.Path | None = None
+    base: str = ""
 
     def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The checkpoint's parameters in the given dtypes and shardings, see `weights.load`."""
-        return weights.load(self.folder, targets, self.names)
+        return weights.load(self.folder, targets, self.names, self._adapter())
 
     def save_weights(
         self, folder: pathlib.Path, parameters: Mapping[str, jax.Array], dtype: np.dtype
@@ -60,7 +68,13 @@ class Backbone:
         """Writes safetensors under the folder's own names, with tensors only generation uses.
 
         Names are the family's published ones where the folder has no weights.
+
+        Raises:
+          ValueError: the adapter changes a tensor that is neither a parameter nor in `folder`.
         """
-        source = weights.Checkpoint(self.folder, self.names)
-        carried = ((name, source.slice(name)[:]) for name in source.unused())
+        source = weights.Checkpoint(self.folder, self.names, self._adapter())
+        carried = source.carried()
         weights.save(folder, parameters, self.names, dtype, carried=carried, spell=source.spelled)
+
+    def _adapter(self) -> merging.Adapter | None:
+        return merging.read(self.adapter, self.names) if self.adapter else None

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from unime_jax.backbones import anyres, hf_config, weights
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.pictures import open_pictures
-from unime_jax.backbones.processing import Processing
-from unime_jax.backbones.prompts import Prompt, open_prompt
+from unime_jax.backbones.processing import Processing, caveats
+from unime_jax.backbones.prompts import Prompt, open_prompt, open_tokenizer
 from unime_jax.batch import Item, Row
 from unime_jax.data.pack import Layout
 from unime_jax.models.layers import ACTIVATIONS
@@ -51,9 +51,10 @@ class LlavaPreprocessor:
     patch: int  # pixels along a side of a patch
     max_tiles: int | None  # larger maps are shrunk; None: never
     tiles_of_many: bool  # whether several images of one item are cut into tiles, too
+    background: tuple[int, int, int]  # around those that are not cut
     resample: int  # Pillow's number of the resizing filter
-    image_size: tuple[int, int] | None
-    legacy_padding: bool
+    image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
+    legacy: anyres.Legacy | None
 
     @property
     def side(self) -> int:
@@ -67,10 +68,6 @@ class LlavaPreprocessor:
             self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
         )
         return 4 if blended else 1
-
-    def rendered(self, item: Item) -> str:
-        """The prompt of an item as text, with a single image token where an image goes."""
-        return self.prompt.rendered(item)
 
     def __call__(self, item: Item) -> Row:
         """One row.
@@ -91,9 +88,12 @@ class LlavaPreprocessor:
         patches = None
         if images:
             cut = [self._tiles(image, tiled=tiled) for image in images]
-            first = np.cumsum([0, *map(len, cut)]) * self.side**2
+            tiles_before = np.cumsum([0, *map(len, cut[:-1])])
             slot[is_image] = np.concatenate(
-                [np.where(s == anyres.NEWLINE, s, s + start) for (s, _), start in zip(seen, first)]
+                [
+                    np.where(s == anyres.NEWLINE, s, s + before * self.side**2)
+                    for (s, _), before in zip(seen, tiles_before, strict=True)
+                ]
             )
             weight[is_image] = np.concatenate([w for _, w in seen])
             patches = anyres.cut_patches(np.concatenate(cut), self.patch)
@@ -122,8 +122,8 @@ class LlavaPreprocessor:
 
     def _tiles(self, image: Image.Image, *, tiled: bool) -> np.ndarray:
         if not tiled:
-            return anyres.base_tile(image, self.tile, self.resample)[None]
-        return anyres.cut_tiles(image, self.pinpoints, self.tile, self.resample)
+            return anyres.square_tile(image, self.tile, self.resample, self.background)[None]
+        return anyres.cut_tiles(image, self.pinpoints, self.tile, self.resample, self.legacy)
 
 
 def open_folder(
@@ -157,11 +157,13 @@ def open_folder(
     )
     prompt = open_prompt(
         folder,
-        AutoTokenizer.from_pretrained(folder),
+        open_tokenizer(folder),
         image_token_id=config.image_token_index,
         style=processing.prompt,
         max_length=max_length,
     )
+    red, green, blue = processor["image_mean"]
+    short_tiles: anyres.Legacy = "crop" if processor["size"].get("shortest_edge") else "stretch"
     preprocess = LlavaPreprocessor(
         prompt=prompt,
         pinpoints=pinpoints,
@@ -169,9 +171,10 @@ def open_folder(
         patch=tower.patch_size,
         max_tiles=max_tiles,
         tiles_of_many=tiles_of_many,
+        background=(int(red * 255), int(green * 255), int(blue * 255)),
         resample=int(processor["resample"]),
         image_size=processing.image_size,
-        legacy_padding=processing.legacy_padding,
+        legacy=short_tiles if processing.legacy_padding else None,
     )
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
     return Backbone(
@@ -190,6 +193,7 @@ def open_folder(
         processing=processing,
         config_changes=changes,
         image_processor_changes=changes,
+        caveats=caveats(processing),
     )
 
 
@@ -209,6 +213,12 @@ def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
             (r"^model\.language_model\.", "language_model.model."),
             (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
             (r"^lm_head\.", "language_model.lm_head."),
+        ),
+        modules=(
+            (r"^language_model\.model\.", "model.language_model."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^vision_tower\.vision_model\.", "model.vision_tower."),
+            (r"^multi_modal_projector\.", "model.multi_modal_projector."),
         ),
         unused=(
             r"language_model\.lm_head\.weight",
@@ -282,8 +292,7 @@ def open_image_processor(
     for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         expect(key, settings[key], True)
     if settings["do_center_crop"]:  # harmless where it cuts nothing off
-        crop = settings["crop_size"]
-        expect("crop_size", (crop["height"], crop["width"]), (tile, tile))
+        expect("crop_size", settings.get("crop_size"), {"height": tile, "width": tile})
     return settings
 
 

@@ -25,7 +25,9 @@ def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
             with Image.open(io.BytesIO(data)) as file:
                 image = to_rgb(file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name_of(item)}: the image cannot be read: {error}") from error
+            raise ValueError(
+                f"{name_of(item)}: the image {path!r} cannot be read: {error}"
+            ) from error
         images.append(image.resize((size[1], size[0])) if size else image)
     return images
 

@@ -33,6 +33,20 @@ class Processing:
     legacy_padding: bool = False
 
 
+def caveats(processing: Processing) -> tuple[str, ...]:
+    """What transformers cannot be told of in a folder's files, in sentences for its users."""
+    found = []
+    if processing.image_size:
+        height, width = processing.image_size
+        found.append(
+            f"Every image must first be resized to {height} x {width} pixels (height x width, by"
+            " Pillow's bicubic filter, whatever its aspect)."
+        )
+    if processing.legacy_padding:
+        found.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
+    return tuple(found)
+
+
 def write(folder: pathlib.Path, processing: Processing) -> None:
     """Records in an exported folder how its inputs are made."""
     text = json.dumps(dataclasses.asdict(processing), indent=2) + "\n"

@@ -6,7 +6,7 @@ after the text. It is therefore rendered once, checked to be such a frame, and n
 
 import dataclasses
 import json
-import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,8 +15,7 @@ import jinja2
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unime_jax.batch import Item
 
@@ -58,6 +57,7 @@ class Prompt:
     frames: tuple[tuple[str, str], ...]  # before and after the text, by number of images
     image_token: str
     image_token_id: int
+    special_tokens: bool  # whether the tokenizer adds its own, a BOS in front
     max_length: int
 
     def rendered(self, item: Item) -> str:
@@ -75,7 +75,9 @@ class Prompt:
           ValueError: it cannot be made short enough, or has more images than there are places for.
         """
         prefix, text, suffix, orphans = self._parts(item)
-        encoding = self.tokenizer.encode(prefix + text + suffix)
+        encoding = self.tokenizer.encode(
+            prefix + text + suffix, add_special_tokens=self.special_tokens
+        )
         ids = encoding.ids
         if not ids:
             raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
@@ -89,10 +91,13 @@ class Prompt:
             ]
             if len(loose) < excess:
                 fixed = self.max_length + excess - len(loose)
-                what = "image tokens and " if image_tokens else ""
+                what, how = "prompt template and last token", "raise it"
+                if image_tokens:
+                    what = f"image tokens, {what}"
+                    how = f"{how}, or process images at a lower resolution"
                 raise ValueError(
-                    f"{name_of(item)}: its {what}prompt alone are {fixed} tokens, and max_length is"
-                    f" {self.max_length}; raise it, or process images at a lower resolution"
+                    f"{name_of(item)}: its {what} are {fixed} tokens, and max_length is"
+                    f" {self.max_length}; {how}"
                 )
             cut = set(loose[-excess:])
             ids = [token for i, token in enumerate(ids) if i not in cut]
@@ -107,6 +112,16 @@ class Prompt:
         tokens = np.repeat(np.asarray(ids, np.int32), counts)
         return tokens, tokens == self.image_token_id
 
+    def image_frames(self) -> tuple[tuple[str, str], ...]:
+        """What stands before and after a text without markers, by number of images."""
+        line = f"{self.image_token}\n"
+        return self.frames or tuple((line * images, "") for images in range(MAX_IMAGES + 1))
+
+    def markers(self) -> tuple[str, ...]:
+        """Strings that stand for an image in a text."""
+        numbered = (f"<|image_{number}|>" for number in range(1, MAX_IMAGES + 1))
+        return (*numbered, self.image_token)
+
     def _parts(self, item: Item) -> tuple[str, str, str, int]:
         """Prefix, text, suffix, and how many markers had no image."""
         images = len(item.pictures)
@@ -115,8 +130,8 @@ class Prompt:
             return "", text, "", orphans
         if images >= len(self.frames):
             raise ValueError(
-                f"{name_of(item)}: {images} images; the chat template has places for"
-                f" {len(self.frames) - 1}"
+                f"{name_of(item)} has {images} images; a prompt in this chat template has places"
+                f" for {len(self.frames) - 1}"
             )
         text, markers = self._unmarked(item.text)
         prefix, suffix = self.frames[images]
@@ -124,10 +139,10 @@ class Prompt:
 
     def _unmarked(self, text: str) -> tuple[str, int]:
         """A text without markers, and how many there were."""
-        marker, count = self._marker(), 0
-        while found := marker.findall(text):  # leaving one out may form another
-            count += len(found)
-            text = re.sub(f"(?:{marker.pattern})\n?", "", text)
+        count, found = 0, 1
+        while found:  # leaving one out may form another
+            text, found = re.subn(f"(?:{self._marker().pattern})\n?", "", text)
+            count += found
         return text, count
 
     def _placed(self, text: str, images: int) -> tuple[str, int]:
@@ -142,11 +157,25 @@ class Prompt:
         return unplaced + self.image_token.join([*pieces, rest]), orphans
 
     def _marker(self) -> re.Pattern[str]:
-        return re.compile(rf"<\|image_\d+\|>|{re.escape(self.image_token)}")
+        return re.compile(rf"<\|image_[0-9]+\|>|{re.escape(self.image_token)}")
+
+
+def open_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer.
+
+    Raises:
+      ValueError: the folder has no tokenizer.json; without it transformers may make up another one.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise ValueError(
+            f"{folder} has no tokenizer.json: copy the one of the checkpoint it was made from."
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def open_prompt(
-    folder: str | os.PathLike[str],
+    folder: pathlib.Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
     image_token_id: int,
@@ -165,16 +194,28 @@ def open_prompt(
             f" {image_token!r} in tokenizer.json and not an added (special) token"
         )
     frames: tuple[tuple[str, str], ...] = ()
+    special_tokens = True
     if style == "chat":
         frames = _frames(folder, tokenizer, chat_template(folder, tokenizer), image_token)
+        # As transformers: a BOS that the template writes is not added once more.
+        bos = tokenizer.bos_token
+        special_tokens = bos is None or not frames[0][0].startswith(bos)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may carry a length or padding of its own
     backend.no_padding()
-    return Prompt(backend, style, frames, image_token, image_token_id, max_length)
+    return Prompt(
+        tokenizer=backend,
+        style=style,
+        frames=frames,
+        image_token=image_token,
+        image_token_id=image_token_id,
+        special_tokens=special_tokens,
+        max_length=max_length,
+    )
 
 
 def _frames(
-    folder: str | os.PathLike[str],
+    folder: pathlib.Path,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     image_token: str,
@@ -201,20 +242,18 @@ def name_of(item: Item) -> str:
     return f"item {text!r} with image {item.image_path!r}" if item.image_path else f"item {text!r}"
 
 
-def chat_template(folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> str:
+def chat_template(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The checkpoint's multimodal chat template.
 
     It lies in `chat_template.jinja` or `chat_template.json`; only without them is it the one in the
     tokenizer's configuration, which in many checkpoints is still the language model's own.
 
     Raises:
-      ValueError: the folder (or hub repository) has no chat template.
+      ValueError: the folder has no chat template.
     """
     for name in TEMPLATE_FILES:
-        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            with open(path, encoding="utf-8") as file:
-                content = file.read()
+        if (folder / name).exists():
+            content = (folder / name).read_text("utf-8")
             return json.loads(content)["chat_template"] if name.endswith(".json") else content
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template

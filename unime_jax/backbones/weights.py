@@ -1,210 +1,192 @@
 """Parameters from Hugging Face safetensors and back, by one table used in both directions.
 
-A parameter's path is its checkpoint name but for three generic rules (layers are stacked, linear
-weights transposed, leaves renamed) and each family's prefixes. Files are memory-mapped: a process
-reads the bytes of its own shards only. Never pickle, never remote code.
+A process reads the bytes of its own shards only, layer by layer into one shard at a time: beside
+the arrays it makes, it needs room for the largest of their shards. Never pickle, never remote code.
 """
 
 import collections
-import dataclasses
+import concurrent.futures
 import json
+import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  teaches numpy, and so safetensors, the name bfloat16
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from unime_jax.backbones.merging import Adapter, Merged
+from unime_jax.backbones.names import Entry, Names, copy_transposed, table
+from unime_jax.backbones.tensor_files import (
+    FLOATS,
+    INDEX,
+    SINGLE,
+    Tensor,
+    checkpoint_files,
+    open_file,
+)
+
+__all__ = ["Checkpoint", "Names", "load", "save"]
+
 SHARD_BYTES = 5 * 10**9  # the hub's customary shard size
-
-_STACKED = re.compile(r"(.*\.(?:layers|blocks))\.(.*)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """How a checkpoint spells names.
-
-    `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
-    `aliases`: (regex, replacement) that turn other spellings into the published one.
-    `unused`: regexes of tensors that the embedder has no use for (carried over on export).
-    `convolution`: path of the kernel that is a convolution in the file, and the shape of one of
-    its filters there.
-    """
-
-    prefixes: tuple[tuple[str, str], ...]
-    aliases: tuple[tuple[str, str], ...]
-    unused: tuple[str, ...]
-    convolution: tuple[str, tuple[int, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Where one parameter lies in a checkpoint: one tensor, or one per layer of a stack."""
-
-    path: str
-    names: tuple[str, ...]
-    stacked: bool
-    shape: tuple[int, ...]  # of each tensor in the file
-    transposed: bool
-
-    def to_file(self, layer: np.ndarray) -> np.ndarray:
-        """One layer's parameter in the file's layout."""
-        layer = layer.T if self.transposed else layer
-        return np.ascontiguousarray(layer).reshape(self.shape)
-
-    def from_file(self, tensor: np.ndarray) -> np.ndarray:
-        """The inverse of `to_file`."""
-        flat = tensor.reshape(tensor.shape[0], -1) if self.transposed else tensor
-        return flat.T if self.transposed else flat
-
-
-def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
-    """An entry for every parameter. Raises ValueError where a path has no prefix rule."""
-    return [_entry(path, tuple(shape), names) for path, shape in shapes.items()]
-
-
-def _entry(path: str, shape: tuple[int, ...], names: Names) -> Entry:
-    for ours, theirs in names.prefixes:
-        if path.startswith(ours):
-            name = theirs + path[len(ours) :]
-            break
-    else:
-        raise ValueError(f"No name prefix of the family covers the parameter {path}.")
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("kernel", "embedding"):
-        name = name[: -len(leaf)] + "weight"
-    match = _STACKED.fullmatch(name)
-    layers, shape = (shape[0], shape[1:]) if match else (1, shape)
-    if leaf == "kernel":
-        shape = shape[::-1]
-        convolution, filter_shape = names.convolution
-        if path == convolution:
-            shape = (shape[0], *filter_shape)
-    all_names = tuple(f"{match[1]}.{i}.{match[2]}" for i in range(layers)) if match else (name,)
-    return Entry(path, all_names, match is not None, shape, leaf == "kernel")
+THREADS = min(16, os.cpu_count() or 1)  # layers that are read at the same time
 
 
 class Checkpoint:
-    """The tensors of a folder, under the family's published names, read lazily."""
+    """The tensors of a folder under the family's published names, an adapter merged into them."""
 
-    def __init__(self, folder: pathlib.Path, names: Names):
+    def __init__(self, folder: pathlib.Path, names: Names, adapter: Adapter | None = None):
         self._names = names
-        self._open: dict[str, Any] = {}
+        self._adapter = adapter
+        self._deltas = adapter.deltas if adapter else {}
+        self._problems: list[str] = []
         self.folder = folder
-        self.spelling: dict[str, tuple[str, str]] = {}  # published name -> (file, name in the file)
-        for file in checkpoint_files(folder):
-            for name in self._file(file).keys():  # noqa: SIM118
-                self.spelling[self._published(name)] = (file, name)
-
-    def _file(self, file: str) -> Any:
-        if file not in self._open:
-            self._open[file] = safe_open(self.folder / file, framework="np")
-        return self._open[file]
-
-    def _published(self, name: str) -> str:
-        for pattern, replacement in self._names.aliases:
-            name = re.sub(pattern, replacement, name)
-        return name
+        self.tensors: dict[str, Tensor] = {}
+        self.spelling: dict[str, str] = {}  # published name -> name in the file
+        for file, promised in checkpoint_files(folder).items():
+            found = open_file(folder / file)
+            for name in sorted(promised - found.keys()):
+                self._problems.append(f"not in file {name}: {INDEX} says {file}")
+            for spelled, tensor in found.items():
+                name = names.published(spelled)
+                if name in self.tensors:
+                    self._problems.append(f"twice       {name}: also as {spelled} in {file}")
+                self.tensors[name] = tensor
+                self.spelling[name] = spelled
 
     def spelled(self, name: str) -> str:
         """A name as this folder spells it; as published, if it is not there."""
-        return self.spelling[name][1] if name in self.spelling else name
+        return self.spelling.get(name, name)
 
-    def slice(self, name: str) -> Any:
-        """A lazy view of a tensor: indexing reads just those bytes."""
-        file, spelled = self.spelling[name]
-        return self._file(file).get_slice(spelled)
+    def open(self, name: str) -> np.ndarray:
+        """A lazy view of a tensor as it is in the file: indexing it reads nothing else."""
+        return self.tensors[name].open()
 
-    def unused(self) -> list[str]:
-        """Names that the embedder has no use for."""
-        patterns = [re.compile(p) for p in self._names.unused]
-        return [n for n in self.spelling if any(p.fullmatch(n) for p in patterns)]
+    def matrix(self, name: str) -> np.ndarray | Merged:
+        """A lazy view of a linear layer's tensor as [out, in], the adapter merged into it."""
+        view = self.open(name)
+        view = view.reshape(len(view), -1)
+        return self._deltas[name].onto(view) if name in self._deltas else view
+
+    def carried(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Tensors that the embedder has no use for, the adapter merged into them, too.
+
+        Raises:
+          ValueError: the adapter changes such a tensor that this folder does not have.
+        """
+        absent = [name for name in self._deltas if name not in self.tensors]
+        if absent:
+            raise ValueError(
+                f"The adapter changes {', '.join(absent)}, which the embedder does not use and "
+                f"{self.folder} does not hold, so that the merged model cannot be written."
+            )
+        return map(self._carry, filter(self._names.is_unused, self.tensors))
+
+    def _carry(self, name: str) -> tuple[str, np.ndarray]:
+        tensor = self.tensors[name]
+        value = self.matrix(name) if name in self._deltas else self.open(name)
+        return name, np.array(value, tensor.dtype).reshape(tensor.shape)
 
     def check(self, entries: Sequence[Entry]) -> None:
-        """Raises ValueError that lists everything missing, left over and of the wrong shape."""
+        """Raises ValueError that lists every misfit of names, shapes, dtypes and the adapter."""
         wanted = {name: entry.shape for entry in entries for name in entry.names}
-        problems = [f"missing     {n} {wanted[n]}" for n in wanted if n not in self.spelling]
-        left_over = set(self.spelling) - set(wanted) - set(self.unused())
+        problems = [f"missing     {n} {wanted[n]}" for n in wanted if n not in self.tensors]
+        unused = {name for name in self.tensors if self._names.is_unused(name)}
+        left_over = self.tensors.keys() - wanted.keys() - unused
         problems += [f"left over   {n}" for n in sorted(left_over)]
         for name, shape in wanted.items():
-            if name in self.spelling and tuple(self.slice(name).get_shape()) != shape:
-                found = tuple(self.slice(name).get_shape())
-                problems.append(f"wrong shape {name}: {found} in the file, {shape} in the model")
+            if name not in self.tensors:
+                continue
+            tensor = self.tensors[name]
+            if tensor.shape != shape:
+                problems.append(
+                    f"wrong shape {name}: {tensor.shape} in the file, {shape} in the model"
+                )
+            if tensor.dtype not in FLOATS:
+                problems.append(f"not a float {name}: {tensor.dtype}")
+        if self._adapter:
+            linears = {n: entry.shape for entry in entries if entry.transposed for n in entry.names}
+            linears |= {n: x.shape for n, x in self.tensors.items() if n in unused and x.shape[1:]}
+            problems += self._adapter.misfits(linears, self._names)
+        problems += self._problems
         if problems:
+            where = f"{self.folder}" + (f" and {self._adapter.folder}" if self._adapter else "")
             raise ValueError(
-                f"The weights in {self.folder} do not fit its config.json "
+                f"The weights in {where} do not fit config.json "
                 f"({len(problems)} problem(s)):\n  " + "\n  ".join(problems)
             )
 
 
-def checkpoint_files(folder: pathlib.Path) -> list[str]:
-    """The safetensors files of a folder; empty if it has none. As transformers, one file first.
-
-    Raises:
-      ValueError: the index names a file that is not there.
-    """
-    if (folder / SINGLE).exists():
-        return [SINGLE]
-    if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text())
-        files = sorted(set(index["weight_map"].values()))
-        absent = [file for file in files if not (folder / file).exists()]
-        if absent:
-            raise ValueError(f"{folder / INDEX} names files that are absent: {', '.join(absent)}")
-        return files
-    return []
-
-
 def load(
-    folder: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct], names: Names
+    folder: pathlib.Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    names: Names,
+    adapter: Adapter | None = None,
 ) -> dict[str, jax.Array]:
-    """Reads every parameter of `targets` in its dtype and sharding.
+    """Reads every parameter of `targets` in its dtype and sharding, an adapter merged into it.
 
     Raises:
       ValueError: the folder has no weights, or they do not fit (one table of all misfits).
     """
-    checkpoint = Checkpoint(folder, names)
-    if not checkpoint.spelling:
+    checkpoint = Checkpoint(folder, names, adapter)
+    if not checkpoint.tensors:
         raise ValueError(
             f"{folder} holds no {SINGLE} or {INDEX}. Download the whole repository, convert "
             'pickled weights to safetensors, or set config.init="random" to start from scratch.'
         )
     entries = table({path: target.shape for path, target in targets.items()}, names)
     checkpoint.check(entries)
-    return {entry.path: _read(checkpoint, entry, targets[entry.path]) for entry in entries}
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        return {
+            entry.path: _read(checkpoint, entry, targets[entry.path], pool) for entry in entries
+        }
 
 
-def _read(checkpoint: Checkpoint, entry: Entry, target: jax.ShapeDtypeStruct) -> jax.Array:
-    done: dict[str, np.ndarray] = {}
+def _read(
+    checkpoint: Checkpoint,
+    entry: Entry,
+    target: jax.ShapeDtypeStruct,
+    pool: concurrent.futures.Executor,
+) -> jax.Array:
+    places = target.sharding.addressable_devices_indices_map(target.shape)
+    devices: dict[str, list[jax.Device]] = {}  # those that hold the same part share a read
+    for device, index in places.items():
+        devices.setdefault(str(index), []).append(device)
+    arrays = {}
+    for same in devices.values():
+        shard = _read_shard(checkpoint, entry, target, places[same[0]], pool)
+        for device in same:
+            arrays[device] = jax.device_put(shard, device)
+        jax.block_until_ready([arrays[device] for device in same])
+        del shard  # before there is a next one
+    return jax.make_array_from_single_device_arrays(
+        target.shape, target.sharding, [arrays[device] for device in places], dtype=target.dtype
+    )
 
-    def shard(index: Any) -> np.ndarray:
-        if str(index) not in done:  # devices that hold the same part share one read
-            done[str(index)] = read(index)
-        return done[str(index)]
 
-    def read(index: Any) -> np.ndarray:
-        layers, inner = (index[0], index[1:]) if entry.stacked else (slice(None), index)
+def _read_shard(
+    checkpoint: Checkpoint,
+    entry: Entry,
+    target: jax.ShapeDtypeStruct,
+    index: tuple[slice, ...],
+    pool: concurrent.futures.Executor,
+) -> np.ndarray:
+    layers, inner = (index[0], index[1:]) if entry.stacked else (slice(None), index)
+    chosen = entry.names[layers]
+    shape = tuple(len(range(size)[part]) for size, part in zip(target.shape, index, strict=True))
+    shard = np.empty(shape, target.dtype)
+
+    def fill(place: np.ndarray, name: str) -> None:
         if entry.transposed:
-            inner = inner[::-1]
-        chosen = entry.names[layers]
-        parts = []
-        for name in chosen:
-            view = checkpoint.slice(name)
-            if len(entry.shape) > len(inner):  # a convolution is small: read it whole
-                part = entry.from_file(view[:])[tuple(index[-2:])]
-            else:
-                part = entry.from_file(view[tuple(inner)])
-            parts.append(np.asarray(part, target.dtype))
-        return np.stack(parts) if entry.stacked else parts[0]
+            columns, rows = inner
+            copy_transposed(place, checkpoint.matrix(name)[rows, columns])
+        else:
+            place[...] = checkpoint.open(name)[inner]
 
-    return jax.make_array_from_callback(target.shape, target.sharding, shard)
+    for _ in pool.map(fill, shard if entry.stacked else shard[None], chosen):
+        pass  # raises what `fill` raised
+    return shard
 
 
 def save(
@@ -230,10 +212,10 @@ def save(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for entry in entries:
-            value = _to_host(parameters[entry.path])
+            value = to_host(parameters[entry.path])
             layers = value if entry.stacked else value[None]
             for name, layer in zip(entry.names, layers, strict=True):
-                yield name, entry.to_file(layer).astype(dtype)
+                yield name, entry.to_file(layer).astype(dtype, copy=False)
         yield from carried
 
     if jax.process_index() != 0:  # takes part in gathering, but writes nothing
@@ -261,7 +243,7 @@ def save(
     (folder / "index.tmp").replace(folder / INDEX)
 
 
-def _to_host(leaf: jax.Array) -> np.ndarray:
+def to_host(leaf: jax.Array) -> np.ndarray:
     if leaf.is_fully_addressable:
         return np.asarray(leaf)
     return multihost_utils.process_allgather(leaf, tiled=True)

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.torchvision_ops import import_torchvision
-from unime_jax import sentence_transformers_layout as layout
+from unime_jax.export import sentence_transformers as layout
 
 import_torchvision()
 
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
@@ -126,11 +129,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return _make(FAMILIES[request.param], tmp_path_factory.mktemp("export") / request.param)
 
 
-@pytest.fixture(scope="module")
-def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    yield _make(FAMILIES["qwen2_vl"], tmp_path_factory.mktemp("export") / "qwen2_vl")
-
-
 def _make(family: Family, folder: pathlib.Path, dtype: torch.dtype = torch.float32) -> Case:
     family.write(folder)
     torch.manual_seed(0)
@@ -197,6 +195,13 @@ def test_rows_are_padded_at_their_end(case: Case) -> None:
     assert mask[:, 0].all() and not mask[:, -1].all()
 
 
+def test_pixels_are_pillows(case: Case) -> None:
+    found = case.loaded[0].preprocess([WIDE])["pixel_values"]
+    processor = AutoImageProcessor.from_pretrained(case.folder, backend="pil")
+    assert torch.equal(found, processor([WIDE], return_tensors="pt")["pixel_values"])
+    assert case.loaded.get_embedding_dimension() == DECODER["hidden_size"]
+
+
 def test_a_prompt_is_a_part_of_the_text(case: Case) -> None:
     frames = case.family.frames()
     (before, after), (with_image, _) = frames[0], frames[1]
@@ -211,7 +216,7 @@ def test_a_prompt_is_a_part_of_the_text(case: Case) -> None:
 
 
 def test_markers_are_left_out(case: Case) -> None:
-    text = f"<|image_1|>\na {case.family.image_token}red circle <|image_1|>"
+    text = f"<|image_1|>\na {case.family.image_token}red <|image_1|>\ncircle <|image_1|>"
     assert case.tokens(text) == case.tokens("a red circle")
     marked = {"text": "<|image_1|>\nblue", "image": TALL}
     assert case.tokens(marked) == case.tokens({"text": "blue", "image": TALL})
@@ -223,12 +228,10 @@ def test_what_is_too_long(case: Case) -> None:
     assert case.loaded[0].preprocess([long])["input_ids"].shape == (1, MAX_LENGTH)
     assert case.tokens(long).endswith(after)
     assert before + "blue square blue square" in case.tokens(long)
-    case.loaded.max_seq_length = len(case.loaded.tokenizer(before)["input_ids"]) + 3
-    try:
-        with pytest.raises(ValueError, match="Mismatch in `image` token count"):
-            case.loaded.encode([WIDE])
-    finally:
-        case.loaded.max_seq_length = MAX_LENGTH
+    most = len(case.loaded.tokenizer(before)["input_ids"]) + 3
+    short = SentenceTransformer(str(case.folder), processor_kwargs={"model_max_length": most})
+    with pytest.raises(ValueError, match="Mismatch in `image` token count"):
+        short.encode([WIDE])
 
 
 def test_refuses_what_the_model_does_not_take(case: Case) -> None:
@@ -248,31 +251,41 @@ def test_the_weights_dtype_is_kept(tmp_path: pathlib.Path) -> None:
     assert single.dtype == torch.float32
 
 
-def test_saving_it_again_keeps_the_wording(qwen2_vl: Case, tmp_path: pathlib.Path) -> None:
-    qwen2_vl.loaded.save(str(tmp_path / "again"), create_model_card=False)
+def test_saving_it_again_keeps_the_wording(case: Case, tmp_path: pathlib.Path) -> None:
+    case.loaded.save(str(tmp_path / "again"), create_model_card=False)
     again = SentenceTransformer(str(tmp_path / "again"))
     inputs = ["a red circle", {"text": "blue", "image": TALL}]
-    mine, theirs = (m[0].preprocess(inputs) for m in (qwen2_vl.loaded, again))
+    mine, theirs = (m[0].preprocess(inputs) for m in (case.loaded, again))
     assert torch.equal(mine["input_ids"], theirs["input_ids"])
     assert again.similarity_fn_name == "cosine" and again.prompts["query"] == "find: "
-    texts = np.sum(again.encode(inputs) * qwen2_vl.loaded.encode(inputs), axis=1)
+    texts = np.sum(again.encode(inputs) * case.loaded.encode(inputs), axis=1)
     assert texts[0] >= 0.99999
+
+
+def _rendered(source: str, *messages: dict[str, Any]) -> str:
+    return render_jinja_template(conversations=[list(messages)], chat_template=source)[0][0]
 
 
 @given(
     frame=st.tuples(st.text(), st.text()),
-    markers=st.lists(st.text(min_size=1), max_size=2),
-    text=st.text(),
+    pieces=st.lists(st.text()),
+    between=st.sampled_from(["<image>", "<image>\n", "<|image_1|>\n", "<image><|image_1|>"]),
     strip=st.booleans(),
 )
 def test_the_template_is_the_frame(
-    frame: tuple[str, str], markers: list[str], text: str, strip: bool
+    frame: tuple[str, str], pieces: list[str], between: str, strip: bool
 ) -> None:
-    source = layout.chat_template_of([frame], markers, strip=strip)
+    text = between.join(pieces)
+    source = layout.chat_template_of([frame], ["<image>", "<|image_1|>"], strip=strip)
     content = [{"type": "text", "text": text}]
-    rendered, _ = render_jinja_template(
-        conversations=[[{"role": "user", "content": content}]], chat_template=source
-    )
-    for marker in markers:
-        text = text.replace(marker + "\n", "").replace(marker, "")
-    assert rendered == [frame[0] + (text.strip() if strip else text) + frame[1]]
+    text = re.sub("<image>\n?", "", text)
+    text = re.sub(r"<\|image_1\|>\n?", "", text)
+    expected = frame[0] + (text.strip() if strip else text) + frame[1]
+    assert _rendered(source, {"role": "user", "content": content}) == expected
+
+
+@pytest.mark.parametrize("role, kind", [("assistant", "text"), ("user", "audio")])
+def test_the_template_refuses_other_roles_and_parts(role: str, kind: str) -> None:
+    source = layout.chat_template_of([("", "")], [], strip=True)
+    with pytest.raises(jinja2.TemplateError, match="this model embeds"):
+        _rendered(source, {"role": role, "content": [{"type": kind, kind: "x"}]})

@@ -1,0 +1,108 @@
+"""Tiny checkpoints of every family in every spelling, and what tests do with their tensors."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.models.oracle import Pair, make_pair, pair_of
+from unime_jax import backbones, paths, sharding
+from unime_jax.backbones import tensor_files
+
+Tensors = dict[str, np.ndarray]
+
+PAIRS: dict[str, Callable[[pathlib.Path], Pair]] = {
+    "llava_onevision": lambda folder: make_pair(folder, grid=2),
+    "llava_next": lambda folder: pair_of(write_llava_next(folder)),
+    "qwen2_vl": lambda folder: pair_of(write_qwen2_vl(folder)),
+}
+LLAVA_ON_THE_HUB = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.": "",
+    "lm_head.": "language_model.lm_head.",
+}
+ON_THE_HUB = {  # prefixes of transformers 5's modules -> those of the tensors on the hub
+    "llava_onevision": LLAVA_ON_THE_HUB,
+    "llava_next": LLAVA_ON_THE_HUB,
+    "qwen2_vl": {"model.language_model.": "model.", "model.": ""},
+}
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def family(pair: Pair) -> str:
+    """The model_type of a pair."""
+    return pair.torch_model.config.model_type
+
+
+def on_the_hub(family: str, module: str) -> str:
+    """How published files of a family call a tensor, or a module, of transformers 5."""
+    for prefix, published in ON_THE_HUB[family].items():
+        if module.startswith(prefix):
+            return published + module[len(prefix) :]
+    return module
+
+
+def spellings(pair: Pair) -> dict[str, Tensors]:
+    """The same tensors as save_pretrained writes them, as its modules and as the hub call them."""
+    modules = {name: x.numpy() for name, x in pair.torch_model.state_dict().items()}
+    modules = {name: np.array(x) for name, x in modules.items()}
+    hub = {on_the_hub(family(pair), name): x for name, x in modules.items()}
+    return {"saved": tensors(pair.backbone.folder), "modules": modules, "hub": hub}
+
+
+def tensors(folder: pathlib.Path) -> Tensors:
+    """All tensors of a folder by name."""
+    files = tensor_files.checkpoint_files(folder)
+    return {name: x for file in files for name, x in load_file(folder / file).items()}
+
+
+def write(
+    pair: Pair, folder: pathlib.Path, given: Mapping[str, np.ndarray], shards: int = 1
+) -> backbones.Backbone:
+    """The pair's folder with other tensors, in one file or in several with an index."""
+    shutil.copytree(pair.backbone.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    if shards == 1:
+        save_file(dict(given), folder / tensor_files.SINGLE, metadata={"format": "pt"})
+    else:
+        weight_map = {name: f"part-{i % shards}.safetensors" for i, name in enumerate(given)}
+        for file in set(weight_map.values()):
+            part = {name: x for name, x in given.items() if weight_map[name] == file}
+            save_file(part, folder / file, metadata={"format": "pt"})
+        (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return backbones.open_backbone(str(folder), max_length=4096)
+
+
+def targets(
+    backbone: backbones.Backbone, mesh: Mesh | None = None, dtype: np.dtype = DTYPES["float32"]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What to load: sharded as in training, on one device if there is no mesh."""
+    mesh = mesh or sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    placed = sharding.parameter_shardings(mesh, {path: x.shape for path, x in shapes.items()})
+    return {
+        path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=placed[path])
+        for path, x in shapes.items()
+    }
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """Names, shapes, dtypes and bits."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        a, b = np.asarray(found[name]), np.asarray(expected[name])
+        assert a.dtype == b.dtype, name
+        assert a.shape == b.shape, name
+        assert a.tobytes() == b.tobytes(), name

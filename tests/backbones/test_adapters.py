@@ -1,0 +1,161 @@
+"""Adapters written in PEFT's format, with PEFT's forward pass as the oracle."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+from safetensors.numpy import load_file
+from transformers import AutoModelForImageTextToText
+
+from tests.backbones.checkpoints import PAIRS
+from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
+from unime_jax import backbones, paths
+from unime_jax.backbones import adapters, merging
+from unime_jax.batch import Item
+from unime_jax.models import lora
+
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request, tmp_path_factory):
+    return PAIRS[request.param](tmp_path_factory.mktemp("adapters") / "base")
+
+
+RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
+    (r".*\.(up_proj|k_proj|fc1|qkv|linear_2|patch_embedding|patch_embed\.proj)", True),
+    (r"language_model\..*\.q_proj", True),
+    (".*", False),
+)
+
+
+def trained(pair, *, dora):
+    """Our model with adapters as after some training, and its configuration."""
+    config = lora.LoraConfig(3, 5.0, dora, RULES)
+    model = paths.merge(*paths.split(pair.model))  # a copy
+    lora.add(model, config, key=jax.random.key(1))
+    graph, parameters = paths.split(model)
+    rng = np.random.default_rng(2)
+    for path, leaf in parameters.items():
+        noise = jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+        if path.endswith(".lora_b"):
+            parameters[path] = 0.2 * noise
+        if path.endswith(".lora_magnitude"):
+            parameters[path] = leaf * (1 + 0.3 * noise)
+    return graph, parameters, config
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_peft_loads_what_is_written(pair, tmp_path, dora):
+    """Nothing missing, nothing unexpected, nothing else adapted."""
+    _, parameters, config = trained(pair, dora=dora)
+    model = through_peft(pair, tmp_path / "adapter", parameters, config)
+    assert not list(tmp_path.glob("*.partial"))
+    own = peft.get_peft_model_state_dict(model)
+    written = load_file(tmp_path / "adapter" / merging.WEIGHTS)
+    assert own.keys() == written.keys()
+    for name, x in written.items():
+        np.testing.assert_array_equal(own[name].numpy(), x)
+    count = sum(
+        parameters[path].shape[0] if "layers" in path or "blocks" in path else 1
+        for path in parameters
+        if path.endswith(".lora_a")
+    )
+    assert len(written) == count * (3 if dora else 2)
+
+
+def through_peft(pair, folder, parameters, config):
+    adapters.save(folder, pair.backbone, parameters, config, dtype=FLOAT32)
+    base = AutoModelForImageTextToText.from_pretrained(pair.backbone.folder)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+def test_hidden_states_are_pefts(pair, tmp_path):
+    graph, parameters, config = trained(pair, dora=True)
+    model = through_peft(pair, tmp_path / "adapter", parameters, config)
+    items = [
+        Item("A plain text."),
+        Item("<|image_1|>\nWhat is it?", "a.png", picture(40, 30, seed=3)),
+    ]
+    inputs, rows = packed(pair, items, 128, 16)
+    ours = paths.merge(graph, parameters)
+    hidden = np.asarray(jax.jit(lambda model, x: model.hidden_states(x, EXACT))(ours, inputs))
+    adapted = dataclasses.replace(pair, torch_model=model.base_model.model)
+    for item, row in zip(items, rows, strict=True):
+        theirs = torch_hidden(adapted, item)
+        assert np.abs(theirs - torch_hidden(pair, item)).max() > 0.05
+        np.testing.assert_allclose(hidden[row, : len(theirs)], theirs, atol=1e-4)
+        a, b = hidden[row, len(theirs) - 1], theirs[-1]
+        np.testing.assert_allclose(a / np.linalg.norm(a), b / np.linalg.norm(b), atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_written_and_read_again_is_the_merged_model(pair, tmp_path, dora):
+    graph, parameters, config = trained(pair, dora=dora)
+    adapters.save(tmp_path / "adapter", pair.backbone, parameters, config, dtype=FLOAT32)
+    model = paths.merge(graph, parameters)
+    lora.merge(model, jnp.float32)
+    backbone = backbones.open_backbone(str(tmp_path / "adapter"), max_length=4096)
+    found, (_, expected) = load(backbone), paths.split(model)
+    assert found.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_inputs_are_made_as_in_training(tmp_path):
+    """Not as the base's would be."""
+    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+    processing = dataclasses.replace(
+        pair.backbone.processing,
+        image_size=(16, 24),
+        grid_positions=not pair.backbone.processing.grid_positions,
+    )
+    trained_on = backbones.open_backbone(
+        str(tmp_path / "base"), max_length=4096, processing=processing
+    )
+    _, parameters, config = trained(pair, dora=False)
+    adapters.save(tmp_path / "adapter", trained_on, parameters, config, dtype=FLOAT32)
+    opened = backbones.open_backbone(str(tmp_path / "adapter"), max_length=4096)
+    assert opened.processing == processing != pair.backbone.processing
+    assert opened.base == str((tmp_path / "base").resolve()) == trained_on.base
+
+
+def test_adapters_in_half_precision_replace_an_earlier_folder(tmp_path):
+    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+    _, parameters, config = trained(pair, dora=True)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "stale.txt").write_text("from before")
+    adapters.save(
+        tmp_path / "adapter", pair.backbone, parameters, config, dtype=np.dtype(jnp.bfloat16)
+    )
+    written = load_file(tmp_path / "adapter" / merging.WEIGHTS)
+    assert {x.dtype for x in written.values()} == {np.dtype(jnp.bfloat16)}
+    assert not (tmp_path / "adapter" / "stale.txt").exists()
+    record = json.loads((tmp_path / "adapter" / merging.CONFIG).read_text())
+    assert record["use_dora"] and record["r"] == 3 and record["lora_alpha"] == 5.0
+
+
+def test_what_cannot_be_an_adapter(tmp_path):
+    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+    _, parameters, config = trained(pair, dora=False)
+    with pytest.raises(ValueError, match="has no adapters to write"):
+        adapters.save(tmp_path / "a", pair.backbone, pair.parameters, config, dtype=FLOAT32)
+    on_another = dataclasses.replace(pair.backbone, adapter=tmp_path / "first")
+    with pytest.raises(ValueError, match=r"adapter .*first merged, which PEFT cannot load"):
+        adapters.save(tmp_path / "a", on_another, parameters, config, dtype=FLOAT32)
+    assert not (tmp_path / "a").exists()
+
+
+def test_selections_match_their_modules_only():
+    modules = ["m.layers.0.q", "m.layers.1.q", "m.layers.10.q", "m.layers.0.k", "proj", "v.2.x"]
+    pattern = re.compile(adapters.selection(modules))
+    others = ["m.layers.2.q", "m.layers.1.k", "m.layers.100.q", "xproj", "m_layers.0.q", "v.2.xx"]
+    assert all(pattern.fullmatch(name) for name in modules)
+    assert not any(pattern.fullmatch(name) for name in others)
+    stack = [f"model.layers.{i}.{x}_proj" for i in range(3) for x in "qkv"]
+    assert adapters.selection(stack) == r"model\.layers\.(0|1|2)(\.q_proj|\.k_proj|\.v_proj)"

@@ -1,0 +1,49 @@
+"""Opening a folder: which families there are, and which configurations they do not do."""
+
+import json
+
+import pytest
+
+from tests.backbones.tiny_folders import write_folder
+from unime_jax import backbones
+
+
+@pytest.mark.parametrize("model_type", ["bert", None])
+def test_an_unsupported_family(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": model_type} if model_type else {})
+    )
+    with pytest.raises(ValueError) as error:
+        backbones.open_backbone(str(tmp_path), max_length=64)
+    text = str(error.value)
+    assert f'model_type "{model_type}" is not supported; supported: llava_next, ' in text
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(ValueError, match="has no config.json"):
+        backbones.open_backbone(str(tmp_path), max_length=64)
+    with pytest.raises(ValueError, match="is not a local folder"):
+        backbones.open_backbone(str(tmp_path / "absent"), max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("text_config", {"use_sliding_window": True, "sliding_window": 100}, "sliding_window is "),
+        ("text_config", {"hidden_act": "relu"}, "text_config.hidden_act is 'relu'; this family"),
+        (
+            "text_config",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "text_config.rope_parameters.rope_type is 'linear'; this family",
+        ),
+        ("vision_config", {"hidden_act": "relu"}, "vision_config.hidden_act is 'relu'; this fam"),
+        (None, {"vision_feature_layer": -2}, "vision_feature_layer is -2; it must be one layer"),
+    ],
+)
+def test_a_configuration_that_the_code_does_not_do(tmp_path, group, changes, message):
+    folder = write_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (config[group] if group else config).update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config.json: .*{message}"):
+        backbones.open_backbone(str(folder), max_length=256)

@@ -1,0 +1,146 @@
+"""Every family from a Hugging Face folder through training and back, into three libraries."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from peft import PeftModel
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForImageTextToText
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.jobs import tiny_run
+from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
+from unime_jax import Embedder, backbones
+from unime_jax.batch import Item
+from unime_jax.jobs import export, train
+
+FAMILIES = {
+    "llava_onevision": lambda f: write_folder(f, vision=VISION, text=TEXT),
+    "llava_next": lambda f: write_llava_next(f, decoder="mistral"),
+    "qwen2_vl": write_qwen2_vl,
+}
+TEXTS = ["a red circle", "Represent the given image for classification"]
+ITEMS = [
+    Item(TEXTS[0]),
+    Item("<|image_1|>", "a.png", picture(40, 31, 1)),
+    Item(f"<|image_1|>\n{TEXTS[1]}", "b.png", picture(30, 64, 2)),
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """A pretrained folder, and the work directory of three steps with DoRA on it."""
+    folder = tmp_path_factory.mktemp(request.param) / "folder"
+    folder.mkdir()
+    FAMILIES[request.param](folder)
+    pair_of(folder)
+    config = tiny_run.make_config(data)
+    config.steps = 3
+    config.backbone = str(folder)
+    config.init = "pretrained"
+    config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
+    config.lora.rank = 4
+    config.lora.alpha = 8.0
+    config.lora.targets = (
+        (r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv", True),
+        (".*", False),
+    )
+    config.optimizer.learning_rate = 1e-2
+    config.data.buckets = ((64, 0, 1.0), (256, 8, 1.0))
+    config.export.adapter = True
+    config.export.prompts = {"classify": "Represent the image: "}
+    workdir = tmp_path_factory.mktemp(f"{request.param}_run")
+    train.run(config, workdir)
+    return folder, workdir
+
+
+def embedded(folder: pathlib.Path) -> np.ndarray:
+    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256)
+    return model.encode(
+        [{"text": item.text} | ({"image": item.image} if item.image else {}) for item in ITEMS]
+    )
+
+
+def by_torch(model, folder: pathlib.Path) -> np.ndarray:
+    """The last token's state of each item alone, with our prompts and transformers' own pixels."""
+    backbone = backbones.open_backbone(str(folder), max_length=256)
+    pair = Pair(model, backbone, {}, None)
+    last = [torch_hidden(pair, item)[-1] for item in ITEMS]
+    return np.stack([x / np.linalg.norm(x) for x in last])
+
+
+def assert_equal(found, expected, cosine=0.99999):
+    assert np.all(np.sum(found * expected, axis=1) >= cosine)
+
+
+def test_training_moved_the_model_and_the_export_is_it(trained):
+    folder, workdir = trained
+    after = embedded(workdir / "hf")
+    assert np.all(np.sum(after * embedded(folder), axis=1) < 0.9999)
+    record = json.loads((workdir / "hf" / "self_check.json").read_text())
+    assert len(record["embeddings"]) > 3
+
+
+def test_transformers_gives_the_embeddings(trained):
+    _, workdir = trained
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        workdir / "hf", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
+
+
+def test_peft_gives_the_embeddings(trained):
+    folder, workdir = trained
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    model = PeftModel.from_pretrained(base, workdir / "hf_adapter").merge_and_unload()
+    assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
+
+
+def test_the_adapter_alone_gives_the_embeddings(trained):
+    _, workdir = trained
+    assert_equal(embedded(workdir / "hf_adapter"), embedded(workdir / "hf"))
+
+
+def test_sentence_transformers_gives_the_embeddings(trained):
+    _, workdir = trained
+    model = SentenceTransformer(str(workdir / "hf"), device="cpu")
+    inputs = [
+        TEXTS[0],
+        Image.open(io.BytesIO(ITEMS[1].image)),
+        {"text": TEXTS[1], "image": Image.open(io.BytesIO(ITEMS[2].image))},
+    ]
+    with torch.no_grad():
+        assert_equal(model.encode(inputs), embedded(workdir / "hf"))
+    prompted = model.encode([inputs[2]], prompt_name="classify")
+    ours = Embedder.from_pretrained(str(workdir / "hf"), dtype="float32", max_length=256)
+    text = {"text": "Represent the image: " + TEXTS[1], "image": ITEMS[2].image}
+    assert_equal(prompted, ours.encode([text]))
+
+
+def test_the_card_says_what_the_run_did(trained):
+    folder, workdir = trained
+    card = (workdir / "hf" / "README.md").read_text()
+    for fact in (str(folder), "3 of 16 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
+        assert fact in card
+
+
+def test_export_again_from_the_checkpoint(trained, data):
+    """The export job gives the bytes that the training left."""
+    _, workdir = trained
+    written = {
+        file.name: file.read_bytes() for file in (workdir / "hf").iterdir() if file.is_file()
+    }
+    for file in (workdir / "hf").rglob("*.safetensors"):
+        file.unlink()
+    config = json.loads((workdir / "config.json").read_text()) | {"job": "export"}
+    export.run(ConfigDict(config), workdir)
+    for name, content in written.items():
+        assert (workdir / "hf" / name).read_bytes() == content, name

@@ -1,0 +1,385 @@
+"""The library's front door: any item in any company gets transformers' embedding of it."""
+
+import functools
+import io
+import logging
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
+from unime_jax import Embedder, embedder, sharding
+from unime_jax.backbones import Processing
+from unime_jax.batch import Item, Picture, Row
+from unime_jax.models.vlm import Vlm
+
+FAMILIES = {
+    "llava_onevision": functools.partial(write_folder, vision=VISION, text=TEXT),
+    "llava_next": write_llava_next,
+    "qwen2_vl": write_qwen2_vl,
+}
+EXACT = 2e-5  # largest absolute difference between unit vectors, float32
+PROMPT = "Represent the given image. "
+SIZES = [(28, 28), (64, 64), (20, 28), (28, 9), (9, 10)]  # of few shapes: each compiles
+
+
+@pytest.fixture(scope="module")
+def pair_in(tmp_path_factory):
+    return functools.cache(lambda name: pair_of(FAMILIES[name](tmp_path_factory.mktemp(name))))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, pair_in):
+    return pair_in(request.param)
+
+
+@pytest.fixture(scope="module")
+def one(pair_in):
+    """A single family, for what no family can change."""
+    return pair_in("llava_onevision")
+
+
+def opened(pair, *, devices=1, **arguments) -> Embedder:
+    mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
+    arguments = {"dtype": "float32", "mesh": mesh} | arguments
+    return Embedder.from_pretrained(pair.backbone.folder, **arguments)
+
+
+@pytest.fixture(scope="module")
+def model(one):
+    return opened(one)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Elements in every form that is allowed, and the items that they are with `PROMPT`."""
+    images = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    file = tmp_path_factory.mktemp("images") / "a.png"
+    file.write_bytes(images[1])
+    a, b, c, d, e = images
+    return [
+        ("a red circle", Item(PROMPT + "a red circle")),
+        ({"text": "blue " * 70}, Item(PROMPT + "blue " * 70)),
+        (Image.open(io.BytesIO(a)), Item(PROMPT, "", a)),
+        ({"image": str(file)}, Item(PROMPT, "", b)),
+        ({"image": file, "text": "a square"}, Item(PROMPT + "a square", "", b)),
+        ({"text": "left <|image_1|> of", "image": c}, Item(PROMPT + "left <|image_1|> of", "", c)),
+        ({"image": pixels(d), "text": ""}, Item(PROMPT, "", d)),
+        ({"image": [e], "text": "<|image_1|>\nred"}, Item(PROMPT + "<|image_1|>\nred", "", e)),
+        (
+            {"text": "<|image_1|> or <|image_2|>?", "image": [a, Image.open(file)]},
+            Item(PROMPT + "<|image_1|> or <|image_2|>?", "", a, (Picture("", b),)),
+        ),
+        ({"image": (pixels(b), a)}, Item(PROMPT, "", b, (Picture("", a),))),
+        ({"text": "none", "image": []}, Item(PROMPT + "none")),
+    ]
+
+
+def test_transformers_embeddings(pair, cases):
+    """In order, of texts, images, both, and several images, in every form."""
+    found = opened(pair).encode([element for element, _ in cases], prompt=PROMPT)
+    last = np.stack([torch_hidden(pair, item)[-1] for _, item in cases])
+    expected = last / np.linalg.norm(last, axis=1, keepdims=True)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=EXACT)
+    apart = np.linalg.norm(expected[:, None] - expected, axis=-1) + 10 * np.eye(len(cases))
+    assert apart.min() > 100 * EXACT, "otherwise the order could not be seen"
+
+
+@pytest.mark.parametrize("devices, batch_size, chunk_tokens", [(1, 3, 128), (8, 2, 64)])
+def test_batches_and_devices_change_nothing(
+    monkeypatch, one, model, cases, devices, batch_size, chunk_tokens
+):
+    """Several chunks and several batches of a shape, among them batches that are not full."""
+    elements = [element for element, _ in cases]
+    expected = model.encode(elements, prompt=PROMPT)
+    monkeypatch.setattr(embedder, "CHUNK_TOKENS", chunk_tokens)
+    again = opened(one, devices=devices).encode(elements, prompt=PROMPT, batch_size=batch_size)
+    np.testing.assert_allclose(again, expected, atol=EXACT)
+
+
+def test_by_default_all_devices_share_rows_and_weights(one, model):
+    spread = Embedder.from_pretrained(str(one.backbone.folder), dtype="float32")
+    assert spread._shards == len(jax.local_devices()) == 8
+    embedding = spread._parameters["language_model.embed_tokens.embedding"]
+    assert embedding.addressable_shards[0].data.size == embedding.size // 8
+    items = [f"{i} red circles" for i in range(3)]
+    np.testing.assert_allclose(spread.encode(items), model.encode(items), atol=EXACT)
+
+
+def test_attributes(one, model):
+    assert model.dimension == model.encode(["x"]).shape[1] == TEXT["hidden_size"]
+    assert model.max_length == 4096 and opened(one, max_length=99).max_length == 99
+
+
+def test_bfloat16_is_the_default_and_close(one, model):
+    items = ["a red circle"]
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    half = Embedder.from_pretrained(one.backbone.folder, mesh=mesh)
+    assert {x.dtype.name for x in half._parameters.values()} == {"bfloat16"}
+    assert {x.dtype.name for x in model._parameters.values()} == {"float32"}
+    found = half.encode(items)
+    cosine = np.sum(found * model.encode(items), axis=1)
+    assert found.dtype == np.float32 and 0.995 < cosine < 1 - 1e-7
+    with pytest.raises(ValueError, match="dtype is 'float16'"):
+        opened(one, dtype="float16")
+
+
+def test_processing_is_handed_on(one, model):
+    item = {"text": "red", "image": picture(60, 50, 0)}
+    raw = opened(one, processing=Processing(prompt="raw", image_size=(28, 28)))
+    assert raw.rendered(item) == "<image>\nred"
+    assert np.sum(raw.encode([item]) * model.encode([item])) < 0.99
+
+
+def test_rendered(one, model):
+    item = {"text": "red", "image": [picture(9, 9, 0)] * 2}
+    frame = "<|im_start|>user <image><image>\n{}<|im_end|><|im_start|>assistant\n"
+    assert model.rendered(item) == frame.format("red")
+    assert model.rendered(item, prompt="Not ") == frame.format("Not red")
+
+
+def test_nothing_gives_no_rows(model):
+    empty = model.encode([])
+    assert empty.shape == (0, model.dimension) and empty.dtype == np.float32
+
+
+def test_an_iterator_will_do(model):
+    texts = ["a", "b"]
+    np.testing.assert_array_equal(model.encode(iter(texts)), model.encode(texts))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Shapes (rows a chunk, tokens, tiles) that new models are traced with."""
+    shapes = []
+    call = Vlm.__call__
+
+    def traced(self, inputs, execution):
+        tiles = 0 if inputs.patches is None else inputs.patches.shape[1]
+        shapes.append((*inputs.tokens.shape, tiles))
+        return call(self, inputs, execution)
+
+    monkeypatch.setattr(Vlm, "__call__", traced)
+    return shapes
+
+
+def test_few_programs(one, compiled):
+    """Whatever the lengths; and a second call of other lengths adds none."""
+    model = opened(one, max_length=256)
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        texts = ["red " * random.integers(1, 230) for _ in range(40)]
+        model.encode(texts, batch_size=8)
+    assert set(compiled) == {(8, 64, 0), (8, 128, 0), (8, 256, 0)}
+
+
+def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
+    def image_table(self, patches, position, execution):
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(type(one.model), "image_table", image_table)
+    model = opened(one)
+    model.encode(["red " * n for n in (1, 90)])
+    with pytest.raises(AssertionError, match="traced"):
+        model.encode([{"image": picture(9, 9, 0)}])
+
+
+def test_few_items_are_not_padded_to_a_batch(one, compiled):
+    opened(one).encode(["a", "b", "c"], batch_size=32)
+    assert set(compiled) == {(4, 64, 0)}
+
+
+def row(tokens: int, tiles: int) -> Row:
+    patches = np.zeros((tiles, 1, 3), np.uint8) if tiles else None
+    zeros = np.zeros(tokens, np.int32)
+    return Row(zeros, zeros[:, None], zeros[:, None], patches=patches)
+
+
+LADDER = [64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5000]
+
+
+@given(tokens=st.integers(1, 5000), tiles=st.integers(0, 40))
+def test_buckets(tokens, tiles):
+    bucket = embedder.bucket_of(row(tokens, tiles), max_length=5000)
+    assert bucket.tokens == min(size for size in LADDER if size >= tokens)
+    rungs = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+    assert bucket.tiles == min(size for size in rungs if size >= tiles)
+
+
+@settings(max_examples=50)
+@given(
+    lengths=st.lists(st.sampled_from([3, 70, 200, 900]), max_size=30),
+    batch_size=st.integers(1, 12),
+    chunk_tokens=st.integers(1, 2000),
+)
+def test_every_row_is_in_one_batch_of_its_shape(model, lengths, batch_size, chunk_tokens):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedder, "CHUNK_TOKENS", chunk_tokens)
+        rows = [row(length, 0) for length in lengths]
+        batches = list(model._batches(rows, batch_size))
+    assert sorted(i for _, indices, _ in batches for i in indices) == list(range(len(rows)))
+    seen = set()
+    for plan, indices, batch in reversed(batches):  # of a shape, only the last is not full
+        assert all(rows[i] is row for i, row in zip(indices, batch, strict=True))
+        (bucket,) = plan.buckets
+        assert all(embedder.bucket_of(row, model.max_length) == bucket for row in batch)
+        assert len(batch) == plan.rows or bucket not in seen
+        assert batch_size <= plan.rows < 2 * batch_size
+        assert plan.chunk_size * bucket.tokens <= max(chunk_tokens, bucket.tokens)
+        seen.add(bucket)
+
+
+def test_rows_in_memory_are_bounded(monkeypatch, model):
+    """Items are read as they are needed, not all at once."""
+    ready, most = 0, 0
+    preprocess, encode_rows = model._preprocess, model._encode_rows
+
+    def counted(item):
+        nonlocal ready, most
+        ready += 1
+        most = max(most, ready)
+        return preprocess(item)
+
+    def encoded(rows, plan):
+        nonlocal ready
+        ready -= len(rows)
+        return encode_rows(rows, plan)
+
+    monkeypatch.setattr(model, "_preprocess", counted)
+    monkeypatch.setattr(model, "_encode_rows", encoded)
+    model.encode(["red"] * 60, batch_size=4)
+    assert 4 <= most <= 4 + 4 + 1
+
+
+BAD = {
+    "type": (3, TypeError, "a int is no item; an item is a str, a PIL image, or a dict"),
+    "bytes": (b"abc", TypeError, "a bytes is no item"),
+    "empty": ({}, ValueError, r'its keys are \[\]; they must be "text", "image" or both'),
+    "key": ({"text": "a", "img": "a.png"}, ValueError, r"its keys are \['text', 'img'\]"),
+    "none text": ({"text": None, "image": "a"}, TypeError, '"text" is a NoneType'),
+    "no image": ({"image": []}, ValueError, '"image" is an empty list, and there is no "text"'),
+    "none image": ({"text": "a", "image": None}, TypeError, "an image is a NoneType; it must be"),
+    "none in list": ({"image": [picture(9, 9, 0), None]}, TypeError, "an image is a NoneType"),
+    "empty path": ({"image": ""}, ValueError, "an image is ''; leave it out"),
+    "no bytes": ({"image": b""}, ValueError, "an image is b''; leave it out"),
+    "floats": ({"image": np.zeros((4, 4, 3))}, ValueError, "dtype float64; it must be uint8"),
+    "grey": ({"image": np.zeros((4, 4), np.uint8)}, ValueError, r"shape \(4, 4\)"),
+    "channels": ({"image": np.zeros((3, 4, 4), np.uint8)}, ValueError, r"shape \(3, 4, 4\)"),
+    "no pixels": ({"image": np.zeros((0, 4, 3), np.uint8)}, ValueError, r"shape \(0, 4, 3\)"),
+    "no file": ({"image": "nowhere.png"}, ValueError, "cannot be read: .*nowhere.png"),
+    "no image file": ({"image": b"abc"}, ValueError, "cannot be read: cannot identify"),
+    "truncated": ({"image": picture(99, 99, 0)[:900]}, ValueError, "cannot be read: .*truncated"),
+    "truncated PIL": (
+        Image.open(io.BytesIO(picture(99, 99, 0)[:900])),
+        ValueError,
+        "cannot be read: .*truncated",
+    ),
+    "many images": ({"image": [picture(9, 9, 0)] * 9}, ValueError, "9 images"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_item_is_named(model, name):
+    item, error, message = BAD[name]
+    with pytest.raises(error, match=rf"(?s)^items\[2\]: .*{message}"):
+        model.encode(["a", "b", item, "c"], batch_size=2)
+
+
+def test_a_wrong_type_shows_before_anything_is_encoded(monkeypatch, model):
+    monkeypatch.setattr(model, "_encode_rows", None)
+    with pytest.raises(TypeError, match=r"^items\[7\]"):
+        model.encode(["a"] * 7 + [None], batch_size=1)
+
+
+def test_an_image_that_does_not_fit_is_named(one):
+    with pytest.raises(ValueError, match=r"^items\[1\]: .*max_length is 20"):
+        opened(one, max_length=20).encode(["a", {"image": picture(60, 60, 0)}])
+
+
+@pytest.mark.parametrize(
+    "single", ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))], ids=type
+)
+def test_a_single_item_is_no_list(model, single):
+    with pytest.raises(TypeError, match="put it in a list"):
+        model.encode(single)
+
+
+def test_batch_size_must_be_positive(model):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.encode(["a"], batch_size=0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_pil_images_are_their_files(model, mode):
+    """A palette, transparency and print colours mean what they mean in a file."""
+    image = Image.fromarray(pixels(picture(40, 30, 1))).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, "TIFF" if mode in ("CMYK", "YCbCr", "LA") else "PNG")
+    a, b = model.encode([image, {"image": file.getvalue()}])
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_lazily_opened_image_in_many_items(model, tmp_path):
+    """Threads preprocess, and its file can be read only once."""
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(300, 300, 0))
+    image = Image.open(path)
+    several = model.encode([image] * 16)
+    np.testing.assert_allclose(several, model.encode([{"image": path}] * 16))
+
+
+def test_texts_that_were_cut_are_counted_once(one, caplog):
+    model = opened(one, max_length=64)
+    with caplog.at_level(logging.WARNING):
+        model.encode(["red"] * 3)
+        assert not caplog.messages
+        model.encode(["red", *["red " * 200] * 2, "<|image_1|> red"])
+    assert caplog.messages == [
+        "2 of 4 texts were cut to max_length = 64 tokens",
+        "1 of 4 items have image markers without image",
+    ]
+
+
+def test_progress_bar(model, capsys):
+    model.encode(["a", "b"])
+    assert capsys.readouterr().err == ""
+    model.encode(["a", "b", "red " * 90], show_progress_bar=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_similarity():
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 5))
+    found = Embedder.similarity(a, 7 * b[:2])
+    expected = [[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b[:2]] for x in a]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == np.float32
+    assert not Embedder.similarity(np.zeros((1, 5)), b).any()
+    with pytest.raises(ValueError, match=r"^b has shape \(5,\)"):
+        Embedder.similarity(a, b[0])
+
+
+def test_an_unsupported_folder(tmp_path):
+    with pytest.raises(ValueError, match="has no config.json"):
+        Embedder.from_pretrained(tmp_path)
+
+
+def test_the_package_names_it_without_importing_it():
+    import unime_jax
+
+    assert unime_jax.__all__ == ["Embedder"] and unime_jax.Embedder is embedder.Embedder
+    with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
+        unime_jax.Embeder  # noqa: B018

@@ -1,0 +1,87 @@
+"""Dynamic resolution of Qwen2-VL on the host: an image's size, its patches and their places.
+
+An image keeps its aspect, and its size if that is within bounds; merge x merge neighbouring patches
+become one token. A grid is (height, width) in patches. Prompts are not handled here, see
+`qwen2_vl`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+def smart_resize(height: int, width: int, side: int, least: int, most: int) -> Size:
+    """The size at which an image is seen: aspect about kept, `least` to `most` pixels.
+
+    Both sides are multiples of `side`. The order of the float operations is transformers 5's:
+    sizes are cut to integers after them, so another order gives other sizes.
+
+    Raises:
+      ValueError: one side is more than 200 times the other.
+    """
+    if max(height, width) / min(height, width) > 200:
+        raise ValueError(
+            f"an image of {height} x {width} pixels is a line: one side is more than 200 times the"
+            " other, which Qwen2-VL does not take; crop the image"
+        )
+    new_height, new_width = round(height / side) * side, round(width / side) * side
+    if new_height * new_width > most:
+        shrinkage = math.sqrt((height * width) / most)
+        return (
+            max(side, math.floor(height / shrinkage / side) * side),
+            max(side, math.floor(width / shrinkage / side) * side),
+        )
+    if new_height * new_width < least:
+        growth = math.sqrt(least / (height * width))
+        return math.ceil(height * growth / side) * side, math.ceil(width * growth / side) * side
+    return new_height, new_width
+
+
+def cut_patches(
+    image: Image.Image, grid: Size, *, patch: int, merge: int, resample: int
+) -> UInt8[np.ndarray, "p F"]:
+    """An image, resized to its grid, as patches; those of one token follow each other.
+
+    A patch's bytes are in the order (channel, y, x).
+    """
+    height, width = grid
+    resized = image.resize((width * patch, height * patch), Image.Resampling(resample))
+    pixels = np.asarray(resized).reshape(
+        height // merge, merge, patch, width // merge, merge, patch, 3
+    )
+    return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * patch**2)
+
+
+def patch_places(grid: Size, merge: int) -> Int32[np.ndarray, "p 2"]:
+    """Row and column of each of `cut_patches`."""
+    height, width = grid
+    places = np.indices(grid, np.int32).reshape(2, height // merge, merge, width // merge, merge)
+    return places.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+
+
+def positions(sizes: Iterable[Size | None], gridded: Sequence[bool]) -> Int32[np.ndarray, "t 3"]:
+    """Time, row and column of every token (M-RoPE, Qwen2-VL, section 2.1).
+
+    Args:
+      sizes: of a text token None, of an image its height and width in tokens.
+      gridded: whether an image lies in rows and columns. If so, all of it is at one time, and text
+        goes on after its longer side; if not, its tokens are numbered as text is.
+    """
+    pieces, start = [], 0
+    for size, in_grid in zip(sizes, gridded, strict=True):
+        rows, columns = size or (1, 1)
+        if size and in_grid:
+            row, column = np.indices(size).reshape(2, -1)
+            piece = np.stack([np.zeros_like(row), row, column], axis=1)
+            after = max(size)
+        else:
+            piece = np.repeat(np.arange(rows * columns)[:, None], 3, axis=1)
+            after = rows * columns
+        pieces.append(start + piece)
+        start += after
+    return np.concatenate(pieces).astype(np.int32)

@@ -1,0 +1,120 @@
+"""Which tensors of a checkpoint a parameter is, in both directions.
+
+A parameter's path is its checkpoint name but for three generic rules (layers are stacked, linear
+weights transposed, leaves renamed) and each family's prefixes.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+_STACKED = re.compile(r"(.*\.(?:layers|blocks))\.(.*)")
+STRIP = 128  # bytes of every target row that are written at once when transposing: cache lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """How a checkpoint spells names.
+
+    `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
+    `aliases`: (regex, replacement) that turn other spellings into the published one.
+    `modules`: (regex, replacement) that turn published names into those of transformers 5's
+    modules, which is what PEFT sees; first match wins.
+    `unused`: regexes of tensors that the embedder has no use for (carried over on export).
+    `convolution`: path of the kernel that is a convolution in the file, and the shape of one of
+    its filters there.
+    """
+
+    prefixes: tuple[tuple[str, str], ...]
+    aliases: tuple[tuple[str, str], ...]
+    modules: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
+    convolution: tuple[str, tuple[int, ...]]
+
+    def published(self, name: str) -> str:
+        """The published name of a tensor, given any spelling of it."""
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def module(self, name: str) -> str:
+        """The module of transformers 5 that holds the tensor of a published name."""
+        for pattern, replacement in self.modules:
+            if re.match(pattern, name):
+                name = re.sub(pattern, replacement, name)
+                break
+        return name.rpartition(".")[0]
+
+    def is_unused(self, name: str) -> bool:
+        """Whether the embedder has no use for the tensor of a published name."""
+        return _any_of(self.unused).fullmatch(name) is not None
+
+
+@functools.cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one parameter lies in a checkpoint: one tensor, or one per layer of a stack."""
+
+    path: str
+    names: tuple[str, ...]
+    stacked: bool
+    shape: tuple[int, ...]  # of each tensor in the file
+    transposed: bool
+
+    def to_file(self, layer: np.ndarray) -> np.ndarray:
+        """One layer's parameter in the file's layout."""
+        if not self.transposed:
+            return np.ascontiguousarray(layer).reshape(self.shape)
+        tensor = np.empty(layer.shape[::-1], layer.dtype)
+        copy_transposed(tensor, layer)
+        return tensor.reshape(self.shape)
+
+
+class Rows(Protocol):
+    """A matrix whose rows can be sliced, and slices made arrays."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Some of the rows."""
+        ...
+
+
+def copy_transposed(target: np.ndarray, source: Rows) -> None:
+    """`target[...] = source.T`, several times as fast for large matrices."""
+    rows = STRIP // target.itemsize
+    for start in range(0, target.shape[1], rows):
+        strip = np.asarray(source[start : start + rows]).astype(target.dtype, copy=False)
+        target[:, start : start + rows] = strip.T
+
+
+def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
+    """An entry for every parameter. Raises ValueError where a path has no prefix rule."""
+    return [_entry(path, tuple(shape), names) for path, shape in shapes.items()]
+
+
+def _entry(path: str, shape: tuple[int, ...], names: Names) -> Entry:
+    for ours, theirs in names.prefixes:
+        if path.startswith(ours):
+            name = theirs + path[len(ours) :]
+            break
+    else:
+        raise ValueError(f"No name prefix of the family covers the parameter {path}.")
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("kernel", "embedding"):
+        name = name[: -len(leaf)] + "weight"
+    match = _STACKED.fullmatch(name)
+    layers, shape = (shape[0], shape[1:]) if match else (1, shape)
+    if leaf == "kernel":
+        shape = shape[::-1]
+        convolution, filter_shape = names.convolution
+        if path == convolution:
+            shape = (shape[0], *filter_shape)
+    all_names = tuple(f"{match[1]}.{i}.{match[2]}" for i in range(layers)) if match else (name,)
+    return Entry(path, all_names, match is not None, shape, leaf == "kernel")

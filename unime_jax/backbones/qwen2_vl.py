@@ -1,0 +1,307 @@
+"""Qwen2-VL: images keep their aspect, and about their size, in runs of patches.
+
+The same numbers as transformers' processor, without torch or torchvision and without floats: the
+pixels stay bytes. What a bucket counts as tiles are runs of `TILE` patches, so rows of any mixture
+of image shapes have constant shapes on the device; every image starts a tile of its own.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+from transformers import AutoTokenizer, PretrainedConfig
+
+from unime_jax.backbones import hf_config, weights
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.dynamic_resolution import (
+    Size,
+    cut_patches,
+    patch_places,
+    positions,
+    smart_resize,
+)
+from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.processing import Processing, caveats
+from unime_jax.backbones.prompts import Prompt, name_of, open_prompt
+from unime_jax.batch import Item, Row
+from unime_jax.data.pack import Layout
+from unime_jax.models.decoder import DecoderConfig
+from unime_jax.models.layers import ACTIVATIONS
+from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
+from unime_jax.models.qwen_vit import QwenVisionConfig
+
+PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
+
+TILE = 256  # patches: 64 tokens, or 224 x 224 pixels, of the published models
+LEAST, MOST = "shortest_edge", "longest_edge"  # what transformers calls them; they are areas
+DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+DEFAULT_PIXELS = 56 * 56, 28 * 28 * 1280
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2VlPreprocessor:
+    """Callable `Item -> Row`; picklable.
+
+    A row has token ids in reading order, positions of time, row and column (A = 3), and slots of
+    one table row (S = 1): the tokens merged of the patches, in their order.
+    """
+
+    prompt: Prompt
+    patch: int  # pixels along a side of a patch
+    merge: int  # merge x merge patches become one token
+    tile: int  # patches, a multiple of merge**2
+    pixels: tuple[int, int]  # least and most of an image
+    resample: int  # Pillow's number of the resizing filter
+    image_size: Size | None  # (height, width) that every image is resized to first
+    vision_start_id: int
+    grid_positions: bool  # of every image, not only of those after a vision_start token
+
+    def __call__(self, item: Item) -> Row:
+        """One row.
+
+        Image markers without image are left out and counted in `orphan_images`; text that is cut
+        off because the row would be longer than the prompt's `max_length`, in `truncated`.
+
+        Raises:
+          ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
+            short enough.
+        """
+        images = open_pictures(item, self.image_size)
+        try:
+            grids = [self._grid(image) for image in images]
+        except ValueError as error:
+            raise ValueError(f"{name_of(item)}: {error}") from error
+        merged = [(height // self.merge, width // self.merge) for height, width in grids]
+        counts = [rows * columns for rows, columns in merged]
+        ids, truncated, orphans = self.prompt(item, counts)
+        tokens, is_image = self.prompt.expand(ids, counts)
+        slot = np.full((len(tokens), 1), -1, np.int32)
+        patches = place = None
+        if images:
+            cut = [self._tiles(i, image, grids[i]) for i, image in enumerate(images)]
+            patches, place = (np.concatenate(parts) for parts in zip(*cut))
+            tiles_before = np.cumsum([0, *(len(part) for part, _ in cut[:-1])])
+            first = tiles_before * self.tile // self.merge**2
+            slot[is_image, 0] = np.concatenate(
+                [start + np.arange(count) for start, count in zip(first, counts, strict=True)]
+            )
+        return Row(
+            tokens=tokens,
+            positions=self._positions(ids, merged),
+            slot=slot,
+            patches=patches,
+            patch_position=place,
+            truncated=truncated,
+            orphan_images=orphans,
+        )
+
+    def _grid(self, image: Image.Image) -> Size:
+        """Patches along the height and the width."""
+        height, width = smart_resize(
+            image.height, image.width, self.patch * self.merge, *self.pixels
+        )
+        return height // self.patch, width // self.patch
+
+    def _tiles(
+        self, number: int, image: Image.Image, grid: Size
+    ) -> tuple[UInt8[np.ndarray, "n P F"], Int32[np.ndarray, "n P 3"]]:
+        """An image's patches and their positions, the last tile filled up."""
+        patches = cut_patches(
+            image, grid, patch=self.patch, merge=self.merge, resample=self.resample
+        )
+        place = np.pad(patch_places(grid, self.merge), ((0, 0), (1, 0)), constant_values=number)
+        fill = (0, -len(patches) % self.tile), (0, 0)
+        patches, place = np.pad(patches, fill), np.pad(place, fill, constant_values=-1)
+        return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)
+
+    def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
+        image, rest = self.prompt.image_token_id, iter(merged)
+        sizes = [next(rest) if token == image else None for token in ids]
+        before = [None, *ids[:-1]]
+        return positions(
+            sizes, [self.grid_positions or token == self.vision_start_id for token in before]
+        )
+
+
+def open_folder(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+) -> Backbone:
+    """Opens a checkpoint in Hugging Face form.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this family does not do.
+    """
+    text = hf_config.decoder_config(
+        config.text_config, model_types=("qwen2_vl_text",), max_length=max_length
+    )
+    vision = tower_config(config, text)
+    file, processor = open_image_processor(folder, vision)
+    own = _own_pixels(file, processor)
+    least, most = processing.pixels or own
+    if not 0 < least <= most:
+        where = "processing.pixels" if processing.pixels else f"{file}: its pixels"
+        raise ValueError(
+            f"{where} are {least} to {most}; they must be positive, and the least first"
+        )
+    preprocess = Qwen2VlPreprocessor(
+        prompt=open_prompt(
+            folder,
+            AutoTokenizer.from_pretrained(folder),
+            image_token_id=config.image_token_id,
+            style=processing.prompt,
+            max_length=max_length,
+        ),
+        patch=vision.patch_size,
+        merge=vision.merge,
+        tile=TILE,
+        pixels=(least, most),
+        resample=int(processor["resample"]),
+        image_size=processing.image_size,
+        vision_start_id=config.vision_start_token_id,
+        grid_positions=processing.grid_positions,
+    )
+    model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
+    return Backbone(
+        folder=folder,
+        text=text,
+        make_model=lambda key: Qwen2Vl(model, key=key),
+        names=names(vision),
+        preprocess=preprocess,
+        layout=Layout(
+            axes=3,
+            slots=1,
+            patches=TILE,
+            patch_bytes=3 * vision.patch_size**2,
+            positioned=True,
+        ),
+        processing=processing,
+        config_changes={},
+        image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
+        caveats=caveats(processing) + _position_caveats(processing),
+    )
+
+
+def _position_caveats(processing: Processing) -> tuple[str, ...]:
+    if processing.prompt == "chat" or processing.grid_positions:
+        return ()
+    return (
+        "Image tokens have plain positions on all three axes, as all tokens; transformers gives"
+        " them rows and columns, unless it is handed `position_ids`.",
+    )
+
+
+def names(vision: QwenVisionConfig) -> weights.Names:
+    """The spelling of published checkpoints; transformers 5 nests both halves in `model`."""
+    patch = vision.patch_size
+    return weights.Names(
+        prefixes=(
+            ("visual.merger.linear_1.", "visual.merger.mlp.0."),
+            ("visual.merger.linear_2.", "visual.merger.mlp.2."),
+            ("visual.", "visual."),
+            ("language_model.", "model."),
+        ),
+        aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
+        modules=((r"^visual\.", "model.visual."), (r"^model\.", "model.language_model.")),
+        unused=(r"lm_head\.weight",),
+        convolution=("visual.patch_embed.proj.kernel", (3, vision.frames, patch, patch)),
+    )
+
+
+def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionConfig:
+    """The vision tower, checked to fit its decoder.
+
+    Raises:
+      ValueError: it does not, or asks for what this family does not do.
+    """
+    vision = config.vision_config
+    hf_config.require("vision_config.model_type", vision.model_type, ("qwen2_vl_vision",))
+    hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
+    hf_config.require("vision_config.in_channels", vision.in_channels, (3,))
+    hf_config.require("vision_config.hidden_size", vision.hidden_size, (text.hidden_size,))
+    rope_type = vision.rope_parameters["rope_type"]
+    hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
+    if len(text.rope_sections) != 3 or 2 * sum(text.rope_sections) != text.head_dim:
+        raise ValueError(
+            "config.json: mrope_section must be three numbers that add up to half a head,"
+            f" {text.head_dim // 2}, and is {list(text.rope_sections)}"
+        )
+    if TILE % vision.spatial_merge_size**2:
+        raise ValueError(
+            f"config.json: vision_config.spatial_merge_size is {vision.spatial_merge_size}; tokens"
+            f" of its square of patches do not fill a tile of {TILE}"
+        )
+    return QwenVisionConfig(
+        hidden_size=vision.embed_dim,
+        intermediate_size=int(vision.embed_dim * vision.mlp_ratio),
+        num_layers=vision.depth,
+        num_heads=vision.num_heads,
+        output_size=vision.hidden_size,
+        patch_size=vision.patch_size,
+        frames=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        hidden_act=vision.hidden_act,
+        rope_theta=vision.rope_parameters["rope_theta"],
+    )
+
+
+def open_image_processor(
+    folder: pathlib.Path, vision: QwenVisionConfig
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The settings of the folder's image processor, checked to ask for what is done here.
+
+    Raises:
+      ValueError: they are missing, or ask for something else.
+    """
+    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    expected = {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.frames,
+        "merge_size": vision.merge,
+    }
+    for key, value in expected.items():
+        if settings[key] != value:
+            raise ValueError(f"{file}: {key} is {settings[key]!r}, but it must be {value!r}")
+    return file, settings
+
+
+def _own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Least and most pixels that a checkpoint's image processor asks for."""
+    size = settings.get("size") or dict(zip((LEAST, MOST), DEFAULT_PIXELS))
+    if not {LEAST, MOST} <= set(size):
+        raise ValueError(f"{file}: size is {size}; it must have {LEAST!r} and {MOST!r}")
+    least, most = settings.get("min_pixels"), settings.get("max_pixels")  # they go first
+    return (
+        int(size[LEAST] if least is None else least),
+        int(size[MOST] if most is None else most),
+    )
+
+
+def _spelled(settings: Mapping[str, Any], pixels: tuple[int, int]) -> dict[str, Any]:
+    """The settings that make transformers take these pixels, in each spelling of the folder."""
+    least, most = pixels
+    changes: dict[str, Any] = {}
+    if settings.get("size"):
+        changes["size"] = {LEAST: least, MOST: most}
+    if not changes or settings.get("min_pixels") or settings.get("max_pixels"):
+        changes |= {"min_pixels": least, "max_pixels": most}
+    return changes

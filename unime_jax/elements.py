@@ -1,0 +1,94 @@
+"""What a user of `Embedder` may hand over as an item, and reading its images."""
+
+import io
+import os
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from unime_jax.backbones.pictures import to_rgb
+from unime_jax.batch import Item, Picture
+
+# Of an image: its file, the file's content, or its pixels (an array is uint8 [height, width, 3]).
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# A text, an image, or {"text": ..., "image": ...}; either key may be left out.
+Element: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[Source]]
+
+_loading = threading.Lock()  # two threads must not read the file of one lazily opened image
+
+
+def parts(element: Element) -> tuple[str, Sequence[Source]]:
+    """Text and images of an element, checked as far as that goes without reading files."""
+    if isinstance(element, str):
+        return element, ()
+    if isinstance(element, Image.Image):
+        return "", (element,)
+    if not isinstance(element, Mapping):
+        raise TypeError(
+            f"a {type(element).__name__} is no item; an item is a str, a PIL image, or a dict of"
+            ' "text" and "image"'
+        )
+    unknown = [key for key in element if key not in ("text", "image")]
+    if unknown or not element:
+        raise ValueError(f'its keys are {list(element)}; they must be "text", "image" or both')
+    text, images = element.get("text", ""), element.get("image", ())
+    if not isinstance(text, str):
+        raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')
+    several: Sequence[Any] = images if isinstance(images, list | tuple) else (images,)
+    if not several and "text" not in element:
+        raise ValueError('"image" is an empty list, and there is no "text"')
+    for image in several:
+        _check(image)
+    return text, several
+
+
+def _check(image: Source) -> None:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"an image is an array of shape {image.shape} and dtype {image.dtype}; it must be"
+                " uint8 [height, width, 3]"
+            )
+    elif not isinstance(image, str | os.PathLike | bytes | Image.Image):
+        raise TypeError(
+            f"an image is a {type(image).__name__}; it must be a path, bytes, a PIL image or a"
+            " NumPy array, or a list of those"
+        )
+    elif isinstance(image, str | bytes) and not image:
+        raise ValueError(f"an image is {image!r}; leave it out where there is none")
+
+
+def to_item(element: Element, prompt: str) -> Item:
+    """Reads an element's images. ValueError or TypeError says what is wrong with it."""
+    text, images = parts(element)
+    pictures = [_read(image) for image in images]
+    path, data = pictures[0] if pictures else Picture("", None)
+    return Item(prompt + text, path, data, tuple(pictures[1:]))
+
+
+def _read(image: Source) -> Picture:
+    """An image as the bytes of a file; PNG, which loses nothing, where it came as pixels."""
+    if isinstance(image, bytes):
+        return Picture("", image)
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Picture(os.fspath(image), pathlib.Path(image).read_bytes())
+        except OSError as error:
+            raise ValueError(f"the image cannot be read: {error}") from error
+    try:
+        if isinstance(image, np.ndarray):
+            pixels = Image.fromarray(image)
+        else:
+            with _loading:
+                image.load()
+            # A palette in memory has its alpha elsewhere than one in a file.
+            pixels = to_rgb(image.convert("RGBA") if image.has_transparency_data else image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"the image cannot be read: {error}") from error
+    file = io.BytesIO()
+    pixels.save(file, "PNG", compress_level=1)
+    return Picture("", file.getvalue())

@@ -1,0 +1,235 @@
+"""Embeddings without configs or data sets: open a model folder, hand over texts and images."""
+
+import collections
+import concurrent.futures
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32
+from PIL import Image
+from tqdm import tqdm
+
+from unime_jax import paths, sharding
+from unime_jax.backbones import Backbone, Processing, open_backbone
+from unime_jax.batch import Row
+from unime_jax.data.pack import Bucket, Plan
+from unime_jax.elements import Element, parts, to_item
+from unime_jax.encode import make_row_encoder
+from unime_jax.models.vlm import Execution
+from unime_jax.step import make_encode
+
+T = TypeVar("T")
+
+CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
+LEAST_TOKENS = 64  # of a compiled shape
+THREADS = min(16, os.cpu_count() or 1)
+
+
+class Embedder:
+    """A model, its preprocessing and its devices; `from_pretrained` makes one.
+
+    Attributes:
+      dimension: D, of an embedding.
+      max_length: the most tokens of an item.
+    """
+
+    def __init__(self, backbone: Backbone, *, max_length: int, mesh: Mesh, dtype: jnp.dtype):
+        """Reads the weights; `from_pretrained` says what the arguments mean."""
+        graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+        placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
+        targets = {
+            path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placed[path])
+            for path, shape in shapes.items()
+        }
+        self.dimension = backbone.text.hidden_size
+        self.max_length = max_length
+        self._preprocess = backbone.preprocess
+        self._layout = backbone.layout
+        self._shards = sharding.row_shards(mesh)
+        self._parameters = backbone.load(targets)
+        encode = make_encode(graph, Execution(dtype, "none", "xla"))
+        self._encode_rows = make_row_encoder(encode, ({}, self._parameters), mesh)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        *,
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        max_length: int = 4096,
+        processing: Processing | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Embedder":
+        """Opens a local folder or a hub repository and puts its weights on the devices.
+
+        Args:
+          dtype: of weights and activations, the same on every machine. Norms, softmax and the
+            embeddings themselves are float32 either way.
+          max_length: the most tokens of an item, its image tokens included.
+          processing: how items become tokens and patches; None: as recorded when the folder was
+            exported from here, else as the family's published embedders do it.
+          mesh: from `sharding.make_mesh`; None: this process's devices, with items and weights
+            divided among them. On a mesh of several processes all must make the same calls.
+
+        Raises:
+          ValueError: the folder is not a model that is supported, or lacks files.
+        """
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f'dtype is {dtype!r}; use "float32" or "bfloat16"')
+        backbone = open_backbone(
+            os.fspath(folder_or_hub_id), max_length=max_length, processing=processing
+        )
+        if mesh is None:
+            mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
+        return cls(backbone, max_length=max_length, mesh=mesh, dtype=jnp.dtype(dtype))
+
+    def encode(
+        self,
+        items: Iterable[Element],
+        *,
+        prompt: str = "",
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> Float32[np.ndarray, "n D"]:
+        """Unit-norm embeddings in the items' order.
+
+        An item is a text, a PIL image, or a dict of "text" and "image" (either may be left out).
+        An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3];
+        a list of them is several images. `prompt` + text is what the model's template gets; images
+        go where that has markers `<|image_1|>`, else in front of it (`backbones.prompts.Prompt`).
+
+        Items run in batches of one shape: lengths are rounded up to a few, each of which compiles
+        once. Texts beyond `max_length` are cut, with one warning a call.
+
+        Args:
+          batch_size: items of a batch; it bounds memory, never changes the embeddings. Keep to few
+            values, as each compiles anew.
+
+        Raises:
+          TypeError, ValueError: an item is not as above, an image cannot be read, or an image
+            alone takes more than `max_length` tokens. The message starts with the item's index.
+        """
+        if isinstance(items, str | bytes | Mapping | Image.Image):
+            raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        items = list(items)
+        for index, item in enumerate(items):
+            _blame(index, parts, item)  # a wrong type shows now, not after hours of encoding
+        # A few items are not worth a batch; powers of two keep the shapes few.
+        batch_size = min(batch_size, _power_of_two(len(items)))
+
+        vectors = np.zeros((len(items), self.dimension), np.float32)
+        truncated = orphans = 0
+        with tqdm(total=len(items), unit="item", disable=not show_progress_bar) as bar:
+            made = self._rows(items, prompt, ahead=batch_size)
+            for plan, indices, rows in self._batches(made, batch_size):
+                vectors[indices] = self._encode_rows(rows, plan)
+                truncated += sum(row.truncated > 0 for row in rows)
+                orphans += sum(row.orphan_images > 0 for row in rows)
+                bar.update(len(rows))
+        if truncated:
+            logging.warning(
+                "%d of %d texts were cut to max_length = %d tokens",
+                truncated,
+                len(items),
+                self.max_length,
+            )
+        if orphans:
+            logging.warning("%d of %d items have image markers without image", orphans, len(items))
+        return vectors
+
+    @staticmethod
+    def similarity(
+        a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]
+    ) -> Float32[np.ndarray, "n m"]:
+        """Cosines of all rows of `a` with all rows of `b`; a row of zeros has cosine 0."""
+        unit = []
+        for name, x in (("a", a), ("b", b)):
+            x = np.asarray(x, np.float32)
+            if x.ndim != 2:
+                raise ValueError(f"{name} has shape {x.shape}; it must be [rows, dimension]")
+            unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+        return unit[0] @ unit[1].T
+
+    def rendered(self, item: Element, *, prompt: str = "") -> str:
+        """What the tokenizer gets for an item, with a single image token where an image goes."""
+        return self._preprocess.prompt.rendered(to_item(item, prompt))
+
+    def _batches(
+        self, rows: Iterable[Row], batch_size: int
+    ) -> Iterator[tuple[Plan, list[int], list[Row]]]:
+        """Rows of one shape and their numbers: full batches as they fill, at the end the rest."""
+        waiting: dict[Plan, tuple[list[int], list[Row]]] = {}
+        for index, row in enumerate(rows):
+            plan = self._plan(bucket_of(row, self.max_length), batch_size)
+            indices, batch = waiting.setdefault(plan, ([], []))
+            indices.append(index)
+            batch.append(row)
+            if len(batch) == plan.rows:
+                yield plan, *waiting.pop(plan)
+        for plan, (indices, batch) in waiting.items():
+            yield plan, indices, batch
+
+    def _plan(self, bucket: Bucket, batch_size: int) -> Plan:
+        """At least `batch_size` rows, in chunks of `CHUNK_TOKENS` a device.
+
+        Chunks without rows are not computed, so a part of a batch costs a part of its time.
+        """
+        most = math.ceil(batch_size / self._shards)
+        chunk = self._shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
+        return Plan((bucket,), self._layout, chunk, chunk * math.ceil(batch_size / chunk))
+
+    def _rows(self, items: Sequence[Element], prompt: str, *, ahead: int) -> Iterator[Row]:
+        """Rows in order, preprocessed by threads while the devices are at work."""
+
+        def make(item: Element) -> Row:
+            return self._preprocess(to_item(item, prompt))
+
+        started: collections.deque[concurrent.futures.Future[Row]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            try:
+                for index, item in enumerate(items):
+                    started.append(pool.submit(_blame, index, make, item))
+                    if len(started) > ahead:
+                        yield started.popleft().result()
+                while started:
+                    yield started.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def bucket_of(row: Row, max_length: int) -> Bucket:
+    """The compiled shape of a row: less than half of it is padding, in long rows a third."""
+    tokens = max(LEAST_TOKENS, _rung(len(row.tokens), fine_from=1024))
+    tiles = 0 if row.patches is None else _rung(len(row.patches), fine_from=1)
+    return Bucket(min(tokens, max_length), tiles)
+
+
+def _power_of_two(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _rung(n: int, *, fine_from: int) -> int:
+    """The least power of two, or from `fine_from` on also 3/4 of one, that is not below n."""
+    power = _power_of_two(n)
+    between = power * 3 // 4
+    return between if n <= between and power > fine_from else power
+
+
+def _blame(index: int, call: Callable[[Element], T], item: Element) -> T:
+    """`call(item)`; errors name the item."""
+    try:
+        return call(item)
+    except TypeError as error:
+        raise TypeError(f"items[{index}]: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"items[{index}]: {error}") from error

@@ -1,0 +1,105 @@
+"""A model as a Hugging Face folder: weights, and every file that its inputs are made with."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from unime_jax import paths
+from unime_jax.backbones import Backbone, hf_config, processing
+from unime_jax.export import sentence_transformers
+from unime_jax.models import lora
+
+CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+# Of an earlier export, or of an adapter: what they say is not true of the new folder.
+NOT_CARRIED = ("*.index.json", "self_check*", "adapter_config.json", "README.md")
+
+
+def write(
+    folder: pathlib.Path,
+    backbone: Backbone,
+    graph: nnx.GraphDef,
+    parameters: paths.Parameters,
+    *,
+    dtype: np.dtype,
+    prompts: Mapping[str, str],
+) -> None:
+    """Writes config, merged weights, tokenizer and processor; `folder` appears when all is there.
+
+    Adapters are folded into their kernels. Tensors that only generation uses come from the
+    backbone's own files. An earlier export in `folder` is replaced. `prompts` are those of
+    sentence-transformers, whose files are left out where it would not embed as this model does.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    merged = merged_parameters(graph, parameters, dtype)
+    if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    backbone.save_weights(partial, merged, dtype)
+    if jax.process_index() != 0:
+        return
+    copy_files(backbone.folder, partial)
+    _update_json(
+        partial / "config.json",
+        {"dtype": np.dtype(dtype).name} | dict(backbone.config_changes),
+    )
+    _update_image_processor(partial, backbone.image_processor_changes)
+    processing.write(partial, backbone.processing)
+    if not backbone.caveats:
+        prompt = backbone.preprocess.prompt
+        sentence_transformers.write(
+            partial,
+            frames=prompt.image_frames(),
+            markers=prompt.markers(),
+            strip=prompt.style == "chat",
+            dimension=backbone.text.hidden_size,
+            max_length=prompt.max_length,
+            prompts=prompts,
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies what a checkpoint has beside its weights: configurations, tokenizer, processor."""
+    for pattern in CARRIED:
+        for file in source.glob(pattern):
+            if not any(file.match(other) for other in NOT_CARRIED):
+                shutil.copyfile(file, target / file.name)
+
+
+def merged_parameters(
+    graph: nnx.GraphDef, parameters: paths.Parameters, dtype: np.dtype
+) -> paths.Parameters:
+    """Parameters without adapters; kernels that had one, folded, are of `dtype`."""
+
+    @jax.jit
+    def fold(parameters: paths.Parameters) -> paths.Parameters:
+        model = paths.merge(graph, parameters)
+        lora.merge(model, dtype)
+        return paths.split(model)[1]
+
+    return fold(parameters)
+
+
+def _update_image_processor(folder: pathlib.Path, changes: Mapping[str, Any]) -> None:
+    """Older folders have a file for the image processor, newer ones a part of a file."""
+    if not changes:
+        return
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = folder / name
+        content = json.loads(file.read_text()) if file.exists() else {}
+        if hf_config.IMAGES in content:
+            _update_json(file, {hf_config.IMAGES: content[hf_config.IMAGES] | dict(changes)})
+        elif name == "preprocessor_config.json" and content:
+            _update_json(file, changes)
+
+
+def _update_json(path: pathlib.Path, changes: Mapping[str, Any]) -> None:
+    content = json.loads(path.read_text()) | dict(changes)
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,167 @@
+"""The check that an exported folder, read back from disk, is the model that was trained.
+
+`python -m unime_jax.export.self_check FOLDER` repeats it later or elsewhere, from the inputs and
+embeddings that the export left in self_check.json.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, logging
+from jax.sharding import Mesh
+
+from unime_jax import paths, sharding
+from unime_jax.backbones import open_backbone
+from unime_jax.batch import Item
+from unime_jax.data.pack import Plan
+from unime_jax.embedder import Embedder
+from unime_jax.encode import Encoder, make_encoder
+from unime_jax.models.vlm import Execution
+from unime_jax.step import make_encode
+
+FILE = "self_check.json"
+
+
+def self_check(
+    folder: pathlib.Path,
+    items: Sequence[Item],
+    trained: Encoder,
+    *,
+    plan: Plan,
+    mesh: Mesh,
+    execution: Execution,
+    max_length: int,
+    dtype: np.dtype,
+) -> float:
+    """Reads an export back, compares its embeddings with the trained model's, and records them.
+
+    Writes <folder>/self_check.json with the inputs as the model gets them, images beside it.
+
+    Returns:
+      the lowest cosine between exported and trained embeddings of the items.
+
+    Raises:
+      RuntimeError: they differ by more than the rounding of `dtype` explains.
+    """
+    backbone = open_backbone(str(folder), max_length=max_length)
+    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
+    targets = {
+        path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=placed[path])
+        for path, shape in shapes.items()
+    }
+    encoder = make_encoder(
+        make_encode(graph, execution), ({}, backbone.load(targets)), backbone.preprocess, plan, mesh
+    )
+    expected, found = trained(items), encoder(items)
+    cosine = lowest_cosine(expected, found)
+    bound = lowest_allowed(dtype, execution.dtype)
+    if not cosine >= bound:
+        raise RuntimeError(
+            f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
+            f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
+        )
+    if jax.process_index() == 0:
+        rendered = backbone.preprocess.prompt.rendered
+        _write(folder, items, found, rendered, dtype, execution.dtype)
+    logging.info("export %s reproduces the trained model: lowest cosine %.7f", folder, cosine)
+    return cosine
+
+
+def repeat(folder: pathlib.Path) -> float:
+    """The lowest cosine between the embeddings in self_check.json and those of the folder now.
+
+    Raises:
+      RuntimeError: it is lower than rounding explains, or prompts have changed.
+      ValueError: the folder has no self_check.json.
+    """
+    if not (folder / FILE).exists():
+        raise ValueError(f"{folder} has no {FILE}; it was not exported by unime_jax")
+    record = json.loads((folder / FILE).read_text())
+    model = Embedder.from_pretrained(folder, dtype="float32")
+    items = [
+        {"text": entry["item"]} | ({"image": folder / entry["image"]} if entry["image"] else {})
+        for entry in record["inputs"]
+    ]
+    for item, entry in zip(items, record["inputs"], strict=True):
+        if model.rendered(item) != entry["text"]:
+            raise RuntimeError(
+                f"{folder} words an item as {model.rendered(item)!r}; when it was exported, it was"
+                f" {entry['text']!r}"
+            )
+    cosine = lowest_cosine(np.array(record["embeddings"]), model.encode(items))
+    bound = lowest_allowed(np.dtype(record["dtype"]), np.dtype(record["computed_in"]))
+    if not cosine >= bound:
+        raise RuntimeError(
+            f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
+            f" {len(items)} inputs, at least {bound} was expected."
+        )
+    return cosine
+
+
+def repeat_in_a_new_process(folder: pathlib.Path) -> None:
+    """`repeat` where nothing of this process can help it, on the CPU: a TPU has one owner.
+
+    Raises:
+      RuntimeError: it failed; the message has its output.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "unime_jax.export.self_check", str(folder)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{folder} failed its check in a new process:\n{done.stderr[-4000:]}")
+
+
+def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
+    """Of rows of unit length."""
+    return float(np.min(np.sum(expected * found, axis=1)))
+
+
+def lowest_allowed(*dtypes: np.dtype) -> float:
+    """What rounding in these types leaves of a cosine of 1."""
+    return 0.999 if jnp.dtype("bfloat16") in dtypes else 0.99999
+
+
+def _write(
+    folder: pathlib.Path,
+    items: Sequence[Item],
+    embeddings: np.ndarray,
+    rendered: Callable[[Item], str],
+    dtype: np.dtype,
+    computed_in: np.dtype,
+) -> None:
+    inputs = []
+    for i, item in enumerate(items):
+        image = None
+        if item.image:
+            image = f"self_check_{i}{pathlib.PurePath(item.image_path).suffix or '.png'}"
+            (folder / image).write_bytes(item.image)
+        inputs.append({"text": rendered(item), "image": image, "item": item.text})
+    record = {
+        "dtype": np.dtype(dtype).name,
+        "computed_in": np.dtype(computed_in).name,
+        "inputs": inputs,
+        "embeddings": [[float(x) for x in row] for row in embeddings],
+    }
+    (folder / FILE).write_text(json.dumps(record) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("one argument: the exported folder")
+    cosine = repeat(pathlib.Path(argv[1]))
+    logging.info("%s gives the embeddings of its %s: cosine %.7f", argv[1], FILE, cosine)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,104 @@
+"""Export a run's newest checkpoint: merged weights, a PEFT adapter, checks and a model card.
+
+Training ends with it; `--config.job=export` does it at any time, also for a run that was stopped.
+With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapter on it merged.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from unime_jax import config
+from unime_jax.backbones import adapters
+from unime_jax.checkpoint import Checkpoints
+from unime_jax.data import sources
+from unime_jax.export import folder as hf_folder
+from unime_jax.export import model_card, self_check
+from unime_jax.jobs.setup import Setup, examples, make_mesh, set_up, write_config
+from unime_jax.step import TrainState
+
+
+def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes <workdir>/hf, and <workdir>/hf_adapter if the config asks for it.
+
+    Raises:
+      ValueError: there is no checkpoint in `workdir`, or the config does not fit it.
+      RuntimeError: the export does not reproduce the model.
+    """
+    settings = config.read(config.TrainConfig, config_dict.to_dict())
+    mesh = make_mesh(settings)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").exists():
+        write_config(workdir, config_dict)
+    with jax.set_mesh(mesh):
+        setup = set_up(settings, mesh)
+        now = setup.initial_state()
+        if settings.steps:
+            now = _restore(now, settings, workdir)
+        train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
+        write(setup, now, sources.open_dataset(train) if settings.data.train else {}, workdir)
+
+
+def _restore(now: TrainState, settings: config.TrainConfig, workdir: pathlib.Path) -> TrainState:
+    every, keep = settings.checkpoint.every, settings.checkpoint.keep
+    with Checkpoints(workdir / "checkpoints", every=every, keep=keep) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise ValueError(
+                f"{workdir} has no checkpoint to export; train first, or set config.steps=0 to"
+                " export the backbone as it is"
+            )
+        return checkpoints.restore(now, None)
+
+
+def write(
+    setup: Setup, now: TrainState, rows: Mapping[str, sources.Source], workdir: pathlib.Path
+) -> None:
+    """Everything that a finished run hands on; all processes take part, process 0 writes.
+
+    Raises:
+      RuntimeError: the export does not reproduce the model.
+    """
+    settings, backbone = setup.settings, setup.backbone
+    dtype = np.dtype(settings.export.dtype)
+    parameters = now.trainable | now.frozen
+    target = workdir / "hf"
+    hf_folder.write(
+        target,
+        backbone,
+        setup.blueprint.graph,
+        parameters,
+        dtype=dtype,
+        prompts=settings.export.prompts,
+    )
+    items = examples(rows, backbone.preprocess, setup.plan)
+    cosine = self_check.self_check(
+        target,
+        items,
+        setup.encoder(now.trainable, now.frozen),
+        plan=setup.test_plan,
+        mesh=setup.mesh,
+        execution=setup.execution,
+        max_length=settings.data.buckets[-1][0],
+        dtype=dtype,
+    )
+    if settings.export.adapter and settings.lora.rank:
+        adapters.save(workdir / "hf_adapter", backbone, parameters, settings.lora, dtype=dtype)
+    if jax.process_index() != 0:
+        return
+    model_card.write(
+        target,
+        workdir,
+        settings,
+        backbone,
+        steps=int(now.step),
+        cosine=cosine,
+        items=items,
+        sources=sorted(settings.data.weights or rows),
+    )
+    if settings.export.verify:
+        self_check.repeat_in_a_new_process(target)
+        logging.info("%s passed its check in a process of its own", target)

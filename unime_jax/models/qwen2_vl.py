@@ -1,0 +1,46 @@
+"""Qwen2-VL: a vision transformer over images in their own size, and a decoder with M-RoPE."""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float, Int, UInt8
+
+from unime_jax.models.decoder import Decoder, DecoderConfig
+from unime_jax.models.qwen_vit import QwenVisionConfig, QwenVisionTower
+from unime_jax.models.vlm import Execution, Pixels, Vlm, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2VlConfig:
+    """Facts of a checkpoint, read from its Hugging Face configuration files."""
+
+    text: DecoderConfig
+    vision: QwenVisionConfig
+    pixels: Pixels
+
+
+class Qwen2Vl(Vlm):
+    """Qwen2-VL. A tile is a run of patches, whatever the shape of the image they are from."""
+
+    def __init__(self, config: Qwen2VlConfig, *, key: jax.Array):
+        tower, decoder = jax.random.split(key)
+        self.visual = QwenVisionTower(config.vision, key=tower)
+        self.language_model = Decoder(config.text, key=decoder)
+        self.pixels = config.pixels
+
+    def image_table(
+        self,
+        patches: UInt8[Array, "B N P F"],
+        position: Int[Array, "B N P 3"] | None,
+        execution: Execution,
+    ) -> Float[Array, "B G D"]:
+        """Row g is the token merged of the g-th patches, counted through all tiles of a row."""
+        assert position is not None, "the family's layout is `positioned`"
+        rows, tiles, count, values = patches.shape
+        x = normalise(patches, self.pixels).astype(execution.dtype)
+        return self.visual(
+            x.reshape(rows, tiles * count, values),
+            position.reshape(rows, tiles * count, 3),
+            remat=execution.remat,
+            implementation=execution.attention,
+        )

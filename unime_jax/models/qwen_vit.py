@@ -1,0 +1,184 @@
+"""Qwen2-VL's vision transformer: images of any size, patches of one image attend to each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from unime_jax.models import attention, rope, scan
+from unime_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
+
+EPSILON = 1e-6  # of every norm; no configuration file says it
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVisionConfig:
+    """`frames`: images a patch reaches through in time; a still image is repeated.
+
+    `merge`: merge x merge patches become one token.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    output_size: int
+    patch_size: int
+    frames: int
+    merge: int
+    hidden_act: str
+    rope_theta: float
+
+
+def axial_angles(
+    rows_columns: Int[Array, "B T 2"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+    """Cosine and sine for `rope.rotate` by row and column (Qwen2-VL, section 2.1), float32.
+
+    The first half of the frequencies turns with the row, the second with the column; other than
+    the sections of M-RoPE, each half is the full range of frequencies.
+    """
+    count = head_dim // 4
+    frequency = theta ** -(jnp.arange(count, dtype=jnp.float32) / count)
+    angle = rows_columns.astype(jnp.float32)[..., None] * frequency
+    angle = angle.reshape(*rows_columns.shape[:2], 2 * count)
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+class PatchEmbed(nnx.Module):
+    """Patch projection, a convolution over time, height and width whose stride is its size."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        values = 3 * config.frames * config.patch_size**2
+        self.proj = Linear(values, config.hidden_size, bias=False, key=key)
+        self.frames = config.frames
+
+    def __call__(self, patches: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+        """Of patches of one frame, each flattened as (channel, y, x)."""
+        rows, count, values = patches.shape
+        x = patches.reshape(rows, count, 3, 1, values // 3)
+        x = jnp.broadcast_to(x, (rows, count, 3, self.frames, values // 3))
+        return self.proj(x.reshape(rows, count, -1))
+
+
+class Attention(nnx.Module):
+    """Bidirectional self-attention; queries, keys and values come from one matrix."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        qkv, proj = jax.random.split(key)
+        width = config.hidden_size
+        self.qkv = Linear(width, 3 * width, bias=True, key=qkv)
+        self.proj = Linear(width, width, bias=True, key=proj)
+        self.num_heads = config.num_heads
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        segment: Int[Array, "B T"],
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B T D"]:
+        rows, patches, width = x.shape
+        qkv = self.qkv(x).reshape(rows, patches, 3, self.num_heads, width // self.num_heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        y = attention.attend(
+            rope.rotate(q, cos, sin),
+            rope.rotate(k, cos, sin),
+            v,
+            causal=False,
+            segment=segment,
+            implementation=implementation,
+        )
+        return self.proj(y.reshape(rows, patches, width))
+
+
+class MLP(nnx.Module):
+    """Two-layer feed-forward block."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        up, down = jax.random.split(key)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, key=up)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, key=down)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.fc2(ACTIVATIONS[self.hidden_act](self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual layer."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        attention_key, mlp_key = jax.random.split(key)
+        self.norm1 = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.attn = Attention(config, key=attention_key)
+        self.norm2 = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.mlp = MLP(config, key=mlp_key)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        segment: Int[Array, "B T"],
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B T D"]:
+        x = x + self.attn(self.norm1(x), cos, sin, segment, implementation)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """Neighbouring patches, which follow each other, to one token of the decoder's width."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        first, second = jax.random.split(key)
+        width = config.hidden_size * config.merge**2
+        self.ln_q = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.linear_1 = Linear(width, width, bias=True, key=first)
+        self.linear_2 = Linear(width, config.output_size, bias=True, key=second)
+        self.merged = config.merge**2
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B G E"]:
+        """G = T / merge**2 tokens."""
+        rows, patches, _ = x.shape
+        x = self.ln_q(x).reshape(rows, patches // self.merged, -1)
+        return self.linear_2(ACTIVATIONS["gelu"](self.linear_1(x)))
+
+
+class QwenVisionTower(nnx.Module):
+    """Patches to tokens of the decoder."""
+
+    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
+        patch, blocks, merger = jax.random.split(key, 3)
+        self.patch_embed = PatchEmbed(config, key=patch)
+        self.blocks = scan.stack(lambda k: Block(config, key=k), config.num_layers, blocks)
+        self.merger = PatchMerger(config, key=merger)
+        self.head_dim = config.hidden_size // config.num_heads
+        self.rope_theta = config.rope_theta
+
+    def __call__(
+        self,
+        patches: Float[Array, "B T C"],
+        position: Int[Array, "B T 3"],
+        *,
+        remat: scan.Remat,
+        implementation: attention.Implementation,
+    ) -> Float[Array, "B G E"]:
+        """Token g is made of patches g * merge**2 and on, see `PatchEmbed` and `PatchMerger`.
+
+        `position` is (number of the image, row, column). What fills a sequence has an image number
+        of its own and gives tokens of no meaning, but finite ones.
+        """
+        segment = position[:, :, 0]
+        cos, sin = axial_angles(position[:, :, 1:], self.head_dim, self.rope_theta)
+        x = scan.run(
+            self.blocks,
+            lambda block, x: block(x, cos, sin, segment, implementation),
+            self.patch_embed(patches),
+            remat=remat,
+        )
+        return self.merger(x)
