@@ -42,10 +42,13 @@ setup(
             "beartype",
             "hypothesis",
             "mypy",
+            "peft",  # adapters are read by it, and written for it
             "pytest",
             "pytest-timeout",
             "ruff",
+            "sentence-transformers>=6.2",
             "torch==2.13.0",  # the oracle of parity tests, CPU only
+            "torchvision==0.28.0",  # of that torch; transformers' processors want it
         ],
     },
 )

@@ -109,7 +109,9 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run, or the export of one. Paths in `data` and `evaluation` are relative to `data.folder`.
+    """A training run, or the export of one.
+
+    Paths in `data` and `evaluation` are relative to `data.folder`.
 
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
     `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.

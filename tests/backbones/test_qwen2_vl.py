@@ -1,6 +1,7 @@
 """Qwen2-VL folders: rows against transformers' processor, settings, names and full sizes."""
 
 import dataclasses
+import functools
 import io
 import json
 import pickle
@@ -59,19 +60,29 @@ def item(text, *pictures):
     return Item(text, first.path, first.data, tuple(pictures[1:]))
 
 
-def check_row(folder, processing, one, row, torch_model):
-    """Every field of a row against transformers' steps."""
-    backbone = opened(folder, processing)
-    text = backbone.preprocess.rendered(one)
-    assert text.count(PAD) == len(one.pictures)
+@functools.cache
+def three(folder, processing):
+    """Our preprocessor, transformers' image processor and its tokenizer."""
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return (
+        opened(folder, processing).preprocess,
+        processor,
+        AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def check_row(folder, processing, one, torch_model):
+    """Every field of a row against transformers' steps."""
+    preprocess, processor, tokenizer = three(folder, processing)
+    row, text = preprocess(one), preprocess.prompt.rendered(one)
+    assert text.count(PAD) == len(one.pictures)
     images = [Image.open(io.BytesIO(data)) for _, data in one.pictures]
     seen = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
     grids = seen["image_grid_thw"]
     pieces = text.split(PAD)
     for i, (_, height, width) in enumerate(grids):
         pieces[i] += PAD * (height * width // 4)
-    ids = AutoTokenizer.from_pretrained(folder)("".join(pieces))["input_ids"]
+    ids = tokenizer("".join(pieces))["input_ids"]
     assert row.tokens.tolist() == ids
     is_image = row.tokens == torch_model.config.image_token_id
     assert row.slot.shape == (len(ids), 1) and row.slot_weight is None
@@ -103,8 +114,7 @@ def check_row(folder, processing, one, row, torch_model):
 def test_rows_equal_transformers(folder, torch_model, processing, sizes):
     pictures = [picture(width, height, i) for i, (width, height) in enumerate(sizes)]
     one = item("<|image_1|>\nis left of <|image_2|> in the picture", *pictures)
-    row = opened(folder, processing).preprocess(one)
-    check_row(folder, processing, one, row, torch_model)
+    check_row(folder, processing, one, torch_model)
 
 
 KINDS = {
@@ -118,7 +128,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image(folder, torch_model, kind):
     one = Item("<|image_1|>\nwhat?", "a", KINDS[kind])
-    check_row(folder, RAW, one, opened(folder, RAW).preprocess(one), torch_model)
+    check_row(folder, RAW, one, torch_model)
 
 
 def test_normalised_bytes_are_the_processors_pixels(folder):

@@ -21,10 +21,10 @@ from unime_jax import Embedder, backbones
 from unime_jax.batch import Item
 from unime_jax.jobs import export, train
 
-FAMILIES = {
-    "llava_onevision": lambda f: write_folder(f, vision=VISION, text=TEXT),
-    "llava_next": lambda f: write_llava_next(f, decoder="mistral"),
-    "qwen2_vl": write_qwen2_vl,
+FAMILIES = {  # and the most tiles of an image
+    "llava_onevision": (lambda f: write_folder(f, vision=VISION, text=TEXT), 5),
+    "llava_next": (lambda f: write_llava_next(f, decoder="mistral"), 5),
+    "qwen2_vl": (write_qwen2_vl, 1),
 }
 TEXTS = ["a red circle", "Represent the given image for classification"]
 ITEMS = [
@@ -39,7 +39,8 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     """A pretrained folder, and the work directory of three steps with DoRA on it."""
     folder = tmp_path_factory.mktemp(request.param) / "folder"
     folder.mkdir()
-    FAMILIES[request.param](folder)
+    write, tiles = FAMILIES[request.param]
+    write(folder)
     pair_of(folder)
     config = tiny_run.make_config(data)
     config.steps = 3
@@ -53,8 +54,9 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
         (".*", False),
     )
     config.optimizer.learning_rate = 1e-2
-    config.data.buckets = ((64, 0, 1.0), (256, 8, 1.0))
+    config.data.buckets = ((64, 0, 1.0), (192, tiles, 1.0))
     config.export.adapter = True
+    config.export.verify = False  # what follows is stricter
     config.export.prompts = {"classify": "Represent the image: "}
     workdir = tmp_path_factory.mktemp(f"{request.param}_run")
     train.run(config, workdir)

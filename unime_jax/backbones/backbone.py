@@ -40,6 +40,8 @@ class Backbone:
       layout: what every row of this backbone looks like.
       config_changes: keys of config.json that `processing` overrules, for exports.
       image_processor_changes: the same for the image processor's configuration.
+      processor_config: what transformers' processor must be told beside the image processor's
+        settings; for exports of folders that have no processor_config.json.
       caveats: what transformers' own processor and model do otherwise than `processing` says.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
@@ -54,7 +56,8 @@ class Backbone:
     processing: Processing
     config_changes: Mapping[str, Any]
     image_processor_changes: Mapping[str, Any]
-    caveats: tuple[str, ...] = ()
+    processor_config: Mapping[str, Any]
+    caveats: tuple[str, ...]
     adapter: pathlib.Path | None = None
     base: str = ""
 

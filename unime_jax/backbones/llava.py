@@ -134,6 +134,7 @@ def open_folder(
     text_types: tuple[str, ...],
     max_tiles: int | None,
     tiles_of_many: bool,
+    processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
     """What the LLaVA families have in common; the arguments are what they differ in.
@@ -193,6 +194,11 @@ def open_folder(
         processing=processing,
         config_changes=changes,
         image_processor_changes=changes,
+        processor_config=processor_config
+        | {
+            "image_token": prompt.image_token,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        },
         caveats=caveats(processing),
     )
 

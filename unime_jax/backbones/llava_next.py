@@ -26,5 +26,10 @@ def open_folder(
         text_types=("mistral", "llama"),
         max_tiles=None,
         tiles_of_many=True,
+        processor_config={
+            "processor_class": "LlavaNextProcessor",
+            "patch_size": config.vision_config.patch_size,
+            "num_additional_image_tokens": 1,  # the class token, which is then dropped
+        },
         max_length=max_length,
     )

@@ -26,6 +26,7 @@ def open_folder(
             f"{folder}/config.json: vision_aspect_ratio is {config.vision_aspect_ratio!r};"
             " only 'anyres_max_<number>' is supported"
         )
+    vision = config.vision_config
     return llava.open_folder(
         folder,
         config,
@@ -33,5 +34,10 @@ def open_folder(
         text_types=("qwen2",),
         max_tiles=int(aspect.group(1)),
         tiles_of_many=False,
+        processor_config={
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
+            "vision_aspect_ratio": config.vision_aspect_ratio,
+        },
         max_length=max_length,
     )

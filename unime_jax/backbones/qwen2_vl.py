@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from unime_jax.backbones import hf_config, weights
 from unime_jax.backbones.backbone import Backbone
@@ -26,7 +26,7 @@ from unime_jax.backbones.dynamic_resolution import (
 )
 from unime_jax.backbones.pictures import open_pictures
 from unime_jax.backbones.processing import Processing, caveats
-from unime_jax.backbones.prompts import Prompt, name_of, open_prompt
+from unime_jax.backbones.prompts import Prompt, name_of, open_prompt, open_tokenizer
 from unime_jax.batch import Item, Row
 from unime_jax.data.pack import Layout
 from unime_jax.models.decoder import DecoderConfig
@@ -162,7 +162,7 @@ def open_folder(
     preprocess = Qwen2VlPreprocessor(
         prompt=open_prompt(
             folder,
-            AutoTokenizer.from_pretrained(folder),
+            open_tokenizer(folder),
             image_token_id=config.image_token_id,
             style=processing.prompt,
             max_length=max_length,
@@ -193,6 +193,7 @@ def open_folder(
         processing=processing,
         config_changes={},
         image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
+        processor_config={},
         caveats=caveats(processing) + _position_caveats(processing),
     )
 

@@ -17,7 +17,13 @@ from unime_jax.models import lora
 
 CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 # Of an earlier export, or of an adapter: what they say is not true of the new folder.
-NOT_CARRIED = ("*.index.json", "self_check*", "adapter_config.json", "README.md")
+NOT_CARRIED = (
+    "*.index.json",
+    "self_check*",
+    "adapter_config.json",
+    "modules.json",
+    "*sentence_*.json",
+)
 
 
 def write(
@@ -48,6 +54,9 @@ def write(
         partial / "config.json",
         {"dtype": np.dtype(dtype).name} | dict(backbone.config_changes),
     )
+    processor = partial / "processor_config.json"
+    if backbone.processor_config and not processor.exists():
+        processor.write_text(json.dumps(dict(backbone.processor_config), indent=2) + "\n")
     _update_image_processor(partial, backbone.image_processor_changes)
     processing.write(partial, backbone.processing)
     if not backbone.caveats:

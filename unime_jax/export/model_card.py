@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Sequence
-from importlib import metadata
 
 import jinja2
 
@@ -50,7 +49,6 @@ def write(
         name=workdir.resolve().name,
         folder=folder.name,
         base_model=hub_id,
-        version=metadata.version("unime_jax"),
         origin=_origin(settings),
         dimension=backbone.text.hidden_size,
         max_length=settings.data.buckets[-1][0],

@@ -96,6 +96,8 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
         trainable=settings.trainable,
         frozen_dtype=jnp.dtype(settings.execution.frozen_dtype),
     )
+    if settings.export.adapter:
+        _check_adapter(backbone, blueprint)
     return Setup(
         settings=settings,
         mesh=mesh,
@@ -115,6 +117,18 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
             buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
         ),
     )
+
+
+def _check_adapter(backbone: backbones.Backbone, blueprint: state.Blueprint) -> None:
+    """Better said before a long run than after it."""
+    others = sorted(path for path in blueprint.trainable if ".lora_" not in path)
+    if others or backbone.adapter:
+        why = (
+            f"the backbone is an adapter itself, {backbone.adapter}; export it merged first"
+            if backbone.adapter
+            else f"parameters besides the adapters are trained, for example {others[0]}"
+        )
+        raise ValueError(f"config.export.adapter=True cannot hold the whole model: {why}.")
 
 
 def examples(
