@@ -3,13 +3,15 @@
 import functools
 import io
 import logging
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
@@ -123,7 +125,7 @@ def test_attributes(one, model):
     assert model.max_length == 4096 and opened(one, max_length=99).max_length == 99
 
 
-def test_bfloat16_is_the_default_and_close(one, model):
+def test_bfloat16_is_the_default_and_close(one, model, compiled):
     items = ["a red circle"]
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     half = Embedder.from_pretrained(one.backbone.folder, mesh=mesh)
@@ -132,6 +134,7 @@ def test_bfloat16_is_the_default_and_close(one, model):
     found = half.encode(items)
     cosine = np.sum(found * model.encode(items), axis=1)
     assert found.dtype == np.float32 and 0.995 < cosine < 1 - 1e-7
+    assert {execution.dtype for _, execution in compiled} == {jnp.dtype("bfloat16")}
     with pytest.raises(ValueError, match="dtype is 'float16'"):
         opened(one, dtype="float16")
 
@@ -162,17 +165,17 @@ def test_an_iterator_will_do(model):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Shapes (rows a chunk, tokens, tiles) that new models are traced with."""
-    shapes = []
+    """How new models are traced: shape (rows a chunk, tokens, tiles) and execution."""
+    traces = []
     call = Vlm.__call__
 
     def traced(self, inputs, execution):
         tiles = 0 if inputs.patches is None else inputs.patches.shape[1]
-        shapes.append((*inputs.tokens.shape, tiles))
+        traces.append(((*inputs.tokens.shape, tiles), execution))
         return call(self, inputs, execution)
 
     monkeypatch.setattr(Vlm, "__call__", traced)
-    return shapes
+    return traces
 
 
 def test_few_programs(one, compiled):
@@ -182,7 +185,7 @@ def test_few_programs(one, compiled):
     for _ in range(2):
         texts = ["red " * random.integers(1, 230) for _ in range(40)]
         model.encode(texts, batch_size=8)
-    assert set(compiled) == {(8, 64, 0), (8, 128, 0), (8, 256, 0)}
+    assert {shape for shape, _ in compiled} == {(8, 64, 0), (8, 128, 0), (8, 256, 0)}
 
 
 def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
@@ -198,7 +201,7 @@ def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
 
 def test_few_items_are_not_padded_to_a_batch(one, compiled):
     opened(one).encode(["a", "b", "c"], batch_size=32)
-    assert set(compiled) == {(4, 64, 0)}
+    assert {shape for shape, _ in compiled} == {(4, 64, 0)}
 
 
 def row(tokens: int, tiles: int) -> Row:
@@ -333,13 +336,24 @@ def test_pil_images_are_their_files(model, mode):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_lazily_opened_image_in_many_items(model, tmp_path):
-    """Threads preprocess, and its file can be read only once."""
+def test_a_lazily_opened_image_in_many_items(monkeypatch, model, tmp_path):
+    """Threads preprocess, and two must not read its file at the same time."""
     path = tmp_path / "a.png"
-    path.write_bytes(picture(300, 300, 0))
+    path.write_bytes(picture(20, 20, 0))
     image = Image.open(path)
-    several = model.encode([image] * 16)
-    np.testing.assert_allclose(several, model.encode([{"image": path}] * 16))
+    load, reading = ImageFile.ImageFile.load, []
+
+    def slow(self):
+        if self is image and self.tile:  # not read yet
+            reading.append(self)
+            time.sleep(0.05)
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow)
+    monkeypatch.setattr(embedder, "THREADS", 4)
+    several = model.encode([image] * 8)
+    assert len(reading) == 1
+    np.testing.assert_allclose(several, model.encode([{"image": path}] * 8))
 
 
 def test_texts_that_were_cut_are_counted_once(one, caplog):

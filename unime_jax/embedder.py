@@ -207,7 +207,10 @@ class Embedder:
 
 
 def bucket_of(row: Row, max_length: int) -> Bucket:
-    """The compiled shape of a row: less than half of it is padding, in long rows a third."""
+    """The compiled shape of a row: padding is less than half of it, of long rows a third.
+
+    Rows of less than `LEAST_TOKENS` are padded to that.
+    """
     tokens = max(LEAST_TOKENS, _rung(len(row.tokens), fine_from=1024))
     tiles = 0 if row.patches is None else _rung(len(row.patches), fine_from=1)
     return Bucket(min(tokens, max_length), tiles)

@@ -146,3 +146,33 @@ def test_export_again_from_the_checkpoint(trained, data):
     export.run(ConfigDict(config), workdir)
     for name, content in written.items():
         assert (workdir / "hf" / name).read_bytes() == content, name
+
+
+def test_an_adapter_is_exported_merged(trained, tmp_path):
+    """config.steps=0: what is exported is the backbone, here a PEFT adapter and its base."""
+    _, workdir = trained
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config.update({"job": "export", "steps": 0, "backbone": str(workdir / "hf_adapter")})
+    config.update({"trainable": ((".*", True),)})
+    config.lora.rank = 0
+    config.export.adapter = False
+    export.run(config, tmp_path / "merged")
+    assert_equal(embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf"))
+
+
+def test_nothing_to_export_is_said(trained, tmp_path):
+    _, workdir = trained
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
+    with pytest.raises(ValueError, match="no checkpoint to export"):
+        export.run(config, tmp_path / "empty")
+
+
+def test_an_adapter_that_cannot_hold_the_model_is_refused(trained, tmp_path):
+    """Norms are trained, too; said before the first step."""
+    _, workdir = trained
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config.update(
+        {"trainable": ((r".*\.(lora_(a|b|magnitude)|norm\.weight)", True), (".*", False))}
+    )
+    with pytest.raises(ValueError, match="besides the adapters are trained"):
+        train.run(config, tmp_path / "run")

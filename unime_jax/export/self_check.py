@@ -26,7 +26,8 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models.vlm import Execution
 from unime_jax.step import make_encode
 
-FILE = "self_check.json"
+FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
+ITEMS = "self_check_items.json"  # the texts that the prompts were made of
 
 
 def self_check(
@@ -80,15 +81,16 @@ def repeat(folder: pathlib.Path) -> float:
 
     Raises:
       RuntimeError: it is lower than rounding explains, or prompts have changed.
-      ValueError: the folder has no self_check.json.
+      ValueError: the folder was not exported from here.
     """
-    if not (folder / FILE).exists():
-        raise ValueError(f"{folder} has no {FILE}; it was not exported by unime_jax")
-    record = json.loads((folder / FILE).read_text())
+    for name in (FILE, ITEMS):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder} has no {name}; it was not exported by unime_jax")
+    record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     model = Embedder.from_pretrained(folder, dtype="float32")
     items = [
-        {"text": entry["item"]} | ({"image": folder / entry["image"]} if entry["image"] else {})
-        for entry in record["inputs"]
+        {"text": text} | ({"image": folder / entry["image"]} if entry["image"] else {})
+        for text, entry in zip(origin["texts"], record["inputs"], strict=True)
     ]
     for item, entry in zip(items, record["inputs"], strict=True):
         if model.rendered(item) != entry["text"]:
@@ -97,7 +99,7 @@ def repeat(folder: pathlib.Path) -> float:
                 f" {entry['text']!r}"
             )
     cosine = lowest_cosine(np.array(record["embeddings"]), model.encode(items))
-    bound = lowest_allowed(np.dtype(record["dtype"]), np.dtype(record["computed_in"]))
+    bound = lowest_allowed(np.dtype(record["dtype"]), np.dtype(origin["computed_in"]))
     if not cosine >= bound:
         raise RuntimeError(
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
@@ -146,14 +148,15 @@ def _write(
         if item.image:
             image = f"self_check_{i}{pathlib.PurePath(item.image_path).suffix or '.png'}"
             (folder / image).write_bytes(item.image)
-        inputs.append({"text": rendered(item), "image": image, "item": item.text})
+        inputs.append({"text": rendered(item), "image": image})
     record = {
         "dtype": np.dtype(dtype).name,
-        "computed_in": np.dtype(computed_in).name,
         "inputs": inputs,
         "embeddings": [[float(x) for x in row] for row in embeddings],
     }
-    (folder / FILE).write_text(json.dumps(record) + "\n")
+    origin = {"computed_in": np.dtype(computed_in).name, "texts": [item.text for item in items]}
+    for name, content in ((FILE, record), (ITEMS, origin)):
+        (folder / name).write_text(json.dumps(content) + "\n")
 
 
 def main(argv: list[str]) -> None:

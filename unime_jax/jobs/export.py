@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from unime_jax import config
+from unime_jax import config, paths
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
@@ -36,35 +36,42 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         write_config(workdir, config_dict)
     with jax.set_mesh(mesh):
         setup = set_up(settings, mesh)
-        now = setup.initial_state()
-        if settings.steps:
-            now = _restore(now, settings, workdir)
         train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
-        write(setup, now, sources.open_dataset(train) if settings.data.train else {}, workdir)
+        rows = sources.open_dataset(train) if settings.data.train else {}
+        if settings.steps:
+            now = _restore(setup, workdir)
+            write(setup, now.trainable | now.frozen, int(now.step), rows, workdir)
+        else:
+            write(setup, setup.initial(), 0, rows, workdir)
 
 
-def _restore(now: TrainState, settings: config.TrainConfig, workdir: pathlib.Path) -> TrainState:
-    every, keep = settings.checkpoint.every, settings.checkpoint.keep
+def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
+    every, keep = setup.settings.checkpoint.every, setup.settings.checkpoint.keep
     with Checkpoints(workdir / "checkpoints", every=every, keep=keep) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ValueError(
                 f"{workdir} has no checkpoint to export; train first, or set config.steps=0 to"
                 " export the backbone as it is"
             )
-        return checkpoints.restore(now, None)
+        return checkpoints.restore(setup.initial_state(), None)
 
 
 def write(
-    setup: Setup, now: TrainState, rows: Mapping[str, sources.Source], workdir: pathlib.Path
+    setup: Setup,
+    parameters: paths.Parameters,
+    steps: int,
+    rows: Mapping[str, sources.Source],
+    workdir: pathlib.Path,
 ) -> None:
-    """Everything that a finished run hands on; all processes take part, process 0 writes.
+    """Everything that a run hands on after so many steps; process 0 writes, all take part.
+
+    `rows` are the training data, from which the self-check takes its inputs.
 
     Raises:
       RuntimeError: the export does not reproduce the model.
     """
     settings, backbone = setup.settings, setup.backbone
     dtype = np.dtype(settings.export.dtype)
-    parameters = now.trainable | now.frozen
     target = workdir / "hf"
     hf_folder.write(
         target,
@@ -78,7 +85,7 @@ def write(
     cosine = self_check.self_check(
         target,
         items,
-        setup.encoder(now.trainable, now.frozen),
+        setup.encoder(parameters),
         plan=setup.test_plan,
         mesh=setup.mesh,
         execution=setup.execution,
@@ -94,7 +101,7 @@ def write(
         workdir,
         settings,
         backbone,
-        steps=int(now.step),
+        steps=steps,
         cosine=cosine,
         items=items,
         sources=sorted(settings.data.weights or rows),

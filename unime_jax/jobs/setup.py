@@ -28,7 +28,6 @@ class Setup:
     execution: Execution
     blueprint: state.Blueprint
     encode: step.Encode
-    optimize: optax.GradientTransformation
     plan: pack.Plan
     test_plan: pack.Plan
 
@@ -42,15 +41,24 @@ class Setup:
             seed=self.settings.seed,
         )
 
+    def optimizer(self) -> optax.GradientTransformation:
+        """The config's optimizer for what is trained."""
+        settings = self.settings
+        return optimizer.make_optimizer(
+            settings.optimizer, settings.steps, self.blueprint.trainable
+        )
+
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
-        return state.make_state(self.blueprint, self.initial(), self.optimize, self.mesh)
+        return state.make_state(self.blueprint, self.initial(), self.optimizer(), self.mesh)
 
-    def encoder(self, trainable: paths.Parameters, frozen: paths.Parameters) -> Encoder:
-        """Embeddings of items under these parameters."""
-        return make_encoder(
-            self.encode, (trainable, frozen), self.backbone.preprocess, self.test_plan, self.mesh
+    def encoder(self, parameters: paths.Parameters) -> Encoder:
+        """Embeddings of items under these parameters, trainable and frozen."""
+        parts = (
+            self.blueprint.part(parameters, trainable=True),
+            self.blueprint.part(parameters, trainable=False),
         )
+        return make_encoder(self.encode, parts, self.backbone.preprocess, self.test_plan, self.mesh)
 
 
 def make_mesh(settings: config.TrainConfig) -> Mesh:
@@ -105,7 +113,6 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
         execution=execution,
         blueprint=blueprint,
         encode=step.make_encode(blueprint.graph, execution),
-        optimize=optimizer.make_optimizer(settings.optimizer, settings.steps, blueprint.trainable),
         plan=pack.pair_plan(
             buckets,
             backbone.layout,

@@ -75,7 +75,7 @@ def _train(
         train_step = jax.jit(
             step.make_train_step(
                 setup.encode,
-                setup.optimize,
+                setup.optimizer(),
                 schedule,
                 settings.loss,
                 recompute=settings.execution.recompute,
@@ -92,9 +92,10 @@ def _train(
         # The start follows from the config, so it is made again rather than kept, and the first
         # step need not wait for an evaluation.
         trainable = setup.blueprint.part(setup.initial(), trainable=True)
-        _evaluate(tests, setup.encoder(trainable, now.frozen), workdir, "before")
-    _evaluate(tests, setup.encoder(now.trainable, now.frozen), workdir, "after")
-    export.write(setup, now, rows, workdir)
+        _evaluate(tests, setup.encoder(trainable | now.frozen), workdir, "before")
+    trained = now.trainable | now.frozen
+    _evaluate(tests, setup.encoder(trained), workdir, "after")
+    export.write(setup, trained, settings.steps, rows, workdir)
     if jax.process_index() == 0:
         _write_report(settings, workdir, tests)
 
