@@ -59,6 +59,7 @@ def regroup(ids, length, chunks):
         slot=jnp.full((*grid, tokens, 1), -1, jnp.int32),
         slot_weight=None,
         patches=None,
+        patch_position=None,
     )
 
 

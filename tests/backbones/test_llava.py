@@ -122,7 +122,9 @@ def check_row(case: Case, item: Item) -> None:
     """Ids, slots and patches of an item with images against transformers' processor."""
     preprocess, row = case.preprocess, case.preprocess(item)
     images = open_pictures(item, None)
-    inputs = case.processor(images=[images], text=[preprocess.rendered(item)], return_tensors="np")
+    inputs = case.processor(
+        images=[images], text=[preprocess.prompt.rendered(item)], return_tensors="np"
+    )
     assert row.tokens.tolist() == inputs["input_ids"][0].tolist()
     assert row.tokens.dtype == row.slot.dtype == row.positions.dtype == np.int32
     np.testing.assert_array_equal(row.positions[:, 0], np.arange(len(row.tokens)))
@@ -223,7 +225,7 @@ def test_text_rows(cases, name):
     preprocess = cases[name].preprocess
     item = Item("a red circle, \u4e2d\u6587 \U0001f600 e\u0301 </s>")
     row = preprocess(item)
-    ids = cases[name].processor.tokenizer(preprocess.rendered(item))["input_ids"]
+    ids = cases[name].processor.tokenizer(preprocess.prompt.rendered(item))["input_ids"]
     assert row.tokens.tolist() == ids
     assert row.patches is None
     assert row.slot.shape == (len(ids), preprocess.slots_per_token)
