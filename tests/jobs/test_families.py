@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,19 @@ def test_export_again_from_the_checkpoint(trained, data):
     export.run(ConfigDict(config), workdir)
     for name, content in written.items():
         assert (workdir / "hf" / name).read_bytes() == content, name
+
+
+def test_a_bfloat16_export_stays_close(trained, tmp_path):
+    _, workdir = trained
+    run = shutil.copytree(workdir, tmp_path / "run")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
+    config.export.dtype = "bfloat16"
+    export.run(config, run)
+    model = AutoModelForImageTextToText.from_pretrained(run / "hf", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    expected = embedded(workdir / "hf")
+    assert_equal(by_torch(model.float().eval(), run / "hf"), expected, 0.999)
+    assert_equal(embedded(run / "hf"), expected, 0.999)
 
 
 def test_an_adapter_is_exported_merged(trained, tmp_path):
