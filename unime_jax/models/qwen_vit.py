@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from unime_jax.models import attention, rope, scan
 from unime_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
+from unime_jax.models.vit import MLP
 
 EPSILON = 1e-6  # of every norm; no configuration file says it
 
@@ -96,19 +97,6 @@ class Attention(nnx.Module):
         return self.proj(y.reshape(rows, patches, width))
 
 
-class MLP(nnx.Module):
-    """Two-layer feed-forward block."""
-
-    def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
-        up, down = jax.random.split(key)
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, key=up)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, key=down)
-        self.hidden_act = config.hidden_act
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.fc2(ACTIVATIONS[self.hidden_act](self.fc1(x)))
-
-
 class Block(nnx.Module):
     """Pre-norm residual layer."""
 
@@ -117,7 +105,7 @@ class Block(nnx.Module):
         self.norm1 = LayerNorm(config.hidden_size, epsilon=EPSILON)
         self.attn = Attention(config, key=attention_key)
         self.norm2 = LayerNorm(config.hidden_size, epsilon=EPSILON)
-        self.mlp = MLP(config, key=mlp_key)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, key=mlp_key)
 
     def __call__(
         self,

@@ -60,16 +60,16 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two-layer feed-forward block."""
+    """Two-layer feed-forward block with biases."""
 
-    def __init__(self, config: VisionConfig, *, key: jax.Array):
+    def __init__(self, features: int, hidden: int, act: str, *, key: jax.Array):
         up, down = jax.random.split(key)
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, key=up)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, key=down)
-        self.hidden_act = config.hidden_act
+        self.fc1 = Linear(features, hidden, bias=True, key=up)
+        self.fc2 = Linear(hidden, features, bias=True, key=down)
+        self.act = act
 
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        return self.fc2(ACTIVATIONS[self.hidden_act](self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
 class Layer(nnx.Module):
@@ -80,7 +80,7 @@ class Layer(nnx.Module):
         self.layer_norm1 = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.self_attn = Attention(config, key=attention_key)
         self.layer_norm2 = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.mlp = MLP(config, key=mlp_key)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, key=mlp_key)
 
     def __call__(
         self, x: Float[Array, "B P D"], implementation: attention.Implementation
