@@ -14,7 +14,8 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config, optimizer, sharding, state, step
 from unime_jax.batch import Batch
-from unime_jax.data.pack import Bucket, fill_buckets, pair_plan
+from unime_jax.data.pack import fill_buckets
+from unime_jax.data.plan import Bucket, pair_plan
 from unime_jax.models.vlm import Execution
 
 VISION = dict(  # SigLIP so400m without its last layer

@@ -7,7 +7,7 @@ import pytest
 from tests.models.oracle import EXACT, make_pair, picture
 from unime_jax import paths, sharding, step
 from unime_jax.batch import Item
-from unime_jax.data.pack import Bucket, Plan
+from unime_jax.data.plan import Bucket, Plan
 from unime_jax.encode import make_encoder
 
 SIZES = [(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]  # of two to five tiles

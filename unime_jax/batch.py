@@ -1,7 +1,8 @@
 """What travels: an item on the host, a row ready for a bucket, and the batch a step consumes.
 
 Letters: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended into one token,
-N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives, G all rows of a batch.
+N tiles, P patches a tile, F bytes a patch, E width of a teacher, B pairs, H explicit negatives,
+G all rows of a batch.
 """
 
 import dataclasses
@@ -26,13 +27,17 @@ class Item:
 
     `text` marks the place of the image with MMEB's `<|image_1|>`. `image_path` is "" for an item
     that has no image by intent; a path without `image` bytes is a missing file. `more_images` come
-    after it, `<|image_2|>` and so on.
+    after it, `<|image_2|>` and so on. `prefix` and `suffix` are instructions before and after the
+    text, as they are; a suffix is never cut off, and models that pool over tokens may leave a
+    prefix out.
     """
 
     text: str
     image_path: str = ""
     image: bytes | None = dataclasses.field(default=None, repr=False, compare=False)
     more_images: tuple[Picture, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    prefix: str = ""
+    suffix: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -43,7 +48,8 @@ class Item:
     @property
     def key(self) -> tuple[str, str]:
         """MMEB's identity of an item: equal keys are encoded once and are the same target."""
-        return self.text, "\0".join([self.image_path, *(path for path, _ in self.more_images)])
+        images = [self.image_path, *(path for path, _ in self.more_images)]
+        return self.prefix + self.text + self.suffix, "\0".join(images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Row:
     `slot[t]` is -1 for a text token, else rows of this item's image-token table, which the family's
     model makes of `patches`. With S > 1 they are blended by `slot_weight`: the token's embedding is
     sum_s slot_weight[t, s] * table[slot[t, s]]. `patch_position` is (number of the image, row,
-    column) for towers that need it, -1 where a tile is not filled.
+    column) for towers that need it, -1 where a tile is not filled. `pool_start` is the first token
+    that is pooled over, of models that pool over tokens.
     """
 
     tokens: Int32[ArrayLike, " t"]
@@ -73,6 +80,8 @@ class Row:
     slot_weight: Float32[ArrayLike, "t S"] | None = None
     patches: UInt8[ArrayLike, "n P F"] | None = None
     patch_position: Int32[ArrayLike, "n P 3"] | None = None
+    pool_start: int = 0
+    teacher: Float32[ArrayLike, " E"] | None = None  # the item's embedding by a teacher
     truncated: int = 0  # text tokens cut off to keep the row within the longest length
     orphan_images: int = 0  # image markers left out of the text, because there is no image
 
@@ -93,6 +102,8 @@ class Inputs:
     slot_weight: Float32[ArrayLike, "C R T S"] | None
     patches: UInt8[ArrayLike, "C R N P F"] | None
     patch_position: Int32[ArrayLike, "C R N P 3"] | None
+    pool_start: Int32[ArrayLike, "C R"] | None = None
+    teacher: Float32[ArrayLike, "C R E"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -67,7 +67,7 @@ def to_item(element: Element, prompt: str) -> Item:
     text, images = parts(element)
     pictures = [_read(image) for image in images]
     path, data = pictures[0] if pictures else Picture("", None)
-    return Item(prompt + text, path, data, tuple(pictures[1:]))
+    return Item(text, path, data, tuple(pictures[1:]), prefix=prompt)
 
 
 def _read(image: Source) -> Picture:

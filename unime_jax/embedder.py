@@ -19,7 +19,7 @@ from tqdm import tqdm
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.batch import Row
-from unime_jax.data.pack import Bucket, Plan
+from unime_jax.data.plan import Bucket, Plan
 from unime_jax.elements import Element, parts, to_item
 from unime_jax.encode import make_row_encoder
 from unime_jax.models.vlm import Execution
@@ -48,7 +48,7 @@ class Embedder:
             path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placed[path])
             for path, shape in shapes.items()
         }
-        self.dimension = backbone.text.hidden_size
+        self.dimension = backbone.dimension
         self.max_length = max_length
         self._preprocess = backbone.preprocess
         self._layout = backbone.layout

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.models import lora
-from unime_jax.models.vlm import Vlm
+from unime_jax.models.vlm import EmbeddingModel
 from unime_jax.step import TrainState
 
 
@@ -57,7 +57,7 @@ def draw(
     return Blueprint(graph, parameters, frozenset(path for path in shapes if chosen[path]))
 
 
-def _with_adapters(backbone: Backbone, adapters: lora.LoraConfig, key: jax.Array) -> Vlm:
+def _with_adapters(backbone: Backbone, adapters: lora.LoraConfig, key: jax.Array) -> EmbeddingModel:
     base, adapter = jax.random.split(key)
     model = backbone.make_model(base)
     if adapters.rank:

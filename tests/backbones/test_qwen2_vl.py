@@ -31,7 +31,8 @@ from tests.models.oracle import load, pair_of
 from unime_jax import paths
 from unime_jax.backbones import Processing, open_backbone, qwen2_vl, weights
 from unime_jax.batch import Item, Picture
-from unime_jax.data.pack import Bucket, Plan, fill_buckets
+from unime_jax.data.pack import fill_buckets
+from unime_jax.data.plan import Bucket, Plan
 
 RAW, CHAT = Processing(prompt="raw"), Processing(prompt="chat")
 START, PAD, END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from unime_jax.batch import Row
 from unime_jax.data.loader import make_loader, read_example
 from unime_jax.data.mixture import Pick
-from unime_jax.data.pack import Bucket, Layout, pair_plan, target_hash
+from unime_jax.data.pack import target_hash
+from unime_jax.data.plan import Bucket, Layout, pair_plan
 from unime_jax.data.quarantine import Quarantine, read_quarantine
 
 BATCH = 8

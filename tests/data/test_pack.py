@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unime_jax.batch import Example, Item, Row
-from unime_jax.data.pack import (
-    Bucket,
-    Layout,
-    Plan,
-    Prepared,
-    fill_buckets,
-    pack,
-    pair_plan,
-    prepare,
-    target_hash,
-)
+from unime_jax.data.pack import Prepared, fill_buckets, pack, prepare, target_hash
+from unime_jax.data.plan import Bucket, Layout, Plan, pair_plan
 from unime_jax.data.quarantine import BadExample, BadItem
 
 BATCH, NEGATIVES = 8, 2

@@ -21,7 +21,8 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, paths, sharding
 from unime_jax.batch import Inputs, Item
-from unime_jax.data.pack import Bucket, Plan, fill_buckets, row_numbers
+from unime_jax.data.pack import fill_buckets, row_numbers
+from unime_jax.data.plan import Bucket, Plan
 from unime_jax.models.vlm import Execution, Vlm
 
 EXACT = Execution(jnp.float32, "none", "xla")

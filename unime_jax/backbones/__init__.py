@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax.backbones import llava_next, llava_onevision, merging, qwen2_vl
 from unime_jax.backbones.backbone import Backbone, Preprocessor
@@ -59,9 +59,11 @@ def open_backbone(
             f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
+    # What transformers knows only by a repository's own code is read as it is; no code is run.
+    known = AutoConfig if model_type in CONFIG_MAPPING else PretrainedConfig
     backbone = family.open_folder(
         folder,
-        AutoConfig.from_pretrained(folder),
+        known.from_pretrained(folder),
         processing or read(folder) or family.PROCESSING,
         max_length=max_length,
     )

@@ -12,9 +12,8 @@ from unime_jax.backbones import merging, weights
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import Prompt
 from unime_jax.batch import Item, Row
-from unime_jax.data.pack import Layout
-from unime_jax.models.decoder import DecoderConfig
-from unime_jax.models.vlm import Vlm
+from unime_jax.data.plan import Layout
+from unime_jax.models.vlm import EmbeddingModel
 
 
 class Preprocessor(Protocol):
@@ -35,7 +34,7 @@ class Backbone:
     """What a family module makes of a folder.
 
     Attributes:
-      text: the decoder's configuration; embeddings have its `hidden_size`.
+      dimension: D, of an embedding.
       make_model: the model with random parameters; under `jax.eval_shape`, just its shapes.
       layout: what every row of this backbone looks like.
       config_changes: keys of config.json that `processing` overrules, for exports.
@@ -48,8 +47,8 @@ class Backbone:
     """
 
     folder: pathlib.Path
-    text: DecoderConfig
-    make_model: Callable[[jax.Array], Vlm]
+    dimension: int
+    make_model: Callable[[jax.Array], EmbeddingModel]
     names: weights.Names
     preprocess: Preprocessor
     layout: Layout

@@ -20,7 +20,7 @@ from unime_jax.backbones.pictures import open_pictures
 from unime_jax.backbones.processing import Processing, caveats
 from unime_jax.backbones.prompts import Prompt, open_prompt, open_tokenizer
 from unime_jax.batch import Item, Row
-from unime_jax.data.pack import Layout
+from unime_jax.data.plan import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
@@ -180,7 +180,7 @@ def open_folder(
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
     return Backbone(
         folder=folder,
-        text=text,
+        dimension=text.hidden_size,
         make_model=lambda key: Llava(model, key=key),
         names=names(config, tower),
         preprocess=preprocess,

@@ -125,17 +125,18 @@ class Prompt:
     def _parts(self, item: Item) -> tuple[str, str, str, int]:
         """Prefix, text, suffix, and how many markers had no image."""
         images = len(item.pictures)
+        text = item.prefix + item.text
         if self.style == "raw":
-            text, orphans = self._placed(item.text, images)
-            return "", text, "", orphans
+            text, orphans = self._placed(text, images)
+            return "", text, item.suffix, orphans
         if images >= len(self.frames):
             raise ValueError(
                 f"{name_of(item)} has {images} images; a prompt in this chat template has places"
                 f" for {len(self.frames) - 1}"
             )
-        text, markers = self._unmarked(item.text)
+        text, markers = self._unmarked(text)
         prefix, suffix = self.frames[images]
-        return prefix, text.strip(), suffix, max(0, markers - images)
+        return prefix, text.strip(), item.suffix + suffix, max(0, markers - images)
 
     def _unmarked(self, text: str) -> tuple[str, int]:
         """A text without markers, and how many there were."""

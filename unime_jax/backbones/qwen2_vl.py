@@ -28,7 +28,7 @@ from unime_jax.backbones.pictures import open_pictures
 from unime_jax.backbones.processing import Processing, caveats
 from unime_jax.backbones.prompts import Prompt, name_of, open_prompt, open_tokenizer
 from unime_jax.batch import Item, Row
-from unime_jax.data.pack import Layout
+from unime_jax.data.plan import Layout
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
@@ -179,7 +179,7 @@ def open_folder(
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
     return Backbone(
         folder=folder,
-        text=text,
+        dimension=text.hidden_size,
         make_model=lambda key: Qwen2Vl(model, key=key),
         names=names(vision),
         preprocess=preprocess,

@@ -9,7 +9,8 @@ import grain
 from absl import flags
 
 from unime_jax.data.mixture import Pick, mixture
-from unime_jax.data.pack import Plan, Prepared, Preprocess, pack, prepare
+from unime_jax.data.pack import Prepared, Preprocess, pack, prepare
+from unime_jax.data.plan import Plan
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.sources import MAX_PIXELS, Source, to_example
 

@@ -6,94 +6,15 @@ into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit 
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
+from unime_jax.data.plan import Bucket, Layout, Plan
 from unime_jax.data.quarantine import BadExample, BadItem
 
 Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """Rows of up to `tokens` tokens and `tiles` tiles; `tiles` = 0 keeps the vision tower out.
-
-    `share` is the part of all rows it has room for: 1 is safe, less saves host memory and
-    transfer. What finds no room goes to the next larger bucket.
-    """
-
-    tokens: int
-    tiles: int
-    share: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What the rows of a model family have in common; 0 patches: no images."""
-
-    axes: int = 1  # A
-    slots: int = 1  # S
-    blended: bool = False  # rows have slot_weight
-    patches: int = 0  # P
-    patch_bytes: int = 0  # F
-    positioned: bool = False  # rows have patch_position
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything the shapes of a batch follow from. Sizes are of the whole batch, all processes.
-
-    Buckets go from small to large; the last holds every row that is let in, so it has room for
-    all `rows`. `chunk_size` rows of it are encoded at once; a smaller bucket takes as many times
-    more as it fits into the largest, by tokens and by tiles, so that every chunk costs about the
-    same memory.
-    """
-
-    buckets: tuple[Bucket, ...]
-    layout: Layout
-    chunk_size: int
-    rows: int
-    negatives: int = 0  # H
-
-    def __post_init__(self):
-        if not self.buckets or self.chunk_size < 1 or self.rows < 1:
-            raise ValueError(f"a plan needs buckets, chunk_size and rows of at least 1: {self}")
-        largest = self.buckets[-1]
-        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
-        if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
-            raise ValueError(
-                "buckets must go from small to large, the last with the most tokens and tiles, "
-                f"not {sizes} (tokens, tiles)"
-            )
-        if largest.share != 1 or not all(0 < bucket.share <= 1 for bucket in self.buckets):
-            raise ValueError("a bucket's share is in (0, 1]; the largest has room for all rows: 1")
-
-    def chunk_rows(self, bucket: Bucket) -> int:
-        """R: rows of a chunk over all processes, a multiple of chunk_size."""
-        largest = self.buckets[-1]
-        times = largest.tokens // bucket.tokens
-        if bucket.tiles:
-            times = min(times, largest.tiles // bucket.tiles)
-        return self.chunk_size * min(times, math.ceil(self.rows / self.chunk_size))
-
-    def chunks(self, bucket: Bucket) -> int:
-        """C: enough chunks for the bucket's share of all rows."""
-        return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
-
-
-def pair_plan(
-    buckets: Sequence[Bucket],
-    layout: Layout,
-    *,
-    batch_size: int,
-    negatives: int = 0,
-    chunk_size: int,
-) -> Plan:
-    """The plan of a batch of pairs: in the worst case all queries and candidates are distinct."""
-    return Plan(tuple(buckets), layout, chunk_size, batch_size * (2 + negatives), negatives)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +196,8 @@ def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
         patch_position=(
             np.full((*pixels[:-1], 3), -1, np.int32) if bucket.tiles and layout.positioned else None
         ),
+        pool_start=np.zeros(grid, np.int32) if layout.pooled else None,
+        teacher=np.zeros((*grid, layout.teacher), np.float32) if layout.teacher else None,
     )
 
 
@@ -290,6 +213,10 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
         group.patches[chunk, place, : len(row.patches)] = row.patches
         if group.patch_position is not None:
             group.patch_position[chunk, place, : len(row.patches)] = row.patch_position
+    if group.pool_start is not None:
+        group.pool_start[chunk, place] = row.pool_start
+    if group.teacher is not None:
+        group.teacher[chunk, place] = row.teacher
 
 
 def _check_layout(row: Row, layout: Layout) -> None:
@@ -297,13 +224,16 @@ def _check_layout(row: Row, layout: Layout) -> None:
     length = len(row.tokens)
     found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
     wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
+    if layout.teacher:
+        found.append(None if row.teacher is None else row.teacher.shape)
+        wanted.append((layout.teacher,))
     if row.patches is not None and len(row.patches):
         found += [np.shape(row.patches)[1:], row.patch_position is not None]
         wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
     if not length or found != wanted:
         raise TypeError(
-            f"a row of {length} tokens has positions, slot, slot_weight given, patches of a tile, "
-            f"patch_position given {found}; the plan's layout says {wanted}"
+            f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
+            f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
         )
 
 

@@ -66,7 +66,7 @@ def write(
             frames=prompt.image_frames(),
             markers=prompt.markers(),
             strip=prompt.style == "chat",
-            dimension=backbone.text.hidden_size,
+            dimension=backbone.dimension,
             max_length=prompt.max_length,
             prompts=prompts,
         )

@@ -50,7 +50,7 @@ def write(
         folder=folder.name,
         base_model=hub_id,
         origin=_origin(settings),
-        dimension=backbone.text.hidden_size,
+        dimension=backbone.dimension,
         max_length=settings.data.buckets[-1][0],
         caveats=backbone.caveats,
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],

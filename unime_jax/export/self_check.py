@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
-from unime_jax.data.pack import Plan
+from unime_jax.data.plan import Plan
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models.vlm import Execution

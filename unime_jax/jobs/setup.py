@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from unime_jax import backbones, config, optimizer, paths, sharding, state, step
 from unime_jax.batch import Item
 from unime_jax.data import pack, quarantine, sources
+from unime_jax.data.plan import Bucket, Plan, pair_plan
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models.vlm import Execution
 
@@ -28,8 +29,8 @@ class Setup:
     execution: Execution
     blueprint: state.Blueprint
     encode: step.Encode
-    plan: pack.Plan
-    test_plan: pack.Plan
+    plan: Plan
+    test_plan: Plan
 
     def initial(self) -> paths.Parameters:
         """The parameters before the first step, always the same."""
@@ -90,7 +91,7 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
     Raises:
       ValueError: a part of the config does not fit the backbone.
     """
-    buckets = tuple(pack.Bucket(*bucket) for bucket in settings.data.buckets)
+    buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
     backbone = backbones.open_backbone(
         settings.backbone, max_length=buckets[-1].tokens, processing=settings.processing
     )
@@ -113,16 +114,14 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
         execution=execution,
         blueprint=blueprint,
         encode=step.make_encode(blueprint.graph, execution),
-        plan=pack.pair_plan(
+        plan=pair_plan(
             buckets,
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
         ),
-        test_plan=pack.Plan(
-            buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
-        ),
+        test_plan=Plan(buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows),
     )
 
 
@@ -139,7 +138,7 @@ def _check_adapter(backbone: backbones.Backbone, blueprint: state.Blueprint) -> 
 
 
 def examples(
-    rows: Mapping[str, sources.Source], preprocess: pack.Preprocess, plan: pack.Plan
+    rows: Mapping[str, sources.Source], preprocess: pack.Preprocess, plan: Plan
 ) -> Sequence[Item]:
     """Text, images and both at once, out of the training data, for the export's self-check."""
     items = [Item("A plain text without any image.")]

@@ -34,7 +34,18 @@ class Execution:
     attention: attention.Implementation
 
 
-class Vlm(nnx.Module):
+class EmbeddingModel(nnx.Module):
+    """What a backbone is to the rest: rows to vectors."""
+
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+        """Unit-norm float32 embeddings of the rows of one chunk (`Inputs` without its C axis).
+
+        Rows of length 0 give a finite vector of no meaning.
+        """
+        raise NotImplementedError
+
+
+class Vlm(EmbeddingModel):
     """A vision-language model used as an embedder: no language-model head.
 
     A family's class has `language_model` and says how `image_table` is made.
@@ -52,11 +63,7 @@ class Vlm(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
-        """Unit-norm float32 embeddings of the rows of one chunk (`Inputs` without its C axis).
-
-        The last real token's state after the final norm is the embedding. Rows of length 0 give
-        a finite vector of no meaning.
-        """
+        """The last real token's state after the final norm, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
         return unit_norm(last_token(hidden, inputs.length))
 
