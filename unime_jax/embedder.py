@@ -1,7 +1,5 @@
 """Embeddings without configs or data sets: open a model folder, hand over texts and images."""
 
-import collections
-import concurrent.futures
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from tqdm import tqdm
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.batch import Row
+from unime_jax.data.ahead import map_ahead
 from unime_jax.data.plan import Bucket, Plan
 from unime_jax.elements import Element, parts, to_item
 from unime_jax.encode import make_row_encoder
@@ -29,7 +28,6 @@ T = TypeVar("T")
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
 LEAST_TOKENS = 64  # of a compiled shape
-THREADS = min(16, os.cpu_count() or 1)
 
 
 class Embedder:
@@ -37,10 +35,10 @@ class Embedder:
 
     Attributes:
       dimension: D, of an embedding.
-      max_length: the most tokens of an item.
+      max_length: the most tokens of an item; less than was asked for where the model takes less.
     """
 
-    def __init__(self, backbone: Backbone, *, max_length: int, mesh: Mesh, dtype: jnp.dtype):
+    def __init__(self, backbone: Backbone, *, mesh: Mesh, dtype: jnp.dtype):
         """Reads the weights; `from_pretrained` says what the arguments mean."""
         graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
         placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
@@ -49,7 +47,7 @@ class Embedder:
             for path, shape in shapes.items()
         }
         self.dimension = backbone.dimension
-        self.max_length = max_length
+        self.max_length = backbone.preprocess.prompt.max_length
         self._preprocess = backbone.preprocess
         self._layout = backbone.layout
         self._shards = sharding.row_shards(mesh)
@@ -88,7 +86,7 @@ class Embedder:
         )
         if mesh is None:
             mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
-        return cls(backbone, max_length=max_length, mesh=mesh, dtype=jnp.dtype(dtype))
+        return cls(backbone, mesh=mesh, dtype=jnp.dtype(dtype))
 
     def encode(
         self,
@@ -130,8 +128,8 @@ class Embedder:
         truncated = orphans = 0
         with tqdm(total=len(items), unit="item", disable=not show_progress_bar) as bar:
             made = self._rows(items, prompt, ahead=batch_size)
-            for plan, indices, rows in self._batches(made, batch_size):
-                vectors[indices] = self._encode_rows(rows, plan)
+            for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
+                vectors[indices] = part
                 truncated += sum(row.truncated > 0 for row in rows)
                 orphans += sum(row.orphan_images > 0 for row in rows)
                 bar.update(len(rows))
@@ -145,6 +143,17 @@ class Embedder:
         if orphans:
             logging.warning("%d of %d items have image markers without image", orphans, len(items))
         return vectors
+
+    def encode_rows(
+        self, rows: Iterable[Row], *, batch_size: int
+    ) -> Iterator[tuple[list[int], list[Row], Float32[np.ndarray, "n D"]]]:
+        """Numbers, rows and embeddings of one batch after the other, of what is preprocessed.
+
+        Batches of a shape come as they fill, what is left at the end, so that the embeddings follow
+        from the rows and `batch_size` alone, to the last bit.
+        """
+        for plan, indices, batch in self._batches(rows, batch_size):
+            yield indices, batch, self._encode_rows(batch, plan)
 
     @staticmethod
     def similarity(
@@ -193,17 +202,11 @@ class Embedder:
         def make(item: Element) -> Row:
             return self._preprocess(to_item(item, prompt))
 
-        started: collections.deque[concurrent.futures.Future[Row]] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            try:
-                for index, item in enumerate(items):
-                    started.append(pool.submit(_blame, index, make, item))
-                    if len(started) > ahead:
-                        yield started.popleft().result()
-                while started:
-                    yield started.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        def make_numbered(numbered: tuple[int, Element]) -> Row:
+            index, item = numbered
+            return _blame(index, make, item)
+
+        return map_ahead(make_numbered, enumerate(items), ahead=ahead)
 
 
 def bucket_of(row: Row, max_length: int) -> Bucket:

@@ -9,9 +9,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unime_jax.jobs import export, train
+from unime_jax.jobs import embed, export, train
 
-JOBS = {"train": train.run, "export": export.run}
+JOBS = {"train": train.run, "export": export.run, "embed": embed.run}
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py[:variant]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Everything a run writes. runs/<config name>")

@@ -24,9 +24,11 @@ RULES: paths.Rules[P] = (
     (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.lora_b", P(None, None, "fsdp")),
     # Queries, keys and values side by side: parts of them all are on a device only if it has all.
     (r".*\.qkv\.(kernel|lora_a)", P(None, "fsdp", None)),
-    (r".*\.linear_1\.kernel", P("fsdp", "tensor")),
-    (r".*\.linear_2\.kernel", P("tensor", "fsdp")),
-    (r".*\.embed_tokens\.embedding", P("tensor", "fsdp")),
+    (r".*\.(self\.(query|key|value)|intermediate\.dense)\.kernel", P(None, "fsdp", "tensor")),
+    (r".*\.output\.dense\.kernel", P(None, "tensor", "fsdp")),
+    (r".*\.(linear_1|to_[qkv]|feed_forward\.(value|gate))\.kernel", P("fsdp", "tensor")),
+    (r".*\.(linear_2|to_out|feed_forward\.down)\.kernel", P("tensor", "fsdp")),
+    (r".*\.(embed_tokens|word_embeddings)\.embedding", P("tensor", "fsdp")),
     (r".*\.(patch_embedding|patch_embed\.proj)\.kernel", P(None, "fsdp")),
     (r".*", P()),
 )

@@ -12,25 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-from unime_jax import losses, paths
+from unime_jax import objectives, paths
 from unime_jax.batch import ArrayLike, Batch, Inputs
 from unime_jax.models.vlm import Execution
 
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """The options of `losses.contrastive`, by the same names."""
-
-    temperature: float
-    hard_negatives: int | None
-    false_negative_margin: float | None
-    hardness: float
-    symmetric: bool
-    mask_same_target: bool
 
 
 @jax.tree_util.register_dataclass
@@ -121,74 +109,33 @@ def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
 
 
-def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
-    """For every row the one row that stands for its target, so that a target is one candidate.
-
-    Sorting keeps this O(G log G) and independent of how rows were dealt to processes.
-    """
-    order = jnp.argsort(target_id, stable=True)
-    ordered = target_id[order]
-    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    start = jax.lax.cummax(jnp.where(starts, jnp.arange(order.size), 0))
-    return jnp.zeros_like(order).at[order].set(order[start])
-
-
 def batch_loss(
     encode: Encode,
     trainable: paths.Parameters,
     frozen: paths.Parameters,
     batch: Batch,
-    config: LossConfig,
+    objective: objectives.Objective,
     *,
     recompute: bool,
     plain: Bool[Array, ""] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The contrastive loss of a whole batch, and its metrics.
-
-    Rows are the candidates: every distinct target of the batch is one column. Where `plain` holds,
-    the loss is InfoNCE over all negatives, whatever `config` says of negatives.
-    """
+) -> tuple[Float[Array, ""], objectives.Metrics]:
+    """The loss of a whole batch, and its metrics; `plain` as in `objectives.contrastive`."""
     embeddings = jnp.concatenate(
         [
             encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
             for group in batch.groups
         ]
     )
-    target_id = jnp.concatenate([part.reshape(-1) for part in batch.target_id])
-    candidate, negative = target_id != 0, batch.negative
-    if config.mask_same_target:
-        representative = representatives(target_id)
-        candidate &= representative == jnp.arange(representative.size)
-        negative = jnp.where(negative < 0, -1, representative[negative])
-
-    def contrast(config: LossConfig) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        return losses.contrastive(
-            embeddings[batch.query],
-            embeddings,
-            batch.positive,
-            temperature=config.temperature,
-            hard_negatives=config.hard_negatives,
-            false_negative_margin=config.false_negative_margin,
-            hardness=config.hardness,
-            symmetric=config.symmetric,
-            target_id=target_id if config.mask_same_target else None,
-            explicit_negatives=negative if negative.shape[1] else None,
-            candidate_mask=candidate,
-        )
-
-    if plain is None:
-        return contrast(config)
-    infonce = dataclasses.replace(
-        config, hard_negatives=None, false_negative_margin=None, hardness=0.0
-    )
-    return jax.lax.cond(plain, lambda: contrast(infonce), lambda: contrast(config))
+    if isinstance(objective, objectives.Distillation):
+        return objectives.distillation(embeddings, batch, objective)
+    return objectives.contrastive(embeddings, batch, objective, plain=plain)
 
 
 def make_train_step(
     encode: Encode,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    loss: LossConfig,
+    objective: objectives.Objective,
     *,
     recompute: bool,
     infonce_steps: int = 0,
@@ -204,7 +151,7 @@ def make_train_step(
         plain = state.step < infonce_steps if infonce_steps else None
         (value, metrics), gradient = jax.value_and_grad(
             lambda p: batch_loss(
-                encode, p, state.frozen, batch, loss, recompute=recompute, plain=plain
+                encode, p, state.frozen, batch, objective, recompute=recompute, plain=plain
             ),
             has_aux=True,
         )(state.trainable)

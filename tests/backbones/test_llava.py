@@ -26,7 +26,7 @@ from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from unime_jax.backbones import Backbone, Processing, anyres, open_backbone
-from unime_jax.backbones.llava import LlavaPreprocessor
+from unime_jax.backbones.llava_rows import LlavaPreprocessor
 from unime_jax.backbones.pictures import open_pictures
 from unime_jax.batch import Item, Picture
 

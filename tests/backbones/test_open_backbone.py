@@ -8,7 +8,7 @@ from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones
 
 
-@pytest.mark.parametrize("model_type", ["bert", None])
+@pytest.mark.parametrize("model_type", ["t5", None])
 def test_an_unsupported_family(tmp_path, model_type):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": model_type} if model_type else {})
@@ -16,7 +16,7 @@ def test_an_unsupported_family(tmp_path, model_type):
     with pytest.raises(ValueError) as error:
         backbones.open_backbone(str(tmp_path), max_length=64)
     text = str(error.value)
-    assert f'model_type "{model_type}" is not supported; supported: llava_next, ' in text
+    assert f'model_type "{model_type}" is not supported; supported: bert, llava_next, ' in text
 
 
 def test_a_folder_without_config(tmp_path):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
-from unime_jax.backbones import prompts
+from unime_jax.backbones import chat_frames
 from unime_jax.backbones.prompts import Prompt, open_prompt
 from unime_jax.batch import Item, Picture
 
@@ -197,7 +197,7 @@ def test_an_image_token_that_is_a_word_is_an_error(folders):
 def test_the_frame_is_what_the_template_renders(folders, text, images, family):
     template = {"onevision": HUB_TEMPLATE, "mistral": MISTRAL_TEMPLATE}[family]
     tokenizer = AutoTokenizer.from_pretrained(folders[family])
-    prefix, suffix = prompts.frame(tokenizer, template, images=images)
+    prefix, suffix = chat_frames.frame(tokenizer, template, images=images)
     content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],

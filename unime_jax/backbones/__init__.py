@@ -12,15 +12,35 @@ import pathlib
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from unime_jax.backbones import llava_next, llava_onevision, merging, qwen2_vl
-from unime_jax.backbones.backbone import Backbone, Preprocessor
+from unime_jax.backbones import (
+    bert,
+    llava_next,
+    llava_onevision,
+    llava_qwen,
+    merging,
+    nv_embed,
+    phi3_v,
+    qwen2_vl,
+)
+from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
 from unime_jax.backbones.processing import Processing, read
 
-__all__ = ["FAMILIES", "Backbone", "Preprocessor", "Processing", "open_backbone"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "Preprocessor",
+    "Processing",
+    "language_only",
+    "open_backbone",
+]
 
 FAMILIES = {
+    "bert": bert,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "llava_qwen": llava_qwen,
+    "nvembed": nv_embed,
+    "phi3_v": phi3_v,
     "qwen2_vl": qwen2_vl,
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,9 +12,10 @@ import numpy as np
 from unime_jax.backbones import merging, weights
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones.texts import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.plan import Layout
-from unime_jax.models.vlm import EmbeddingModel
+from unime_jax.models.vlm import EmbeddingModel, LanguageModel, Vlm
 
 
 class Preprocessor(Protocol):
@@ -24,7 +26,7 @@ class Preprocessor(Protocol):
         ...
 
     @property
-    def prompt(self) -> Prompt:
+    def prompt(self) -> Prompt | TextPrompt:
         """How it words items."""
         ...
 
@@ -42,8 +44,11 @@ class Backbone:
       processor_config: what transformers' processor must be told beside the image processor's
         settings; for exports of folders that have no processor_config.json.
       caveats: what transformers' own processor and model do otherwise than `processing` says.
+      own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
+      convert: makes copies of the folder's files, its weights aside, those of the form that
+        exports have; None: that is the form they are in.
     """
 
     folder: pathlib.Path
@@ -59,6 +64,8 @@ class Backbone:
     caveats: tuple[str, ...]
     adapter: pathlib.Path | None = None
     base: str = ""
+    own_files: tuple[str, ...] = ()
+    convert: Callable[[pathlib.Path], None] | None = None
 
     def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The checkpoint's parameters in the given dtypes and shardings, see `weights.load`."""
@@ -69,14 +76,47 @@ class Backbone:
     ) -> None:
         """Writes safetensors under the folder's own names, with tensors only generation uses.
 
-        Names are the family's published ones where the folder has no weights.
+        Names are the family's published ones where the folder has no weights, or is converted.
 
         Raises:
           ValueError: the adapter changes a tensor that is neither a parameter nor in `folder`.
         """
         source = weights.Checkpoint(self.folder, self.names, self._adapter())
         carried = source.carried()
-        weights.save(folder, parameters, self.names, dtype, carried=carried, spell=source.spelled)
+        spell = (lambda name: [name]) if self.convert else source.spelled
+        weights.save(folder, parameters, self.names, dtype, carried=carried, spell=spell)
 
     def _adapter(self) -> merging.Adapter | None:
         return merging.read(self.adapter, self.names) if self.adapter else None
+
+
+def language_only(backbone: Backbone, teacher: int) -> Backbone:
+    """A vision-language backbone without its tower, for texts that have a teacher's embedding.
+
+    What is left has the same parameters, by the same paths; of the checkpoint nothing else is read.
+
+    Args:
+      teacher: E, the width of the teacher's embeddings.
+
+    Raises:
+      ValueError: the backbone has no language component that it could do without the rest.
+    """
+    prefixes = backbone.names.prefixes
+    rest = [theirs for ours, theirs in prefixes if not ours.startswith("language_model.")]
+    if len(rest) == len(prefixes):
+        raise ValueError(f"{backbone.folder}: this model has no language component to take out")
+
+    def make_model(key: jax.Array) -> EmbeddingModel:
+        whole = backbone.make_model(key)
+        assert isinstance(whole, Vlm)
+        return LanguageModel(whole.language_model)
+
+    unread = tuple(re.escape(prefix) + ".*" for prefix in rest)
+    return dataclasses.replace(
+        backbone,
+        make_model=make_model,
+        names=dataclasses.replace(backbone.names, unused=backbone.names.unused + unread),
+        layout=dataclasses.replace(
+            backbone.layout, patches=0, patch_bytes=0, positioned=False, teacher=teacher
+        ),
+    )

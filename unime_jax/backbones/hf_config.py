@@ -1,6 +1,7 @@
 """What Hugging Face configurations say, as the configurations of our models."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from transformers import PretrainedConfig
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
+from unime_jax.models.rope import LongRope
 from unime_jax.models.vlm import Pixels
 
 IMAGES = "image_processor"  # its key in newer folders' processor_config.json
@@ -53,14 +55,19 @@ def pixels(settings: Mapping[str, Any]) -> Pixels:
 
 
 def decoder_config(
-    text: PretrainedConfig, *, model_types: tuple[str, ...], max_length: int
+    text: PretrainedConfig,
+    *,
+    model_types: tuple[str, ...],
+    max_length: int,
+    causal: bool = True,
 ) -> DecoderConfig:
-    """The decoder behind a text_config of Qwen2's, Llama's or Mistral's form.
+    """The decoder behind a text_config of Qwen2's, Llama's, Mistral's or Phi-3's form.
 
     Args:
       text: the configuration.
       model_types: those that the family comes with.
       max_length: the most tokens of a row; a sliding window must be at least as long.
+      causal: whether a token sees only those before it; the configuration does not say.
 
     Raises:
       ValueError: it asks for something that the decoder does not do.
@@ -79,7 +86,8 @@ def decoder_config(
             " sliding-window attention, which is not here."
         )
     rope = text.rope_parameters
-    require("text_config.rope_parameters.rope_type", rope["rope_type"], ("default",))
+    rope_type = rope["rope_type"]
+    require("text_config.rope_parameters.rope_type", rope_type, ("default", "longrope"))
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return DecoderConfig(
         vocab_size=text.vocab_size,
@@ -94,4 +102,25 @@ def decoder_config(
         rope_sections=tuple(rope.get("mrope_section", (head_dim // 2,))),
         qkv_bias=qkv_bias,
         hidden_act=text.hidden_act,
+        causal=causal,
+        long_rope=long_rope(text, head_dim) if rope_type == "longrope" else None,
     )
+
+
+def long_rope(text: PretrainedConfig, head_dim: int) -> LongRope:
+    """The two sets of rotary factors of a text_config, and the scale that its lengths give.
+
+    Raises:
+      ValueError: they are not numbers for every frequency.
+    """
+    rope = text.rope_parameters
+    short, long = (tuple(map(float, rope[key])) for key in ("short_factor", "long_factor"))
+    if not len(short) == len(long) == head_dim // 2:
+        raise ValueError(
+            f"config.json: rope_scaling has {len(short)} short and {len(long)} long factors; heads"
+            f" of {head_dim} need {head_dim // 2} of each"
+        )
+    original = rope["original_max_position_embeddings"]
+    growth = text.max_position_embeddings / original
+    scale = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0
+    return LongRope(short, long, original, scale)

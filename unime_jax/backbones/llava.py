@@ -1,25 +1,15 @@
-"""Items to rows for LLaVA-NeXT and LLaVA-OneVision: tokens, image slots and uint8 patches.
+"""LLaVA folders in Hugging Face form: what LLaVA-NeXT and LLaVA-OneVision have in common."""
 
-The same numbers as transformers' processors, without torch or torchvision and without floats: the
-pixels stay bytes (the device rescales and normalises) and the image token is expanded here, with
-`anyres` saying what every copy of it reads. Padding and batching are the loader's.
-"""
-
-import dataclasses
-import functools
 import pathlib
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from transformers import PretrainedConfig
 
 from unime_jax.backbones import anyres, hf_config, weights
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.pictures import open_pictures
-from unime_jax.backbones.processing import Processing, caveats
-from unime_jax.backbones.prompts import Prompt, open_prompt, open_tokenizer
-from unime_jax.batch import Item, Row
+from unime_jax.backbones.llava_rows import LlavaPreprocessor
+from unime_jax.backbones.processing import Processing, caveats, require_orphans
+from unime_jax.backbones.prompts import Orphans, Prompt, open_prompt, open_tokenizer
 from unime_jax.data.plan import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
@@ -36,96 +26,6 @@ DEFAULTS = {  # of transformers' LlavaNextImageProcessor and LlavaOnevisionImage
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class LlavaPreprocessor:
-    """Callable `Item -> Row`; picklable.
-
-    A row has token ids in reading order, positions 0, 1, ... (A = 1), and slots of
-    `slots_per_token` table rows as `anyres.image_slots` gives them (-1 for text); of several
-    images, each one's rows follow those of the one before.
-    """
-
-    prompt: Prompt
-    pinpoints: tuple[anyres.Size, ...]
-    tile: int  # pixels along a side of a tile
-    patch: int  # pixels along a side of a patch
-    max_tiles: int | None  # larger maps are shrunk; None: never
-    tiles_of_many: bool  # whether several images of one item are cut into tiles, too
-    background: tuple[int, int, int]  # around those that are not cut
-    resample: int  # Pillow's number of the resizing filter
-    image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
-    legacy: anyres.Legacy | None
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a tile; pixels that fill no patch are dropped, as in a conv."""
-        return self.tile // self.patch
-
-    @functools.cached_property
-    def slots_per_token(self) -> int:
-        """S of every row: 4 if maps can be shrunk under these pinpoints, else 1."""
-        blended = anyres.resamples(
-            self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
-        )
-        return 4 if blended else 1
-
-    def __call__(self, item: Item) -> Row:
-        """One row.
-
-        Image markers without image are left out and counted in `orphan_images`; text that is cut
-        off because the row would be longer than the prompt's `max_length`, in `truncated`.
-
-        Raises:
-          ValueError: an image is missing or unreadable, or the row cannot be made short enough.
-        """
-        images = open_pictures(item, self.image_size)
-        tiled = len(images) == 1 or self.tiles_of_many
-        seen = [self._slots(image, tiled=tiled) for image in images]
-        ids, truncated, orphans = self.prompt(item, [len(slot) for slot, _ in seen])
-        tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
-        slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
-        weight = np.zeros(slot.shape, np.float32)
-        patches = None
-        if images:
-            cut = [self._tiles(image, tiled=tiled) for image in images]
-            tiles_before = np.cumsum([0, *map(len, cut[:-1])])
-            slot[is_image] = np.concatenate(
-                [
-                    np.where(s == anyres.NEWLINE, s, s + before * self.side**2)
-                    for (s, _), before in zip(seen, tiles_before, strict=True)
-                ]
-            )
-            weight[is_image] = np.concatenate([w for _, w in seen])
-            patches = anyres.cut_patches(np.concatenate(cut), self.patch)
-        return Row(
-            tokens=tokens,
-            positions=np.arange(len(tokens), dtype=np.int32)[:, None],
-            slot=slot,
-            slot_weight=weight if self.slots_per_token > 1 else None,
-            patches=patches,
-            truncated=truncated,
-            orphan_images=orphans,
-        )
-
-    def _slots(self, image: Image.Image, *, tiled: bool) -> tuple[np.ndarray, np.ndarray]:
-        if not tiled:
-            return anyres.untiled_slots(self.side, self.slots_per_token)
-        slot, weight = anyres.image_slots(
-            image.height,
-            image.width,
-            pinpoints=self.pinpoints,
-            tile=self.tile,
-            side=self.side,
-            max_tiles=self.max_tiles,
-        )
-        return slot, np.ones(slot.shape, np.float32) if weight is None else weight
-
-    def _tiles(self, image: Image.Image, *, tiled: bool) -> np.ndarray:
-        if not tiled:
-            return anyres.square_tile(image, self.tile, self.resample, self.background)[None]
-        return anyres.cut_tiles(image, self.pinpoints, self.tile, self.resample, self.legacy)
-
-
 def open_folder(
     folder: pathlib.Path,
     config: PretrainedConfig,
@@ -134,6 +34,7 @@ def open_folder(
     text_types: tuple[str, ...],
     max_tiles: int | None,
     tiles_of_many: bool,
+    orphans: tuple[Orphans, ...],
     processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
@@ -142,10 +43,53 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this code does not do.
     """
+    require_orphans(processing, *orphans)
     tower = tower_config(config)
+    return assemble(
+        folder,
+        config,
+        processing,
+        tower=tower,
+        prompt=open_prompt(
+            folder,
+            open_tokenizer(folder),
+            image_token_id=config.image_token_index,
+            style=processing.prompt,
+            max_length=max_length,
+            orphans=processing.orphans,
+        ),
+        processor=open_image_processor(folder, config, tower.image_size),
+        tensor_names=names(config, tower),
+        text_types=text_types,
+        max_tiles=max_tiles,
+        tiles_of_many=tiles_of_many,
+        processor_config=processor_config,
+        max_length=max_length,
+    )
+
+
+def assemble(
+    folder: pathlib.Path,
+    config: PretrainedConfig,
+    processing: Processing,
+    *,
+    tower: VisionConfig,
+    prompt: Prompt,
+    processor: dict[str, Any],
+    tensor_names: weights.Names,
+    text_types: tuple[str, ...],
+    max_tiles: int | None,
+    tiles_of_many: bool,
+    processor_config: dict[str, Any],
+    max_length: int,
+) -> Backbone:
+    """A LLaVA of parts that have been read, `config` in Hugging Face form.
+
+    Raises:
+      ValueError: they contradict each other, or ask for what this code does not do.
+    """
     hf_config.require("projector_hidden_act", config.projector_hidden_act, tuple(ACTIVATIONS))
     pinpoints = _pinpoints(folder, config, processing, tower.image_size)
-    processor = open_image_processor(folder, config, tower.image_size)
     text = hf_config.decoder_config(
         config.text_config, model_types=text_types, max_length=max_length
     )
@@ -155,13 +99,6 @@ def open_folder(
         projector_act=config.projector_hidden_act,
         projector_bias=config.multimodal_projector_bias,
         pixels=hf_config.pixels(processor),
-    )
-    prompt = open_prompt(
-        folder,
-        open_tokenizer(folder),
-        image_token_id=config.image_token_index,
-        style=processing.prompt,
-        max_length=max_length,
     )
     red, green, blue = processor["image_mean"]
     short_tiles: anyres.Legacy = "crop" if processor["size"].get("shortest_edge") else "stretch"
@@ -182,7 +119,7 @@ def open_folder(
         folder=folder,
         dimension=text.hidden_size,
         make_model=lambda key: Llava(model, key=key),
-        names=names(config, tower),
+        names=tensor_names,
         preprocess=preprocess,
         layout=Layout(
             axes=1,
@@ -190,6 +127,7 @@ def open_folder(
             blended=preprocess.slots_per_token > 1,
             patches=tower.side**2,
             patch_bytes=3 * tower.patch_size**2,
+            positioned=processing.orphans == "image",
         ),
         processing=processing,
         config_changes=changes,

@@ -26,6 +26,7 @@ def open_folder(
         text_types=("mistral", "llama"),
         max_tiles=None,
         tiles_of_many=True,
+        orphans=("strip", "token"),
         processor_config={
             "processor_class": "LlavaNextProcessor",
             "patch_size": config.vision_config.patch_size,

@@ -34,6 +34,7 @@ def open_folder(
         text_types=("qwen2",),
         max_tiles=int(aspect.group(1)),
         tiles_of_many=False,
+        orphans=("strip", "token", "image"),
         processor_config={
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,

@@ -12,8 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_STACKED = re.compile(r"(.*\.(?:layers|blocks))\.(.*)")
+_STACKED = re.compile(r"(.*\.(?:layers?|blocks))\.(.*)")
 STRIP = 128  # bytes of every target row that are written at once when transposing: cache lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """Layers that a file holds as one, their rows one after the other.
+
+    In the module `inside` (a path that ends in a dot), `name` is made of the layers `parts`.
+    """
+
+    inside: str
+    name: str
+    parts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +39,8 @@ class Names:
     `unused`: regexes of tensors that the embedder has no use for (carried over on export).
     `convolution`: path of the kernel that is a convolution in the file, and the shape of one of
     its filters there.
+    `fused`: layers that are one in the file.
+    `shared`: published names of tensors that a file may hold under several names.
     """
 
     prefixes: tuple[tuple[str, str], ...]
@@ -34,6 +48,8 @@ class Names:
     modules: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
     convolution: tuple[str, tuple[int, ...]]
+    fused: tuple[Fused, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def published(self, name: str) -> str:
         """The published name of a tensor, given any spelling of it."""
@@ -61,21 +77,31 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one parameter lies in a checkpoint: one tensor, or one per layer of a stack."""
+    """Where one parameter lies in a checkpoint: one tensor, or one per layer of a stack.
+
+    `rows` are those of the file's tensor that are the parameter's: all, unless it is fused.
+    """
 
     path: str
     names: tuple[str, ...]
     stacked: bool
     shape: tuple[int, ...]  # of each tensor in the file
     transposed: bool
+    rows: range
 
     def to_file(self, layer: np.ndarray) -> np.ndarray:
-        """One layer's parameter in the file's layout."""
+        """One layer's parameter in the file's layout: its rows of a tensor of `shape`."""
+        shape = (len(self.rows), *self.shape[1:])
         if not self.transposed:
-            return np.ascontiguousarray(layer).reshape(self.shape)
+            return np.ascontiguousarray(layer).reshape(shape)
         tensor = np.empty(layer.shape[::-1], layer.dtype)
         copy_transposed(tensor, layer)
-        return tensor.reshape(self.shape)
+        return tensor.reshape(shape)
+
+    def within(self, rows: slice) -> slice:
+        """Rows of the file's tensor, given rows of the parameter."""
+        part = self.rows[rows]
+        return slice(part.start, part.stop)
 
 
 class Rows(Protocol):
@@ -95,8 +121,29 @@ def copy_transposed(target: np.ndarray, source: Rows) -> None:
 
 
 def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
-    """An entry for every parameter. Raises ValueError where a path has no prefix rule."""
-    return [_entry(path, tuple(shape), names) for path, shape in shapes.items()]
+    """An entry for every parameter; of a fused layer, all parts or none must be there.
+
+    Raises:
+      ValueError: a path has no prefix rule.
+    """
+    return [_part(path, shapes, names) for path in shapes]
+
+
+def _part(path: str, shapes: Mapping[str, tuple[int, ...]], names: Names) -> Entry:
+    """The entry of a parameter, with its rows if it is a part of a fused layer."""
+    entry = _entry(path, tuple(shapes[path]), names)
+    for fused in names.fused:
+        layer, _, leaf = path.removeprefix(fused.inside).partition(".")
+        if path.startswith(fused.inside) and layer in fused.parts:
+            sizes = [shapes[f"{fused.inside}{part}.{leaf}"][-1] for part in fused.parts]
+            first = sum(sizes[: fused.parts.index(layer)])
+            return dataclasses.replace(
+                entry,
+                names=tuple(name.replace(f".{layer}.", f".{fused.name}.") for name in entry.names),
+                shape=(sum(sizes), *entry.shape[1:]),
+                rows=range(first, first + entry.shape[0]),
+            )
+    return entry
 
 
 def _entry(path: str, shape: tuple[int, ...], names: Names) -> Entry:
@@ -117,4 +164,5 @@ def _entry(path: str, shape: tuple[int, ...], names: Names) -> Entry:
         if path == convolution:
             shape = (shape[0], *filter_shape)
     all_names = tuple(f"{match[1]}.{i}.{match[2]}" for i in range(layers)) if match else (name,)
-    return Entry(path, all_names, match is not None, shape, leaf == "kernel")
+    transposed = leaf == "kernel"
+    return Entry(path, all_names, match is not None, shape, transposed, range(shape[0]))

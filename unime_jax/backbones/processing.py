@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from unime_jax.backbones.prompts import Style
+from unime_jax.backbones.prompts import Orphans, Style
 
 FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
 
@@ -14,7 +14,8 @@ class Processing:
     """A run's choices; a family's `PROCESSING` has those that its published embedders made.
 
     Attributes:
-      prompt: "chat", in the checkpoint's chat template, or "raw", see `prompts.Prompt`.
+      prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
+        `prompts.Prompt`.
       image_size: (height, width) that every image is resized to first; None: not resized.
       pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
       pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
@@ -23,6 +24,10 @@ class Processing:
       legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
         checkpoints were trained with: where the padding is odd, the last tile is one pixel short
         and stretched.
+      crops: the most crops of an image of Phi-3.5-Vision; None: the checkpoint's own.
+      orphans: an image marker without an image (MMEB's WebQA and EDIS have such queries) is left
+        out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or stands
+        for an image of zeros, one tile and a newline ("image", LLaVE).
     """
 
     prompt: Style
@@ -31,6 +36,17 @@ class Processing:
     pixels: tuple[int, int] | None = None
     grid_positions: bool = False
     legacy_padding: bool = False
+    crops: int | None = None
+    orphans: Orphans = "strip"
+
+
+def require_orphans(processing: Processing, *supported: Orphans) -> None:
+    """Raises ValueError for a choice of `orphans` that a family does not have."""
+    if processing.orphans not in supported:
+        raise ValueError(
+            f'processing.orphans is "{processing.orphans}"; this family supports'
+            f" {', '.join(map(repr, supported))}"
+        )
 
 
 def caveats(processing: Processing) -> tuple[str, ...]:
@@ -44,6 +60,13 @@ def caveats(processing: Processing) -> tuple[str, ...]:
         )
     if processing.legacy_padding:
         found.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
+    if processing.orphans == "token":
+        found.append("An image marker without an image is one image token, without features.")
+    if processing.orphans == "image":
+        found.append(
+            "An image marker without an image is the image tokens of one tile whose normalised"
+            " pixels are zero, and a newline."
+        )
     return tuple(found)
 
 
@@ -66,4 +89,7 @@ def read(folder: pathlib.Path) -> Processing | None:
         pixels=pixels and tuple(pixels),
         grid_positions=record["grid_positions"],
         legacy_padding=record["legacy_padding"],
+        # Not in folders of before they could be chosen.
+        crops=record.get("crops"),
+        orphans=record.get("orphans", "strip"),
     )

@@ -1,34 +1,21 @@
-"""From an item to token ids: the text around it, the places of its images, and its length.
-
-A chat template is a program, but for one user turn it only writes something before and something
-after the text. It is therefore rendered once, checked to be such a frame, and not run again.
-"""
+"""From an item to token ids: the text around it, the places of its images, and its length."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jinja2
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frames_of
 from unime_jax.batch import Item
 
-Style = Literal["chat", "raw"]
-
-MAX_IMAGES = 8  # of one item
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-
-_NOT_MULTIMODAL = (
-    "the chat template does not write the text of a user turn once where the turn's content is a"
-    " list of image and text parts; it is probably the language model's own"
-)
-_PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d\U0001f600  x")
+Style = Literal["chat", "verbatim", "raw"]
+Orphans = Literal["strip", "token", "image"]  # what becomes of image markers without an image
 
 
 class Tokenised(NamedTuple):
@@ -46,10 +33,13 @@ class Prompt:
     "chat" puts the stripped text, its image markers left out, into the checkpoint's chat template.
     "raw" takes the text as it is, with image tokens where MMEB's markers `<|image_1|>` stand (in
     their order, whatever their numbers), and in front of it, each on a line, for images that have
-    no marker: what VLM2Vec and UniME-V2 feed Qwen2-VL.
+    no marker: what VLM2Vec and UniME-V2 feed Qwen2-VL. "verbatim" puts such a text into the chat
+    template's turn without images, and as LLaVE does, it moves the image of a text with a single
+    one to the front, the rest stripped, if it is not there already.
 
-    In both, a marker that has no image is left out, with the newline after it. The image token
-    itself counts as a marker: left in a text, it would be an image token without an image.
+    The image token itself counts as a marker. A marker that has no image is left out, with the
+    newline after it, if `orphans` is "strip"; else it is treated as those that have one, and is
+    the image token where an image would be.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -59,6 +49,7 @@ class Prompt:
     image_token_id: int
     special_tokens: bool  # whether the tokenizer adds its own, a BOS in front
     max_length: int
+    orphans: Orphans = "strip"
 
     def rendered(self, item: Item) -> str:
         """The prompt of an item as text, with a single image token where an image goes."""
@@ -75,10 +66,7 @@ class Prompt:
           ValueError: it cannot be made short enough, or has more images than there are places for.
         """
         prefix, text, suffix, orphans = self._parts(item)
-        encoding = self.tokenizer.encode(
-            prefix + text + suffix, add_special_tokens=self.special_tokens
-        )
-        ids = encoding.ids
+        ids, offsets = self._encode(prefix + text + suffix)
         if not ids:
             raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
         excess = max(0, len(ids) + sum(image_tokens) - len(image_tokens) - self.max_length)
@@ -86,7 +74,7 @@ class Prompt:
             span = range(len(prefix), len(prefix) + len(text) + 1)
             loose = [
                 i
-                for i, (first, last) in enumerate(encoding.offsets[:-1])  # the last token is pooled
+                for i, (first, last) in enumerate(offsets[:-1])  # the last token is pooled
                 if first in span and last in span and first < last and ids[i] != self.image_token_id
             ]
             if len(loose) < excess:
@@ -106,37 +94,64 @@ class Prompt:
     def expand(
         self, ids: Sequence[int], image_tokens: Sequence[int]
     ) -> tuple[Int32[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
-        """Ids with each image token as often as its image needs it, and where those are."""
-        counts = np.ones(len(ids), np.int64)
-        counts[np.asarray(ids) == self.image_token_id] = image_tokens
-        tokens = np.repeat(np.asarray(ids, np.int32), counts)
-        return tokens, tokens == self.image_token_id
+        """Ids with each image token as often as its image needs it, and where those are.
+
+        Image tokens beyond those of `image_tokens` have no image: they are tokens like any other.
+        """
+        counts, is_image = np.ones(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        places = np.flatnonzero(np.asarray(ids) == self.image_token_id)[: len(image_tokens)]
+        counts[places], is_image[places] = image_tokens, True
+        return np.repeat(np.asarray(ids, np.int32), counts), np.repeat(is_image, counts)
+
+    def empty_places(self, item: Item) -> int:
+        """Markers that are kept though they have no image; those of an item's images come first."""
+        if self.orphans == "strip":
+            return 0
+        markers = len(self._marker().findall(item.prefix + item.text))
+        return max(0, markers - len(item.pictures))
 
     def image_frames(self) -> tuple[tuple[str, str], ...]:
         """What stands before and after a text without markers, by number of images."""
-        line = f"{self.image_token}\n"
-        return self.frames or tuple((line * images, "") for images in range(MAX_IMAGES + 1))
+        if self.style == "chat":
+            return self.frames
+        (before, after), line = self._turn(), f"{self.image_token}\n"
+        return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
 
     def markers(self) -> tuple[str, ...]:
         """Strings that stand for an image in a text."""
         numbered = (f"<|image_{number}|>" for number in range(1, MAX_IMAGES + 1))
         return (*numbered, self.image_token)
 
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and the part of the text that each one is of."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=self.special_tokens)
+        return encoding.ids, encoding.offsets
+
     def _parts(self, item: Item) -> tuple[str, str, str, int]:
         """Prefix, text, suffix, and how many markers had no image."""
-        images = len(item.pictures)
-        text = item.prefix + item.text
-        if self.style == "raw":
-            text, orphans = self._placed(text, images)
-            return "", text, item.suffix, orphans
-        if images >= len(self.frames):
-            raise ValueError(
-                f"{name_of(item)} has {images} images; a prompt in this chat template has places"
-                f" for {len(self.frames) - 1}"
-            )
-        text, markers = self._unmarked(text)
-        prefix, suffix = self.frames[images]
-        return prefix, text.strip(), item.suffix + suffix, max(0, markers - images)
+        kept = self.empty_places(item)
+        images = len(item.pictures) + kept
+        text, suffix = item.prefix + item.text, item.suffix
+        if self.style == "chat":
+            if images >= len(self.frames):
+                raise ValueError(
+                    f"{name_of(item)} has {images} images; a prompt in this chat template has"
+                    f" places for {len(self.frames) - 1}"
+                )
+            text, markers = self._unmarked(text)
+            before, after = self.frames[images]
+            return before, text.strip(), suffix + after, max(0, markers - len(item.pictures))
+        text, stripped = self._placed(text, images)
+        if self.style == "verbatim" and images == 1 and not text.startswith(self.image_token):
+            rest = text.replace(self.image_token, "", 1).lstrip()
+            rest = rest if suffix else rest.rstrip()
+            text = f"{self.image_token}\n{rest}" if rest + suffix else self.image_token
+        before, after = self._turn()
+        return before, text, suffix + after, kept + stripped
+
+    def _turn(self) -> tuple[str, str]:
+        """What stands around a text that has its image tokens in it."""
+        return self.frames[0] if self.frames else ("", "")
 
     def _unmarked(self, text: str) -> tuple[str, int]:
         """A text without markers, and how many there were."""
@@ -165,13 +180,17 @@ def open_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer.
 
     Raises:
-      ValueError: the folder has no tokenizer.json; without it transformers may make up another one.
+      ValueError: the folder has no tokenizer.json; without it transformers may make up another one;
+        or its tokenizer is code of its own.
     """
     if not (folder / "tokenizer.json").exists():
         raise ValueError(
             f"{folder} has no tokenizer.json: copy the one of the checkpoint it was made from."
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    # Left open, it would ask on the terminal whether a repository's code may run.
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False
+    )
     return tokenizer
 
 
@@ -182,8 +201,12 @@ def open_prompt(
     image_token_id: int,
     style: Style,
     max_length: int,
+    orphans: Orphans = "strip",
+    template: str | None = None,
 ) -> Prompt:
     """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
+
+    `template` is Jinja source that takes the place of the folder's own.
 
     Raises:
       ValueError: the files contradict each other, or there is no usable chat template.
@@ -196,8 +219,9 @@ def open_prompt(
         )
     frames: tuple[tuple[str, str], ...] = ()
     special_tokens = True
-    if style == "chat":
-        frames = _frames(folder, tokenizer, chat_template(folder, tokenizer), image_token)
+    if style != "raw":
+        template = template or chat_template(folder, tokenizer)
+        frames = frames_of(folder, tokenizer, template, image_token)
         # As transformers: a BOS that the template writes is not added once more.
         bos = tokenizer.bos_token
         special_tokens = bos is None or not frames[0][0].startswith(bos)
@@ -212,94 +236,11 @@ def open_prompt(
         image_token_id=image_token_id,
         special_tokens=special_tokens,
         max_length=max_length,
+        orphans=orphans,
     )
-
-
-def _frames(
-    folder: pathlib.Path,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    image_token: str,
-) -> tuple[tuple[str, str], ...]:
-    """The frames for 0, 1, ... images; one image must have a place, more are up to the template."""
-    frames: list[tuple[str, str]] = []
-    for images in range(MAX_IMAGES + 1):
-        found = frame(tokenizer, template, images=images)
-        count = "".join(found).count(image_token)
-        if count != images and images > 1:
-            break
-        if count != images:
-            raise ValueError(
-                f"{folder}: for {images} images the chat template writes {image_token!r} {count}"
-                f" times. The rendered turn is {'...'.join(found)!r}"
-            )
-        frames.append(found)
-    return tuple(frames)
 
 
 def name_of(item: Item) -> str:
     """An item in an error message."""
     text = item.text if len(item.text) <= 60 else item.text[:57] + "..."
     return f"item {text!r} with image {item.image_path!r}" if item.image_path else f"item {text!r}"
-
-
-def chat_template(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The checkpoint's multimodal chat template.
-
-    It lies in `chat_template.jinja` or `chat_template.json`; only without them is it the one in the
-    tokenizer's configuration, which in many checkpoints is still the language model's own.
-
-    Raises:
-      ValueError: the folder has no chat template.
-    """
-    for name in TEMPLATE_FILES:
-        if (folder / name).exists():
-            content = (folder / name).read_text("utf-8")
-            return json.loads(content)["chat_template"] if name.endswith(".json") else content
-    if isinstance(tokenizer.chat_template, str):
-        return tokenizer.chat_template
-    raise ValueError(
-        f"{folder} has no chat template: no {' or '.join(TEMPLATE_FILES)}, and no 'chat_template'"
-        " in tokenizer_config.json; copy the one of the checkpoint it was made from"
-    )
-
-
-def frame(tokenizer: PreTrainedTokenizerBase, template: str, *, images: int) -> tuple[str, str]:
-    """What the template writes before and after the text of one user turn.
-
-    Args:
-      tokenizer: renders the template.
-      template: Jinja source.
-      images: how many images the turn holds before its text.
-
-    Returns:
-      (prefix, suffix), the suffix with the generation prompt.
-
-    Raises:
-      ValueError: the template fails on such a turn, or changes, repeats or omits the text.
-    """
-
-    def render(text: str) -> str:
-        content: list[dict[str, str]] = [{"type": "image"}] * images
-        content.append({"type": "text", "text": text})
-        messages: list[Any] = [{"role": "user", "content": content}]
-        try:
-            rendered: Any = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        except (TypeError, jinja2.TemplateError) as error:
-            raise ValueError(f"{_NOT_MULTIMODAL} ({error}): {template[:200]!r}") from error
-        return rendered
-
-    sentinel = "\x02text\x03"
-    pieces = render(sentinel).split(sentinel)
-    if len(pieces) != 2:
-        raise ValueError(f"{_NOT_MULTIMODAL}: it writes {render(sentinel)!r} for {sentinel!r}")
-    prefix, suffix = pieces
-    for probe in _PROBES:
-        if render(probe) != prefix + probe + suffix:
-            raise ValueError(
-                f"the chat template changes the text {probe!r}: {render(probe)!r} is not"
-                f" {prefix!r} + text + {suffix!r}"
-            )
-    return prefix, suffix

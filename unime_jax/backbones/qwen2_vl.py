@@ -25,7 +25,7 @@ from unime_jax.backbones.dynamic_resolution import (
     smart_resize,
 )
 from unime_jax.backbones.pictures import open_pictures
-from unime_jax.backbones.processing import Processing, caveats
+from unime_jax.backbones.processing import Processing, caveats, require_orphans
 from unime_jax.backbones.prompts import Prompt, name_of, open_prompt, open_tokenizer
 from unime_jax.batch import Item, Row
 from unime_jax.data.plan import Layout
@@ -75,8 +75,8 @@ class Qwen2VlPreprocessor:
     def __call__(self, item: Item) -> Row:
         """One row.
 
-        Image markers without image are left out and counted in `orphan_images`; text that is cut
-        off because the row would be longer than the prompt's `max_length`, in `truncated`.
+        Image markers without image are counted in `orphan_images`, left out or kept; text that is
+        cut off because the row would be longer than the prompt's `max_length`, in `truncated`.
 
         Raises:
           ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
@@ -132,7 +132,7 @@ class Qwen2VlPreprocessor:
 
     def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
         image, rest = self.prompt.image_token_id, iter(merged)
-        sizes = [next(rest) if token == image else None for token in ids]
+        sizes = [next(rest, None) if token == image else None for token in ids]
         before = [None, *ids[:-1]]
         return positions(
             sizes, [self.grid_positions or token == self.vision_start_id for token in before]
@@ -147,6 +147,7 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
+    require_orphans(processing, "strip", "token")
     text = hf_config.decoder_config(
         config.text_config, model_types=("qwen2_vl_text",), max_length=max_length
     )
@@ -166,6 +167,7 @@ def open_folder(
             image_token_id=config.image_token_id,
             style=processing.prompt,
             max_length=max_length,
+            orphans=processing.orphans,
         ),
         patch=vision.patch_size,
         merge=vision.merge,

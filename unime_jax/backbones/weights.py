@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from unime_jax.backbones.merging import Adapter, Merged
-from unime_jax.backbones.names import Entry, Names, copy_transposed, table
+from unime_jax.backbones.names import Entry, Fused, Names, copy_transposed, table
 from unime_jax.backbones.tensor_files import (
     FLOATS,
     INDEX,
@@ -27,7 +27,7 @@ from unime_jax.backbones.tensor_files import (
     open_file,
 )
 
-__all__ = ["Checkpoint", "Names", "load", "save"]
+__all__ = ["Checkpoint", "Fused", "Names", "load", "save"]
 
 SHARD_BYTES = 5 * 10**9  # the hub's customary shard size
 THREADS = min(16, os.cpu_count() or 1)  # layers that are read at the same time
@@ -43,21 +43,23 @@ class Checkpoint:
         self._problems: list[str] = []
         self.folder = folder
         self.tensors: dict[str, Tensor] = {}
-        self.spelling: dict[str, str] = {}  # published name -> name in the file
+        self.spelling: dict[str, list[str]] = {}  # published name -> names in the file
         for file, promised in checkpoint_files(folder).items():
             found = open_file(folder / file)
             for name in sorted(promised - found.keys()):
                 self._problems.append(f"not in file {name}: {INDEX} says {file}")
             for spelled, tensor in found.items():
                 name = names.published(spelled)
-                if name in self.tensors:
+                if name in self.tensors and name not in names.shared:
                     self._problems.append(f"twice       {name}: also as {spelled} in {file}")
+                elif name in self.tensors and not _equal(tensor, self.tensors[name]):
+                    self._problems.append(f"differ      {name} and {spelled}, which are the same")
                 self.tensors[name] = tensor
-                self.spelling[name] = spelled
+                self.spelling.setdefault(name, []).append(spelled)
 
-    def spelled(self, name: str) -> str:
-        """A name as this folder spells it; as published, if it is not there."""
-        return self.spelling.get(name, name)
+    def spelled(self, name: str) -> list[str]:
+        """A name in all ways that this folder spells it; as published, if it is not there."""
+        return self.spelling.get(name, [name])
 
     def open(self, name: str) -> np.ndarray:
         """A lazy view of a tensor as it is in the file: indexing it reads nothing else."""
@@ -116,6 +118,12 @@ class Checkpoint:
                 f"The weights in {where} do not fit config.json "
                 f"({len(problems)} problem(s)):\n  " + "\n  ".join(problems)
             )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(
+        a.open().view(np.uint8), b.open().view(np.uint8)
+    )
 
 
 def load(
@@ -180,9 +188,10 @@ def _read_shard(
     def fill(place: np.ndarray, name: str) -> None:
         if entry.transposed:
             columns, rows = inner
-            copy_transposed(place, checkpoint.matrix(name)[rows, columns])
+            copy_transposed(place, checkpoint.matrix(name)[entry.within(rows), columns])
         else:
-            place[...] = checkpoint.open(name)[inner]
+            rows, *rest = inner
+            place[...] = checkpoint.open(name)[(entry.within(rows), *rest)]
 
     for _ in pool.map(fill, shard if entry.stacked else shard[None], chosen):
         pass  # raises what `fill` raised
@@ -196,7 +205,7 @@ def save(
     dtype: np.dtype,
     *,
     carried: Iterable[tuple[str, np.ndarray]] = (),
-    spell: Callable[[str], str] = str,
+    spell: Callable[[str], Sequence[str]] = lambda name: [name],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes parameters as one safetensors file, or as shards with an index if over the size.
@@ -206,17 +215,26 @@ def save(
 
     Args:
       carried: further (name, tensor) to store as they are, which the embedder does not use.
-      spell: from a published name to the one to write.
+      spell: from a published name to those to write the tensor under.
     """
     entries = table({path: leaf.shape for path, leaf in parameters.items()}, names)
+    together: dict[tuple[str, ...], list[Entry]] = {}  # parts of the same tensors, row after row
+    for entry in sorted(entries, key=lambda entry: entry.rows.start):
+        together.setdefault(entry.names, []).append(entry)
+
+    def published() -> Iterator[tuple[str, np.ndarray]]:
+        for tensor_names, parts in together.items():
+            values = [to_host(parameters[part.path]) for part in parts]
+            for i, name in enumerate(tensor_names):
+                layers = [
+                    part.to_file(value[i] if part.stacked else value).astype(dtype, copy=False)
+                    for part, value in zip(parts, values, strict=True)
+                ]
+                yield name, layers[0] if len(layers) == 1 else np.concatenate(layers)
+        yield from carried
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for entry in entries:
-            value = to_host(parameters[entry.path])
-            layers = value if entry.stacked else value[None]
-            for name, layer in zip(entry.names, layers, strict=True):
-                yield name, entry.to_file(layer).astype(dtype, copy=False)
-        yield from carried
+        return ((spelled, tensor) for name, tensor in published() for spelled in spell(name))
 
     if jax.process_index() != 0:  # takes part in gathering, but writes nothing
         collections.deque(tensors(), maxlen=0)
@@ -224,7 +242,6 @@ def save(
     shards: list[list[str]] = []
     total = 0
     for shard in _group(tensors(), shard_bytes):
-        shard = {spell(name): tensor for name, tensor in shard.items()}
         save_file(shard, folder / f"shard-{len(shards)}.tmp", metadata={"format": "pt"})
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())

@@ -66,11 +66,16 @@ def summary(
 
 
 def table(before: Scores | None, after: Scores | None) -> str:
-    """A text table CLS VQA RET VG IND OOD All and one of composition, before and after."""
-    blocks = [_block("hit@1 %", COLUMNS, before, after)]
+    """A text table CLS VQA RET VG IND OOD All, one of composition and one of distillation."""
+    blocks = []
+    if any((scores or {}).get("datasets") for scores in (before, after)):
+        blocks.append(_block("hit@1 %", COLUMNS, before, after))
     compositions = [(scores or {}).get("composition") or {} for scores in (before, after)]
     if subsets := list(dict.fromkeys([*compositions[0], *compositions[1]])):
         blocks.append(_block("composition %", subsets, *compositions))
+    agreements = [(scores or {}).get("distillation") or {} for scores in (before, after)]
+    if any(agreements):
+        blocks.append(_block("distillation", ["kl", "overlap"], *agreements, digits=3))
     return "\n\n".join(blocks)
 
 
@@ -113,6 +118,7 @@ def _block(
     columns: tuple[str, ...] | list[str],
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
+    digits: int = 1,
 ) -> str:
     widths = [max(7, len(column) + 2) for column in columns]
     lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]
@@ -125,10 +131,10 @@ def _block(
     first = [(before or {}).get(column) for column in columns]
     second = [(after or {}).get(column) for column in columns]
     if before:
-        add("before", first, ".1f")
+        add("before", first, f".{digits}f")
     if after:
-        add("after", second, ".1f")
+        add("after", second, f".{digits}f")
     if before and after:
         pairs = zip(first, second, strict=True)
-        add("change", [None if a is None or b is None else b - a for a, b in pairs], "+.1f")
+        add("change", [None if a is None or b is None else b - a for a, b in pairs], f"+.{digits}f")
     return "\n".join(lines)

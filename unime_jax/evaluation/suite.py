@@ -7,10 +7,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from unime_jax.config import EvaluationConfig
+from unime_jax.config import TrainConfig
+from unime_jax.data.embeddings import Embeddings
 from unime_jax.data.sources import dataset_folder, open_dataset
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import composition, mmeb, scores
+from unime_jax.evaluation import composition, mmeb, neighbours, scores
+from unime_jax.objectives import Distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,15 @@ class Suite:
     composition: Mapping[str, Sequence[Mapping[str, Any]]]
     images: mmeb.Images
     image_prompt: str
+    texts: neighbours.Texts | None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.datasets or self.composition or self.texts)
 
 
-def open_suite(config: EvaluationConfig, folder: pathlib.Path) -> Suite:
-    """Opens the folders of `config`, relative to `folder`.
+def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings | None) -> Suite:
+    """Opens the folders of `settings.evaluation`, relative to `folder`.
 
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
     columns path and image, or from plain files.
@@ -34,6 +41,12 @@ def open_suite(config: EvaluationConfig, folder: pathlib.Path) -> Suite:
       FileNotFoundError: a folder without a dataset.
       ValueError: a dataset whose meta task is not known.
     """
+    config = settings.evaluation
+    texts = None
+    if config.texts and teacher and isinstance(settings.loss, Distillation):
+        texts = neighbours.open_texts(
+            folder / config.texts, teacher, settings.data.suffix, settings.loss
+        )
     datasets = _rows(folder / config.mmeb, config.limit) if config.mmeb else {}
     table = _table(folder / config.mmeb) if config.mmeb else {}
     unknown = sorted(set(datasets) - set(table))
@@ -49,6 +62,7 @@ def open_suite(config: EvaluationConfig, folder: pathlib.Path) -> Suite:
         composition=_rows(folder / config.composition, config.limit) if config.composition else {},
         images=_images(folder / config.images),
         image_prompt=config.image_prompt,
+        texts=texts,
     )
 
 
@@ -66,7 +80,10 @@ def evaluate(suite: Suite, encoder: Encoder) -> tuple[scores.Scores, dict[str, m
         )
         subsets = {name: result.accuracy for name, result in found.items()}
     hits = {name: result.hit_at_1 for name, result in results.items()}
-    return scores.summary(hits, suite.table, subsets), results
+    summary = scores.summary(hits, suite.table, subsets)
+    if suite.texts:
+        summary["distillation"] = neighbours.evaluate(suite.texts, encoder)
+    return summary, results
 
 
 def _rows(folder: pathlib.Path, limit: int) -> dict[str, list[Mapping[str, Any]]]:

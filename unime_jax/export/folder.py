@@ -12,6 +12,7 @@ from flax import nnx
 
 from unime_jax import paths
 from unime_jax.backbones import Backbone, hf_config, processing
+from unime_jax.backbones.prompts import Prompt
 from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
 
@@ -50,6 +51,8 @@ def write(
     if jax.process_index() != 0:
         return
     copy_files(backbone.folder, partial)
+    if backbone.convert:
+        backbone.convert(partial)
     _update_json(
         partial / "config.json",
         {"dtype": np.dtype(dtype).name} | dict(backbone.config_changes),
@@ -59,8 +62,10 @@ def write(
         processor.write_text(json.dumps(dict(backbone.processor_config), indent=2) + "\n")
     _update_image_processor(partial, backbone.image_processor_changes)
     processing.write(partial, backbone.processing)
-    if not backbone.caveats:
-        prompt = backbone.preprocess.prompt
+    for name in backbone.own_files:
+        _copy(backbone.folder / name, partial / name)
+    prompt = backbone.preprocess.prompt
+    if isinstance(prompt, Prompt) and not backbone.caveats:
         sentence_transformers.write(
             partial,
             frames=prompt.image_frames(),
@@ -80,6 +85,12 @@ def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
         for file in source.glob(pattern):
             if not any(file.match(other) for other in NOT_CARRIED):
                 shutil.copyfile(file, target / file.name)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    if source.exists():
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def merged_parameters(

@@ -9,6 +9,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.evaluation import scores
+from unime_jax.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
 
@@ -64,13 +65,33 @@ def write(
 
 
 def _origin(settings: TrainConfig) -> str:
+    if settings.init_from:
+        run = pathlib.Path(settings.init_from).name
+        return f"It started from the result of the run `{run}`, of `{settings.backbone}`."
     start = "has the architecture of" if settings.init == "random" else "started from"
     return f"It {start} `{settings.backbone}`."
 
 
 def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
-    loss, lora = settings.loss, settings.lora
+    lora = settings.lora
+    adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
+    return {
+        "steps": f"{steps} of {settings.batch_size} pairs",
+        "loss": _loss(settings.loss),
+        "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
+        "optimizer": f"AdamW, learning rate {settings.optimizer.learning_rate}, "
+        f"{settings.optimizer.schedule} after {settings.optimizer.warmup_steps} warmup steps",
+        "data": f"{settings.data.train}: {', '.join(sources)}" if sources else "none",
+        "weights": settings.export.dtype,
+    }
+
+
+def _loss(loss: Objective) -> str:
     parts = [f"temperature {loss.temperature}"]
+    if isinstance(loss, Distillation):
+        towards = loss.direction.replace("_", " and ")
+        parts.append(f"KL between the batch similarities of {towards}, texts: {loss.texts}")
+        return "relational distillation: " + ", ".join(parts)
     if loss.hard_negatives is not None:
         parts.append(f"the {loss.hard_negatives} hardest in-batch negatives")
     if loss.false_negative_margin is not None:
@@ -79,13 +100,4 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
         parts.append(f"negatives weighted by hardness {loss.hardness}")
     if loss.symmetric:
         parts.append("both directions")
-    adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
-    return {
-        "steps": f"{steps} of {settings.batch_size} pairs",
-        "loss": "contrastive: " + ", ".join(parts),
-        "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
-        "optimizer": f"AdamW, learning rate {settings.optimizer.learning_rate}, "
-        f"{settings.optimizer.schedule} after {settings.optimizer.warmup_steps} warmup steps",
-        "data": f"{settings.data.train}: {', '.join(sources)}" if sources else "none",
-        "weights": settings.export.dtype,
-    }
+    return "contrastive: " + ", ".join(parts)

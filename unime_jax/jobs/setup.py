@@ -14,9 +14,12 @@ from ml_collections import ConfigDict
 from unime_jax import backbones, config, optimizer, paths, sharding, state, step
 from unime_jax.batch import Item
 from unime_jax.data import pack, quarantine, sources
+from unime_jax.data.embeddings import Embeddings
 from unime_jax.data.plan import Bucket, Plan, pair_plan
+from unime_jax.data.teacher import Taught
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models.vlm import Execution
+from unime_jax.objectives import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Setup:
     settings: config.TrainConfig
     mesh: Mesh
     backbone: backbones.Backbone
+    preprocess: pack.Preprocess
     execution: Execution
     blueprint: state.Blueprint
     encode: step.Encode
@@ -38,7 +42,7 @@ class Setup:
             self.backbone,
             self.blueprint,
             adapters=self.settings.lora,
-            init=self.settings.init,
+            init="pretrained" if self.settings.init_from else self.settings.init,
             seed=self.settings.seed,
         )
 
@@ -59,7 +63,7 @@ class Setup:
             self.blueprint.part(parameters, trainable=True),
             self.blueprint.part(parameters, trainable=False),
         )
-        return make_encoder(self.encode, parts, self.backbone.preprocess, self.test_plan, self.mesh)
+        return make_encoder(self.encode, parts, self.preprocess, self.test_plan, self.mesh)
 
 
 def make_mesh(settings: config.TrainConfig) -> Mesh:
@@ -76,7 +80,8 @@ def make_mesh(settings: config.TrainConfig) -> Mesh:
                 f"config.{key}={getattr(settings, key)} must be a multiple of {shards}, the number "
                 "of row shards (mesh.data x mesh.fsdp)."
             )
-    k = settings.loss.hard_negatives
+    loss = settings.loss
+    k = loss.hard_negatives if isinstance(loss, Contrastive) else None
     if k is not None and k >= settings.batch_size:
         raise ValueError(
             f"config.loss.hard_negatives={k} must be below config.batch_size="
@@ -86,15 +91,56 @@ def make_mesh(settings: config.TrainConfig) -> Mesh:
 
 
 def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
-    """Opens the backbone and traces the model.
+    """Opens the backbone, or the model of the run that this one starts from, and traces it.
 
     Raises:
       ValueError: a part of the config does not fit the backbone.
     """
+    source = _exported(settings.init_from) if settings.init_from else settings.backbone
+    longest = max(tokens for tokens, _, _ in settings.data.buckets)
+    backbone = backbones.open_backbone(source, max_length=longest, processing=settings.processing)
+    return _trace(settings, mesh, backbone, backbone.preprocess)
+
+
+def student(whole: Setup, teacher: Embeddings) -> Setup:
+    """The language component of a model alone, and texts that come with a teacher's embeddings.
+
+    Its parameters have the paths and values that they have in the whole model (UniME, section
+    3.2.1: the language model is taken out of the MLLM and distilled on texts).
+
+    Raises:
+      ValueError: the config trains or adapts what is not in the language model.
+    """
+    settings = whole.settings
+    backbone = backbones.language_only(whole.backbone, teacher.dimension)
+    preprocess = Taught(backbone.preprocess, teacher, settings.data.suffix)
+    found = _trace(settings, whole.mesh, backbone, preprocess)
+    others = sorted(whole.blueprint.trainable - found.blueprint.trainable)
+    if others:
+        raise ValueError(
+            "Distillation sees texts only, so the language model is all that it can train; "
+            f"config.trainable also names {len(others)} other parameters, for example {others[0]}."
+        )
+    return found
+
+
+def _exported(workdir: str) -> str:
+    folder = pathlib.Path(workdir).expanduser() / "hf"
+    if not (folder / "self_check.json").exists():
+        raise ValueError(
+            f"config.init_from={workdir}: there is no exported model in {folder}. Let that run "
+            "finish, or export its newest checkpoint with --config.job=export."
+        )
+    return str(folder)
+
+
+def _trace(
+    settings: config.TrainConfig,
+    mesh: Mesh,
+    backbone: backbones.Backbone,
+    preprocess: pack.Preprocess,
+) -> Setup:
     buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
-    backbone = backbones.open_backbone(
-        settings.backbone, max_length=buckets[-1].tokens, processing=settings.processing
-    )
     execution = Execution(
         jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
     )
@@ -111,6 +157,7 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
         settings=settings,
         mesh=mesh,
         backbone=backbone,
+        preprocess=preprocess,
         execution=execution,
         blueprint=blueprint,
         encode=step.make_encode(blueprint.graph, execution),

@@ -1,4 +1,8 @@
-"""Train an embedder, evaluate it before and after, and leave a report and Hugging Face weights."""
+"""Train an embedder, evaluate it before and after, and leave a report and Hugging Face weights.
+
+With a distillation loss (UniME stage 1) it is the language component alone that is trained, on
+texts; everything after the last step is about the whole model, with that component put back.
+"""
 
 import contextlib
 import importlib
@@ -15,10 +19,11 @@ from ml_collections import ConfigDict
 from unime_jax import config, loop, optimizer, sharding, state, step
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, sources
+from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import mmeb, report, scores, suite
 from unime_jax.jobs import export
-from unime_jax.jobs.setup import make_mesh, set_up, write_config
+from unime_jax.jobs.setup import make_mesh, set_up, student, write_config
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -41,7 +46,9 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 def _train(
     settings: config.TrainConfig, mesh: Mesh, workdir: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    setup = set_up(settings, mesh)
+    whole = set_up(settings, mesh)
+    teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
+    setup = whole if teacher is None else student(whole, teacher)
     schedule = optimizer.make_schedule(settings.optimizer, settings.steps)
     rows = sources.open_dataset(folder / settings.data.train)
     data = loader.make_loader(
@@ -50,7 +57,7 @@ def _train(
         batch_size=settings.batch_size,
         homogeneous=settings.data.homogeneous,
         seed=settings.seed,
-        preprocess=setup.backbone.preprocess,
+        preprocess=setup.preprocess,
         plan=setup.plan,
         workers=settings.data.workers,
         process_index=jax.process_index(),
@@ -61,7 +68,7 @@ def _train(
     if jax.process_index() == 0:
         (workdir / "parameters.txt").write_text(table + "\n")
     now = setup.initial_state()
-    tests = suite.open_suite(settings.evaluation, folder)
+    tests = suite.open_suite(settings, folder, teacher)
 
     with (
         contextlib.closing(data),
@@ -88,14 +95,17 @@ def _train(
         if int(now.step) < settings.steps:
             return  # told to stop; the same command goes on from here
 
+    # The start follows from the config, so it is made again rather than kept, and the first step
+    # need not wait for an evaluation.
+    trainable = now.trainable
+    del now  # the frozen weights, too, are made again: they may just fit once
+    initial = whole.initial()
     if "before" not in scores.read_scores(workdir):
-        # The start follows from the config, so it is made again rather than kept, and the first
-        # step need not wait for an evaluation.
-        trainable = setup.blueprint.part(setup.initial(), trainable=True)
-        _evaluate(tests, setup.encoder(trainable | now.frozen), workdir, "before")
-    trained = now.trainable | now.frozen
-    _evaluate(tests, setup.encoder(trained), workdir, "after")
-    export.write(setup, trained, settings.steps, rows, workdir)
+        _evaluate(tests, whole.encoder(initial), workdir, "before")
+    trained = initial | trainable
+    del initial
+    _evaluate(tests, whole.encoder(trained), workdir, "after")
+    export.write(whole, trained, settings.steps, rows, workdir)
     if jax.process_index() == 0:
         _write_report(settings, workdir, tests)
 
@@ -119,7 +129,7 @@ def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
 def _evaluate(
     tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
 ) -> None:
-    if not tests.datasets and not tests.composition:
+    if tests.is_empty:
         return
     started = time.perf_counter()
     found, results = suite.evaluate(tests, encoder)
@@ -132,7 +142,11 @@ def _evaluate(
 
 def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
     found = scores.read_scores(workdir)
-    if not found or not (tests.datasets or tests.composition):
+    if not found:
+        return
+    table = scores.table(found.get("before"), found.get("after"))
+    if not (tests.datasets or tests.composition):
+        logging.info("%s\n\n%s", workdir, table)
         return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
     path = report.write_report(
@@ -148,5 +162,4 @@ def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: su
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },
     )
-    table = scores.table(found.get("before"), found.get("after"))
     logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)

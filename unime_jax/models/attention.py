@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Implementation = Literal["xla", "cudnn"]
@@ -16,14 +17,23 @@ def attend(
     causal: bool,
     implementation: Implementation,
     segment: Int[Array, "B T"] | None = None,
+    length: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v with grouped queries (N a multiple of K), softmax in float32.
 
     Rows are right-padded: with `causal` no real token sees padding, so no length mask is needed.
-    Without `causal` every key is attended: callers pass unpadded keys (tiles of a vision tower).
-    With `segment`, S = T, tokens attend to those of their own segment only.
+    Without `causal` every key is attended, as of tiles of a vision tower, or with `length` so many
+    of a row from its start (of a row of none, the first). With `segment`, S = T, tokens attend to
+    those of their own segment only.
     """
     mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, implementation=implementation
+        q,
+        k,
+        v,
+        mask=mask,
+        is_causal=causal,
+        # No key at all would be a mean over nothing.
+        key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
+        implementation=implementation,
     )

@@ -1,4 +1,7 @@
-"""The decoder-only transformer of Qwen2, Llama and Mistral, without a language-model head."""
+"""The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3, without a language-model head.
+
+Encoders that were made of one by letting every token see all others are it, too.
+"""
 
 import dataclasses
 
@@ -24,10 +27,12 @@ class DecoderConfig:
     rope_sections: tuple[int, ...]  # frequencies by position axis; they add up to head_dim / 2
     qkv_bias: bool
     hidden_act: str
+    causal: bool = True
+    long_rope: rope.LongRope | None = None
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and grouped key/value heads."""
+    """Self-attention with rotary positions and grouped key/value heads."""
 
     def __init__(self, config: DecoderConfig, *, key: jax.Array):
         q, k, v, o = jax.random.split(key, 4)
@@ -39,6 +44,7 @@ class Attention(nnx.Module):
         self.v_proj = Linear(width, keys, bias=bias, key=v)
         self.o_proj = Linear(queries, width, bias=False, key=o)
         self.head_dim = config.head_dim
+        self.causal = config.causal
 
     def __call__(
         self,
@@ -46,13 +52,16 @@ class Attention(nnx.Module):
         cos: Float[Array, "B T 1 H"],
         sin: Float[Array, "B T 1 H"],
         implementation: attention.Implementation,
+        length: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
         q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
         k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
         v = self.v_proj(x).reshape(heads)
-        y = attention.attend(q, k, v, causal=True, implementation=implementation)
+        y = attention.attend(
+            q, k, v, causal=self.causal, length=length, implementation=implementation
+        )
         return self.o_proj(y.reshape(rows, tokens, -1))
 
 
@@ -87,8 +96,9 @@ class Layer(nnx.Module):
         cos: Float[Array, "B T 1 H"],
         sin: Float[Array, "B T 1 H"],
         implementation: attention.Implementation,
+        length: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation, length)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -102,6 +112,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.rope_sections = config.rope_sections
         self.rope_theta = config.rope_theta
+        self.long_rope = config.long_rope
 
     def __call__(
         self,
@@ -110,10 +121,17 @@ class Decoder(nnx.Module):
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
+        length: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, from token (or image) embeddings."""
-        cos, sin = rope.rotary_angles(positions, self.rope_sections, self.rope_theta)
+        """Hidden states after the final norm, from token (or image) embeddings.
+
+        Rows are right-padded. A model that is not causal needs their `length`: attention leaves
+        padding out.
+        """
+        cos, sin = rope.rotary_angles(
+            positions, self.rope_sections, self.rope_theta, self.long_rope
+        )
         x = scan.run(
-            self.layers, lambda layer, x: layer(x, cos, sin, implementation), x, remat=remat
+            self.layers, lambda layer, x: layer(x, cos, sin, implementation, length), x, remat=remat
         )
         return self.norm(x)

@@ -56,9 +56,14 @@ class Llava(Vlm):
         position: Int[Array, "B N P 3"] | None,
         execution: Execution,
     ) -> Float[Array, "B G D"]:
-        """Row 0 is the newline, row 1 + n * P + p the projected feature of patch p of tile n."""
+        """Row 0 is the newline, row 1 + n * P + p the projected feature of patch p of tile n.
+
+        Patches whose `position` is negative are zeros, which no bytes normalise to.
+        """
         rows, tiles, count, values = patches.shape
         x = normalise(patches, self.pixels).astype(execution.dtype)
+        if position is not None:
+            x = jnp.where(position[..., :1] >= 0, x, 0)
         x = self.vision_tower(
             x.reshape(rows * tiles, count, values),
             remat=execution.remat,

@@ -11,6 +11,19 @@ def last_token(hidden: Float[Array, "B T D"], length: Int[Array, " B"]) -> Float
     return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
 
+def token_mean(
+    hidden: Float[Array, "B T D"], start: Int[Array, " B"] | None, length: Int[Array, " B"]
+) -> Float[Array, "B D"]:
+    """The mean of each row's hidden states from `start` (None: 0) on, float32; of none it is 0."""
+    index = jnp.arange(hidden.shape[1])
+    pooled = index < length[:, None]
+    if start is not None:
+        pooled &= index >= start[:, None]
+    # No matmul: on TPU that would round to bfloat16 first.
+    total = jnp.sum(jnp.where(pooled[..., None], hidden.astype(jnp.float32), 0), axis=1)
+    return total / jnp.maximum(jnp.sum(pooled, axis=1, keepdims=True), 1)
+
+
 def unit_norm(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Rows scaled to length one, float32."""
     x = x.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Rotary position embedding in the half-split layout that Hugging Face checkpoints use."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -7,8 +8,26 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+@dataclasses.dataclass(frozen=True)
+class LongRope:
+    """Rotary frequencies for longer rows than a model first saw (LongRoPE, Ding et al. 2024).
+
+    Frequency i is divided by `short[i]`, and in a row of more than `original` positions by
+    `long[i]`; cosine and sine are multiplied by `scale` in every row. The length is the row's own,
+    so that what a row gives does not depend on the batch around it.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    scale: float
+
+
 def rotary_angles(
-    positions: Int[Array, "B T A"], sections: Sequence[int], theta: float
+    positions: Int[Array, "B T A"],
+    sections: Sequence[int],
+    theta: float,
+    long_rope: LongRope | None = None,
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2).
 
@@ -17,10 +36,16 @@ def rotary_angles(
     """
     half = sum(sections)
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    scale = 1.0
+    if long_rope:
+        beyond = jnp.max(positions, axis=(1, 2), keepdims=True) >= long_rope.original
+        factors = np.array([long_rope.long, long_rope.short], np.float32)
+        frequency = frequency / jnp.where(beyond, *factors)  # [B, 1, H/2]
+        scale = long_rope.scale
     axis = np.repeat(np.arange(len(sections)), sections)
     angle = positions.astype(jnp.float32)[..., axis] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
 
 def rotate(

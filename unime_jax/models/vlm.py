@@ -78,6 +78,13 @@ class Vlm(EmbeddingModel):
         )
 
 
+class LanguageModel(Vlm):
+    """The language component of a `Vlm` alone, for texts."""
+
+    def __init__(self, language_model: Decoder):
+        self.language_model = language_model
+
+
 def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, "... F"]:
     """Bytes, channel by channel, to the values the image processor would have made, float32."""
     per_channel = patches.shape[-1] // 3

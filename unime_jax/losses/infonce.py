@@ -1,16 +1,13 @@
-"""The training objectives: pure functions of unit-norm float32 embeddings, and of nothing else.
-
-Arrays are global views, so a sharded batch needs no gather, no rank and no factor here: the loss on
-a mesh is the loss on one device. How embeddings are made, and their gradients taken in chunks, is
-not this file's business.
+"""InfoNCE with UniME's and LLaVE's treatment of negatives.
 
 Letters: B queries, M candidates, D embedding width, H explicit negatives of a query, K columns.
 """
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+from unime_jax.losses.similarity import cosines
 
 Metrics = dict[str, Float32[Array, ""]]
 
@@ -93,13 +90,13 @@ def contrastive(
 
     settings = (temperature, hard_negatives, false_negative_margin, hardness)
     loss, metrics = _one_direction(
-        _cosines(queries, candidates), positive, available, labelled, *settings
+        cosines(queries, candidates), positive, available, labelled, *settings
     )
     if symmetric:
         # A second product, not a transpose: rows stay rows, so top_k never crosses devices.
         available = positive_id != positive_id[:, None]
         back, _ = _one_direction(
-            _cosines(candidates[positive], queries),
+            cosines(candidates[positive], queries),
             diagonal,
             available,
             jnp.zeros_like(available),
@@ -107,13 +104,6 @@ def contrastive(
         )
         loss = (loss + back) / 2
     return loss, metrics
-
-
-def _cosines(rows: Float32[Array, "R D"], columns: Float32[Array, "K D"]) -> Float32[Array, "R K"]:
-    """On a mesh every device holds all columns: scores stay split by rows, and top_k is local."""
-    if not jax.sharding.get_abstract_mesh().empty:
-        columns = jax.lax.with_sharding_constraint(columns, PartitionSpec())
-    return jnp.einsum("rd,kd->rk", rows, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def _one_direction(

@@ -18,7 +18,7 @@ from unime_jax.losses import contrastive
 
 # Nearly all of this file's time is compilation.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-GOLDEN = Path(__file__).parent / "golden" / "losses"
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
 
 
 def golden(name):

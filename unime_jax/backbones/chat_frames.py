@@ -1,0 +1,111 @@
+"""Chat templates as frames: what one stands before and after the text of a user turn.
+
+A chat template is a program, but for one user turn it only writes something before and something
+after the text. It is therefore rendered once, checked to be such a frame, and not run again.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+MAX_IMAGES = 8  # of one item
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+_NOT_MULTIMODAL = (
+    "the chat template does not write the text of a user turn once where the turn's content is a"
+    " list of image and text parts; it is probably the language model's own"
+)
+_PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d\U0001f600  x")
+
+
+def frames_of(
+    folder: pathlib.Path,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    image_token: str,
+) -> tuple[tuple[str, str], ...]:
+    """The frames for 0, 1, ... images; one image must have a place, more are up to the template.
+
+    Raises:
+      ValueError: the template is no frame, or writes another number of image tokens.
+    """
+    frames: list[tuple[str, str]] = []
+    for images in range(MAX_IMAGES + 1):
+        found = frame(tokenizer, template, images=images)
+        count = "".join(found).count(image_token)
+        if count != images and images > 1:
+            break
+        if count != images:
+            raise ValueError(
+                f"{folder}: for {images} images the chat template writes {image_token!r} {count}"
+                f" times. The rendered turn is {'...'.join(found)!r}"
+            )
+        frames.append(found)
+    return tuple(frames)
+
+
+def chat_template(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The checkpoint's multimodal chat template.
+
+    It lies in `chat_template.jinja` or `chat_template.json`; only without them is it the one in the
+    tokenizer's configuration, which in many checkpoints is still the language model's own.
+
+    Raises:
+      ValueError: the folder has no chat template.
+    """
+    for name in TEMPLATE_FILES:
+        if (folder / name).exists():
+            content = (folder / name).read_text("utf-8")
+            return json.loads(content)["chat_template"] if name.endswith(".json") else content
+    if isinstance(tokenizer.chat_template, str):
+        return tokenizer.chat_template
+    raise ValueError(
+        f"{folder} has no chat template: no {' or '.join(TEMPLATE_FILES)}, and no 'chat_template'"
+        " in tokenizer_config.json; copy the one of the checkpoint it was made from"
+    )
+
+
+def frame(
+    tokenizer: PreTrainedTokenizerBase, template: str, *, images: int | None
+) -> tuple[str, str]:
+    """What the template writes before and after the text of one user turn.
+
+    Args:
+      tokenizer: renders the template.
+      template: Jinja source.
+      images: how many images the turn holds before its text; None: its content is a mere string.
+
+    Returns:
+      (prefix, suffix), the suffix with the generation prompt.
+
+    Raises:
+      ValueError: the template fails on such a turn, or changes, repeats or omits the text.
+    """
+
+    def render(text: str) -> str:
+        parts = [{"type": "image"}] * (images or 0) + [{"type": "text", "text": text}]
+        content = text if images is None else parts
+        messages: list[Any] = [{"role": "user", "content": content}]
+        try:
+            rendered: Any = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except (TypeError, jinja2.TemplateError) as error:
+            raise ValueError(f"{_NOT_MULTIMODAL} ({error}): {template[:200]!r}") from error
+        return rendered
+
+    sentinel = "\x02text\x03"
+    pieces = render(sentinel).split(sentinel)
+    if len(pieces) != 2:
+        raise ValueError(f"{_NOT_MULTIMODAL}: it writes {render(sentinel)!r} for {sentinel!r}")
+    prefix, suffix = pieces
+    for probe in _PROBES:
+        if render(probe) != prefix + probe + suffix:
+            raise ValueError(
+                f"the chat template changes the text {probe!r}: {render(probe)!r} is not"
+                f" {prefix!r} + text + {suffix!r}"
+            )
+    return prefix, suffix

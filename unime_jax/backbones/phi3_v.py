@@ -1,0 +1,319 @@
+"""Phi-3.5-Vision: items to rows, and a checkpoint in the form of its original code.
+
+Nothing of that code is run: what it fixes beyond config.json is said here. An image is a canvas of
+crops and a global view (`hd_transform`); tokens of images have no id in the vocabulary.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import Phi3Config, PretrainedConfig
+
+from unime_jax.backbones import anyres, hf_config, weights
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.hd_transform import Canvas, canvas_of, cut_crops, patch_places, slots
+from unime_jax.backbones.numbered_prompt import NumberedPrompt, open_numbered_prompt
+from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.processing import Processing, caveats, require_orphans
+from unime_jax.backbones.prompts import name_of
+from unime_jax.batch import Item, Row
+from unime_jax.data.plan import Layout
+from unime_jax.models.layers import ACTIVATIONS
+from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
+from unime_jax.models.vit import VisionConfig
+
+PROCESSING = Processing(prompt="raw", crops=4)  # VLM2Vec's and UniME's
+
+TOWER_FILE = "clip_vision_config.json"
+TOWER = {  # openai/clip-vit-large-patch14-336, which the original's code names
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "num_channels": 3,
+}
+TOWER_NAME = "openai/clip-vit-large-patch14-336"
+EMBEDDING = {  # what `embd_layer` must say
+    "embedding_cls": "image",
+    "hd_transform_order": "sub_glb",
+    "projection_cls": "mlp",
+    "use_hd_transform": True,
+    "with_learnable_separator": True,
+}
+DEFAULTS = {  # of the original's Phi3VImageProcessor
+    "num_crops": 1,
+    "do_convert_rgb": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+CAVEATS = (
+    "transformers has no class for this model: it runs the code of the checkpoint that it was made"
+    " from (`trust_remote_code=True`), whose *.py files must be copied beside config.json.",
+    "That code chooses short or long rotary factors by the padded length of a whole batch, here it"
+    " is by each row's own length; and it takes images in their order, whatever the numbers of"
+    " their places in the text.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phi3VPreprocessor:
+    """Callable `Item -> Row`; picklable.
+
+    A row has token ids in reading order, 0 for image tokens, positions 0, 1, ... (A = 1), and slots
+    of one table row (S = 1). Every image has a tile for its global view, which is left empty, and
+    then one for each crop.
+    """
+
+    prompt: NumberedPrompt
+    tile: int  # pixels along a side of a tile
+    patch: int  # pixels along a side of a patch
+    crops: int  # of an image, at most
+    image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
+
+    def __call__(self, item: Item) -> Row:
+        """One row.
+
+        Image markers without image are left out and counted in `orphan_images`; text that is cut
+        off because the row would be longer than the prompt's `max_length`, in `truncated`.
+
+        Raises:
+          ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
+            short enough.
+        """
+        images = open_pictures(item, self.image_size)
+        try:
+            canvases = [self._canvas(image) for image in images]
+        except ValueError as error:
+            raise ValueError(f"{name_of(item)}: {error}") from error
+        side = self.tile // self.patch
+        tiles = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
+        first = np.cumsum([0, *tiles])
+        places = [slots(canvas.grid, side, int(start)) for canvas, start in zip(canvases, first)]
+        shown = [places[image] for image in self.prompt.shown(item)]
+        counts = [len(place) for place in shown]
+        ids, truncated, orphans = self.prompt(item, counts)
+        tokens, is_image = self.prompt.expand(ids, counts)
+        slot = np.full((len(tokens), 1), -1, np.int32)
+        patches = position = None
+        if images:
+            tokens[is_image] = 0  # any id of the vocabulary: the embedding is replaced
+            slot[is_image, 0] = np.concatenate(shown)
+            patches = np.concatenate([self._patches(*pair) for pair in zip(images, canvases)])
+            position = np.concatenate(
+                [patch_places(canvas.grid, side, i) for i, canvas in enumerate(canvases)]
+            )
+        return Row(
+            tokens=tokens,
+            positions=np.arange(len(tokens), dtype=np.int32)[:, None],
+            slot=slot,
+            patches=patches,
+            patch_position=position,
+            truncated=truncated,
+            orphan_images=orphans,
+        )
+
+    def _canvas(self, image: Image.Image) -> Canvas:
+        return canvas_of((image.height, image.width), crops=self.crops, tile=self.tile)
+
+    def _patches(self, image: Image.Image, canvas: Canvas) -> np.ndarray:
+        crops = cut_crops(image, canvas, self.tile)
+        return anyres.cut_patches(np.pad(crops, ((1, 0), (0, 0), (0, 0), (0, 0))), self.patch)
+
+
+def open_folder(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+) -> Backbone:
+    """Opens a checkpoint in the form of the original code.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this family does not do.
+    """
+    require_orphans(processing, "strip")
+    content = json.loads((folder / "config.json").read_text())  # as it is; `config` is reworded
+    text = hf_config.decoder_config(
+        text_config(content), model_types=("phi3",), max_length=max_length
+    )
+    vision, layers = tower_config(folder, content)
+    processor = open_image_processor(folder)
+    crops = int(processing.crops or processor["num_crops"])
+    if crops < 1:
+        raise ValueError(f"crops are {crops}; an image has at least one")
+    model = Phi3VConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
+    preprocess = Phi3VPreprocessor(
+        prompt=open_numbered_prompt(folder, style=processing.prompt, max_length=max_length),
+        tile=vision.image_size,
+        patch=vision.patch_size,
+        crops=crops,
+        image_size=processing.image_size,
+    )
+    return Backbone(
+        folder=folder,
+        dimension=text.hidden_size,
+        make_model=lambda key: Phi3V(model, key=key),
+        names=names(vision, layers),
+        preprocess=preprocess,
+        layout=Layout(
+            axes=1,
+            slots=1,
+            patches=vision.side**2,
+            patch_bytes=3 * vision.patch_size**2,
+            positioned=True,
+        ),
+        processing=processing,
+        config_changes={},
+        image_processor_changes={"num_crops": crops},
+        processor_config={},
+        caveats=caveats(processing) + CAVEATS,
+    )
+
+
+def text_config(content: Mapping[str, Any]) -> Phi3Config:
+    """The decoder's part of config.json, as transformers would have it of a Phi-3.
+
+    Raises:
+      ValueError: it asks for other rotary positions than Phi-3.5-Vision's.
+    """
+    scaling = content.get("rope_scaling")
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if scaling:
+        kind = scaling.get("rope_type") or scaling.get("type")
+        hf_config.require("rope_scaling.type", kind, ("su", "longrope"))
+        rope = {
+            "rope_type": "longrope",
+            "short_factor": scaling["short_factor"],
+            "long_factor": scaling["long_factor"],
+            "original_max_position_embeddings": content["original_max_position_embeddings"],
+        }
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_act",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "sliding_window",
+    )
+    return Phi3Config(
+        **{key: content[key] for key in keys if key in content},
+        original_max_position_embeddings=content.get("original_max_position_embeddings", 4096),
+        rope_parameters=rope | {"rope_theta": content.get("rope_theta", 10000.0)},
+    )
+
+
+def tower_config(folder: pathlib.Path, content: Mapping[str, Any]) -> tuple[VisionConfig, int]:
+    """The CLIP tower up to its last but one layer, whose patches are read, and all its layers.
+
+    config.json names a published tower, whose sizes are `TOWER`; a folder may have another tower,
+    described by a file `TOWER_FILE` in the form of CLIPVisionConfig.
+
+    Raises:
+      ValueError: another kind of tower, or features that are not made of it as here.
+    """
+    for key, value in EMBEDDING.items():
+        hf_config.require(f"embd_layer.{key}", content["embd_layer"].get(key), (value,))
+    processor = content["img_processor"]
+    hf_config.require("img_processor.name", processor.get("name"), ("clip_vision_model",))
+    hf_config.require("img_processor.layer_idx", processor.get("layer_idx", -2), (-2,))
+    hf_config.require(
+        "img_processor.type_feature", processor.get("type_feature", "patch"), ("patch",)
+    )
+    tower = dict(TOWER)
+    if (folder / TOWER_FILE).exists():
+        tower |= json.loads((folder / TOWER_FILE).read_text())
+    else:
+        name = processor.get("model_name", TOWER_NAME)
+        hf_config.require("img_processor.model_name", name, (TOWER_NAME,))
+    hf_config.require(
+        "img_processor.image_dim_out", processor["image_dim_out"], (tower["hidden_size"],)
+    )
+    side = tower["image_size"] // tower["patch_size"]
+    if tower["image_size"] % tower["patch_size"] or side % MERGE:
+        raise ValueError(
+            f"{TOWER_FILE}: patches of {tower['patch_size']} pixels, {MERGE} x {MERGE} a token, do"
+            f" not fill a tile of {tower['image_size']}"
+        )
+    if tower["hidden_act"] not in ACTIVATIONS or tower["num_hidden_layers"] < 2:
+        raise ValueError(
+            f"{TOWER_FILE}: hidden_act is {tower['hidden_act']!r}, num_hidden_layers is"
+            f" {tower['num_hidden_layers']}; supported: {', '.join(ACTIVATIONS)}, and from 2 on"
+        )
+    vision = VisionConfig(
+        hidden_size=tower["hidden_size"],
+        intermediate_size=tower["intermediate_size"],
+        num_layers=tower["num_hidden_layers"] - 1,
+        num_heads=tower["num_attention_heads"],
+        image_size=tower["image_size"],
+        patch_size=tower["patch_size"],
+        layer_norm_eps=tower["layer_norm_eps"],
+        hidden_act=tower["hidden_act"],
+        class_token=True,
+        pre_norm=True,
+        patch_bias=False,
+    )
+    return vision, tower["num_hidden_layers"]
+
+
+def names(vision: VisionConfig, layers: int) -> weights.Names:
+    """The spelling of published checkpoints, whose decoder has fused layers.
+
+    Args:
+      vision: the tower as far as it is read.
+      layers: all of the checkpoint's tower.
+    """
+    embedding, tower = "model.vision_embed_tokens", "model.vision_embed_tokens.img_processor"
+    unread = range(vision.num_layers, layers)
+    patch = vision.patch_size
+    return weights.Names(
+        prefixes=(
+            ("vision_tower.", f"{tower}.vision_model."),
+            ("multi_modal_projector.linear_1.", f"{embedding}.img_projection.0."),
+            ("multi_modal_projector.linear_2.", f"{embedding}.img_projection.2."),
+            ("sub_GN", f"{embedding}.sub_GN"),
+            ("glb_GN", f"{embedding}.glb_GN"),
+            ("language_model.", "model."),
+        ),
+        aliases=((r"^model\.vision_embed_tokens\.wte\.", "model.embed_tokens."),),
+        modules=(),
+        unused=(
+            r"lm_head\.weight",
+            r".*\.(position_ids|inv_freq)",  # buffers that older versions saved
+            *(
+                rf"{re.escape(tower)}\.vision_model\.encoder\.layers\.{layer}\..*"
+                for layer in unread
+            ),
+        ),
+        convolution=("vision_tower.embeddings.patch_embedding.kernel", (3, patch, patch)),
+        fused=(
+            weights.Fused(
+                "language_model.layers.self_attn.", "qkv_proj", ("q_proj", "k_proj", "v_proj")
+            ),
+            weights.Fused("language_model.layers.mlp.", "gate_up_proj", ("gate_proj", "up_proj")),
+        ),
+        shared=("model.embed_tokens.weight",),
+    )
+
+
+def open_image_processor(folder: pathlib.Path) -> dict[str, Any]:
+    """The settings of the folder's image processor, checked to ask for what is done here.
+
+    Raises:
+      ValueError: they are missing, or ask for something else.
+    """
+    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    if not settings["do_convert_rgb"]:
+        raise ValueError(f"{file}: do_convert_rgb is False, but it must be True")
+    return settings

@@ -1,0 +1,233 @@
+"""Vectors on disk, found by the items that they are of; plain files, which NumPy reads and writes.
+
+    embeddings.json      count, dimension, dtype, block, blocks, complete, provenance
+    ids.npy              bytes [count]: `item_id` of what each row is the vector of
+    vectors/000000.npy   [rows, D] float16 or float32, rows in the order of ids.npy; at most
+                         `block` of them, fewer where items could not be embedded
+
+`vectors.npy` [count, D] beside `ids.npy`, or beside `texts.txt` with a text a line, will do, too.
+`embeddings_writer` writes the first form, whole or block by block.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from unime_jax.batch import Item
+
+RECORD = "embeddings.json"
+MAPPED = 256  # blocks that stay open: each costs a file descriptor
+
+
+def item_id(item: Item | str) -> bytes:
+    """32 hex digits: BLAKE2b (128 bit) of the text and the images' paths, joined by NUL, in UTF-8.
+
+    The instructions `prefix` and `suffix` are left out. They are the embedding model's own, one for
+    a whole folder and in its provenance, so that a vector is found without knowing them.
+
+    Raises:
+      ValueError: an image has no path, so that nothing stands for it.
+    """
+    item = Item(item) if isinstance(item, str) else item
+    paths = [path for path, _ in item.pictures]
+    if not all(paths):
+        raise ValueError(f"an image of the item {item.text[:80]!r} has no path to know it by")
+    name = "\0".join([item.text, *paths]).encode()
+    return hashlib.blake2b(name, digest_size=16).hexdigest().encode()
+
+
+class Embeddings:
+    """Read-only vectors by id; `open_embeddings` makes one. Pickled, it is just its path.
+
+    Attributes:
+      ids: bytes [count], in the order of the files.
+      dimension: D.
+      provenance: what the vectors were made by and of, as far as it was recorded.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        ids: np.ndarray,
+        blocks: Sequence[pathlib.Path],
+        provenance: Mapping[str, Any],
+    ):
+        """Raises ValueError if the parts do not fit together."""
+        self.folder = folder
+        self.ids = ids
+        self.provenance = provenance
+        self._blocks = blocks
+        self._order = np.argsort(ids, kind="stable")
+        self._sorted = ids[self._order]
+        self._open = functools.lru_cache(maxsize=MAPPED)(open_matrix)
+        shapes = [open_matrix(path).shape for path in blocks]
+        self._ends = np.cumsum([rows for rows, _ in shapes])
+        widths = sorted({width for _, width in shapes})
+        rows = int(self._ends[-1]) if shapes else 0
+        if len(widths) != 1 or not rows or rows != len(ids):
+            raise ValueError(
+                f"{folder} has {len(ids)} ids for {rows} vectors of dimensions {widths}; there"
+                " must be as many as ids, at least one, all of one dimension"
+            )
+        self.dimension = widths[0]
+        same = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        if len(same):
+            a, b = self._order[same[0] : same[0] + 2]
+            raise ValueError(
+                f"{folder}: rows {a} and {b} have the same id {bytes(ids[a])!r}, and so have"
+                f" {len(same) - 1} more pairs; an item has one vector"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, id: bytes) -> bool:
+        return bool(self._found(np.asarray([id]))[1].all())
+
+    def __reduce__(self):
+        return open_embeddings, (self.folder,)
+
+    def vector(self, id: bytes) -> Float32[np.ndarray, " D"]:
+        """The vector of one id, see `vectors`."""
+        return self.vectors([id])[0]
+
+    def vector_of(self, item: Item | str) -> Float32[np.ndarray, " D"]:
+        """The vector of an item or a text; a KeyError says its text."""
+        id = item_id(item)
+        if id not in self:
+            item = Item(item) if isinstance(item, str) else item
+            images = "".join(f", image {path!r}" for path, _ in item.pictures)
+            raise KeyError(f"{self.folder} has no vector of {item.text[:200]!r}{images}")
+        return self.vector(id)
+
+    def vectors(self, ids: Iterable[bytes]) -> Float32[np.ndarray, "n D"]:
+        """Copies of the vectors of many ids, in their order.
+
+        Raises:
+          KeyError: some are not there.
+          ValueError: a vector is not finite.
+        """
+        wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+        if not len(wanted):
+            return np.empty((0, self.dimension), np.float32)
+        rows, found = self._found(wanted)
+        if not found.all():
+            raise KeyError(
+                f"{self.folder} has no vectors of {np.sum(~found)} of {len(wanted)} ids,"
+                f" the first is {wanted[~found].tolist()[0]!r}"
+            )
+        out = np.empty((len(wanted), self.dimension), np.float32)
+        number = np.searchsorted(self._ends, rows, side="right")
+        for block in np.unique(number):
+            here = np.flatnonzero(number == block)
+            matrix = self._open(self._blocks[block])
+            out[here] = matrix[rows[here] - (self._ends[block] - len(matrix))]
+        finite = np.isfinite(out).all(axis=1)
+        if not finite.all():
+            id = wanted[~finite].tolist()[0]
+            raise ValueError(f"{self.folder}: the vector of {id!r} has values that are not finite")
+        return out
+
+    def _found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row of each id, and whether it is there at all."""
+        ids = _as_ids(ids, "looked up")
+        place = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
+        return self._order[place], self._sorted[place] == ids
+
+
+def open_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
+    """Opens a folder in one of the forms above; blocks are mapped into memory as they are read.
+
+    Raises:
+      ValueError: it is none, or not complete, a block is missing or damaged, counts do not fit,
+        or an id comes twice.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    plain = folder / "vectors.npy"
+    if (folder / RECORD).exists():
+        record = read_record(folder)
+        numbers = range(record["blocks"])
+        missing = [n for n in numbers if not block_file(folder, n).exists()]
+        if not record["complete"]:
+            raise ValueError(
+                f"{folder} is not complete, {len(missing)} of {len(numbers)} blocks are missing;"
+                " run the command that writes it again, it goes on where it stopped"
+            )
+        if missing:
+            raise ValueError(
+                f"{block_file(folder, missing[0])} is missing, one of {len(missing)}; restore it,"
+                " or delete the folder and write it again"
+            )
+        ids = _load_ids(folder / "ids.npy")
+        if len(ids) != record["count"]:
+            raise ValueError(f"{folder}: {RECORD} counts {record['count']}, ids.npy {len(ids)}")
+        blocks = [block_file(folder, n) for n in numbers]
+        return Embeddings(folder, ids, blocks, record["provenance"])
+    if plain.exists() and (folder / "ids.npy").exists():
+        return Embeddings(folder, _load_ids(folder / "ids.npy"), [plain], {})
+    if plain.exists() and (folder / "texts.txt").exists():
+        texts = read_lines(folder / "texts.txt")
+        return Embeddings(folder, np.array([*map(item_id, texts)], "S32"), [plain], {})
+    raise ValueError(
+        f"{folder} has no embeddings: neither {RECORD}, nor vectors.npy with ids.npy or texts.txt"
+    )
+
+
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+    """embeddings.json; ValueError if it is not one."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        keys = ("count", "dimension", "dtype", "block", "blocks", "complete", "provenance")
+        return {key: record[key] for key in keys}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / RECORD} is not as written here: {error!r}") from error
+
+
+def block_file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / "vectors" / f"{number:06d}.npy"
+
+
+def read_lines(file: pathlib.Path) -> list[str]:
+    """A text a line. Only a line feed ends a line, with a carriage return or without."""
+    lines = file.read_bytes().decode().split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def open_matrix(file: pathlib.Path) -> np.ndarray:
+    """An array [rows, D] of floats, mapped into memory; ValueError if the file is none."""
+    try:
+        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} is no whole npy file: {error}") from error
+    if matrix.ndim != 2 or matrix.dtype.kind != "f":
+        raise ValueError(
+            f"{file} has shape {matrix.shape} and dtype {matrix.dtype}; vectors are [rows, D]"
+            " floats (float16, float32 or float64)"
+        )
+    return matrix
+
+
+def _load_ids(file: pathlib.Path) -> np.ndarray:
+    try:
+        ids = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} is missing") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} is no whole npy file of ids: {error}") from error
+    return _as_ids(ids, f"{file}:")
+
+
+def _as_ids(ids: np.ndarray, what: str) -> np.ndarray:
+    """Fixed-width bytes; str that is ASCII will do."""
+    if ids.ndim != 1 or ids.dtype.kind not in "SU":
+        raise ValueError(f"{what} ids are bytes, [count], not {ids.dtype} of shape {ids.shape}")
+    return ids.astype("S")

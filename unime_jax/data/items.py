@@ -1,0 +1,140 @@
+"""The distinct items of data sets and text files: counted at first, read when they are wanted."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from unime_jax.batch import Item
+from unime_jax.data.ahead import THREADS, map_ahead
+from unime_jax.data.embeddings import item_id, read_lines
+from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.sources import Source, to_example
+
+Side = Literal["query", "positive", "negatives"]
+
+ROWS = 64  # that a thread reads at a time
+
+
+class Corpus(Protocol):
+    """Rows that hold items."""
+
+    @property
+    def name(self) -> str:
+        """What a bad row is listed under."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Sequence[Item]:
+        """The items of a row. Raises BadExample if it cannot be used."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Rows in MMEB-train's columns; what training would leave out is left out whole here, too."""
+
+    name: str
+    rows: Source
+    sides: tuple[Side, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int) -> Sequence[Item]:
+        example = to_example(self.name, self.rows[row], str(row))
+        of = {
+            "query": (example.query,),
+            "positive": (example.positive,),
+            "negatives": example.negatives,
+        }
+        return [item for side in self.sides for item in of[side]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """A text a line."""
+
+    name: str
+    lines: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def read(self, row: int) -> Sequence[Item]:
+        if not self.lines[row].strip():
+            raise BadExample(self.name, str(row), "", "empty line")
+        return [Item(self.lines[row])]
+
+
+def open_lines(file: pathlib.Path) -> Lines:
+    """ValueError if it cannot be read, or is not UTF-8."""
+    try:
+        return Lines(str(file), read_lines(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no text file that can be read: {error}") from error
+
+
+class Items:
+    """The distinct items of corpora in order, the first of its kind each; `items[i]` reads one.
+
+    All rows are read when this is made, images looked at and all, but only ids are kept.
+
+    Attributes:
+      ids: bytes [n], `embeddings.item_id` of each.
+      read: rows looked at.
+      bad: rows that cannot be used.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus]):
+        self._corpora = corpora
+        self.read = sum(map(len, corpora))
+        self.bad: list[BadItem] = []
+        ids: list[bytes] = []
+        places: list[tuple[int, int, int]] = []
+        pieces = (
+            (number, range(start, min(start + ROWS, len(corpus))))
+            for number, corpus in enumerate(corpora)
+            for start in range(0, len(corpus), ROWS)
+        )
+        for found, where, bad in map_ahead(self._scan, pieces, ahead=2 * THREADS):
+            ids += found
+            places += where
+            self.bad += bad
+        distinct, first = np.unique(np.array(ids, "S32"), return_index=True)
+        order = np.argsort(first)
+        self.ids = distinct[order]
+        self._places = np.array(places, np.int32).reshape(-1, 3)[first[order]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        corpus, row, side = self._places[index]
+        return self._corpora[corpus].read(int(row))[side]
+
+    def blame(self, index: int, image_path: str, reason: str) -> BadItem:
+        """An item as one that cannot be used, named by where it is from."""
+        corpus, row, _ = self._places[index]
+        return BadItem(self._corpora[corpus].name, str(row), image_path, reason)
+
+    def _scan(
+        self, piece: tuple[int, range]
+    ) -> tuple[list[bytes], list[tuple[int, int, int]], list[BadItem]]:
+        """Ids and places (corpus, row, number in it) of a piece's items, and its bad rows."""
+        number, rows = piece
+        ids: list[bytes] = []
+        places: list[tuple[int, int, int]] = []
+        bad: list[BadItem] = []
+        for row in rows:
+            try:
+                items = self._corpora[number].read(row)
+            except BadExample as error:
+                bad.append(error.item)
+                continue
+            ids += map(item_id, items)
+            places += [(number, row, side) for side in range(len(items))]
+        return ids, places, bad

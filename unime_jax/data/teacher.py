@@ -1,0 +1,29 @@
+"""Texts with what a teacher makes of them: rows for distillation."""
+
+import dataclasses
+
+from unime_jax.batch import Item, Row
+from unime_jax.data.embeddings import Embeddings
+from unime_jax.data.pack import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """Callable `Item -> Row`; picklable if its parts are.
+
+    Rows are `preprocess`'s, of the item with `suffix` after its text, and carry the teacher's
+    embedding of the item as it was.
+    """
+
+    preprocess: Preprocess
+    teacher: Embeddings
+    suffix: str
+
+    def __call__(self, item: Item) -> Row:
+        """One row; ValueError if it cannot be made, or the teacher has not seen the item."""
+        try:
+            vector = self.teacher.vector_of(item)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
+        row = self.preprocess(dataclasses.replace(item, suffix=self.suffix))
+        return dataclasses.replace(row, teacher=vector)

@@ -1,0 +1,187 @@
+"""Embed what data sets and text files hold: vectors on disk, see data/embeddings.py.
+
+Every process works alone, on its own devices, on every n-th block of items; nothing but files is
+exchanged between hosts. So hosts need not keep step, one that is slow or dead holds up no other,
+and the same command goes on with what is missing, on however many hosts and devices. Whoever
+finds the last block written completes the folder.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from unime_jax import config, sharding
+from unime_jax.backbones import Backbone, open_backbone
+from unime_jax.backbones.fingerprint import fingerprint
+from unime_jax.batch import Row
+from unime_jax.data import sources
+from unime_jax.data.ahead import map_ahead
+from unime_jax.data.embeddings_writer import Writer
+from unime_jax.data.items import Corpus, Items, Pairs, open_lines
+from unime_jax.data.quarantine import BadItem, Quarantine
+from unime_jax.embedder import Embedder
+from unime_jax.jobs.setup import write_config
+
+PACKAGES = ("unime_jax", "jax", "flax", "transformers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be done, known before any weight is read."""
+
+    settings: config.EmbedConfig
+    backbone: Backbone
+    items: Items
+    writer: Writer
+
+
+def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+    """Begins or resumes the embeddings in `workdir`.
+
+    ids.npy holds what was embedded, and only that. Left out, and listed in quarantine.jsonl, are
+    rows of a data set that training would leave out, items that the model cannot take, and empty
+    lines. What was left out is not tried again when a run is resumed.
+
+    Raises:
+      ValueError: the config does not make sense, too much is bad, or `workdir` was begun with
+        another model, instruction or corpus.
+    """
+    settings = config.read(config.EmbedConfig, config_dict.to_dict())
+    work = begin(settings, workdir)
+    write_config(workdir, config_dict)
+    embed(work, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
+    """Reads the corpus once, and compares everything with what `workdir` was begun with."""
+    backbone = open_backbone(
+        settings.backbone, max_length=settings.max_length, processing=settings.processing
+    )
+    items = Items(list(_corpora(settings.data)))
+    logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
+    if not len(items):
+        why = f", the first of {len(items.bad)} bad rows: {items.bad[0]}" if items.bad else ""
+        raise ValueError(f"config.data: there is nothing to embed in {items.read} rows{why}")
+    provenance = {
+        "backbone": backbone.base if backbone.adapter is None else str(backbone.adapter),
+        "model": {
+            "files": fingerprint(backbone),
+            "processing": dataclasses.asdict(backbone.processing),
+            "max_length": backbone.preprocess.prompt.max_length,
+            "dtype": settings.dtype,
+        },
+        "prefix": settings.prefix,
+        "suffix": settings.suffix,
+        "corpus": {
+            "datasets": settings.data.datasets,
+            "splits": settings.data.splits,
+            "sides": settings.data.sides,
+            "texts": settings.data.texts,
+            "items": len(items),
+            "ids": hashlib.blake2b(items.ids.tobytes(), digest_size=16).hexdigest(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    writer = Writer(
+        workdir,
+        items=len(items),
+        dimension=backbone.dimension,
+        dtype=settings.output.dtype,
+        block=settings.output.block,
+        provenance=provenance,
+    )
+    return Work(settings, backbone, items, writer)
+
+
+def embed(work: Work, *, process_index: int, process_count: int) -> bool:
+    """One process's part; whether the folder is complete then."""
+    writer, items, settings = work.writer, work.items, work.settings
+    name = f"quarantine_{process_index}.jsonl" if process_index else "quarantine.jsonl"
+    quarantine = Quarantine(writer.folder / name, settings.data.max_bad_share)
+    quarantine.add(items.bad, items.read)
+    mine = [n for n in writer.missing() if n % process_count == process_index]
+    if mine:
+        mesh = sharding.make_mesh(
+            settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, jax.local_devices()
+        )
+        embedder = Embedder(work.backbone, mesh=mesh, dtype=jnp.dtype(settings.dtype))
+        _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
+    complete = writer.finish()
+    if complete:
+        logging.info("%s is complete", writer.folder)
+    else:
+        logging.info("%s: blocks of other processes are still missing", writer.folder)
+    return complete
+
+
+def _write_blocks(
+    work: Work, numbers: list[int], embedder: Embedder, quarantine: Quarantine, *, show: bool
+) -> None:
+    settings, items, block = work.settings, work.items, work.settings.output.block
+    spans = [range(n * block, min((n + 1) * block, len(items))) for n in numbers]
+
+    def prepare(index: int) -> Row | BadItem:
+        path = ""
+        try:
+            item = items[index]
+            path = item.image_path
+            return work.backbone.preprocess(
+                dataclasses.replace(item, prefix=settings.prefix, suffix=settings.suffix)
+            )
+        except ValueError as error:
+            return items.blame(index, path, str(error))
+
+    # Threads run on into the next block while the devices finish this one.
+    indices = itertools.chain.from_iterable(spans)
+    prepared = map_ahead(prepare, indices, ahead=2 * settings.batch_size)
+    truncated = 0
+    with tqdm(total=sum(map(len, spans)), unit="item", disable=not show) as bar:
+        for number, span in zip(numbers, spans):
+            good: list[int] = []
+            bad: list[BadItem] = []
+            rows = _good_rows(span, prepared, good, bad)
+            vectors = np.empty((len(span), embedder.dimension), np.float32)
+            for places, batch, part in embedder.encode_rows(rows, batch_size=settings.batch_size):
+                vectors[places] = part
+                truncated += sum(row.truncated > 0 for row in batch)
+                bar.update(len(places))
+            quarantine.add(bad, len(span))
+            work.writer.put(number, items.ids[good], vectors[: len(good)])
+    if truncated:
+        logging.warning("%d texts were cut to %d tokens", truncated, embedder.max_length)
+
+
+def _good_rows(
+    span: range, prepared: Iterator[Row | BadItem], good: list[int], bad: list[BadItem]
+) -> Iterator[Row]:
+    """The rows of a block; notes which of its items are embedded, and which are not."""
+    for index in span:
+        row = next(prepared)
+        if isinstance(row, BadItem):
+            bad.append(row)
+        else:
+            good.append(index)
+            yield row
+
+
+def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
+    """Data sets, then text files, in the config's order."""
+    folder = pathlib.Path(data.folder).expanduser()
+    found = {name: sources.open_dataset(folder / name) for name in data.datasets}
+    sources.check_names(data.splits, {split for rows in found.values() for split in rows})
+    for name, rows in found.items():
+        for split in data.splits or sorted(rows):
+            if split in rows:
+                yield Pairs(f"{name}/{split}", rows[split], data.sides)
+    for name in data.texts:
+        yield open_lines(folder / name)

@@ -1,0 +1,153 @@
+"""Relational distillation: a student whose texts are as similar to each other as a teacher's are.
+
+Letters: R rows, K columns, S and T the widths of student and teacher.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
+
+from unime_jax.losses.infonce import Metrics
+from unime_jax.losses.similarity import cosines
+
+Direction = Literal["teacher_student", "student_teacher", "symmetric"]
+Reduction = Literal["mean", "sum"]
+
+
+def relational_distillation(
+    student: Float[Array, "R S"],
+    teacher: Float[Array, "R T"],
+    student_columns: Float[Array, "K S"] | None = None,
+    teacher_columns: Float[Array, "K T"] | None = None,
+    *,
+    temperature: float = 0.05,
+    teacher_temperature: float | None = None,
+    direction: Direction = "teacher_student",
+    mask_diagonal: bool = True,
+    reduction: Reduction = "mean",
+    row_mask: Bool[Array, " R"] | None = None,
+    column_mask: Bool[Array, " K"] | None = None,
+) -> tuple[Float32[Array, ""], Metrics]:
+    """KL divergence between the rows of two similarity matrices (UniME stage 1, Eq. 2).
+
+    Every row of cosines, divided by the temperature, becomes a distribution over the columns by a
+    softmax; the loss compares the student's with the teacher's. Only similarities are compared, so
+    the widths S and T may differ. The paper's formula leaves open what the arguments say, and
+    prints only the diagonal of the numerator (arXiv 2504.17432, section 3.2.1).
+
+    Args:
+      student: unit vectors; computed in float32 whatever their dtype.
+      teacher: unit vectors of the same rows; constants.
+      student_columns: what rows are compared with; None: with each other.
+      teacher_columns: the same items by the teacher.
+      temperature: of the student, greater than 0.
+      teacher_temperature: None: the same.
+      direction: "teacher_student" is KL(teacher || student), "student_teacher" what the paper
+        prints, "symmetric" the mean of both.
+      mask_diagonal: leave column i out of row i. There both models have cosine 1, which at a low
+        temperature outweighs everything else.
+      reduction: over rows.
+      row_mask: False for padding.
+      column_mask: False for padding; None: as `row_mask` where rows are compared with each other.
+
+    Returns:
+      The loss, and metrics without gradient, float32 []: `teacher_entropy` and `student_entropy` of
+      the mean row, in nats; `nearest_agreement`, the share of rows whose nearest column is the same
+      for both.
+
+    Raises:
+      ValueError: on shapes or settings that cannot be meant; under jit, while tracing.
+    """
+    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
+    if direction not in get_args(Direction) or reduction not in get_args(Reduction):
+        raise ValueError(
+            f"relational_distillation: direction is {direction!r}, reduction {reduction!r}; use "
+            f"one of {get_args(Direction)} and of {get_args(Reduction)}"
+        )
+    if (student_columns is None) != (teacher_columns is None):
+        raise ValueError("relational_distillation: give columns of both models, or of neither")
+    if column_mask is None and student_columns is None:
+        column_mask = row_mask
+    student_columns = student if student_columns is None else student_columns
+    teacher_columns = teacher if teacher_columns is None else teacher_columns
+    _check(student, teacher, student_columns, teacher_columns, temperature, teacher_temperature)
+
+    shape = student.shape[0], student_columns.shape[0]
+    keep = jnp.ones(shape, bool)
+    if mask_diagonal:
+        keep &= ~jnp.eye(*shape, dtype=bool)
+    if row_mask is not None:
+        keep &= row_mask[:, None]
+    if column_mask is not None:
+        keep &= column_mask
+    live = keep.any(axis=1)
+
+    def similarities(rows: Array, columns: Array) -> Float32[Array, "R K"]:
+        return cosines(rows.astype(jnp.float32), columns.astype(jnp.float32))
+
+    own = similarities(student, student_columns)
+    wanted = jax.lax.stop_gradient(similarities(teacher, teacher_columns))
+    log_student = _log_softmax(own / temperature, keep)
+    log_teacher = _log_softmax(wanted / teacher_temperature, keep)
+
+    def divergence(of: Float32[Array, "R K"], to: Float32[Array, "R K"]) -> Float32[Array, " R"]:
+        return jnp.where(keep, jnp.exp(of) * (of - to), 0).sum(axis=1)
+
+    forward, backward = divergence(log_teacher, log_student), divergence(log_student, log_teacher)
+    by_row = {
+        "teacher_student": forward,
+        "student_teacher": backward,
+        "symmetric": (forward + backward) / 2,
+    }[direction]
+
+    def live_mean(value: Array) -> Float32[Array, ""]:
+        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+
+    def entropy(log_p: Float32[Array, "R K"]) -> Float32[Array, ""]:
+        return live_mean(-jnp.where(keep, jnp.exp(log_p) * log_p, 0).sum(axis=1))
+
+    loss = live_mean(by_row) if reduction == "mean" else jnp.where(live, by_row, 0).sum()
+    nearest = [jnp.where(keep, s, -jnp.inf).argmax(axis=1) for s in (own, wanted)]
+    metrics = {
+        "teacher_entropy": entropy(log_teacher),
+        "student_entropy": entropy(jax.lax.stop_gradient(log_student)),
+        "nearest_agreement": live_mean(nearest[0] == nearest[1]),
+    }
+    return loss, metrics
+
+
+def _log_softmax(logits: Float32[Array, "R K"], keep: Bool[Array, "R K"]) -> Float32[Array, "R K"]:
+    """Over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
+    lowest = jnp.finfo(jnp.float32).min
+    return jnp.where(keep, jax.nn.log_softmax(jnp.where(keep, logits, lowest), axis=1), 0)
+
+
+def _check(
+    student, teacher, student_columns, teacher_columns, temperature, teacher_temperature
+) -> None:
+    for name, value in (
+        ("temperature", temperature),
+        ("teacher_temperature", teacher_temperature),
+    ):
+        if not value > 0:
+            raise ValueError(f"relational_distillation: {name} is {value}; it must be above 0")
+    for what, one, other in (
+        ("rows", student, teacher),
+        ("columns", student_columns, teacher_columns),
+    ):
+        if one.ndim != 2 or other.ndim != 2 or one.shape[0] != other.shape[0]:
+            raise ValueError(
+                f"relational_distillation: the student's {what} are {one.shape}, the teacher's "
+                f"{other.shape}; they must be [n, width] of the same n items"
+            )
+    for who, rows, columns in (
+        ("student", student, student_columns),
+        ("teacher", teacher, teacher_columns),
+    ):
+        if rows.shape[1] != columns.shape[1]:
+            raise ValueError(
+                f"relational_distillation: the {who}'s rows {rows.shape} and columns "
+                f"{columns.shape} differ in width"
+            )
