@@ -259,10 +259,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _meant(kinds: Sequence[Any], value: Any, where: str) -> Any:
     """The one of several dataclasses whose literal `objective` the value names."""
-    if len(kinds) == 1:
+    if len(kinds) == 1 or not isinstance(value, Mapping):
         return kinds[0]
     named = {typing.get_args(typing.get_type_hints(k)["objective"])[0]: k for k in kinds}
-    chosen = value.get("objective") if isinstance(value, Mapping) else None
+    chosen = value.get("objective")
     if chosen not in named:
         raise ValueError(f"{where}.objective is {chosen!r}; use one of {', '.join(named)}")
     return named[chosen]

@@ -108,8 +108,8 @@ def distillation(embeddings: Float[Array, "G D"], batch: Batch, config: Distilla
     Raises:
       ValueError: the rows have no teacher; while tracing.
     """
-    given = [group.teacher for group in batch.groups]
-    if any(part is None for part in given):
+    given = [group.teacher for group in batch.groups if group.teacher is not None]
+    if len(given) < len(batch.groups):
         raise ValueError("distillation: the rows of the batch have no teacher embeddings")
     teacher = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in given])
     live = jnp.concatenate([group.length.reshape(-1) for group in batch.groups]) > 0

@@ -15,7 +15,8 @@ def triples(seed: int, split: str, count: int) -> list[Triple]:
     draw = Draw("mini_nli", rng, (), test=split == "test")
     found: dict[str, Triple] = {}
     while len(found) < count:
-        triple = rng.choices(KINDS, weights=(5, 3, 2))[0](draw)
+        (kind,) = rng.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))
+        triple = kind(draw)
         found.setdefault(triple.sent0, triple)
     return list(found.values())
 
@@ -46,4 +47,22 @@ def count(draw: Draw) -> Triple:
     return Triple(f"{told} on {draw.rng.choice(world.BACKGROUNDS)}", told, wrong)
 
 
-KINDS: tuple[Callable[[Draw], Triple], ...] = (scene, places, count)
+def label(draw: Draw) -> Triple:
+    """A thing on a background as labels have it; in a caption's words; another thing."""
+    one, other = draw.pick(2)
+    ground = draw.rng.choice(world.BACKGROUNDS)
+    return Triple(
+        tasks.placed(one, ground),
+        f"{world.phrase(*one)} on {ground}",
+        tasks.placed(other, ground),
+    )
+
+
+def digit(draw: Draw) -> Triple:
+    """A digit that is looked for; its name; another one."""
+    one, other = draw.rng.sample(world.NUMBERS, 2)
+    return Triple(f"Find an image of the digit {one}.", one, other)
+
+
+# How often each kind is drawn; of a kind with few first sentences there are fewer in the end.
+WEIGHTS: dict[Callable[[Draw], Triple], int] = {scene: 8, places: 5, count: 3, label: 3, digit: 2}

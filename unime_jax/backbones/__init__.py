@@ -72,18 +72,24 @@ def open_backbone(
         processing = processing or read(adapter)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    settings = json.loads((folder / "config.json").read_text())
+    model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
     if family is None:
         raise ValueError(
             f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
-    # What transformers knows only by a repository's own code is read as it is; no code is run.
-    known = AutoConfig if model_type in CONFIG_MAPPING else PretrainedConfig
+    if model_type in CONFIG_MAPPING:
+        config = AutoConfig.from_pretrained(folder)
+    else:
+        # What transformers knows only by a repository's own code is taken as it is: no code is run,
+        # and nothing is checked or reworded by rules for other models.
+        config = PretrainedConfig()
+        vars(config).update(settings)
     backbone = family.open_folder(
         folder,
-        known.from_pretrained(folder),
+        config,
         processing or read(folder) or family.PROCESSING,
         max_length=max_length,
     )

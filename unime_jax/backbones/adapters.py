@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
+import scipy.linalg
 from safetensors.numpy import save_file
 
 from unime_jax.backbones import merging, processing
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.names import Names, table
+from unime_jax.backbones.names import Names, by_tensor, table
 from unime_jax.backbones.weights import to_host
 from unime_jax.models.lora import LoraConfig
 
@@ -35,9 +36,10 @@ def save(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and how inputs are made.
 
-    Modules are called as PEFT sees them in transformers 5. Everything but the adapters is the
-    base's, so nothing else may have been trained. All processes take part, process 0 writes; an
-    earlier `folder` is replaced.
+    Modules are called as PEFT sees them in transformers 5. The adapters of layers that are one in
+    the file become one: A stacked, B block by block. Everything but the adapters is the base's, so
+    nothing else may have been trained. All processes take part, process 0 writes; an earlier
+    `folder` is replaced.
 
     Args:
       backbone: what the adapters were trained on.
@@ -54,8 +56,8 @@ def save(
             f"{folder} would be an adapter of {backbone.base} with the adapter {backbone.adapter} "
             "merged, which PEFT cannot load as one: export that first, and train on the export."
         )
-    modules, tensors = _collect(backbone.names, parameters, dtype)
-    if not modules:
+    ranks, tensors = _collect(backbone.names, parameters, dtype)
+    if not ranks:
         raise ValueError(f"{folder}: the model has no adapters to write.")
     if jax.process_index() != 0:
         return
@@ -69,12 +71,14 @@ def save(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
+        "alpha_pattern": _pattern(ranks, config.rank, config.alpha / config.rank),
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": config.rank,
-        "target_modules": selection(modules),
+        "rank_pattern": _pattern(ranks, config.rank, 1),
+        "target_modules": selection(ranks),
         "task_type": None,
         "use_dora": config.dora,
         "use_rslora": False,
@@ -87,22 +91,53 @@ def save(
 
 def _collect(
     names: Names, parameters: Mapping[str, jax.Array], dtype: np.dtype
-) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The adapted modules, and the tensors of the file."""
-    modules, tensors = [], {}
-    for layer in (path[: -len(".lora_a")] for path in parameters if path.endswith(".lora_a")):
-        kernel = f"{layer}.kernel"
-        (entry,) = table({kernel: parameters[kernel].shape}, names)
-        parts = [part for part in PARTS if f"{layer}.{part}" in parameters]
-        found = {part: to_host(parameters[f"{layer}.{part}"]) for part in parts}
-        for i, name in enumerate(entry.names):
+) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """The rank of each adapted module, and the tensors of the file."""
+    adapted = {path[: -len(".lora_a")] for path in parameters if path.endswith(".lora_a")}
+    shapes = {path: x.shape for path, x in parameters.items() if path.endswith(".kernel")}
+    ranks, tensors = {}, {}
+    for entries in by_tensor(table(shapes, names)):
+        layers = [entry.path[: -len(".kernel")] for entry in entries]
+        if adapted.isdisjoint(layers):
+            continue
+        found = [_adapter(parameters, layer) for layer in layers]
+        dora = any(f"{layer}.lora_magnitude" in parameters for layer in layers)
+        for i, name in enumerate(entries[0].names):
+            each = [
+                {k: (x[i] if entries[0].stacked else x).T for k, x in one.items()} for one in found
+            ]
+            fused = {
+                "lora_a": np.concatenate([one["lora_a"] for one in each]),
+                "lora_b": scipy.linalg.block_diag(*(one["lora_b"] for one in each)),
+            }
+            if dora:
+                fused["lora_magnitude"] = np.concatenate([one["lora_magnitude"] for one in each])
             module = names.module(name)
-            modules.append(module)
-            for part, value in found.items():
-                tensor = np.ascontiguousarray((value[i] if entry.stacked else value).T)
-                tensor = tensor.reshape(_shape(part, entry.shape)).astype(dtype)
-                tensors[f"{merging.PREFIX}{module}.{PARTS[part]}"] = tensor
-    return modules, tensors
+            ranks[module] = len(fused["lora_a"])
+            for part, value in fused.items():
+                tensor = np.ascontiguousarray(value).reshape(_shape(part, entries[0].shape))
+                tensors[f"{merging.PREFIX}{module}.{PARTS[part]}"] = tensor.astype(dtype)
+    return ranks, tensors
+
+
+def _adapter(parameters: Mapping[str, jax.Array], layer: str) -> dict[str, np.ndarray]:
+    """A layer's adapter parameters; of one that has none, those that change nothing."""
+    if f"{layer}.lora_a" in parameters:
+        parts = [part for part in PARTS if f"{layer}.{part}" in parameters]
+        return {part: to_host(parameters[f"{layer}.{part}"]) for part in parts}
+    kernel = to_host(parameters[f"{layer}.kernel"]).astype(np.float32)
+    *stack, fan_in, fan_out = kernel.shape
+    return {
+        "lora_a": np.zeros((*stack, fan_in, 0), np.float32),
+        "lora_b": np.zeros((*stack, 0, fan_out), np.float32),
+        "lora_magnitude": np.linalg.norm(kernel, axis=-2),
+    }
+
+
+def _pattern(ranks: Mapping[str, int], rank: int, factor: float) -> dict[str, float]:
+    """PEFT's pattern for modules of other ranks than `rank`: their rank, times `factor`."""
+    others = sorted(set(ranks.values()) - {rank})
+    return {selection(m for m in ranks if ranks[m] == other): other * factor for other in others}
 
 
 def _shape(part: str, weight: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 from tokenizers import normalizers
 from transformers import PretrainedConfig
@@ -20,7 +20,7 @@ PROCESSING = texts.PROCESSING
 MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
-POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 FLAGS = "pooling_mode_"  # older files have one for each kind of pooling
 
 NAMES = Names(
@@ -108,7 +108,7 @@ def _pooling(file: pathlib.Path) -> Pooling:
             f"{file}: pooling is {mode}, include_prompt {settings.get('include_prompt', True)};"
             f" only {' and '.join(POOLINGS)} over all tokens, the prompt's too, are supported"
         )
-    return POOLINGS[mode]
+    return mode
 
 
 def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:

@@ -21,11 +21,12 @@ from transformers import (
     LlavaOnevisionConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
 )
 
-from unime_jax.backbones import llava, weights
+from unime_jax.backbones import llava
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.hf_config import require
 from unime_jax.backbones.processing import Processing, require_orphans
@@ -67,6 +68,15 @@ TEXT_KEYS = (  # of config.json that are the decoder's
     "use_sliding_window",
     "vocab_size",
 )
+OTHER_KEYS = (
+    "image_aspect_ratio",
+    "image_grid_pinpoints",
+    "mm_hidden_size",
+    "mm_patch_merge_type",
+    "mm_projector_type",
+    "mm_vision_tower",
+    "vocab_size",
+)
 # The turn of the assistant is a line end; the line end after it is the token that is pooled.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -100,7 +110,10 @@ def open_folder(
     require_orphans(processing, "strip", "image")  # the image token has no embedding of its own
     # As it is in the file: transformers may have moved what it knows.
     own = json.loads((folder / "config.json").read_text())
-    tokenizer = open_tokenizer(folder)
+    missing = [key for key in OTHER_KEYS if key not in own]
+    if missing:
+        raise ValueError(f"{folder}/config.json lacks {', '.join(missing)}")
+    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
     tower = llava.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
@@ -206,14 +219,17 @@ def convert_files(config: LlavaOnevisionConfig, folder: pathlib.Path) -> None:
     (folder / TOWER_FILE).unlink(missing_ok=True)
     (folder / "chat_template.json").unlink(missing_ok=True)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    _write_json(folder / "config.json", json.loads(config.to_json_string(use_diff=False)))
+    content = json.loads(config.to_json_string(use_diff=False))
+    rope = config.text_config.rope_parameters
+    content["text_config"]["rope_theta"] = rope["rope_theta"]  # transformers 4 looks here
+    _write_json(folder / "config.json", content)
     _write_json(folder / "preprocessor_config.json", image_processor(config))
     _convert_tokenizer(folder, config.text_config)
 
 
 def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
     """Adds the image token to each file that lists tokens; the rest stays as it is."""
-    tokenizer = open_tokenizer(folder)
+    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         tokenizer.add_tokens([_image_token()], special_tokens=True)
         backend = tokenizer.backend_tokenizer

@@ -7,7 +7,7 @@ weights transposed, leaves renamed) and each family's prefixes.
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,6 +127,14 @@ def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
       ValueError: a path has no prefix rule.
     """
     return [_part(path, shapes, names) for path in shapes]
+
+
+def by_tensor(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Entries of the same tensors together, in the order of their rows."""
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.rows.start):
+        groups.setdefault(entry.names, []).append(entry)
+    return list(groups.values())
 
 
 def _part(path: str, shapes: Mapping[str, tuple[int, ...]], names: Names) -> Entry:

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 import re
 
+from transformers import PreTrainedTokenizerFast
+
 from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frame
 from unime_jax.backbones.prompts import Prompt, Style, open_tokenizer
 from unime_jax.batch import Item
@@ -60,7 +62,8 @@ def open_numbered_prompt(folder: pathlib.Path, *, style: Style, max_length: int)
     Raises:
       ValueError: there is no usable tokenizer or chat template, or the style is for others.
     """
-    tokenizer = open_tokenizer(folder)
+    # By the files alone: of the class that config.json asks for, transformers knows nothing.
+    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     frames: tuple[tuple[str, str], ...] = ()
     special_tokens = True
     if style == "chat":

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -176,8 +176,8 @@ class Prompt:
         return re.compile(rf"<\|image_[0-9]+\|>|{re.escape(self.image_token)}")
 
 
-def open_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer.
+def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, by a class of transformers.
 
     Raises:
       ValueError: the folder has no tokenizer.json; without it transformers may make up another one;
@@ -188,9 +188,7 @@ def open_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
             f"{folder} has no tokenizer.json: copy the one of the checkpoint it was made from."
         )
     # Left open, it would ask on the terminal whether a repository's code may run.
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False
-    )
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from unime_jax.backbones.merging import Adapter, Merged
-from unime_jax.backbones.names import Entry, Fused, Names, copy_transposed, table
+from unime_jax.backbones.names import Entry, Fused, Names, by_tensor, copy_transposed, table
 from unime_jax.backbones.tensor_files import (
     FLOATS,
     INDEX,
@@ -218,14 +218,11 @@ def save(
       spell: from a published name to those to write the tensor under.
     """
     entries = table({path: leaf.shape for path, leaf in parameters.items()}, names)
-    together: dict[tuple[str, ...], list[Entry]] = {}  # parts of the same tensors, row after row
-    for entry in sorted(entries, key=lambda entry: entry.rows.start):
-        together.setdefault(entry.names, []).append(entry)
 
     def published() -> Iterator[tuple[str, np.ndarray]]:
-        for tensor_names, parts in together.items():
+        for parts in by_tensor(entries):
             values = [to_host(parameters[part.path]) for part in parts]
-            for i, name in enumerate(tensor_names):
+            for i, name in enumerate(parts[0].names):
                 layers = [
                     part.to_file(value[i] if part.stacked else value).astype(dtype, copy=False)
                     for part, value in zip(parts, values, strict=True)

@@ -25,6 +25,8 @@ CURVES = {
     ("batch_accuracy",): "Batch accuracy",
     ("negatives_per_query",): "Negatives per query",
     ("masked_share",): "Masked share",
+    ("nearest_agreement",): "Same nearest text as the teacher, share",
+    ("student_entropy",): "Entropy of the student's similarities, nats",
     ("gradient_norm",): "Gradient norm",
     ("learning_rate",): "Learning rate",
     ("pairs_per_second",): "Pairs per second",
@@ -134,9 +136,14 @@ def _tiles(
         ],
     }
     for name, (first, last) in pairs.items():
-        shown = [f"{v:.1f} %" for v in (first, last) if v is not None]
-        if shown:
-            yield {"name": name, "value": shown[-1], "before": shown[0] if shown[1:] else ""}
+        yield from _tile(name, first, last, "{:.1f} %")
+    held_out = _sides(scores, "distillation")
+    for name, key, form in (
+        ("Held-out KL to the teacher, nats", "kl", "{:.3f}"),
+        ("Top-10 neighbours as the teacher's", "overlap", "{:.1f} %"),
+    ):
+        first, last = (side.get(key) for side in held_out)
+        yield from _tile(name, first, last, form)
     loss = figures.series(records, "loss")
     loss = loss[np.isfinite(loss)]
     if len(loss):
@@ -150,6 +157,14 @@ def _tiles(
         values = figures.series(records, key)
         if np.isfinite(values).any():
             yield {"name": name, "value": f"{np.nanmedian(values):,.0f}", "before": ""}
+
+
+def _tile(
+    name: str, first: float | None, last: float | None, form: str
+) -> Iterator[dict[str, str]]:
+    shown = [form.format(v) for v in (first, last) if v is not None]
+    if shown:
+        yield {"name": name, "value": shown[-1], "before": shown[0] if shown[1:] else ""}
 
 
 def _bars(

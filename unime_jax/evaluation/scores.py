@@ -70,12 +70,12 @@ def table(before: Scores | None, after: Scores | None) -> str:
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
         blocks.append(_block("hit@1 %", COLUMNS, before, after))
-    compositions = [(scores or {}).get("composition") or {} for scores in (before, after)]
-    if subsets := list(dict.fromkeys([*compositions[0], *compositions[1]])):
-        blocks.append(_block("composition %", subsets, *compositions))
-    agreements = [(scores or {}).get("distillation") or {} for scores in (before, after)]
-    if any(agreements):
-        blocks.append(_block("distillation", ["kl", "overlap"], *agreements, digits=3))
+    first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
+    if subsets := list(dict.fromkeys([*first, *last])):
+        blocks.append(_block("composition %", subsets, first, last))
+    first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
+    if first or last:
+        blocks.append(_block("distillation", ["kl", "overlap"], first, last, digits=3))
     return "\n\n".join(blocks)
 
 

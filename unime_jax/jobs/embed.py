@@ -1,9 +1,9 @@
 """Embed what data sets and text files hold: vectors on disk, see data/embeddings.py.
 
 Every process works alone, on its own devices, on every n-th block of items; nothing but files is
-exchanged between hosts. So hosts need not keep step, one that is slow or dead holds up no other,
-and the same command goes on with what is missing, on however many hosts and devices. Whoever
-finds the last block written completes the folder.
+exchanged between hosts. So hosts need not keep step, nor have as many items or shapes as others,
+and when any of them dies the same command goes on with what is missing, on however many hosts and
+devices. Whoever finds the last block written completes the folder.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import pathlib
+import time
 from collections.abc import Iterator
 
 import jax
@@ -33,6 +34,7 @@ from unime_jax.embedder import Embedder
 from unime_jax.jobs.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
+POLL_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,11 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     settings = config.read(config.EmbedConfig, config_dict.to_dict())
     work = begin(settings, workdir)
     write_config(workdir, config_dict)
-    embed(work, process_index=jax.process_index(), process_count=jax.process_count())
+    complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())
+    while not complete:  # JAX ends all processes when one leaves, so the first waits for the last
+        time.sleep(POLL_SECONDS)
+        complete = work.writer.finish()
+    logging.info("%s is complete", workdir)
 
 
 def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
@@ -90,7 +96,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
             "items": len(items),
             "ids": hashlib.blake2b(items.ids.tobytes(), digest_size=16).hexdigest(),
         },
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
     }
     writer = Writer(
         workdir,
@@ -116,12 +122,7 @@ def embed(work: Work, *, process_index: int, process_count: int) -> bool:
         )
         embedder = Embedder(work.backbone, mesh=mesh, dtype=jnp.dtype(settings.dtype))
         _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
-    complete = writer.finish()
-    if complete:
-        logging.info("%s is complete", writer.folder)
-    else:
-        logging.info("%s: blocks of other processes are still missing", writer.folder)
-    return complete
+    return writer.finish()
 
 
 def _write_blocks(
@@ -185,3 +186,10 @@ def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
                 yield Pairs(f"{name}/{split}", rows[split], data.sides)
     for name in data.texts:
         yield open_lines(folder / name)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # a clone that is run where it lies

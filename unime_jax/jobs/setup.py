@@ -174,6 +174,12 @@ def _trace(
 
 def _check_adapter(backbone: backbones.Backbone, blueprint: state.Blueprint) -> None:
     """Better said before a long run than after it."""
+    if backbone.convert:
+        raise ValueError(
+            "config.export.adapter=True: other libraries cannot open the adapter's base,"
+            f" {backbone.base}. Export that first (config.job=export with config.steps=0), and"
+            " train what is written then."
+        )
     others = sorted(path for path in blueprint.trainable if ".lora_" not in path)
     if others or backbone.adapter:
         why = (

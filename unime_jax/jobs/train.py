@@ -144,10 +144,6 @@ def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: su
     found = scores.read_scores(workdir)
     if not found:
         return
-    table = scores.table(found.get("before"), found.get("after"))
-    if not (tests.datasets or tests.composition):
-        logging.info("%s\n\n%s", workdir, table)
-        return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
     path = report.write_report(
         workdir,
@@ -162,4 +158,5 @@ def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: su
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },
     )
+    table = scores.table(found.get("before"), found.get("after"))
     logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)

@@ -1,0 +1,89 @@
+"""Runs of the embed job in forked processes, which cost no imports: killed, or two at a time.
+
+    python -m tests.jobs.forked_embed killed <config.json> <workdir> <moments, JSON>
+    python -m tests.jobs.forked_embed pair <config.json> <workdir> <port>
+
+A moment is (n, stage): SIGKILL at the n-th file that a run writes, "before", "half" or "after" it
+is written. The last run is not killed. Prints how each process ended, -9 for SIGKILL.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from unime_jax.data import embeddings_writer
+from unime_jax.jobs import embed
+
+JOIN_SECONDS = 60
+
+
+def forked(call: Callable[[], None]) -> int:
+    """Starts `call` in a child; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        call()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(moment: int, stage: str) -> None:
+    """Lets this process kill itself in the midst of writing a file."""
+    replace, calls = embeddings_writer._replace, itertools.count(1)
+
+    def dies(file: pathlib.Path, content: bytes | memoryview) -> None:
+        last = next(calls) == moment
+        if last and stage == "half":
+            half = bytes(content)[: len(content) // 2]
+            file.with_name(f"{file.name}.half.partial").write_bytes(half)
+        elif not last or stage == "after":
+            replace(file, content)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    embeddings_writer._replace = dies
+
+
+def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, str]]) -> list[int]:
+    found = []
+    for moment, stage in [*moments, (0, "")]:
+
+        def run(moment=moment, stage=stage):
+            kill_at(moment, stage)
+            embed.run(config, workdir)
+
+        found.append(status_of(forked(run)))
+    return found
+
+
+def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
+    def run(process: int) -> None:
+        jax.distributed.initialize(
+            f"localhost:{port}", 2, process, initialization_timeout=JOIN_SECONDS
+        )
+        embed.POLL_SECONDS = 0.1
+        embed.run(config, workdir)
+        jax.distributed.shutdown()  # as at the exit of an interpreter: waits for the other
+
+    return [status_of(child) for child in [forked(lambda p=p: run(p)) for p in range(2)]]
+
+
+if __name__ == "__main__":
+    what, config_file, folder, argument = sys.argv[1:]
+    given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
+    run = {"killed": killed, "pair": pair}[what]
+    print(json.dumps(run(given, pathlib.Path(folder), json.loads(argument))))

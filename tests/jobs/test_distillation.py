@@ -1,0 +1,205 @@
+"""Stage 1 from end to end: what it trains and reads, what it leaves, and stage 2 from there."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from data_pipelines import texts
+from data_pipelines.mini_nli.content import triples
+from experiments import stage1
+from tests.backbones.tiny_folders import write_folder
+from tests.jobs import tiny_run
+from tests.models.oracle import TEXT, VISION, pair_of
+from unime_jax import config
+from unime_jax.batch import Item
+from unime_jax.data import embeddings_writer
+from unime_jax.data.embeddings import open_embeddings
+from unime_jax.jobs import setup, train
+
+WORDS = 24  # width of the teacher
+
+
+def teach(sentences) -> np.ndarray:
+    """A teacher for whom sentences are alike that have words in common."""
+    rng = np.random.default_rng(0)
+    words: dict[str, np.ndarray] = {}
+    vectors = [
+        sum(words.setdefault(word, rng.normal(size=WORDS)) for word in sentence.split())
+        for sentence in sentences
+    ]
+    unit = [vector / np.linalg.norm(vector) for vector in vectors]
+    return np.stack(unit).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sentences(data) -> list[str]:
+    """Triples and their teacher, in the folder of the session's data."""
+    train_rows, test_rows = triples(0, "train", 48), triples(0, "test", 12)
+    texts.write(data / "mini_nli" / "texts", train_rows, test_rows)
+    found = sorted({sentence for row in (*train_rows, *test_rows) for sentence in row})
+    embeddings_writer.write(data / "mini_nli" / "teacher", found, teach(found))
+    return found
+
+
+def make_config(data: pathlib.Path, variant: str = "mini") -> ConfigDict:
+    made = stage1.get_config(variant)
+    made.data.folder = str(data)
+    made.data.prepare.module = ""
+    made.steps = 12
+    made.batch_size = made.chunk_size = 16
+    made.optimizer.warmup_steps = 1
+    made.optimizer.learning_rate = 5e-3
+    made.evaluation.rows = 64
+    made.data.buckets = ((112, 0, 1.0),)
+    made.export.verify = False
+    return made
+
+
+@pytest.fixture(scope="module", params=["mini", "paper_literal"])
+def distilled(request, data, sentences, tmp_path_factory) -> pathlib.Path:
+    """The work directory of a run with each reading of the loss."""
+    workdir = tmp_path_factory.mktemp(f"stage1_{request.param}")
+    train.run(make_config(data, request.param), workdir)
+    return workdir
+
+
+def test_held_out_texts_come_closer_to_the_teacher(distilled):
+    scores = json.loads((distilled / "evaluation.json").read_text())
+    before, after = (scores[side]["distillation"] for side in ("before", "after"))
+    assert after["kl"] < 0.6 * before["kl"]
+    if "paper_literal" not in distilled.name:  # with the diagonal kept it takes more steps
+        assert after["overlap"] > before["overlap"] + 5
+    report = (distilled / "report.html").read_text()
+    assert "Held-out KL" in report and f"{after['overlap']:.1f} %" in report
+    logged = tiny_run.metrics(distilled)
+    assert len(logged) == 12 and {"teacher_entropy", "nearest_agreement"} <= logged[0].keys()
+
+
+def test_only_the_language_model_is_there(distilled):
+    """The tower is neither trained nor made while training; the export has it as it began."""
+    table = (distilled / "parameters.txt").read_text()
+    assert "language_model.layers.mlp.up_proj.kernel" in table and "vision_tower" not in table
+
+
+def test_the_tower_stays_as_it_was(data, distilled):
+    made = make_config(data)
+    settings = config.read(config.TrainConfig, made.to_dict())
+    mesh = setup.make_mesh(settings)
+    with jax.set_mesh(mesh):
+        initial = setup.set_up(settings, mesh).initial()
+        exported = setup.set_up(
+            config.read(config.TrainConfig, from_stage1(made, distilled).to_dict()), mesh
+        ).initial()
+    changed = {path for path in initial if np.any(initial[path] != exported[path])}
+    assert changed and all(path.startswith("language_model.") for path in changed)
+    assert initial.keys() - changed >= {"image_newline", "multi_modal_projector.linear_1.kernel"}
+    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        distilled / "hf", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def from_stage1(made: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    made = made.copy_and_resolve_references()
+    made.init_from = str(workdir)
+    return made
+
+
+def test_stage2_starts_there(data, distilled, tmp_path):
+    made = from_stage1(tiny_run.with_evaluation(tiny_run.make_config(data)), distilled)
+    made.steps = 2
+    made.export.verify = False
+    train.run(made, tmp_path)
+    scratch = tiny_run.with_evaluation(tiny_run.make_config(data))
+    settings = config.read(config.TrainConfig, scratch.to_dict())
+    started = load_file(distilled / "hf" / "model.safetensors")
+    ended = load_file(tmp_path / "hf" / "model.safetensors")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    mesh = setup.make_mesh(settings)
+    with jax.set_mesh(mesh):
+        random = setup.set_up(settings, mesh).initial()
+    random = np.asarray(random["language_model.layers.mlp.up_proj.kernel"])[1].T
+    moved = np.abs(ended[name] - started[name]).max()
+    assert 0 < moved < 0.1 * np.abs(random - started[name]).max()
+    assert str(distilled.name) in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_lora_on_pretrained_weights(data, sentences, tmp_path):
+    """LoRA on the decoder of a folder with weights, of which only the decoder's are read."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_folder(folder, vision=VISION, text=TEXT)
+    pair_of(folder)
+    made = make_config(data)
+    made.steps = 3
+    made.backbone = str(folder)
+    made.init = "pretrained"
+    made.trainable = ((r".*\.lora_(a|b)", True), (".*", False))
+    made.lora.rank, made.lora.dora = 4, False
+    made.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
+    made.optimizer.learning_rate = 1e-2
+    made.data.buckets = ((160, 0, 1.0),)
+    made.export.adapter = True
+    train.run(made, tmp_path / "run")
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "run" / "hf" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if np.any(before[name] != after[name])}
+    assert len(changed) == 3 * 7
+    assert all("language_model" in name and "_proj.weight" in name for name in changed)
+    assert (tmp_path / "run" / "hf_adapter" / "adapter_config.json").exists()
+
+
+def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp_path):
+    known = [sentence for number, sentence in enumerate(sentences) if number % 6]
+    embeddings_writer.write(data / "half", known, teach(known))
+    made = make_config(data)
+    made.data.teacher = "half"
+    made.evaluation.texts = ""
+    with pytest.raises(ValueError, match="unusable"):
+        train.run(made, tmp_path)
+    first = json.loads((tmp_path / "quarantine.jsonl").read_text().splitlines()[0])
+    assert "no vector" in first["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainable": ((".*", True),)}, "config.trainable also names"),
+        ({"data.teacher": ""}, "distillation needs a teacher"),
+        ({"infonce_steps": 5}, "no InfoNCE"),
+        ({"init_from": "/nowhere"}, "no exported model in /nowhere/hf"),
+        ({"loss.objective": "kl"}, "use one of contrastive, distillation"),
+    ],
+)
+def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path, change, message):
+    made = make_config(data)
+    made.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        train.run(made, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_student_is_the_whole_model_without_its_tower(data, sentences):
+    """By the same paths, with the same values; and its rows carry the teacher's vectors."""
+    made = make_config(data)
+    settings = config.read(config.TrainConfig, made.to_dict())
+    mesh = setup.make_mesh(settings)
+    with jax.set_mesh(mesh):
+        whole = setup.set_up(settings, mesh)
+        teacher = open_embeddings(data / "mini_nli" / "teacher")
+        student = setup.student(whole, teacher)
+        both = whole.initial(), student.initial()
+    assert both[1].keys() == {p for p in both[0] if p.startswith("language_model.")}
+    for path, leaf in both[1].items():
+        np.testing.assert_array_equal(leaf, both[0][path], err_msg=path)
+    item = Item(sentences[0])
+    row = student.preprocess(item)
+    np.testing.assert_array_equal(row.teacher, teach(sentences)[0])
+    assert len(row.tokens) > len(whole.preprocess(item).tokens)  # the instruction

@@ -1,0 +1,182 @@
+"""LLaVE's checkpoints leave in the form that other libraries open."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoImageProcessor, AutoProcessor, LlavaOnevisionForConditionalGeneration
+
+from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.jobs import tiny_run
+from tests.models.oracle import picture
+from unime_jax import Embedder, backbones
+from unime_jax.batch import Item
+from unime_jax.jobs import export, train
+
+FRAME = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n\n<|im_end|>\n"
+)
+TEXTS = ["a red circle", " Represent the given image.\n"]
+ITEMS = [
+    Item(TEXTS[0]),
+    Item(TEXTS[1]),  # white space is not stripped
+    Item("<|image_1|>\n", "a.png", picture(40, 31, 1)),
+    Item(f"<|image_1|>\n{TEXTS[1]}", "b.png", picture(30, 64, 2)),
+]
+
+
+def run_config(data: pathlib.Path, folder: pathlib.Path) -> ConfigDict:
+    config = tiny_run.make_config(data)
+    config.backbone = str(folder)
+    config.init = "pretrained"
+    config.processing.prompt = "verbatim"
+    config.data.buckets = ((320, 0, 1.0), (448, 5, 1.0))
+    config.export.verify = False  # what follows is stricter
+    return config
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def exported(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """An original folder, and what config.job=export writes of it."""
+    base = tmp_path_factory.mktemp("llave")
+    folder = write_llava_qwen(base / "original", tie_word_embeddings=request.param)
+    config = run_config(data, folder)
+    config.update({"job": "export", "steps": 0})
+    export.run(config, base / "run")
+    return folder, base / "run" / "hf"
+
+
+def embedded(folder: pathlib.Path) -> np.ndarray:
+    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512)
+    return model.encode(
+        [{"text": item.text} | ({"image": item.image} if item.image else {}) for item in ITEMS]
+    )
+
+
+def by_transformers(folder: pathlib.Path) -> np.ndarray:
+    """By its own template, tokenizer, image processor and model; nothing of ours."""
+    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    vectors = []
+    for item in ITEMS:
+        content = [{"type": "image"}] if item.image else []
+        content.append({"type": "text", "text": item.text.removeprefix("<|image_1|>\n")})
+        text = processor.apply_chat_template([{"role": "user", "content": content}])
+        images = [Image.open(io.BytesIO(item.image))] if item.image else None
+        inputs = processor(text=text, images=images, return_tensors="pt")
+        with torch.no_grad():
+            last = model.eval().model(**inputs).last_hidden_state[0, -1].numpy()
+        vectors.append(last / np.linalg.norm(last))
+    return np.stack(vectors)
+
+
+def assert_equal(found, expected, cosine=0.99999):
+    assert np.all(np.sum(found * expected, axis=1) >= cosine)
+    apart = expected @ expected.T - 2 * np.eye(len(expected))
+    assert apart.max() < 0.999, "otherwise a wrong row could not be seen"
+
+
+def test_transformers_gives_the_embeddings(exported):
+    folder, written = exported
+    assert_equal(by_transformers(written), embedded(folder))
+
+
+def test_our_embedder_gives_the_embeddings(exported):
+    folder, written = exported
+    np.testing.assert_allclose(embedded(written), embedded(folder), atol=1e-6)
+
+
+def test_the_template_renders_llaves_prompt(exported):
+    folder, written = exported
+    processor = AutoProcessor.from_pretrained(written)
+    ours = [backbones.open_backbone(str(f), max_length=512) for f in exported]
+    for item in ITEMS:
+        text = item.text.replace("<|image_1|>", "<image>")
+        assert [x.preprocess.prompt.rendered(item) for x in ours] == [FRAME.format(text)] * 2
+        content = [{"type": "image"}] if item.image else []
+        content.append({"type": "text", "text": item.text.removeprefix("<|image_1|>\n")})
+        for generation in (False, True):
+            messages = [{"role": "user", "content": content}]
+            found = processor.apply_chat_template(messages, add_generation_prompt=generation)
+            assert found == FRAME.format(text)
+
+
+def test_files_are_llava_onevisions(exported):
+    folder, written = exported
+    config = json.loads((written / "config.json").read_text())
+    assert config["model_type"] == "llava_onevision"
+    assert config["image_token_index"] == 259 and config["text_config"]["rope_theta"] == 1e6
+    assert config["vision_config"]["num_hidden_layers"] == 2
+    tokenizer = json.loads((written / "tokenizer_config.json").read_text())
+    assert tokenizer["added_tokens_decoder"]["259"]["content"] == "<image>"
+    assert "chat_template" not in tokenizer and tokenizer["eos_token"] == "<|im_end|>"
+    before, after = (load_file(f / "model.safetensors") for f in exported)
+    assert len(before) == len(after) and not set(before) & set(after)
+    np.testing.assert_array_equal(
+        after["multi_modal_projector.linear_2.weight"], before["model.mm_projector.2.weight"]
+    )
+    assert not (written / "siglip_vision_config.json").exists()
+
+
+def test_sentence_transformers_gives_the_embeddings(exported):
+    folder, written = exported
+    model = SentenceTransformer(str(written), device="cpu")
+    images = [None if item.image is None else Image.open(io.BytesIO(item.image)) for item in ITEMS]
+    inputs = [TEXTS[0], TEXTS[1], images[2], {"text": TEXTS[1], "image": images[3]}]
+    with torch.no_grad():
+        assert_equal(model.encode(inputs), embedded(folder))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """Three steps of all parameters, with images of zeros where there are none."""
+    base = tmp_path_factory.mktemp("llave_run")
+    folder = write_llava_qwen(base / "original")
+    config = run_config(data, folder)
+    config.steps = 3
+    config.optimizer.learning_rate = 1e-3
+    config.processing.orphans = "image"
+    train.run(config, base / "run")
+    return folder, base / "run" / "hf"
+
+
+def test_training_exports_the_same_form(trained):
+    folder, written = trained
+    assert json.loads((written / "config.json").read_text())["model_type"] == "llava_onevision"
+    after = embedded(written)
+    assert np.all(np.sum(after * embedded(folder), axis=1) < 0.9999)
+    assert_equal(by_transformers(written), after)
+
+
+def test_images_of_zeros_are_remembered(trained):
+    """Other libraries cannot be told, so sentence-transformers is not offered."""
+    _, written = trained
+    orphan = {"text": "<|image_1|>\nFind a Wikipedia image."}
+    model = Embedder.from_pretrained(str(written), dtype="float32", max_length=512)
+    assert model.rendered(orphan) == FRAME.format("<image>\nFind a Wikipedia image.")
+    row = backbones.open_backbone(str(written), max_length=512).preprocess(Item(orphan["text"]))
+    assert (row.slot[:, 0] >= 0).sum() == 17 and (row.patch_position == -1).all()
+    assert np.isfinite(model.encode([orphan, TEXTS[0]])).all()
+    assert not (written / "modules.json").exists()
+    assert "normalised pixels are zero" in (written / "README.md").read_text().replace("\n", " ")
+
+
+def test_an_adapter_on_the_original_form_is_refused(data, tmp_path):
+    config = run_config(data, write_llava_qwen(tmp_path / "original"))
+    config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
+    config.lora.rank = 4
+    config.export.adapter = True
+    with pytest.raises(ValueError, match="cannot open the adapter's base"):
+        train.run(config, tmp_path / "run")

@@ -1,0 +1,228 @@
+"""LLaVE's model against what its original code gave on a tiny checkpoint of its own.
+
+The cases of videos are not among them: videos are not supported.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from tests.backbones.images import encoded, noise
+from tests.models.oracle import EXACT, load
+from unime_jax import backbones, paths
+from unime_jax.backbones import Processing
+from unime_jax.batch import Inputs, Item, Row
+from unime_jax.models.llava import Llava
+from unime_jax.models.vlm import Pixels, merge_image_tokens
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
+TOLERANCE, COSINE = 1e-4, 0.99999
+HIDDEN = 3e-4  # of states of size 1; in float32 the recorded ones are 1e-4 from those in float64
+IMAGE_TOKEN = 259  # ours; -200 in the original
+CASES = [
+    "image_2x2",
+    "image_token_moved_to_front",
+    "mixed_batch",
+    "text_only_dummy",
+    "text_only_no_images",
+]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """As the original: a marker without an image is an image of zeros."""
+    processing = Processing(prompt="verbatim", orphans="image")
+    return backbones.open_backbone(str(GOLDEN / "model"), max_length=4096, processing=processing)
+
+
+@pytest.fixture(scope="module")
+def model(backbone) -> Llava:
+    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    return paths.merge(graph, load(backbone))
+
+
+@pytest.fixture(scope="module")
+def on_blocks(model) -> Llava:
+    """The same for recorded pixels, which are bytes / 32."""
+    graph, parameters = paths.split(model)
+    other = paths.merge(graph, parameters)
+    other.pixels = Pixels((0.0,) * 3, (1.0,) * 3, 1 / 32)
+    return other
+
+
+def recorded(case: str):
+    folder = GOLDEN / "model" / case
+    return json.loads((folder / "case.json").read_text()), load_file(folder / "io.safetensors")
+
+
+def rows_of(backbone, facts, data) -> list[Row]:
+    """Rows of images of the recorded sizes, with the recorded pixels in their place."""
+    rows, first = [], 0
+    texts = facts["texts"]
+    for i, (text, count) in enumerate(
+        zip(texts, data.get("blocks_per_image", [0] * len(texts)), strict=True)
+    ):
+        image = encoded(noise(*facts["image_sizes_wh"][i])) if count else None
+        row = backbone.preprocess(Item(text, "a.png" if image else "", image))
+        if count:
+            tiles = data["pixel_blocks"][first : first + count].repeat(6, axis=2).repeat(6, axis=3)
+            tiles = tiles[:, :, : 27 * 14, : 27 * 14].reshape(count, 3, 27, 14, 27, 14)
+            tiles = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(row.patches.shape)
+            row = dataclasses.replace(row, patches=tiles)
+            first += count
+        rows.append(row)
+    return rows
+
+
+def inputs_of(rows: list[Row]) -> Inputs:
+    """One chunk, padded to its longest row; signed pixels stay so."""
+    length = np.array([len(row.tokens) for row in rows])
+    count, longest = len(rows), length.max()
+    tokens = np.zeros((count, longest), np.int32)
+    slot = np.full((count, longest, 1), -1, np.int32)
+    tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
+    patches = np.zeros((count, tiles, 729, 588), np.int16)
+    position = np.full((count, tiles, 729, 3), -1, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : length[i]], slot[i, : length[i]] = row.tokens, row.slot
+        if row.patches is not None:
+            patches[i, : len(row.patches)] = row.patches
+            position[i, : len(row.patches)] = row.patch_position
+    return Inputs(
+        tokens=jnp.asarray(tokens),
+        length=jnp.asarray(length),
+        positions=jnp.broadcast_to(jnp.arange(longest)[None, :, None], (count, longest, 1)),
+        slot=jnp.asarray(slot),
+        slot_weight=None,
+        patches=jnp.asarray(patches) if tiles else None,
+        patch_position=jnp.asarray(position) if tiles else None,
+    )
+
+
+def run(model: Llava, inputs: Inputs):
+    """Embeddings, hidden states, what the decoder gets, and the table of image tokens."""
+
+    @jax.jit
+    def forward(inputs):
+        x = model.language_model.embed_tokens(inputs.tokens, EXACT.dtype)
+        table = None
+        if inputs.patches is not None:
+            table = model.image_table(inputs.patches, inputs.patch_position, EXACT)
+            x = merge_image_tokens(x, table, inputs.slot, inputs.slot_weight)
+        return model(inputs, EXACT), model.hidden_states(inputs, EXACT), x, table
+
+    return forward(inputs)
+
+
+def check(found, data, length):
+    embeddings, hidden, x, _ = (None if y is None else np.asarray(y) for y in found)
+    everywhere = np.arange(hidden.shape[1])
+    for name, ours, allowed in (
+        ("last_hidden_state", hidden, HIDDEN),
+        ("inputs_embeds", x, TOLERANCE),
+    ):
+        if f"{name}_sampled" in data:
+            expected, where = data[f"{name}_sampled"], data["sampled_positions"]
+        elif name in data:
+            expected, where = data[name], everywhere
+        else:
+            continue
+        assert expected.shape[1] == len(where)
+        for row, count in enumerate(length):
+            real = where < count
+            np.testing.assert_allclose(
+                ours[row, where[real]], expected[row, real], atol=allowed, rtol=0
+            )
+    np.testing.assert_allclose(embeddings, data["embedding"], atol=TOLERANCE, rtol=0)
+    assert np.sum(embeddings * data["embedding"], axis=1).min() >= COSINE
+
+
+def check_tokens(rows, data):
+    """The original's ids, a single one where we have an image's tokens."""
+    for i, row in enumerate(rows):
+        ids = data["input_ids"][i][data["attention_mask"][i].astype(bool)]
+        is_image = row.slot[:, 0] >= 0
+        first = is_image & ~np.concatenate([[False], is_image[:-1]])
+        kept = row.tokens[~is_image | first]
+        np.testing.assert_array_equal(np.where(kept == IMAGE_TOKEN, -200, kept), ids)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_embeddings(backbone, on_blocks, case):
+    facts, data = recorded(case)
+    rows = rows_of(backbone, facts, data)
+    check_tokens(rows, data)
+    assert [len(row.tokens) for row in rows] == list(data["expanded_lengths"])
+    found = run(on_blocks, inputs_of(rows))
+    check(found, data, data["expanded_lengths"])
+    if "blocks_per_image" in data:
+        tile = found[3][0, 1 : 1 + 729 : 9]
+        np.testing.assert_allclose(tile, data["projected_tile0"], atol=TOLERANCE, rtol=0)
+
+
+def test_recorded_embedding_of_an_image_file(backbone, model):
+    """From a PNG and a text, through our own pixels."""
+    facts, data = recorded("png_image_text")
+    row = backbone.preprocess(
+        Item(facts["texts"][0], "a.png", (GOLDEN / "processor" / "a.png").read_bytes())
+    )
+    check_tokens([row], data)
+    found = run(model, inputs_of([row]))
+    check(found, data, data["expanded_lengths"])
+    tile = found[3][0, 1 : 1 + 729 : 9]
+    np.testing.assert_allclose(tile, data["projected_tile0"], atol=TOLERANCE, rtol=0)
+
+
+def test_recorded_tower(model):
+    """Features of the last layer that is left, without the norm after it."""
+    _, data = recorded("png_image_text")
+    strip = np.asarray(Image.open(GOLDEN / "processor" / "a_tiles.png").convert("RGB"))
+    tiles = (strip.reshape(-1, 384, 384, 3)[:, :378, :378] / 255 - 0.5) / 0.5
+    tiles = tiles.reshape(-1, 27, 14, 27, 14, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 729, 588)
+    tower = jax.jit(lambda x: model.vision_tower(x, remat="none", implementation="xla"))
+    found = tower(jnp.asarray(tiles, jnp.float32))
+    np.testing.assert_allclose(found[0, ::9], data["vision_tower_tile0"], atol=TOLERANCE)
+    np.testing.assert_allclose(found[-1, ::27], data["vision_tower_last_tile"], atol=TOLERANCE)
+
+
+def test_the_originals_cut_on_the_right(backbone, on_blocks):
+    """Its row of 600 tokens ends within the image; we never make such a row, see the next test."""
+    facts, data = recorded("truncated")
+    (row,) = rows_of(backbone, facts, data)
+    cut = dataclasses.replace(row, tokens=row.tokens[:600], slot=row.slot[:600])
+    assert cut.slot[-1, 0] >= 0 and list(data["expanded_lengths"]) == [600]
+    check(run(on_blocks, inputs_of([cut])), data, [600])
+
+
+def test_we_shorten_the_text_instead(backbone):
+    facts, _ = recorded("truncated")
+    text, image = facts["texts"][0], encoded(noise(300, 300))
+    whole = backbone.preprocess(Item(text, "a.png", image))
+    opened = backbones.open_backbone(str(GOLDEN / "model"), max_length=len(whole.tokens) - 20)
+    row = opened.preprocess(Item(text, "a.png", image))
+    assert row.truncated == 20 and len(row.tokens) == len(whole.tokens) - 20
+    assert (row.slot >= 0).sum() == (whole.slot >= 0).sum() == 1485
+    np.testing.assert_array_equal(row.tokens[-16:], whole.tokens[-16:])  # the turn's end
+    few = backbones.open_backbone(str(GOLDEN / "model"), max_length=600)
+    with pytest.raises(ValueError, match=r"image tokens, .* are 15\d\d tokens"):
+        few.preprocess(Item(text, "a.png", image))
+
+
+def test_an_image_of_zeros_is_none_of_bytes(backbone, on_blocks):
+    """The grey image is exactly zero after normalisation, which 127 and 128 are not."""
+    row = backbone.preprocess(Item("<|image_1|>\nFind a Wikipedia image."))
+    assert row.orphan_images == 1 and (row.slot[:, 0] >= 0).sum() == 730
+    assert row.patches.shape == (1, 729, 588) and (row.patch_position == -1).all()
+    patches, position = jnp.asarray(row.patches)[None], jnp.asarray(row.patch_position)[None]
+    table = jax.jit(lambda p, q: on_blocks.image_table(p, q, EXACT))
+    zeros = table(patches, position)
+    np.testing.assert_array_equal(zeros, table(patches + 77, position))
+    np.testing.assert_array_equal(zeros, table(patches, position + 1))  # value 0 is byte 0 here
+    assert np.abs(zeros - table(patches + 1, position + 1)).max() > 1e-4

@@ -1,0 +1,97 @@
+"""NV-Embed-v2 at full size, without weights or TPU: it traces, and libtpu compiles it."""
+
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.backbones.tiny_texts import write_nv_embed
+from unime_jax import backbones, encode, paths, sharding, step
+from unime_jax.data.pack import fill_buckets
+from unime_jax.data.plan import Bucket, Plan
+from unime_jax.models.vlm import Execution
+
+# What the published config.json leaves out are the defaults of Mistral and of latent attention.
+TEXT = dict(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=32000,
+)
+PARAMETERS = 7.85e9
+CHUNK, TOKENS, CHUNKS = 256, 512, 4
+HBM = 16e9  # bytes of one TPU v5e chip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = write_nv_embed(tmp_path_factory.mktemp("7b"), text=TEXT, latents={})
+    return backbones.open_backbone(str(folder), max_length=TOKENS)
+
+
+def draw(backbone, mesh):
+    """The program that encodes a window of rows in bfloat16, and abstract arguments for it."""
+    bfloat16 = jnp.dtype("bfloat16")
+    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    placed = sharding.parameter_shardings(mesh, {path: x.shape for path, x in shapes.items()})
+    parameters = {
+        path: jax.ShapeDtypeStruct(x.shape, bfloat16, sharding=placed[path])
+        for path, x in shapes.items()
+    }
+    plan = Plan((Bucket(TOKENS, 0),), backbone.layout, CHUNK, CHUNK * CHUNKS)
+    groups, _ = fill_buckets([], plan)
+    rows = sharding.chunked_rows(mesh)
+    groups = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), groups)
+    run = encode._program(step.make_encode(graph, Execution(bfloat16, "none", "xla")), mesh)
+    return run, parameters, groups
+
+
+def test_the_7b_teacher_traces(backbone):
+    """Shapes, rules and shardings fit at full size; nothing is allocated."""
+    mesh = sharding.make_mesh(1, 4, 2)
+    run, parameters, groups = draw(backbone, mesh)
+    size = sum(x.size for x in parameters.values())
+    assert PARAMETERS - 1e7 < size < PARAMETERS + 1e7
+    (embeddings,) = jax.eval_shape(run, {}, parameters, groups)
+    assert embeddings.shape == (CHUNK * CHUNKS, 4096) and embeddings.dtype == jnp.float32
+    assert groups[0].patches is None
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
+def test_every_matrix_of_it_is_sharded(backbone, mesh):
+    """Over fsdp and tensor both; what is whole on every device are norms, biases and latents."""
+    data, fsdp, tensor = mesh
+    _, parameters, _ = draw(backbone, sharding.make_mesh(*mesh))
+    for path, x in parameters.items():
+        share = x.sharding.shard_shape(x.shape)
+        parts = x.size // math.prod(share)
+        whole = path.rpartition(".")[2] not in ("kernel", "embedding")
+        assert parts == (1 if whole else fsdp * tensor), path
+    for layer in ("to_q", "to_k", "to_v"):
+        path = f"latent_attention_model.cross_attention.{layer}.kernel"
+        assert parameters[path].sharding.spec == jax.P("fsdp", "tensor")
+    path = "latent_attention_model.feed_forward.down.kernel"
+    assert parameters[path].sharding.spec == jax.P("tensor", "fsdp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 16, 1), (1, 4, 4)])
+def test_the_7b_teacher_compiles_for_tpu_v5e_4x4(backbone, shape):
+    """256 texts of 512 tokens at a time, on 16 chips of 16 GB."""
+    pytest.importorskip("libtpu")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+    mesh = sharding.make_mesh(*shape, topology.devices)
+    run, parameters, groups = draw(backbone, mesh)
+    with jax.set_mesh(mesh):
+        compiled = run.lower({}, parameters, groups).compile()
+    memory = compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    assert used < HBM
