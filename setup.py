@@ -9,7 +9,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["unime_jax*", "data_pipelines*"]),
-    package_data={"unime_jax.evaluation": ["*.j2"], "unime_jax.export": ["*.j2"]},
+    package_data={
+        "data_pipelines.mini_nli": ["*.npz"],
+        "unime_jax.evaluation": ["*.j2"],
+        "unime_jax.export": ["*.j2"],
+    },
     install_requires=[
         "absl-py",
         "flax>=0.12.8",

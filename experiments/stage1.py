@@ -5,7 +5,7 @@
 --config=experiments/stage1.py:llava_next_7b           LoRA on a pod, NLI triples, NV-Embed-v2
 --config=experiments/stage1.py:llava_onevision_7b      the same for LLaVA-OneVision
 --config=experiments/stage1.py:qwen2_vl_7b             the same for Qwen2-VL
---config=experiments/stage1.py:phi3_v                  the same for Phi-3.5-Vision
+--config=experiments/stage1.py:phi3_v_4b               the same for Phi-3.5-Vision
 
 Then --config=experiments/stage2.py --config.init_from=<work directory of stage 1>. The NLI triples
 are built by `python -m data_pipelines.texts`, the teacher's embeddings of them by
@@ -27,7 +27,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
         "llava_next_7b": llava_next_7b,
         "llava_onevision_7b": llava_onevision_7b,
         "qwen2_vl_7b": qwen2_vl_7b,
-        "phi3_v": phi3_v,
+        "phi3_v_4b": phi3_v_4b,
     }
     if variant not in variants:
         raise KeyError(f'no variant "{variant}"; use one of {", ".join(variants)}')
@@ -37,7 +37,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def mini() -> ConfigDict:
     """The whole decoder of a tiny LLaVA-OneVision, all-MiniLM-L6-v2 as its teacher."""
     config = with_loss(stage2.mini())
-    config.steps = 200
+    config.steps = 150
     config.chunk_size = 32
     config.trainable = ((r"language_model\..*", True), (".*", False))
     config.data.prepare.module = "data_pipelines.mini_nli"
@@ -78,9 +78,9 @@ def qwen2_vl_7b() -> ConfigDict:
     return pretrained(stage2.qwen2_vl_7b())
 
 
-def phi3_v() -> ConfigDict:
+def phi3_v_4b() -> ConfigDict:
     """Phi-3.5-Vision, 4.2B parameters (UniME, table 6)."""
-    return pretrained(stage2.phi3_v())
+    return pretrained(stage2.phi3_v_4b())
 
 
 def pretrained(config: ConfigDict) -> ConfigDict:
@@ -109,7 +109,7 @@ def with_loss(config: ConfigDict) -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.objective = "distillation"
     config.loss.texts = "all"
-    config.loss.temperature = 0.05
+    config.loss.temperature = 0.02  # the paper does not say
     config.loss.teacher_temperature = config_dict.placeholder(float)  # empty: the same
     config.loss.direction = "teacher_student"
     config.loss.mask_diagonal = True

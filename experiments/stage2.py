@@ -4,6 +4,7 @@
 --config=experiments/stage2.py:llava_onevision_7b      DoRA on a pod, MMEB-train
 --config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
 --config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
+--config=experiments/stage2.py:phi3_v_4b               the same for Phi-3.5-Vision
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -19,6 +20,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
         "llava_onevision_7b": llava_onevision_7b,
         "llava_next_7b": llava_next_7b,
         "qwen2_vl_7b": qwen2_vl_7b,
+        "phi3_v_4b": phi3_v_4b,
     }
     if variant not in variants:
         raise KeyError(f'no variant "{variant}"; use one of {", ".join(variants)}')
@@ -194,4 +196,25 @@ def qwen2_vl_7b() -> ConfigDict:
     config.processing.pixels = (56 * 56, 672 * 672)
     config.processing.pinpoints = ()
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1024, 9, 1.0))
+    return config
+
+
+def phi3_v_4b() -> ConfigDict:
+    """Phi-3.5-Vision, 4 crops an image, bare text (VLM2Vec); UniME adds `image_size = (336, 336)`.
+
+    Their targets name its fused layers, so gate and up have adapters, too. The parts of a fused
+    layer have one each here; exported, they are one of two or three times the rank.
+    """
+    config = llava_onevision_7b()
+    config.backbone = "microsoft/Phi-3.5-vision-instruct"
+    config.optimizer.learning_rate = 1e-4
+    config.processing.prompt = "raw"
+    config.processing.crops = 4
+    config.processing.pinpoints = ()
+    config.lora.targets = (
+        (ADAPTED, True),
+        (r"language_model\..*\.(gate|up)_proj", True),
+        (".*", False),
+    )
+    config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1024, 5, 1.0))
     return config

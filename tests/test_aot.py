@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from experiments import stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_phi3_v import write_phi3_v
 from unime_jax import backbones, config, optimizer, sharding, state, step
 from unime_jax.batch import Batch
 from unime_jax.data.pack import fill_buckets
@@ -39,6 +40,17 @@ MISTRAL = dict(
     num_attention_heads=32,
     num_key_value_heads=8,
     vocab_size=32064,
+)
+PHI3 = dict(
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    vocab_size=32064,
+    max_position_embeddings=131072,
+    original_max_position_embeddings=4096,
+    rope_scaling={"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
 )
 ROPE = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
 NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -72,12 +84,17 @@ def write_qwen2_vl_7b(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
+def write_phi3_v_4b(folder: pathlib.Path) -> pathlib.Path:
+    return write_phi3_v(folder, vision=None, text=PHI3)
+
+
 # By variant of stage2.py: its config.json, and its parameters (no head; CLIP without its last
 # layer), in billions.
 SIZES = {
     "llava_onevision_7b": (write_onevision_7b, 7.5, 7.6),
     "llava_next_7b": (write_next_7b, 7.4, 7.5),
     "qwen2_vl_7b": (write_qwen2_vl_7b, 7.7, 7.8),
+    "phi3_v_4b": (write_phi3_v_4b, 4.0, 4.1),
 }
 HBM = 16e9  # bytes of one TPU v5e chip
 

@@ -1,8 +1,10 @@
 """What a user of `Embedder` may hand over as an item, and reading its images."""
 
+import dataclasses
 import io
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -18,6 +20,11 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # A text, an image, or {"text": ..., "image": ...}; either key may be left out.
 Element: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[Source]]
 
+# What UniME's first stage asks after an image and after a sentence (section 3.2.2).
+IMAGE_SUFFIX = "Summary above image in one word:"
+TEXT_SUFFIX = "\nSummary above sentence in one word:"
+
+_MARKER = re.compile(r"<\|image_[0-9]+\|>\n?")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
@@ -46,6 +53,36 @@ def parts(element: Element) -> tuple[str, Sequence[Source]]:
     return text, several
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is embedded at once: one of the user's items, by its number, or a part of it."""
+
+    number: int
+    element: Element
+    prompt: str
+    suffix: str
+
+    def item(self) -> Item:
+        """With its images read, see `to_item`."""
+        return to_item(self.element, self.prompt, self.suffix)
+
+
+def apart(number: int, element: Element, image_suffix: str, text_suffix: str) -> list[Part]:
+    """An element's images alone, and its text alone, stripped, as far as it has them.
+
+    Beside images, the text loses its markers `<|image_1|>`.
+    """
+    text, images = parts(element)
+    found = []
+    if images:
+        found.append(Part(number, {"image": images}, "", image_suffix))
+        text = _MARKER.sub("", text)
+    text = text.strip()
+    if text or not images:
+        found.append(Part(number, text, "", text_suffix))
+    return found
+
+
 def _check(image: Source) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -62,12 +99,12 @@ def _check(image: Source) -> None:
         raise ValueError(f"an image is {image!r}; leave it out where there is none")
 
 
-def to_item(element: Element, prompt: str) -> Item:
+def to_item(element: Element, prompt: str = "", suffix: str = "") -> Item:
     """Reads an element's images. ValueError or TypeError says what is wrong with it."""
     text, images = parts(element)
     pictures = [_read(image) for image in images]
     path, data = pictures[0] if pictures else Picture("", None)
-    return Item(text, path, data, tuple(pictures[1:]), prefix=prompt)
+    return Item(text, path, data, tuple(pictures[1:]), prefix=prompt, suffix=suffix)
 
 
 def _read(image: Source) -> Picture:

@@ -19,11 +19,12 @@ from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.plan import Bucket, Plan
-from unime_jax.elements import Element, parts, to_item
+from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX, Element, Part, apart, parts, to_item
 from unime_jax.encode import make_row_encoder
 from unime_jax.models.vlm import Execution
 from unime_jax.step import make_encode
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
@@ -93,6 +94,7 @@ class Embedder:
         items: Iterable[Element],
         *,
         prompt: str = "",
+        suffix: str = "",
         batch_size: int = 32,
         show_progress_bar: bool = False,
     ) -> Float32[np.ndarray, "n D"]:
@@ -100,11 +102,12 @@ class Embedder:
 
         An item is a text, a PIL image, or a dict of "text" and "image" (either may be left out).
         An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3];
-        a list of them is several images. `prompt` + text is what the model's template gets; images
-        go where that has markers `<|image_1|>`, else in front of it (`backbones.prompts.Prompt`).
+        a list of them is several images. `prompt` + text + `suffix` is what the model's template
+        gets; images go where prompt or text have markers `<|image_1|>`, else in front of it
+        (`backbones.prompts.Prompt`).
 
         Items run in batches of one shape: lengths are rounded up to a few, each of which compiles
-        once. Texts beyond `max_length` are cut, with one warning a call.
+        once. Texts beyond `max_length` are cut before the suffix, with one warning a call.
 
         Args:
           batch_size: items of a batch; it bounds memory, never changes the embeddings. Keep to few
@@ -114,20 +117,56 @@ class Embedder:
           TypeError, ValueError: an item is not as above, an image cannot be read, or an image
             alone takes more than `max_length` tokens. The message starts with the item's index.
         """
-        if isinstance(items, str | bytes | Mapping | Image.Image):
-            raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
+        items = _listed(items)
+        work = [Part(index, item, prompt, suffix) for index, item in enumerate(items)]
+        return self._encode(work, batch_size, show_progress_bar)
+
+    def encode_sum(
+        self,
+        items: Iterable[Element],
+        *,
+        image_suffix: str = IMAGE_SUFFIX,
+        text_suffix: str = TEXT_SUFFIX,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> Float32[np.ndarray, "n D"]:
+        """As `encode`, with an item's image and text embedded apart, added, and scaled to length 1.
+
+        This is how UniME embeds both at once after its first stage, without training on such items
+        (section 3.2.2, figure 2b). An item of a single modality has the embedding of that one.
+        `image_suffix` follows the images, `text_suffix` the text, which is stripped and loses its
+        markers. With other suffixes this serves any model.
+
+        Raises:
+          TypeError, ValueError: as `encode`.
+        """
+        items = _listed(items)
+        work = [
+            part
+            for index, item in enumerate(items)
+            for part in apart(index, item, image_suffix, text_suffix)
+        ]
+        found = self._encode(work, batch_size, show_progress_bar)
+        vectors = np.zeros((len(items), self.dimension), np.float32)
+        numbers = np.array([part.number for part in work], int)
+        np.add.at(vectors, numbers, found)
+        several = np.bincount(numbers, minlength=len(items)) > 1
+        length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
+        vectors[several] /= np.maximum(length, 1e-12)
+        return vectors
+
+    def _encode(
+        self, work: Sequence[Part], batch_size: int, show_progress_bar: bool
+    ) -> Float32[np.ndarray, "n D"]:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        items = list(items)
-        for index, item in enumerate(items):
-            _blame(index, parts, item)  # a wrong type shows now, not after hours of encoding
         # A few items are not worth a batch; powers of two keep the shapes few.
-        batch_size = min(batch_size, _power_of_two(len(items)))
+        batch_size = min(batch_size, _power_of_two(len(work)))
 
-        vectors = np.zeros((len(items), self.dimension), np.float32)
+        vectors = np.zeros((len(work), self.dimension), np.float32)
         truncated = orphans = 0
-        with tqdm(total=len(items), unit="item", disable=not show_progress_bar) as bar:
-            made = self._rows(items, prompt, ahead=batch_size)
+        with tqdm(total=len(work), unit="item", disable=not show_progress_bar) as bar:
+            made = self._rows(work, ahead=batch_size)
             for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
                 vectors[indices] = part
                 truncated += sum(row.truncated > 0 for row in rows)
@@ -137,11 +176,11 @@ class Embedder:
             logging.warning(
                 "%d of %d texts were cut to max_length = %d tokens",
                 truncated,
-                len(items),
+                len(work),
                 self.max_length,
             )
         if orphans:
-            logging.warning("%d of %d items have image markers without image", orphans, len(items))
+            logging.warning("%d of %d items have image markers without image", orphans, len(work))
         return vectors
 
     def encode_rows(
@@ -168,9 +207,20 @@ class Embedder:
             unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
         return unit[0] @ unit[1].T
 
-    def rendered(self, item: Element, *, prompt: str = "") -> str:
+    def rendered(self, item: Element, *, prompt: str = "", suffix: str = "") -> str:
         """What the tokenizer gets for an item, with a single image token where an image goes."""
-        return self._preprocess.prompt.rendered(to_item(item, prompt))
+        return self._preprocess.prompt.rendered(to_item(item, prompt, suffix))
+
+    def rendered_sum(
+        self,
+        item: Element,
+        *,
+        image_suffix: str = IMAGE_SUFFIX,
+        text_suffix: str = TEXT_SUFFIX,
+    ) -> list[str]:
+        """What the tokenizer gets in `encode_sum`: for the images, then for the text."""
+        rendered = self._preprocess.prompt.rendered
+        return [rendered(part.item()) for part in apart(0, item, image_suffix, text_suffix)]
 
     def _batches(
         self, rows: Iterable[Row], batch_size: int
@@ -196,17 +246,13 @@ class Embedder:
         chunk = self._shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
         return Plan((bucket,), self._layout, chunk, chunk * math.ceil(batch_size / chunk))
 
-    def _rows(self, items: Sequence[Element], prompt: str, *, ahead: int) -> Iterator[Row]:
+    def _rows(self, work: Sequence[Part], *, ahead: int) -> Iterator[Row]:
         """Rows in order, preprocessed by threads while the devices are at work."""
 
-        def make(item: Element) -> Row:
-            return self._preprocess(to_item(item, prompt))
+        def make(part: Part) -> Row:
+            return self._preprocess(part.item())
 
-        def make_numbered(numbered: tuple[int, Element]) -> Row:
-            index, item = numbered
-            return _blame(index, make, item)
-
-        return map_ahead(make_numbered, enumerate(items), ahead=ahead)
+        return map_ahead(lambda part: _blame(part.number, make, part), work, ahead=ahead)
 
 
 def bucket_of(row: Row, max_length: int) -> Bucket:
@@ -217,6 +263,15 @@ def bucket_of(row: Row, max_length: int) -> Bucket:
     tokens = max(LEAST_TOKENS, _rung(len(row.tokens), fine_from=1024))
     tiles = 0 if row.patches is None else _rung(len(row.patches), fine_from=1)
     return Bucket(min(tokens, max_length), tiles)
+
+
+def _listed(items: Iterable[Element]) -> list[Element]:
+    if isinstance(items, str | bytes | Mapping | Image.Image):
+        raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
+    items = list(items)
+    for index, item in enumerate(items):
+        _blame(index, parts, item)  # a wrong type shows now, not after hours of encoding
+    return items
 
 
 def _power_of_two(n: int) -> int:
@@ -231,7 +286,7 @@ def _rung(n: int, *, fine_from: int) -> int:
     return between if n <= between and power > fine_from else power
 
 
-def _blame(index: int, call: Callable[[Element], T], item: Element) -> T:
+def _blame(index: int, call: Callable[[S], T], item: S) -> T:
     """`call(item)`; errors name the item."""
     try:
         return call(item)

@@ -55,7 +55,8 @@ def make_row_encoder(
         on_device = jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
         )
-        parts = [np.asarray(part) for part in run(*parameters, on_device)]
+        with jax.set_mesh(mesh):
+            parts = [np.asarray(part) for part in run(*parameters, on_device)]
         return np.concatenate(parts)[row_numbers(places, plan)]
 
     return encode_rows

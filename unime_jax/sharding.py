@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unime_jax import paths
@@ -56,7 +56,7 @@ def make_mesh(
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many parts the rows of a batch are cut into."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
@@ -83,6 +83,19 @@ def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
 def chunked_rows(mesh: Mesh) -> NamedSharding:
     """[chunks, rows, ...]: every chunk is spread over all row shards."""
     return NamedSharding(mesh, P(None, ROWS))
+
+
+def rows_apart(x: jax.Array) -> jax.Array:
+    """Activations [rows, ...] of which every device computes its own rows, as it has the inputs.
+
+    Where a weight lies over "fsdp", as the rows do, the compiler is otherwise free to split the
+    activations by features instead: as exact, but each device then holds all rows. Without a mesh
+    (`jax.set_mesh`), or with rows that it does not divide, nothing is asked for.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % row_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

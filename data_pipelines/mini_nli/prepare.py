@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Float16
 
 from data_pipelines import mini_mmeb, texts
 from data_pipelines.mini_nli.content import triples
+from data_pipelines.texts import Triple
 from unime_jax.data import embeddings_writer
 from unime_jax.embedder import Embedder
 
@@ -33,12 +33,21 @@ def prepare(data_dir: str | os.PathLike, *, seed: int, train_rows: int, eval_row
     """
     mini_mmeb.prepare(data_dir, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
     folder = Path(data_dir).expanduser() / NAME
-    train, test = triples(seed, "train", TRAIN), triples(seed, "test", TEST)
-    texts.write(folder / "texts", train, test)
+    texts.write(folder / "texts", *rows(seed))
     if not (folder / "teacher").exists():
-        sentences = sorted({sentence for row in (*train, *test) for sentence in row if sentence})
-        vectors, provenance = teach(sentences)
-        embeddings_writer.write(folder / "teacher", sentences, vectors, provenance=provenance)
+        found = sentences(seed)
+        vectors, provenance = teach(found)
+        embeddings_writer.write(folder / "teacher", found, vectors, provenance=provenance)
+
+
+def rows(seed: int) -> tuple[list[Triple], list[Triple]]:
+    """To train on, and held out."""
+    return triples(seed, "train", TRAIN), triples(seed, "test", TEST)
+
+
+def sentences(seed: int) -> list[str]:
+    """All distinct sentences of the rows, sorted."""
+    return sorted({sentence for split in rows(seed) for row in split for sentence in row})
 
 
 def teach(sentences: list[str]) -> tuple[Float16[np.ndarray, "n 384"], dict[str, str]]:
@@ -59,20 +68,6 @@ def teach(sentences: list[str]) -> tuple[Float16[np.ndarray, "n 384"], dict[str,
     return recorded["vectors"], {"model": "sentence-transformers/all-MiniLM-L6-v2, recorded"}
 
 
-def record() -> None:
-    """Writes RECORDED, from the installed teacher; run after a change of the sentences."""
-    rows = (*triples(0, "train", TRAIN), *triples(0, "test", TEST))
-    sentences = sorted({sentence for row in rows for sentence in row if sentence})
-    vectors, _ = teach(sentences)
-    np.savez_compressed(RECORDED, vectors=vectors, texts=digest(sentences))
-
-
 def digest(sentences: list[str]) -> str:
     """The sentences in short."""
     return hashlib.blake2b("\n".join(sentences).encode(), digest_size=16).hexdigest()
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["record"]:
-        sys.exit(f"usage: python -m {__spec__.name} record")
-    record()

@@ -3,6 +3,7 @@
 python -m data_pipelines.texts --input=nli_for_simcse.csv --folder=/data/nli --test_rows=1000
 """
 
+import collections
 import csv
 import hashlib
 import os
@@ -39,24 +40,26 @@ def prepare(inputs: Sequence[str | os.PathLike], folder: str | os.PathLike, test
       ValueError: a file of another form, a row without its first sentence, or too few rows.
     """
     rows = [row for file in inputs for row in read(Path(file))]
-    by_hash = sorted({row.sent0 for row in rows}, key=_hash)
-    count = {sentence: 0 for sentence in by_hash}
-    for row in rows:
-        count[row.sent0] += 1
+    write(folder, *split(rows, test_rows))
+
+
+def split(rows: Sequence[Triple], test_rows: int) -> tuple[list[Triple], list[Triple]]:
+    """Rows to train on and rows held out, whichever way they were ordered."""
+    count = collections.Counter(row.sent0 for row in rows)
     held_out: set[str] = set()
     held = 0
-    for sentence in by_hash:
+    for sentence in sorted(count, key=_hash):
         if held >= test_rows:
             break
         held_out.add(sentence)
         held += count[sentence]
     if held >= len(rows):
         raise ValueError(
-            f"{', '.join(map(str, inputs))}: {len(rows)} rows, of which test_rows={test_rows} "
-            "would leave none to train on"
+            f"{len(rows)} rows with {len(count)} different first sentences: to hold out "
+            f"{test_rows} of them would leave none to train on"
         )
     train = [row for row in rows if row.sent0 not in held_out]
-    write(folder, train, [row for row in rows if row.sent0 in held_out])
+    return train, [row for row in rows if row.sent0 in held_out]
 
 
 def read(file: Path) -> Iterator[Triple]:

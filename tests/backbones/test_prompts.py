@@ -29,7 +29,7 @@ NEW_TEMPLATE = (  # of transformers' newer conversion script, shortened to a use
 PROMPTS = [
     (family, style)
     for family in ("onevision", "mistral", "vicuna", "qwen2_vl")
-    for style in ("chat", "raw")
+    for style in ("chat", "verbatim", "raw")
 ]
 
 
@@ -113,6 +113,22 @@ def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
             expected = expected.replace(prompt.image_token + "\n", "")
         assert prompt.rendered(item(text, image)) == expected
     assert orphans == 1
+
+
+@pytest.mark.parametrize("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
+def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
+    """A marker without an image stays an image token, which is then a token like any other."""
+    (entry,) = recorded(backbone, "MMEB")
+    prompt = dataclasses.replace(every_prompt[family, "raw"], orphans="token")
+    for text, image, expected in zip(
+        entry["inputs"], entry["has_image"], entry["rendered"], strict=True
+    ):
+        assert prompt.rendered(item(text, image)) == expected
+        found = prompt(item(text, image), [6] * image)
+        tokens, is_image = prompt.expand(found.ids, [6] * image)
+        assert is_image.sum() == 6 * image
+        orphans = (tokens == prompt.image_token_id).sum() - 6 * image
+        assert found.orphan_images == orphans == (prompt.image_token in expected and not image)
 
 
 def test_unime_v2_qwen2_vl_on_captions(every_prompt):
@@ -326,6 +342,39 @@ def test_every_image_has_one_token_whatever_the_text(every_prompt, key, pieces, 
     assert tokens.tolist() == prompt.tokenizer.encode(long).ids
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(PROMPTS),
+    st.sampled_from(("token", "image")),
+    st.lists(st.sampled_from(MARKERS + WORDS), max_size=12),
+    st.integers(0, 3),
+)
+def test_orphans_that_are_kept_come_last(every_prompt, key, orphans, pieces, images):
+    """They are image tokens as those of images are, and none of their expanded tokens."""
+    prompt = dataclasses.replace(every_prompt[key], orphans=orphans)
+    pieces = [prompt.image_token if piece == "<image>" else piece for piece in pieces]
+    markers = re.findall(
+        rf"<\|image_\d+\|>|{re.escape(prompt.image_token)}", "".join([*pieces, "."])
+    )
+    this, counts = item("".join([*pieces, "."]), images), [5, 2, 9][:images]
+    kept = max(0, len(markers) - images)
+    if images + kept > 8 and key[1] == "chat":
+        with pytest.raises(ValueError, match="has places for"):
+            prompt.rendered(this)
+        return
+    assert prompt.empty_places(this) == kept
+    assert every_prompt[key].empty_places(this) == 0
+    assert prompt.rendered(this).count(prompt.image_token) == images + kept
+    found = prompt(this, counts)
+    assert found.orphan_images >= kept
+    tokens, is_image = prompt.expand(found.ids, counts)
+    assert (tokens == prompt.image_token_id).sum() == sum(counts) + kept
+    places = np.flatnonzero(tokens == prompt.image_token_id)
+    np.testing.assert_array_equal(places[: sum(counts)], np.flatnonzero(is_image))
+    zeros = prompt.expand(found.ids, [*counts, *[17] * kept])[1]
+    assert zeros.sum() == sum(counts) + 17 * kept
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(("<|image_1|>", "<image>", "\n", "a", " "))), st.integers(0, 3))
 def test_raw_texts_change_only_at_markers(every_prompt, pieces, images):
@@ -390,7 +439,8 @@ def test_only_text_is_shortened(every_prompt, key, text, markers, limit):
     assert is_image.sum() == sum(counts)
     assert short.ids[-1] == whole.ids[-1]  # which is pooled
     # What is left are the template and the images, and of the text its beginning.
-    prefix, suffix = whole_prompt.frames[images] if key[1] == "chat" else ("", "")
+    place = {"chat": images, "verbatim": 0}
+    prefix, suffix = whole_prompt.frames[place[key[1]]] if key[1] in place else ("", "")
     # Llama's tokenizer puts a space in front itself.
     end = len(whole_prompt.tokenizer.encode(suffix.strip(" "), add_special_tokens=False).ids) or 1
     assert short.ids[-end:] == whole.ids[-end:]
@@ -416,7 +466,7 @@ def test_a_prompt_that_cannot_be_short_enough_is_an_error(every_prompt, key):
     needed = int(re.search(message, str(found.value))[1])
     enough = dataclasses.replace(prompt, max_length=needed)(item("x y z", 1), [100])
     assert len(enough.ids) + 99 == needed
-    if key[1] == "chat":
+    if key[1] != "raw":
         message = r"its prompt template and last token are \d+ tokens.* is 3; raise it$"
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(prompt, max_length=3)(item("a b"), [])

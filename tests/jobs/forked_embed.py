@@ -3,8 +3,9 @@
     python -m tests.jobs.forked_embed killed <config.json> <workdir> <moments, JSON>
     python -m tests.jobs.forked_embed pair <config.json> <workdir> <port>
 
-A moment is (n, stage): SIGKILL at the n-th file that a run writes, "before", "half" or "after" it
-is written. The last run is not killed. Prints how each process ended, -9 for SIGKILL.
+A moment is (n, stage): SIGKILL at the n-th file that a run writes: "half" of it is written, all is
+but it is still "unnamed", or "after" that. The last run is not killed. Prints how each process
+ended, -9 for SIGKILL.
 """
 
 import itertools
@@ -48,14 +49,36 @@ def kill_at(moment: int, stage: str) -> None:
     def dies(file: pathlib.Path, content: bytes | memoryview) -> None:
         last = next(calls) == moment
         if last and stage == "half":
-            half = bytes(content)[: len(content) // 2]
-            file.with_name(f"{file.name}.half.partial").write_bytes(half)
-        elif not last or stage == "after":
-            replace(file, content)
+            embeddings_writer.open = Half
+        elif last and stage == "unnamed":
+            os.fsync = kill
+        replace(file, content)
         if last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
 
     embeddings_writer._replace = dies
+
+
+def kill(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Half:
+    """A file of which only the first half gets to the disk."""
+
+    def __init__(self, *arguments):
+        self._file = open(*arguments)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, content: bytes | memoryview) -> None:
+        self._file.write(content[: len(content) // 2])
+        self._file.flush()
+        kill()
 
 
 def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, str]]) -> list[int]:

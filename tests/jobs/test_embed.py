@@ -27,6 +27,8 @@ from unime_jax.data.embeddings import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
 from unime_jax.jobs import embed
 
+open_dataset = sources.open_dataset  # which the fixtures replace
+
 EXACT = 2e-5  # largest absolute difference between unit vectors, float32
 PREFIX, SUFFIX = "Represent: ", " in one word:"
 RED, BLUE, GREEN = (picture(20, 24, seed) for seed in range(3))
@@ -101,11 +103,11 @@ def one_device():
 
 
 @pytest.fixture
-def data(monkeypatch):
-    """Sources that a test may change."""
-    rows = copy.deepcopy(DATA)
-    monkeypatch.setattr(sources, "open_dataset", lambda folder: rows)
-    return rows
+def splits(monkeypatch):
+    """The rows, for tests that change them."""
+    found = copy.deepcopy(DATA)
+    monkeypatch.setattr(sources, "open_dataset", lambda folder: found)
+    return found
 
 
 @pytest.fixture
@@ -155,10 +157,6 @@ def vectors(workdir) -> np.ndarray:
     return store.vectors(store.ids)
 
 
-def elements(items):
-    return [{"text": PREFIX + t + SUFFIX} | ({"image": i[1]} if i else {}) for t, i in items]
-
-
 def test_what_the_embedder_makes_of_each_distinct_item(pair, given, straight):
     """In order, without duplicates, in blocks that are not all full."""
     store = open_embeddings(straight)
@@ -173,11 +171,14 @@ def test_what_the_embedder_makes_of_each_distinct_item(pair, given, straight):
 
 
 def embedded(pair, items):
+    elements = [{"text": text} | ({"image": image[1]} if image else {}) for text, image in items]
+    return open_model(pair).encode(elements, prompt=PREFIX, suffix=SUFFIX)
+
+
+def open_model(pair) -> Embedder:
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    model = Embedder.from_pretrained(
-        pair.backbone.folder, dtype="float32", max_length=128, mesh=mesh
-    )
-    return model.encode(elements(items))
+    folder = pair.backbone.folder
+    return Embedder.from_pretrained(folder, dtype="float32", max_length=128, mesh=mesh)
 
 
 def test_provenance(pair, given, straight):
@@ -189,6 +190,32 @@ def test_provenance(pair, given, straight):
     assert found["corpus"]["datasets"] == ["pairs"] and found["corpus"]["items"] == len(ITEMS)
     assert found["versions"]["jax"] == jax.__version__
     assert found["versions"].keys() == {"unime_jax", "jax", "flax", "transformers"}
+
+
+def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
+    """The miniature MMEB: texts, images, and both."""
+    monkeypatch.setattr(sources, "open_dataset", open_dataset)
+    given.data.folder, given.data.datasets = str(data), ("mini_mmeb/train",)
+    splits = open_dataset(data / "mini_mmeb" / "train")
+    names = sorted(splits)[:3]
+    given.data.sides, given.data.splits = ("query", "positive"), tuple(names)
+    given.batch_size, given.output.block = 16, 32
+    given.prefix = given.suffix = ""
+    embed.run(given, tmp_path / "run")
+    examples = [
+        sources.to_example(name, splits[name][i])
+        for name in names
+        for i in range(len(splits[name]))
+    ]
+    items = {item_id(item): item for e in examples for item in (e.query, e.positive)}
+    store = open_embeddings(tmp_path / "run")
+    assert list(store.ids) == list(items)
+    assert len(store) > 32, "several blocks"
+    some = list(items.values())[:: len(items) // 15][:16]
+    assert {bool(item.image) for item in some} == {True, False}
+    found = np.stack([store.vector_of(item) for item in some])
+    elements = [{"text": i.text} | ({"image": i.image} if i.image else {}) for i in some]
+    np.testing.assert_allclose(found, open_model(pair).encode(elements), atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +342,9 @@ def test_killed_at_any_moment(lines, tmp_path):
         (1, "after"),  # of a block's ids
         (2, "half"),  # of its vectors
         (3, "half"),  # of the next one's ids
-        (6, "before"),  # of the last one's vectors
+        (6, "unnamed"),  # of the last one's vectors
         (3, "half"),  # of all ids
-        (2, "before"),  # of the record that says that the folder is complete
+        (2, "unnamed"),  # of the record that says that the folder is complete
         (2, "after"),  # of it, but nothing is tidied up
     ]
     assert killed_runs(lines, tmp_path / "straight", []) == [0]
@@ -378,7 +405,7 @@ def test_two_processes_that_know_of_each_other(lines, tmp_path):
     np.testing.assert_allclose(vectors(tmp_path / "pair"), vectors(tmp_path / "alone"), atol=EXACT)
 
 
-def test_another_run_is_refused(pair, given, data, straight, tmp_path):
+def test_another_run_is_refused(pair, given, splits, straight, tmp_path):
     """The message says what changed; nothing is written."""
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
@@ -401,9 +428,9 @@ def test_another_run_is_refused(pair, given, data, straight, tmp_path):
     given.output.dtype = "float16"
     refused('dtype: "float32" before, "float16" now')
     given.output.dtype = "float32"
-    data["b"][0]["pos_text"] = "an ellipse"
+    splits["b"][0]["pos_text"] = "an ellipse"
     refused("provenance.corpus.ids: ", "provenance.corpus.items: 13 before, 14 now")
-    data["b"][0]["pos_text"] = "a circle"
+    splits["b"][0]["pos_text"] = "a circle"
     other = tmp_path / "other"
     shutil.copytree(pair.backbone.folder, other)
     given.backbone = str(other)
@@ -440,9 +467,9 @@ def test_text_files_that_cannot_be_read(lines, tmp_path):
         embed.run(lines, tmp_path / "run")
 
 
-def test_bad_items_are_left_out(given, data, straight, tmp_path):
+def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     """Rows as in training; and what only the model finds too much is left out alone."""
-    data["b"][1:1] = [
+    splits["b"][1:1] = [
         row("where?", "lost", [], ("absent.png", b"")),
         row("where?", "broken", [], ("broken.png", BLUE[:50])),
         row("which?", "too big", [], ("big.png", picture(28, 28, 5))),
@@ -475,15 +502,15 @@ def test_bad_items_are_left_out(given, data, straight, tmp_path):
     assert read_quarantine(workdir / "quarantine.jsonl") == bad
 
 
-def test_too_many_bad_items_stop_it(given, data, tmp_path):
-    data["b"] += [row("where?", "lost", [], ("absent.png", b""))] * 300
+def test_too_many_bad_items_stop_it(given, splits, tmp_path):
+    splits["b"] += [row("where?", "lost", [], ("absent.png", b""))] * 300
     with pytest.raises(ValueError, match="300 of 305 examples read were unusable"):
         embed.run(given, tmp_path / "run")
     assert not list((tmp_path / "run").glob("vectors/*"))
 
 
-def test_nothing_to_embed(given, data, tmp_path):
-    data["a"], data["b"] = [], [row("where?", "lost", [], ("absent.png", b""))]
+def test_nothing_to_embed(given, splits, tmp_path):
+    splits["a"], splits["b"] = [], [row("where?", "lost", [], ("absent.png", b""))]
     with pytest.raises(ValueError, match="nothing to embed in 1 rows, the first of 1 .*absent.png"):
         embed.run(given, tmp_path)
 

@@ -215,6 +215,16 @@ def test_we_shorten_the_text_instead(backbone):
         few.preprocess(Item(text, "a.png", image))
 
 
+def test_a_marker_without_an_image_in_company(backbone, model):
+    """Row 2 of the mixed batch by the real normalisation, beside an image that is no part of it."""
+    facts, data = recorded("mixed_batch")
+    other = backbone.preprocess(Item("<|image_1|>\n", "a.png", encoded(noise(30, 30))))
+    rows = [other, backbone.preprocess(Item(facts["texts"][2]))]
+    found = np.asarray(run(model, inputs_of(rows))[0][1])
+    np.testing.assert_allclose(found, data["embedding"][2], atol=TOLERANCE, rtol=0)
+    assert found @ data["embedding"][2] >= COSINE
+
+
 def test_an_image_of_zeros_is_none_of_bytes(backbone, on_blocks):
     """The grey image is exactly zero after normalisation, which 127 and 128 are not."""
     row = backbone.preprocess(Item("<|image_1|>\nFind a Wikipedia image."))

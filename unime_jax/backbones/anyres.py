@@ -11,7 +11,7 @@ alone, so the host turns it into integers, rows of a table, and the device only 
 
 Sizes are (height, width) throughout, in pixels unless said otherwise. The order of the float
 operations is transformers' own: sizes are cut to integers after them, so another order gives other
-token counts. Prompts and tokens are not handled here, see `llava`.
+token counts. Prompts and tokens are not handled here, see `llava_rows`.
 """
 
 import functools

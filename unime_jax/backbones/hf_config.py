@@ -103,23 +103,14 @@ def decoder_config(
         qkv_bias=qkv_bias,
         hidden_act=text.hidden_act,
         causal=causal,
-        long_rope=long_rope(text, head_dim) if rope_type == "longrope" else None,
+        long_rope=long_rope(text) if rope_type == "longrope" else None,
     )
 
 
-def long_rope(text: PretrainedConfig, head_dim: int) -> LongRope:
-    """The two sets of rotary factors of a text_config, and the scale that its lengths give.
-
-    Raises:
-      ValueError: they are not numbers for every frequency.
-    """
+def long_rope(text: PretrainedConfig) -> LongRope:
+    """The two sets of rotary factors of a text_config, and the scale that its lengths give."""
     rope = text.rope_parameters
     short, long = (tuple(map(float, rope[key])) for key in ("short_factor", "long_factor"))
-    if not len(short) == len(long) == head_dim // 2:
-        raise ValueError(
-            f"config.json: rope_scaling has {len(short)} short and {len(long)} long factors; heads"
-            f" of {head_dim} need {head_dim // 2} of each"
-        )
     original = rope["original_max_position_embeddings"]
     growth = text.max_position_embeddings / original
     scale = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0

@@ -1,8 +1,8 @@
 """LLaVE's checkpoints as published: LLaVA-OneVision's model in the files of its original code base.
 
 The folder is read as the LLaVA-OneVision in Hugging Face form that it is equal to, and exports are
-written in that form. What the code base has in code lies here: the vision tower, the prompt and
-the normalisation of pixels. Its video inputs are not supported.
+written in that form. What the code base has in code lies here, the prompt and the normalisation of
+pixels, and in `llava_qwen_config`, the vision tower. Its video inputs are not supported.
 
 Maps are unpadded as in transformers, whose rounding drops one more row or column of patches for
 two sizes in 300 000 (792 x 748 pixels, for example).
@@ -12,71 +12,26 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken
 from transformers import (
-    LlavaOnevisionConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipVisionConfig,
 )
 
 from unime_jax.backbones import llava
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.hf_config import require
+from unime_jax.backbones.llava_qwen_config import TOWER_FILE, convert_config, read_config
 from unime_jax.backbones.processing import Processing, require_orphans
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
 
 PROCESSING = Processing(prompt="verbatim")
 
 IMAGE_TOKEN = "<image>"
-TOWER_FILE = "siglip_vision_config.json"  # of a folder whose tower is not a published one
-TOWERS = {  # as published; the code base deletes the last layer and reads the one before it
-    "siglip-so400m-patch14-384": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-    }
-}
-TEXT_KEYS = (  # of config.json that are the decoder's
-    "attention_dropout",
-    "bos_token_id",
-    "eos_token_id",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "max_window_layers",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "pad_token_id",
-    "rms_norm_eps",
-    "rope_scaling",
-    "rope_theta",
-    "sliding_window",
-    "tie_word_embeddings",
-    "use_sliding_window",
-    "vocab_size",
-)
-OTHER_KEYS = (
-    "image_aspect_ratio",
-    "image_grid_pinpoints",
-    "mm_hidden_size",
-    "mm_patch_merge_type",
-    "mm_projector_type",
-    "mm_vision_tower",
-    "vocab_size",
-)
 # The turn of the assistant is a line end; the line end after it is the token that is pooled.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -108,11 +63,7 @@ def open_folder(
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
     require_orphans(processing, "strip", "image")  # the image token has no embedding of its own
-    # As it is in the file: transformers may have moved what it knows.
-    own = json.loads((folder / "config.json").read_text())
-    missing = [key for key in OTHER_KEYS if key not in own]
-    if missing:
-        raise ValueError(f"{folder}/config.json lacks {', '.join(missing)}")
+    own = read_config(folder)
     tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
     tower = llava.tower_config(converted)
@@ -156,7 +107,8 @@ def add_image_token(
       ValueError: the model has no row of embeddings that it could have.
     """
     tokenizer.add_tokens([_image_token()], special_tokens=True)
-    image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    assert isinstance(image_token_id, int)
     if image_token_id >= vocab_size:
         raise ValueError(
             f"{folder}: {IMAGE_TOKEN} is token {image_token_id} and vocab_size is {vocab_size};"
@@ -165,42 +117,7 @@ def add_image_token(
     return image_token_id
 
 
-def convert_config(
-    folder: pathlib.Path, own: Mapping[str, Any], image_token_id: int
-) -> LlavaOnevisionConfig:
-    """The configuration of the original code base in Hugging Face form.
-
-    Raises:
-      ValueError: it asks for what is not done here.
-    """
-    require("mm_projector_type", own["mm_projector_type"], ("mlp2x_gelu",))
-    require("mm_patch_merge_type", own["mm_patch_merge_type"], ("spatial_unpad",))
-    require("mm_use_im_start_end", own.get("mm_use_im_start_end", False), (False,))
-    aspect = own["image_aspect_ratio"]
-    if not re.fullmatch(r"anyres_max_[1-9]\d*", aspect):
-        raise ValueError(
-            f"{folder}/config.json: image_aspect_ratio is {aspect!r};"
-            " only 'anyres_max_<number>' is supported"
-        )
-    vision = _tower(folder, own["mm_vision_tower"])
-    tied = own.get("tie_word_embeddings", False)
-    return LlavaOnevisionConfig(
-        architectures=["LlavaOnevisionForConditionalGeneration"],
-        text_config=Qwen2Config(**{key: own[key] for key in TEXT_KEYS if key in own}),
-        vision_config=vision,
-        image_token_index=image_token_id,
-        video_token_index=-1,  # there is none
-        projector_hidden_act="gelu",
-        multimodal_projector_bias=True,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        vision_aspect_ratio=aspect,
-        image_grid_pinpoints=_pinpoints(folder, own["image_grid_pinpoints"], vision.image_size),
-        tie_word_embeddings=tied,
-    )
-
-
-def image_processor(config: LlavaOnevisionConfig) -> dict[str, Any]:
+def image_processor(config: PretrainedConfig) -> dict[str, Any]:
     """What the code base does to pixels, as settings of transformers' image processor."""
     tile = config.vision_config.image_size
     return llava.DEFAULTS | {
@@ -214,7 +131,7 @@ def image_processor(config: LlavaOnevisionConfig) -> dict[str, Any]:
     }
 
 
-def convert_files(config: LlavaOnevisionConfig, folder: pathlib.Path) -> None:
+def convert_files(config: PretrainedConfig, folder: pathlib.Path) -> None:
     """Makes copies of a checkpoint's files those of a LLaVA-OneVision that transformers loads."""
     (folder / TOWER_FILE).unlink(missing_ok=True)
     (folder / "chat_template.json").unlink(missing_ok=True)
@@ -238,13 +155,13 @@ def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
         backend.save(str(folder / "tokenizer.json"))
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     file = folder / "tokenizer_config.json"
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": tokenizer.convert_ids_to_tokens(text.eos_token_id),
-        "pad_token": tokenizer.convert_ids_to_tokens(text.pad_token_id or text.bos_token_id),
-    }
     if file.exists():
         settings = json.loads(file.read_text())
+    else:
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for key, token_id in (("eos_token", text.eos_token_id), ("pad_token", text.pad_token_id)):
+            token_id = text.bos_token_id if token_id is None else token_id
+            settings[key] = tokenizer.convert_ids_to_tokens(token_id)
     settings.pop("chat_template", None)  # the language model's
     settings["processor_class"] = "LlavaOnevisionProcessor"
     if "added_tokens_decoder" in settings:
@@ -259,41 +176,6 @@ def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
 
 def _image_token() -> AddedToken:
     return AddedToken(IMAGE_TOKEN, special=True, normalized=False)
-
-
-def _tower(folder: pathlib.Path, name: str) -> SiglipVisionConfig:
-    """The tower without the layer that is deleted."""
-    file = folder / TOWER_FILE
-    sizes: Mapping[str, Any] | None
-    if file.exists():
-        sizes = json.loads(file.read_text())
-    else:
-        sizes = TOWERS.get(pathlib.PurePath(name).name)
-    if sizes is None:
-        raise ValueError(
-            f"{folder}/config.json: mm_vision_tower is {name!r}, whose sizes are not known here;"
-            f" supported: {', '.join(TOWERS)}. For another SigLIP, put its vision_config into"
-            f" {TOWER_FILE}."
-        )
-    keys = (*next(iter(TOWERS.values())), "hidden_act", "layer_norm_eps")
-    given = {key: sizes[key] for key in keys if key in sizes}
-    given["num_hidden_layers"] -= 1
-    return SiglipVisionConfig(**given, vision_use_head=False)
-
-
-def _pinpoints(folder: pathlib.Path, given: Any, tile: int) -> list[list[int]]:
-    """Canvases (height, width) of a list of (width, height), or of "(1x1),...,(2x2)" in tiles."""
-    if not isinstance(given, str):
-        return [[int(height), int(width)] for width, height in given]
-    corners = [(int(w), int(h)) for w, h in re.findall(r"\((\d+)x(\d+)\)", given)]
-    if not corners:
-        raise ValueError(f"{folder}/config.json: image_grid_pinpoints {given!r} names no grids")
-    (first_width, first_height), (last_width, last_height) = corners[0], corners[-1]
-    return [
-        [height * tile, width * tile]
-        for width in range(first_width, last_width + 1)
-        for height in range(first_height, last_height + 1)
-    ]
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

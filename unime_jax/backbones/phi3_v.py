@@ -31,7 +31,7 @@ from unime_jax.models.vit import VisionConfig
 PROCESSING = Processing(prompt="raw", crops=4)  # VLM2Vec's and UniME's
 
 TOWER_FILE = "clip_vision_config.json"
-TOWER = {  # openai/clip-vit-large-patch14-336, which the original's code names
+TOWER: dict[str, Any] = {  # openai/clip-vit-large-patch14-336, which the original's code names
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -182,18 +182,28 @@ def text_config(content: Mapping[str, Any]) -> Phi3Config:
     """The decoder's part of config.json, as transformers would have it of a Phi-3.
 
     Raises:
-      ValueError: it asks for other rotary positions than Phi-3.5-Vision's.
+      ValueError: it asks for other rotary positions than Phi-3.5-Vision's, or has not one factor
+        for every frequency.
     """
     scaling = content.get("rope_scaling")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling:
         kind = scaling.get("rope_type") or scaling.get("type")
         hf_config.require("rope_scaling.type", kind, ("su", "longrope"))
+        head = content["hidden_size"] // content["num_attention_heads"]
+        counts = [len(scaling[key]) for key in ("short_factor", "long_factor")]
+        if counts != [head // 2] * 2:
+            raise ValueError(
+                f"config.json: rope_scaling has {counts[0]} short and {counts[1]} long factors;"
+                f" heads of {head} need {head // 2} of each"
+            )
+        original = content["original_max_position_embeddings"]
         rope = {
             "rope_type": "longrope",
             "short_factor": scaling["short_factor"],
             "long_factor": scaling["long_factor"],
-            "original_max_position_embeddings": content["original_max_position_embeddings"],
+            "original_max_position_embeddings": original,
+            "factor": content["max_position_embeddings"] / original,
         }
     keys = (
         "vocab_size",

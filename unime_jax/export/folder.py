@@ -40,7 +40,8 @@ def write(
 
     Adapters are folded into their kernels. Tensors that only generation uses come from the
     backbone's own files. An earlier export in `folder` is replaced. `prompts` are those of
-    sentence-transformers, whose files are left out where it would not embed as this model does.
+    sentence-transformers, whose files are left out where it would not embed as this model does. A
+    backbone that is such a model itself keeps its own.
     """
     partial = folder.with_name(folder.name + ".partial")
     merged = merged_parameters(graph, parameters, dtype)

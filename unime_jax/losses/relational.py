@@ -22,7 +22,7 @@ def relational_distillation(
     student_columns: Float[Array, "K S"] | None = None,
     teacher_columns: Float[Array, "K T"] | None = None,
     *,
-    temperature: float = 0.05,
+    temperature: float = 0.02,
     teacher_temperature: float | None = None,
     direction: Direction = "teacher_student",
     mask_diagonal: bool = True,

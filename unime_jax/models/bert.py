@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from unime_jax import sharding
 from unime_jax.batch import Inputs
 from unime_jax.models import attention, scan
 from unime_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
@@ -153,9 +154,10 @@ class Bert(EmbeddingModel):
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
         """Of the last layer; padded positions hold values of no meaning."""
         x = self.embeddings(inputs.tokens, inputs.positions[..., 0], execution.dtype)
-        return scan.run(
+        hidden = scan.run(
             self.encoder.layer,
             lambda layer, x: layer(x, inputs.length, execution.attention),
-            x,
+            sharding.rows_apart(x),
             remat=execution.remat,
         )
+        return sharding.rows_apart(hidden)

@@ -39,8 +39,8 @@ def rotary_angles(
     scale = 1.0
     if long_rope:
         beyond = jnp.max(positions, axis=(1, 2), keepdims=True) >= long_rope.original
-        factors = np.array([long_rope.long, long_rope.short], np.float32)
-        frequency = frequency / jnp.where(beyond, *factors)  # [B, 1, H/2]
+        short, long = (np.array(x, np.float32) for x in (long_rope.short, long_rope.long))
+        frequency = frequency / jnp.where(beyond, long, short)  # [B, 1, H/2]
         scale = long_rope.scale
     axis = np.repeat(np.arange(len(sections)), sections)
     angle = positions.astype(jnp.float32)[..., axis] * frequency
