@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from experiments import stage2
+from experiments import stage1, stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
@@ -88,8 +88,9 @@ def write_phi3_v_4b(folder: pathlib.Path) -> pathlib.Path:
     return write_phi3_v(folder, vision=None, text=PHI3)
 
 
-# By variant of stage2.py: its config.json, and its parameters (no head; CLIP without its last
-# layer), in billions.
+TEACHER = 4096  # NV-Embed-v2's width
+# By variant of the experiments: its config.json, and its parameters (no head; CLIP without its
+# last layer), in billions.
 SIZES = {
     "llava_onevision_7b": (write_onevision_7b, 7.5, 7.6),
     "llava_next_7b": (write_next_7b, 7.4, 7.5),
@@ -105,14 +106,16 @@ def sized(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     return request.param, SIZES[request.param][0](tmp_path_factory.mktemp("7b"))
 
 
-def draw(variant, folder, devices):
-    """The step of a variant of stage2.py and abstract arguments for it on these devices."""
-    settings = config.read(config.TrainConfig, stage2.get_config(variant).to_dict())
+def draw(experiment, variant, folder, devices):
+    """The step of an experiment's variant and abstract arguments for it on these devices."""
+    settings = config.read(config.TrainConfig, experiment.get_config(variant).to_dict())
     mesh = sharding.make_mesh(1, len(devices), 1, devices)
     buckets = [Bucket(*bucket) for bucket in settings.data.buckets]
     backbone = backbones.open_backbone(
         str(folder), max_length=buckets[-1].tokens, processing=settings.processing
     )
+    if settings.data.teacher:
+        backbone = backbones.language_only(backbone, TEACHER)
     blueprint = state.draw(
         backbone,
         mesh,
@@ -133,6 +136,7 @@ def draw(variant, folder, devices):
         buckets,
         backbone.layout,
         batch_size=settings.batch_size,
+        negatives=settings.data.negatives,
         chunk_size=settings.chunk_size,
     )
     rows, pairs = sharding.chunked_rows(mesh), NamedSharding(mesh, jax.P(sharding.ROWS))
@@ -146,7 +150,9 @@ def draw(variant, folder, devices):
         groups=jax.tree.map(lambda x: shaped(x, rows), groups),
         query=pair,
         positive=pair,
-        negative=jax.ShapeDtypeStruct((settings.batch_size, 0), jnp.int32, sharding=pairs),
+        negative=jax.ShapeDtypeStruct(
+            (settings.batch_size, plan.negatives), jnp.int32, sharding=pairs
+        ),
         target_id=tuple(
             jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
         ),
@@ -160,7 +166,7 @@ def draw(variant, folder, devices):
 def test_the_7b_step_traces(sized):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
     variant, folder = sized
-    mesh, run, now, batch, blueprint = draw(variant, folder, jax.devices())
+    mesh, run, now, batch, blueprint = draw(stage2, variant, folder, jax.devices())
     size = sum(leaf.size for leaf in blueprint.parameters.values())
     _, least, most = SIZES[variant]
     assert least * 1e9 < size < most * 1e9
@@ -172,16 +178,32 @@ def test_the_7b_step_traces(sized):
     assert metrics["loss"].shape == ()
 
 
+def test_the_7b_distillation_step_traces(sized):
+    """The language component alone, 768 triples; its adapters are all that is trained."""
+    variant, folder = sized
+    mesh, run, now, batch, blueprint = draw(stage1, variant, folder, jax.devices())
+    assert all(path.startswith("language_model.") for path in blueprint.parameters)
+    trained = {path.rpartition(".")[2] for path in blueprint.trainable}
+    assert trained == {"lora_a", "lora_b"}
+    with jax.set_mesh(mesh):
+        new, metrics = jax.eval_shape(run, now, batch)
+    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
+    assert batch.groups[0].teacher.shape[-1] == TEACHER and metrics["loss"].shape == ()
+
+
 @pytest.mark.slow
-def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized):
-    """DoRA, 1024 pairs with images of 336, 384 or up to 672 pixels a side, on 16 chips of 16 GB."""
+@pytest.mark.parametrize("experiment", [stage1, stage2], ids=["stage1", "stage2"])
+def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized, experiment):
+    """On 16 chips of 16 GB: LoRA with 768 triples of texts of up to 128 tokens; DoRA with 1024
+    pairs, images of 336, 384 or up to 672 pixels a side.
+    """
     pytest.importorskip("libtpu")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     from jax.experimental import topologies
 
     variant, folder = sized
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    mesh, run, now, batch, _ = draw(variant, folder, topology.devices)
+    mesh, run, now, batch, _ = draw(experiment, variant, folder, topology.devices)
     with jax.set_mesh(mesh):
         compiled = run.lower(now, batch).compile()
     memory = compiled.memory_analysis()

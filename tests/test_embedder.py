@@ -19,6 +19,7 @@ from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
 from unime_jax import Embedder, embedder, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item, Picture, Row
+from unime_jax.data import ahead
 from unime_jax.models.vlm import Vlm
 
 FAMILIES = {
@@ -350,7 +351,7 @@ def test_a_lazily_opened_image_in_many_items(monkeypatch, model, tmp_path):
         return load(self)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", slow)
-    monkeypatch.setattr(embedder, "THREADS", 4)
+    monkeypatch.setattr(ahead, "THREADS", 4)
     several = model.encode([image] * 8)
     assert len(reading) == 1
     np.testing.assert_allclose(several, model.encode([{"image": path}] * 8))
