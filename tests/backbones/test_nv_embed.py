@@ -230,8 +230,10 @@ def test_the_sliding_window_is_none_of_this_model(tiny, tmp_path):
 
 def test_its_code_is_not_even_asked_for(tiny, monkeypatch):
     assert "auto_map" in json.loads((tiny / "config.json").read_text())
-    monkeypatch.setattr(builtins, "input", None)
+    asked = []
+    monkeypatch.setattr(builtins, "input", lambda question="": asked.append(question) or "n")
     opened(tiny)
+    assert not asked
 
 
 # Weights

@@ -425,9 +425,11 @@ def test_every_parameter_at_full_size(tmp_path, size):
         ),
     )
     backbone = opened(folder)
-    assert backbone.text.hidden_size == widths["hidden_size"] and backbone.text.head_dim == 128
-    assert backbone.text.qkv_bias and backbone.text.rope_theta == 1e6
-    _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    model = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    attention = model.language_model.layers.self_attn
+    assert backbone.dimension == widths["hidden_size"] and attention.head_dim == 128
+    assert attention.q_proj.bias is not None and model.language_model.rope_theta == 1e6
+    _, shapes = paths.split(model)
     entries = weights.table({path: x.shape for path, x in shapes.items()}, backbone.names)
     ours = {NAMES["nested"](name): entry.shape for entry in entries for name in entry.names}
     with torch.device("meta"):

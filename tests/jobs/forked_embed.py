@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import jax
@@ -23,6 +24,7 @@ from unime_jax.data import embeddings_writer
 from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
+LEAVE_SECONDS = 1  # that a process waits for the others to leave, too
 
 
 def forked(call: Callable[[], None]) -> int:
@@ -96,9 +98,17 @@ def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, s
 def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
     def run(process: int) -> None:
         jax.distributed.initialize(
-            f"localhost:{port}", 2, process, initialization_timeout=JOIN_SECONDS
+            f"localhost:{port}",
+            2,
+            process,
+            initialization_timeout=JOIN_SECONDS,
+            shutdown_timeout_seconds=LEAVE_SECONDS,
         )
         embed.POLL_SECONDS = 0.1
+        if process:  # begins when the other has done its part, and would long have left
+            while len(list(workdir.glob("vectors/*.npy"))) < 2:
+                time.sleep(0.1)
+            time.sleep(3 * LEAVE_SECONDS)
         embed.run(config, workdir)
         jax.distributed.shutdown()  # as at the exit of an interpreter: waits for the other
 

@@ -67,7 +67,7 @@ def torch_rope(pair, x, positions):
 
 
 def our_rope(pair, tokens):
-    text = pair.backbone.text
+    text = pair.model.language_model
     positions = jnp.arange(tokens)[None, :, None].repeat(2, axis=0)
     return rope.rotary_angles(positions, text.rope_sections, text.rope_theta)
 

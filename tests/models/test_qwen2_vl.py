@@ -165,7 +165,7 @@ def test_sections_of_the_decoders_frequencies(pair):
     positions = np.random.default_rng(0).integers(0, 2000, (3, 2, 9))
     decoder = pair.torch_model.model.language_model
     theirs = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
-    text = pair.backbone.text
+    text = pair.model.language_model
     assert text.rope_sections == (2, 3, 3)
     ours = rope.rotary_angles(
         jnp.asarray(positions.transpose(1, 2, 0)), text.rope_sections, text.rope_theta
@@ -182,7 +182,7 @@ def test_decoder_attention_with_sections(pair):
     theirs, _ = decoder.layers[0].self_attn(
         torch.tensor(x), attention_mask=mask, position_embeddings=angles
     )
-    text = pair.backbone.text
+    text = pair.model.language_model
     cos, sin = rope.rotary_angles(
         jnp.asarray(positions.transpose(1, 2, 0)), text.rope_sections, text.rope_theta
     )
