@@ -1,0 +1,82 @@
+"""A backbone without its tower: the same embeddings of texts, of a folder without the tower."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.models.oracle import EXACT, TEXT, VISION, load, packed, pair_of
+from unime_jax import backbones, paths
+from unime_jax.batch import Item
+
+FAMILIES = {
+    "llava_onevision": lambda folder: write_folder(folder, vision=VISION, text=TEXT),
+    "llava_next": lambda folder: write_llava_next(folder, decoder="mistral"),
+    "qwen2_vl": write_qwen2_vl,
+}
+ITEMS = [Item("a red circle"), Item("left of", suffix="\nSummary above sentence in one word:")]
+TEACHER = 6
+
+
+@pytest.fixture(params=FAMILIES)
+def pair(request, tmp_path):
+    FAMILIES[request.param](tmp_path)
+    return pair_of(tmp_path)
+
+
+def language_tensors(pair):
+    """The part of a checkpoint's weights that its language model is."""
+    file = pair.backbone.folder / "model.safetensors"
+    published = pair.backbone.names.published
+    whole = load_file(file)
+    prefix = dict(pair.backbone.names.prefixes)["language_model."]
+    towers = [p for ours, p in pair.backbone.names.prefixes if ours != "language_model."]
+    keep = {
+        name: tensor
+        for name, tensor in whole.items()
+        if published(name).startswith(prefix)
+        and not any(published(name).startswith(tower) for tower in towers)
+    }
+    assert 0 < len(keep) < len(whole)
+    return file, keep
+
+
+def test_embeds_texts_alike_and_reads_nothing_else(pair):
+    student = backbones.language_only(pair.backbone, TEACHER)
+    assert student.layout.patches == 0 and student.layout.teacher == TEACHER
+    parameters = load(student)
+    assert parameters.keys() == {p for p in pair.parameters if p.startswith("language_model.")}
+
+    file, kept = language_tensors(pair)
+    save_file(kept, file, metadata={"format": "pt"})
+    again = load(student)
+    with pytest.raises(ValueError, match="missing"):
+        load(pair.backbone)
+    for path, leaf in parameters.items():
+        np.testing.assert_array_equal(leaf, again[path])
+
+    graph, _ = paths.split(jax.eval_shape(student.make_model, jax.random.key(0)))
+    chunk, rows = packed(pair, ITEMS, 64, 0)
+    ours = paths.merge(graph, parameters)(chunk, EXACT)[rows]
+    np.testing.assert_array_equal(ours, pair.model(chunk, EXACT)[rows])
+    assert jnp.abs(jnp.linalg.norm(ours, axis=1) - 1).max() < 1e-5
+
+
+def test_random_parameters_are_the_whole_models(pair):
+    student = backbones.language_only(pair.backbone, TEACHER)
+    key = jax.random.key(3)
+    whole, own = (paths.split(b.make_model(key))[1] for b in (pair.backbone, student))
+    assert len(own) > 5
+    for path, leaf in own.items():
+        np.testing.assert_array_equal(leaf, whole[path])
+
+
+def test_a_text_encoder_has_none(pair):
+    names = dataclasses.replace(pair.backbone.names, prefixes=(("encoder.", "encoder."),))
+    with pytest.raises(ValueError, match="no language component"):
+        backbones.language_only(dataclasses.replace(pair.backbone, names=names), TEACHER)
