@@ -104,6 +104,7 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
             initialization_timeout=JOIN_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
+        assert len(jax.devices()) == 2  # here each waits for the other, as in main
         embed.POLL_SECONDS = 0.1
         if process:  # begins when the other has done its part, and would long have left
             while len(list(workdir.glob("vectors/*.npy"))) < 2:

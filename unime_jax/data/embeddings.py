@@ -100,12 +100,13 @@ class Embeddings:
 
     def vector_of(self, item: Item | str) -> Float32[np.ndarray, " D"]:
         """The vector of an item or a text; a KeyError says its text."""
-        id = item_id(item)
-        if id not in self:
-            item = Item(item) if isinstance(item, str) else item
+        item = Item(item) if isinstance(item, str) else item
+        try:
+            return self.vector(item_id(item))
+        except KeyError:
             images = "".join(f", image {path!r}" for path, _ in item.pictures)
-            raise KeyError(f"{self.folder} has no vector of {item.text[:200]!r}{images}")
-        return self.vector(id)
+            message = f"{self.folder} has no vector of {item.text[:200]!r}{images}"
+            raise KeyError(message) from None
 
     def vectors(self, ids: Iterable[bytes]) -> Float32[np.ndarray, "n D"]:
         """Copies of the vectors of many ids, in their order.

@@ -78,6 +78,7 @@ def write_report(
         after=scores.get("after"),
         groups=_bars(scores, table, after or before),
         composition=_composition(scores),
+        distilled=any(_sides(scores, "distillation")),
         curves=[panel for panel in panels if panel],
         dropped=len(figures.dropped_steps(records)),
         histograms=histograms,
