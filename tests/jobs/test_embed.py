@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from experiments import embed as experiment
 from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, sharding
@@ -455,6 +456,30 @@ def test_text_files(pair, lines, tmp_path):
     np.testing.assert_allclose(vectors(tmp_path / "run"), expected, atol=EXACT)
     bad = read_quarantine(tmp_path / "run" / "quarantine.jsonl")
     assert [(item.id, item.reason) for item in bad] == [("1", "empty line"), ("4", "empty line")]
+
+
+def nv_embed(folder):
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast"} | special
+    shutil.copytree(ROOT / "tests" / "golden" / "nv_embed", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.mark.parametrize("write", [nv_embed, write_bert])
+def test_text_teachers(lines, tmp_path, write):
+    """Families that pool over tokens, of which NV-Embed leaves the instruction's out."""
+    lines.backbone = str(write(tmp_path / "teacher"))
+    lines.batch_size, lines.suffix = 16, ""
+    embed.run(lines, tmp_path / "run")
+    model = Embedder.from_pretrained(lines.backbone, dtype="float32", max_length=128)
+    texts = [f"number {n}" for n in range(13)]
+    expected = model.encode(texts, prompt=PREFIX)
+    np.testing.assert_allclose(vectors(tmp_path / "run"), expected, atol=EXACT)
+    bare = model.encode(texts)
+    assert np.abs(bare - expected).max() > 100 * EXACT
+    files = open_embeddings(tmp_path / "run").provenance["model"]["files"]
+    assert write is nv_embed or "1_Pooling/config.json" in files
 
 
 def test_text_files_that_cannot_be_read(lines, tmp_path):

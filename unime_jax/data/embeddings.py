@@ -139,6 +139,8 @@ class Embeddings:
     def _found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row of each id, and whether it is there at all."""
         ids = _as_ids(ids, "looked up")
+        if ids.dtype < self._sorted.dtype:  # else NumPy widens the longer array, each time
+            ids = ids.astype(self._sorted.dtype)
         place = np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)
         return self._order[place], self._sorted[place] == ids
 
@@ -214,7 +216,7 @@ def open_matrix(file: pathlib.Path) -> np.ndarray:
             f"{file} has shape {matrix.shape} and dtype {matrix.dtype}; vectors are [rows, D]"
             " floats (float16, float32 or float64)"
         )
-    return matrix
+    return matrix.view(np.ndarray)  # still mapped, but a memmap is slow to index
 
 
 def _load_ids(file: pathlib.Path) -> np.ndarray:
