@@ -58,10 +58,10 @@ class Backbone:
     preprocess: Preprocessor
     layout: Layout
     processing: Processing
-    config_changes: Mapping[str, Any]
-    image_processor_changes: Mapping[str, Any]
-    processor_config: Mapping[str, Any]
-    caveats: tuple[str, ...]
+    config_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_processor_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    processor_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
     adapter: pathlib.Path | None = None
     base: str = ""
     own_files: tuple[str, ...] = ()

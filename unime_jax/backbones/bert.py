@@ -71,10 +71,6 @@ def open_folder(
         preprocess=preprocess,
         layout=preprocess.layout,
         processing=processing,
-        config_changes={},
-        image_processor_changes={},
-        processor_config={},
-        caveats=(),
         own_files=(MODULES, SETTINGS, PROMPTS, f"{pooling}/config.json"),
     )
 

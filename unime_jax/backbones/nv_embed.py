@@ -89,9 +89,6 @@ def open_folder(
         preprocess=preprocess,
         layout=preprocess.layout,
         processing=processing,
-        config_changes={},
-        image_processor_changes={},
-        processor_config={},
         caveats=(
             "transformers and sentence-transformers open this model only with the Python files of"
             " NV-Embed's own repository, which are not copied here.",

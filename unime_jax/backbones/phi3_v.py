@@ -171,9 +171,7 @@ def open_folder(
             positioned=True,
         ),
         processing=processing,
-        config_changes={},
         image_processor_changes={"num_crops": crops},
-        processor_config={},
         caveats=caveats(processing) + CAVEATS,
     )
 

@@ -142,7 +142,7 @@ def _evaluate(
 
 def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
     found = scores.read_scores(workdir)
-    if not found:
+    if not found or tests.is_empty:
         return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
     path = report.write_report(
