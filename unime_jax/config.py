@@ -158,6 +158,10 @@ class TrainConfig:
                 f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and nothing "
                 "else uses them."
             )
+        ignored = {"data.suffix": self.data.suffix, "evaluation.texts": self.evaluation.texts}
+        for key, value in ignored.items():
+            if value and not distils:
+                raise ValueError(f"config.{key}={value!r}: only distillation has a use for it.")
         if distils and self.infonce_steps:
             raise ValueError(
                 f"config.infonce_steps={self.infonce_steps}: distillation has no InfoNCE to begin "

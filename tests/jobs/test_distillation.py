@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
-from experiments import stage1
+from experiments import stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, pair_of
@@ -191,13 +191,16 @@ def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp
         ({"trainable": ((".*", True),)}, "config.trainable also names"),
         ({"data.teacher": ""}, "distillation needs a teacher"),
         ({"infonce_steps": 5}, "no InfoNCE"),
+        ({"loss": stage2.get_config().loss, "data.teacher": ""}, "only distillation"),
         ({"init_from": "/nowhere"}, "no exported model in /nowhere/hf"),
         ({"loss.objective": "kl"}, "use one of contrastive, distillation"),
     ],
 )
 def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path, change, message):
     made = make_config(data)
-    made.update_from_flattened_dict(change)
+    for key, value in change.items():
+        group, _, name = key.rpartition(".")
+        (made[group] if group else made)[name] = value
     with pytest.raises(ValueError, match=message):
         train.run(made, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
