@@ -1,6 +1,6 @@
 """LLaVE's model against what its original code gave on a tiny checkpoint of its own.
 
-The cases of videos are not among them: videos are not supported.
+Videos have no preprocessing yet: their rows are made here, of the recorded ids.
 """
 
 import dataclasses
@@ -72,26 +72,71 @@ def rows_of(backbone, facts, data) -> list[Row]:
         image = encoded(noise(*facts["image_sizes_wh"][i])) if count else None
         row = backbone.preprocess(Item(text, "a.png" if image else "", image))
         if count:
-            tiles = data["pixel_blocks"][first : first + count].repeat(6, axis=2).repeat(6, axis=3)
-            tiles = tiles[:, :, : 27 * 14, : 27 * 14].reshape(count, 3, 27, 14, 27, 14)
-            tiles = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(row.patches.shape)
-            row = dataclasses.replace(row, patches=tiles)
+            row = dataclasses.replace(row, patches=patches_of(data, first, count))
             first += count
         rows.append(row)
     return rows
 
 
+def patches_of(data, first: int, count: int) -> np.ndarray:
+    """Recorded pixels as patches of tiles; the pixels that fill none are left out."""
+    tiles = data["pixel_blocks"][first : first + count].repeat(6, axis=2).repeat(6, axis=3)
+    tiles = tiles[:, :, : 27 * 14, : 27 * 14].reshape(count, 3, 27, 14, 27, 14)
+    return tiles.transpose(0, 2, 4, 1, 3, 5).reshape(count, 729, 588)
+
+
+def video_row(data, newline: str) -> Row:
+    """The recorded ids, its frames' 27 x 27 features shrunk to 14 x 14 by blending four of them."""
+    frames = int(data["blocks_per_image"][0])
+    taps = ((np.arange(14) + 0.5) * 27 / 14 - 0.5).clip(0)  # corners not aligned
+    first = taps.astype(int)
+    near, far = first, np.minimum(first + 1, 26)
+    share = np.stack([1 - (taps - first), taps - first])
+    corner = [(y, x) for y in range(2) for x in range(2)]
+    lines = np.stack([near, far])
+    slot = np.stack([27 * lines[y][:, None] + lines[x] for y, x in corner], axis=-1)
+    weight = np.stack([np.outer(share[y], share[x]) for y, x in corner], axis=-1)
+    slot = 1 + slot + 729 * np.arange(frames)[:, None, None, None]
+    weight = np.broadcast_to(weight, slot.shape)
+    one = np.array([1, 0, 0, 0])
+    if newline == "grid":  # after every line of tokens
+        end = np.zeros((frames, 14, 1, 4), int)
+        slot = np.concatenate([slot, end], axis=2)
+        weight = np.concatenate([weight, np.broadcast_to(one, end.shape)], axis=2)
+        slot, weight = slot.reshape(-1, 4), weight.reshape(-1, 4)
+    else:  # after the video
+        slot = np.concatenate([slot.reshape(-1, 4), np.zeros((1, 4), int)])
+        weight = np.concatenate([weight.reshape(-1, 4), one[None]])
+    ids = data["input_ids"][0]
+    at = int(np.flatnonzero(ids == -200)[0])
+    text = [np.full((len(part), 4), -1) for part in (ids[:at], ids[at + 1 :])]
+    slots = np.concatenate([text[0], slot, text[1]]).astype(np.int32)
+    weights = np.concatenate([0.0 * text[0], weight, 0.0 * text[1]]).astype(np.float32)
+    tokens = np.concatenate([ids[:at], np.full(len(slot), IMAGE_TOKEN), ids[at + 1 :]])
+    return Row(
+        tokens=tokens.astype(np.int32),
+        positions=np.arange(len(tokens), dtype=np.int32)[:, None],
+        slot=slots,
+        slot_weight=weights,
+        patches=patches_of(data, 0, frames),
+        patch_position=np.zeros((frames, 729, 3), np.int32),
+    )
+
+
 def inputs_of(rows: list[Row]) -> Inputs:
     """One chunk, padded to its longest row; signed pixels stay so."""
     length = np.array([len(row.tokens) for row in rows])
-    count, longest = len(rows), length.max()
+    count, longest, blend = len(rows), length.max(), rows[0].slot.shape[1]
     tokens = np.zeros((count, longest), np.int32)
-    slot = np.full((count, longest, 1), -1, np.int32)
+    slot = np.full((count, longest, blend), -1, np.int32)
+    weight = np.zeros(slot.shape, np.float32)
     tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
     patches = np.zeros((count, tiles, 729, 588), np.int16)
     position = np.full((count, tiles, 729, 3), -1, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : length[i]], slot[i, : length[i]] = row.tokens, row.slot
+        if row.slot_weight is not None:
+            weight[i, : length[i]] = row.slot_weight
         if row.patches is not None:
             patches[i, : len(row.patches)] = row.patches
             position[i, : len(row.patches)] = row.patch_position
@@ -100,7 +145,7 @@ def inputs_of(rows: list[Row]) -> Inputs:
         length=jnp.asarray(length),
         positions=jnp.broadcast_to(jnp.arange(longest)[None, :, None], (count, longest, 1)),
         slot=jnp.asarray(slot),
-        slot_weight=None,
+        slot_weight=jnp.asarray(weight) if blend > 1 else None,
         patches=jnp.asarray(patches) if tiles else None,
         patch_position=jnp.asarray(position) if tiles else None,
     )
@@ -165,6 +210,14 @@ def test_recorded_embeddings(backbone, on_blocks, case):
     if "blocks_per_image" in data:
         tile = found[3][0, 1 : 1 + 729 : 9]
         np.testing.assert_allclose(tile, data["projected_tile0"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("newline", ["grid", "one_token"])
+def test_recorded_videos(on_blocks, newline):
+    _, data = recorded(f"video_{newline}")
+    row = video_row(data, newline)
+    assert [len(row.tokens)] == list(data["expanded_lengths"])
+    check(run(on_blocks, inputs_of([row])), data, data["expanded_lengths"])
 
 
 def test_recorded_embedding_of_an_image_file(backbone, model):
