@@ -50,6 +50,7 @@ setup(
             "peft",  # adapters are read by it, and written for it
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "sentence-transformers>=6.2",
             "torch==2.13.0",  # the oracle of parity tests, CPU only
