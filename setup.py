@@ -32,6 +32,7 @@ setup(
         "pillow",
         "safetensors",
         "scikit-learn",  # MiniMMEB's handwritten digits
+        "scipy",
         "tensorboardX",
         "tensorflow-datasets>=4.9.9",
         "tokenizers",

@@ -195,7 +195,6 @@ def open_folder(
         processing=processing,
         config_changes={},
         image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
-        processor_config={},
         caveats=caveats(processing) + _position_caveats(processing),
     )
 
