@@ -35,7 +35,9 @@ def rotary_angles(
     the other, belong to each (M-RoPE, Qwen2-VL, section 2.1); plain rotary positions have one.
     """
     half = sum(sections)
-    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    # On the host, as the originals: a device's own power may be a few roundings off, and an angle
+    # of position 1500 has 1500 times as many.
+    frequency = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32) / half)
     scale = 1.0
     if long_rope:
         beyond = jnp.max(positions, axis=(1, 2), keepdims=True) >= long_rope.original
