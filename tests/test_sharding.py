@@ -1,5 +1,9 @@
 """Meshes, the sharding of every parameter, and a sharded model that computes the same."""
 
+import dataclasses
+import itertools
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +56,46 @@ def test_impossible_meshes_are_explained(asked):
     text = str(error.value)
     assert f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.tensor={tensor}" in text
     assert "8 device(s)" in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of one of several slices, as far as a mesh looks at it."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "chip"
+
+
+def test_slices_share_out_the_data_axis_only():
+    chips = [Chip(i, i // 8) for i in range(16)]
+    for shape in ((2, 8, 1), (4, 2, 2), (-1, 4, 1)):
+        mesh = sharding.make_mesh(*shape, devices=chips[::-1])
+        slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+        half = len(slices) // 2
+        assert (slices[:half] == 0).all() and (slices[half:] == 1).all()
+    with pytest.raises(ValueError, match="mesh.data=1 cannot be shared out over 2 slices"):
+        sharding.make_mesh(1, 16, 1, devices=chips)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4"])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_meshes_of_tpu_slices(name, slices):
+    """Every split of 16 chips, of parts of a torus axis, too."""
+    pytest.importorskip("libtpu")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    from jax.experimental import topologies
+
+    several = {"num_slices": slices} if slices > 1 else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+    for data, fsdp in itertools.product((1, 2, 4, 8, 16), repeat=2):
+        if data * fsdp > 16:
+            continue
+        mesh = sharding.make_mesh(data * slices, fsdp, -1, devices)
+        assert mesh.devices.shape == (data * slices, fsdp, 16 // (data * fsdp))
 
 
 # LLaVA-OneVision-7B. Kernels are [layers, in, out]: what a block computes first is cut by output,

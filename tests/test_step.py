@@ -19,6 +19,7 @@ LOSS = objectives.Contrastive(
     false_negative_margin=0.2,
     hardness=3.0,
     symmetric=True,
+    tile=None,
     mask_same_target=True,
 )
 
@@ -115,7 +116,7 @@ def test_chunked_gradient_equals_unchunked(chunks, live):
 
     def chunked(p, recompute):
         out = step.encode_in_chunks(encode, p, frozen, inputs, recompute=recompute)
-        return jnp.sum(out * weight)
+        return jnp.sum(out.reshape(-1, WIDTH) * weight)
 
     whole = jax.value_and_grad(lambda p: jnp.sum(encode(p, frozen, flat) * weight))(trainable)
     for recompute in (True, False):
@@ -128,7 +129,7 @@ def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
     trainable, frozen = parameters()
     run = jax.jit(lambda i: step.encode_in_chunks(encode, trainable, frozen, i, recompute=True))
     for live in (0, 3, 9, 24):
-        out = run(group(4, 8, live, seed=1)).reshape(4, 8, WIDTH)
+        out = run(group(4, 8, live, seed=1))
         used = -(-live // 8)
         assert not np.any(out[used:])
         assert np.all(np.linalg.norm(out[:used], axis=-1) > 0.99)
@@ -147,9 +148,20 @@ def test_loss_does_not_depend_on_chunking(batch):
     assert_close(value_and_grad(batch, recompute=False), expected)
 
 
+IN_TILES = dataclasses.replace(LOSS, tile=5)
+ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
+
+
+@pytest.mark.parametrize("loss", [IN_TILES, ALL_IN_TILES], ids=["hardest", "all"])
+def test_a_loss_in_tiles_is_the_same(batch, loss):
+    expected = value_and_grad(batch, loss=dataclasses.replace(loss, tile=None))
+    assert_close(value_and_grad(batch, loss=loss), expected)
+
+
+@pytest.mark.parametrize("loss", [LOSS, IN_TILES, ALL_IN_TILES], ids=["dense", "hardest", "all"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_loss_and_gradient_on_meshes(batch, shape):
-    expected = value_and_grad(batch)
+def test_loss_and_gradient_on_meshes(batch, shape, loss):
+    expected = value_and_grad(batch, loss=dataclasses.replace(loss, tile=None))
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     rows = sharding.chunked_rows(mesh)
     pairs = jax.sharding.NamedSharding(mesh, jax.P(sharding.ROWS))
@@ -162,7 +174,7 @@ def test_loss_and_gradient_on_meshes(batch, shape):
         source=jax.device_put(batch.source, pairs),
     )
     with jax.set_mesh(mesh):
-        assert_close(value_and_grad(placed), expected)
+        assert_close(value_and_grad(placed, loss=loss), expected)
 
 
 def test_representatives():

@@ -74,6 +74,7 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
         parts = [
             encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
         ]
+        parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
 
     return run

@@ -1,15 +1,17 @@
 """From a batch's embeddings to its loss: who is compared with whom, and by which function."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from unime_jax import losses
 from unime_jax.batch import Batch
-from unime_jax.losses import Metrics
+from unime_jax.losses import Metrics, ring
 
 Result = tuple[Float[Array, ""], Metrics]
 
@@ -24,6 +26,7 @@ class Contrastive:
     false_negative_margin: float | None
     hardness: float
     symmetric: bool
+    tile: int | None
     mask_same_target: bool
 
 
@@ -48,7 +51,7 @@ Objective = Contrastive | Distillation
 
 
 def contrastive(
-    embeddings: Float[Array, "G D"],
+    embeddings: Sequence[Float[Array, "C R D"]],
     batch: Batch,
     config: Contrastive,
     *,
@@ -58,18 +61,29 @@ def contrastive(
 
     Where `plain` holds, the loss is InfoNCE over all negatives, whatever `config` says of them.
     """
-    target_id = jnp.concatenate([part.reshape(-1) for part in batch.target_id])
+    target_id = _by_number(batch.target_id)
     candidate, negative = target_id != 0, batch.negative
     if config.mask_same_target:
         representative = representatives(target_id)
         candidate &= representative == jnp.arange(representative.size)
         negative = jnp.where(negative < 0, -1, representative[negative])
+    if config.tile is None:
+        table = _by_number(embeddings)
+        query, positive = table[batch.query], batch.positive
+    else:
+        table = ring.beside(embeddings)
+        number = ring.beside(_numbers(embeddings))
+        place = jnp.zeros_like(number).at[number].set(jnp.arange(number.size))
+        query = ring.blockwise(ring.pick, place[batch.query], table)
+        positive = place[batch.positive]
+        negative = jnp.where(negative < 0, -1, place[negative])
+        target_id, candidate = target_id[number], candidate[number]
 
     def contrast(config: Contrastive) -> Result:
         return losses.contrastive(
-            embeddings[batch.query],
-            embeddings,
-            batch.positive,
+            query,
+            table,
+            positive,
             temperature=config.temperature,
             hard_negatives=config.hard_negatives,
             false_negative_margin=config.false_negative_margin,
@@ -78,6 +92,7 @@ def contrastive(
             target_id=target_id if config.mask_same_target else None,
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
+            tile=config.tile,
         )
 
     if plain is None:
@@ -86,6 +101,20 @@ def contrastive(
         config, hard_negatives=None, false_negative_margin=None, hardness=0.0
     )
     return jax.lax.cond(plain, lambda: contrast(infonce), lambda: contrast(config))
+
+
+def _by_number(parts: Sequence[Array]) -> Array:
+    """[C, R, ...] of all groups as one [G, ...], in the order of row numbers."""
+    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
+
+
+def _numbers(parts: Sequence[Array]) -> list[Int[Array, "C R"]]:
+    """The row numbers of all groups."""
+    sizes = [part.shape[0] * part.shape[1] for part in parts]
+    return [
+        sum(sizes[:i]) + jnp.arange(size).reshape(part.shape[:2])
+        for i, (size, part) in enumerate(zip(sizes, parts, strict=True))
+    ]
 
 
 def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
@@ -100,10 +129,25 @@ def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
     return jnp.zeros_like(order).at[order].set(order[start])
 
 
-def distillation(embeddings: Float[Array, "G D"], batch: Batch, config: Distillation) -> Result:
+def text_id(batch: Batch) -> UInt32[Array, " G"]:
+    """32 bits of every row's tokens, the same in any bucket and process."""
+
+    def of_group(tokens: Int[Array, "C R T"], length: Int[Array, "C R"]) -> UInt32[Array, " N"]:
+        # A polynomial modulo 2^32; tokens after the end are 0, so the length tells "a" from "a0".
+        powers = np.cumprod(np.full(tokens.shape[-1], 0x9E3779B1, np.uint32), dtype=np.uint32)
+        value = (tokens.astype(jnp.uint32) * powers).sum(axis=-1, dtype=jnp.uint32)
+        return (value + length.astype(jnp.uint32)).reshape(-1)
+
+    return jnp.concatenate([of_group(group.tokens, group.length) for group in batch.groups])
+
+
+def distillation(
+    embeddings: Sequence[Float[Array, "C R D"]], batch: Batch, config: Distillation
+) -> Result:
     """The batch's texts against each other, by the student and by the teacher of its rows.
 
-    With "queries" and "pairs" a text that several pairs have in common counts several times.
+    With "all" a text counts once, also if several processes have read it; with "queries" and
+    "pairs" one that several pairs have in common counts several times.
 
     Raises:
       ValueError: the rows have no teacher; while tracing.
@@ -111,18 +155,20 @@ def distillation(embeddings: Float[Array, "G D"], batch: Batch, config: Distilla
     given = [group.teacher for group in batch.groups if group.teacher is not None]
     if len(given) < len(batch.groups):
         raise ValueError("distillation: the rows of the batch have no teacher embeddings")
-    teacher = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in given])
-    live = jnp.concatenate([group.length.reshape(-1) for group in batch.groups]) > 0
+    student, teacher = _by_number(embeddings), _by_number(given)
+    live = _by_number([group.length for group in batch.groups]) > 0
     every = jnp.arange(live.size)
+    if config.texts == "all":
+        live &= representatives(text_id(batch)) == every
     rows, columns = {
         "all": (every, every),
         "queries": (batch.query, batch.query),
         "pairs": (batch.query, batch.positive),
     }[config.texts]
     return losses.relational_distillation(
-        embeddings[rows],
+        student[rows],
         teacher[rows],
-        embeddings[columns],
+        student[columns],
         teacher[columns],
         temperature=config.temperature,
         teacher_temperature=config.teacher_temperature,

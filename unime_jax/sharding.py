@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,8 +40,12 @@ def make_mesh(
 ) -> Mesh:
     """A (data, fsdp, tensor) mesh over `devices` (default: all); one size may be -1: what is left.
 
+    Several TPU slices share out the data axis: between slices there is only the data-center
+    network, and of all axes it is the one that moves least, the gradients of what is trained.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or slices would share more
+        than the data axis.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [data, fsdp, tensor]
@@ -52,8 +57,23 @@ def make_mesh(
             f"{len(devices)} device(s) present. Set them so that their product is {len(devices)} "
             "(one of them may be -1: what the other two leave)."
         )
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh.data={shape[0]} cannot be shared out over {slices} slices, and only the data "
+            "axis may cross from one slice to another: make mesh.data a multiple of the slices, "
+            "and mesh.fsdp x mesh.tensor at most the devices of one."
+        )
+    within = shape[0] // slices, *shape[1:]
+    # Split: a mesh axis may take a part of a torus axis, as 2 x 8 does of a 4 x 4 slice.
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     # The default of axis_types changed in jax 0.9, so it is never left out.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:

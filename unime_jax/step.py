@@ -52,8 +52,8 @@ def encode_in_chunks(
     inputs: Inputs,
     *,
     recompute: bool,
-) -> Float[Array, "G D"]:
-    """Embeddings of all rows of a group, [C * R, D]; rows of dead chunks are zero.
+) -> Float[Array, "C R D"]:
+    """Embeddings of all rows of a group; those of dead chunks are zero.
 
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
     recompiles. With `recompute` the forward keeps only embeddings and the backward encodes each
@@ -87,7 +87,7 @@ def encode_in_chunks(
     if recompute:
         cached = jax.custom_vjp(encode_all)
         cached.defvjp(forward, backward)
-        return cached(trainable, frozen, inputs, live).reshape(chunks * rows, width)
+        return cached(trainable, frozen, inputs, live)
 
     def keep(_: None, i: Int[Array, ""]) -> tuple[None, Float[Array, "R D"]]:
         return None, jax.lax.cond(
@@ -96,7 +96,7 @@ def encode_in_chunks(
             lambda: jnp.zeros((rows, width), jnp.float32),
         )
 
-    return jax.lax.scan(keep, None, jnp.arange(chunks))[1].reshape(chunks * rows, width)
+    return jax.lax.scan(keep, None, jnp.arange(chunks))[1]
 
 
 def live_chunks(length: Int[Array, "C R"]) -> Int[Array, ""]:
@@ -120,12 +120,10 @@ def batch_loss(
     plain: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
     """The loss of a whole batch, and its metrics; `plain` as in `objectives.contrastive`."""
-    embeddings = jnp.concatenate(
-        [
-            encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
-            for group in batch.groups
-        ]
-    )
+    embeddings = [
+        encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
+        for group in batch.groups
+    ]
     if isinstance(objective, objectives.Distillation):
         return objectives.distillation(embeddings, batch, objective)
     return objectives.contrastive(embeddings, batch, objective, plain=plain)

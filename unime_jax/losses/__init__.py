@@ -5,7 +5,8 @@ a mesh is the loss on one device. How embeddings are made, and their gradients t
 not this package's business.
 """
 
-from unime_jax.losses.infonce import Metrics, contrastive
+from unime_jax.losses.infonce import contrastive
 from unime_jax.losses.relational import Direction, Reduction, relational_distillation
+from unime_jax.losses.rows import Metrics
 
 __all__ = ["Direction", "Metrics", "Reduction", "contrastive", "relational_distillation"]

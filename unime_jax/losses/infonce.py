@@ -3,13 +3,11 @@
 Letters: B queries, M candidates, D embedding width, H explicit negatives of a query, K columns.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from unime_jax.losses.similarity import cosines
-
-Metrics = dict[str, Float32[Array, ""]]
+from unime_jax.losses.rows import Metrics, Settings, dense_rows, summarise
+from unime_jax.losses.tiled import tiled_rows
 
 
 def contrastive(
@@ -25,6 +23,7 @@ def contrastive(
     target_id: Int[Array, " M"] | None = None,
     explicit_negatives: Int32[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
+    tile: int | None = None,
 ) -> tuple[Float32[Array, ""], Metrics]:
     """InfoNCE over the candidates, with UniME's and LLaVE's treatment of negatives as options.
 
@@ -58,6 +57,9 @@ def contrastive(
         none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.
       candidate_mask: False for padding and repeated columns, which are nobody's negatives. They
         must be finite all the same, and labels must name the copy that is not masked.
+      tile: columns that a device compares its rows with at a time, candidates passing round the
+        ring of devices: the same values without a [B, M] array, and without all candidates on one
+        device. None: all columns at once.
 
     Returns:
       The loss, and metrics of the query-to-candidate direction without gradients, all float32 [].
@@ -71,98 +73,30 @@ def contrastive(
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.
     """
-    _check_settings(temperature, hard_negatives)
+    _check_settings(temperature, hard_negatives, tile)
     _check_arrays(queries, candidates, positive, target_id, explicit_negatives, candidate_mask)
     pairs, columns = queries.shape[0], candidates.shape[0]
-    diagonal = jnp.arange(pairs)
-    positive = diagonal if positive is None else positive
+    positive = jnp.arange(pairs) if positive is None else positive
     target_id = jnp.arange(columns) if target_id is None else jnp.asarray(target_id)
-    positive_id = target_id[positive]
-
-    queries = jnp.asarray(queries, jnp.float32)
-    candidates = jnp.asarray(candidates, jnp.float32)
-    available = target_id != positive_id[:, None]  # also leaves out the positive itself
-    if candidate_mask is not None:
-        available &= candidate_mask
-    labelled = jnp.zeros_like(available)
-    if explicit_negatives is not None:
-        labelled = (explicit_negatives[:, :, None] == jnp.arange(columns)).any(axis=1)
-
-    settings = (temperature, hard_negatives, false_negative_margin, hardness)
-    loss, metrics = _one_direction(
-        cosines(queries, candidates), positive, available, labelled, *settings
+    mask = jnp.ones(columns, bool) if candidate_mask is None else candidate_mask
+    if explicit_negatives is None:
+        explicit_negatives = jnp.zeros((pairs, 0), jnp.int32)
+    settings = Settings(temperature, hard_negatives, false_negative_margin, hardness, symmetric)
+    arguments = (
+        jnp.asarray(queries, jnp.float32),
+        jnp.asarray(candidates, jnp.float32),
+        positive,
+        target_id,
+        mask,
+        explicit_negatives,
+        settings,
     )
-    if symmetric:
-        # A second product, not a transpose: rows stay rows, so top_k never crosses devices.
-        available = positive_id != positive_id[:, None]
-        back, _ = _one_direction(
-            cosines(candidates[positive], queries),
-            diagonal,
-            available,
-            jnp.zeros_like(available),
-            *settings,
-        )
-        loss = (loss + back) / 2
-    return loss, metrics
+    forth, back = dense_rows(*arguments) if tile is None else tiled_rows(*arguments, tile)
+    loss, metrics = summarise(forth)
+    return loss if back is None else (loss + summarise(back)[0]) / 2, metrics
 
 
-def _one_direction(
-    scores: Float32[Array, "B K"],
-    positive: Int32[Array, " B"],
-    available: Bool[Array, "B K"],
-    labelled: Bool[Array, "B K"],
-    temperature: float,
-    hard_negatives: int | None,
-    margin: float | None,
-    hardness: float,
-) -> tuple[Float32[Array, ""], Metrics]:
-    """Every row's positive column against the row's negatives: `available` less the margin's."""
-    positive_score = jnp.take_along_axis(scores, positive[:, None], axis=1)
-    fixed, fixed_positive = jax.lax.stop_gradient((scores, positive_score))
-    unlabelled = available & ~labelled
-    dropped = jnp.zeros_like(available) if margin is None else fixed > fixed_positive + margin
-    dropped &= unlabelled
-    valid = available & ~dropped
-    count = valid.sum(axis=1)
-    live = count > 0
-
-    if hard_negatives is None:
-        negative_score, kept = scores, valid
-    else:
-        width = min(hard_negatives, scores.shape[1])
-        hardest, _ = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), width)
-        found = jnp.clip(count, 1, width)[:, None]
-        slots = jnp.arange(hard_negatives) % found  # fewer than asked for: round and round
-        negative_score = jnp.take_along_axis(hardest, slots, axis=1)
-        kept = live[:, None]
-
-    negative_score = jnp.where(kept, negative_score, 0)  # before arithmetic: 0 * -inf is NaN
-    logits = (negative_score - positive_score) / temperature
-    logits += hardness * jax.lax.stop_gradient(negative_score)
-    logits = jnp.where(kept, logits, -jnp.inf)
-    # The positive's logit is 0 and always there, so the log and its gradient are finite in a row
-    # that has no negative. logsumexp over an all-masked row would not be.
-    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=1), 0))
-    losses = top + jnp.log(jnp.exp(-top) + jnp.exp(logits - top[:, None]).sum(axis=1))
-
-    def live_mean(value):
-        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
-
-    hard = jnp.where(valid, fixed, -jnp.inf).max(axis=1)
-    easy = jnp.where(valid, fixed, jnp.inf).min(axis=1)
-    metrics = {
-        "positive_similarity": fixed_positive.mean(),
-        "hard_negative_similarity": live_mean(hard),
-        "easy_negative_similarity": live_mean(easy),
-        "negatives_per_query": count.astype(jnp.float32).mean(),
-        "masked_share": dropped.sum() / jnp.maximum(unlabelled.sum(), 1),
-        "rows_without_negatives": (~live).sum().astype(jnp.float32),
-        "batch_accuracy": live_mean(fixed_positive[:, 0] > hard),
-    }
-    return live_mean(losses), metrics
-
-
-def _check_settings(temperature: float, hard_negatives: int | None) -> None:
+def _check_settings(temperature: float, hard_negatives: int | None, tile: int | None) -> None:
     if not temperature > 0:
         raise ValueError(f"contrastive: temperature is {temperature}; it must be greater than 0")
     if hard_negatives is not None and hard_negatives < 1:
@@ -170,6 +104,8 @@ def _check_settings(temperature: float, hard_negatives: int | None) -> None:
             f"contrastive: hard_negatives is {hard_negatives}; "
             "give 1 or more, or None to contrast all negatives"
         )
+    if tile is not None and tile < 1:
+        raise ValueError(f"contrastive: tile is {tile}; give 1 or more columns, or None for all")
 
 
 def _check_arrays(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from unime_jax.losses.infonce import Metrics
+from unime_jax.losses.rows import Metrics
 from unime_jax.losses.similarity import cosines
 
 Direction = Literal["teacher_student", "student_teacher", "symmetric"]

@@ -1,0 +1,157 @@
+"""What InfoNCE is of one row: its positive against its negatives; and the mean over rows.
+
+Letters: B rows, M columns, D embedding width, H explicit negatives of a row, K hardest ones.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
+
+from unime_jax.losses.similarity import cosines
+
+Metrics = dict[str, Float32[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of `contrastive`."""
+
+    temperature: float
+    hard_negatives: int | None
+    false_negative_margin: float | None
+    hardness: float
+    symmetric: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowLosses:
+    """By row; of all but `losses` without gradient, and of rows without negatives not all defined.
+
+    `positive`, `hard`, `easy`: similarities of the positive, the most and the least similar
+    negative. `count`: negatives. `unlabelled`, `dropped`: of the negatives by no label, those there
+    were, and those that the margin dropped.
+    """
+
+    losses: Float32[Array, " B"]
+    positive: Float32[Array, " B"]
+    hard: Float32[Array, " B"]
+    easy: Float32[Array, " B"]
+    count: Int[Array, " B"]
+    unlabelled: Int[Array, " B"]
+    dropped: Int[Array, " B"]
+
+
+def dense_rows(
+    queries: Float32[Array, "B D"],
+    candidates: Float32[Array, "M D"],
+    positive: Int[Array, " B"],
+    target_id: Int[Array, " M"],
+    mask: Bool[Array, " M"],
+    labelled: Int[Array, "B H"],
+    settings: Settings,
+) -> tuple[RowLosses, RowLosses | None]:
+    """Rows of the queries and, if the settings ask for it, of their positives against them.
+
+    `labelled` are explicit negatives by column, -1 for none; the other arguments as in
+    `contrastive`.
+    """
+    positive_id = target_id[positive]
+    available = target_id != positive_id[:, None]  # also leaves out the positive itself
+    available &= mask
+    is_labelled = (labelled[:, :, None] == jnp.arange(mask.size)).any(axis=1)
+    forth = _dense(cosines(queries, candidates), positive, available, is_labelled, settings)
+    if not settings.symmetric:
+        return forth, None
+    # A second product, not a transpose: rows stay rows, so top_k never crosses devices.
+    scores = cosines(candidates[positive], queries)
+    available = positive_id != positive_id[:, None]
+    own = jnp.arange(positive.size)
+    return forth, _dense(scores, own, available, jnp.zeros_like(available), settings)
+
+
+def _dense(
+    scores: Float32[Array, "B M"],
+    positive: Int[Array, " B"],
+    available: Bool[Array, "B M"],
+    labelled: Bool[Array, "B M"],
+    settings: Settings,
+) -> RowLosses:
+    """Every row's positive column against the row's negatives: `available` less the margin's."""
+    margin = settings.false_negative_margin
+    positive_score = jnp.take_along_axis(scores, positive[:, None], axis=1)
+    fixed, fixed_positive = jax.lax.stop_gradient((scores, positive_score))
+    unlabelled = available & ~labelled
+    dropped = jnp.zeros_like(available) if margin is None else fixed > fixed_positive + margin
+    dropped &= unlabelled
+    valid = available & ~dropped
+    count = valid.sum(axis=1)
+    if settings.hard_negatives is None:
+        losses = _losses(scores, valid, positive_score[:, 0], settings)
+    else:
+        width = min(settings.hard_negatives, scores.shape[1])
+        hardest, _ = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), width)
+        losses = hardest_losses(hardest, positive_score[:, 0], count, settings)
+    return RowLosses(
+        losses=losses,
+        positive=fixed_positive[:, 0],
+        hard=jnp.where(valid, fixed, -jnp.inf).max(axis=1),
+        easy=jnp.where(valid, fixed, jnp.inf).min(axis=1),
+        count=count,
+        unlabelled=unlabelled.sum(axis=1),
+        dropped=dropped.sum(axis=1),
+    )
+
+
+def hardest_losses(
+    hardest: Float32[Array, "B K"],
+    positive: Float32[Array, " B"],
+    count: Int[Array, " B"],
+    settings: Settings,
+) -> Float32[Array, " B"]:
+    """Losses against the hardest negatives, in descending order, of which `count` are real."""
+    assert settings.hard_negatives is not None
+    found = jnp.clip(count, 1, hardest.shape[1])[:, None]
+    slots = jnp.arange(settings.hard_negatives) % found  # fewer than asked for: round and round
+    scores = jnp.take_along_axis(hardest, slots, axis=1)
+    return _losses(scores, count[:, None] > 0, positive, settings)
+
+
+def _losses(
+    negative: Float32[Array, "B K"],
+    kept: Bool[Array, "B #K"],
+    positive: Float32[Array, " B"],
+    settings: Settings,
+) -> Float32[Array, " B"]:
+    negative = jnp.where(kept, negative, 0)  # before arithmetic: 0 * -inf is NaN
+    logits = (negative - positive[:, None]) / settings.temperature
+    logits += settings.hardness * jax.lax.stop_gradient(negative)
+    logits = jnp.where(kept, logits, -jnp.inf)
+    # The positive's logit is 0 and always there, so the log and its gradient are finite in a row
+    # that has no negative. logsumexp over an all-masked row would not be.
+    top = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=1), 0))
+    return top + jnp.log(jnp.exp(-top) + jnp.exp(logits - top[:, None]).sum(axis=1))
+
+
+def summarise(rows: RowLosses) -> tuple[Float32[Array, ""], Metrics]:
+    """The mean loss of the rows that have a negative, and the metrics of `contrastive`."""
+    live = rows.count > 0
+
+    def live_mean(value: Array) -> Float32[Array, ""]:
+        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+
+    def total(count: Int[Array, " B"]) -> Float32[Array, ""]:
+        return count.astype(jnp.float32).sum()  # 65536 pairs have more than an int32 of them
+
+    metrics = {
+        "positive_similarity": rows.positive.mean(),
+        "hard_negative_similarity": live_mean(rows.hard),
+        "easy_negative_similarity": live_mean(rows.easy),
+        "negatives_per_query": rows.count.astype(jnp.float32).mean(),
+        "masked_share": total(rows.dropped) / jnp.maximum(total(rows.unlabelled), 1),
+        "rows_without_negatives": (~live).sum().astype(jnp.float32),
+        "batch_accuracy": live_mean(rows.positive > rows.hard),
+    }
+    return live_mean(rows.losses), metrics

@@ -1,0 +1,234 @@
+"""InfoNCE row by row without a [B, M] array, in memory or on the wire.
+
+Candidates pass round the ring of devices; of the scores a device has one tile at a time, and what
+it keeps of them are running sums, or the hardest. The backward pass makes the tiles again. Letters
+as in infonce.py, of a device's own rows and block of columns; T columns of a tile.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from unime_jax.losses import ring
+from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
+
+
+class _Rows(NamedTuple):
+    embedding: Float32[Array, "B D"]
+    target_id: Int[Array, " B"]
+    labelled: Int[Array, "B H"]  # columns by number, -1: none
+    positive_score: Float32[Array, " B"]
+
+
+class _Columns(NamedTuple):
+    embedding: Float32[Array, "M D"]
+    target_id: Int[Array, " M"]
+    mask: Bool[Array, " M"]
+    number: Int[Array, " M"]
+
+
+def tiled_rows(
+    queries: Float32[Array, "B D"],
+    candidates: Float32[Array, "M D"],
+    positive: Int[Array, " B"],
+    target_id: Int[Array, " M"],
+    mask: Bool[Array, " M"],
+    labelled: Int[Array, "B H"],
+    settings: Settings,
+    tile: int,
+) -> tuple[RowLosses, RowLosses | None]:
+    """As `rows.dense_rows` of the queries and, if the settings ask for it, of their positives."""
+    positive_id = target_id[positive]
+    numbers = jnp.arange(candidates.shape[0])
+    columns = _Columns(candidates, target_id, mask, numbers)
+    pairs = jnp.arange(queries.shape[0])
+    back_columns = _Columns(queries, positive_id, jnp.ones(pairs.shape, bool), pairs)
+
+    def block(positive, positive_id, labelled, columns, back_columns):
+        queries, own = back_columns.embedding, ring.pick(positive, columns.embedding)
+        forth = _direction(queries, own, positive_id, labelled, columns, settings, tile)
+        if not settings.symmetric:
+            return forth, None
+        none = labelled[:, :0]
+        return forth, _direction(own, queries, positive_id, none, back_columns, settings, tile)
+
+    return ring.blockwise(block, positive, positive_id, labelled, columns, back_columns)
+
+
+def _direction(
+    embedding: Float32[Array, "B D"],
+    positive: Float32[Array, "B D"],
+    target_id: Int[Array, " B"],
+    labelled: Int[Array, "B H"],
+    columns: _Columns,
+    settings: Settings,
+    tile: int,
+) -> RowLosses:
+    highest = jax.lax.Precision.HIGHEST
+    positive_score = jnp.einsum("bd,bd->b", embedding, positive, precision=highest)
+    rows = _Rows(embedding, target_id, labelled, positive_score)
+    tile = min(tile, columns.number.size)
+    fixed_rows, fixed_columns = jax.lax.stop_gradient((rows, columns))
+    found = _survey(fixed_rows, fixed_columns, settings, tile)
+    live = found.count > 0
+    if settings.hard_negatives is None:
+        log_sum = _with_gradient(settings, tile, found.log_sum, rows, columns)
+        gap = jnp.where(live, log_sum - positive_score / settings.temperature, 0)
+        losses = jnp.where(live, jax.nn.softplus(gap), 0)
+    else:
+        chosen = ring.pick(found.index.reshape(-1), columns.embedding)
+        chosen = chosen.reshape(*found.index.shape, -1)
+        hardest = jnp.einsum("bd,bkd->bk", embedding, chosen, precision=highest)
+        losses = hardest_losses(hardest, positive_score, found.count, settings)
+    return RowLosses(
+        losses=losses,
+        positive=fixed_rows.positive_score,
+        hard=found.hard,
+        easy=found.easy,
+        count=found.count,
+        unlabelled=found.unlabelled,
+        dropped=found.dropped,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Survey:
+    """What a row has seen of the columns so far."""
+
+    count: Int[Array, " B"]
+    unlabelled: Int[Array, " B"]
+    dropped: Int[Array, " B"]
+    hard: Float32[Array, " B"]
+    easy: Float32[Array, " B"]
+    log_sum: Float32[Array, " B"]  # log of the sum of exp of the logits, without the positive's
+    hardest: Float32[Array, "B K"]
+    index: Int[Array, "B K"]  # numbers of the hardest
+
+
+def _survey(rows: _Rows, columns: _Columns, settings: Settings, tile: int) -> _Survey:
+    size = rows.target_id.size
+    width = settings.hard_negatives or 0
+    lowest = jnp.full(size, -jnp.inf)
+    none = jnp.zeros(size, jnp.int32)
+    start = _Survey(
+        none, none, none, lowest, -lowest, lowest,
+        jnp.full((size, width), -jnp.inf), jnp.zeros((size, width), jnp.int32),
+    )  # fmt: skip
+
+    def look(seen: _Survey, part: _Columns) -> tuple[_Survey, None]:
+        scores, valid, unlabelled, dropped = _compare(rows, part, settings)
+        negative = jnp.where(valid, scores, -jnp.inf)
+        if width:
+            number = jnp.broadcast_to(part.number, scores.shape)
+            both = jnp.concatenate([seen.hardest, negative], axis=1)
+            hardest, place = jax.lax.top_k(both, width)
+            numbers = jnp.concatenate([seen.index, number], axis=1)
+            index = jnp.take_along_axis(numbers, place, axis=1)
+            log_sum = seen.log_sum
+        else:
+            hardest, index = seen.hardest, seen.index
+            logits = jnp.where(valid, _logits(scores, settings), -jnp.inf)
+            more = jax.nn.logsumexp(logits, axis=1)
+            log_sum = jnp.logaddexp(seen.log_sum, more)
+        return _Survey(
+            count=seen.count + valid.sum(axis=1),
+            unlabelled=seen.unlabelled + unlabelled.sum(axis=1),
+            dropped=seen.dropped + dropped.sum(axis=1),
+            hard=jnp.maximum(seen.hard, negative.max(axis=1)),
+            easy=jnp.minimum(seen.easy, jnp.where(valid, scores, jnp.inf).min(axis=1)),
+            log_sum=log_sum,
+            hardest=hardest,
+            index=index,
+        ), None
+
+    def visit(seen: _Survey, columns: _Columns) -> tuple[_Survey, _Columns]:
+        return jax.lax.scan(look, seen, _cut(columns, tile))[0], columns
+
+    return ring.visit(visit, ring.vary(start), columns)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_gradient(
+    settings: Settings,
+    tile: int,
+    log_sum: Float32[Array, " B"],
+    rows: _Rows,
+    columns: _Columns,
+) -> Float32[Array, " B"]:
+    """`log_sum`, which came without gradient, with that of rows' and columns' embeddings."""
+    return log_sum
+
+
+def _forward(settings, tile, log_sum, rows, columns):
+    return log_sum, (log_sum, rows, columns)
+
+
+def _backward(settings, tile, saved, cotangent):
+    log_sum, rows, columns = saved
+    highest = jax.lax.Precision.HIGHEST
+
+    def look(d_rows, part):
+        columns, d_columns = part
+        scores, valid, _, _ = _compare(rows, columns, settings)
+        share = jnp.where(valid, _logits(scores, settings) - log_sum[:, None], -jnp.inf)
+        d_scores = jnp.exp(share) * (cotangent / settings.temperature)[:, None]
+        d_rows += jnp.einsum("bt,td->bd", d_scores, columns.embedding, precision=highest)
+        more = jnp.einsum("bt,bd->td", d_scores, rows.embedding, precision=highest)
+        return d_rows, d_columns + more
+
+    def visit(d_rows, block):
+        columns, d_columns = block
+        d_rows, parts = jax.lax.scan(look, d_rows, (_cut(columns, tile), _cut(d_columns, tile)))
+        return d_rows, (columns, parts.reshape(-1, parts.shape[-1])[: columns.number.size])
+
+    no_rows, no_columns, nothing = ring.vary(
+        tuple(jnp.zeros(x.shape) for x in (rows.embedding, columns.embedding, log_sum))
+    )
+    d_rows, (_, d_columns) = ring.visit(visit, no_rows, (columns, no_columns))
+    # None: integers and masks have no gradient.
+    return (
+        nothing,
+        _Rows._make((d_rows, None, None, nothing)),
+        _Columns._make((d_columns, None, None, None)),
+    )
+
+
+_with_gradient.defvjp(_forward, _backward)
+
+
+def _compare(
+    rows: _Rows, columns: _Columns, settings: Settings
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"]]:
+    """Scores; which columns are negatives, are negatives by no label, and were dropped of those."""
+    scores = jnp.einsum(
+        "bd,td->bt", rows.embedding, columns.embedding, precision=jax.lax.Precision.HIGHEST
+    )
+    available = (columns.target_id != rows.target_id[:, None]) & columns.mask
+    labelled = (rows.labelled[:, :, None] == columns.number).any(axis=1)
+    unlabelled = available & ~labelled
+    dropped = jnp.zeros_like(unlabelled)
+    if settings.false_negative_margin is not None:
+        bound = rows.positive_score + settings.false_negative_margin
+        dropped = unlabelled & (scores > bound[:, None])
+    return scores, available & ~dropped, unlabelled, dropped
+
+
+def _logits(scores: Float[Array, "B T"], settings: Settings) -> Float[Array, "B T"]:
+    return scores / settings.temperature + settings.hardness * scores
+
+
+def _cut(block: Any, tile: int) -> Any:
+    """[M, ...] as [tiles, T, ...]; what fills the last tile is zeros, and so masked out."""
+
+    def cut(x: Array) -> Array:
+        tiles = math.ceil(x.shape[0] / tile)
+        fill = [(0, tiles * tile - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, fill).reshape(tiles, tile, *x.shape[1:])
+
+    return jax.tree.map(cut, block)
