@@ -140,6 +140,20 @@ def test_bfloat16_is_the_default_and_close(one, model, compiled):
         opened(one, dtype="float16")
 
 
+def test_int8_is_of_linear_layers_and_close(one, model, compiled):
+    items = ["a red circle", {"image": picture(40, 31, 1)}]
+    exact = model.encode(items)
+    compiled.clear()
+    found = opened(one, dtype="int8")
+    types = {path: x.dtype.name for path, x in found._parameters.items()}
+    assert {types[path] for path in types if path.endswith(".kernel")} == {"int8"}
+    assert {types[path] for path in types if path.endswith("_scale")} == {"float32"}
+    assert types["language_model.embed_tokens.embedding"] == "bfloat16"
+    cosine = np.sum(found.encode(items) * exact, axis=1)
+    assert np.all(cosine > 0.99) and np.all(cosine < 1 - 1e-7)
+    assert {execution.dtype for _, execution in compiled} == {jnp.dtype("bfloat16")}
+
+
 def test_processing_is_handed_on(one, model):
     item = {"text": "red", "image": picture(60, 50, 0)}
     raw = opened(one, processing=Processing(prompt="raw", image_size=(28, 28)))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.models.oracle import make_pair
 from unime_jax import paths, sharding, state
-from unime_jax.models import lora
+from unime_jax.models import lora, quantization
 
 NONE = lora.LoraConfig(rank=0, alpha=1.0, dora=False, targets=())
 DORA = lora.LoraConfig(
@@ -20,7 +20,7 @@ DORA = lora.LoraConfig(
     targets=((r"language_model\..*(q|down)_proj", True), (".*", False)),
 )
 ALL, ADAPTERS = ((".*", True),), ((r".*\.lora_.*", True), (".*", False))
-BF16, F32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+BF16, F32, INT8 = jnp.dtype("bfloat16"), jnp.dtype("float32"), jnp.dtype("int8")
 Q = "language_model.layers.self_attn.q_proj"
 
 
@@ -144,6 +144,48 @@ def test_new_adapters_on_pretrained_weights(backbone, random_parameters, shape):
     norm = np.linalg.norm(np.asarray(held[f"{Q}.kernel"].astype(F32)), axis=1)
     np.testing.assert_allclose(found[f"{Q}.lora_magnitude"], norm, rtol=1e-5)
     assert not np.allclose(norm, random_parameters[f"{Q}.lora_magnitude"], rtol=1e-2)
+
+
+def test_draw_of_int8(backbone):
+    """Frozen linear layers are codes and scales; what is trained, and what is no layer, is not."""
+    trainable = ((r"language_model\..*\.mlp\..*|.*\.lora_.*", True), (".*", False))
+    blueprint = draw(
+        backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=trainable, frozen_dtype=INT8
+    )
+    found = blueprint.parameters
+    up = "language_model.layers.mlp.up_proj"
+    assert found[f"{Q}.kernel"].dtype == INT8 and found[f"{Q}.kernel"].shape == (3, 48, 48)
+    assert found[f"{Q}.kernel_scale"].dtype == F32 and found[f"{Q}.kernel_scale"].shape == (3, 48)
+    assert found[f"{Q}.kernel"].sharding.spec == jax.P(None, "fsdp", "tensor")
+    assert found[f"{Q}.bias"].dtype == found["image_newline"].dtype == BF16
+    assert found[f"{up}.kernel"].dtype == F32 and f"{up}.kernel_scale" not in found
+    assert not any(path.endswith("kernel_scale") for path in blueprint.trainable)
+    kernels = {path for path in found if path.endswith(".kernel")}
+    assert {path for path in kernels if found[path].dtype == INT8} == kernels - blueprint.trainable
+    assert described(found) == described(zeros(blueprint))
+    state.make_state(blueprint, zeros(blueprint), make_optimizer(), make_mesh(2, 2, 2))
+
+
+def test_int8_and_nothing_frozen_is_refused(backbone):
+    with pytest.raises(ValueError, match='frozen_dtype="int8" is for kernels'):
+        draw(backbone, make_mesh(1, 1, 1), frozen_dtype=INT8)
+    kernels = ((r".*\.kernel", True), (".*", False))
+    with pytest.raises(ValueError, match="config.trainable leaves none"):
+        draw(backbone, make_mesh(1, 1, 1), trainable=kernels, frozen_dtype=INT8)
+
+
+def test_magnitudes_are_norms_of_the_quantised(backbone):
+    """What is trained starts where DoRA does nothing."""
+    mesh = make_mesh(1, 1, 1)
+    blueprint = draw(backbone, mesh, adapters=DORA, trainable=ADAPTERS, frozen_dtype=INT8)
+    found = make(backbone, blueprint, adapters=DORA, init="pretrained")
+    assert described(found) == described(blueprint.parameters)
+    exact = backbone.load(draw(backbone, mesh).parameters)[f"{Q}.kernel"]
+    codes, scale = found[f"{Q}.kernel"], found[f"{Q}.kernel_scale"]
+    values = quantization.dequantize(codes, scale)
+    assert np.abs(values - exact).max() <= scale.max() * 0.5001
+    norm = np.linalg.norm(values, axis=1)
+    np.testing.assert_allclose(found[f"{Q}.lora_magnitude"], norm, rtol=1e-6)
 
 
 def test_the_model_of_a_blueprint_takes_its_parameters(backbone, random_parameters):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32
 from PIL import Image
@@ -18,10 +19,11 @@ from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.plan import Bucket, Layout, Plan
 from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX, Element, Part, apart, parts, to_item
 from unime_jax.encode import make_row_encoder
-from unime_jax.models.vlm import Execution
+from unime_jax.models import layers
+from unime_jax.models.vlm import EmbeddingModel, Execution
 from unime_jax.step import make_encode
 
 S = TypeVar("S")
@@ -41,19 +43,14 @@ class Embedder:
 
     def __init__(self, backbone: Backbone, *, mesh: Mesh, dtype: jnp.dtype):
         """Reads the weights; `from_pretrained` says what the arguments mean."""
-        graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-        placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
-        targets = {
-            path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placed[path])
-            for path, shape in shapes.items()
-        }
+        graph, wanted = targets(backbone, mesh, dtype)
         self.dimension = backbone.dimension
         self.max_length = backbone.preprocess.prompt.max_length
         self._preprocess = backbone.preprocess
         self._layout = backbone.layout
         self._shards = sharding.row_shards(mesh)
-        self._parameters = backbone.load(targets)
-        encode = make_encode(graph, Execution(dtype, "none", "xla"))
+        self._parameters = backbone.load(wanted)
+        encode = make_encode(graph, Execution(activations(dtype), "none", "xla"))
         self._encode_rows = make_row_encoder(encode, ({}, self._parameters), mesh)
 
     @classmethod
@@ -61,7 +58,7 @@ class Embedder:
         cls,
         folder_or_hub_id: str | os.PathLike[str],
         *,
-        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16",
         max_length: int = 4096,
         processing: Processing | None = None,
         mesh: Mesh | None = None,
@@ -70,7 +67,8 @@ class Embedder:
 
         Args:
           dtype: of weights and activations, the same on every machine. Norms, softmax and the
-            embeddings themselves are float32 either way.
+            embeddings themselves are float32 either way. "int8": linear layers as codes with a
+            scale per output channel, half the memory of bfloat16; the rest is bfloat16.
           max_length: the most tokens of an item, its image tokens included.
           processing: how items become tokens and patches; None: as recorded when the folder was
             exported from here, else as the family's published embedders do it.
@@ -80,8 +78,8 @@ class Embedder:
         Raises:
           ValueError: the folder is not a model that is supported, or lacks files.
         """
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f'dtype is {dtype!r}; use "float32" or "bfloat16"')
+        if dtype not in ("float32", "bfloat16", "int8"):
+            raise ValueError(f'dtype is {dtype!r}; use "float32", "bfloat16" or "int8"')
         backbone = open_backbone(
             os.fspath(folder_or_hub_id), max_length=max_length, processing=processing
         )
@@ -238,13 +236,7 @@ class Embedder:
             yield plan, indices, batch
 
     def _plan(self, bucket: Bucket, batch_size: int) -> Plan:
-        """At least `batch_size` rows, in chunks of `CHUNK_TOKENS` a device.
-
-        Chunks without rows are not computed, so a part of a batch costs a part of its time.
-        """
-        most = math.ceil(batch_size / self._shards)
-        chunk = self._shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
-        return Plan((bucket,), self._layout, chunk, chunk * math.ceil(batch_size / chunk))
+        return plan_of(bucket, self._layout, self._shards, batch_size)
 
     def _rows(self, work: Sequence[Part], *, ahead: int) -> Iterator[Row]:
         """Rows in order, preprocessed by threads while the devices are at work."""
@@ -253,6 +245,46 @@ class Embedder:
             return self._preprocess(part.item())
 
         return map_ahead(lambda part: _blame(part.number, make, part), work, ahead=ahead)
+
+
+def targets(
+    backbone: Backbone, mesh: Mesh, dtype: jnp.dtype
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """The model, and shapes, dtypes and shardings of its parameters, by path."""
+
+    def make() -> EmbeddingModel:
+        model = backbone.make_model(jax.random.key(0))
+        if dtype == jnp.int8:
+            layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
+        return model
+
+    graph, shapes = paths.split(jax.eval_shape(make))
+    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
+
+    def stored(path: str) -> jnp.dtype:
+        codes = shapes[path].dtype == jnp.int8
+        scale = path.endswith(".kernel_scale")
+        return shapes[path].dtype if codes or scale else activations(dtype)
+
+    return graph, {
+        path: jax.ShapeDtypeStruct(shape.shape, stored(path), sharding=placed[path])
+        for path, shape in shapes.items()
+    }
+
+
+def activations(dtype: jnp.dtype) -> jnp.dtype:
+    """What is computed in, given the dtype of the weights."""
+    return jnp.dtype("bfloat16") if dtype == jnp.int8 else dtype
+
+
+def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> Plan:
+    """At least `batch_size` rows, in chunks of `CHUNK_TOKENS` a device.
+
+    Chunks without rows are not computed, so a part of a batch costs a part of its time.
+    """
+    most = math.ceil(batch_size / shards)
+    chunk = shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
+    return Plan((bucket,), layout, chunk, chunk * math.ceil(batch_size / chunk))
 
 
 def bucket_of(row: Row, max_length: int) -> Bucket:

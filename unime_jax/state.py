@@ -1,6 +1,7 @@
 """Making a run's parameters and optimizer state on a mesh, or just their shapes for planning."""
 
 import dataclasses
+from collections.abc import Container
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone
-from unime_jax.models import lora
+from unime_jax.models import layers, lora
 from unime_jax.models.vlm import EmbeddingModel
 from unime_jax.step import TrainState
 
@@ -39,29 +40,61 @@ def draw(
 ) -> Blueprint:
     """Traces the model; nothing is computed. Trainable parameters are float32.
 
+    With int8 as `frozen_dtype`, kernels of frozen linear layers are codes with float32 scales
+    beside them (`models.quantization`), and whatever else is frozen is bfloat16.
+
     Raises:
-      ValueError: a parameter that no rule covers, or nothing to train.
+      ValueError: a parameter that no rule covers, nothing to train, or nothing to quantise.
     """
-    model = jax.eval_shape(lambda: _with_adapters(backbone, adapters, jax.random.key(0)))
-    graph, shapes = paths.split(model)
+    graph, shapes = _trace(backbone, adapters, frozenset())
     chosen = paths.assign(trainable, shapes, what="trainable")
     if not any(chosen.values()):
         raise ValueError("The rules in config.trainable leave nothing to train.")
+    kernels = frozenset[str]()
+    if frozen_dtype == jnp.int8:
+        model = jax.eval_shape(backbone.make_model, jax.random.key(0))
+        linears = (f"{path}.kernel" for path, _ in layers.linears(model))
+        kernels = frozenset(kernel for kernel in linears if not chosen[kernel])
+        if not kernels:
+            raise ValueError(
+                'config.execution.frozen_dtype="int8" is for kernels of linear layers that are not '
+                'trained, and config.trainable leaves none; use "float32" or "bfloat16".'
+            )
+        graph, shapes = _trace(backbone, adapters, kernels)
+        frozen_dtype = jnp.dtype("bfloat16")
+    trained = {path for path in shapes if chosen.get(path, False)}  # scales are never
     placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
+
+    def dtype(path: str) -> jnp.dtype:
+        if path in kernels:
+            return jnp.dtype("int8")
+        float32 = path in trained or path not in chosen  # or a scale
+        return jnp.dtype("float32") if float32 else frozen_dtype
+
     parameters = {
-        path: jax.ShapeDtypeStruct(
-            shape.shape, jnp.float32 if chosen[path] else frozen_dtype, sharding=placed[path]
-        )
+        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=placed[path])
         for path, shape in shapes.items()
     }
-    return Blueprint(graph, parameters, frozenset(path for path in shapes if chosen[path]))
+    return Blueprint(graph, parameters, frozenset(trained))
 
 
-def _with_adapters(backbone: Backbone, adapters: lora.LoraConfig, key: jax.Array) -> EmbeddingModel:
-    base, adapter = jax.random.split(key)
-    model = backbone.make_model(base)
-    if adapters.rank:
-        lora.add(model, adapters, key=adapter)
+def _trace(
+    backbone: Backbone, adapters: lora.LoraConfig, kernels: Container[str]
+) -> tuple[nnx.GraphDef, paths.Parameters]:
+    """The graph of the model with adapters and these kernels quantised, and its shapes."""
+
+    def make() -> EmbeddingModel:
+        model = _make_base(backbone, kernels, jax.random.key(0))
+        if adapters.rank:
+            lora.add(model, adapters, key=jax.random.key(0))
+        return model
+
+    return paths.split(jax.eval_shape(make))
+
+
+def _make_base(backbone: Backbone, kernels: Container[str], key: jax.Array) -> EmbeddingModel:
+    model = backbone.make_model(key)
+    layers.quantize(model, kernels)
     return model
 
 
@@ -79,11 +112,12 @@ def make_parameters(
     """
     targets = blueprint.parameters
     base, adapter = jax.random.split(jax.random.key(seed))
-    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, base))
+    kernels = {path for path, target in targets.items() if target.dtype == jnp.int8}
+    graph, shapes = paths.split(jax.eval_shape(lambda: _make_base(backbone, kernels, base)))
     own = {path: targets[path] for path in shapes}
 
     def make_base(key: jax.Array) -> paths.Parameters:
-        return _cast(paths.split(backbone.make_model(key))[1], own)
+        return _cast(paths.split(_make_base(backbone, kernels, key))[1], own)
 
     def make_adapters(base: paths.Parameters, key: jax.Array) -> paths.Parameters:
         model = paths.merge(graph, base)

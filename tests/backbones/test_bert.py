@@ -87,6 +87,13 @@ def test_minilm_on_eight_devices(minilm):
     np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
 
+def test_minilm_in_int8(minilm, minilm_here):
+    """Of 500 plain sentences the lowest cosine was 0.9993; these are odd ones."""
+    found, exact = (one.encode(TEXTS[3:]) for one in (opened(minilm, dtype="int8"), minilm_here))
+    cosine = np.sum(found * exact, axis=1)
+    assert cosine.min() > 0.998 and np.median(cosine) > 0.999 and cosine.max() < 1 - 1e-6
+
+
 def test_minilm_in_bfloat16(minilm):
     expected = of_sentence_transformers(minilm, TEXTS[3:7])
     found = opened(minilm, dtype="bfloat16").encode(TEXTS[3:7], batch_size=4)

@@ -30,6 +30,14 @@ def test_transparency_is_laid_on_white():
     assert to_rgb(image).getcolors() == [(6, (255, 255, 255))]
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
+    greys = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    (image,) = open_pictures(Item("", "a", encoded(Image.fromarray(greys), format)), None)
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], greys // 256)
+    assert image.mode == "RGB"
+
+
 def test_the_orientation_in_exif_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright

@@ -126,6 +126,8 @@ def _adapter(parameters: Mapping[str, jax.Array], layer: str) -> dict[str, np.nd
         parts = [part for part in PARTS if f"{layer}.{part}" in parameters]
         return {part: to_host(parameters[f"{layer}.{part}"]) for part in parts}
     kernel = to_host(parameters[f"{layer}.kernel"]).astype(np.float32)
+    if f"{layer}.kernel_scale" in parameters:
+        kernel *= to_host(parameters[f"{layer}.kernel_scale"])[..., None, :]
     *stack, fan_in, fan_out = kernel.shape
     return {
         "lora_a": np.zeros((*stack, fan_in, 0), np.float32),

@@ -72,7 +72,7 @@ class Backbone:
         return weights.load(self.folder, targets, self.names, self._adapter())
 
     def save_weights(
-        self, folder: pathlib.Path, parameters: Mapping[str, jax.Array], dtype: np.dtype
+        self, folder: pathlib.Path, parameters: Mapping[str, weights.Leaf], dtype: np.dtype
     ) -> None:
         """Writes safetensors under the folder's own names, with tensors only generation uses.
 

@@ -1,7 +1,9 @@
 """Parameters from Hugging Face safetensors and back, by one table used in both directions.
 
 A process reads the bytes of its own shards only, layer by layer into one shard at a time: beside
-the arrays it makes, it needs room for the largest of their shards. Never pickle, never remote code.
+the arrays it makes, it needs room for the largest of their shards. Kernels that are quantised are
+read whole, as a scale is that of a whole column; what is in memory then are a few rows of a layer
+and this process's part of the codes. Never pickle, never remote code.
 """
 
 import collections
@@ -10,12 +12,14 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from unime_jax.backbones import quantized
 from unime_jax.backbones.merging import Adapter, Merged
 from unime_jax.backbones.names import Entry, Fused, Names, by_tensor, copy_transposed, table
 from unime_jax.backbones.tensor_files import (
@@ -31,6 +35,22 @@ __all__ = ["Checkpoint", "Fused", "Names", "load", "save"]
 
 SHARD_BYTES = 5 * 10**9  # the hub's customary shard size
 THREADS = min(16, os.cpu_count() or 1)  # layers that are read at the same time
+
+
+class Lazy(Protocol):
+    """What `np.asarray` makes an array when it is needed; on several processes, they all ask."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Known before."""
+        ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The value."""
+        ...
+
+
+Leaf = jax.Array | Lazy
 
 
 class Checkpoint:
@@ -134,6 +154,9 @@ def load(
 ) -> dict[str, jax.Array]:
     """Reads every parameter of `targets` in its dtype and sharding, an adapter merged into it.
 
+    Kernels of dtype int8 are quantised, and `targets` has their scales as well, by the path
+    "<kernel>_scale". Codes and scales do not depend on the sharding.
+
     Raises:
       ValueError: the folder has no weights, or they do not fit (one table of all misfits).
     """
@@ -143,12 +166,21 @@ def load(
             f"{folder} holds no {SINGLE} or {INDEX}. Download the whole repository, convert "
             'pickled weights to safetensors, or set config.init="random" to start from scratch.'
         )
-    entries = table({path: target.shape for path, target in targets.items()}, names)
+    scales = {f"{path}_scale" for path, target in targets.items() if target.dtype == np.int8}
+    shapes = {path: target.shape for path, target in targets.items() if path not in scales}
+    entries = table(shapes, names)
     checkpoint.check(entries)
+    parameters: dict[str, jax.Array] = {}
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        return {
-            entry.path: _read(checkpoint, entry, targets[entry.path], pool) for entry in entries
-        }
+        for entry in entries:
+            path, scale = entry.path, f"{entry.path}_scale"
+            if scale in scales:
+                parameters[path], parameters[scale] = quantized.read(
+                    checkpoint.matrix, entry, targets[path], targets[scale], pool
+                )
+            else:
+                parameters[path] = _read(checkpoint, entry, targets[path], pool)
+    return parameters
 
 
 def _read(
@@ -200,7 +232,7 @@ def _read_shard(
 
 def save(
     folder: pathlib.Path,
-    parameters: Mapping[str, jax.Array],
+    parameters: Mapping[str, Leaf],
     names: Names,
     dtype: np.dtype,
     *,
@@ -257,10 +289,10 @@ def save(
     (folder / "index.tmp").replace(folder / INDEX)
 
 
-def to_host(leaf: jax.Array) -> np.ndarray:
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    return multihost_utils.process_allgather(leaf, tiled=True)
+def to_host(leaf: Leaf) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def _group(

@@ -1,5 +1,6 @@
 """A model as a Hugging Face folder: weights, and every file that its inputs are made with."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,10 +12,11 @@ import numpy as np
 from flax import nnx
 
 from unime_jax import paths
-from unime_jax.backbones import Backbone, hf_config, processing
+from unime_jax.backbones import Backbone, hf_config, processing, weights
 from unime_jax.backbones.prompts import Prompt
 from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
+from unime_jax.models.layers import Linear, linears
 
 CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 # Of an earlier export, or of an adapter: what they say is not true of the new folder.
@@ -94,18 +96,41 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfile(source, target)
 
 
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """The kernel that does what a layer with an adapter or int8 codes does, made when needed.
+
+    So that there is never a second model beside the first.
+    """
+
+    linear: Linear
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the layer's own kernel."""
+        return self.linear.kernel[...].shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        value = weights.to_host(_fold(self.linear, self.dtype))
+        return value.astype(dtype or self.dtype, copy=False)
+
+
+_fold = jax.jit(lora.fold, static_argnames="dtype")
+
+
 def merged_parameters(
     graph: nnx.GraphDef, parameters: paths.Parameters, dtype: np.dtype
-) -> paths.Parameters:
-    """Parameters without adapters; kernels that had one, folded, are of `dtype`."""
-
-    @jax.jit
-    def fold(parameters: paths.Parameters) -> paths.Parameters:
-        model = paths.merge(graph, parameters)
-        lora.merge(model, dtype)
-        return paths.split(model)[1]
-
-    return fold(parameters)
+) -> dict[str, weights.Leaf]:
+    """Parameters without adapters and scales; kernels that had one, folded, are of `dtype`."""
+    merged: dict[str, weights.Leaf] = dict(parameters)
+    for path, linear in linears(paths.merge(graph, parameters)):
+        if lora.is_folded(linear):
+            continue
+        for leaf in ("kernel_scale", "lora_a", "lora_b", "lora_magnitude"):
+            merged.pop(f"{path}.{leaf}", None)
+        merged[f"{path}.kernel"] = Folded(linear, np.dtype(dtype))
+    return merged
 
 
 def _update_image_processor(folder: pathlib.Path, changes: Mapping[str, Any]) -> None:

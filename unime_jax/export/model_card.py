@@ -12,6 +12,11 @@ from unime_jax.evaluation import scores
 from unime_jax.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
+BASE = (
+    "frozen linear layers were rounded to int8, one scale per output channel; the weights here are "
+    "what was trained, rounding included. Adapters exported alone are close to that on the "
+    "original base, not equal"
+)
 
 
 def write(
@@ -75,7 +80,7 @@ def _origin(settings: TrainConfig) -> str:
 def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
     lora = settings.lora
     adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
-    return {
+    facts = {
         "steps": f"{steps} of {settings.batch_size} pairs",
         "loss": _loss(settings.loss),
         "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
@@ -84,6 +89,9 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
         "data": f"{settings.data.train}: {', '.join(sources)}" if sources else "none",
         "weights": settings.export.dtype,
     }
+    if settings.execution.frozen_dtype == "int8":
+        facts["base"] = BASE
+    return facts
 
 
 def _loss(loss: Objective) -> str:

@@ -55,7 +55,7 @@ def self_check(
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
     targets = {
-        path: jax.ShapeDtypeStruct(shape.shape, jnp.float32, sharding=placed[path])
+        path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placed[path])
         for path, shape in shapes.items()
     }
     encoder = make_encoder(

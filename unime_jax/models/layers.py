@@ -4,12 +4,14 @@ Because the adapter is a side path, the frozen kernel takes part in the forward 
 of its input, but never costs a weight gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
+
+from unime_jax.models import quantization
 
 TINY = 1e-30  # below any squared norm that a trained kernel has
 
@@ -22,11 +24,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W stored [in, out]; `lora.add` attaches an adapter."""
+    """y = x W + b, with W stored [in, out]; `lora.add` attaches an adapter.
+
+    With a `kernel_scale` (`quantize`), the kernel is int8 codes.
+    """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, key: jax.Array):
         kernel = jax.random.normal(key, (in_features, out_features)) * in_features**-0.5
         self.kernel = nnx.Param(kernel)
+        self.kernel_scale: nnx.Param | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(out_features)) if bias else nnx.data(None)
         self.lora_a: nnx.Param | None = nnx.data(None)
         self.lora_b: nnx.Param | None = nnx.data(None)
@@ -34,22 +40,43 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        scale = None if self.kernel_scale is None else self.kernel_scale[...]
+        if scale is None:
+            y = x @ self.kernel[...].astype(x.dtype)
+        else:
+            y = quantization.matmul(x, self.kernel[...], scale)
         if self.lora_a is not None and self.lora_b is not None:
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
             y = y + (x @ a) @ b * self.lora_scale
             if self.lora_magnitude is not None:
-                norm = merged_norm(
-                    self.kernel[...], self.lora_a[...], self.lora_b[...] * self.lora_scale
-                )
+                b = self.lora_b[...] * self.lora_scale
+                norm = merged_norm(self.kernel[...], scale, self.lora_a[...], b)
                 y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y
 
 
+def linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
+    """The linear layers of a model, or stacks of them, by path."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Linear):
+            yield ".".join(map(str, path)), module
+
+
+def quantize(model: nnx.Module, kernels: Container[str]) -> None:
+    """Puts int8 codes and their scales in the place of these kernels, by their paths."""
+    for path, linear in linears(model):
+        if f"{path}.kernel" in kernels:
+            codes, scale = quantization.quantize(linear.kernel[...])
+            linear.kernel, linear.kernel_scale = nnx.Param(codes), nnx.Param(scale)
+
+
 def merged_norm(
-    kernel: Float[Array, "in out"], a: Float[Array, "in R"], b: Float[Array, "R out"]
+    kernel: Float[Array, "in out"] | Int8[Array, "in out"],
+    scale: Float[Array, " out"] | None,
+    a: Float[Array, "in R"],
+    b: Float[Array, "R out"],
 ) -> Float[Array, " out"]:
     """Norm of each column of kernel + a b, a constant to the gradient (DoRA, section 4.3).
 
@@ -57,9 +84,13 @@ def merged_norm(
     column of the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
     """
     w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (kernel, a, b))
-    cross = jnp.sum((a.T @ w) * b, axis=0)
+    projected = a.T @ w
+    if scale is None:
+        own = jnp.sum(w * w, axis=0)
+    else:
+        own, projected = quantization.square_sum(kernel, scale), projected * scale
     square = jnp.sum(((a.T @ a) @ b) * b, axis=0)
-    return jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=0) + 2 * cross + square, TINY))
+    return jnp.sqrt(jnp.maximum(own + 2 * jnp.sum(projected * b, axis=0) + square, TINY))
 
 
 class Embedding(nnx.Module):

@@ -2,14 +2,15 @@
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from unime_jax import paths
-from unime_jax.models.layers import TINY, Linear
+from unime_jax.models import quantization
+from unime_jax.models.layers import TINY, Linear, linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,11 @@ def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
     Raises:
       ValueError: a linear layer that no rule covers, or rules that choose no layer at all.
     """
-    linears = dict(_linears(model))
-    chosen = paths.assign(config.targets, linears, what="lora.targets")
+    layers = dict(linears(model))
+    chosen = paths.assign(config.targets, layers, what="lora.targets")
     if not any(chosen.values()):
         raise ValueError("lora.targets chooses no layer, so there would be nothing to train.")
-    for path, linear in linears.items():
+    for path, linear in layers.items():
         if not chosen[path]:
             continue
         *stack, fan_in, fan_out = linear.kernel.shape
@@ -46,26 +47,52 @@ def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
         linear.lora_b = nnx.Param(jnp.zeros((*stack, config.rank, fan_out)))
         linear.lora_scale = config.alpha / config.rank
         if config.dora:
-            norm = jnp.linalg.norm(linear.kernel[...].astype(jnp.float32), axis=-2)
-            linear.lora_magnitude = nnx.Param(norm)
+            linear.lora_magnitude = nnx.Param(_norm(linear))
+
+
+def _norm(linear: Linear) -> Float32[Array, "*L out"]:
+    """The norm of each column of the kernel that the layer computes with."""
+    if linear.kernel_scale is None:
+        return jnp.linalg.norm(linear.kernel[...].astype(jnp.float32), axis=-2)
+    return jnp.sqrt(quantization.square_sum(linear.kernel[...], linear.kernel_scale[...]))
 
 
 def merge(model: nnx.Module, dtype: jnp.dtype) -> None:
-    """Folds every adapter into its kernel in place: float32 arithmetic, the result in `dtype`."""
-    for _, linear in _linears(model):
-        if linear.lora_a is None or linear.lora_b is None:
+    """Folds every adapter into its kernel in place, and makes float kernels of int8 codes."""
+    for _, linear in linears(model):
+        if is_folded(linear):
             continue
-        w = linear.kernel[...].astype(jnp.float32)
-        delta = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest")
-        w = w + delta.astype(jnp.float32) * linear.lora_scale
-        if linear.lora_magnitude is not None:
-            norm = jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=-2, keepdims=True), TINY))
-            w = w * (linear.lora_magnitude[...][..., None, :] / norm)
-        linear.kernel = nnx.Param(w.astype(dtype))
+        linear.kernel = nnx.Param(fold(linear, dtype))
+        linear.kernel_scale = None
         linear.lora_a = linear.lora_b = linear.lora_magnitude = None
 
 
-def _linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, Linear):
-            yield ".".join(map(str, path)), module
+def is_folded(linear: Linear) -> bool:
+    """Whether the layer is its kernel and bias alone."""
+    return linear.lora_a is None and linear.kernel_scale is None
+
+
+def fold(linear: Linear, dtype: jnp.dtype) -> Float[Array, "*L in out"]:
+    """The one kernel that does what a layer does: float32 arithmetic, the result in `dtype`.
+
+    Of a stack, one layer at a time is in float32.
+    """
+    parts = {
+        name: leaf[...]
+        for name in ("kernel", "kernel_scale", "lora_a", "lora_b", "lora_magnitude")
+        if (leaf := getattr(linear, name)) is not None
+    }
+
+    def one(parts: dict[str, jax.Array]) -> jax.Array:
+        w = parts["kernel"].astype(jnp.float32)
+        if "kernel_scale" in parts:
+            w = quantization.dequantize(parts["kernel"], parts["kernel_scale"])
+        if "lora_a" in parts:
+            delta = jnp.matmul(parts["lora_a"], parts["lora_b"], precision="highest")
+            w = w + delta.astype(jnp.float32) * linear.lora_scale
+        if "lora_magnitude" in parts:
+            norm = jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=0), TINY))
+            w = w * (parts["lora_magnitude"] / norm)
+        return w.astype(dtype)
+
+    return one(parts) if linear.kernel[...].ndim == 2 else jax.lax.map(one, parts)

@@ -1,0 +1,133 @@
+"""int8 kernels read from checkpoints: those of the whole float kernels, on every mesh."""
+
+import concurrent.futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.backbones.checkpoints import PAIRS, assert_same
+from tests.backbones.test_merging import open_adapter, write_adapter
+from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
+from tests.models.oracle import load
+from unime_jax import backbones, embedder, sharding, state
+from unime_jax.backbones import quantized
+from unime_jax.backbones.names import Entry
+from unime_jax.models import lora, quantization
+
+MESHES = ((1, 2, 1), (1, 4, 1), (1, 1, 4), (1, 8, 1), (2, 2, 2))
+DORA = lora.LoraConfig(
+    rank=2, alpha=4.0, dora=True, targets=((r"language_model\..*_proj", True), (".*", False))
+)
+ADAPTERS = ((r".*\.lora_.*", True), (".*", False))
+FOLDERS = {name: lambda folder, make=make: make(folder) for name, make in PAIRS.items()} | {
+    "llava_qwen": write_llava_qwen,
+    "phi3_v": lambda folder: write_weights(write_phi3_v(folder)),
+}
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def backbone(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized") / "folder"
+    FOLDERS[request.param](folder)
+    return backbones.open_backbone(str(folder), max_length=512)
+
+
+def make(backbone, mesh, init="pretrained"):
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
+    blueprint = state.draw(
+        backbone, mesh, adapters=DORA, trainable=ADAPTERS, frozen_dtype=jnp.dtype("int8")
+    )
+    found = state.make_parameters(backbone, blueprint, adapters=DORA, init=init, seed=0)
+    for path, target in blueprint.parameters.items():
+        x = found[path]
+        assert (x.shape, x.dtype, x.sharding) == (target.shape, target.dtype, target.sharding)
+    return found
+
+
+def read(backbone, mesh):
+    """As an Embedder does: all linear layers, no adapters."""
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
+    return backbone.load(embedder.targets(backbone, mesh, jnp.dtype("int8"))[1])
+
+
+def test_codes_are_those_of_the_float_kernels(backbone):
+    """And all else is bfloat16. Of every linear layer: those of the tower, too."""
+    exact, found = load(backbone), read(backbone, (1, 1, 1))
+    kernels = {path for path in exact if path.endswith(".kernel")}
+    assert any(not path.startswith("language_model.") for path in kernels)
+    for path, x in exact.items():
+        if path not in kernels:
+            np.testing.assert_array_equal(found[path], x.astype(jnp.bfloat16))
+            continue
+        codes, scale = quantization.quantize(x)
+        np.testing.assert_array_equal(found[path], codes)
+        np.testing.assert_array_equal(found[f"{path}_scale"], scale)
+    scales = {path for path in found if path.endswith("_scale")}
+    assert scales == {f"{path}_scale" for path in kernels}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_codes_are_the_same_bits_on_every_mesh(backbone, mesh):
+    assert_same(read(backbone, mesh), read(backbone, (1, 1, 1)))
+
+
+@pytest.mark.slow
+def test_parameters_are_the_same_bits_on_every_mesh(backbone):
+    """Codes, scales, and DoRA's magnitudes; again when they are read again, as on resuming."""
+    expected = make(backbone, (1, 1, 1))
+    for mesh in ((1, 1, 1), *MESHES):
+        assert_same(make(backbone, mesh), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
+def test_random_ones_are_the_same_bits_on_every_mesh(backbone, mesh):
+    assert_same(make(backbone, mesh, "random"), make(backbone, (1, 1, 1), "random"))
+
+
+def test_a_merged_adapter_is_quantised_with_its_base(tmp_path):
+    pair = PAIRS["llava_onevision"](tmp_path / "base")
+    write_adapter(pair, tmp_path / "adapter", use_dora=True)
+    backbone = open_adapter(tmp_path / "adapter")
+    exact, found = load(backbone), read(backbone, (1, 1, 1))
+    path = "language_model.layers.self_attn.q_proj.kernel"
+    scale = found[f"{path}_scale"]
+    error = np.abs(quantization.dequantize(found[path], scale) - exact[path])
+    assert np.all(error <= scale[:, None] * 0.5001)
+    assert not np.array_equal(found[path], read(pair.backbone, (1, 1, 1))[path])
+    for mesh in ((1, 4, 1), (2, 2, 2)):
+        assert_same(read(backbone, mesh), found)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("spec", [P(), P("fsdp", "tensor"), P("tensor", "fsdp")])
+def test_layers_wider_than_a_block(stacked, spec):
+    """Outputs beyond one block of rows, cut where blocks are not, and rows of a fused tensor."""
+    tensors = {
+        f"{i}": np.random.default_rng(i).normal(size=(720, 12)) for i in range(3 if stacked else 1)
+    }
+    rows = range(8, 712)  # 704 outputs: five blocks and a half
+    mesh = sharding.make_mesh(1, 2, 4)
+    shape, spec = (12, 704), P(*spec)
+    if stacked:
+        shape, spec = (3, *shape), P(None, *spec)
+    scale_shape = (*shape[:-2], 704)
+    entry = Entry("x.kernel", tuple(tensors), stacked, (720, 12), True, rows)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        codes, scale = quantized.read(
+            tensors.__getitem__,
+            entry,
+            jax.ShapeDtypeStruct(shape, jnp.int8, sharding=NamedSharding(mesh, spec)),
+            jax.ShapeDtypeStruct(scale_shape, jnp.float32, sharding=sharding.replicated(mesh)),
+            pool,
+        )
+    assert codes.sharding.spec == spec
+    kernel = np.stack([x[8:712].T for x in tensors.values()])
+    expected = quantization.quantize(jnp.asarray(kernel if stacked else kernel[0], jnp.float32))
+    np.testing.assert_array_equal(codes, expected[0])
+    np.testing.assert_array_equal(scale, expected[1])
