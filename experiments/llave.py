@@ -31,12 +31,15 @@ def llava_onevision_7b() -> ConfigDict:
     config.processing.pinpoints = ((384, 384), (384, 768), (768, 384), (768, 768))
     config.trainable = ((r"vision_tower\..*", False), (".*", True))
     config.lora.rank = 0
+    config.export.adapter = False  # there is none
     config.optimizer.learning_rate = 5e-6
     config.optimizer.warmup_steps = 78  # 3 %
     config.optimizer.schedule = "cosine"
     config.optimizer.beta2 = 0.999
     config.optimizer.weight_decays = ((".*", 0.0),)
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1792, 2, 1.0), (4096, 5, 1.0))
+    config.plan.rows = (0.5, 0.0, 0.0, 0.5)
+    config.plan.tokens = (48, 512, 1536, 3712)
     return config
 
 

@@ -1,23 +1,17 @@
 """The 7B steps at full size, without weights or TPU: they trace, and libtpu compiles them."""
 
-import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 
 from experiments import stage1, stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
-from unime_jax import backbones, config, optimizer, sharding, state, step
-from unime_jax.batch import Batch
-from unime_jax.data.pack import fill_buckets
-from unime_jax.data.plan import Bucket, pair_plan
-from unime_jax.models.vlm import Execution
+from unime_jax import backbones, config, sharding
+from unime_jax.planning import chips, compiler
+from unime_jax.planning.program import Program, train_program
 
 VISION = dict(  # SigLIP so400m without its last layer
     hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16
@@ -106,74 +100,35 @@ def sized(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     return request.param, SIZES[request.param][0](tmp_path_factory.mktemp("7b"))
 
 
-def draw(experiment, variant, folder, devices):
-    """The step of an experiment's variant and abstract arguments for it on these devices."""
+def draw(experiment, variant, folder, devices) -> Program:
+    """The step of an experiment's variant on these devices, as the planner has it."""
     settings = config.read(config.TrainConfig, experiment.get_config(variant).to_dict())
-    mesh = sharding.make_mesh(1, len(devices), 1, devices)
-    buckets = [Bucket(*bucket) for bucket in settings.data.buckets]
+    longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(
-        str(folder), max_length=buckets[-1].tokens, processing=settings.processing
+        str(folder), max_length=longest, processing=settings.processing
     )
-    if settings.data.teacher:
-        backbone = backbones.language_only(backbone, TEACHER)
-    blueprint = state.draw(
-        backbone,
-        mesh,
-        adapters=settings.lora,
-        trainable=settings.trainable,
-        frozen_dtype=jnp.dtype("bfloat16"),
-    )
-    execution = Execution(jnp.dtype("bfloat16"), "full", "xla")
-    optimize = optimizer.make_optimizer(settings.optimizer, settings.steps, blueprint.trainable)
-    run = step.make_train_step(
-        step.make_encode(blueprint.graph, execution),
-        optimize,
-        optimizer.make_schedule(settings.optimizer, settings.steps),
-        settings.loss,
-        recompute=True,
-    )
-    plan = pair_plan(
-        buckets,
-        backbone.layout,
-        batch_size=settings.batch_size,
-        negatives=settings.data.negatives,
-        chunk_size=settings.chunk_size,
-    )
-    rows, pairs = sharding.chunked_rows(mesh), NamedSharding(mesh, jax.P(sharding.ROWS))
+    assert settings.execution.frozen_dtype == "bfloat16" and settings.execution.remat == "full"
+    mesh = sharding.make_mesh(1, len(devices), 1, devices)
+    return train_program(settings, backbone, mesh, teacher=TEACHER)
 
-    def shaped(array, where):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
-    groups, _ = fill_buckets([], plan)  # zeros that are never touched cost no memory
-    pair = jax.ShapeDtypeStruct((settings.batch_size,), jnp.int32, sharding=pairs)
-    batch = Batch(
-        groups=jax.tree.map(lambda x: shaped(x, rows), groups),
-        query=pair,
-        positive=pair,
-        negative=jax.ShapeDtypeStruct(
-            (settings.batch_size, plan.negatives), jnp.int32, sharding=pairs
-        ),
-        target_id=tuple(
-            jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
-        ),
-        source=pair,
-    )
-    now = state.abstract_state(blueprint, optimize, mesh)
-    out = (jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh))
-    return mesh, jax.jit(run, donate_argnums=0, out_shardings=out), now, batch, blueprint
+def traced(program: Program):
+    """The new state and the metrics, by shapes."""
+    with jax.set_mesh(program.mesh):
+        return jax.eval_shape(program.run, *program.arguments)
 
 
 def test_the_7b_step_traces(sized):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
     variant, folder = sized
-    mesh, run, now, batch, blueprint = draw(stage2, variant, folder, jax.devices())
-    size = sum(leaf.size for leaf in blueprint.parameters.values())
+    program = draw(stage2, variant, folder, jax.devices())
+    trainable, frozen = program.parameters
+    size = sum(leaf.size for leaf in (trainable | frozen).values())
     _, least, most = SIZES[variant]
     assert least * 1e9 < size < most * 1e9
-    trained = sum(blueprint.parameters[path].size for path in blueprint.trainable)
-    assert trained < 0.01 * size
-    with jax.set_mesh(mesh):
-        new, metrics = jax.eval_shape(run, now, batch)
+    assert 0 < sum(leaf.size for leaf in trainable.values()) < 0.01 * size
+    new, metrics = traced(program)
+    now = program.arguments[0]
     assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
     assert metrics["loss"].shape == ()
 
@@ -181,31 +136,25 @@ def test_the_7b_step_traces(sized):
 def test_the_7b_distillation_step_traces(sized):
     """The language component alone, 768 triples; its adapters are all that is trained."""
     variant, folder = sized
-    mesh, run, now, batch, blueprint = draw(stage1, variant, folder, jax.devices())
-    assert all(path.startswith("language_model.") for path in blueprint.parameters)
-    trained = {path.rpartition(".")[2] for path in blueprint.trainable}
-    assert trained == {"lora_a", "lora_b"}
-    with jax.set_mesh(mesh):
-        new, metrics = jax.eval_shape(run, now, batch)
+    program = draw(stage1, variant, folder, jax.devices())
+    trainable, frozen = program.parameters
+    assert all(path.startswith("language_model.") for path in trainable | frozen)
+    assert {path.rpartition(".")[2] for path in trainable} == {"lora_a", "lora_b"}
+    new, metrics = traced(program)
+    now = program.arguments[0]
     assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
-    assert batch.groups[0].teacher.shape[-1] == TEACHER and metrics["loss"].shape == ()
+    assert program.groups[0].teacher.shape[-1] == TEACHER and metrics["loss"].shape == ()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", [stage1, stage2], ids=["stage1", "stage2"])
-def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized, experiment):
+def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized, experiment, tmp_path):
     """On 16 chips of 16 GB: LoRA with 768 triples of texts of up to 128 tokens; DoRA with 1024
     pairs, images of 336, 384 or up to 672 pixels a side.
     """
     pytest.importorskip("libtpu")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    from jax.experimental import topologies
-
     variant, folder = sized
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    mesh, run, now, batch, _ = draw(experiment, variant, folder, topology.devices)
-    with jax.set_mesh(mesh):
-        compiled = run.lower(now, batch).compile()
-    memory = compiled.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert used + memory.output_size_in_bytes - memory.alias_size_in_bytes < HBM
+    where = chips.parse("v5e:4x4")
+    program = draw(experiment, variant, folder, compiler.devices(where))
+    compiled = compiler.compile_program(program, where, tmp_path)
+    assert not compiled.too_large and compiled.peak < HBM

@@ -1,7 +1,6 @@
 """NV-Embed-v2 at full size, without weights or TPU: it traces, and libtpu compiles it."""
 
 import math
-import os
 import re
 
 import jax
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from tests.backbones.tiny_texts import MISTRAL, write_nv_embed
-from unime_jax import backbones, encode, paths, sharding, step
-from unime_jax.data.pack import fill_buckets
+from unime_jax import backbones, sharding
 from unime_jax.data.plan import Bucket, Plan
-from unime_jax.models.vlm import Execution
+from unime_jax.planning import chips, compiler
+from unime_jax.planning.program import Program, embed_program
 
 # What the published config.json leaves out are the defaults of Mistral and of latent attention.
 TEXT = dict(
@@ -34,39 +33,28 @@ def backbone(tmp_path_factory):
     return backbones.open_backbone(str(folder), max_length=TOKENS)
 
 
-def draw(backbone, mesh, chunk=CHUNK, tokens=TOKENS):
-    """The program that encodes a window of rows in bfloat16, and abstract arguments for it."""
-    bfloat16 = jnp.dtype("bfloat16")
-    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    placed = sharding.parameter_shardings(mesh, {path: x.shape for path, x in shapes.items()})
-    parameters = {
-        path: jax.ShapeDtypeStruct(x.shape, bfloat16, sharding=placed[path])
-        for path, x in shapes.items()
-    }
+def draw(backbone, mesh, chunk=CHUNK, tokens=TOKENS) -> Program:
+    """The program that encodes a window of rows in bfloat16, as the planner has it."""
     plan = Plan((Bucket(tokens, 0),), backbone.layout, chunk, chunk * CHUNKS)
-    groups, _ = fill_buckets([], plan)
-    rows = sharding.chunked_rows(mesh)
-    groups = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), groups)
-    run = encode._program(step.make_encode(graph, Execution(bfloat16, "none", "xla")), mesh)
-    return run, parameters, groups
+    return embed_program(backbone, mesh, plan, jnp.dtype("bfloat16"))
 
 
 def test_the_7b_teacher_traces(backbone):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
     mesh = sharding.make_mesh(1, 4, 2)
-    run, parameters, groups = draw(backbone, mesh)
-    size = sum(x.size for x in parameters.values())
+    program = draw(backbone, mesh)
+    size = sum(x.size for x in program.parameters[1].values())
     assert PARAMETERS - 1e7 < size < PARAMETERS + 1e7
-    (embeddings,) = jax.eval_shape(run, {}, parameters, groups)
+    (embeddings,) = jax.eval_shape(program.run, *program.arguments)
     assert embeddings.shape == (CHUNK * CHUNKS, 4096) and embeddings.dtype == jnp.float32
-    assert groups[0].patches is None
+    assert program.groups[0].patches is None
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 def test_every_matrix_of_it_is_sharded(backbone, mesh):
     """Over fsdp and tensor both; what is whole on every device are norms, biases and latents."""
     data, fsdp, tensor = mesh
-    _, parameters, _ = draw(backbone, sharding.make_mesh(*mesh))
+    parameters = draw(backbone, sharding.make_mesh(*mesh)).parameters[1]
     for path, x in parameters.items():
         share = x.sharding.shard_shape(x.shape)
         parts = x.size // math.prod(share)
@@ -84,10 +72,10 @@ def test_rows_stay_on_their_devices(tmp_path):
     backbone = backbones.open_backbone(str(write_nv_embed(tmp_path)), max_length=TOKENS)
     for shape in ((1, 8, 1), (2, 2, 2)):
         mesh = sharding.make_mesh(*shape)
-        run, parameters, groups = draw(backbone, mesh, chunk=40, tokens=56)
+        program = draw(backbone, mesh, chunk=40, tokens=56)
         with jax.set_mesh(mesh):
-            program = run.lower({}, parameters, groups).compile().as_text()
-        found = re.findall(r"= \w+\[(\d+),56,(\d+)\]", program)
+            text = program.run.lower(*program.arguments).compile().as_text()
+        found = re.findall(r"= \w+\[(\d+),56,(\d+)\]", text)
         # Less than the model's width are parts of embeddings, looked up in parts of their table.
         rows = {int(rows) for rows, features in found if int(features) >= MISTRAL["hidden_size"]}
         assert rows == {40 // sharding.row_shards(mesh)}, shape
@@ -95,18 +83,9 @@ def test_rows_stay_on_their_devices(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 16, 1), (1, 4, 4)])
-def test_the_7b_teacher_compiles_for_tpu_v5e_4x4(backbone, shape):
+def test_the_7b_teacher_compiles_for_tpu_v5e_4x4(backbone, shape, tmp_path):
     """256 texts of 512 tokens at a time, on 16 chips, each a third full at most."""
     pytest.importorskip("libtpu")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    mesh = sharding.make_mesh(*shape, topology.devices)
-    run, parameters, groups = draw(backbone, mesh)
-    with jax.set_mesh(mesh):
-        compiled = run.lower({}, parameters, groups).compile()
-    memory = compiled.memory_analysis()
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    assert used < MOST
+    where = chips.parse("v5e:4x4")
+    program = draw(backbone, sharding.make_mesh(*shape, compiler.devices(where)))
+    assert compiler.compile_program(program, where, tmp_path).peak < MOST

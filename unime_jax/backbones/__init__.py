@@ -44,11 +44,16 @@ FAMILIES = {
     "qwen2_vl": qwen2_vl,
 }
 
-HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors", "tokenizer.model")
+HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+WEIGHTS = ("*.safetensors",)
 
 
 def open_backbone(
-    folder_or_hub_id: str, *, max_length: int, processing: Processing | None = None
+    folder_or_hub_id: str,
+    *,
+    max_length: int,
+    processing: Processing | None = None,
+    weights: bool = True,
 ) -> Backbone:
     """Opens a local folder, or downloads a hub repository first.
 
@@ -59,16 +64,17 @@ def open_backbone(
       max_length: the most tokens of a row.
       processing: how items become rows; None: as recorded when the folder was exported from
         here, else as the family's published embedders do it.
+      weights: whether to download them, too; without them there is nothing to load.
 
     Raises:
       ValueError: config.json is missing, or names a family that is not supported; or an adapter
         asks for what is not done here.
     """
-    folder, base = _find(folder_or_hub_id)
+    folder, base = _find(folder_or_hub_id, weights=weights)
     adapter = None
     if (folder / merging.CONFIG).exists():
         adapter = folder
-        folder, base = _base_of(adapter)
+        folder, base = _base_of(adapter, weights=weights)
         processing = processing or read(adapter)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
@@ -93,27 +99,30 @@ def open_backbone(
         processing or read(folder) or family.PROCESSING,
         max_length=max_length,
     )
-    if adapter:
+    if adapter and weights:
         merging.read(adapter, backbone.names)  # what is unsupported is best said at once
     return dataclasses.replace(backbone, adapter=adapter, base=base)
 
 
-def _find(folder_or_hub_id: str, revision: str | None = None) -> tuple[pathlib.Path, str]:
+def _find(
+    folder_or_hub_id: str, revision: str | None = None, *, weights: bool
+) -> tuple[pathlib.Path, str]:
     """The folder, and what others can find it by."""
     folder = pathlib.Path(folder_or_hub_id).expanduser()
     if folder.is_dir():
         return folder, str(folder.resolve())
-    return _download(folder_or_hub_id, revision), folder_or_hub_id
+    return _download(folder_or_hub_id, revision, weights), folder_or_hub_id
 
 
-def _base_of(adapter: pathlib.Path) -> tuple[pathlib.Path, str]:
+def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str]:
     config = merging.read_config(adapter)
     name = config.get("base_model_name_or_path")
     if not name:
         raise ValueError(f"{adapter / merging.CONFIG}: base_model_name_or_path is missing.")
     beside = adapter / name
     try:
-        folder, base = _find(str(beside) if beside.is_dir() else name, config.get("revision"))
+        where, revision = str(beside) if beside.is_dir() else name, config.get("revision")
+        folder, base = _find(where, revision, weights=weights)
     except ValueError as error:
         raise ValueError(f"{adapter / merging.CONFIG} names its base: {error}") from error
     if (folder / merging.CONFIG).exists():
@@ -125,9 +134,9 @@ def _base_of(adapter: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 
 @functools.cache
-def _download(hub_id: str, revision: str | None) -> pathlib.Path:
+def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
     try:
-        files = list(HUB_FILES)
+        files = [*HUB_FILES, *(WEIGHTS if weights else ())]
         return pathlib.Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except Exception as error:
         raise ValueError(

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from unime_jax import backbones, config, optimizer, paths, sharding, state, step
@@ -53,6 +55,22 @@ class Setup:
             settings.optimizer, settings.steps, self.blueprint.trainable
         )
 
+    def train_step(self, now: step.TrainState) -> Wrapped:
+        """The compiled step of a state that lies as `now` does; `now` may be abstract."""
+        settings = self.settings
+        run = step.make_train_step(
+            self.encode,
+            self.optimizer(),
+            optimizer.make_schedule(settings.optimizer, settings.steps),
+            settings.loss,
+            recompute=settings.execution.recompute,
+            infonce_steps=settings.infonce_steps,
+        )
+        placed = jax.tree.map(lambda x: x.sharding, now)
+        return jax.jit(
+            run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
+        )
+
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
         return state.make_state(self.blueprint, self.initial(), self.optimizer(), self.mesh)
@@ -66,13 +84,19 @@ class Setup:
         return make_encoder(self.encode, parts, self.preprocess, self.test_plan, self.mesh)
 
 
-def make_mesh(settings: config.TrainConfig) -> Mesh:
-    """The config's mesh over all devices.
+def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The config's mesh over `devices` (default: all).
 
     Raises:
       ValueError: it does not fit them, or the sizes of batches do not fit it.
     """
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices)
+    check_sizes(settings, mesh)
+    return mesh
+
+
+def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raises ValueError if the sizes of batches do not fit the mesh, or each other."""
     shards = sharding.row_shards(mesh)
     for key in ("batch_size", "chunk_size"):
         if getattr(settings, key) % shards:
@@ -87,7 +111,6 @@ def make_mesh(settings: config.TrainConfig) -> Mesh:
             f"config.loss.hard_negatives={k} must be below config.batch_size="
             f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
         )
-    return mesh
 
 
 def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
@@ -99,7 +122,7 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
     source = _exported(settings.init_from) if settings.init_from else settings.backbone
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(source, max_length=longest, processing=settings.processing)
-    return _trace(settings, mesh, backbone, backbone.preprocess)
+    return trace(settings, mesh, backbone, backbone.preprocess)
 
 
 def student(whole: Setup, teacher: Embeddings) -> Setup:
@@ -114,7 +137,7 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
     settings = whole.settings
     backbone = backbones.language_only(whole.backbone, teacher.dimension)
     preprocess = Taught(backbone.preprocess, teacher, settings.data.suffix)
-    found = _trace(settings, whole.mesh, backbone, preprocess)
+    found = trace(settings, whole.mesh, backbone, preprocess)
     others = sorted(whole.blueprint.trainable - found.blueprint.trainable)
     if others:
         raise ValueError(
@@ -134,12 +157,13 @@ def _exported(workdir: str) -> str:
     return str(folder)
 
 
-def _trace(
+def trace(
     settings: config.TrainConfig,
     mesh: Mesh,
     backbone: backbones.Backbone,
     preprocess: pack.Preprocess,
 ) -> Setup:
+    """The run of an open backbone, by shapes alone: nothing is computed or read."""
     buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
     execution = Execution(
         jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
@@ -212,4 +236,6 @@ def write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
     """Leaves the whole config in <workdir>/config.json."""
     if jax.process_index() == 0:
         text = json.dumps(config_dict.to_dict(), indent=2) + "\n"
-        (workdir / "config.json").write_text(text)
+        temporary = workdir / "config.json.tmp"  # half a file would be taken for a change
+        temporary.write_text(text)
+        os.replace(temporary, workdir / "config.json")

@@ -6,6 +6,8 @@ from typing import Literal, TypeVar
 import jax
 from flax import nnx
 
+from unime_jax import sharding
+
 Remat = Literal["none", "dots", "full"]
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -27,15 +29,17 @@ def run(
     *,
     remat: Remat,
 ) -> jax.Array:
-    """Applies the stacked layers in turn. `remat`: what the backward pass recomputes.
+    """Applies the stacked layers in turn to x, [rows, ...]. `remat`: what the backward recomputes.
 
     "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only layer inputs.
+    Every device keeps to its own rows: left to choose, XLA splits activations by features where
+    weights lie over "fsdp", and reduces them over all devices in every layer.
     """
 
     def body(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        return call(layer, x), None
+        return sharding.rows_apart(call(layer, x)), None
 
     if remat != "none":
         # Inside a scan the loop itself keeps XLA from merging the two forwards.
         body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, layers)[0]
+    return jax.lax.scan(body, sharding.rows_apart(x), layers)[0]

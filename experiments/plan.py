@@ -1,0 +1,61 @@
+"""The plan before you rent: what the recipes of this folder need on TPU slices.
+
+--config=experiments/plan.py                  the committed plans, experiments/plans
+--config=experiments/plan.py:stage2_7b_lora   one of the recipes below, likewise the others
+
+Each program takes minutes to compile, so a first call with all of them takes hours; what is done
+stays in <workdir>/cache, so it may be interrupted, or come one recipe at a time. Any other run:
+--config=experiments/<name>.py:<variant> --config.job=plan. The models here have the published
+shapes, kept in experiments/plans/models, so that no hub is asked.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import embed, llave, stage1, stage2
+
+MODELS = "experiments/plans/models/"
+ONEVISION_7B = MODELS + "llava_onevision_7b"
+
+
+def get_config(variant: str = "all") -> ConfigDict:
+    config = ConfigDict()
+    config.job = "plan"
+    config.recipes = ConfigDict(recipes())
+    if variant != "all":
+        if variant not in config.recipes:
+            raise KeyError(f'no variant "{variant}"; use one of all, {", ".join(config.recipes)}')
+        config.recipes = ConfigDict({variant: config.recipes[variant]})
+    return config
+
+
+def recipes() -> dict[str, ConfigDict]:
+    """Single chips as Colab has them, UniME's two stages and LLaVE at 7B, and stage 1's teacher."""
+    single = stage2.llava_onevision_05b()
+    full = llave.llava_onevision_7b()
+    full.batch_size = 4096
+    return {
+        "stage2_05b_lora": on(
+            single, ("v5e:1x1", "v6e:1x1"), single.chunk_size, MODELS + "llava_onevision_05b"
+        ),
+        "stage1_7b_lora": on(stage1.llava_onevision_7b(), ("v5e:4x4", "v6e:4x4"), 256),
+        "stage1_7b_lora_chunk512": on(stage1.llava_onevision_7b(), ("v5e:8x8", "v5p:2x2x4"), 512),
+        "stage2_7b_lora": on(stage2.llava_onevision_7b(), ("v5e:4x4",), 32),
+        "stage2_7b_lora_chunk64": on(
+            stage2.llava_onevision_7b(), ("v5e:8x8", "v6e:4x4", "v5p:2x2x4"), 64
+        ),
+        "llave_7b": on(llave.llava_onevision_7b(), ("v5e:4x4",), 16),
+        "llave_7b_chunk64": on(llave.llava_onevision_7b(), ("v5e:8x8", "v6e:4x4", "v5p:2x2x4"), 64),
+        "llave_7b_4096_pairs": on(full, ("v5p:4x4x4",), 128),
+        "embed_nv_embed_v2": on(embed.nv_embed_v2(), ("v5e:2x4",), 0, MODELS + "nv_embed_v2"),
+    }
+
+
+def on(
+    config: ConfigDict, topologies: tuple[str, ...], chunk_size: int, model: str = ONEVISION_7B
+) -> ConfigDict:
+    """A recipe for these slices; `chunk_size` 0: the recipe has none."""
+    config.plan.topologies = topologies
+    config.plan.model = model
+    if chunk_size:
+        config.chunk_size = chunk_size
+    return config

@@ -1,0 +1,243 @@
+"""jobs/plan from config to files: tables, JSON, cache, what to change, and life without libtpu."""
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+
+import jax
+import pytest
+
+from experiments import embed, stage2
+from experiments import plan as plans
+from tests.backbones.tiny_folders import write_folder
+from unime_jax import backbones, config
+from unime_jax.jobs import plan
+from unime_jax.planning import chips, compiler, estimate, report
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def given(model):
+    """A step of a tiny model on what has the size of a v5e:2x4."""
+    found = stage2.get_config()
+    found.job = "plan"
+    found.batch_size, found.chunk_size = 16, 8
+    found.mesh.data, found.mesh.fsdp = 1, -1
+    found.data.buckets = ((16, 0, 1.0),)
+    found.plan.topologies = ("v5e:2x4",)
+    found.plan.model = model
+    return found
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def devices(where):
+        raise compiler.NoCompilerError("libtpu is not installed.")
+
+    monkeypatch.setattr(compiler, "devices", devices)
+
+
+@pytest.fixture
+def cpu_compiler(monkeypatch):
+    """Virtual CPU devices in the place of chips; counts what is compiled."""
+    asked = []
+
+    def compile_program(*arguments):
+        asked.append(arguments)
+        return compiler_itself(*arguments)
+
+    compiler_itself = compiler.compile_program
+    monkeypatch.setattr(compiler, "devices", lambda where: jax.devices()[: where.chips])
+    monkeypatch.setattr(compiler, "compile_program", compile_program)
+    return asked
+
+
+@pytest.fixture
+def proportional_compiler(monkeypatch):
+    """Takes a kilobyte for every row of a chunk, and does not compile."""
+
+    def compile_program(program, where, cache):
+        temporaries = 1000 * program.plan.chunk_size
+        peak = compiler.argument_bytes(program) + temporaries
+        too_large = peak > where.chip.hbm
+        text = "ENTRY %main (p: f32[]) -> f32[] {\n}"
+        return compiler.Compiled(temporaries, peak, too_large, text, 0.0, False)
+
+    monkeypatch.setattr(compiler, "devices", lambda where: jax.devices()[: where.chips])
+    monkeypatch.setattr(compiler, "compile_program", compile_program)
+
+
+def read(workdir):
+    return json.loads((workdir / "plan.json").read_text())["plans"]
+
+
+def test_without_a_compiler(given, no_compiler, tmp_path):
+    """Arguments and FLOPs are exact, the rest is said to be unknown, and nothing is cached."""
+    plan.run(given, tmp_path)
+    (found,) = read(tmp_path)
+    memory, work = found["memory"], found["work"]
+    assert found["compiler"] == "" and found["fits"] is None and found["chips"] == 8
+    assert memory["weights"] > 0 and memory["inputs"] > 0 and memory["peak"] is None
+    assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.01)
+    assert 0 < work["useful"] < work["executed"] and work["ici"] is None
+    assert found["estimate"]["bound"] == "compute"
+    assert found["settings"]["load"] == {"rows": [64], "tokens": [16]}
+    text = (tmp_path / "plan.md").read_text()
+    assert "WARNING: without libtpu nothing was compiled" in text
+    assert report.NOTE in text and "has the shapes of" in text
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
+    given = embed.get_config()  # which compiles in a second or two
+    given.job = "plan"
+    given.max_length, given.plan.model = 64, model
+    given.plan.topologies = ("v5e:2x4",)
+    plan.run(given, tmp_path)
+    (found,) = read(tmp_path)
+    memory, work = found["memory"], found["work"]
+    assert found["fits"] is True and len(cpu_compiler) == 1
+    arguments = memory["weights"] + memory["optimizer"] + memory["inputs"]
+    assert memory["peak"] >= arguments and memory["temporaries"] > 0
+    assert sum(work["ici"].values()) > 0 and work["hbm"] > 0
+    best = found["estimate"]
+    assert best["seconds"] == max(best["compute"], best["hbm"], best["ici"])
+    assert "| yes |" in (tmp_path / "plan.md").read_text()
+
+    plan.run(given, tmp_path)  # the same plan: nothing is compiled, or even opened
+    assert read(tmp_path) == [found] and len(cpu_compiler) == 1
+    given.prefix = "another plan of the same program"
+    plan.run(given, tmp_path)
+    assert read(tmp_path)[0]["memory"] == memory and len(cpu_compiler) == 2
+    assert len(list(tmp_path.glob("cache/*.hlo.gz"))) == 1
+
+
+def test_a_slice_that_is_too_small_and_what_would_fit(
+    given, proportional_compiler, tmp_path, monkeypatch
+):
+    """Chunks of 8 rows fit: by proportion those of 16 should not, and are not tried."""
+    chip = chips.CHIPS["v5e"]
+
+    def with_hbm(size):
+        monkeypatch.setitem(chips.CHIPS, "v5e", dataclasses.replace(chip, hbm=float(size)))
+
+    given.chunk_size = 32
+    plan.run(given, tmp_path / "all")
+    (found,) = read(tmp_path / "all")
+    assert found["fits"] and found["suggestion"] == ""
+    with_hbm(found["memory"]["peak"] - 17000)
+    plan.run(given, tmp_path / "small")
+    (found,) = read(tmp_path / "small")
+    assert found["fits"] is False
+    assert re.match(r"fits with --config.chunk_size=8: [\d.]+ GB a chip", found["suggestion"])
+    text = (tmp_path / "small" / "plan.md").read_text()
+    assert "at chunk_size 32: the slice is too small" in text and "| no |" in text
+
+    with_hbm(1000)  # the weights alone are more
+    given.execution.remat = "full"
+    plan.run(given, tmp_path / "tiny")
+    assert "nothing fits of 3 changes" in read(tmp_path / "tiny")[0]["suggestion"]
+
+
+def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_compiler, tmp_path):
+    given.plan.topologies = ("v5e:4x4", "v5e:2x4")
+    plan.run(given, tmp_path)
+    first, second = read(tmp_path)
+    assert "config.chunk_size=8 must be a multiple of 16" in first["problem"]
+    assert first["memory"] is None and first["fits"] is False
+    assert second["problem"] == "" and second["memory"]
+
+
+def test_an_embed_job(model, no_compiler, tmp_path):
+    given = embed.get_config()
+    given.job = "plan"
+    given.max_length, given.plan.model = 64, model
+    given.plan.topologies = ("v5e:2x2",)
+    plan.run(given, tmp_path)
+    (found,) = read(tmp_path)
+    assert found["memory"]["optimizer"] == found["memory"]["gradients"] == 0
+    assert found["hours"] is None and found["work"]["useful"] > 0
+
+
+def test_several_recipes_in_one_call(given, no_compiler, tmp_path):
+    both = plans.get_config("stage2_05b_lora")
+    both.recipes = {"one": given.to_dict(), "other": given.to_dict()}
+    plan.run(both, tmp_path)
+    assert [found["recipe"] for found in read(tmp_path)] == ["one", "other"]
+
+
+def test_wrong_names_are_said_before_anything_is_compiled(given, cpu_compiler, tmp_path):
+    given.plan.topologies = ("v5e:2x4", "v5e:8")
+    with pytest.raises(ValueError, match="slices of TPU v5e have 2 sides"):
+        plan.run(given, tmp_path)
+    assert not cpu_compiler
+
+
+def test_the_compiler_is_asked_for_by_name(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(compiler.importlib.metadata, "version", missing)
+    with pytest.raises(compiler.NoCompilerError, match=r'pip install "jax\[tpu\]"'):
+        compiler.devices(chips.parse("v5e:2x2"))
+
+
+def test_refusals_say_how_much_was_wanted():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 34.25G of 15.75G hbm. Exceeded by 18.5G."
+    assert compiler._needed(message) == round(34.25 * 2**30)
+    assert compiler._needed("INTERNAL: something else") is None
+
+
+def test_json_there_and_back(given, no_compiler, tmp_path):
+    plan.run(given, tmp_path)
+    (found,) = read(tmp_path)
+    entry = report.entry_from_json(found)
+    assert isinstance(entry.memory, estimate.Memory)
+    assert report.entry_to_json(entry) == found
+
+
+def test_the_hub_is_not_asked_for_weights(model, given, no_compiler, tmp_path, monkeypatch):
+    asked = []
+
+    def download(hub_id, *, revision, allow_patterns):
+        asked.append((hub_id, tuple(allow_patterns)))
+        return model
+
+    monkeypatch.setattr(backbones, "snapshot_download", download)
+    backbones._download.cache_clear()
+    given.backbone, given.plan.model = "someone/model", ""
+    plan.run(given, tmp_path)
+    backbones._download.cache_clear()
+    ((hub_id, patterns),) = asked
+    assert hub_id == "someone/model" and "*.json" in patterns
+    assert not any("safetensors" in pattern for pattern in patterns)
+    assert read(tmp_path)[0]["stand_in"] == ""
+
+
+def test_committed_recipes_are_configs_of_known_slices():
+    """Every model has its shapes in the repository, and every load fits its buckets."""
+    for name, values in plans.get_config().to_dict()["recipes"].items():
+        settings = plan.read(values)
+        assert settings.plan.topologies, name
+        for topology in settings.plan.topologies:
+            where = chips.parse(topology)
+            if isinstance(settings, config.TrainConfig):
+                assert settings.chunk_size % where.chips == 0, (name, topology)
+        backbones.open_backbone(settings.plan.model, max_length=64)
+
+
+@pytest.mark.slow
+def test_a_tiny_step_compiles_for_a_real_slice(given, tmp_path):
+    pytest.importorskip("libtpu")
+    given.plan.topologies = ("v5e:2x4", "v5e:1x1")
+    plan.run(given, tmp_path)
+    with pytest.raises(ValueError, match="libtpu gives no slice v5e:3x3"):
+        compiler.devices(chips.parse("v5e:3x3"))
+    for found in read(tmp_path):
+        assert found["fits"] and "libtpu" in found["compiler"] and found["work"]["hbm"] > 0
+        assert bool(found["work"]["ici"]) == (found["chips"] > 1)

@@ -1,0 +1,196 @@
+"""Plans of programs of known size: exact memory, FLOPs by closed forms, traffic of a real step."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from experiments import llave, stage1, stage2
+from tests.backbones.tiny_folders import write_folder
+from unime_jax import backbones, config, sharding
+from unime_jax.data.plan import Bucket, Layout, Plan
+from unime_jax.planning import chips, compiler, estimate, flops, hlo
+from unime_jax.planning.program import abstract_mesh, train_program
+
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+ONEVISION_7B = "experiments/plans/models/llava_onevision_7b"
+
+
+def step_of(backbone, *buckets, recompute=True):
+    given = stage2.get_config()
+    given.execution.recompute = recompute
+    given.batch_size, given.chunk_size = 32, 8
+    given.data.buckets = buckets
+    settings = config.read(config.TrainConfig, given.to_dict())
+    return train_program(settings, backbone, sharding.make_mesh(1, 8, 1), teacher=0)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("tiny"), text=TEXT)
+    return backbones.open_backbone(str(folder), max_length=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(backbone):
+    return step_of(backbone, (16, 0, 1.0), (32, 0, 1.0))
+
+
+def decoder_flops(layers, width, hidden, heads, kv, dim, tokens):
+    """One forward pass over a row: matrices, then queries by keys and weights by values."""
+    matrices = 2 * width * (heads + kv) * dim + 3 * width * hidden
+    return layers * (2 * matrices * tokens + 4 * tokens * tokens * heads * dim)
+
+
+def test_useful_flops_of_full_training(tiny):
+    """Three times the forward pass: the inputs' and the weights' gradients cost as much each."""
+    load = estimate.Load((40, 24), (10, 32))
+    costs = estimate.row_costs(tiny, load)
+    for tokens, found in zip(load.tokens, costs.useful):
+        assert found == 3 * decoder_flops(3, 64, 160, 4, 2, 16, tokens)
+    assert min(costs.kept) > 0
+
+
+def test_executed_flops_follow_live_chunks(tiny):
+    """8 chunks of 8 rows of 32 tokens, of which 3 are live, forward, again, and backward."""
+    load = estimate.Load((0, 24), (16, 32))
+    work = estimate.work(tiny, load, estimate.row_costs(tiny, load), None)
+    encoding = 4 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
+    assert encoding <= work.executed < 1.3 * encoding  # the loss of a tiny model is no small part
+    assert work.useful == 3 / 4 * encoding
+    assert work.ici is None and work.hbm is None
+
+
+def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
+    """3 of 8 chunks, by a branch in a scan: forward and backward."""
+    kept = step_of(backbone, (32, 0, 1.0), recompute=False)
+    load = estimate.Load((24,), (32,))
+    work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
+    encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
+    assert work.useful == encoding <= work.executed < 1.4 * encoding
+
+
+def test_memory_is_that_of_the_shards(tiny):
+    """Kernels lie over eight devices, and so do the moments; norms are everywhere."""
+    load = estimate.Load((0, 64), (16, 32))
+    memory = estimate.memory(tiny, chips.parse("v5e:2x4"), estimate.row_costs(tiny, load), None)
+    placed = jax.tree.leaves(tiny.parameters)
+    each = [x.sharding.shard_shape(x.shape) for x in placed]
+    weights = sum(4 * jax.numpy.zeros(shape).size for shape in each)
+    assert memory.weights == memory.gradients == weights
+    assert weights < sum(4 * x.size for x in placed) / 4
+    assert 2 * weights <= memory.optimizer < 2 * weights + 100
+    assert memory.fits is None and memory.temporaries is None
+
+
+def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone):
+    """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
+    tiny = step_of(backbone, (32, 0, 1.0))
+    with jax.set_mesh(tiny.mesh):
+        text = tiny.run.lower(*tiny.arguments).compile().as_text()
+    kernels = sum(
+        4 * x.size
+        for path, x in tiny.parameters[0].items()
+        if path.startswith("language_model.layers") and path.endswith("kernel")
+    )
+
+    def moved(chunks):
+        found = hlo.traffic(text, estimate._loops(tiny, (chunks,)))
+        assert found.unknown == 0
+        return sum(found.ici.values()), found.hbm
+
+    (one, hbm_one), (two, hbm_two) = moved(1), moved(2)
+    # Forward, again for the backward pass, and gradients: 3 to 5 times (an all-reduce is two).
+    assert 2.5 * 7 / 8 * kernels < two - one < 7 * 7 / 8 * kernels
+    assert hbm_two > hbm_one > 0
+
+
+@pytest.fixture(scope="module")
+def big():
+    settings = config.read(config.TrainConfig, stage1.get_config("llava_onevision_7b").to_dict())
+    backbone = backbones.open_backbone(ONEVISION_7B, max_length=128)
+    mesh = abstract_mesh(settings.mesh, 16)
+    return train_program(settings, backbone, mesh, teacher=4096)
+
+
+def test_7b_lora_needs_4n_and_runs_nearly_8n(big):
+    """4 N a token is the least for LoRA: forward, and the inputs' gradients. Chunks that are
+    encoded twice with layers that are recomputed run twice that, but for the recomputation of each
+    layer's last matrix, whose result no gradient needs.
+    """
+    kernels = {
+        path: x.size
+        for path, x in big.parameters[1].items()
+        if path.startswith("language_model.layers") and path.endswith("kernel")
+    }
+    n = sum(kernels.values())
+    (last,) = [size for path, size in kernels.items() if "down_proj" in path]
+    assert 6.5e9 < n < 6.6e9
+    load = estimate.Load((2304, 0), (64, 128))
+    costs = estimate.row_costs(big, load)
+    work = estimate.work(big, load, costs, None)
+    tokens = 2304 * 64
+    assert work.useful == pytest.approx(4 * n * tokens, rel=0.03)
+    chunked = estimate.trips(big.plan, load)[0] * big.plan.chunk_rows(big.plan.buckets[0]) * 64
+    assert work.executed == pytest.approx((8 * n - 2 * last) * chunked, rel=0.03)
+    frozen = compiler.chip_bytes(big.parameters[1])
+    assert frozen == pytest.approx(2 * 7.07e9 / 16, rel=0.01)
+    memory = estimate.memory(big, chips.parse("v5e:4x4"), costs, None)
+    assert memory.weights == frozen + memory.gradients and memory.fits is None
+
+
+PLAN = Plan((Bucket(16, 0, 0.5), Bucket(32, 2)), Layout(), 4, 16)
+
+
+def test_loads():
+    assert estimate.assume(PLAN, 16, (), ()) == estimate.Load((0, 16), (16, 32))
+    found = estimate.assume(PLAN, 16, (0.5, 0.5), (10, 20))
+    assert found == estimate.Load((8, 8), (10, 20))
+    assert estimate.trips(PLAN, found) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "tokens", "message"),
+    [
+        ((1.0,), (), "one number for each of the 2 buckets"),
+        ((), (1, 2, 3), "one number for each of the 2 buckets"),
+        ((0.5, 0.4), (), "they add to 1"),
+        ((1.0, 0.0), (), "16 rows of 16 tokens do not fit"),
+        ((0.0, 1.0), (16, 40), "16 rows of 40 tokens do not fit"),
+    ],
+)
+def test_loads_that_there_cannot_be(shares, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        estimate.assume(PLAN, 16, shares, tokens)
+
+
+def test_a_roofline_is_the_longest_of_three():
+    where = chips.parse("v5e:4x4")
+    work = estimate.Work(
+        useful=16 * 197e12, executed=2 * 16 * 197e12, ici={"all-gather": 9e10}, hbm=0.81e12
+    )
+    found = estimate.estimate(work, where, 64)
+    assert (found.compute, found.hbm, found.ici) == (2.0, 1.0, 1.0)
+    assert (found.seconds, found.bound, found.without_overlap) == (2.0, "compute", 4.0)
+    assert found.mfu == 0.5 and found.items_per_second == 32
+    alone = dataclasses.replace(work, ici={})
+    slow = estimate.estimate(alone, chips.parse("v5e:1x1"), 64)
+    assert slow.bound == "compute" and slow.compute == 32
+
+
+def test_full_fine_tuning_of_llave_has_moments_of_all_it_trains():
+    settings = config.read(config.TrainConfig, llave.get_config("llava_onevision_7b").to_dict())
+    backbone = backbones.open_backbone(
+        ONEVISION_7B, max_length=4096, processing=settings.processing
+    )
+    made = train_program(settings, backbone, abstract_mesh(settings.mesh, 16), teacher=0)
+    trained = sum(x.size for x in made.parameters[0].values())
+    assert trained > 7e9
+    assert not any(path.startswith("vision_tower") for path in made.parameters[0])
+    assert flops.live(made.traced().jaxpr).eqns

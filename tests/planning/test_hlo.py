@@ -1,0 +1,243 @@
+"""Traffic of compiled programs whose answers are known, on eight virtual devices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from unime_jax.planning import hlo
+
+N = 8
+BYTES = 4  # float32
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((N,), ("x",), axis_types=(AxisType.Auto,))
+
+
+def shaped(mesh, shape, *spec):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, jax.P(*spec)))
+
+
+def compile_text(mesh, function, *arguments, out=None):
+    placed = {} if out is None else {"out_shardings": NamedSharding(mesh, jax.P(*out))}
+    with jax.set_mesh(mesh):
+        return jax.jit(function, **placed).lower(*arguments).compile().as_text()
+
+
+def ici(text, trips=lambda kind: None):
+    found = hlo.traffic(text, trips)
+    assert found.unknown == 0
+    return found.ici
+
+
+def test_all_gather(mesh):
+    text = compile_text(mesh, lambda x: x * 2, shaped(mesh, (64, 32), "x"), out=())
+    assert ici(text) == {"all-gather": 7 / 8 * 64 * 32 * BYTES}
+
+
+def test_all_reduce(mesh):
+    text = compile_text(mesh, lambda x: x.sum(0), shaped(mesh, (64, 32), "x"), out=())
+    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
+
+def test_explicit_collectives(mesh):
+    def function(x):
+        ring = [(i, (i + 1) % N) for i in range(N)]
+        shift = jax.lax.ppermute(x, "x", ring)
+        scattered = jax.lax.psum_scatter(x, "x", scatter_dimension=1, tiled=True)
+        swapped = jax.lax.all_to_all(x, "x", split_axis=1, concat_axis=0, tiled=True)
+        return shift, scattered, swapped
+
+    spec = jax.P("x")
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=(spec, spec, spec))
+    found = ici(compile_text(mesh, mapped, shaped(mesh, (64, 32), "x")))
+    local = 8 * 32 * BYTES
+    assert found["collective-permute"] == local
+    assert found["reduce-scatter"] == 7 / 8 * local
+    assert found["all-to-all"] == pytest.approx(7 / 8 * local)
+
+
+def test_a_scan_counts_as_often_as_it_runs(mesh):
+    """Five layers whose weights are gathered one at a time, as with fsdp."""
+
+    def function(x, weights):
+        def body(x, w):
+            w = jax.lax.with_sharding_constraint(w, jax.P())
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(body, x, weights)[0]
+
+    text = compile_text(
+        mesh, function, shaped(mesh, (64, 32), "x"), shaped(mesh, (5, 32, 32), None, "x")
+    )
+    assert ici(text) == {"all-gather": 5 * 7 / 8 * 32 * 32 * BYTES}
+
+
+def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
+    def function(x, end):
+        def body(_, x):
+            return x - x.sum(0) / 64
+
+        return jax.lax.fori_loop(0, end, body, x)
+
+    end = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), end)
+    seen = []
+
+    def trips(kind):
+        seen.append(kind)
+        return 11
+
+    once = 2 * 7 / 8 * 32 * BYTES
+    assert ici(text, trips) == {"all-reduce": 11 * once}
+    assert len(seen) == 1 and "f32[8,32]" in seen[0]
+    unknown = hlo.traffic(text, lambda kind: None)
+    assert unknown.unknown == 1 and unknown.ici == {"all-reduce": once}
+
+
+def test_the_dearest_branch_counts(mesh):
+    def function(x, which):
+        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
+        return jax.lax.cond(which, light, heavy, x)
+
+    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
+    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
+
+def test_groups_are_rings_of_their_own():
+    """Two lines that a TPU's compiler may print, with groups in both notations."""
+    text = """HloModule m, is_scheduled=true, num_partitions=16
+
+ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %s = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%s), replica_groups=[4,4]<=[16], dimensions={0}
+}
+"""
+    found = hlo.traffic(text, lambda kind: None)
+    assert found.ici == {"all-gather": 3 / 4 * 16 * 8 * 2, "all-reduce": 2 * 1 / 2 * 4 * 8 * 2}
+
+
+def test_asynchronous_starts_count_once_and_by_their_result():
+    text = """HloModule m, num_partitions=4
+
+ENTRY %main (p: f32[2,8]) -> f32[8,8] {
+  %p = f32[2,8]{1,0} parameter(0)
+  %c = (f32[2,8]{1,0}, f32[2,8]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), source_target_pairs={{0,1}}
+  %d = f32[2,8]{1,0:S(1)} collective-permute-done(%c)
+  %a = (f32[2,8]{1,0:S(1)}, f32[8,8]{1,0}) all-gather-start(%d), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %e = f32[8,8]{1,0} all-gather-done(%a)
+}
+"""  # noqa: E501
+    found = hlo.traffic(text, lambda kind: None)
+    assert found.ici == {"all-gather": 3 / 4 * 256, "collective-permute": 64}
+
+
+def test_what_stays_on_the_chip_is_no_traffic():
+    """Memory space 1 is the chip's own: a copy and a slice into it read HBM, and write nothing."""
+    text = """HloModule m
+
+ENTRY %main (p: f32[16,8]) -> f32[4,8] {
+  %p = f32[16,8]{1,0} parameter(0)
+  %c = (f32[16,8]{1,0:T(8,128)S(1)}, f32[16,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p)
+  %d = f32[16,8]{1,0:T(8,128)S(1)} copy-done(%c)
+  %s = ((f32[16,8]{1,0:T(8,128)}), f32[4,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[4:8], [0:8]}
+  %t = f32[4,8]{1,0:T(8,128)S(1)} slice-done(%s)
+  ROOT %n = f32[4,8]{1,0:T(8,128)S(1)} negate(%t)
+}
+"""  # noqa: E501
+    found = hlo.traffic(text, lambda kind: None)
+    assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
+
+
+LOOP = """HloModule m, num_partitions=8
+
+%body (s: (f32[8], u32[], u32[])) -> (f32[8], u32[], u32[]) {
+  %s = (f32[8]{0}, u32[], u32[]) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%s), index=0
+  %i = u32[] get-tuple-element(%s), index=1
+  %step = u32[] get-tuple-element(%s), index=2
+  %j = u32[] add(%i, %step)
+  %y = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %t = (f32[8]{0}, u32[], u32[]) tuple(%y, %j, %step)
+}
+
+%condition (c: (f32[8], u32[], u32[])) -> pred[] {
+  %c = (f32[8]{0}, u32[], u32[]) parameter(0)
+  %k = u32[] get-tuple-element(%c), index=1
+  %end = u32[] constant(7)
+  ROOT %less = pred[] compare(%k, %end), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %zero = u32[] constant(1)
+  %two = u32[] constant(2)
+  %copied = u32[] copy(%two)
+  %state = (f32[8]{0}, u32[], u32[]) tuple(%p, %zero, %copied)
+  %loop = (f32[8]{0}, u32[], u32[]) while(%state), condition=%condition, body=%body
+  ROOT %r = f32[8]{0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_a_counted_loop_says_how_often_it_runs():
+    """As a TPU's compiler leaves the loops of its collective matmuls: from 1 below 7 by 2."""
+    found = hlo.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
+    assert found.ici == {"collective-permute": 3 * 32}
+
+
+def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
+    """HBM: five layers read their own matrix each, not all five."""
+
+    def function(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
+    found = hlo.traffic(text, lambda kind: None)
+    weights = 5 * 256 * 256 * BYTES
+    assert weights <= found.hbm < 4 * weights
+
+
+def test_text_that_is_no_module():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        hlo.traffic("nothing", lambda kind: None)
+
+
+CHAIN = """HloModule m, num_partitions=16
+
+%first (a: f32[2,8]) -> (f32[2,8], f32[16,8]) {
+  %a = f32[2,8]{1,0} parameter(0)
+  %g1 = f32[16,8]{1,0} all-gather(%a), channel_id=1, replica_groups=mesh['x'=8,'y'=2] {'x'}, frontend_attributes={chain_id="3"}
+  ROOT %start = (f32[2,8]{1,0}, f32[16,8]{1,0}) custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}
+
+%second (b: f32[2,8], c: f32[16,8], d: f32[4]) -> (f32[4], f32[2,8], f32[16,8]) {
+  %b = f32[2,8]{1,0} parameter(0)
+  %c = f32[16,8]{1,0} parameter(1)
+  %d = f32[4]{0} parameter(2)
+  %work = f32[4]{0} negate(%d)
+  %g2 = f32[16,8]{1,0} all-gather(%b), channel_id=1, replica_groups=mesh['x'=8,'y'=2] {'x'}, frontend_attributes={chain_id="3"}
+  ROOT %t = (f32[4]{0}, f32[2,8]{1,0}, f32[16,8]{1,0}) tuple(%work, %b, %g2)
+}
+
+ENTRY %main (p: f32[2,8], q: f32[4]) -> f32[4] {
+  %p = f32[2,8]{1,0} parameter(0)
+  %q = f32[4]{0} parameter(1)
+  %s = (f32[2,8]{1,0}, f32[16,8]{1,0}) fusion(%p), kind=kCustom, output_to_operand_aliasing={{0}: (0, {})}, calls=%first
+  %s0 = f32[2,8]{1,0} get-tuple-element(%s), index=0
+  %s1 = f32[16,8]{1,0} get-tuple-element(%s), index=1
+  %f = (f32[4]{0}, f32[2,8]{1,0}, f32[16,8]{1,0}) fusion(%s0, %s1, %q), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%second
+  ROOT %r = f32[4]{0} get-tuple-element(%f), index=0
+}
+"""  # noqa: E501
+
+
+def test_steps_of_one_collective_beside_other_work_count_once():
+    """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
+    found = hlo.traffic(CHAIN, lambda kind: None)
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
+    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES

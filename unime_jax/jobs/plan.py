@@ -1,0 +1,225 @@
+"""The plan before you rent: what a run needs of TPU slices that are not at hand.
+
+The program that the run would start is compiled for each slice, by libtpu, which needs no TPU for
+that. Nothing is read but config.json and the tokenizer, and nothing is computed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from unime_jax import backbones, config, embedder, sharding
+from unime_jax.backbones import Backbone
+from unime_jax.data.plan import Bucket
+from unime_jax.jobs import setup
+from unime_jax.planning import chips, compiler, estimate, program, report, suggest
+from unime_jax.planning.report import Entry
+
+Settings = config.TrainConfig | config.EmbedConfig
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+    """Plans every recipe on every slice; the table is logged and left in plan.md and plan.json.
+
+    What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
+
+    Raises:
+      ValueError: a config does not make sense, or names slices that there are none of.
+    """
+    recipes = {name: read(values) for name, values in _recipes(config_dict, workdir).items()}
+    for settings in recipes.values():
+        for topology in settings.plan.topologies:
+            chips.parse(topology)  # a wrong name is best said before the first compilation
+    entries: list[Entry] = []
+    for name, settings in recipes.items():
+        recipe = Recipe(name, settings, workdir / "cache")
+        for topology in settings.plan.topologies:
+            entries.append(recipe.plan(topology))
+            _write(entries, workdir)  # what is done is kept if a later one is interrupted
+    logging.info("%s\n\n%s\n%s", workdir, report.table(entries), workdir / "plan.json")
+
+
+def read(values: Mapping[str, Any]) -> Settings:
+    """The config of one run, of whichever kind it is."""
+    if "loss" in values:
+        return config.read(config.TrainConfig, values)
+    return config.read(config.EmbedConfig, values)
+
+
+def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any]:
+    values = config_dict.to_dict()
+    if "recipes" in values:
+        return config.read(config.PlansConfig, values).recipes
+    return {workdir.name: values}
+
+
+def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report.to_json(entries), indent=2) + "\n"
+    (workdir / "plan.json").write_text(text)
+    (workdir / "plan.md").write_text(report.table(entries) + "\n")
+
+
+class Recipe:
+    """One run's settings, and what is the same on all slices."""
+
+    def __init__(self, name: str, settings: Settings, cache: pathlib.Path):
+        self.name = name
+        self.settings = settings
+        self.cache = cache
+        self._backbone: Backbone | None = None
+        self._costs: dict[Any, estimate.RowCosts] = {}
+
+    def plan(self, topology: str) -> Entry:
+        """The plan for a slice, and if it does not fit, for what does."""
+        key = self._key(topology)
+        kept = self.cache / f"plan_{key}.json"
+        if kept.exists():
+            return report.entry_from_json(json.loads(kept.read_text()))
+        entry = self.attempt(topology, self.settings)
+        small = entry.compiler and entry.memory and entry.memory.fits is False
+        if small and self.settings.plan.suggest:
+            entry = dataclasses.replace(entry, suggestion=suggest.suggest(self, topology, entry))
+        if entry.compiler:  # a plan without a compiler is made again when there is one
+            self.cache.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(report.entry_to_json(entry)) + "\n")
+        return entry
+
+    def attempt(self, topology: str, settings: Settings) -> Entry:
+        """The plan of these settings for a slice."""
+        where = chips.parse(topology)
+        blank = Entry(
+            recipe=self.name,
+            topology=topology,
+            backbone=settings.backbone,
+            stand_in=settings.plan.model,
+            settings=facts(settings),
+            compiler="",
+            memory=None,
+            work=None,
+            estimate=None,
+            hours=None,
+            problem="",
+            suggestion="",
+        )
+        try:
+            return self._fill(blank, settings, self._program(settings, where), where)
+        except (ValueError, jax.errors.JaxRuntimeError) as error:  # other slices may do
+            return dataclasses.replace(blank, problem=str(error))
+
+    def _fill(
+        self, blank: Entry, settings: Settings, made: program.Program, where: chips.Slice
+    ) -> Entry:
+        training = isinstance(settings, config.TrainConfig)
+        items = made.items * (2 + made.plan.negatives) if training else made.items
+        load = estimate.assume(made.plan, items, settings.plan.rows, settings.plan.tokens)
+        key = (made.plan.buckets, load, made.execution)
+        if key not in self._costs:
+            self._costs[key] = estimate.row_costs(made, load)
+        costs = self._costs[key]
+        compiled = None
+        if made.compiles:
+            compiled = compiler.compile_program(made, where, self.cache)
+            logging.info(
+                "%s on %s: %.1f GB a chip%s",
+                self.name,
+                where.name,
+                compiled.peak / 1e9,
+                ", more than there is" if compiled.too_large else "",
+            )
+        work = estimate.work(made, load, costs, compiled)
+        best = estimate.estimate(work, where, made.items)
+        return dataclasses.replace(
+            blank,
+            settings=blank.settings
+            | {"mesh": dict(made.mesh.shape), "load": dataclasses.asdict(load)},
+            compiler=compiler.versions() if compiled else "",
+            memory=estimate.memory(made, where, costs, compiled),
+            work=work,
+            estimate=best,
+            hours=best.seconds * settings.steps / 3600
+            if isinstance(settings, config.TrainConfig)
+            else None,
+        )
+
+    def _program(self, settings: Settings, where: chips.Slice) -> program.Program:
+        backbone = self._open()
+        mesh = _mesh(settings, where)
+        if isinstance(settings, config.TrainConfig):
+            setup.check_sizes(settings, mesh)
+            return program.train_program(settings, backbone, mesh, teacher=settings.plan.teacher)
+        plan = embedder.plan_of(
+            Bucket(settings.max_length, 0),
+            backbone.layout,
+            sharding.row_shards(mesh),
+            settings.batch_size,
+        )
+        return program.embed_program(backbone, mesh, plan, jnp.dtype(settings.dtype))
+
+    def _open(self) -> Backbone:
+        if self._backbone is None:
+            settings = self.settings
+            longest = (
+                max(tokens for tokens, _, _ in settings.data.buckets)
+                if isinstance(settings, config.TrainConfig)
+                else settings.max_length
+            )
+            self._backbone = backbones.open_backbone(
+                settings.plan.model or settings.backbone,
+                max_length=longest,
+                processing=settings.processing,
+                weights=False,
+            )
+        return self._backbone
+
+    def _key(self, topology: str) -> str:
+        """Of everything that a plan follows from."""
+        values = dataclasses.asdict(self.settings)
+        del values["job"], values["plan"]["topologies"]
+        model = self.settings.plan.model or self.settings.backbone
+        folder = pathlib.Path(model).expanduser()
+        files = [*sorted(PACKAGE.rglob("*.py")), *sorted(folder.glob("*.json"))]
+        digest = hashlib.blake2b(digest_size=12)
+        for text in (self.name, topology, repr(values), compiler.versions()):
+            digest.update(text.encode() + b"\0")
+        for file in files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+def _mesh(settings: Settings, where: chips.Slice) -> Mesh:
+    """The config's mesh over the slice, abstract if there is no compiler for it."""
+    sizes = settings.mesh
+    try:
+        devices = compiler.devices(where)
+    except compiler.NoCompilerError as error:
+        logging.warning("%s: %s", where.name, error)
+        return program.abstract_mesh(sizes, where.chips)
+    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What a plan is about, of the settings."""
+    found: dict[str, Any] = {"batch_size": settings.batch_size}
+    if isinstance(settings, config.TrainConfig):
+        found |= {
+            "steps": settings.steps,
+            "chunk_size": settings.chunk_size,
+            "objective": settings.loss.objective,
+            "lora_rank": settings.lora.rank,
+            "execution": dataclasses.asdict(settings.execution),
+            "buckets": settings.data.buckets,
+        }
+    else:
+        found |= {"max_length": settings.max_length, "dtype": settings.dtype}
+    return found

@@ -1,0 +1,1 @@
+"""What a program will need on chips that are not at hand: memory, arithmetic, traffic."""

@@ -1,0 +1,157 @@
+"""Programs compiled for TPU slices that are not there, and what came of it on disk."""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+from absl import logging
+from jax.experimental import topologies
+
+from unime_jax.planning.chips import Slice
+from unime_jax.planning.program import Program
+
+PACKAGES = ("jax", "jaxlib", "libtpu")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class NoCompilerError(Exception):
+    """There is no libtpu here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one chip; bytes.
+
+    Attributes:
+      temporaries: beside arguments and results, at the worst moment.
+      peak: arguments, results and temporaries together.
+      too_large: the compiler gave up, as it does when `peak` is more than the chip has; there is
+        no `text` then, and `temporaries` is what is left of `peak`.
+      text: optimised HLO.
+      seconds: that compiling took.
+      cached: whether it was found on disk.
+    """
+
+    temporaries: int
+    peak: int
+    too_large: bool
+    text: str
+    seconds: float
+    cached: bool
+
+
+def devices(where: Slice) -> list[jax.Device]:
+    """The chips of a slice, for programs that are compiled and never run.
+
+    Raises:
+      NoCompilerError: libtpu is missing.
+      ValueError: it does not know this slice, or is in use by another process.
+    """
+    if not _version("libtpu"):
+        raise NoCompilerError(
+            'libtpu is not installed. It compiles for TPUs on any machine: pip install "jax[tpu]"'
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask a cloud's metadata server
+    options: dict[str, Any] = {}
+    if set(where.sides) == {1}:  # else hosts are taken to have four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if where.count > 1:
+        options["num_slices"] = where.count
+    name = where.name.rpartition("*")[2]
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:
+        raise ValueError(f"libtpu gives no slice {where.name}: {error}") from error
+    return list(found.devices)
+
+
+def compile_program(program: Program, where: Slice, cache: pathlib.Path) -> Compiled:
+    """Compiles for the program's own mesh, or reads what came of it the last time.
+
+    A program is the same if its lowered text, the slice and the versions are.
+    """
+    with jax.set_mesh(program.mesh):
+        lowered = program.run.lower(*program.arguments)
+    text = "\n".join([versions(), where.name, lowered.as_text()])
+    key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    facts, hlo = cache / f"{key}.json", cache / f"{key}.hlo.gz"
+    if facts.exists():
+        known = json.loads(facts.read_text())
+        optimised = "" if known["too_large"] else gzip.decompress(hlo.read_bytes()).decode()
+        return Compiled(**known, text=optimised, cached=True)
+    logging.info("compiling for %s; a 7B step takes minutes", where.name)
+    found = _compile(lowered, program, cache / f"{key}.error.txt")
+    cache.mkdir(parents=True, exist_ok=True)
+    hlo.write_bytes(gzip.compress(found.text.encode(), 6))
+    kept = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    del kept["text"], kept["cached"]
+    facts.write_text(json.dumps(kept) + "\n")  # last: it says that the other is whole
+    return found
+
+
+def _compile(lowered: jax.stages.Lowered, program: Program, log: pathlib.Path) -> Compiled:
+    started = time.perf_counter()
+    try:
+        with jax.set_mesh(program.mesh):
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed(str(error))
+        if needed is None:
+            raise
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(str(error))  # names the largest buffers
+        held = argument_bytes(program)
+        seconds = time.perf_counter() - started
+        return Compiled(max(needed - held, 0), needed, True, "", seconds, False)
+    memory: Any = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+    return Compiled(
+        temporaries=memory.temp_size_in_bytes,
+        peak=peak,
+        too_large=False,
+        text=compiled.as_text() or "",
+        seconds=time.perf_counter() - started,
+        cached=False,
+    )
+
+
+def argument_bytes(program: Program) -> int:
+    """Of all arguments, on one chip."""
+    return chip_bytes(program.arguments)
+
+
+def chip_bytes(tree: object) -> int:
+    """What a tree of abstract arrays takes on one chip, exactly, by shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        share = leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(share) * leaf.dtype.itemsize
+    return total
+
+
+def versions() -> str:
+    """Of what compiles."""
+    return " ".join(f"{name} {_version(name) or 'none'}" for name in PACKAGES)
+
+
+def _needed(message: str) -> int | None:
+    """Bytes that a program wants of HBM, from the compiler's refusal."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return round(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

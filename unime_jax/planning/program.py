@@ -1,0 +1,154 @@
+"""A run's real program with abstract arguments: what jobs run, traced for devices not at hand."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+
+from unime_jax import backbones, config, embedder, encode, sharding, state, step
+from unime_jax.backbones import Backbone
+from unime_jax.batch import Batch, Inputs
+from unime_jax.data.pack import fill_buckets
+from unime_jax.data.plan import Plan
+from unime_jax.jobs import setup
+from unime_jax.models.vlm import Execution
+from unime_jax.objectives import Distillation
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled, and on what.
+
+    Attributes:
+      mesh: of the devices, which may be those of a topology without any hardware; abstract where
+        they are not even known to a compiler.
+      run: the jitted function that the job calls.
+      arguments: of `run`, all abstract, with shardings.
+      plan: the shapes of its rows.
+      parameters: the trainable and the frozen ones, abstract, by path.
+      execution: how `graph` is run.
+      items: pairs (or texts, if nothing is trained) that one call is for.
+    """
+
+    mesh: Mesh
+    run: Any
+    arguments: tuple[Any, ...]
+    plan: Plan
+    graph: Any
+    parameters: tuple[dict[str, Any], dict[str, Any]]
+    execution: Execution
+    items: int
+
+    def traced(self) -> Any:
+        """The program as a jaxpr."""
+        mesh: Any = self.mesh.abstract_mesh if self.compiles else self.mesh
+        with jax.sharding.use_abstract_mesh(mesh):
+            return self.run.trace(*self.arguments)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the mesh is of devices, and not abstract."""
+        return isinstance(self.mesh, Mesh)
+
+    @property
+    def groups(self) -> tuple[Inputs, ...]:
+        """The rows among the arguments."""
+        last = self.arguments[-1]
+        return last.groups if isinstance(last, Batch) else last
+
+    @property
+    def opt_state(self) -> Any:
+        """The optimizer's state among the arguments."""
+        first = self.arguments[0]
+        return first.opt_state if isinstance(first, step.TrainState) else ()
+
+
+def abstract_mesh(sizes: config.MeshConfig, devices: int) -> Mesh:
+    """`sharding.make_mesh` of devices that nothing is known of but their number.
+
+    Raises:
+      ValueError: the sizes do not multiply to it.
+    """
+    shape = [sizes.data, sizes.fsdp, sizes.tensor]
+    if shape.count(-1) == 1 and 0 not in shape:
+        shape[shape.index(-1)] = devices // -math.prod(shape)
+    if min(shape) < 1 or math.prod(shape) != devices:
+        raise ValueError(f"config.mesh={shape} does not give {devices} devices.")
+    mesh: Any = AbstractMesh(tuple(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return mesh  # for tracing it is as good
+
+
+def train_program(
+    settings: config.TrainConfig,
+    backbone: Backbone,
+    mesh: Mesh,
+    *,
+    teacher: int,
+) -> Program:
+    """The step of `jobs.train`.
+
+    Args:
+      teacher: width of the teacher's embeddings, if the loss is distillation.
+
+    Raises:
+      ValueError: a part of the config does not fit the backbone or the mesh.
+    """
+    if isinstance(settings.loss, Distillation):
+        backbone = backbones.language_only(backbone, teacher)
+    found = setup.trace(settings, mesh, backbone, backbone.preprocess)
+    now = state.abstract_state(found.blueprint, found.optimizer(), mesh)
+    return Program(
+        mesh=mesh,
+        run=found.train_step(now),
+        arguments=(now, abstract_batch(found.plan, mesh, settings.batch_size)),
+        plan=found.plan,
+        graph=found.blueprint.graph,
+        parameters=(now.trainable, now.frozen),
+        execution=found.execution,
+        items=settings.batch_size,
+    )
+
+
+def embed_program(backbone: Backbone, mesh: Mesh, plan: Plan, dtype: jnp.dtype) -> Program:
+    """The program with which `Embedder` encodes rows of one shape."""
+    graph, targets = embedder.targets(backbone, mesh, dtype)
+    execution = Execution(dtype, "none", "xla")
+    return Program(
+        mesh=mesh,
+        run=encode._program(step.make_encode(graph, execution), mesh),
+        arguments=({}, targets, abstract_rows(plan, mesh)),
+        plan=plan,
+        graph=graph,
+        parameters=({}, targets),
+        execution=execution,
+        items=plan.rows,
+    )
+
+
+def abstract_batch(plan: Plan, mesh: Mesh, batch_size: int) -> Batch:
+    """A batch of pairs by shapes, dtypes and shardings."""
+    groups = abstract_rows(plan, mesh)
+    pairs = NamedSharding(mesh, jax.P(sharding.ROWS))
+    pair = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=pairs)
+    rows = sharding.chunked_rows(mesh)
+    return Batch(
+        groups=groups,
+        query=pair,
+        positive=pair,
+        negative=jax.ShapeDtypeStruct((batch_size, plan.negatives), jnp.int32, sharding=pairs),
+        target_id=tuple(
+            jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
+        ),
+        source=pair,
+    )
+
+
+def abstract_rows(plan: Plan, mesh: Mesh) -> tuple[Inputs, ...]:
+    """The rows of all buckets by shapes, dtypes and shardings."""
+    groups, _ = fill_buckets([], plan)  # zeros that are never touched cost no memory
+    rows = sharding.chunked_rows(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), groups)

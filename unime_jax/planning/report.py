@@ -1,0 +1,140 @@
+"""Plans as a table for people and as JSON for programs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from unime_jax.planning.chips import parse
+from unime_jax.planning.estimate import Estimate, Memory, Work
+
+NOTE = (
+    "Memory is what the compiler says. Step times are estimates, and bounds at that: published "
+    "peaks of the chip, everything overlapped, for batches as assumed. Nothing here was measured "
+    "on a TPU."
+)
+HEADER = (
+    ("recipe", "slice", "batch", "chunk")
+    + ("weights", "optimizer", "inputs", "temporaries (activations)", "peak of HBM, GB", "fits")
+    + ("PFLOP useful / run", "ICI GB", "step s (estimate)", "MFU at most", "pairs/s", "hours")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One recipe on one slice.
+
+    Attributes:
+      settings: of the program: mesh, batch, chunk, remat, dtypes, buckets and the load.
+      stand_in: the folder whose config.json was taken instead of the backbone's; "": none.
+      compiler: versions that `memory` is by; "": there was none, and nothing was compiled.
+      hours: of all steps, by `estimate`; None without steps.
+      problem: why there is no plan; "": there is one.
+      suggestion: what would fit, or how much is missing.
+    """
+
+    recipe: str
+    topology: str
+    backbone: str
+    stand_in: str
+    settings: dict[str, Any]
+    compiler: str
+    memory: Memory | None
+    work: Work | None
+    estimate: Estimate | None
+    hours: float | None
+    problem: str
+    suggestion: str
+
+
+def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Everything, with what follows from it: {"note", "plans": [...]}."""
+    return {"note": NOTE, "plans": [entry_to_json(entry) for entry in entries]}
+
+
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """One entry, `fits` included."""
+    values = dataclasses.asdict(entry)
+    values["chips"] = parse(entry.topology).chips
+    values["fits"] = entry.memory.fits if entry.memory else False
+    return values
+
+
+def entry_from_json(values: dict[str, Any]) -> Entry:
+    """The inverse of `entry_to_json`."""
+    own = {field.name: values[field.name] for field in dataclasses.fields(Entry)}
+    for key, kind in (("memory", Memory), ("work", Work), ("estimate", Estimate)):
+        own[key] = own[key] and kind(**own[key])
+    return Entry(**own)
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """A markdown table, and below it what is to be said of single lines."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    remarks = []
+    for entry in entries:
+        lines.append("| " + " | ".join(_cells(entry)) + " |")
+        where = f"{entry.recipe} on {entry.topology}"
+        said = (entry.problem, _verdict(entry), entry.suggestion)
+        remarks += [f"- {where}: {text}" for text in said if text]
+        if entry.work and entry.work.unknown_loops:
+            remarks.append(
+                f"- {where}: {entry.work.unknown_loops} loops run until something that the program "
+                "computes; what they move is counted once, which is too little."
+            )
+        if entry.work and parse(entry.topology).count > 1:
+            remarks.append(
+                f"- {where}: traffic between slices is counted as if it went over ICI; the "
+                "data-centre network that it takes is slower, by how much is not known here."
+            )
+    if any(entry.memory and not entry.compiler for entry in entries):
+        remarks.append(
+            "- WARNING: without libtpu nothing was compiled. Arguments and FLOPs are exact; "
+            "temporaries and traffic (?) are not known, and a step is at best what it computes. "
+            'pip install "jax[tpu]" for the rest.'
+        )
+    stand_ins = sorted({(e.backbone, e.stand_in) for e in entries if e.stand_in})
+    remarks += [f"- {model} has the shapes of {folder}/config.json." for model, folder in stand_ins]
+    return "\n".join([*lines, "", NOTE, *remarks])
+
+
+def _verdict(entry: Entry) -> str:
+    memory = entry.memory
+    if memory is None or memory.fits is not False:
+        return ""
+    needed = memory.peak or memory.weights + memory.optimizer + memory.inputs
+    chunk = entry.settings.get("chunk_size")
+    of = f"{_gb(needed)} GB a chip of {_gb(memory.capacity)}"
+    return f"{of}{f', at chunk_size {chunk}' if chunk else ''}: the slice is too small"
+
+
+def _cells(entry: Entry) -> list[str]:
+    settings, memory, work, best = entry.settings, entry.memory, entry.work, entry.estimate
+    first = [
+        entry.recipe,
+        entry.topology,
+        str(settings.get("batch_size", "")),
+        str(settings.get("chunk_size", "")),
+    ]
+    if memory is None:
+        return first + [""] * (len(HEADER) - len(first))
+    fits = {True: "yes", False: "no", None: "?"}[memory.fits]
+    held = [memory.weights, memory.optimizer, memory.inputs]
+    temporaries = f"{_gb(memory.temporaries)} ({_gb(memory.activations)})"
+    peak = f"{_gb(memory.peak)} of {_gb(memory.capacity)}"
+    cells = [*first, *map(_gb, held), temporaries, peak, fits]
+    if work is None or best is None:
+        return cells + [""] * (len(HEADER) - len(cells))
+    moved = "?" if work.ici is None else f"{sum(work.ici.values()) / 1e9:,.0f}"
+    return [
+        *cells,
+        f"{work.useful / 1e15:.3g} / {work.executed / 1e15:.3g}",
+        moved,
+        f"{best.seconds:.3g} ({best.bound})",
+        f"{best.mfu:.0%}",
+        f"{best.items_per_second:.3g}",
+        "" if entry.hours is None else f"{entry.hours:.3g}",
+    ]
+
+
+def _gb(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e9:.2f}"

@@ -1,0 +1,131 @@
+"""The smallest change under which a run fits a slice: found by compiling, not by hope."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
+
+from unime_jax import config
+from unime_jax.models import scan
+from unime_jax.planning.report import Entry
+
+MOST = 6  # compilations; each takes minutes
+ORDER: tuple[scan.Remat, ...] = ("none", "dots", "full")  # from what keeps most to what keeps least
+
+Settings = config.TrainConfig | config.EmbedConfig
+
+
+class Attempt(Protocol):
+    """What can plan a run on a slice, here `jobs.plan.Recipe`."""
+
+    settings: Settings
+
+    def attempt(self, topology: str, settings: Settings) -> Entry:
+        """The plan of these settings."""
+        ...
+
+
+def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
+    """What to change, as flags, after trying it out; or what is missing after all was tried.
+
+    Tried in this order, each together with what came before: smaller chunks (they change speed
+    alone), recomputation, int8 for frozen weights (which changes embeddings a little), and kernels
+    split over more mesh axes. Of chunk sizes the largest that should fit by proportion comes first.
+    """
+    tried, best = 0, entry
+    for settings, flags in _candidates(recipe.settings, entry):
+        if tried == MOST:
+            break
+        found = recipe.attempt(topology, settings)
+        if found.problem or found.memory is None:
+            continue
+        tried += 1
+        if found.memory.fits:
+            peak = (found.memory.peak or 0) / 1e9
+            return f"fits with{flags}: {peak:.2f} GB a chip, compiled"
+        if best.memory is None or (found.memory.peak or 0) < (best.memory.peak or 0):
+            best = found
+    memory = best.memory
+    assert memory is not None
+    least = (memory.peak or memory.weights + memory.optimizer + memory.inputs) / 1e9
+    return (
+        f"nothing fits of {tried} changes that were compiled; the least was {least:.2f} GB a chip "
+        f"of {memory.capacity / 1e9:.2f}: take a larger slice, or chips with more memory"
+    )
+
+
+def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, str]]:
+    if not isinstance(settings, config.TrainConfig):
+        yield from _meshes(settings, entry, "")
+        return
+    flags, now = "", settings
+    yield from _chunks(now, entry, flags)
+    smallest = _shards(entry)
+    if now.chunk_size > smallest:
+        now, flags = (
+            dataclasses.replace(now, chunk_size=smallest),
+            f" --config.chunk_size={smallest}",
+        )
+    for remat in ORDER[ORDER.index(now.execution.remat) + 1 :]:
+        execution = dataclasses.replace(now.execution, remat=remat)
+        yield (
+            dataclasses.replace(now, execution=execution),
+            f"{flags} --config.execution.remat={remat}",
+        )
+    if now.execution.remat != "full":
+        execution = dataclasses.replace(now.execution, remat="full")
+        now, flags = (
+            dataclasses.replace(now, execution=execution),
+            f"{flags} --config.execution.remat=full",
+        )
+    if now.lora.rank and now.execution.frozen_dtype != "int8":
+        execution = dataclasses.replace(now.execution, frozen_dtype="int8")
+        now, flags = (
+            dataclasses.replace(now, execution=execution),
+            f"{flags} --config.execution.frozen_dtype=int8",
+        )
+        yield now, flags
+    yield from _meshes(now, entry, flags)
+
+
+def _chunks(
+    settings: config.TrainConfig, entry: Entry, flags: str
+) -> Iterator[tuple[Settings, str]]:
+    """Smaller chunks, from the largest that should fit."""
+    memory, smallest = entry.memory, _shards(entry)
+    if memory is None:
+        return
+    held = memory.weights + memory.optimizer + memory.inputs
+    spare, needed = memory.capacity - held, (memory.peak or held) - held
+    if spare <= 0:
+        return  # chunks are not what is too large
+    sizes = []
+    size = settings.chunk_size // 2
+    while size >= smallest and size % smallest == 0:
+        sizes.append(size)
+        size //= 2
+    likely = [size for size in sizes if needed * size / settings.chunk_size < spare]
+    for size in likely[:1] + [size for size in sizes if size < min(likely[:1] or [0])]:
+        yield (
+            dataclasses.replace(settings, chunk_size=size),
+            f"{flags} --config.chunk_size={size}",
+        )
+
+
+def _meshes(settings: Settings, entry: Entry, flags: str) -> Iterator[tuple[Settings, str]]:
+    """All devices over fsdp, then part of them over tensor."""
+    devices = 1
+    for size in entry.settings.get("mesh", {}).values():
+        devices *= size
+    tensor = 1
+    while tensor <= min(devices, 8):
+        mesh = config.MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor)
+        if dataclasses.asdict(mesh) != entry.settings.get("mesh"):
+            sizes = {"data": 1, "fsdp": mesh.fsdp, "tensor": tensor}
+            named = "".join(f" --config.mesh.{axis}={size}" for axis, size in sizes.items())
+            yield dataclasses.replace(settings, mesh=mesh), flags + named
+        tensor *= 2
+
+
+def _shards(entry: Entry) -> int:
+    mesh = entry.settings.get("mesh", {})
+    return int(mesh.get("data", 1) * mesh.get("fsdp", 1))
