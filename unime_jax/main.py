@@ -9,13 +9,25 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unime_jax.jobs import embed, export, train
+from unime_jax import processes
+from unime_jax.jobs import embed, export, plan, train
 
-JOBS = {"train": train.run, "export": export.run, "embed": embed.run}
+JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py[:variant]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Everything a run writes. runs/<config name>")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes, as on a TPU pod.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join other processes, which JAX finds on TPU pods and in SLURM."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0: join other processes that JAX does not find."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: 0, 1, ...")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for other processes.")
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "A process that is silent for so long counts as dead; all end then."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -23,15 +35,30 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _CONFIG.value is None:
         raise app.UsageError("--config=experiments/<name>.py is required")
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
     config = _CONFIG.value
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     if config.job not in JOBS:
         raise app.UsageError(f'config.job is "{config.job}"; use one of {", ".join(JOBS)}')
+    if config.job == "plan":
+        jax.config.update("jax_platforms", "cpu")  # what is planned for is not here
+    if "://" in (_WORKDIR.value or ""):
+        raise app.UsageError(
+            f"--workdir={_WORKDIR.value} must be a path: mount the bucket, for example by gcsfuse"
+        )
+    explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
+    if _DISTRIBUTED.value or any(value is not None for value in explicit):
+        processes.join(
+            coordinator=_COORDINATOR.value,
+            process_id=_PROCESS_ID.value,
+            num_processes=_NUM_PROCESSES.value,
+            join_seconds=_JOIN_SECONDS.value,
+            heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+        )
+        processes.check_shared(workdir)
     logging.info("job %s in %s on %s", config.job, workdir, jax.devices())
     JOBS[config.job](config, workdir)
+    processes.leave()
 
 
 def run() -> None:
@@ -44,11 +71,14 @@ def run() -> None:
         app.run(main)
     except Exception as error:
         if not says_it_all(error) or logging.level_debug():
+            processes.fail(traceback.format_exc(), expected=False)
             raise
         message: object = error
         while isinstance(message, Exception) and message.args:  # config flags wrap one in another
             message = message.args[0]
-        sys.exit(f"error: {message}\n(--verbosity=1 shows where it was raised)")
+        text = f"error: {message}\n(--verbosity=1 shows where it was raised)"
+        processes.fail(text, expected=True)
+        sys.exit(text)
 
 
 def says_it_all(error: Exception) -> bool:

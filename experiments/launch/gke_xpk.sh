@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Train on TPU slices of a GKE cluster, through xpk (pip install xpk; `xpk cluster create` first).
+#
+#   NAME=llave PROJECT=my-project ZONE=us-central1-a CLUSTER=pods TOPOLOGY=v6e:4x4 SLICES=2 \
+#     IMAGE=us-docker.pkg.dev/my-project/images/unime_jax:1 STORAGE=runs WORKDIR=/mnt/runs/llave \
+#     experiments/launch/gke_xpk.sh [--dry-run] \
+#     --config=experiments/llave.py:llava_onevision_7b --config.data.folder=/mnt/runs/data
+#
+# IMAGE has this repository in it, from the repository's root:
+#   docker build -f experiments/launch/Dockerfile -t $IMAGE . && docker push $IMAGE
+# STORAGE is what `xpk storage create` (Filestore) or `xpk storage attach` (gcsfuse) calls the file
+# system that WORKDIR lies on. Pods that fail or are preempted are started again by GKE.
+# --dry-run prints the command and does not run it.
+set -euo pipefail
+
+dry_run=0
+if [[ ${1:-} == --dry-run ]]; then dry_run=1; shift; fi
+
+need() { [[ -n ${!1:-} ]] || { echo "error: set $1: $2" >&2; exit 2; }; }
+need NAME "a name for the workload, new for every run"
+need PROJECT "the Google Cloud project"
+need ZONE "the cluster's zone"
+need CLUSTER "the cluster's name"
+need TOPOLOGY "chip and shape as jobs/plan names them: v5e:4x4, v6e:4x4, v5p:2x2x4"
+need IMAGE "the container image (see Dockerfile)"
+need STORAGE "xpk's name of the file system that all pods share"
+need WORKDIR "the run's folder, below the mount point of STORAGE"
+SLICES=${SLICES:-1}
+PRIORITY=${PRIORITY:-medium}
+RESTARTS=${RESTARTS:-50}  # of the whole workload, preemptions included
+GRACE=${GRACE:-60}        # seconds between SIGTERM and SIGKILL, to save what is not saved
+(($#)) || { echo "error: give the flags of unime_jax.main, first of all --config=..." >&2; exit 2; }
+if [[ $WORKDIR == *://* || $WORKDIR != /* ]]; then
+  echo "error: WORKDIR=$WORKDIR must be an absolute path below the mount point of STORAGE" >&2
+  exit 2
+fi
+
+if ! [[ $TOPOLOGY =~ ^(v5e:|v6e:|v5p:[0-9]+x)[0-9]+x[0-9]+$ ]]; then
+  echo "error: TOPOLOGY=$TOPOLOGY is none of v5e:AxB, v6e:AxB, v5p:AxBxC" >&2
+  exit 2
+fi
+shape=${TOPOLOGY#*:}
+chips=$((${shape//x/*}))
+case $TOPOLOGY in
+  v5e:*) type=v5litepod-$chips ;;
+  v6e:*) type=v6e-$chips ;;
+  v5p:*) type=v5p-$((2 * chips)) ;;  # by cores; a chip has two
+esac
+
+# "exec", so that SIGTERM reaches the run and not a shell around it. 1 is also how a run ends whose
+# other processes failed, so it is no reason to give up.
+main=$(printf '%q ' python -m unime_jax.main --distributed "--workdir=$WORKDIR" "$@")
+command=(
+  xpk workload create "--workload=$NAME" "--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE"
+  "--tpu-type=$type" "--num-slices=$SLICES" "--docker-image=$IMAGE" "--storage=$STORAGE"
+  "--priority=$PRIORITY" "--max-restarts=$RESTARTS" --restart-on-exit-codes=1
+  "--termination-grace-period-seconds=$GRACE" "--command=exec ${main% }"
+)
+printf '%q ' "${command[@]}"; echo
+((dry_run)) || "${command[@]}"

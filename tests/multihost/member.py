@@ -1,0 +1,44 @@
+"""One process of several that do nothing but join, and then what they are told to.
+
+    python -m tests.multihost.member <JSON of the arguments of processes.join> <what> [<folder>]
+
+"wait" for the others at the end; "raise" an error; be "killed"; "slow": wait, after others have.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import logging
+
+from unime_jax import processes
+
+LATER = 6.0  # seconds that a slow process needs more than others
+
+
+def main(arguments: str, what: str, folder: str | None = None) -> None:
+    logging.set_verbosity(logging.INFO)
+    processes._SEEN_SECONDS = 1.0
+    try:
+        processes.join(**json.loads(arguments))
+        if folder:
+            processes.check_shared(pathlib.Path(folder))
+        if what == "raise":
+            raise ValueError("this one has no data")
+    except ValueError as error:
+        processes.fail(f"error: {error}", expected=True)
+        sys.exit(f"alone: {error}")
+    if what == "killed":
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "slow":
+        time.sleep(LATER)
+    processes.leave()
+    sys.stdout.write("left\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,164 @@
+"""Joining and ending together, by processes that train nothing: seconds each."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.jobs.tiny_run import ROOT
+from tests.multihost.launch import free_port
+from tests.multihost.member import LATER
+from unime_jax import processes
+
+HEARTBEAT = 4  # seconds; LATER is longer
+
+
+def members(*whats: str, folders: tuple = (), join_seconds: int = 30, present: int | None = None):
+    """(return code, output) of each process, and how long they took; `present` of them exist."""
+    port, started = free_port(), time.monotonic()
+    running = []
+    for number, what in enumerate(whats[:present]):
+        arguments = {
+            "coordinator": f"localhost:{port}",
+            "process_id": number,
+            "num_processes": len(whats),
+            "join_seconds": join_seconds,
+            "heartbeat_seconds": HEARTBEAT,
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.multihost.member", json.dumps(arguments), what]
+                + [str(folder) for folder in folders[number : number + 1]],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [one.communicate(timeout=120)[0] for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    return [(one.returncode, text) for one, text in zip(running, said)], time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_who_is_done_early_waits_for_the_others():
+    """Longer than the heartbeat timeout, which is for processes that are silent."""
+    assert LATER > HEARTBEAT
+    found, seconds = members("slow", "wait")
+    assert [code for code, _ in found] == [0, 0], found
+    assert all("left" in text for _, text in found) and seconds > LATER
+
+
+@pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing):
+    whats = ["wait", "wait", "wait"]
+    whats[failing] = "raise"
+    found, seconds = members(*whats)
+    assert [code for code, _ in found] == [1, 1, 1], found
+    for number, (_, text) in enumerate(found):
+        assert "error: this one has no data" in text and "The same command" in text
+        other = f"process {failing} failed, so process {number} ends"
+        assert (other in text) == (number != failing)
+    assert seconds < 60
+
+
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_is_killed_ends_the_others(killed):
+    """They wait for it, and cannot be told; JAX notices its silence, and aborts them."""
+    whats = ["wait", "wait", "wait"]
+    whats[killed] = "killed"
+    found, seconds = members(*whats)
+    assert found[killed][0] == -9
+    for number, (code, text) in enumerate(found):
+        if number == killed:
+            continue
+        assert code not in (0, None), text
+        assert f"process {number} of 3 joined through localhost" in text
+        assert "if one dies, all end within about 4 s; the same command then resumes" in text
+        assert "This most likely indicates that another task died" in text
+        if killed:  # by process 0, which all ask; without it, nobody can say which it is
+            assert "stopped sending heartbeats):\n1\n" in text
+    assert seconds < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("present", [1, 2])
+def test_processes_that_do_not_come_are_not_awaited_for_ever(present):
+    found, seconds = members("wait", "wait", "wait", join_seconds=3, present=present)
+    assert [code for code, _ in found] == [1] * present and seconds < 60
+    assert "error: process 0 of 3 waited for the others at localhost:" in found[0][1]
+    assert "not all came within 3 s" in found[0][1]
+    if present == 2:
+        assert "process 1 of 3 was not joined with the others through process 0" in found[1][1]
+
+
+def test_a_coordinator_that_does_not_answer_is_named():
+    arguments = {"coordinator": f"localhost:{free_port()}", "process_id": 2, "num_processes": 4}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.multihost.member"]
+        + [json.dumps(arguments | {"join_seconds": 2}), "wait"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "process 2 of 4 was not joined" in done.stderr
+    assert arguments["coordinator"] in done.stderr and "within 2 s" in done.stderr
+
+
+@pytest.mark.slow
+def test_without_a_cluster_the_flags_are_named():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.multihost.member", "{}", "wait"],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if not key.startswith("SLURM")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "alone: --distributed: JAX finds no cluster" in done.stderr
+    assert "--coordinator=host:port" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_noticed(tmp_path):
+    found, _ = members("wait", "wait", folders=(tmp_path / "a", tmp_path / "b"))
+    assert [code for code, _ in found] == [1, 1]
+    assert all(f"{tmp_path / 'b'} of process 1 is not process 0's" in text for _, text in found)
+
+
+@pytest.mark.slow
+def test_a_shared_folder_is_left_as_it_was(tmp_path):
+    found, _ = members("wait", "wait", folders=(tmp_path / "a", tmp_path / "a"))
+    assert [code for code, _ in found] == [0, 0], found
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "a:1"}, "--process_id and --num_processes must be given as well"),
+        ({"process_id": 0, "num_processes": 2}, "--coordinator must be given as well"),
+        ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "must be host:port"),
+        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process_id=2 must be"),
+        ({"coordinator": "a:1", "process_id": -1, "num_processes": 2}, "--process_id=-1 must be"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        processes.join(**given)
+
+
+def test_alone_there_is_nobody_to_tell(tmp_path):
+    processes.check_shared(tmp_path / "never made")
+    processes.fail("nothing happens", expected=True)
+    processes.leave()
+    assert list(tmp_path.iterdir()) == []
