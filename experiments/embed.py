@@ -38,6 +38,14 @@ def mini() -> ConfigDict:
     config.output = ConfigDict()
     config.output.block = 1024  # vectors of a file
     config.output.dtype = "float32"
+
+    config.plan = ConfigDict()  # as in stage2.py
+    config.plan.topologies = ("v5e:1x1", "v6e:1x1")
+    config.plan.rows = ()
+    config.plan.tokens = ()
+    config.plan.model = ""
+    config.plan.teacher = 0
+    config.plan.suggest = True
     return config
 
 
@@ -57,4 +65,5 @@ def nv_embed_v2() -> ConfigDict:
     config.data.datasets = ("nli",)
     config.output.block = 8192
     config.output.dtype = "float16"
+    config.plan.topologies = ("v5e:2x4",)
     return config

@@ -100,6 +100,9 @@ def pretrained(config: ConfigDict) -> ConfigDict:
     config.data.buckets = ((64, 0, 1.0), (128, 0, 1.0))
     config.evaluation.mmeb = config.evaluation.images = ""
     config.evaluation.texts = "nli"
+    config.plan.rows = (1.0, 0.0)
+    config.plan.tokens = (48, 96)
+    config.plan.teacher = 4096  # NV-Embed-v2
     return config
 
 

@@ -2,6 +2,7 @@
 
 --config=experiments/stage2.py                         the embedded MiniMMEB, from scratch
 --config=experiments/stage2.py:llava_onevision_7b      DoRA on a pod, MMEB-train
+--config=experiments/stage2.py:llava_onevision_05b     the same for 0.5B, on a single chip
 --config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
 --config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
 --config=experiments/stage2.py:phi3_v_4b               the same for Phi-3.5-Vision
@@ -18,6 +19,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     variants = {
         "mini": mini,
         "llava_onevision_7b": llava_onevision_7b,
+        "llava_onevision_05b": llava_onevision_05b,
         "llava_next_7b": llava_next_7b,
         "qwen2_vl_7b": qwen2_vl_7b,
         "phi3_v_4b": phi3_v_4b,
@@ -71,6 +73,7 @@ def mini() -> ConfigDict:
     config.loss.false_negative_margin = 0.1
     config.loss.hardness = 0.0
     config.loss.symmetric = False
+    config.loss.tile = config_dict.placeholder(int)  # for batches of 16k: columns at a time
     config.loss.mask_same_target = True
 
     config.optimizer = ConfigDict()
@@ -86,6 +89,9 @@ def mini() -> ConfigDict:
     config.optimizer.weight_decays = ((r".*\.(kernel|embedding)", 0.01), (".*", 0.0))
 
     config.checkpoint = ConfigDict({"every": 50, "keep": 2})
+    config.compilation_cache = "auto"  # in the work directory, but none on CPUs
+    config.profile = ConfigDict({"first_step": 10, "steps": 0})
+    config.watchdog = ConfigDict({"seconds": 1800.0, "exit": True})  # without a finished step
 
     config.data = ConfigDict()
     config.data.folder = folder
@@ -115,7 +121,7 @@ def mini() -> ConfigDict:
 
     config.execution = ConfigDict()
     config.execution.dtype = "float32"
-    config.execution.frozen_dtype = "float32"
+    config.execution.frozen_dtype = "float32"  # or "bfloat16", or "int8" for linear layers
     config.execution.remat = "none"
     config.execution.attention = "xla"
     config.execution.recompute = True
@@ -125,6 +131,14 @@ def mini() -> ConfigDict:
     config.export.adapter = False
     config.export.verify = True
     config.export.prompts = ConfigDict()  # by name, for sentence-transformers
+
+    config.plan = ConfigDict()  # for --config.job=plan
+    config.plan.topologies = ("v5e:1x1", "v6e:1x1")  # slices of TPUs
+    config.plan.rows = ()  # share of the rows by bucket; empty: all in the largest
+    config.plan.tokens = ()  # of a row, by bucket; empty: full
+    config.plan.model = ""  # a folder whose config.json stands in for the backbone's
+    config.plan.teacher = 0  # width of its embeddings
+    config.plan.suggest = True  # what would fit, where this does not
 
     config.wandb_project = config_dict.placeholder(str)
     return config
@@ -165,6 +179,20 @@ def llava_onevision_7b() -> ConfigDict:
     config.export.dtype = "bfloat16"
     config.export.adapter = True
     config.export.verify = False  # 30 GB of host memory, and minutes
+    config.plan.topologies = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
+    config.plan.rows = (0.5, 0.0, 0.5)  # an image on one side, a short text on the other
+    config.plan.tokens = (48, 512, 1536)
+    return config
+
+
+def llava_onevision_05b() -> ConfigDict:
+    """LLaVA-OneVision-0.5B on a single chip, for example Colab's: the same recipe in small."""
+    config = llava_onevision_7b()
+    config.backbone = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    config.batch_size = 256
+    config.chunk_size = 4
+    config.evaluation.rows = 512
+    config.plan.topologies = ("v5e:1x1", "v6e:1x1")
     return config
 
 
@@ -180,6 +208,7 @@ def llava_next_7b() -> ConfigDict:
     config.processing.prompt = "raw"
     config.processing.pinpoints = ((336, 336),)
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1536, 2, 1.0))
+    config.plan.tokens = (48, 512, 1280)
     return config
 
 
@@ -196,6 +225,7 @@ def qwen2_vl_7b() -> ConfigDict:
     config.processing.pixels = (56 * 56, 672 * 672)
     config.processing.pinpoints = ()
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1024, 9, 1.0))
+    config.plan.tokens = (48, 512, 640)
     return config
 
 
@@ -217,4 +247,5 @@ def phi3_v_4b() -> ConfigDict:
         (".*", False),
     )
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1024, 5, 1.0))
+    config.plan.tokens = (48, 512, 832)
     return config

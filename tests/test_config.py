@@ -13,7 +13,11 @@ import pytest
 from unime_jax import config
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*.py"))
-DATACLASSES = {"train": config.TrainConfig, "embed": config.EmbedConfig}
+DATACLASSES = {
+    "train": config.TrainConfig,
+    "embed": config.EmbedConfig,
+    "plan": config.PlansConfig,
+}
 
 
 def variants():

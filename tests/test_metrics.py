@@ -53,9 +53,9 @@ def test_what_is_not_finite_is_null(tmp_path):
 def test_any_name_and_number_is_strict_json(tmp_path_factory, values):
     values.pop("step", None)
     workdir = tmp_path_factory.mktemp("run")
-    events = types.SimpleNamespace(add_scalar=lambda *args: None, close=lambda: None)
+    events = types.SimpleNamespace(write=lambda *args: None, close=lambda: None)
     with pytest.MonkeyPatch.context() as patch:  # TensorBoard has rules of its own for names
-        patch.setattr(metrics.tensorboardX, "SummaryWriter", lambda *args, **options: events)
+        patch.setattr(metrics, "_TensorBoard", lambda *args: events)
         with open_writer(workdir) as writer:
             writer.write(1, values)
     (line,) = lines(workdir)
@@ -202,3 +202,14 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     with open_writer(tmp_path / "run", wandb_project="never_imported") as writer:
         writer.write(1, {"loss": 1})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    with MetricsWriter(tmp_path, total_steps=9, wandb_project=None) as writer:
+        writer.write(1, {"loss": 1.0})
+        with open("/dev/full", "wb", buffering=0) as full:
+            monkeypatch.setattr(writer, "_file", io.TextIOWrapper(full, write_through=True))
+            with pytest.raises(RuntimeError, match="No space left.*metrics of step 2") as raised:
+                writer.write(2, {"loss": 1.0})
+            monkeypatch.undo()
+    assert str(tmp_path) in str(raised.value) and "the same command" in str(raised.value)

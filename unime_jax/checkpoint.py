@@ -1,63 +1,257 @@
-"""Saving and resuming a run with Orbax: trained values, optimizer, counters, data iterator.
+"""Saving and resuming a run with Orbax: trained values, optimizer, counters.
 
-Frozen weights are not saved: they are read again from the backbone's folder. Saves are
-asynchronous and atomic; a save that was cut short is not seen on resume.
+Frozen weights are not saved: they are read again from the backbone's folder, whose hash is in the
+checkpoint. The place in the data is the number of steps done. Saves are asynchronous and atomic; a
+save that was cut short is not seen on resume.
+
+Storage formats don't notice every change of a byte, so a checkpoint has a checksum of each of its
+arrays as it was on the devices, and what is read is compared with that.
 """
 
 import dataclasses
+import functools
 import pathlib
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from unime_jax.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that waits for pending saves."""
+    """The checkpoints of one run; a context manager that waits for pending saves.
 
-    def __init__(self, folder: pathlib.Path, *, every: int, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    Args:
+      facts: by name, what the saved values would be worthless without; kept in each checkpoint,
+        and compared when one is restored.
+      read_only: leaves the folder as it is, also what another process is saving there.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        every: int,
+        keep: int,
+        facts: Mapping[str, Any],
+        read_only: bool = False,
+    ):
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._every = every
+        self._facts = facts
+        self._read_only = read_only
+        self._pending = self._closed = False
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except RuntimeError as failure:
+            if error is None:
+                raise
+            logging.error("%s", failure)  # the other one matters more, and may be its reason
+
+    def close(self) -> None:
+        """Waits for pending saves.
+
+        Raises:
+          RuntimeError: a save has failed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._manager.close()
+        except Exception as failure:
+            raise RuntimeError(self._not_written(failure)) from failure
 
     def latest_step(self) -> int | None:
-        """Steps done in the newest complete checkpoint."""
+        """Steps done in the newest complete checkpoint, be it readable or not."""
         return self._manager.latest_step()
 
     def is_due(self, steps_done: int) -> bool:
         return steps_done % self._every == 0
 
-    def save(self, steps_done: int, state: TrainState, data: grain.DatasetIterator) -> None:
-        """Starts a save; returns as soon as `state` may be donated again."""
+    def save(self, steps_done: int, state: TrainState) -> None:
+        """Starts a save; returns as soon as `state` may be donated again.
+
+        Raises:
+          RuntimeError: it cannot be written, or the save before it could not.
+        """
         if self._manager.latest_step() == steps_done:
             return
-        self._manager.save(
-            steps_done,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_saved_part(state)),
-                data=grain.checkpoint.CheckpointSave(data),
-            ),
+        part = _saved_part(state)
+        record = {"facts": dict(self._facts), "checksums": checksums(part)}
+        try:
+            self._manager.save(
+                steps_done,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(part), record=ocp.args.JsonSave(record)
+                ),
+            )
+        except Exception as failure:
+            raise RuntimeError(self._not_written(failure)) from failure
+        self._pending = True
+
+    def check(self) -> None:
+        """Call it between steps: a save that failed in the background must not go unnoticed.
+
+        Raises:
+          RuntimeError: a save has failed.
+        """
+        if not self._pending or self._manager.is_saving_in_progress():
+            return
+        self._pending = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as failure:
+            raise RuntimeError(self._not_written(failure)) from failure
+
+    def restore(self, state: TrainState) -> TrainState | None:
+        """The newest good checkpoint in the shapes and shardings of `state`; None without any.
+
+        Those that cannot be read, or are not what was saved, are passed over, and then moved out
+        of the way: to <folder>_bad.
+
+        Raises:
+          ValueError: there are checkpoints and none is good, or the newest one that is has other
+            facts.
+        """
+        bad: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = self._read(step, state)
+            if found is None:
+                bad[step] = reason
+                logging.error("checkpoint of step %d in %s: %s", step, self._folder, reason)
+                continue
+            if bad:
+                logging.warning("the checkpoint of step %d is used instead", step)
+                self._move_away(bad)
+            return found
+        if bad:
+            listed = "\n".join(f"  step {step}: {reason}" for step, reason in bad.items())
+            raise ValueError(
+                f"No checkpoint in {self._folder} can be used:\n{listed}\nBring a good one back, "
+                "or begin again in another work directory."
+            )
+        return None
+
+    def _read(self, step: int, state: TrainState) -> tuple[TrainState | None, str]:
+        """The state, or None and why; the same in all processes."""
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved_part(state))
+        record: dict[str, Any] = {}
+        reason = ""
+        try:
+            record = self._restore(step, record=ocp.args.JsonRestore())["record"]
+            expected = record["facts"], record["checksums"]
+        except Exception as error:
+            reason = f"its record cannot be read: {_in_short(error)}"
+        if not _all_processes(not reason):
+            return None, reason or "another process cannot read its record"
+        facts, sums = expected
+        self._compare(step, facts)
+        part: dict[str, Any] = {}
+        try:
+            part = self._restore(step, state=ocp.args.StandardRestore(shapes))["state"]
+        except Exception as error:
+            reason = f"it cannot be read: {_in_short(error)}"
+        if not _all_processes(not reason):
+            return None, reason or "another process cannot read it"
+        found = checksums(part)
+        wrong = [name for name in found if found[name] != sums.get(name)]
+        if wrong:
+            return None, (
+                f"{len(wrong)} of its {len(found)} arrays are not what was saved, for example "
+                f"{wrong[0]}"
+            )
+        return dataclasses.replace(state, **part), ""
+
+    def _restore(self, step: int, **parts: ocp.args.CheckpointArgs) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**parts))
+
+    def _compare(self, step: int, facts: Mapping[str, Any]) -> None:
+        for name, now in self._facts.items():
+            if name in facts and facts[name] != now:
+                raise ValueError(
+                    f"The checkpoint of step {step} in {self._folder} belongs to another {name}: "
+                    f"{facts[name]} then, {now} now. Give the run what it began with, or use "
+                    "another work directory."
+                )
+
+    def _move_away(self, steps: Mapping[int, str]) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self._folder.with_name(self._folder.name + "_bad")
+                target.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target / f"{step}-{time.time_ns()}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("bad checkpoints moved away")
+        self._manager.reload()
+
+    def _not_written(self, failure: Exception) -> str:
+        complete = sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
+        kept = f"Complete: {', '.join(f'step {step}' for step in complete) or 'none'}."
+        return (
+            f"A checkpoint could not be written in {self._folder}: {_in_short(failure)}. {kept} "
+            "See to it that there is room and that the folder can be written; then the same "
+            "command goes on from the newest one."
         )
 
-    def restore(self, state: TrainState, data: grain.DatasetIterator | None) -> TrainState:
-        """The newest checkpoint in the shapes and shardings of `state`; moves `data` along."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved_part(state))
-        parts: dict[str, Any] = {"state": ocp.args.StandardRestore(shapes)}
-        if data is not None:
-            parts["data"] = grain.checkpoint.CheckpointRestore(data)
-        restored = self._manager.restore(
-            self._manager.latest_step(), args=ocp.args.Composite(**parts)
-        )
-        return dataclasses.replace(state, **restored["state"])
+
+def checksums(tree: Any) -> dict[str, int]:
+    """32 bits of every array by its path: the same on any mesh, another if any one value changes.
+
+    The sum of an array's values, taken as unsigned integers, times odd numbers that depend on the
+    place, modulo 2^32. It is computed where the arrays are, in one pass over them.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get([_replicated_sum(leaf.sharding.mesh)(leaf) for _, leaf in leaves])
+    return {jax.tree_util.keystr(path): int(n) for (path, _), n in zip(leaves, sums, strict=True)}
+
+
+@functools.cache
+def _replicated_sum(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(_sum, out_shardings=NamedSharding(mesh, P()))
+
+
+def _sum(array: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    place, stride = jnp.zeros(array.shape, jnp.uint32), 1
+    for axis in reversed(range(array.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
+        stride *= array.shape[axis]
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _all_processes(good: bool) -> bool:
+    if jax.process_count() == 1:
+        return good
+    return bool(multihost_utils.process_allgather(np.array(good)).all())
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"  # why comes last
 
 
 def _saved_part(state: TrainState) -> dict[str, Any]:

@@ -36,6 +36,25 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Trace so many `steps` from step `first_step` on into <workdir>/profile; 0 steps: none."""
+
+    first_step: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When no step has finished for `seconds` (0: never), leave all stacks in <workdir>.
+
+    `exit`: and end the process, with status 75.
+    """
+
+    seconds: float
+    exit: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """A module with `prepare(folder, seed=, train_rows=, eval_rows=)` to run first; "": none."""
 
@@ -89,10 +108,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig:
-    """`dtype`: of activations. `recompute`: encode chunks twice instead of keeping activations."""
+    """`dtype`: of activations. `recompute`: encode chunks twice instead of keeping activations.
+
+    `frozen_dtype`: of weights that are not trained; with "int8" the kernels of linear layers are
+    codes with a scale per output channel, and the rest is bfloat16.
+    """
 
     dtype: Literal["float32", "bfloat16"]
-    frozen_dtype: Literal["float32", "bfloat16"]
+    frozen_dtype: Literal["float32", "bfloat16", "int8"]
     remat: scan.Remat
     attention: attention.Implementation
     recompute: bool
@@ -114,6 +137,26 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What job "plan" compiles for, and what it takes batches to hold.
+
+    `topologies`: slices, for example "v5e:4x4"; "2*v5e:4x4" are two of them. `rows`: the share of
+    the live rows in each bucket; empty: all in the largest, the most there can be. `tokens`: real
+    tokens of a row, by bucket; empty: as many as it holds. `model`: a folder with the config.json
+    and the tokenizer that stand in for the backbone's; "": the backbone's own, without weights.
+    `teacher`: width of a teacher's embeddings, for distillation. `suggest`: look for changes that
+    make it fit where it does not; each try compiles.
+    """
+
+    topologies: tuple[str, ...]
+    rows: tuple[float, ...]
+    tokens: tuple[int, ...]
+    model: str
+    teacher: int
+    suggest: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run, or the export of one.
 
@@ -124,9 +167,12 @@ class TrainConfig:
     place (UniME: stage 2 starts from stage 1); "": none.
     `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
     `max_skipped`: give up after so many non-finite steps in a row.
+    `compilation_cache`: a folder of compiled programs that later starts use again; "auto":
+    <workdir>/compilation_cache, except on CPUs, whose programs may not run on the next machine;
+    "": what JAX itself is told by its environment.
     """
 
-    job: Literal["train", "export"]
+    job: Literal["train", "export", "plan"]
     seed: int
     steps: int
     batch_size: int
@@ -144,10 +190,14 @@ class TrainConfig:
     loss: Contrastive | Distillation
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
+    compilation_cache: str
+    profile: ProfileConfig
+    watchdog: WatchdogConfig
     data: DataConfig
     evaluation: EvaluationConfig
     execution: ExecutionConfig
     export: ExportConfig
+    plan: PlanConfig
     wandb_project: str | None
 
     def __post_init__(self) -> None:
@@ -201,7 +251,7 @@ class EmbedConfig:
     `dtype`: of weights and activations. `mesh`: of each process's own devices.
     """
 
-    job: Literal["embed"]
+    job: Literal["embed", "plan"]
     backbone: str
     processing: Processing | None
     prefix: str
@@ -212,6 +262,15 @@ class EmbedConfig:
     mesh: MeshConfig
     data: CorpusConfig
     output: OutputConfig
+    plan: PlanConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlansConfig:
+    """Plans of many runs at once: whole configs by name, of training and of embedding."""
+
+    job: Literal["plan"]
+    recipes: Mapping[str, Any]
 
 
 def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:

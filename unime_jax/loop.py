@@ -1,25 +1,25 @@
 """The training loop: batches to steps, metrics, checkpoints, and a clean stop on SIGTERM."""
 
-import contextlib
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unime_jax import config, sharding, step
+from unime_jax import config, sharding, step, together
 from unime_jax.batch import Batch
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import quarantine
+from unime_jax.goodput import Goodput
 from unime_jax.metrics import MetricsWriter
+from unime_jax.profiling import ProfileWindow
+from unime_jax.stop import StopSignal
+from unime_jax.watchdog import Watchdog
 
 
 def run(
@@ -30,27 +30,59 @@ def run(
     now: step.TrainState,
     data: grain.DatasetIterator,
     checkpoints: Checkpoints,
+    goodput: Goodput,
+    stop_signal: StopSignal,
 ) -> step.TrainState:
-    """Steps until done or told to stop; metrics are read one step late to keep the device busy."""
-    bad = quarantine.Quarantine(workdir / "quarantine.jsonl", settings.data.max_bad_share)
-    done = int(now.step)
-    pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+    """Steps until done or told to stop; metrics are read one step late to keep the device busy.
+
+    Raises:
+      RuntimeError: too many non-finite steps in a row, or a checkpoint that cannot be written.
+      ValueError: too many examples that cannot be used.
+    """
+    bad = quarantine.Quarantine(
+        workdir / "quarantine.jsonl",
+        settings.data.max_bad_share,
+        process_index=jax.process_index(),
+    )
+    sum_over_processes = together.sum_over_processes(mesh)
+    done = begun = int(now.step)
+    pending: tuple[int, dict[str, jax.Array], together.Sums, dict[str, float]] | None = None
+    told = False  # any of the processes to stop
     with (
-        _stop_signal() as told_to_stop,
         MetricsWriter(
             workdir,
             total_steps=settings.steps,
             wandb_project=settings.wandb_project,
             resume_step=done,
         ) as writer,
+        ProfileWindow(
+            workdir / "profile",
+            first_step=settings.profile.first_step,
+            steps=settings.profile.steps,
+        ) as profile,
+        Watchdog(
+            workdir / f"stacks-{jax.process_index()}.txt",
+            seconds=settings.watchdog.seconds,
+            exit=settings.watchdog.exit,
+        ) as watchdog,
+        goodput.spend("compute"),
     ):
 
         def report_pending() -> bool:
             """Writes the metrics that are due; whether the step had a finite loss and gradient."""
+            nonlocal told
             if pending is None:
                 return True
-            number, metrics, host = pending
+            number, metrics, sums, host = pending
             values = {name: float(value) for name, value in metrics.items()}
+            total = sums()
+            watchdog.beat()
+            told = told or total["told"] > 0
+            host |= {
+                "pad_fraction": total["pad_fraction"] / jax.process_count(),
+                "duplicate_items": total["duplicates"],
+                "replaced_examples": total["bad"],
+            }
             in_a_row = int(values["skipped_in_a_row"])
             gives_up = in_a_row >= settings.max_skipped
             if gives_up or number % settings.log_every == 0 or number == settings.steps:
@@ -62,35 +94,56 @@ def run(
                     "optimizer.learning_rate or look at the batch; the last good checkpoint is "
                     f"in {workdir / 'checkpoints'}."
                 )
+            bad.count(int(total["bad"]), int(total["read"]))
             return in_a_row == 0
 
         last = time.perf_counter()
         while done < settings.steps:
             asked = time.perf_counter()
-            batch, info = next(data)
+            with goodput.spend("input"):
+                batch, info = next(data)
             waited = time.perf_counter() - asked
-            bad.add(info.bad, info.read)
-            now, metrics = train_step(now, to_device(batch, mesh))
+            bad.note(info.bad)
+            profile.before(done + 1)
+            with goodput.spend("compile" if done == begun else "compute"):
+                now, metrics = train_step(now, to_device(batch, mesh))
+            if done == begun:
+                stop_signal.unsaved = True
+                watchdog.beat()
             done += 1
+            profile.after(done, metrics)
+            sums = sum_over_processes(
+                {
+                    "told": stop_signal.told,
+                    "bad": len(info.bad),
+                    "read": info.read,
+                    "duplicates": info.duplicates,
+                    "pad_fraction": info.pad_fraction,
+                }
+            )
             report_pending()
             seconds, last = time.perf_counter() - last, time.perf_counter()
             host = {
                 "pairs_per_second": settings.batch_size / seconds,
                 "data_wait_share": waited / seconds,
-                "pad_fraction": info.pad_fraction,
-                "duplicate_items": info.duplicates,
-                "quarantined": len(bad),
             }
-            pending = done, metrics, host
-            stop = told_to_stop()
+            pending = done, metrics, sums, host
+            checkpoints.check()
+            goodput.stepped(done)
+            stop = stop_signal.told if jax.process_count() == 1 else told
             if checkpoints.is_due(done) or stop or done == settings.steps:
                 finite = report_pending()
                 pending = None
+                writer.flush()
+                bad.merge()
                 # A run that is failing must not push its last good checkpoints out.
                 if finite or stop or done == settings.steps:
-                    checkpoints.save(done, now, data)
+                    with goodput.spend("checkpoint"):
+                        checkpoints.save(done, now)
+                    goodput.saved(done)
+                watchdog.beat()
             if stop:
-                logging.info("told to stop: saved step %d in %s", done, workdir / "checkpoints")
+                logging.info("told to stop: saving step %d in %s", done, workdir / "checkpoints")
                 break
     return now
 
@@ -110,24 +163,3 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
         target_id=jax.tree.map(lambda x: place(x, rows), batch.target_id),
         source=place(batch.source, pairs),
     )
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question to ask between steps; all processes get the same answer."""
-    told = False
-
-    def tell(*_: object) -> None:
-        nonlocal told
-        told = True
-
-    def ask() -> bool:
-        if jax.process_count() == 1:
-            return told
-        return bool(multihost_utils.process_allgather(np.array(told)).any())
-
-    before = signal.signal(signal.SIGTERM, tell)
-    try:
-        yield ask
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import tensorboardX
 from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is a file and a bar would be noise
@@ -57,9 +59,8 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         _cut_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1
-        )
+        self._workdir = workdir
+        self._tensorboard = _TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
             project=wandb_project, name=workdir.name, dir=str(workdir), resume="auto"
         )
@@ -72,8 +73,12 @@ class MetricsWriter:
         if not self._writes:
             return
         self._progress.close()
-        self._file.close()
-        self._tensorboard.close()
+        for file in (self._file, self._tensorboard):
+            try:
+                file.close()
+            except OSError:  # a disk that is full, which `write` has said
+                if exception[0] is None:
+                    raise
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(exception[0] is not None))
 
@@ -82,6 +87,7 @@ class MetricsWriter:
 
         Raises:
           ValueError: `step` is not after the last one, or a metric is called "step".
+          RuntimeError: the disk does not take them.
         """
         if step <= self._last_step:
             raise ValueError(f"metrics of step {step} come after those of step {self._last_step}")
@@ -95,13 +101,60 @@ class MetricsWriter:
         if strange:
             logging.warning("step %d: not finite: %s", step, ", ".join(strange))
         line = {"step": step} | {k: None if k in strange else v for k, v in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            self._tensorboard.write(step, values)
+        except OSError as error:
+            raise RuntimeError(
+                f"{error.strerror}: the metrics of step {step} cannot be written to "
+                f"{self._workdir}. See to it that there is room and that it can be written; then "
+                "the same command goes on from the newest checkpoint."
+            ) from error
         if self._wandb is not None:
             self._wandb.log(values, step=step)
         self._progress.show(step, values)
+
+    def flush(self) -> None:
+        """What was written so far is on the disk: call it before a checkpoint of these steps.
+
+        A run that goes on from there does not write them again.
+        """
+        if not self._writes:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+
+
+class _TensorBoard:
+    """Scalars in TensorBoard's format, written at once.
+
+    tensorboardX's own writer has a thread, which a full disk ends, and then waits for it forever.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        # Readers drop what an earlier process wrote of this step and later ones.
+        self._add(Event(step=first_step, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=first_step, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(Event(step=step, summary=scalar(name, value)))
+        self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
 
 
 class _Progress:

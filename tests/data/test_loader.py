@@ -1,13 +1,18 @@
-"""The pipeline as a whole: same bytes for a seed, resumable anywhere, and bad rows cost nothing."""
+"""The pipeline as a whole: same bytes for a seed, from any batch on, and bad rows cost nothing."""
 
+import contextlib
 import functools
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 import zlib
 
-import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,12 +61,7 @@ def loader(sources=SOURCES, weights=None, **changes):
 
 @functools.cache
 def uninterrupted():
-    iterator = loader()
-    elements, states = [], [iterator.get_state()]
-    for _ in range(12):
-        elements.append(next(iterator))
-        states.append(iterator.get_state())
-    return elements, states
+    return list(itertools.islice(loader(), 12))
 
 
 def assert_same(got, want):
@@ -78,41 +78,27 @@ def pairs(batch):
 
 
 def test_seed_decides():
-    for got, want in zip(loader(), uninterrupted()[0], strict=False):
+    for got, want in zip(loader(), uninterrupted(), strict=False):
         assert_same(got, want)
     other = next(loader(seed=1))[0]
-    assert not np.array_equal(other.groups[0].tokens, uninterrupted()[0][0][0].groups[0].tokens)
+    assert not np.array_equal(other.groups[0].tokens, uninterrupted()[0][0].groups[0].tokens)
 
 
-@given(st.integers(0, 9), st.integers(0, 3))
+@given(st.integers(0, 9))
 @settings(max_examples=10, deadline=None)
-def test_resumes_anywhere(position, before):
-    elements, states = uninterrupted()
-    iterator = loader()
-    for _ in range(before):  # wherever it happens to be, with batches prefetched
-        next(iterator)
-    iterator.set_state(states[position])
-    for want in elements[position : position + 3]:
-        assert_same(next(iterator), want)
+def test_goes_on_anywhere(position):
+    for got, want in zip(loader(first_batch=position), uninterrupted()[position:][:3]):
+        assert_same(got, want)
 
 
-def test_resumes_through_orbax(tmp_path):
-    iterator = loader()
-    for _ in range(3):
-        next(iterator)
-    with ocp.CheckpointManager(tmp_path) as manager:
-        manager.save(3, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
-        manager.wait_until_finished()
-        resumed = loader()
-        restore = grain.checkpoint.CheckpointRestore(resumed)
-        restored = manager.restore(3, args=ocp.args.Composite(data=restore))
-    assert_same(next(restored["data"]), uninterrupted()[0][3])
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_read_the_batch_of_one(processes):
-    parts = [loader(process_index=p, process_count=processes) for p in range(processes)]
-    for want, _ in uninterrupted()[0][:3]:
+@given(st.sampled_from([1, 2, 4]), st.integers(0, 9))
+@settings(max_examples=10, deadline=None)
+def test_any_number_of_processes_reads_the_batch_of_one(processes, position):
+    parts = [
+        loader(process_index=p, process_count=processes, first_batch=position)
+        for p in range(processes)
+    ]
+    for want, _ in uninterrupted()[position:][:3]:
         read = []
         for part in parts:
             batch = next(part)[0]
@@ -129,23 +115,48 @@ def test_processes_read_the_batch_of_one(processes):
 
 
 def test_worker_processes_change_nothing():
-    iterator = loader(workers=1)
-    got = list(itertools.islice(iterator, 4))
-    state = iterator.get_state()
-    fifth = next(iterator)
-    iterator.set_state(state)
-    again = next(iterator)
-    iterator.close()
-    for element, want in zip(
-        [*got, fifth, again], [*uninterrupted()[0][:5], uninterrupted()[0][4]]
-    ):
-        assert_same(element, want)
+    with contextlib.closing(loader(workers=1, first_batch=3)) as iterator:
+        for got, want in zip(iterator, uninterrupted()[3:6]):
+            assert_same(got, want)
+
+
+KILLED = """
+import os, signal, subprocess
+from tests.data.test_loader import loader
+if __name__ == "__main__":
+    next(loader(workers=1))
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True)
+    print(children.stdout.decode(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "killed.py")]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    children = [int(word) for word in done.stdout.split()]
+    assert len(children) >= 2  # and `ps` itself, which has ended
+    end = time.monotonic() + 30
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_runs_of_one_source():
-    for batch, _ in uninterrupted()[0]:
+    for batch, _ in uninterrupted():
         assert all(len(set(run)) == 1 for run in batch.source.reshape(-1, 4).tolist())
-    assert {int(i) for batch, _ in uninterrupted()[0] for i in batch.source} == {0, 1}
+    assert {int(i) for batch, _ in uninterrupted() for i in batch.source} == {0, 1}
 
 
 def test_bad_rows_are_replaced_and_reported(tmp_path):
@@ -172,7 +183,7 @@ def test_bad_rows_are_replaced_and_reported(tmp_path):
 def test_bad_rows_do_not_disturb_the_order():
     sources = {"a": rows("a", 300, bad={7}), "b": SOURCES["b"]}
     different = 0
-    for (batch, info), (want, _) in zip(loader(sources), uninterrupted()[0], strict=False):
+    for (batch, info), (want, _) in zip(loader(sources), uninterrupted(), strict=False):
         changed = sum(p != w for p, w in zip(pairs(batch), pairs(want), strict=True))
         assert changed == len(info.bad)
         different += changed
@@ -206,6 +217,6 @@ def test_program_errors_stop_the_run():
 
 
 def test_target_ids_do_not_depend_on_the_process():
-    ids = {int(i) for part in uninterrupted()[0][0][0].target_id for i in part.reshape(-1)}
+    ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
     known = {target_hash((f"p{i}", "")) for i in range(500)}
     assert ids - {0} <= known and len(ids) > 4

@@ -13,7 +13,7 @@ SOURCES = {"b": range(2000), "a": range(700), "c": range(1000), "unused": range(
 WEIGHTS = {"a": 0.2, "b": 0.7, "c": 0.1}
 
 
-def picks(count, *, weights=WEIGHTS, batch_size=12, homogeneous=0, seed=0, process=(0, 1)):
+def picks(count, *, weights=WEIGHTS, batch_size=12, homogeneous=0, seed=0, process=(0, 1), first=0):
     order = mixture(
         SOURCES,
         weights,
@@ -22,6 +22,7 @@ def picks(count, *, weights=WEIGHTS, batch_size=12, homogeneous=0, seed=0, proce
         seed=seed,
         process_index=process[0],
         process_count=process[1],
+        first_batch=first,
     )
     return [order[i] for i in range(count)]
 
@@ -97,6 +98,23 @@ def test_processes_together_read_the_same_batches(processes, homogeneous):
         for pick in part[batch * local : (batch + 1) * local]
     ]
     assert together == picks(batches * 12, homogeneous=homogeneous)
+
+
+@given(
+    first=st.integers(0, 10**6),
+    processes=st.sampled_from([1, 2, 3, 4]),
+    homogeneous=st.sampled_from([0, 4, 12]),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_batch_can_be_the_first(first, processes, homogeneous):
+    """Whatever number of processes goes on there, it is the batch that one process had."""
+    local = 12 // processes
+    parts = [
+        picks(local, homogeneous=homogeneous, process=(p, processes), first=first)
+        for p in range(processes)
+    ]
+    order = mixture(SOURCES, WEIGHTS, batch_size=12, homogeneous=homogeneous, seed=0)
+    assert sum(parts, []) == [order[i] for i in range(first * 12, (first + 1) * 12)]
 
 
 def test_far_positions_are_as_cheap_as_near_ones():

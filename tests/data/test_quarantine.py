@@ -1,6 +1,7 @@
 """The quarantine file: every item once, across restarts and crashes; too many stop the run."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -51,3 +52,39 @@ def test_limit_zero_stops_at_the_first(tmp_path):
         Quarantine(tmp_path / "q.jsonl", max_share=0.0, min_read=1).add([A], read=8)
     with pytest.raises(ValueError, match="between 0 and 1"):
         Quarantine(tmp_path / "q.jsonl", max_share=5)
+
+
+def test_processes_write_files_of_their_own_and_the_first_merges(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    lists = [Quarantine(path, process_index=process) for process in range(3)]
+    for process, items in enumerate(([A], [A, B], [B])):
+        lists[process].note(items)
+    assert read_quarantine(path) == [A] and read_quarantine(tmp_path / "quarantine-2.jsonl") == [B]
+    lists[1].merge()  # not its task
+    assert read_quarantine(path) == [A]
+    lists[0].merge()
+    assert read_quarantine(path) == [A, B]
+    again = Quarantine(path)  # alone, after a restart
+    again.merge()
+    assert read_quarantine(path) == [A, B]
+
+
+def test_all_stop_by_what_all_have_read(tmp_path):
+    """A process that itself saw nothing bad stops with the others, and none is left waiting."""
+    lists = [
+        Quarantine(tmp_path / "quarantine.jsonl", 0.1, min_read=8, process_index=process)
+        for process in range(2)
+    ]
+    lists[1].note([B])
+    for own in lists:
+        own.count(bad=0, read=10)
+        with pytest.raises(ValueError, match="3 of 20 examples"):
+            own.count(bad=3, read=10)
+    assert read_quarantine(lists[0].path) == [B]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    quarantine._own = pathlib.Path("/dev/full")
+    with pytest.raises(RuntimeError, match="/dev/full cannot be written: No space left"):
+        quarantine.note([A])

@@ -17,6 +17,7 @@ from experiments import stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, pair_of
+from tests.multihost import launch
 from unime_jax import config
 from unime_jax.batch import Item
 from unime_jax.data import embeddings_writer
@@ -78,6 +79,23 @@ def test_held_out_texts_come_closer_to_the_teacher(distilled):
     assert "Held-out KL" in report and f"{after['overlap']:.1f} %" in report
     logged = tiny_run.metrics(distilled)
     assert len(logged) == 12 and {"teacher_entropy", "nearest_agreement"} <= logged[0].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_distil_as_one_does(data, distilled, tmp_path):
+    """A text that both have read counts once."""
+    launch.finish(make_config(data), tmp_path / "run", 2, experiment="experiments/stage1.py")
+    found, expected = tiny_run.metrics(tmp_path / "run"), tiny_run.metrics(distilled)
+    assert len(found) == len(expected) == 12
+    for line, other in zip(found, expected):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4), line["step"]
+        assert line["teacher_entropy"] == pytest.approx(other["teacher_entropy"], rel=1e-5)
+    assert [line["duplicate_items"] for line in found] != [
+        line["duplicate_items"]
+        for line in expected  # or the test would show nothing
+    ]
+    for side, other in zip(agreement(tmp_path / "run"), agreement(distilled)):
+        assert side["kl"] == pytest.approx(other["kl"], rel=1e-3)
 
 
 def agreement(workdir):

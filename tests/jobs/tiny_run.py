@@ -1,5 +1,6 @@
 """A MiniMMEB with a backbone of a few thousand parameters, and a config to train it in seconds."""
 
+import importlib
 import json
 import pathlib
 import subprocess
@@ -55,16 +56,22 @@ def with_evaluation(config: ConfigDict) -> ConfigDict:
 
 def start(config: ConfigDict, workdir: pathlib.Path) -> subprocess.Popen:
     """The command line, as a process; what differs from stage2.py is said by flags."""
-    given, wanted = stage2.get_config(), dict(_leaves(config))
-    flags = [f"--config.{k}={wanted[k]}" for k, value in _leaves(given) if wanted[k] != value]
-    command = [sys.executable, "-m", "unime_jax.main", "--config=experiments/stage2.py", *flags]
+    command = [sys.executable, "-m", "unime_jax.main", *flags(config), f"--workdir={workdir}"]
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
+        command,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def flags(config: ConfigDict, experiment: str = "experiments/stage2.py") -> list[str]:
+    """An experiment, and what differs from it in `config`."""
+    module = importlib.import_module(experiment.removesuffix(".py").replace("/", "."))
+    given, wanted = module.get_config(), dict(_leaves(config))
+    changes = [f"--config.{k}={wanted[k]}" for k, value in _leaves(given) if wanted[k] != value]
+    return [f"--config={experiment}", *changes]
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
@@ -79,16 +86,13 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def saved(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint's state by its path, and the data iterator's state."""
+    """Every array of a checkpoint by its path."""
     folder = workdir / "checkpoints" / str(step)
     tree = ocp.StandardCheckpointer().restore(folder / "state")
-    found = {
+    return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    (data,) = (folder / "data").glob("process_*")
-    found["data"] = np.frombuffer(data.read_bytes(), np.uint8)
-    return found
 
 
 def _leaves(config: ConfigDict, prefix: str = ""):

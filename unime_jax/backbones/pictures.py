@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 from PIL import Image
 
 from unime_jax.backbones.prompts import name_of
@@ -33,7 +34,13 @@ def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as transformers' processor makes it: transparency is laid on white, EXIF is ignored."""
+    """RGB as transformers' processor makes it: transparency is laid on white, EXIF is ignored.
+
+    But of grey values with 16 bits the upper eight are taken, as Pillow does with colours. What it
+    does with greys is to cut them off at 255, which leaves all but the darkest picture white.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -1,8 +1,10 @@
-"""The input pipeline: a checkpointable Grain iterator of packed batches, prepared ahead."""
+"""The input pipeline: packed batches from any step on, prepared ahead."""
 
 import dataclasses
 import functools
 import os
+import threading
+import time
 from collections.abc import Mapping
 
 import grain
@@ -30,6 +32,7 @@ def make_loader(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    first_batch: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> grain.DatasetIterator:
     """An endless iterator of (Batch of numpy arrays, PackInfo): this process's part of each batch.
@@ -40,8 +43,9 @@ def make_loader(
     preparing starts with the first `next` or with `start_prefetch()`. `close()` ends the workers.
 
     A bad example is replaced by the next good row of its source and named in `PackInfo.bad`.
-    State: `get_state`, `set_state`, or grain.checkpoint.CheckpointSave / CheckpointRestore in
-    Orbax, for the same `workers` and process count.
+
+    Which rows global batch n has follows from n: a run that has done n steps goes on with
+    `first_batch=n`, with any number of processes and `workers`; there is no state to save.
 
     Raises ValueError as `mixture` does, and from `next` when a source has no usable rows.
     """
@@ -58,6 +62,7 @@ def make_loader(
         seed=seed,
         process_index=process_index,
         process_count=process_count,
+        first_batch=first_batch,
     )
     names = sorted(weights)
     read = functools.partial(
@@ -81,7 +86,8 @@ def make_loader(
         if not flags.FLAGS.is_parsed():  # Grain asks absl before it starts processes: a notebook
             flags.FLAGS.mark_as_parsed()
         examples = examples.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+            worker_init_fn=functools.partial(_end_with_parent, os.getpid()),
         )
     # after mp_prefetch, so that the workers share out examples and the order stays
     batches = examples.batch(batch_size // process_count, batch_fn=put)
@@ -89,6 +95,17 @@ def make_loader(
         batches, prefetch_buffer_size=BATCHES_AHEAD
     )
     return iter(ready)
+
+
+def _end_with_parent(parent: int, *_: int) -> None:
+    """In a worker: Grain's stay, and keep their memory, when the process they serve is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def read_example(

@@ -30,6 +30,7 @@ def mixture(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    first_batch: int = 0,
 ) -> grain.MapDataset:
     """Endless picks for one process; every batch_size / process_count of them are a batch.
 
@@ -39,12 +40,12 @@ def mixture(
     The sources used are those of `weights`.
 
     The global order does not depend on the processes: process p takes the p-th equal part of each
-    global batch.
+    global batch. `first_batch` global batches are left out at the beginning, at no cost.
 
     Raises ValueError for unknown or empty sources, weights that are not positive, and sizes that
     do not divide.
     """
-    _check(sources, weights, batch_size, homogeneous, process_count)
+    check(sources, weights, batch_size, homogeneous, process_count)
     names = sorted(weights)
     run = max(homogeneous, 1)
     rows = {
@@ -61,7 +62,7 @@ def mixture(
 
     def pick(position: int) -> Pick:
         batch, offset = divmod(position, local)
-        example = batch * batch_size + process_index * local + offset
+        example = (first_batch + batch) * batch_size + process_index * local + offset
         name, number = runs[example // run]
         return Pick(name, int(rows[name][number * run + example % run]))
 
@@ -78,13 +79,14 @@ def _source_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _check(
+def check(
     sources: Mapping[str, Source],
     weights: Mapping[str, float],
     batch_size: int,
     homogeneous: int,
     process_count: int,
 ) -> None:
+    """Raises ValueError as `mixture` does."""
     if not weights:
         raise ValueError("no sources: weights is empty")
     check_names(weights, sources)

@@ -31,51 +31,87 @@ class BadExample(ValueError):  # noqa: N818 (what is bad is the example)
 class Quarantine:
     """Appends every bad item once to a JSON-lines file and stops a run that has too many.
 
-    Items already in the file (from before a restart) are not written again. The share counts
-    what this process read since it started: bad reads over all reads, checked from `min_read` on.
+    Items already in the file (from before a restart) are not written again. Where a run has
+    several processes, each writes a file of its own, because appending together is not safe on
+    every file system: `path` is process 0's, which `merge` completes from those of the others,
+    <stem>-<process>.jsonl beside it.
     """
 
-    def __init__(self, path: str | os.PathLike, max_share: float = 0.05, min_read: int = 256):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        max_share: float = 0.05,
+        min_read: int = 256,
+        process_index: int = 0,
+    ):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share is a share between 0 and 1, not {max_share}")
         self.path = pathlib.Path(path)
         self.max_share = max_share
         self.min_read = min_read
         self.read = self.bad = 0
-        self._seen = {item[:3] for item in read_quarantine(self.path)}
+        self._process = process_index
+        self._own = self._part(process_index) if process_index else self.path
+        self._seen = {item[:3] for item in read_quarantine(self._own)}
+        self._last = ""
 
     def __len__(self) -> int:
-        """Distinct items in the file."""
+        """Distinct items in this process's file."""
         return len(self._seen)
 
     def add(self, items: Iterable[BadItem], read: int) -> None:
-        """Notes the bad `items` among the `read` examples of one batch (PackInfo has both).
-
-        Raises ValueError when more than `max_share` of all examples read were bad.
-        """
+        """`note` and `count` in one, where a process is on its own."""
         items = list(items)
+        self.note(items)
+        self.count(len(items), read)
+
+    def note(self, items: Iterable[BadItem]) -> None:
+        """Writes down the bad items of a batch that this process read.
+
+        Raises RuntimeError when the file cannot be written.
+        """
         new = {item[:3]: item for item in items if item[:3] not in self._seen}
         if new:
             self._append(new.values())
             self._seen.update(new)
+            self._last = f" The last: {BadExample(*list(new.values())[-1])}."
+
+    def count(self, bad: int, read: int) -> None:
+        """Counts the examples of a batch, over all processes, so that all of them stop together.
+
+        Raises ValueError when more than `max_share` of all examples read since the start were bad;
+        the first `min_read` prove nothing.
+        """
         self.read += read
-        self.bad += len(items)
+        self.bad += bad
         if self.read >= self.min_read and self.bad > self.max_share * self.read:
-            last = f" The last: {BadExample(*items[-1])}." if items else ""
+            self.merge()
             raise ValueError(
                 f"{self.bad} of {self.read} examples read were unusable, more than the limit of "
-                f"{self.max_share:.1%}.{last} All are listed in {self.path}: repair the data, or "
-                "raise the limit."
+                f"{self.max_share:.1%}.{self._last} All are listed in {self.path}: repair the "
+                "data, or raise config.data.max_bad_share."
             )
 
+    def merge(self) -> None:
+        """Process 0: takes over what the others have noted so far, also in an earlier start."""
+        if self._process == 0:
+            for part in sorted(self.path.parent.glob(f"{self.path.stem}-*.jsonl")):
+                self.note(read_quarantine(part))
+
+    def _part(self, process: int) -> pathlib.Path:
+        return self.path.with_name(f"{self.path.stem}-{process}.jsonl")
+
     def _append(self, items: Iterable[BadItem]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items)
-        with open(self.path, "ab+") as file:
-            if file.tell():  # a run killed while writing leaves half a line: start a fresh one
-                file.seek(-1, os.SEEK_END)
-                lines = lines if file.read(1) == b"\n" else "\n" + lines
-            file.write(lines.encode())
+        try:
+            self._own.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._own, "ab+") as file:
+                if file.tell():  # a run killed while writing leaves half a line: begin a new one
+                    file.seek(-1, os.SEEK_END)
+                    lines = lines if file.read(1) == b"\n" else "\n" + lines
+                file.write(lines.encode())
+        except OSError as error:
+            raise RuntimeError(f"{self._own} cannot be written: {error.strerror}") from error
 
 
 def read_quarantine(path: str | os.PathLike) -> list[BadItem]:

@@ -4,21 +4,25 @@ Training ends with it; `--config.job=export` does it at any time, also for a run
 With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapter on it merged.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, paths
+from unime_jax import config, paths, processes, sharding
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
+from unime_jax.jobs import same_run
 from unime_jax.jobs.setup import Setup, examples, make_mesh, set_up, write_config
+from unime_jax.models.vlm import Execution
 from unime_jax.step import TrainState
 
 
@@ -32,6 +36,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     settings = config.read(config.TrainConfig, config_dict.to_dict())
     mesh = make_mesh(settings)
     workdir.mkdir(parents=True, exist_ok=True)
+    if settings.steps:
+        same_run.check_config(workdir, config_dict.to_dict())
     if not (workdir / "config.json").exists():
         write_config(workdir, config_dict)
     with jax.set_mesh(mesh):
@@ -46,14 +52,23 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
-    every, keep = setup.settings.checkpoint.every, setup.settings.checkpoint.keep
-    with Checkpoints(workdir / "checkpoints", every=every, keep=keep) as checkpoints:
-        if checkpoints.latest_step() is None:
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        every=setup.settings.checkpoint.every,
+        keep=setup.settings.checkpoint.keep,
+        facts=same_run.facts(setup.backbone),
+        read_only=True,  # the run may be going on
+    )
+    with checkpoints:
+        found = None
+        if checkpoints.latest_step() is not None:
+            found = checkpoints.restore(setup.initial_state())
+        if found is None:
             raise ValueError(
                 f"{workdir} has no checkpoint to export; train first, or set config.steps=0 to"
                 " export the backbone as it is"
             )
-        return checkpoints.restore(setup.initial_state(), None)
+        return found
 
 
 def write(
@@ -81,14 +96,16 @@ def write(
         dtype=dtype,
         prompts=settings.export.prompts,
     )
+    processes.barrier("export written")  # by process 0, for all to read
     items = examples(rows, backbone.preprocess, setup.plan)
+    mesh, execution = _checked_on(setup)
     cosine = self_check.self_check(
         target,
         items,
         setup.encoder(parameters),
         plan=setup.test_plan,
-        mesh=setup.mesh,
-        execution=setup.execution,
+        mesh=mesh,
+        execution=execution,
         max_length=settings.data.buckets[-1][0],
         dtype=dtype,
     )
@@ -109,3 +126,14 @@ def write(
     if settings.export.verify:
         self_check.repeat_in_a_new_process(target)
         logging.info("%s passed its check in a process of its own", target)
+
+
+def _checked_on(setup: Setup) -> tuple[Mesh, Execution]:
+    """Where an export is read back: in the host's memory if the devices hold a base of int8.
+
+    They may have no room for the whole model beside it; where there are several hosts, they do.
+    """
+    if setup.settings.execution.frozen_dtype != "int8" or jax.process_count() > 1:
+        return setup.mesh, setup.execution
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
+    return mesh, dataclasses.replace(setup.execution, attention="xla")

@@ -5,55 +5,145 @@ texts; everything after the last step is about the whole model, with that compon
 """
 
 import contextlib
+import functools
 import importlib
 import pathlib
+import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+import grain
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, loop, optimizer, sharding, state, step
+from unime_jax import config, loop, processes, state, stop
 from unime_jax.checkpoint import Checkpoints
-from unime_jax.data import loader, sources
+from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import mmeb, report, scores, suite
-from unime_jax.jobs import export
-from unime_jax.jobs.setup import make_mesh, set_up, student, write_config
+from unime_jax.goodput import Goodput
+from unime_jax.jobs import export, same_run
+from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
+from unime_jax.stop import StopSignal
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs or resumes the training in `workdir`.
 
     Raises:
-      ValueError: the config does not make sense; nothing has been trained then.
-      RuntimeError: too many non-finite steps in a row, or an export that fails its check.
+      ValueError: the config does not make sense, or not in this work directory; nothing has been
+        trained then.
+      RuntimeError: too many non-finite steps in a row, a checkpoint that cannot be written, or an
+        export that fails its check.
+      SystemExit: SIGTERM has come; the same command goes on from here.
     """
     settings = config.read(config.TrainConfig, config_dict.to_dict())
     mesh = make_mesh(settings)
-    workdir.mkdir(parents=True, exist_ok=True)
+    same_run.open_workdir(workdir)
+    same_run.check_config(workdir, config_dict.to_dict())
     write_config(workdir, config_dict)
+    _use_compilation_cache(settings.compilation_cache, workdir)
+    goodput = Goodput(workdir, writes=jax.process_index() == 0)
     folder = pathlib.Path(settings.data.folder).expanduser()
-    _prepare(settings.data.prepare, folder)
-    with jax.set_mesh(mesh):
-        _train(settings, mesh, workdir, folder)
+    with StopSignal() as stop_signal:
+        _prepare(settings.data.prepare, folder)
+        with jax.set_mesh(mesh):
+            _train(settings, mesh, workdir, folder, goodput, stop_signal)
+        goodput.write()
+        goodput.log()
 
 
 def _train(
-    settings: config.TrainConfig, mesh: Mesh, workdir: pathlib.Path, folder: pathlib.Path
+    settings: config.TrainConfig,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    goodput: Goodput,
+    stop_signal: StopSignal,
 ) -> None:
     whole = set_up(settings, mesh)
     teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
     setup = whole if teacher is None else student(whole, teacher)
-    schedule = optimizer.make_schedule(settings.optimizer, settings.steps)
     rows = sources.open_dataset(folder / settings.data.train)
-    data = loader.make_loader(
+    make_loader = _loader(setup, rows)
+    table = state.parameter_table(setup.blueprint)
+    logging.info("parameters:\n%s", table)
+    if jax.process_index() == 0:
+        (workdir / "parameters.txt").write_text(table + "\n")
+    tests = suite.open_suite(settings, folder, teacher)
+
+    with Checkpoints(
+        workdir / "checkpoints",
+        every=settings.checkpoint.every,
+        keep=settings.checkpoint.keep,
+        facts=same_run.facts(whole.backbone, {name: len(rows[name]) for name in rows}),
+    ) as checkpoints:
+        now = setup.initial_state()
+        with goodput.spend("checkpoint"):
+            restored = checkpoints.restore(now)
+        if restored is not None:
+            now = restored
+            logging.info("resuming %s after step %d", workdir, int(now.step))
+        del restored
+        if int(now.step) > settings.steps:
+            raise ValueError(
+                f"config.steps={settings.steps}, but {workdir} has a checkpoint of step "
+                f"{int(now.step)} already."
+            )
+        goodput.resumed(int(now.step))
+        # A step takes one batch, so the number of steps says which batch comes next.
+        with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
+            now = loop.run(
+                settings,
+                mesh,
+                workdir,
+                setup.train_step(now),
+                now,
+                data,
+                checkpoints,
+                goodput,
+                stop_signal,
+            )
+        with goodput.spend("checkpoint"):
+            checkpoints.close()
+    goodput.write()
+    stop_signal.unsaved = False
+    if int(now.step) < settings.steps or stop_signal.told:
+        sys.exit(stop.STATUS)
+
+    # The start follows from the config, so it is made again rather than kept, and the first step
+    # need not wait for an evaluation.
+    trainable = now.trainable
+    del now  # the frozen weights, too, are made again: they may just fit once
+    initial = whole.initial()
+    with goodput.spend("evaluation"):
+        if "before" not in scores.read_scores(workdir):
+            _evaluate(tests, whole.encoder(initial), workdir, "before")
+        trained = initial | trainable
+        del initial
+        _evaluate(tests, whole.encoder(trained), workdir, "after")
+    goodput.write()
+    with goodput.spend("export"):
+        export.write(whole, trained, settings.steps, rows, workdir)
+        if jax.process_index() == 0:
+            _write_report(settings, workdir, tests)
+
+
+def _loader(
+    setup: Setup, rows: Mapping[str, sources.Source]
+) -> Callable[..., grain.DatasetIterator]:
+    """`make_loader` for all but the first batch; what is wrong with the config is said here."""
+    settings, processes = setup.settings, jax.process_count()
+    weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+    mixture.check(rows, weights, settings.batch_size, settings.data.homogeneous, processes)
+    return functools.partial(
+        loader.make_loader,
         rows,
-        settings.data.weights or dict.fromkeys(rows, 1.0),
+        weights,
         batch_size=settings.batch_size,
         homogeneous=settings.data.homogeneous,
         seed=settings.seed,
@@ -61,53 +151,17 @@ def _train(
         plan=setup.plan,
         workers=settings.data.workers,
         process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=processes,
     )
-    table = state.parameter_table(setup.blueprint)
-    logging.info("parameters:\n%s", table)
-    if jax.process_index() == 0:
-        (workdir / "parameters.txt").write_text(table + "\n")
-    now = setup.initial_state()
-    tests = suite.open_suite(settings, folder, teacher)
 
-    with (
-        contextlib.closing(data),
-        Checkpoints(
-            workdir / "checkpoints", every=settings.checkpoint.every, keep=settings.checkpoint.keep
-        ) as checkpoints,
-    ):
-        if checkpoints.latest_step() is not None:
-            now = checkpoints.restore(now, data)
-            logging.info("resuming %s after step %d", workdir, int(now.step))
-        train_step = jax.jit(
-            step.make_train_step(
-                setup.encode,
-                setup.optimizer(),
-                schedule,
-                settings.loss,
-                recompute=settings.execution.recompute,
-                infonce_steps=settings.infonce_steps,
-            ),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh)),
-        )
-        now = loop.run(settings, mesh, workdir, train_step, now, data, checkpoints)
-        if int(now.step) < settings.steps:
-            return  # told to stop; the same command goes on from here
 
-    # The start follows from the config, so it is made again rather than kept, and the first step
-    # need not wait for an evaluation.
-    trainable = now.trainable
-    del now  # the frozen weights, too, are made again: they may just fit once
-    initial = whole.initial()
-    if "before" not in scores.read_scores(workdir):
-        _evaluate(tests, whole.encoder(initial), workdir, "before")
-    trained = initial | trainable
-    del initial
-    _evaluate(tests, whole.encoder(trained), workdir, "after")
-    export.write(whole, trained, settings.steps, rows, workdir)
-    if jax.process_index() == 0:
-        _write_report(settings, workdir, tests)
+def _use_compilation_cache(folder: str, workdir: pathlib.Path) -> None:
+    if folder == "auto":
+        if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
+            return
+        folder = str(workdir / "compilation_cache")
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
@@ -122,8 +176,7 @@ def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
             eval_rows=prepare.eval_rows,
         )
         logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("data prepared")
+    processes.barrier("data prepared")
 
 
 def _evaluate(

@@ -1,0 +1,126 @@
+"""Where the time of a run went, over all the processes that had a part in it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from absl import logging
+
+Phase = Literal[
+    "compute", "input", "checkpoint", "compile", "evaluation", "export", "other", "lost"
+]
+PHASES: tuple[Phase, ...] = (
+    "compute",  # steps, but for what follows
+    "input",  # waiting for a batch; the device may still be busy with the step before
+    "checkpoint",  # restoring, starting saves, and waiting for the last one
+    "compile",  # the first step of a process, traced and compiled or read from a cache
+    "evaluation",
+    "export",
+    "other",  # opening data and model, reading weights
+    "lost",  # compute of steps that a process did after its last checkpoint, and that died with it
+)
+SECONDS_BETWEEN_WRITES = 10.0
+MARKS = 16  # checkpoints that are remembered
+
+
+class Goodput:
+    """A stopwatch that knows one phase at a time, and goes on where an earlier process ended.
+
+    <workdir>/goodput.json has seconds and shares by phase, "starts" (processes so far), "steps",
+    and "compute_at": seconds of compute at each of the newest checkpoints, by step. It is written
+    every ten seconds at most, so that of a process that is killed little is missing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, writes: bool):
+        self._path = workdir / "goodput.json"
+        self._writes = writes
+        earlier = _read(self._path)
+        found = earlier.get("seconds", {})
+        self.seconds: dict[str, float] = {name: float(found.get(name, 0.0)) for name in PHASES}
+        self._compute_at: dict[int, float] = {
+            int(step): seconds for step, seconds in earlier.get("compute_at", {}).items()
+        }
+        self._starts = int(earlier.get("starts", 0)) + 1
+        self._steps = int(earlier.get("steps", 0))
+        self._phase: Phase = "other"
+        self._since = self._written = time.perf_counter()
+
+    @contextlib.contextmanager
+    def spend(self, phase: Phase) -> Iterator[None]:
+        """The time in it counts for `phase`, and for that alone."""
+        before = self._phase
+        self._switch(phase)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def resumed(self, steps_done: int) -> None:
+        """What was computed after that step is lost."""
+        at = 0.0 if not steps_done else self._compute_at.get(steps_done, self.seconds["compute"])
+        self.seconds["lost"] += self.seconds["compute"] - at
+        self.seconds["compute"] = at
+        self._compute_at = {s: t for s, t in self._compute_at.items() if s <= steps_done}
+        self._steps = steps_done
+
+    def stepped(self, steps_done: int) -> None:
+        self._steps = steps_done
+        if time.perf_counter() - self._written >= SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def saved(self, steps_done: int) -> None:
+        """A checkpoint of that step is on its way."""
+        self._switch(self._phase)
+        self._compute_at[steps_done] = self.seconds["compute"]
+        self._compute_at = dict(sorted(self._compute_at.items())[-MARKS:])
+        self.write()
+
+    def summary(self) -> dict[str, Any]:
+        self._switch(self._phase)
+        total = sum(self.seconds.values()) or 1.0
+        return {
+            "seconds": {name: round(t, 3) for name, t in self.seconds.items()},
+            "shares": {name: round(t / total, 4) for name, t in self.seconds.items()},
+            "starts": self._starts,
+            "steps": self._steps,
+            "compute_at": {str(step): round(t, 3) for step, t in self._compute_at.items()},
+        }
+
+    def write(self) -> None:
+        self._written = time.perf_counter()
+        if not self._writes:
+            return
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        try:
+            temporary.write_text(json.dumps(self.summary(), indent=2) + "\n")
+            os.replace(temporary, self._path)
+        except OSError as error:  # a run does not end for its statistics
+            logging.warning("%s cannot be written: %s", self._path, error)
+
+    def log(self) -> None:
+        found = self.summary()
+        parts = ", ".join(
+            f"{name} {seconds:.1f} s ({found['shares'][name]:.1%})"
+            for name, seconds in found["seconds"].items()
+            if seconds
+        )
+        logging.info("time of this run in %d start(s): %s", self._starts, parts)
+
+    def _switch(self, phase: Phase) -> None:
+        now = time.perf_counter()
+        self.seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        logging.warning("%s is not JSON; time is counted from now on", path)
+        return {}
