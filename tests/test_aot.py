@@ -1,8 +1,10 @@
 """The 7B steps at full size, without weights or TPU: they trace, and libtpu compiles them."""
 
 import pathlib
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import stage1, stage2
@@ -100,14 +102,19 @@ def sized(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     return request.param, SIZES[request.param][0](tmp_path_factory.mktemp("7b"))
 
 
-def draw(experiment, variant, folder, devices) -> Program:
-    """The step of an experiment's variant on these devices, as the planner has it."""
-    settings = config.read(config.TrainConfig, experiment.get_config(variant).to_dict())
+def draw(experiment, variant, folder, devices, changes=()) -> Program:
+    """The step of an experiment's variant on these devices, as the planner has it.
+
+    `changes` are pairs of a config key and a value.
+    """
+    changed = experiment.get_config(variant)
+    assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "full"
+    changed.update_from_flattened_dict(dict(changes))
+    settings = config.read(config.TrainConfig, changed.to_dict())
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(
         str(folder), max_length=longest, processing=settings.processing
     )
-    assert settings.execution.frozen_dtype == "bfloat16" and settings.execution.remat == "full"
     mesh = sharding.make_mesh(1, len(devices), 1, devices)
     return train_program(settings, backbone, mesh, teacher=TEACHER)
 
@@ -116,6 +123,15 @@ def traced(program: Program):
     """The new state and the metrics, by shapes."""
     with jax.set_mesh(program.mesh):
         return jax.eval_shape(program.run, *program.arguments)
+
+
+def check_trace(program: Program):
+    new, metrics = traced(program)
+    now = program.arguments[0]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), now
+    )
+    assert metrics["loss"].shape == ()
 
 
 def test_the_7b_step_traces(sized):
@@ -127,10 +143,41 @@ def test_the_7b_step_traces(sized):
     _, least, most = SIZES[variant]
     assert least * 1e9 < size < most * 1e9
     assert 0 < sum(leaf.size for leaf in trainable.values()) < 0.01 * size
-    new, metrics = traced(program)
-    now = program.arguments[0]
-    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
-    assert metrics["loss"].shape == ()
+    check_trace(program)
+
+
+def test_a_7b_step_of_16384_pairs_traces_in_tiles(tmp_path):
+    changes = {"batch_size": 16384, "loss.tile": 1024, "data.negatives": 1}
+    folder = write_onevision_7b(tmp_path)
+    check_trace(draw(stage2, "llava_onevision_7b", folder, jax.devices(), changes.items()))
+
+
+INT8 = ("execution.frozen_dtype", "int8")
+ON_INT8 = [
+    (stage2, "qwen2_vl_7b"),
+    *(
+        pytest.param(experiment, variant, marks=pytest.mark.slow)
+        for experiment in (stage1, stage2)
+        for variant in SIZES
+        if (experiment, variant) != (stage2, "qwen2_vl_7b")
+    ),
+]
+
+
+@pytest.mark.parametrize(("experiment", "variant"), ON_INT8)
+def test_the_7b_step_traces_on_an_int8_base(tmp_path, experiment, variant):
+    """All that is frozen takes little more than a byte a parameter, embeddings aside."""
+    folder = SIZES[variant][0](tmp_path)
+    program = draw(experiment, variant, folder, jax.devices(), [INT8])
+    _, frozen = program.parameters
+    codes = {path for path, x in frozen.items() if x.dtype == jnp.int8}
+    assert {path.rpartition(".")[2] for path in codes} == {"kernel"}
+    assert not any(path.endswith(".kernel") for path in frozen.keys() - codes)
+    count = sum(x.size for x in frozen.values())
+    embeddings = frozen["language_model.embed_tokens.embedding"].size
+    size = sum(x.size * x.dtype.itemsize for x in frozen.values())
+    assert size < 1.01 * (count + embeddings)
+    check_trace(program)
 
 
 def test_the_7b_distillation_step_traces(sized):
@@ -140,10 +187,8 @@ def test_the_7b_distillation_step_traces(sized):
     trainable, frozen = program.parameters
     assert all(path.startswith("language_model.") for path in trainable | frozen)
     assert {path.rpartition(".")[2] for path in trainable} == {"lora_a", "lora_b"}
-    new, metrics = traced(program)
-    now = program.arguments[0]
-    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, now)
-    assert program.groups[0].teacher.shape[-1] == TEACHER and metrics["loss"].shape == ()
+    assert program.groups[0].teacher.shape[-1] == TEACHER
+    check_trace(program)
 
 
 @pytest.mark.slow
@@ -158,3 +203,17 @@ def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized, experiment, tmp_path):
     program = draw(experiment, variant, folder, compiler.devices(where))
     compiled = compiler.compile_program(program, where, tmp_path)
     assert not compiled.too_large and compiled.peak < HBM
+
+
+@pytest.mark.slow
+def test_a_7b_step_on_an_int8_base_compiles_for_one_tpu_v5e_chip(tmp_path):
+    """LLaVA-OneVision-7B with DoRA and 1024 pairs, a row of the longest bucket at a time."""
+    pytest.importorskip("libtpu")
+    where = chips.parse("v5e:1x1")
+    folder = write_onevision_7b(tmp_path)
+    changes = [INT8, ("chunk_size", 1)]
+    program = draw(stage2, "llava_onevision_7b", folder, compiler.devices(where), changes)
+    compiled = compiler.compile_program(program, where, tmp_path)
+    assert not compiled.too_large and compiled.peak < HBM
+    # The matmuls read codes: there is no float copy of a kernel, not even of one layer.
+    assert not re.findall(r"(?:bf16|f32)\[(?:3584,18944|18944,3584)", compiled.text)

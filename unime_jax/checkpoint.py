@@ -223,13 +223,16 @@ def checksums(tree: Any) -> dict[str, int]:
     place, modulo 2^32. It is computed where the arrays are, in one pass over them.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_replicated_sum(leaf.sharding.mesh)(leaf) for _, leaf in leaves])
+    # One program for all: of many small ones with a reduction each, CPUs may mix up the order.
+    sums = jax.device_get(_replicated_sums(leaves[0][1].sharding.mesh)([x for _, x in leaves]))
     return {jax.tree_util.keystr(path): int(n) for (path, _), n in zip(leaves, sums, strict=True)}
 
 
 @functools.cache
-def _replicated_sum(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(_sum, out_shardings=NamedSharding(mesh, P()))
+def _replicated_sums(mesh: jax.sharding.Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    return jax.jit(
+        lambda arrays: [_sum(array) for array in arrays], out_shardings=NamedSharding(mesh, P())
+    )
 
 
 def _sum(array: jax.Array) -> jax.Array:

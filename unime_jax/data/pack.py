@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
@@ -181,24 +182,37 @@ def _fits(row: Row, bucket: Bucket) -> bool:
     return len(row.tokens) <= bucket.tokens and _tiles(row) <= bucket.tiles
 
 
-def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
+def bucket_shapes(plan: Plan, bucket: Bucket, *, process_count: int = 1) -> Inputs:
+    """Shapes and dtypes of one process's part of a bucket."""
     layout = plan.layout
     grid = plan.chunks(bucket), plan.chunk_rows(bucket) // process_count
-    table = *grid, bucket.tokens, layout.slots
+    tokens = *grid, bucket.tokens
     pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
+    positioned = bucket.tiles and layout.positioned
+
+    def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
     return Inputs(
-        tokens=np.zeros((*grid, bucket.tokens), np.int32),
-        length=np.zeros(grid, np.int32),
-        positions=np.zeros((*grid, bucket.tokens, layout.axes), np.int32),
-        slot=np.full(table, -1, np.int32),
-        slot_weight=np.zeros(table, np.float32) if layout.blended else None,
-        patches=np.zeros(pixels, np.uint8) if bucket.tiles else None,
-        patch_position=(
-            np.full((*pixels[:-1], 3), -1, np.int32) if bucket.tiles and layout.positioned else None
-        ),
-        pool_start=np.zeros(grid, np.int32) if layout.pooled else None,
-        teacher=np.zeros((*grid, layout.teacher), np.float32) if layout.teacher else None,
+        tokens=array(np.int32, *tokens),
+        length=array(np.int32, *grid),
+        positions=array(np.int32, *tokens, layout.axes),
+        slot=array(np.int32, *tokens, layout.slots),
+        slot_weight=array(np.float32, *tokens, layout.slots) if layout.blended else None,
+        patches=array(np.uint8, *pixels) if bucket.tiles else None,
+        patch_position=array(np.int32, *pixels[:-1], 3) if positioned else None,
+        pool_start=array(np.int32, *grid) if layout.pooled else None,
+        teacher=array(np.float32, *grid, layout.teacher) if layout.teacher else None,
     )
+
+
+def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
+    shapes = bucket_shapes(plan, bucket, process_count=process_count)
+    group = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    group.slot[...] = -1
+    if group.patch_position is not None:
+        group.patch_position[...] = -1
+    return group
 
 
 def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:

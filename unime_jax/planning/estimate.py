@@ -10,7 +10,7 @@ import numpy as np
 
 from unime_jax import sharding, step
 from unime_jax.batch import Inputs
-from unime_jax.data.pack import fill_buckets
+from unime_jax.data.pack import bucket_shapes
 from unime_jax.data.plan import Bucket, Plan
 from unime_jax.planning import flops, hlo
 from unime_jax.planning.chips import Slice
@@ -248,7 +248,10 @@ def _kept(program: Program, rows: int, bucket: Bucket) -> float:
 
 def _abstract(program: Program, rows: int, tokens: int, tiles: int) -> tuple[Any, Any, Inputs]:
     """Trainable and frozen parameters and a chunk, anywhere."""
-    (group,), _ = fill_buckets([], Plan((Bucket(tokens, tiles),), program.plan.layout, rows, rows))
-    inputs = jax.tree.map(lambda x: x[0], group)
-    parts = (*program.parameters, inputs)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts)
+    bucket = Bucket(tokens, tiles)
+    group = bucket_shapes(Plan((bucket,), program.plan.layout, rows, rows), bucket)
+    trainable, frozen = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.parameters
+    )
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), group)
+    return trainable, frozen, inputs

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from unime_jax import backbones, config, embedder, encode, sharding, state, step
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
-from unime_jax.data.pack import fill_buckets
+from unime_jax.data.pack import bucket_shapes
 from unime_jax.data.plan import Plan
 from unime_jax.jobs import setup
 from unime_jax.models.vlm import Execution
@@ -149,6 +149,6 @@ def abstract_batch(plan: Plan, mesh: Mesh, batch_size: int) -> Batch:
 
 def abstract_rows(plan: Plan, mesh: Mesh) -> tuple[Inputs, ...]:
     """The rows of all buckets by shapes, dtypes and shardings."""
-    groups, _ = fill_buckets([], plan)  # zeros that are never touched cost no memory
+    groups = tuple(bucket_shapes(plan, bucket) for bucket in plan.buckets)
     rows = sharding.chunked_rows(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), groups)
