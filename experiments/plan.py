@@ -1,7 +1,7 @@
 """The plan before you rent: what the recipes of this folder need on TPU slices.
 
---config=experiments/plan.py                  the committed plans, experiments/plans
---config=experiments/plan.py:stage2_7b_lora   one of the recipes below, likewise the others
+--config=experiments/plan.py                  all recipes below
+--config=experiments/plan.py:stage2_7b_lora   one of them, likewise the others
 
 Each program takes minutes to compile, so a first call with all of them takes hours; what is done
 stays in <workdir>/cache, so it may be interrupted, or come one recipe at a time. Any other run:
