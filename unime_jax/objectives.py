@@ -132,13 +132,13 @@ def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
 def text_id(batch: Batch) -> UInt32[Array, " G"]:
     """32 bits of every row's tokens, the same in any bucket and process."""
 
-    def of_group(tokens: Int[Array, "C R T"], length: Int[Array, "C R"]) -> UInt32[Array, " N"]:
+    def of_group(tokens: Int[Array, "C R T"], length: Int[Array, "C R"]) -> UInt32[Array, "C R"]:
         # A polynomial modulo 2^32; tokens after the end are 0, so the length tells "a" from "a0".
         powers = np.cumprod(np.full(tokens.shape[-1], 0x9E3779B1, np.uint32), dtype=np.uint32)
         value = (tokens.astype(jnp.uint32) * powers).sum(axis=-1, dtype=jnp.uint32)
-        return (value + length.astype(jnp.uint32)).reshape(-1)
+        return value + length.astype(jnp.uint32)
 
-    return jnp.concatenate([of_group(group.tokens, group.length) for group in batch.groups])
+    return _by_number([of_group(group.tokens, group.length) for group in batch.groups])
 
 
 def distillation(
