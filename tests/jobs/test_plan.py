@@ -6,6 +6,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import embed, stage2
@@ -188,9 +189,26 @@ def test_the_compiler_is_asked_for_by_name(monkeypatch):
 
 
 def test_refusals_say_how_much_was_wanted():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 34.25G of 15.75G hbm. Exceeded by 18.5G."
-    assert compiler._needed(message) == round(34.25 * 2**30)
+    for message in (
+        "RESOURCE_EXHAUSTED: Ran out of memory. Used 34.25G of 15.75G hbm. Exceeded by 18.5G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (34.25G) exceeds available HBM (15.75G).",
+    ):
+        assert compiler._needed(message) == round(34.25 * 2**30)
     assert compiler._needed("INTERNAL: something else") is None
+
+
+@pytest.mark.parametrize("slice_name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
+def test_libtpu_states_the_limit_that_we_have_of_a_chip(slice_name):
+    pytest.importorskip("libtpu")
+    where = chips.parse(slice_name)
+    sharding = jax.sharding.SingleDeviceSharding(compiler.devices(where)[0])
+    needed = 2**37  # 128 GiB, more than any of them has
+    large = jax.ShapeDtypeStruct((needed // 2**12, 2**10), jnp.float32, sharding=sharding)
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(jnp.sum).lower(large).compile()
+    assert compiler._needed(str(refused.value)) == pytest.approx(needed, rel=0.01)
+    assert f"({where.chip.hbm / 2**30:.2f}G)" in str(refused.value)
 
 
 def test_json_there_and_back(given, no_compiler, tmp_path):

@@ -9,7 +9,7 @@ from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config, sharding
 from unime_jax.data.plan import Bucket, Layout, Plan
-from unime_jax.planning import chips, compiler, estimate, flops, hlo
+from unime_jax.planning import chips, compiler, estimate, flops, traffic
 from unime_jax.planning.program import abstract_mesh, train_program
 
 TEXT = dict(
@@ -101,7 +101,7 @@ def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone):
     )
 
     def moved(chunks):
-        found = hlo.traffic(text, estimate._loops(tiny, (chunks,)))
+        found = traffic.count(text, estimate._loops(tiny, (chunks,)))
         assert found.unknown == 0
         return sum(found.ici.values()), found.hbm
 

@@ -21,6 +21,12 @@ from unime_jax.planning.program import Program
 
 PACKAGES = ("jax", "jaxlib", "libtpu")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# What is asked for, arguments and results included, as libtpu 0.0.42 words it and as XLA does where
+# it counts buffers itself.
+REFUSALS = (
+    r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds",
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+)
 
 
 class NoCompilerError(Exception):
@@ -146,8 +152,10 @@ def versions() -> str:
 
 def _needed(message: str) -> int | None:
     """Bytes that a program wants of HBM, from the compiler's refusal."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return round(float(found[1]) * UNITS[found[2]]) if found else None
+    for refusal in REFUSALS:
+        if found := re.search(refusal, message):
+            return round(float(found[1]) * UNITS[found[2]])
+    return None
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,7 @@ from unime_jax import sharding, step
 from unime_jax.batch import Inputs
 from unime_jax.data.pack import bucket_shapes
 from unime_jax.data.plan import Bucket, Plan
-from unime_jax.planning import flops, hlo
+from unime_jax.planning import flops, traffic
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
@@ -164,7 +164,7 @@ def work(program: Program, load: Load, costs: RowCosts, compiled: Compiled | Non
     known = [lengths.get(id(leaf)) for leaf in jax.tree.leaves(program.arguments)]
     moved = None
     if compiled and not compiled.too_large:
-        moved = hlo.traffic(compiled.text, _loops(program, chunks))
+        moved = traffic.count(compiled.text, _loops(program, chunks))
     return Work(
         useful=sum(rows * each for rows, each in zip(load.rows, costs.useful)),
         executed=flops.executed(flops.live(jaxpr), known),
