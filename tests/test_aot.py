@@ -11,7 +11,7 @@ from experiments import stage1, stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
-from unime_jax import backbones, config, sharding
+from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.planning import chips, compiler
 from unime_jax.planning.program import Program, train_program
 
@@ -110,7 +110,7 @@ def draw(experiment, variant, folder, devices, changes=()) -> Program:
     changed = experiment.get_config(variant)
     assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "full"
     changed.update_from_flattened_dict(dict(changes))
-    settings = config.read(config.TrainConfig, changed.to_dict())
+    settings = config_reader.read(config.TrainConfig, changed.to_dict())
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(
         str(folder), max_length=longest, processing=settings.processing

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from unime_jax import config
+from unime_jax import config, config_reader
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*.py"))
 DATACLASSES = {
@@ -39,7 +39,7 @@ def get_config(file, variant):
 )
 def test_every_experiment_is_read(file, variant):
     values = get_config(file, variant)
-    settings = config.read(DATACLASSES[values["job"]], values)
+    settings = config_reader.read(DATACLASSES[values["job"]], values)
     assert settings.job == values["job"]
     if isinstance(settings, config.TrainConfig):
         hash(settings.trainable), hash(settings.data.buckets)  # rules and buckets are values
@@ -66,11 +66,11 @@ def changed(values, path, value):
 
 
 def read(values, path, value):
-    return config.read(config.TrainConfig, changed(values, path, value))
+    return config_reader.read(config.TrainConfig, changed(values, path, value))
 
 
 def test_values_arrive(values):
-    settings = config.read(config.TrainConfig, values)
+    settings = config_reader.read(config.TrainConfig, values)
     assert settings.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert settings.loss.hard_negatives == 8
     assert settings.wandb_project is None
@@ -114,7 +114,7 @@ def test_mistakes_are_named(values, path, value, message):
 def test_all_unknown_and_missing_keys_of_a_group_come_at_once(values):
     broken = changed(changed(values, "steps", ...), "stps", 3)
     with pytest.raises(ValueError) as error:
-        config.read(config.TrainConfig, broken)
+        config_reader.read(config.TrainConfig, broken)
     assert "unknown key config.stps; did you mean config.steps?" in str(error.value)
     assert "missing key config.steps" in str(error.value)
 
@@ -141,8 +141,8 @@ def test_lists_become_tuples():
 
     given = {"rules": [[".*", True]], "sizes": [[1, 2], [3, 4]], "weights": {"x": 1}, "kind": "a"}
     expected = Example(((".*", True),), ((1, 2), (3, 4)), {"x": 1.0}, "a")
-    assert config.read(Example, given) == expected
-    assert config.read(Example, given | {"sizes": []}).sizes == ()
+    assert config_reader.read(Example, given) == expected
+    assert config_reader.read(Example, given | {"sizes": []}).sizes == ()
 
 
 def test_values_are_checked_by_the_dataclasses_themselves(values):

@@ -1,6 +1,5 @@
 """Embeddings without configs or data sets: open a model folder, hand over texts and images."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
@@ -19,18 +18,16 @@ from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.plan import Bucket, Layout, Plan
+from unime_jax.data.plan import Plan
 from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX, Element, Part, apart, parts, to_item
 from unime_jax.encode import make_row_encoder
+from unime_jax.few_shapes import bucket_of, plan_of, power_of_two
 from unime_jax.models import layers
 from unime_jax.models.vlm import EmbeddingModel, Execution
 from unime_jax.step import make_encode
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
-LEAST_TOKENS = 64  # of a compiled shape
 
 
 class Embedder:
@@ -159,7 +156,7 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         # A few items are not worth a batch; powers of two keep the shapes few.
-        batch_size = min(batch_size, _power_of_two(len(work)))
+        batch_size = min(batch_size, power_of_two(len(work)))
 
         vectors = np.zeros((len(work), self.dimension), np.float32)
         truncated = orphans = 0
@@ -226,7 +223,8 @@ class Embedder:
         """Rows of one shape and their numbers: full batches as they fill, at the end the rest."""
         waiting: dict[Plan, tuple[list[int], list[Row]]] = {}
         for index, row in enumerate(rows):
-            plan = self._plan(bucket_of(row, self.max_length), batch_size)
+            bucket = bucket_of(row, self.max_length)
+            plan = plan_of(bucket, self._layout, self._shards, batch_size)
             indices, batch = waiting.setdefault(plan, ([], []))
             indices.append(index)
             batch.append(row)
@@ -234,9 +232,6 @@ class Embedder:
                 yield plan, *waiting.pop(plan)
         for plan, (indices, batch) in waiting.items():
             yield plan, indices, batch
-
-    def _plan(self, bucket: Bucket, batch_size: int) -> Plan:
-        return plan_of(bucket, self._layout, self._shards, batch_size)
 
     def _rows(self, work: Sequence[Part], *, ahead: int) -> Iterator[Row]:
         """Rows in order, preprocessed by threads while the devices are at work."""
@@ -277,26 +272,6 @@ def activations(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype("bfloat16") if dtype == jnp.int8 else dtype
 
 
-def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> Plan:
-    """At least `batch_size` rows, in chunks of `CHUNK_TOKENS` a device.
-
-    Chunks without rows are not computed, so a part of a batch costs a part of its time.
-    """
-    most = math.ceil(batch_size / shards)
-    chunk = shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
-    return Plan((bucket,), layout, chunk, chunk * math.ceil(batch_size / chunk))
-
-
-def bucket_of(row: Row, max_length: int) -> Bucket:
-    """The compiled shape of a row: padding is less than half of it, of long rows a third.
-
-    Rows of less than `LEAST_TOKENS` are padded to that.
-    """
-    tokens = max(LEAST_TOKENS, _rung(len(row.tokens), fine_from=1024))
-    tiles = 0 if row.patches is None else _rung(len(row.patches), fine_from=1)
-    return Bucket(min(tokens, max_length), tiles)
-
-
 def _listed(items: Iterable[Element]) -> list[Element]:
     if isinstance(items, str | bytes | Mapping | Image.Image):
         raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
@@ -304,18 +279,6 @@ def _listed(items: Iterable[Element]) -> list[Element]:
     for index, item in enumerate(items):
         _blame(index, parts, item)  # a wrong type shows now, not after hours of encoding
     return items
-
-
-def _power_of_two(n: int) -> int:
-    """The least that is not below n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _rung(n: int, *, fine_from: int) -> int:
-    """The least power of two, or from `fine_from` on also 3/4 of one, that is not below n."""
-    power = _power_of_two(n)
-    between = power * 3 // 4
-    return between if n <= between and power > fine_from else power
 
 
 def _blame(index: int, call: Callable[[S], T], item: S) -> T:

@@ -17,7 +17,7 @@ PHASES: tuple[Phase, ...] = (
     "compute",  # steps, but for what follows
     "input",  # waiting for a batch; the device may still be busy with the step before
     "checkpoint",  # restoring, starting saves, and waiting for the last one
-    "compile",  # the first step of a process, traced and compiled or read from a cache
+    "compile",  # the step, by each process that starts: traced, and compiled or read from a cache
     "evaluation",
     "export",
     "other",  # opening data and model, reading weights

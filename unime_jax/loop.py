@@ -2,7 +2,6 @@
 
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -10,8 +9,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled, Wrapped
 
-from unime_jax import config, sharding, step, together
+from unime_jax import config, processes, sharding, step, together
 from unime_jax.batch import Batch
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import quarantine
@@ -26,7 +26,7 @@ def run(
     settings: config.TrainConfig,
     mesh: Mesh,
     workdir: pathlib.Path,
-    train_step: Callable[[step.TrainState, Batch], tuple[step.TrainState, dict[str, jax.Array]]],
+    train_step: Wrapped,
     now: step.TrainState,
     data: grain.DatasetIterator,
     checkpoints: Checkpoints,
@@ -34,6 +34,8 @@ def run(
     stop_signal: StopSignal,
 ) -> step.TrainState:
     """Steps until done or told to stop; metrics are read one step late to keep the device busy.
+
+    `train_step` takes a state and a batch to the next state and metrics.
 
     Raises:
       RuntimeError: too many non-finite steps in a row, or a checkpoint that cannot be written.
@@ -46,6 +48,7 @@ def run(
     )
     sum_over_processes = together.sum_over_processes(mesh)
     done = begun = int(now.step)
+    compiled: Compiled | None = None
     pending: tuple[int, dict[str, jax.Array], together.Sums, dict[str, float]] | None = None
     told = False  # any of the processes to stop
     with (
@@ -105,8 +108,13 @@ def run(
             waited = time.perf_counter() - asked
             bad.note(info.bad)
             profile.before(done + 1)
-            with goodput.spend("compile" if done == begun else "compute"):
-                now, metrics = train_step(now, to_device(batch, mesh))
+            placed = to_device(batch, mesh)
+            if compiled is None:
+                with goodput.spend("compile"):
+                    compiled = train_step.lower(now, placed).compile()
+                    # Who comes first to a collective does not wait long, on CPUs 30 s.
+                    processes.barrier("step compiled")
+            now, metrics = compiled(now, placed)
             if done == begun:
                 stop_signal.unsaved = True
                 watchdog.beat()

@@ -18,7 +18,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, pair_of
 from tests.multihost import launch
-from unime_jax import config
+from unime_jax import config, config_reader
 from unime_jax.batch import Item
 from unime_jax.data import embeddings_writer
 from unime_jax.data.embeddings import open_embeddings
@@ -117,12 +117,12 @@ def test_only_the_language_model_is_there(distilled):
 
 def test_the_tower_stays_as_it_was(data, distilled):
     made = make_config(data)
-    settings = config.read(config.TrainConfig, made.to_dict())
+    settings = config_reader.read(config.TrainConfig, made.to_dict())
     mesh = setup.make_mesh(settings)
     with jax.set_mesh(mesh):
         initial = setup.set_up(settings, mesh).initial()
         exported = setup.set_up(
-            config.read(config.TrainConfig, from_stage1(made, distilled).to_dict()), mesh
+            config_reader.read(config.TrainConfig, from_stage1(made, distilled).to_dict()), mesh
         ).initial()
     changed = {path for path in initial if np.any(initial[path] != exported[path])}
     assert changed and all(path.startswith("language_model.") for path in changed)
@@ -152,7 +152,7 @@ def test_stage2_starts_there(data, distilled, tmp_path):
     made.steps = 2
     made.export.verify = False
     train.run(made, tmp_path)
-    settings = config.read(config.TrainConfig, tiny_run.make_config(data).to_dict())
+    settings = config_reader.read(config.TrainConfig, tiny_run.make_config(data).to_dict())
     started = load_file(distilled / "hf" / "model.safetensors")
     ended = load_file(tmp_path / "hf" / "model.safetensors")
     name = "language_model.model.layers.1.mlp.up_proj.weight"
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path, change, me
 def test_the_student_is_the_whole_model_without_its_tower(data, sentences):
     """By the same paths, with the same values; and its rows carry the teacher's vectors."""
     made = make_config(data)
-    settings = config.read(config.TrainConfig, made.to_dict())
+    settings = config_reader.read(config.TrainConfig, made.to_dict())
     mesh = setup.make_mesh(settings)
     with jax.set_mesh(mesh):
         whole = setup.set_up(settings, mesh)

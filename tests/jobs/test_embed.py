@@ -22,7 +22,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
-from unime_jax import Embedder, config, sharding
+from unime_jax import Embedder, config, config_reader, sharding
 from unime_jax.data import sources
 from unime_jax.data.embeddings import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
@@ -130,7 +130,7 @@ def make_config(pair):
 
 
 def settings_of(given) -> config.EmbedConfig:
-    return config.read(config.EmbedConfig, given.to_dict())
+    return config_reader.read(config.EmbedConfig, given.to_dict())
 
 
 def part(given, workdir, process, count) -> bool:

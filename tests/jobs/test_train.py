@@ -24,7 +24,7 @@ from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
 from unime_jax import main
 from unime_jax.config import TrainConfig
-from unime_jax.config import read as read_config
+from unime_jax.config_reader import read as read_config
 from unime_jax.data import quarantine, sources
 from unime_jax.jobs import export, train
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
-from unime_jax import backbones, config, sharding
+from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.plan import Bucket, Layout, Plan
 from unime_jax.planning import chips, compiler, estimate, flops, traffic
 from unime_jax.planning.program import abstract_mesh, train_program
@@ -27,7 +27,7 @@ def step_of(backbone, *buckets, recompute=True):
     given.execution.recompute = recompute
     given.batch_size, given.chunk_size = 32, 8
     given.data.buckets = buckets
-    settings = config.read(config.TrainConfig, given.to_dict())
+    settings = config_reader.read(config.TrainConfig, given.to_dict())
     return train_program(settings, backbone, sharding.make_mesh(1, 8, 1), teacher=0)
 
 
@@ -113,7 +113,9 @@ def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone):
 
 @pytest.fixture(scope="module")
 def big():
-    settings = config.read(config.TrainConfig, stage1.get_config("llava_onevision_7b").to_dict())
+    settings = config_reader.read(
+        config.TrainConfig, stage1.get_config("llava_onevision_7b").to_dict()
+    )
     backbone = backbones.open_backbone(ONEVISION_7B, max_length=128)
     mesh = abstract_mesh(settings.mesh, 16)
     return train_program(settings, backbone, mesh, teacher=4096)
@@ -185,7 +187,9 @@ def test_a_roofline_is_the_longest_of_three():
 
 
 def test_full_fine_tuning_of_llave_has_moments_of_all_it_trains():
-    settings = config.read(config.TrainConfig, llave.get_config("llava_onevision_7b").to_dict())
+    settings = config_reader.read(
+        config.TrainConfig, llave.get_config("llava_onevision_7b").to_dict()
+    )
     backbone = backbones.open_backbone(
         ONEVISION_7B, max_length=4096, processing=settings.processing
     )

@@ -21,7 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import config, sharding
+from unime_jax import config, config_reader, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.fingerprint import fingerprint
 from unime_jax.batch import Row
@@ -58,7 +58,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       ValueError: the config does not make sense, too much is bad, or `workdir` was begun with
         another model, instruction or corpus.
     """
-    settings = config.read(config.EmbedConfig, config_dict.to_dict())
+    settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
     work = begin(settings, workdir)
     write_config(workdir, config_dict)
     complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())

@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, paths, processes, sharding
+from unime_jax import config, config_reader, paths, processes, sharding
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
@@ -33,7 +33,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       ValueError: there is no checkpoint in `workdir`, or the config does not fit it.
       RuntimeError: the export does not reproduce the model.
     """
-    settings = config.read(config.TrainConfig, config_dict.to_dict())
+    settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
     mesh = make_mesh(settings)
     workdir.mkdir(parents=True, exist_ok=True)
     if settings.steps:

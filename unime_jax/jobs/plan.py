@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import backbones, config, embedder, sharding
+from unime_jax import backbones, config, config_reader, few_shapes, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.plan import Bucket
 from unime_jax.jobs import setup
@@ -52,14 +52,14 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 def read(values: Mapping[str, Any]) -> Settings:
     """The config of one run, of whichever kind it is."""
     if "loss" in values:
-        return config.read(config.TrainConfig, values)
-    return config.read(config.EmbedConfig, values)
+        return config_reader.read(config.TrainConfig, values)
+    return config_reader.read(config.EmbedConfig, values)
 
 
 def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any]:
     values = config_dict.to_dict()
     if "recipes" in values:
-        return config.read(config.PlansConfig, values).recipes
+        return config_reader.read(config.PlansConfig, values).recipes
     return {workdir.name: values}
 
 
@@ -158,7 +158,7 @@ class Recipe:
         if isinstance(settings, config.TrainConfig):
             setup.check_sizes(settings, mesh)
             return program.train_program(settings, backbone, mesh, teacher=settings.plan.teacher)
-        plan = embedder.plan_of(
+        plan = few_shapes.plan_of(
             Bucket(settings.max_length, 0),
             backbone.layout,
             sharding.row_shards(mesh),

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, loop, processes, state, stop
+from unime_jax import config, config_reader, loop, processes, state, stop
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
@@ -41,7 +41,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         export that fails its check.
       SystemExit: SIGTERM has come; the same command goes on from here.
     """
-    settings = config.read(config.TrainConfig, config_dict.to_dict())
+    settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
     mesh = make_mesh(settings)
     same_run.open_workdir(workdir)
     same_run.check_config(workdir, config_dict.to_dict())
