@@ -1,11 +1,13 @@
-"""Before jax starts: eight virtual CPU devices, exact arithmetic, cached compilations."""
+"""Before jax starts: eight virtual CPU devices, exact arithmetic, and compilers in a hurry."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_force_host_platform_device_count=8"
+    # A step of a tiny model compiles three times as fast.
+    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

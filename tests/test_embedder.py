@@ -107,7 +107,7 @@ def test_batches_and_devices_change_nothing(
     """Several chunks and several batches of a shape, among them batches that are not full."""
     elements = [element for element, _ in cases]
     expected = model.encode(elements, prompt=PROMPT)
-    monkeypatch.setattr(embedder, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(few_shapes, "CHUNK_TOKENS", chunk_tokens)
     again = opened(one, devices=devices).encode(elements, prompt=PROMPT, batch_size=batch_size)
     np.testing.assert_allclose(again, expected, atol=EXACT)
 
@@ -244,7 +244,7 @@ def test_buckets(tokens, tiles):
 )
 def test_every_row_is_in_one_batch_of_its_shape(model, lengths, batch_size, chunk_tokens):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder, "CHUNK_TOKENS", chunk_tokens)
+        patch.setattr(few_shapes, "CHUNK_TOKENS", chunk_tokens)
         rows = [row(length, 0) for length in lengths]
         batches = list(model._batches(rows, batch_size))
     assert sorted(i for _, indices, _ in batches for i in indices) == list(range(len(rows)))

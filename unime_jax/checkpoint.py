@@ -26,6 +26,15 @@ from jax.sharding import PartitionSpec as P
 
 from unime_jax.step import TrainState
 
+# Of an array that devices have copies of, Orbax lets each device save a slice. The slices are made
+# one by one, and for adapters and moments that takes longer than to write them.
+SLICED_FROM = 2**20  # bytes of a slice
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM),
+    override=True,
+)
+
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for pending saves.

@@ -47,9 +47,11 @@ def config(data) -> ConfigDict:
 
 @pytest.fixture(scope="session")
 def straight(data, tmp_path_factory) -> pathlib.Path:
-    """The work directory of a run that nothing disturbed, with evaluation. Read-only."""
+    """The work directory of a run that nothing disturbed, all that there is included. Read-only."""
     workdir = tmp_path_factory.mktemp("straight")
-    train.run(tiny_run.with_evaluation(tiny_run.make_config(data)), workdir)
+    config = tiny_run.with_evaluation(tiny_run.make_config(data))
+    config.export.verify = True
+    train.run(config, workdir)
     return workdir
 
 

@@ -150,7 +150,6 @@ def from_stage1(made: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 def test_stage2_starts_there(data, distilled, tmp_path):
     made = from_stage1(tiny_run.make_config(data), distilled)
     made.steps = 2
-    made.export.verify = False
     train.run(made, tmp_path)
     settings = config_reader.read(config.TrainConfig, tiny_run.make_config(data).to_dict())
     started = load_file(distilled / "hf" / "model.safetensors")

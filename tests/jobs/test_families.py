@@ -57,7 +57,6 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     config.optimizer.learning_rate = 1e-2
     config.data.buckets = ((64, 0, 1.0), (192, tiles, 1.0))
     config.export.adapter = True
-    config.export.verify = False  # what follows is stricter
     config.export.prompts = {"classify": "Represent the image: "}
     workdir = tmp_path_factory.mktemp(f"{request.param}_run")
     train.run(config, workdir)

@@ -47,7 +47,6 @@ def run_config(data: pathlib.Path, folder: pathlib.Path, family: str) -> ConfigD
     config.execution.frozen_dtype = "int8"
     config.execution.remat = "full"
     config.export.adapter = True
-    config.export.verify = False
     return config
 
 

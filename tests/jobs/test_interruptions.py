@@ -49,12 +49,6 @@ def disturbed(config, folder, ends, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture
-def config(config):
-    config.export.verify = False  # a process more, for each run
-    return config
-
-
 def moments(count, seed):
     """In equal parts: before the first step, between steps, in the midst of a save, at the end."""
     random = np.random.default_rng(seed)

@@ -39,7 +39,6 @@ def run_config(data: pathlib.Path, folder: pathlib.Path) -> ConfigDict:
     config.init = "pretrained"
     config.processing.prompt = "verbatim"
     config.data.buckets = ((320, 0, 1.0), (448, 5, 1.0))
-    config.export.verify = False  # what follows is stricter
     return config
 
 

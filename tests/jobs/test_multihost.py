@@ -74,7 +74,6 @@ def pair(data, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "records").mkdir()
     config = tiny_run.make_config(data)
-    config.export.verify = False
     script = ("-m", "tests.multihost.recording", str(folder / "records"))
     launch.finish(config, folder / "run", 2, script=script)
     return folder / "run"
@@ -157,7 +156,6 @@ def test_each_process_reads_its_own_weights(straight, tmp_path):
 def whole(data) -> ConfigDict:
     config = tiny_run.with_evaluation(tiny_run.make_config(data))
     config.optimizer.learning_rate = 1e-4
-    config.export.verify = False
     return config
 
 
@@ -199,7 +197,6 @@ def test_sharded_weights(data, alone, tmp_path):
 def test_a_killed_process_ends_the_others_and_any_number_resumes(
     config, straight, workdir, killed, then
 ):
-    config.export.verify = False
     run = launch.start(config, workdir, 2, "--heartbeat_seconds=10")
     until_step(run, workdir, 3)
     run.processes[killed].kill()
@@ -222,7 +219,6 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(
 
 @pytest.mark.slow
 def test_one_process_told_to_stop_stops_both(config, straight, workdir):
-    config.export.verify = False
     config.checkpoint.every = 100
     run = launch.start(config, workdir, 2)
     until_step(run, workdir, 2)

@@ -48,7 +48,6 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.optimizer.learning_rate = 1e-2
     config.data.buckets = ((64, 0, 1.0), (192, 3, 1.0))
     config.export.adapter = True
-    config.export.verify = False  # what follows is stricter
     workdir = tmp_path_factory.mktemp("phi3_v_run")
     train.run(config, workdir)
     return folder, workdir
@@ -114,7 +113,6 @@ def test_a_bfloat16_export_stays_close(trained, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
     config.export.dtype = "bfloat16"
-    config.export.verify = False
     export.run(config, run)
     assert {x.dtype for x in tensors(run / "hf").values()} >= {np.dtype(jax.numpy.bfloat16)}
     found, expected = embedded(run / "hf"), embedded(workdir / "hf")

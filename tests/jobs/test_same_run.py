@@ -68,7 +68,7 @@ ALLOWED = {
     "data.max_bad_share": 0.5,
     "execution.remat": "full",
     "execution.recompute": False,
-    "export.verify": False,
+    "export.verify": True,
     "watchdog.seconds": 5.0,
     "profile.steps": 2,
     "max_skipped": 3,

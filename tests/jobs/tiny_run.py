@@ -44,6 +44,7 @@ def make_config(folder: pathlib.Path) -> ConfigDict:
     config.data.homogeneous = 4
     config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
     config.evaluation.rows = 64
+    config.export.verify = False  # a process more for each run
     return config
 
 
