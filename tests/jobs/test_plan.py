@@ -259,3 +259,18 @@ def test_a_tiny_step_compiles_for_a_real_slice(given, tmp_path):
     for found in read(tmp_path):
         assert found["fits"] and "libtpu" in found["compiler"] and found["work"]["hbm"] > 0
         assert bool(found["work"]["ici"]) == (found["chips"] > 1)
+
+
+@pytest.mark.slow
+def test_a_real_slice_that_is_too_small(given, tmp_path):
+    """libtpu refuses, we understand by how much, and what is suggested was compiled."""
+    pytest.importorskip("libtpu")
+    given.plan.topologies = ("v5e:1x1",)
+    given.mesh.fsdp = 1
+    given.batch_size = given.chunk_size = 512
+    given.data.buckets = ((2048, 0, 1.0),)  # 512 rows' attention weights alone are 17 GB
+    plan.run(given, tmp_path)
+    (found,) = read(tmp_path)
+    assert found["fits"] is False and found["problem"] == ""
+    assert found["memory"]["peak"] > found["memory"]["capacity"]
+    assert re.match(r"fits with --config.chunk_size=\d+: [\d.]+ GB a chip", found["suggestion"])
