@@ -15,6 +15,7 @@ from experiments import embed, llave, stage1, stage2
 
 MODELS = "experiments/plans/models/"
 ONEVISION_7B = MODELS + "llava_onevision_7b"
+PODS = ("v5e:4x4", "v5e:8x8", "v6e:4x4", "v5p:2x2x4")
 
 
 def get_config(variant: str = "all") -> ConfigDict:
@@ -30,32 +31,25 @@ def get_config(variant: str = "all") -> ConfigDict:
 
 def recipes() -> dict[str, ConfigDict]:
     """Single chips as Colab has them, UniME's two stages and LLaVE at 7B, and stage 1's teacher."""
-    single = stage2.llava_onevision_05b()
     full = llave.llava_onevision_7b()
-    full.batch_size = 4096
+    full.batch_size, full.chunk_size = 4096, 128
+    small_chunks = llave.llava_onevision_7b()
+    small_chunks.chunk_size = 16
     return {
         "stage2_05b_lora": on(
-            single, ("v5e:1x1", "v6e:1x1"), single.chunk_size, MODELS + "llava_onevision_05b"
+            ("v5e:1x1", "v6e:1x1"), stage2.llava_onevision_05b(), MODELS + "llava_onevision_05b"
         ),
-        "stage1_7b_lora": on(stage1.llava_onevision_7b(), ("v5e:4x4", "v6e:4x4"), 256),
-        "stage1_7b_lora_chunk512": on(stage1.llava_onevision_7b(), ("v5e:8x8", "v5p:2x2x4"), 512),
-        "stage2_7b_lora": on(stage2.llava_onevision_7b(), ("v5e:4x4",), 32),
-        "stage2_7b_lora_chunk64": on(
-            stage2.llava_onevision_7b(), ("v5e:8x8", "v6e:4x4", "v5p:2x2x4"), 64
-        ),
-        "llave_7b": on(llave.llava_onevision_7b(), ("v5e:4x4",), 16),
-        "llave_7b_chunk64": on(llave.llava_onevision_7b(), ("v5e:8x8", "v6e:4x4", "v5p:2x2x4"), 64),
-        "llave_7b_4096_pairs": on(full, ("v5p:4x4x4",), 128),
-        "embed_nv_embed_v2": on(embed.nv_embed_v2(), ("v5e:2x4",), 0, MODELS + "nv_embed_v2"),
+        "stage1_7b_lora": on(PODS, stage1.llava_onevision_7b()),
+        "stage2_7b_lora": on(PODS, stage2.llava_onevision_7b()),
+        "llave_7b": on(PODS[1:], llave.llava_onevision_7b()),
+        "llave_7b_chunk16": on(("v5e:4x4",), small_chunks),
+        "llave_7b_4096_pairs": on(("v5p:4x4x4",), full),
+        "embed_nv_embed_v2": on(("v5e:2x4",), embed.nv_embed_v2(), MODELS + "nv_embed_v2"),
     }
 
 
-def on(
-    config: ConfigDict, topologies: tuple[str, ...], chunk_size: int, model: str = ONEVISION_7B
-) -> ConfigDict:
-    """A recipe for these slices; `chunk_size` 0: the recipe has none."""
+def on(topologies: tuple[str, ...], config: ConfigDict, model: str = ONEVISION_7B) -> ConfigDict:
+    """A recipe for these slices."""
     config.plan.topologies = topologies
     config.plan.model = model
-    if chunk_size:
-        config.chunk_size = chunk_size
     return config

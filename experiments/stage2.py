@@ -149,7 +149,7 @@ def llava_onevision_7b() -> ConfigDict:
     config = mini()
     config.steps = 1000
     config.batch_size = 1024
-    config.chunk_size = 32
+    config.chunk_size = 64
     config.infonce_steps = 0
     config.log_every = 10
     config.backbone = "llava-hf/llava-onevision-qwen2-7b-ov-hf"

@@ -189,6 +189,22 @@ def test_sharded_weights(data, alone, tmp_path):
     same_export(tmp_path / "run", alone, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_int8_layers(data, straight, tmp_path):
+    """Two processes read the same codes as one does, and write the same merged model."""
+    config = whole(data)
+    config.mesh.update({"data": 1, "fsdp": 4, "tensor": 2})
+    config.backbone, config.init = str(straight / "hf"), "pretrained"
+    config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
+    config.lora.rank = 4
+    config.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
+    config.execution.frozen_dtype = "int8"
+    for processes in (1, 2):
+        launch.finish(config, tmp_path / str(processes), processes)
+    same_losses(tmp_path / "2", tmp_path / "1")
+    same_export(tmp_path / "2", tmp_path / "1", atol=1e-5)
+
+
 # Ends
 
 

@@ -143,6 +143,9 @@ def test_a_slice_that_is_too_small_and_what_would_fit(
     given.execution.remat = "full"
     plan.run(given, tmp_path / "tiny")
     assert "nothing fits of 3 changes" in read(tmp_path / "tiny")[0]["suggestion"]
+    given.execution.recompute = False
+    plan.run(given, tmp_path / "kept")
+    assert "nothing fits of 4 changes" in read(tmp_path / "kept")[0]["suggestion"]
 
 
 def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_compiler, tmp_path):

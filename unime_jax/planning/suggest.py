@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from unime_jax import config
 from unime_jax.models import scan
@@ -27,9 +27,10 @@ class Attempt(Protocol):
 def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
     """What to change, as flags, after trying it out; or what is missing after all was tried.
 
-    Tried in this order, each together with what came before: smaller chunks (they change speed
-    alone), recomputation, int8 for frozen weights (which changes embeddings a little), and kernels
-    split over more mesh axes. Of chunk sizes the largest that should fit by proportion comes first.
+    Tried in this order, each together with what came before: chunks encoded twice, smaller chunks
+    and recomputed layers (they change speed alone), int8 for frozen weights (which changes
+    embeddings a little), and kernels split over more mesh axes. Of chunk sizes the largest that
+    should fit by proportion comes first.
     """
     tried, best = 0, entry
     for settings, flags in _candidates(recipe.settings, entry):
@@ -57,34 +58,32 @@ def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, st
     if not isinstance(settings, config.TrainConfig):
         yield from _meshes(settings, entry, "")
         return
-    flags, now = "", settings
+    now, flags = settings, ""
+    if not now.execution.recompute:
+        now, flags = _executed(now, flags, "recompute", True)
+        yield now, flags
     yield from _chunks(now, entry, flags)
     smallest = _shards(entry)
     if now.chunk_size > smallest:
-        now, flags = (
-            dataclasses.replace(now, chunk_size=smallest),
-            f" --config.chunk_size={smallest}",
-        )
+        now = dataclasses.replace(now, chunk_size=smallest)
+        flags += f" --config.chunk_size={smallest}"
     for remat in ORDER[ORDER.index(now.execution.remat) + 1 :]:
-        execution = dataclasses.replace(now.execution, remat=remat)
-        yield (
-            dataclasses.replace(now, execution=execution),
-            f"{flags} --config.execution.remat={remat}",
-        )
+        yield _executed(now, flags, "remat", remat)
     if now.execution.remat != "full":
-        execution = dataclasses.replace(now.execution, remat="full")
-        now, flags = (
-            dataclasses.replace(now, execution=execution),
-            f"{flags} --config.execution.remat=full",
-        )
+        now, flags = _executed(now, flags, "remat", "full")
     if now.lora.rank and now.execution.frozen_dtype != "int8":
-        execution = dataclasses.replace(now.execution, frozen_dtype="int8")
-        now, flags = (
-            dataclasses.replace(now, execution=execution),
-            f"{flags} --config.execution.frozen_dtype=int8",
-        )
+        now, flags = _executed(now, flags, "frozen_dtype", "int8")
         yield now, flags
     yield from _meshes(now, entry, flags)
+
+
+def _executed(
+    settings: config.TrainConfig, flags: str, key: str, value: Any
+) -> tuple[config.TrainConfig, str]:
+    """The same with another value in `execution`."""
+    execution = dataclasses.replace(settings.execution, **{key: value})
+    changed = dataclasses.replace(settings, execution=execution)
+    return changed, f"{flags} --config.execution.{key}={value}"
 
 
 def _chunks(
