@@ -33,16 +33,13 @@ def recipes() -> dict[str, ConfigDict]:
     """Single chips as Colab has them, UniME's two stages and LLaVE at 7B, and stage 1's teacher."""
     full = llave.llava_onevision_7b()
     full.batch_size, full.chunk_size = 4096, 128
-    small_chunks = llave.llava_onevision_7b()
-    small_chunks.chunk_size = 16
     return {
         "stage2_05b_lora": on(
             ("v5e:1x1", "v6e:1x1"), stage2.llava_onevision_05b(), MODELS + "llava_onevision_05b"
         ),
         "stage1_7b_lora": on(PODS, stage1.llava_onevision_7b()),
         "stage2_7b_lora": on(PODS, stage2.llava_onevision_7b()),
-        "llave_7b": on(PODS[1:], llave.llava_onevision_7b()),
-        "llave_7b_chunk16": on(("v5e:4x4",), small_chunks),
+        "llave_7b": on(("v5e:8x8",), llave.llava_onevision_7b()),
         "llave_7b_4096_pairs": on(("v5p:4x4x4",), full),
         "embed_nv_embed_v2": on(("v5e:2x4",), embed.nv_embed_v2(), MODELS + "nv_embed_v2"),
     }

@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     # A step of a tiny model compiles three times as fast.
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    # On a busy machine a virtual device may wait more than 40 s for the others.
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -10,6 +10,7 @@ import pytest
 
 from unime_jax import objectives, paths, sharding, step
 from unime_jax.batch import Batch, Inputs
+from unime_jax.chunks import encode_in_chunks
 
 WIDTH, VOCABULARY = 12, 50
 LOSS = objectives.Contrastive(
@@ -115,7 +116,7 @@ def test_chunked_gradient_equals_unchunked(chunks, live):
     weight = jnp.where(jnp.arange(32)[:, None] < live, weight, 0)
 
     def chunked(p, recompute):
-        out = step.encode_in_chunks(encode, p, frozen, inputs, recompute=recompute)
+        out = encode_in_chunks(encode, p, frozen, inputs, recompute=recompute)
         return jnp.sum(out.reshape(-1, WIDTH) * weight)
 
     whole = jax.value_and_grad(lambda p: jnp.sum(encode(p, frozen, flat) * weight))(trainable)
@@ -124,10 +125,24 @@ def test_chunked_gradient_equals_unchunked(chunks, live):
         assert_close(ours, whole)
 
 
+def test_what_is_kept_of_chunks_are_no_parameters():
+    """Activations alone: nothing that the backward loop reads is a parameter for every chunk."""
+    trainable, frozen = parameters()
+    inputs = group(4, 8, 32, seed=0)
+
+    def value(p):
+        return jnp.sum(encode_in_chunks(encode, p, frozen, inputs, recompute=False))
+
+    loops = [e for e in jax.make_jaxpr(jax.grad(value))(trainable).eqns if "while" in str(e)]
+    shapes = {x.aval.shape for loop in loops for x in loop.outvars}
+    assert (4, 8, WIDTH) in shapes  # the embeddings, or what tanh needs
+    assert not shapes & {(4, *x.shape) for x in jax.tree.leaves((trainable, frozen))}
+
+
 def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
     """The same executable; a chunk without rows is skipped, so it leaves zeros."""
     trainable, frozen = parameters()
-    run = jax.jit(lambda i: step.encode_in_chunks(encode, trainable, frozen, i, recompute=True))
+    run = jax.jit(lambda i: encode_in_chunks(encode, trainable, frozen, i, recompute=True))
     for live in (0, 3, 9, 24):
         out = run(group(4, 8, live, seed=1))
         used = -(-live // 8)

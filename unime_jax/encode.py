@@ -10,9 +10,9 @@ from jaxtyping import Float32
 
 from unime_jax import paths, sharding
 from unime_jax.batch import Inputs, Item, Row
+from unime_jax.chunks import Encode, encode_in_chunks
 from unime_jax.data.pack import fill_buckets, row_numbers
 from unime_jax.data.plan import Plan
-from unime_jax.step import Encode, encode_in_chunks
 
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 RowEncoder = Callable[[Sequence[Row], Plan], Float32[np.ndarray, "n D"]]

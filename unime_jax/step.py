@@ -1,8 +1,4 @@
-"""One training step, pure: chunked encoding, loss, gradients, update.
-
-`encode_in_chunks` is GradCache (Gao et al. 2021) as one differentiable function: embeddings of
-all rows with the memory of one chunk. The loss sees the whole batch, whatever the mesh.
-"""
+"""One training step, pure: chunked encoding, loss, gradients, update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import objectives, paths
 from unime_jax.batch import ArrayLike, Batch, Inputs
+from unime_jax.chunks import Encode, encode_in_chunks
 from unime_jax.models.vlm import Execution
-
-Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
 
 
 @jax.tree_util.register_dataclass
@@ -43,70 +38,6 @@ def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
         return paths.merge(graph, trainable, frozen)(inputs, execution)
 
     return encode
-
-
-def encode_in_chunks(
-    encode: Encode,
-    trainable: paths.Parameters,
-    frozen: paths.Parameters,
-    inputs: Inputs,
-    *,
-    recompute: bool,
-) -> Float[Array, "C R D"]:
-    """Embeddings of all rows of a group; those of dead chunks are zero.
-
-    The number of live chunks is a runtime value: a half-full group costs half, and nothing
-    recompiles. With `recompute` the forward keeps only embeddings and the backward encodes each
-    chunk again while it accumulates parameter gradients; without it, activations are kept.
-    """
-    live = live_chunks(inputs.length)
-    chunks, rows = inputs.length.shape
-    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
-
-    def encode_all(
-        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs, live: Int[Array, ""]
-    ) -> Float[Array, "C R D"]:
-        def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
-            return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
-
-        return jax.lax.fori_loop(0, live, body, jnp.zeros((chunks, rows, width), jnp.float32))
-
-    def forward(trainable, frozen, inputs, live):
-        return encode_all(trainable, frozen, inputs, live), (trainable, frozen, inputs, live)
-
-    def backward(residual, cotangent):
-        trainable, frozen, inputs, live = residual
-
-        def body(i, gradient):
-            _, pullback = jax.vjp(lambda p: encode(p, frozen, chunk_at(inputs, i)), trainable)
-            return jax.tree.map(jnp.add, gradient, pullback(cotangent[i])[0])
-
-        zeros = jax.tree.map(jnp.zeros_like, trainable)
-        return jax.lax.fori_loop(0, live, body, zeros), None, None, None
-
-    if recompute:
-        cached = jax.custom_vjp(encode_all)
-        cached.defvjp(forward, backward)
-        return cached(trainable, frozen, inputs, live)
-
-    def keep(_: None, i: Int[Array, ""]) -> tuple[None, Float[Array, "R D"]]:
-        return None, jax.lax.cond(
-            i < live,
-            lambda: encode(trainable, frozen, chunk_at(inputs, i)),
-            lambda: jnp.zeros((rows, width), jnp.float32),
-        )
-
-    return jax.lax.scan(keep, None, jnp.arange(chunks))[1]
-
-
-def live_chunks(length: Int[Array, "C R"]) -> Int[Array, ""]:
-    """Chunks up to the last one that holds a row."""
-    used = jnp.any(length > 0, axis=1)
-    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
-
-
-def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
 
 
 def batch_loss(

@@ -68,7 +68,7 @@ def test_executed_flops_follow_live_chunks(tiny):
 
 
 def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
-    """3 of 8 chunks, by a branch in a scan: forward and backward."""
+    """3 of 8 chunks, forward and backward."""
     kept = step_of(backbone, (32, 0, 1.0), recompute=False)
     load = estimate.Load((24,), (32,))
     work = estimate.work(kept, load, estimate.row_costs(kept, load), None)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from unime_jax import backbones, config, optimizer, paths, sharding, state, step
 from unime_jax.batch import Item
+from unime_jax.chunks import Encode
 from unime_jax.data import pack, quarantine, sources
 from unime_jax.data.embeddings import Embeddings
 from unime_jax.data.plan import Bucket, Plan, pair_plan
@@ -34,7 +35,7 @@ class Setup:
     preprocess: pack.Preprocess
     execution: Execution
     blueprint: state.Blueprint
-    encode: step.Encode
+    encode: Encode
     plan: Plan
     test_plan: Plan
 
