@@ -68,12 +68,16 @@ def test_executed_flops_follow_live_chunks(tiny):
 
 
 def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
-    """3 of 8 chunks, forward and backward."""
+    """3 of 16 chunks, forward and backward; there is room for what is kept of all 16."""
     kept = step_of(backbone, (32, 0, 1.0), recompute=False)
     load = estimate.Load((24,), (32,))
     work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
     encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
     assert work.useful == encoding <= work.executed < 1.4 * encoding
+    again = step_of(backbone, (32, 0, 1.0))
+    where, costs = chips.parse("v5e:2x4"), estimate.row_costs(kept, load)
+    one, all_chunks = (estimate.memory(p, where, costs, None).activations for p in (again, kept))
+    assert all_chunks == 16 * one > 0  # there is room for 128 rows
 
 
 def test_memory_is_that_of_the_shards(tiny):

@@ -38,9 +38,9 @@ class RowCosts:
 class Memory:
     """Bytes on one chip; the first four are exact, from shardings.
 
-    `activations` are what the backward pass of a chunk keeps, as traced; the compiler may fuse or
-    drop some of it. They are a part of `temporaries`, which with `peak` are the compiler's; None:
-    there is no compiler here.
+    `activations` are what the backward pass of a chunk keeps, or of all chunks if none is encoded
+    twice, as traced; the compiler may fuse or drop some of it. They are a part of `temporaries`,
+    which with `peak` are the compiler's; None: there is no compiler here.
     """
 
     weights: int
@@ -139,6 +139,8 @@ def memory(program: Program, where: Slice, costs: RowCosts, compiled: Compiled |
     trainable, frozen = program.parameters
     plan, shards = program.plan, sharding.row_shards(program.mesh)
     kept = [plan.chunk_rows(b) // shards * each for b, each in zip(plan.buckets, costs.kept)]
+    if program.keeps:
+        kept = [sum(plan.chunks(b) * each for b, each in zip(plan.buckets, kept))]
     weights, moments = chip_bytes((trainable, frozen)), chip_bytes(program.opt_state)
     return Memory(
         weights=weights,

@@ -31,6 +31,7 @@ class Program:
       plan: the shapes of its rows.
       parameters: the trainable and the frozen ones, abstract, by path.
       execution: how `graph` is run.
+      keeps: whether the backward pass finds activations of all chunks, or encodes them again.
       items: pairs (or texts, if nothing is trained) that one call is for.
     """
 
@@ -41,6 +42,7 @@ class Program:
     graph: Any
     parameters: tuple[dict[str, Any], dict[str, Any]]
     execution: Execution
+    keeps: bool
     items: int
 
     def traced(self) -> Any:
@@ -109,6 +111,7 @@ def train_program(
         graph=found.blueprint.graph,
         parameters=(now.trainable, now.frozen),
         execution=found.execution,
+        keeps=not settings.execution.recompute,
         items=settings.batch_size,
     )
 
@@ -125,6 +128,7 @@ def embed_program(backbone: Backbone, mesh: Mesh, plan: Plan, dtype: jnp.dtype) 
         graph=graph,
         parameters=({}, targets),
         execution=execution,
+        keeps=False,
         items=plan.rows,
     )
 
