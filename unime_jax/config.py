@@ -243,7 +243,7 @@ class EmbedConfig:
     """Embeddings of a corpus by a model, on disk.
 
     `processing`: None as `Embedder` has it. `prefix`, `suffix`: instructions around every text.
-    `dtype`: of weights and activations. `mesh`: of each process's own devices.
+    `dtype`: as of `Embedder.from_pretrained`. `mesh`: of each process's own devices.
     """
 
     job: Literal["embed", "plan"]
@@ -253,7 +253,7 @@ class EmbedConfig:
     suffix: str
     max_length: int
     batch_size: int
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "int8"]
     mesh: MeshConfig
     data: CorpusConfig
     output: OutputConfig

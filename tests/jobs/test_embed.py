@@ -248,6 +248,16 @@ def test_float16(given, straight, tmp_path):
     np.testing.assert_allclose(vectors(tmp_path / "half"), vectors(straight), atol=1e-3)
 
 
+def test_int8(given, straight, tmp_path):
+    given.dtype = "int8"
+    embed.run(given, tmp_path / "codes")
+    cosines = np.sum(vectors(tmp_path / "codes") * vectors(straight), axis=1)
+    assert (
+        cosines.min() > 0.99 and np.abs(vectors(tmp_path / "codes") - vectors(straight)).max() > 0
+    )
+    assert open_embeddings(tmp_path / "codes").provenance["model"]["dtype"] == "int8"
+
+
 def test_another_way_of_processing(pair, given, straight, tmp_path):
     processing = dataclasses.replace(pair.backbone.processing, prompt="raw")
     given.processing = dataclasses.asdict(processing)

@@ -168,6 +168,19 @@ def test_an_embed_job(model, no_compiler, tmp_path):
     assert found["hours"] is None and found["work"]["useful"] > 0
 
 
+def test_an_embed_job_in_int8_holds_half_of_the_weights(model, no_compiler, tmp_path):
+    given = embed.get_config()
+    given.job = "plan"
+    given.max_length, given.plan.model = 64, model
+    given.plan.topologies = ("v5e:1x1",)
+    held = {}
+    for dtype in ("bfloat16", "int8"):
+        given.dtype = dtype
+        plan.run(given, tmp_path / dtype)
+        held[dtype] = read(tmp_path / dtype)[0]["memory"]["weights"]
+    assert held["bfloat16"] / 2 < held["int8"] < 0.9 * held["bfloat16"]
+
+
 def test_several_recipes_in_one_call(given, no_compiler, tmp_path):
     both = plans.get_config("stage2_05b_lora")
     both.recipes = {"one": given.to_dict(), "other": given.to_dict()}

@@ -119,7 +119,7 @@ def train_program(
 def embed_program(backbone: Backbone, mesh: Mesh, plan: Plan, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
     graph, targets = embedder.targets(backbone, mesh, dtype)
-    execution = Execution(dtype, "none", "xla")
+    execution = Execution(embedder.activations(dtype), "none", "xla")
     return Program(
         mesh=mesh,
         run=encode._program(step.make_encode(graph, execution), mesh),
