@@ -93,9 +93,10 @@ def test_memory_is_that_of_the_shards(tiny):
     assert memory.fits is None and memory.temporaries is None
 
 
-def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone, recompute):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
-    tiny = step_of(backbone, (32, 0, 1.0))
+    tiny = step_of(backbone, (32, 0, 1.0), recompute=recompute)
     with jax.set_mesh(tiny.mesh):
         text = tiny.run.lower(*tiny.arguments).compile().as_text()
     kernels = sum(
@@ -125,10 +126,9 @@ def big():
     return train_program(settings, backbone, mesh, teacher=4096)
 
 
-def test_7b_lora_needs_4n_and_runs_nearly_8n(big):
-    """4 N a token is the least for LoRA: forward, and the inputs' gradients. Chunks that are
-    encoded twice with layers that are recomputed run twice that, but for the recomputation of each
-    layer's last matrix, whose result no gradient needs.
+def test_7b_lora_needs_4n_and_runs_nearly_6n(big):
+    """4 N a token is the least for LoRA: forward, and the inputs' gradients. Layers that are
+    recomputed run forward once more, but for their last matrices, whose results no gradient needs.
     """
     kernels = {
         path: x.size
@@ -144,7 +144,7 @@ def test_7b_lora_needs_4n_and_runs_nearly_8n(big):
     tokens = 2304 * 64
     assert work.useful == pytest.approx(4 * n * tokens, rel=0.03)
     chunked = estimate.trips(big.plan, load)[0] * big.plan.chunk_rows(big.plan.buckets[0]) * 64
-    assert work.executed == pytest.approx((8 * n - 2 * last) * chunked, rel=0.03)
+    assert work.executed == pytest.approx((6 * n - 2 * last) * chunked, rel=0.03)
     frozen = compiler.chip_bytes(big.parameters[1])
     assert frozen == pytest.approx(2 * 7.07e9 / 16, rel=0.01)
     memory = estimate.memory(big, chips.parse("v5e:4x4"), costs, None)

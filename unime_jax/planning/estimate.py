@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,13 +178,12 @@ def work(program: Program, load: Load, costs: RowCosts, compiled: Compiled | Non
 
 
 def _loops(program: Program, chunks: Sequence[int]) -> Callable[[str], int | None]:
-    """Trip counts of the loops over chunks, known by the rows that they carry."""
+    """Trip counts of the loops over chunks, known by what they carry of every token."""
 
     def find(kind: str) -> int | None:
         for group, count in zip(program.groups, chunks):
-            shape = group.tokens.sharding.shard_shape(group.tokens.shape)
-            sides = ",".join(map(str, shape))
-            if f"s32[{sides}]" in kind or f"s32[{sides}," in kind:
+            all_chunks, rows, tokens = group.tokens.sharding.shard_shape(group.tokens.shape)
+            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{tokens}[],]", kind):
                 return count
         return None
 
