@@ -65,7 +65,9 @@ def paper_literal() -> ConfigDict:
 
 def llava_next_7b() -> ConfigDict:
     """LLaVA-1.6-Mistral-7B with LoRA, 768 triples a step, two epochs (UniME, table 6)."""
-    return pretrained(stage2.llava_next_7b())
+    config = pretrained(stage2.llava_next_7b())
+    config.chunk_size = 192  # it is wider, and so is what is kept of it
+    return config
 
 
 def llava_onevision_7b() -> ConfigDict:
