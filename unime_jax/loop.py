@@ -112,7 +112,7 @@ def run(
             if compiled is None:
                 with goodput.spend("compile"):
                     compiled = train_step.lower(now, placed).compile()
-                    # Who comes first to a collective does not wait long, on CPUs 30 s.
+                    # CPUs wait 30 s where they connect; compilations may end further apart.
                     processes.barrier("step compiled")
             now, metrics = compiled(now, placed)
             if done == begun:
