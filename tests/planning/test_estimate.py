@@ -80,6 +80,18 @@ def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
     assert all_chunks == 16 * one > 0  # there is room for 128 rows
 
 
+def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(backbone):
+    kept = step_of(backbone, (32, 0, 1.0), recompute=False)
+    text = str(kept.traced().jaxpr)
+
+    def somewhere(*sides):
+        return f"[{','.join(map(str, sides))}]" in text
+
+    assert somewhere(16, 3, 8, 32, 64)  # chunks, layers, rows, tokens, width
+    stacked = [x.shape for path, x in kept.parameters[0].items() if ".layers." in path]
+    assert stacked and not any(somewhere(16, *shape) for shape in stacked)
+
+
 def test_memory_is_that_of_the_shards(tiny):
     """Kernels lie over eight devices, and so do the moments; norms are everywhere."""
     load = estimate.Load((0, 64), (16, 32))
