@@ -22,7 +22,8 @@ def entries() -> list[report.Entry]:
 
 def test_every_recipe_is_planned_with_its_settings(entries):
     """As `--config=experiments/plan.py --workdir=<folder>` leaves it."""
-    recipes = {name: plan.read(one.to_dict()) for name, one in plans.recipes().items()}
+    given = plans.get_config().to_dict()["recipes"]
+    recipes = {name: plan.read(values) for name, values in given.items()}
     expected = [(name, where) for name, one in recipes.items() for where in one.plan.topologies]
     assert [(entry.recipe, entry.topology) for entry in entries] == expected
     for entry in entries:
