@@ -190,7 +190,7 @@ def llava_onevision_05b() -> ConfigDict:
     config = llava_onevision_7b()
     config.backbone = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
     config.batch_size = 256
-    config.chunk_size = 16
+    config.chunk_size = 4
     config.evaluation.rows = 512
     config.plan.topologies = ("v5e:1x1", "v6e:1x1")
     return config
