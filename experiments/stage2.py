@@ -205,6 +205,7 @@ def llava_next_7b() -> ConfigDict:
     """
     config = llava_onevision_7b()
     config.backbone = "llava-hf/llava-v1.6-mistral-7b-hf"
+    config.chunk_size = 32
     config.processing.prompt = "raw"
     config.processing.pinpoints = ((336, 336),)
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1536, 2, 1.0))
@@ -221,6 +222,7 @@ def qwen2_vl_7b() -> ConfigDict:
     """
     config = llava_onevision_7b()
     config.backbone = "Qwen/Qwen2-VL-7B-Instruct"
+    config.chunk_size = 32
     config.optimizer.learning_rate = 1e-4
     config.processing.pixels = (56 * 56, 672 * 672)
     config.processing.pinpoints = ()
@@ -237,6 +239,7 @@ def phi3_v_4b() -> ConfigDict:
     """
     config = llava_onevision_7b()
     config.backbone = "microsoft/Phi-3.5-vision-instruct"
+    config.chunk_size = 32
     config.optimizer.learning_rate = 1e-4
     config.processing.prompt = "raw"
     config.processing.crops = 4
