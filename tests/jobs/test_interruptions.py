@@ -149,14 +149,22 @@ def test_goes_on_on_another_mesh(config, straight, trained, monkeypatch, shape):
 # Disks
 
 
-@pytest.mark.slow
-def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(config, straight, tmp_path):
-    disk = tmp_path / "disk"
+@contextlib.contextmanager
+def mounted(disk, options):
+    """A file system of its own, in memory."""
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no permission to mount a file system")
     try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # what failed may be open
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(config, straight, tmp_path):
+    with mounted(tmp_path / "disk", "size=64m") as disk:
         config.steps = 6
         filler = disk / "filler"
         full = functools.partial(_fill_at, filler, disk / "run")
@@ -170,24 +178,15 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(config, straight, tmp_p
         filler.unlink()
         train.run(config, disk / "run")
         assert_undisturbed(disk / "run", straight)
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # what failed may be open
 
 
 @pytest.mark.slow
 def test_a_read_only_disk_is_said_at_once(config, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no permission to mount a file system")
-    try:
-        with pytest.raises(
-            ValueError, match="--workdir=.*cannot be written: Read-only file system"
-        ):
-            train.run(config, disk / "run")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    with (
+        mounted(tmp_path / "disk", "ro") as disk,
+        pytest.raises(ValueError, match="--workdir=.*cannot be written: Read-only file system"),
+    ):
+        train.run(config, disk / "run")
 
 
 def _fill_at(filler, workdir, check):
