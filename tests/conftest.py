@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.torchvision_ops import import_torchvision  # noqa: E402
@@ -27,3 +28,10 @@ settings.register_profile(
     "compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("compiled")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An hour for a slow test: libtpu compiles a 7B step for long, and longer on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))

@@ -62,7 +62,6 @@ def moments(count, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_killed_at_twenty_random_moments(config, straight, tmp_path):
     ends = [(signal.SIGKILL, *moment) for moment in moments(20, seed=0)]
     found = disturbed(config, tmp_path, ends)
