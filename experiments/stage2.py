@@ -138,7 +138,7 @@ def mini() -> ConfigDict:
     config.plan.tokens = ()  # of a row, by bucket; empty: full
     config.plan.model = ""  # a folder whose config.json stands in for the backbone's
     config.plan.teacher = 0  # width of its embeddings
-    config.plan.suggest = True  # what would fit, where this does not
+    config.plan.suggest = True  # changes that fit, or that fill a slice
 
     config.wandb_project = config_dict.placeholder(str)
     return config

@@ -137,6 +137,7 @@ def test_loading_a_2b_model(tmp_path):
     assert size > 4e9
     largest = TEXT["vocab_size"] * TEXT["hidden_size"] * BFLOAT16.itemsize
     report = []
+    floats: dict[str, int] = {}  # bytes of bfloat16 arrays by mesh; what is whole counts 8 times
     for folder, mesh, dtype in (
         ("base", "1,8,1", "bfloat16"),
         ("base", "1,2,4", "bfloat16"),
@@ -150,7 +151,11 @@ def test_loading_a_2b_model(tmp_path):
             f"{found['beside'] / 1e6:.0f} MB beside them, {found['seconds']:.1f} s, "
             f"{size / found['seconds'] / 1e9:.2f} GB/s"
         )
-        assert found["arrays"] > 4e9 if dtype == "bfloat16" else 2e9 < found["arrays"] < 2.8e9
+        if dtype == "bfloat16":
+            assert found["arrays"] > 4e9
+            floats[mesh] = found["arrays"]
+        else:  # the embeddings, a tenth of the model, stay as they are
+            assert 0.54 < found["arrays"] / floats[mesh] < 0.57
         assert found["beside"] < largest, report
         if folder == "base":
             up = noise("model.layers.3.mlp.up_proj.weight", (8960, 1536))

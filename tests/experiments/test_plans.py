@@ -35,7 +35,8 @@ def test_every_recipe_is_planned_with_its_settings(entries):
 
 def test_every_recipe_was_compiled_and_fits(entries):
     for entry in entries:
-        assert "libtpu" in entry.compiler and entry.problem == entry.suggestion == ""
+        assert "libtpu" in entry.compiler and entry.problem == ""
+        assert not entry.suggestion or entry.suggestion.startswith("has room for --config.")
         assert entry.memory and entry.memory.fits, (entry.recipe, entry.topology)
         assert entry.memory.peak < 0.95 * entry.memory.capacity, (entry.recipe, entry.topology)
 

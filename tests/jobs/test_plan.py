@@ -14,7 +14,7 @@ from experiments import plan as plans
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config
 from unime_jax.jobs import plan
-from unime_jax.planning import chips, compiler, estimate, report
+from unime_jax.planning import chips, compiler, estimate, report, suggest
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,11 @@ def cpu_compiler(monkeypatch):
 
 @pytest.fixture
 def proportional_compiler(monkeypatch):
-    """Takes a kilobyte for every row of a chunk, and does not compile."""
+    """Takes a kilobyte for every row of a chunk, and does not compile; counts what it is asked."""
+    asked = []
 
     def compile_program(program, where, cache):
+        asked.append(program)
         temporaries = 1000 * program.plan.chunk_size
         peak = compiler.argument_bytes(program) + temporaries
         too_large = peak > where.chip.hbm
@@ -71,6 +73,18 @@ def proportional_compiler(monkeypatch):
 
     monkeypatch.setattr(compiler, "devices", lambda where: jax.devices()[: where.chips])
     monkeypatch.setattr(compiler, "compile_program", compile_program)
+    return asked
+
+
+@pytest.fixture
+def with_hbm(monkeypatch):
+    """Sets how many bytes a v5e chip has."""
+    chip = chips.CHIPS["v5e"]
+
+    def set_bytes(size):
+        monkeypatch.setitem(chips.CHIPS, "v5e", dataclasses.replace(chip, hbm=float(size)))
+
+    return set_bytes
 
 
 def read(workdir):
@@ -119,14 +133,9 @@ def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
 
 
 def test_a_slice_that_is_too_small_and_what_would_fit(
-    given, proportional_compiler, tmp_path, monkeypatch
+    given, proportional_compiler, with_hbm, tmp_path
 ):
     """Chunks of 8 rows fit: by proportion those of 16 should not, and are not tried."""
-    chip = chips.CHIPS["v5e"]
-
-    def with_hbm(size):
-        monkeypatch.setitem(chips.CHIPS, "v5e", dataclasses.replace(chip, hbm=float(size)))
-
     given.chunk_size = 32
     plan.run(given, tmp_path / "all")
     (found,) = read(tmp_path / "all")
@@ -146,6 +155,40 @@ def test_a_slice_that_is_too_small_and_what_would_fit(
     given.execution.recompute = False
     plan.run(given, tmp_path / "kept")
     assert "nothing fits of 4 changes" in read(tmp_path / "kept")[0]["suggestion"]
+
+
+def test_a_slice_with_room_and_what_would_fill_it(given, proportional_compiler, with_hbm, tmp_path):
+    """What layers keep is known without compiling; what would not fit is not compiled."""
+    given.execution.remat = "full"
+    kept, seconds = {}, {}
+    for remat in ("none", "dots", "full"):
+        settings = plan.read(given.to_dict() | {"execution": {**given.execution, "remat": remat}})
+        draft = plan.Recipe("x", settings, tmp_path).attempt("v5e:2x4", settings, compiled=False)
+        assert draft.compiler == "" and draft.memory.peak is None
+        kept[remat], seconds[remat] = draft.memory.activations, draft.estimate.seconds
+    assert kept["none"] > kept["dots"] > kept["full"] and not proportional_compiler
+    assert seconds["none"] < seconds["dots"] < seconds["full"]
+
+    def suggested(name):
+        proportional_compiler.clear()
+        plan.run(given, tmp_path / name)
+        return read(tmp_path / name)[0], len(proportional_compiler)
+
+    found, compilations = suggested("much")
+    peak = found["memory"]["peak"]
+    assert compilations == 2 and found["fits"] is True
+    assert found["suggestion"].startswith("has room for --config.execution.remat=none: ")
+    assert f"instead of {found['estimate']['seconds']:.3g} by" in found["suggestion"]
+    assert found["suggestion"] in (tmp_path / "much" / "plan.md").read_text()
+
+    with_hbm((peak + kept["dots"] - kept["full"]) / suggest.FULL + 1)
+    found, compilations = suggested("some")
+    assert compilations == 2
+    assert found["suggestion"].startswith("has room for --config.execution.remat=dots: ")
+
+    with_hbm((peak + kept["dots"] - kept["full"]) / suggest.FULL - 2)
+    found, compilations = suggested("little")
+    assert compilations == 1 and found["fits"] is True and found["suggestion"] == ""
 
 
 def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_compiler, tmp_path):

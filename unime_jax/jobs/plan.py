@@ -81,22 +81,22 @@ class Recipe:
         self._costs: dict[Any, estimate.RowCosts] = {}
 
     def plan(self, topology: str) -> Entry:
-        """The plan for a slice, and if it does not fit, for what does."""
+        """The plan for a slice, and of a change: one that fits, or one that fills what is left."""
         key = self._key(topology)
         kept = self.cache / f"plan_{key}.json"
         if kept.exists():
             return report.entry_from_json(json.loads(kept.read_text()))
         entry = self.attempt(topology, self.settings)
-        small = entry.compiler and entry.memory and entry.memory.fits is False
-        if small and self.settings.plan.suggest:
-            entry = dataclasses.replace(entry, suggestion=suggest.suggest(self, topology, entry))
+        if entry.compiler and entry.memory and self.settings.plan.suggest:
+            look = suggest.faster if entry.memory.fits else suggest.suggest
+            entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one
             self.cache.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(report.entry_to_json(entry)) + "\n")
         return entry
 
-    def attempt(self, topology: str, settings: Settings) -> Entry:
-        """The plan of these settings for a slice."""
+    def attempt(self, topology: str, settings: Settings, *, compiled: bool = True) -> Entry:
+        """The plan of these settings for a slice, or what of it is known without compiling."""
         where = chips.parse(topology)
         blank = Entry(
             recipe=self.name,
@@ -113,12 +113,18 @@ class Recipe:
             suggestion="",
         )
         try:
-            return self._fill(blank, settings, self._program(settings, where), where)
+            made = self._program(settings, where)
+            return self._fill(blank, settings, made, where, compiled and made.compiles)
         except (ValueError, jax.errors.JaxRuntimeError) as error:  # other slices may do
             return dataclasses.replace(blank, problem=str(error))
 
     def _fill(
-        self, blank: Entry, settings: Settings, made: program.Program, where: chips.Slice
+        self,
+        blank: Entry,
+        settings: Settings,
+        made: program.Program,
+        where: chips.Slice,
+        compiles: bool,
     ) -> Entry:
         training = isinstance(settings, config.TrainConfig)
         items = made.items * (2 + made.plan.negatives) if training else made.items
@@ -128,7 +134,7 @@ class Recipe:
             self._costs[key] = estimate.row_costs(made, load)
         costs = self._costs[key]
         compiled = None
-        if made.compiles:
+        if compiles:
             compiled = compiler.compile_program(made, where, self.cache)
             logging.info(
                 "%s on %s: %.1f GB a chip%s",

@@ -29,7 +29,7 @@ class Entry:
       compiler: versions that `memory` is by; "": there was none, and nothing was compiled.
       hours: of all steps, by `estimate`; None without steps.
       problem: why there is no plan; "": there is one.
-      suggestion: what would fit, or how much is missing.
+      suggestion: what would fit, or how much is missing; of what fits, what would be faster.
     """
 
     recipe: str

@@ -1,4 +1,4 @@
-"""The smallest change under which a run fits a slice: found by compiling, not by hope."""
+"""What to change in a run so that it fits a slice, or fills it: found by compiling, not by hope."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from unime_jax.planning.report import Entry
 
 MOST = 6  # compilations; each takes minutes
 ORDER: tuple[scan.Remat, ...] = ("none", "dots", "full")  # from what keeps most to what keeps least
+FULL = 0.95  # of a chip's memory: what a guess may come to, so that compiling it is worth a try
+GAIN = 0.05  # of a step's time: less is no reason to change anything
 
 Settings = config.TrainConfig | config.EmbedConfig
 
@@ -19,8 +21,8 @@ class Attempt(Protocol):
 
     settings: Settings
 
-    def attempt(self, topology: str, settings: Settings) -> Entry:
-        """The plan of these settings."""
+    def attempt(self, topology: str, settings: Settings, *, compiled: bool = True) -> Entry:
+        """The plan of these settings, or what of it is known without compiling."""
         ...
 
 
@@ -52,6 +54,34 @@ def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
         f"nothing fits of {tried} changes that were compiled; the least was {least:.2f} GB a chip "
         f"of {memory.capacity / 1e9:.2f}: take a larger slice, or chips with more memory"
     )
+
+
+def faster(recipe: Attempt, topology: str, entry: Entry) -> str:
+    """Layers that recompute less, where a run leaves room for what they keep; "": none of them.
+
+    How much that is is known from tracing; what should fit by that is compiled.
+    """
+    now = recipe.settings
+    if not isinstance(now, config.TrainConfig) or entry.memory is None or entry.estimate is None:
+        return ""
+    memory, seconds = entry.memory, entry.estimate.seconds
+    for remat in ORDER[: ORDER.index(now.execution.remat)]:
+        settings, flags = _executed(now, "", "remat", remat)
+        draft = recipe.attempt(topology, settings, compiled=False)
+        if draft.memory is None or memory.peak is None:
+            continue
+        if memory.peak + draft.memory.activations - memory.activations > FULL * memory.capacity:
+            continue
+        found = recipe.attempt(topology, settings)
+        if found.memory is None or found.estimate is None or not found.memory.fits:
+            continue
+        if found.estimate.seconds < (1 - GAIN) * seconds:
+            return (
+                f"has room for{flags}: {found.estimate.seconds:.3g} s a step instead of "
+                f"{seconds:.3g} by the estimate, {(found.memory.peak or 0) / 1e9:.2f} GB a chip, "
+                "compiled"
+            )
+    return ""
 
 
 def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, str]]:
