@@ -234,15 +234,18 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(
 
 
 @pytest.mark.slow
-def test_one_process_told_to_stop_stops_both(config, straight, workdir):
+@pytest.mark.parametrize("step", [2, 6])
+def test_one_process_told_to_stop_stops_both(config, straight, workdir, step):
+    """At any step; after the last one, while it is saved, as well."""
     config.checkpoint.every = 100
     run = launch.start(config, workdir, 2)
-    until_step(run, workdir, 2)
+    until_step(run, workdir, step)
     run.processes[1].send_signal(signal.SIGTERM)
-    codes = run.wait()
+    seconds, codes = run.seconds_to_end(), run.wait()
     assert codes == [128 + signal.SIGTERM] * 2, run.said(0) + run.said(1)
+    assert seconds < 30
     (stopped,) = checkpoint_steps(workdir)
-    assert 2 <= stopped < 6 and metrics(workdir)[-1]["step"] == stopped
+    assert step <= stopped <= 6 and metrics(workdir)[-1]["step"] == stopped
     launch.finish(config, workdir, 2)
     same_losses(workdir, straight)
 

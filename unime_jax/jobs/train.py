@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, loop, processes, state, stop
+from unime_jax import config, config_reader, loop, processes, state, stop, together
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
@@ -111,8 +111,10 @@ def _train(
         with goodput.spend("checkpoint"):
             checkpoints.close()
     goodput.write()
-    stop_signal.unsaved = False
-    if int(now.step) < settings.steps or stop_signal.told:
+    stop_signal.unsaved = False  # from here on a signal ends this process at once
+    # One that has come until here may have come to one process alone; all go, or all go on.
+    told = together.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
+    if int(now.step) < settings.steps or told:
         sys.exit(stop.STATUS)
 
     # The start follows from the config, so it is made again rather than kept, and the first step
