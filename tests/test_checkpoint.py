@@ -11,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -202,6 +203,20 @@ def test_other_facts_are_refused(folder):
             checkpoints.restore(make_state(0))
     with open_checkpoints(folder, facts={"backbone": "abc"}) as checkpoints:  # knows less
         assert int(checkpoints.restore(make_state(0)).step) == 6
+
+
+def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """Processes agree while they save; the connection may break then."""
+
+    def save(*_, **__):
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: connection reset by peer")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(jax.errors.JaxRuntimeError, match="^Gloo AllGather failed"),
+    ):
+        checkpoints.save(2, make_state(2))
 
 
 # Disks

@@ -8,11 +8,12 @@ Storage formats don't notice every change of a byte, so a checkpoint has a check
 arrays as it was on the devices, and what is read is compared with that.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -85,10 +86,8 @@ class Checkpoints:
         if self._closed:
             return
         self._closed = True
-        try:
+        with self._writing():
             self._manager.close()
-        except Exception as failure:
-            raise RuntimeError(self._not_written(failure)) from failure
 
     def latest_step(self) -> int | None:
         """Steps done in the newest complete checkpoint, be it readable or not."""
@@ -107,15 +106,13 @@ class Checkpoints:
             return
         part = _saved_part(state)
         record = {"facts": dict(self._facts), "checksums": checksums(part)}
-        try:
+        with self._writing():
             self._manager.save(
                 steps_done,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(part), record=ocp.args.JsonSave(record)
                 ),
             )
-        except Exception as failure:
-            raise RuntimeError(self._not_written(failure)) from failure
         self._pending = True
 
     def check(self) -> None:
@@ -127,10 +124,8 @@ class Checkpoints:
         if not self._pending or self._manager.is_saving_in_progress():
             return
         self._pending = False
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except Exception as failure:
-            raise RuntimeError(self._not_written(failure)) from failure
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest good checkpoint in the shapes and shardings of `state`; None without any.
@@ -214,6 +209,16 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("bad checkpoints moved away")
         self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says of what goes wrong in it which checkpoints are left."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # a device or another process is gone, which is not about the folder
+        except Exception as failure:
+            raise RuntimeError(self._not_written(failure)) from failure
 
     def _not_written(self, failure: Exception) -> str:
         complete = sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
