@@ -48,12 +48,13 @@ SCRIPT = """
     seconds = time.perf_counter() - start
     beside = peak() - before
     held = sum(s.data.nbytes for x in parameters.values() for s in x.addressable_shards)
+    model = sum(x.nbytes for x in parameters.values())  # what devices hold twice counts once
     up = "language_model.layers.mlp.up_proj.kernel"
     kernel = parameters[up][3, :5, 7].astype(jnp.float32)
     if sys.argv[3] == "int8":
         kernel *= parameters[up + "_scale"][3, 7]
     print(json.dumps({
-        "beside": beside - held, "arrays": held, "seconds": seconds,
+        "beside": beside - held, "arrays": held, "model": model, "seconds": seconds,
         "kernel": kernel.tolist(),
     }))
 """
@@ -137,7 +138,6 @@ def test_loading_a_2b_model(tmp_path):
     assert size > 4e9
     largest = TEXT["vocab_size"] * TEXT["hidden_size"] * BFLOAT16.itemsize
     report = []
-    floats: dict[str, int] = {}  # bytes of bfloat16 arrays by mesh; what is whole counts 8 times
     for folder, mesh, dtype in (
         ("base", "1,8,1", "bfloat16"),
         ("base", "1,2,4", "bfloat16"),
@@ -151,11 +151,7 @@ def test_loading_a_2b_model(tmp_path):
             f"{found['beside'] / 1e6:.0f} MB beside them, {found['seconds']:.1f} s, "
             f"{size / found['seconds'] / 1e9:.2f} GB/s"
         )
-        if dtype == "bfloat16":
-            assert found["arrays"] > 4e9
-            floats[mesh] = found["arrays"]
-        else:  # the embeddings, a tenth of the model, stay as they are
-            assert 0.54 < found["arrays"] / floats[mesh] < 0.57
+        assert found["model"] > 4e9 if dtype == "bfloat16" else 2e9 < found["model"] < 2.8e9
         assert found["beside"] < largest, report
         if folder == "base":
             up = noise("model.layers.3.mlp.up_proj.weight", (8960, 1536))
