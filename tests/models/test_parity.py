@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.float32 import assert_same_rows
 from tests.models.oracle import (
     EXACT,
     Pair,
@@ -22,8 +23,6 @@ from tests.models.oracle import (
 from unime_jax import paths
 from unime_jax.batch import Item, Picture
 from unime_jax.models import rope
-
-TOLERANCE = 1e-4  # largest absolute difference, float32
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,8 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def close(ours, theirs, tolerance=TOLERANCE):
-    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=tolerance, rtol=0)
+def close(ours, theirs):
+    assert_same_rows(ours, theirs.numpy())
 
 
 def torch_rope(pair, x, positions):
@@ -77,8 +76,8 @@ def test_rotary_angles(pair):
     x = random(2, 9, 48)
     cos, sin = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
     ours = our_rope(pair, 9)
-    close(ours[0][:, :, 0], cos, 1e-6)
-    close(ours[1][:, :, 0], sin, 1e-6)
+    np.testing.assert_allclose(ours[0][:, :, 0], cos.numpy(), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(ours[1][:, :, 0], sin.numpy(), atol=1e-6, rtol=0)
 
 
 @DECODERS
@@ -160,7 +159,7 @@ def test_image_table(pair):
         theirs = model.multi_modal_projector(states[config.vision_feature_layer][:, -16:])
     patches = pixels.reshape(3, 3, 4, 7, 4, 7).transpose(0, 2, 4, 1, 3, 5).reshape(1, 3, 16, 147)
     table = pair.model.image_table(jnp.asarray(patches), None, EXACT)
-    close(table[0, 0], model.image_newline.detach(), 0)
+    np.testing.assert_array_equal(table[0, 0], model.image_newline.detach().numpy())
     close(table[0, 1:].reshape(3, 16, 48), theirs)
 
 
@@ -212,9 +211,7 @@ def test_whole_model_on_odd_image_sizes(pair):
         )
     for item, row, number in zip(items, rows, numbers, strict=True):
         expected = torch_hidden(pair, item)
-        np.testing.assert_allclose(
-            hidden[number, : len(row.tokens)], expected, atol=TOLERANCE, rtol=0
-        )
+        assert_same_rows(hidden[number, : len(row.tokens)], expected)
         unit = expected[-1] / np.linalg.norm(expected[-1])
         assert embeddings[number] @ unit >= 0.99999
 

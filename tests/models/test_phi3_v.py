@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.backbones.tiny_phi3_v import GOLDEN, write_golden
+from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones import anyres, hd_transform
@@ -22,7 +23,6 @@ from unime_jax.models.phi3_v import Phi3V
 from unime_jax.models.pooling import last_token, unit_norm
 from unime_jax.models.vlm import Pixels
 
-TOLERANCE = 1e-4  # largest absolute difference, float32
 SIDE, TILE, PATCH = 24, 336, 14
 BLOCKS = Pixels((4.0,) * 3, (1.0,) * 3, 1 / 32)  # the recordings' pixels are whole 32nds, as bytes
 
@@ -107,15 +107,15 @@ def check(model: Phi3V, case: Case) -> None:
     if "last_hidden_state" in io:
         for row, length in enumerate(case.lengths):
             theirs = io["last_hidden_state"][row][mask[row]]
-            np.testing.assert_allclose(hidden[row, :length], theirs, atol=TOLERANCE, rtol=0)
+            assert_same_rows(hidden[row, :length], theirs)
     else:
         for row, length in enumerate(case.lengths):
             head = min(8, length)
             theirs = io["last_hidden_state_head"][row, :head]
-            np.testing.assert_allclose(hidden[row, :head], theirs, atol=TOLERANCE, rtol=0)
+            assert_same_rows(hidden[row, :head], theirs)
             if length == mask.shape[1]:
                 theirs = io["last_hidden_state_tail"][row]
-                np.testing.assert_allclose(hidden[row, -8:], theirs, atol=TOLERANCE, rtol=0)
+                assert_same_rows(hidden[row, -8:], theirs)
     compare(embed(model, case.inputs), io["embedding"])
 
 
@@ -124,7 +124,7 @@ def embed(model: Phi3V, inputs: Inputs) -> np.ndarray:
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+    assert_same_rows(ours, theirs)
     assert np.all(np.sum(ours * theirs, axis=1) >= 0.99999)
 
 
@@ -216,10 +216,10 @@ def test_layers_of_the_decoder_and_the_tower(model):
 
     found, table = states(model, inputs)
     for i, state in enumerate(found):
-        np.testing.assert_allclose(state, case.io[f"hidden_states_{i}"], atol=TOLERANCE, rtol=0)
+        assert_same_rows(state, case.io[f"hidden_states_{i}"])
     slot = inputs.slot[0, :, 0]
     tokens = np.asarray(table[0])[np.asarray(slot[slot >= 0])]
-    np.testing.assert_allclose(tokens, case.io["image_features_proj"], atol=TOLERANCE, rtol=0)
+    assert_same_rows(tokens, case.io["image_features_proj"])
 
     pixels = np.asarray(inputs.patches[0]).astype(np.float32) / 32 - 4
     features = jax.jit(lambda m, x: m.vision_tower(x, remat="none", implementation="xla"))(
@@ -227,7 +227,7 @@ def test_layers_of_the_decoder_and_the_tower(model):
     )
     for tile in (0, 1):
         theirs = case.io[f"clip_features_tile{tile}"][1:]  # without the class token
-        np.testing.assert_allclose(features[tile], theirs, atol=TOLERANCE, rtol=0)
+        assert_same_rows(features[tile], theirs)
 
 
 # Pixels
