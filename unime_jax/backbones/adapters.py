@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 import scipy.linalg
-from safetensors.numpy import save_file
 
 from unime_jax.backbones import merging, processing
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.names import Names, by_tensor, table
+from unime_jax.backbones.tensor_files import save_file
 from unime_jax.backbones.weights import to_host
 from unime_jax.models.lora import LoraConfig
 

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from unime_jax.backbones import hf_config, texts
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.names import Names
+from unime_jax.backbones.names import AS_PUBLISHED, Names
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import open_tokenizer
 from unime_jax.models.bert import Bert, BertConfig, Pooling
@@ -30,9 +30,10 @@ NAMES = Names(
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
-    modules=(),
-    unused=(r"(pooler|cls)\..*", r"embeddings\.position_ids"),
+    modules=(AS_PUBLISHED, (("", "bert."),)),
+    unused=(r"(pooler|cls|classifier|qa_outputs)\..*", r"embeddings\.position_ids"),
     convolution=("", ()),
+    targets=("query", "value"),
 )
 
 

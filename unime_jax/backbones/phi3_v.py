@@ -222,8 +222,11 @@ def names(vision: VisionConfig, layers: int) -> weights.Names:
             ("glb_GN", f"{embedding}.glb_GN"),
             ("language_model.", "model."),
         ),
-        aliases=((r"^model\.vision_embed_tokens\.wte\.", "model.embed_tokens."),),
-        modules=(),
+        aliases=(
+            (r"^(embed_tokens|layers|norm|vision_embed_tokens)\.", r"model.\1."),  # without head
+            (r"^model\.vision_embed_tokens\.wte\.", "model.embed_tokens."),
+        ),
+        modules=(weights.AS_PUBLISHED, (("model.", ""),)),
         unused=(
             r"lm_head\.weight",
             r".*\.(position_ids|inv_freq)",  # buffers that older versions saved

@@ -106,7 +106,11 @@ def _position_caveats(processing: Processing) -> tuple[str, ...]:
 
 
 def names(vision: QwenVisionConfig) -> weights.Names:
-    """The spelling of published checkpoints; transformers 5 nests both halves in `model`."""
+    """The spelling of published checkpoints.
+
+    Since transformers 4.52 both halves lie in `model`, which is left out if there is no head.
+    Before, a model without head was the language model alone.
+    """
     patch = vision.patch_size
     return weights.Names(
         prefixes=(
@@ -115,8 +119,17 @@ def names(vision: QwenVisionConfig) -> weights.Names:
             ("visual.", "visual."),
             ("language_model.", "model."),
         ),
-        aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
-        modules=((r"^visual\.", "model.visual."), (r"^model\.", "model.language_model.")),
+        aliases=(
+            (r"^model\.visual\.", "visual."),
+            (r"^(?:model\.)?language_model\.", "model."),
+            (r"^(embed_tokens|layers|norm)\.", r"model.\1."),
+        ),
+        modules=(
+            (("visual.", "model.visual."), ("model.", "model.language_model."), ("", "")),
+            (("visual.", "visual."), ("model.", "language_model.")),
+            weights.AS_PUBLISHED,
+            (("model.", ""),),
+        ),
         unused=(r"lm_head\.weight",),
         convolution=("visual.patch_embed.proj.kernel", (3, vision.frames, patch, patch)),
     )
