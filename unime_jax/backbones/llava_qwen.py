@@ -92,6 +92,7 @@ def open_folder(
             folder,
             tokenizer,
             image_token_id=converted.image_token_index,
+            vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
             orphans=processing.orphans,

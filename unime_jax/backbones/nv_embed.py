@@ -89,8 +89,9 @@ def open_folder(
     text, longest = _decoder(config)
     latent = _latent_attention(config, text.hidden_size)
     tokenizer, end = _tokenizer(folder)
-    prompt = texts.TextPrompt(tokenizer, end, min(max_length, longest))
-    preprocess = texts.TextPreprocessor(prompt, prefix_left_out=True)
+    prompt = texts.TextPrompt(tokenizer, end, text.vocab_size, min(max_length, longest))
+    prompt.check_tokenizer(folder)
+    preprocess = texts.TextPreprocessor(prompt, prefix_left_out=True, learned_positions=None)
     model = NvEmbedConfig(text, latent)
     return Backbone(
         folder=folder,

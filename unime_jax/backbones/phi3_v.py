@@ -79,7 +79,12 @@ def open_folder(
         raise ValueError(f"crops are {crops}; an image has at least one")
     model = Phi3VConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
     preprocess = Phi3VPreprocessor(
-        prompt=open_numbered_prompt(folder, style=processing.prompt, max_length=max_length),
+        prompt=open_numbered_prompt(
+            folder,
+            vocab_size=text.vocab_size,
+            style=processing.prompt,
+            max_length=max_length,
+        ),
         tile=vision.image_size,
         patch=vision.patch_size,
         crops=crops,
@@ -97,6 +102,8 @@ def open_folder(
             patches=vision.side**2,
             patch_bytes=3 * vision.patch_size**2,
             positioned=True,
+            vocabulary=text.vocab_size,
+            table=(2, vision.side**2 // MERGE**2),
         ),
         processing=processing,
         image_processor_changes={"num_crops": crops},
