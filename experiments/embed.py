@@ -4,7 +4,7 @@
 --config=experiments/embed.py:nv_embed_v2     NLI sentences by NV-Embed-v2, for stage1.py
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
@@ -19,6 +19,7 @@ def mini() -> ConfigDict:
     config = ConfigDict()
     config.job = "embed"
     config.backbone = "runs/stage2/hf"  # a folder or a hub id
+    config.revision = config_dict.placeholder(str)  # of a hub id: branch, tag or commit
     config.processing = None  # as the backbone was exported or published; else as in stage2.py
     config.prefix = ""  # instructions before and after every text
     config.suffix = ""

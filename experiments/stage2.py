@@ -42,6 +42,7 @@ def mini() -> ConfigDict:
     config.max_skipped = 10
     config.infonce_steps = 60  # from scratch, the hardest negatives alone make a model collapse
     config.backbone = folder + "/mini_mmeb/backbone"  # a folder or a hub id
+    config.revision = config_dict.placeholder(str)  # of a hub id: branch, tag or commit
     config.init_from = ""  # a work directory: start from the model that a run exported there
     config.init = "random"
     config.trainable = ((".*", True),)

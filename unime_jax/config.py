@@ -157,6 +157,7 @@ class TrainConfig:
 
     Paths in `data` and `evaluation` are relative to `data.folder`.
 
+    `revision`: branch, tag or commit of a backbone on the hub; None: its main branch as it is now.
     `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
     `init_from`: the work directory of an earlier run whose exported model takes the backbone's
     place (UniME: stage 2 starts from stage 1); "": none.
@@ -176,6 +177,7 @@ class TrainConfig:
     max_skipped: int
     infonce_steps: int
     backbone: str
+    revision: str | None
     init_from: str
     processing: Processing
     init: Literal["pretrained", "random"]
@@ -242,12 +244,14 @@ class OutputConfig:
 class EmbedConfig:
     """Embeddings of a corpus by a model, on disk.
 
-    `processing`: None as `Embedder` has it. `prefix`, `suffix`: instructions around every text.
-    `dtype`: as of `Embedder.from_pretrained`. `mesh`: of each process's own devices.
+    `revision`: as of a training run. `processing`: None as `Embedder` has it. `prefix`, `suffix`:
+    instructions around every text. `dtype`: as of `Embedder.from_pretrained`. `mesh`: of each
+    process's own devices.
     """
 
     job: Literal["embed", "plan"]
     backbone: str
+    revision: str | None
     processing: Processing | None
     prefix: str
     suffix: str

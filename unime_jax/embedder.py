@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
+from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.plan import Plan
 from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX, Element, Part, apart, parts, to_item
-from unime_jax.encode import make_row_encoder
+from unime_jax.encode import NonFiniteError, make_row_encoder
 from unime_jax.few_shapes import bucket_of, plan_of, power_of_two
 from unime_jax.models import layers
 from unime_jax.models.vlm import EmbeddingModel, Execution
@@ -57,6 +58,7 @@ class Embedder:
         *,
         dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16",
         max_length: int = 4096,
+        revision: str | None = None,
         processing: Processing | None = None,
         mesh: Mesh | None = None,
     ) -> "Embedder":
@@ -67,6 +69,7 @@ class Embedder:
             embeddings themselves are float32 either way. "int8": linear layers as codes with a
             scale per output channel, half the memory of bfloat16; the rest is bfloat16.
           max_length: the most tokens of an item, its image tokens included.
+          revision: branch, tag or commit of a hub repository; None: its main branch as it is now.
           processing: how items become tokens and patches; None: as recorded when the folder was
             exported from here, else as the family's published embedders do it.
           mesh: from `sharding.make_mesh`; None: this process's devices, with items and weights
@@ -78,7 +81,10 @@ class Embedder:
         if dtype not in ("float32", "bfloat16", "int8"):
             raise ValueError(f'dtype is {dtype!r}; use "float32", "bfloat16" or "int8"')
         backbone = open_backbone(
-            os.fspath(folder_or_hub_id), max_length=max_length, processing=processing
+            os.fspath(folder_or_hub_id),
+            max_length=max_length,
+            revision=revision,
+            processing=processing,
         )
         if mesh is None:
             mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
@@ -110,7 +116,8 @@ class Embedder:
 
         Raises:
           TypeError, ValueError: an item is not as above, an image cannot be read, or an image
-            alone takes more than `max_length` tokens. The message starts with the item's index.
+            alone takes more than `max_length` tokens, a token has no embedding, or the result is
+            not finite. The message starts with the item's index.
         """
         items = _listed(items)
         work = [Part(index, item, prompt, suffix) for index, item in enumerate(items)]
@@ -162,11 +169,16 @@ class Embedder:
         truncated = orphans = 0
         with tqdm(total=len(work), unit="item", disable=not show_progress_bar) as bar:
             made = self._rows(work, ahead=batch_size)
-            for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
-                vectors[indices] = part
-                truncated += sum(row.truncated > 0 for row in rows)
-                orphans += sum(row.orphan_images > 0 for row in rows)
-                bar.update(len(rows))
+            try:
+                for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
+                    vectors[indices] = part
+                    truncated += sum(row.truncated > 0 for row in rows)
+                    orphans += sum(row.orphan_images > 0 for row in rows)
+                    bar.update(len(rows))
+            except NonFiniteError as error:
+                first = work[error.rows[0]]
+                name = f"items[{first.number}], {name_of(first.item())}"
+                raise ValueError(error.of(name)) from error
         if truncated:
             logging.warning(
                 "%d of %d texts were cut to max_length = %d tokens",
@@ -185,9 +197,17 @@ class Embedder:
 
         Batches of a shape come as they fill, what is left at the end, so that the embeddings follow
         from the rows and `batch_size` alone, to the last bit.
+
+        Raises:
+          NonFiniteError: with the numbers of the rows whose embeddings are not finite.
         """
         for plan, indices, batch in self._batches(rows, batch_size):
-            yield indices, batch, self._encode_rows(batch, plan)
+            try:
+                part = self._encode_rows(batch, plan)
+            except NonFiniteError as error:
+                numbers = [indices[row] for row in error.rows]
+                raise NonFiniteError(numbers, error.total, error.cause) from error
+            yield indices, batch, part
 
     @staticmethod
     def similarity(

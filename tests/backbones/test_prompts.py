@@ -50,6 +50,7 @@ def opened(folder, style, max_length=10_000) -> Prompt:
         folder,
         AutoTokenizer.from_pretrained(folder),
         image_token_id=image_token_id,
+        vocab_size=448,
         style=style,
         max_length=max_length,
     )
@@ -205,7 +206,14 @@ def test_a_template_that_is_no_frame_is_an_error(tmp_path, template, message):
 def test_an_image_token_that_is_a_word_is_an_error(folders):
     tokenizer = AutoTokenizer.from_pretrained(folders["onevision"])
     with pytest.raises(ValueError, match=r"image token of config.json is 3.*not an added"):
-        open_prompt(folders["onevision"], tokenizer, image_token_id=3, style="raw", max_length=9)
+        open_prompt(
+            folders["onevision"],
+            tokenizer,
+            image_token_id=3,
+            vocab_size=448,
+            style="raw",
+            max_length=9,
+        )
 
 
 @settings(max_examples=50, deadline=None)
@@ -486,7 +494,12 @@ def test_limits_of_the_tokenizers_own_are_lifted(folders):
     tokenizer.backend_tokenizer.enable_padding(length=500)
     image = tokenizer.convert_tokens_to_ids("<image>")
     prompt = open_prompt(
-        folders["mistral"], tokenizer, image_token_id=image, style="raw", max_length=99
+        folders["mistral"],
+        tokenizer,
+        image_token_id=image,
+        vocab_size=448,
+        style="raw",
+        max_length=99,
     )
     text = "a red circle left of a blue square"
     expected = AutoTokenizer.from_pretrained(folders["mistral"])(text)["input_ids"]

@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from experiments import embed as experiment
 from tests.backbones.checkpoints import tensors
@@ -554,3 +554,15 @@ def test_a_mesh_that_does_not_fit(given, tmp_path):
     given.mesh.fsdp = 3
     with pytest.raises(ValueError, match="does not give the 1 device"):
         embed.run(given, tmp_path)
+
+
+def test_vectors_that_are_not_finite_are_not_written(given, pair, tmp_path):
+    """The error names the item, and nothing that could be taken for its vector is left."""
+    folder = shutil.copytree(pair.backbone.folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["language_model.model.norm.weight"][0] = np.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    given.backbone = str(folder)
+    with pytest.raises(ValueError, match=r"item '.*': its embedding is not finite .*norm.weight"):
+        embed.run(given, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("vectors/*"))

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 import scipy.linalg
-from safetensors.numpy import save_file
 
 from unime_jax.backbones import merging, processing
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.names import Names, by_tensor, table
+from unime_jax.backbones.tensor_files import save_file
 from unime_jax.backbones.weights import to_host
 from unime_jax.models.lora import LoraConfig
 
@@ -77,6 +77,7 @@ def save(
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": config.rank,
+        "revision": backbone.commits.get(backbone.base),
         "rank_pattern": _pattern(ranks, config.rank, 1),
         "target_modules": selection(ranks),
         "task_type": None,
@@ -84,7 +85,7 @@ def save(
         "use_rslora": False,
     }
     (partial / merging.CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-    processing.write(partial, backbone.processing)
+    processing.write(partial, backbone.processing, backbone.commits)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -47,6 +47,7 @@ class Backbone:
       own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
+      commits: of the hub repositories that all this came from, by id.
       convert: makes copies of the folder's files, its weights aside, those of the form that
         exports have; None: that is the form they are in.
     """
@@ -64,6 +65,7 @@ class Backbone:
     caveats: tuple[str, ...] = ()
     adapter: pathlib.Path | None = None
     base: str = ""
+    commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_files: tuple[str, ...] = ()
     convert: Callable[[pathlib.Path], None] | None = None
 

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from unime_jax.backbones import hf_config, texts
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.names import Names
+from unime_jax.backbones.names import AS_PUBLISHED, Names
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import open_tokenizer
 from unime_jax.models.bert import Bert, BertConfig, Pooling
@@ -30,9 +30,10 @@ NAMES = Names(
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
-    modules=(),
-    unused=(r"(pooler|cls)\..*", r"embeddings\.position_ids"),
+    modules=(AS_PUBLISHED, (("", "bert."),)),
+    unused=(r"(pooler|cls|classifier|qa_outputs)\..*", r"embeddings\.position_ids"),
     convolution=("", ()),
+    targets=("query", "value"),
 )
 
 
@@ -60,8 +61,12 @@ def open_folder(
         backend.normalizer = normalizers.Sequence(
             first + ([backend.normalizer] if backend.normalizer else [])
         )
-    prompt = texts.TextPrompt(backend, "", min(max_length, longest, config.max_position_embeddings))
-    preprocess = texts.TextPreprocessor(prompt, prefix_left_out=False)
+    longest = min(max_length, longest, config.max_position_embeddings)
+    prompt = texts.TextPrompt(backend, "", config.vocab_size, longest)
+    prompt.check_tokenizer(folder)
+    preprocess = texts.TextPreprocessor(
+        prompt, prefix_left_out=False, learned_positions=config.max_position_embeddings
+    )
     model = _encoder(config, _pooling(folder / pooling / "config.json"))
     return Backbone(
         folder=folder,
@@ -112,6 +117,11 @@ def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
     position = getattr(config, "position_embedding_type", "absolute")
     hf_config.require("position_embedding_type", position, ("absolute",))
     hf_config.require("is_decoder", config.is_decoder, (False,))
+    if config.type_vocab_size < 1:
+        raise ValueError(
+            f"config.json: type_vocab_size is {config.type_vocab_size}; the type of a single text"
+            " needs a row"
+        )
     return BertConfig(
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,

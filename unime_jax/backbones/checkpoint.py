@@ -87,7 +87,9 @@ class Checkpoint:
         if self._adapter:
             linears = {n: entry.shape for entry in entries if entry.transposed for n in entry.names}
             linears |= {n: x.shape for n, x in self.tensors.items() if n in unused and x.shape[1:]}
-            problems += self._adapter.misfits(linears, self._names)
+            problems += self._adapter.misfits(
+                linears, _adaptable(entries, self._names), self._names
+            )
         problems += self._problems
         if problems:
             where = f"{self.folder}" + (f" and {self._adapter.folder}" if self._adapter else "")
@@ -95,6 +97,16 @@ class Checkpoint:
                 f"The weights in {where} do not fit config.json "
                 f"({len(problems)} problem(s)):\n  " + "\n  ".join(problems)
             )
+
+
+def _adaptable(entries: Sequence[Entry], names: Names) -> dict[str, bool]:
+    """Names of the tensors that PEFT can adapt, and whether each is a linear layer's."""
+    return {
+        name: entry.transposed and entry.path != names.convolution[0]
+        for entry in entries
+        if entry.transposed or entry.path.endswith(".embedding")
+        for name in entry.names
+    }
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -54,6 +54,7 @@ def open_folder(
             folder,
             open_tokenizer(folder),
             image_token_id=config.image_token_index,
+            vocab_size=config.text_config.vocab_size,
             style=processing.prompt,
             max_length=max_length,
             orphans=processing.orphans,
@@ -128,6 +129,8 @@ def assemble(
             patches=tower.side**2,
             patch_bytes=3 * tower.patch_size**2,
             positioned=processing.orphans == "image",
+            vocabulary=text.vocab_size,
+            table=(1, tower.side**2),
         ),
         processing=processing,
         config_changes=changes,
@@ -142,7 +145,12 @@ def assemble(
 
 
 def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
-    """The spelling of checkpoints in Hugging Face form, before and after transformers 4.52."""
+    """The spelling of checkpoints in Hugging Face form.
+
+    Published are the names of before transformers 4.52. Since then both halves lie in `model`,
+    which is left out if there is no head; since 5, the tower has no `vision_model` in it. Adapters
+    may have been trained on the language model alone.
+    """
     patch = tower.patch_size
     unread = range(tower.num_layers, config.vision_config.num_hidden_layers)
     return weights.Names(
@@ -153,16 +161,22 @@ def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
             ("image_newline", "image_newline"),
         ),
         aliases=(
-            (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
-            (r"^model\.language_model\.", "language_model.model."),
+            (r"^model\.(vision_tower|multi_modal_projector|image_newline|language_model)", r"\1"),
+            (
+                r"^(?:model\.|language_model\.)?(embed_tokens|layers|norm)\.",
+                r"language_model.model.\1.",
+            ),
             (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
             (r"^lm_head\.", "language_model.lm_head."),
         ),
         modules=(
-            (r"^language_model\.model\.", "model.language_model."),
-            (r"^language_model\.lm_head\.", "lm_head."),
-            (r"^vision_tower\.vision_model\.", "model.vision_tower."),
-            (r"^multi_modal_projector\.", "model.multi_modal_projector."),
+            _modules("model.", "vision_tower."),
+            _modules("", "vision_tower."),
+            _modules("model.", "vision_tower.vision_model."),
+            _modules("", "vision_tower.vision_model."),
+            weights.AS_PUBLISHED,
+            (("language_model.model.", ""),),
+            (("language_model.", ""),),
         ),
         unused=(
             r"language_model\.lm_head\.weight",
@@ -171,6 +185,17 @@ def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
             *(rf"vision_tower\.vision_model\.encoder\.layers\.{layer}\..*" for layer in unread),
         ),
         convolution=("vision_tower.embeddings.patch_embedding.kernel", (3, patch, patch)),
+    )
+
+
+def _modules(model: str, tower: str) -> weights.Modules:
+    """Modules since transformers 4.52, in `model` or without a head."""
+    return (
+        ("language_model.model.", f"{model}language_model."),
+        *((("language_model.lm_head.", "lm_head."),) if model else ()),
+        ("vision_tower.vision_model.", f"{model}{tower}"),
+        ("multi_modal_projector.", f"{model}multi_modal_projector."),
+        ("image_newline", f"{model}image_newline"),
     )
 
 

@@ -44,13 +44,27 @@ TEMPLATE = (
     "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\\n\\n<|im_end|>\\n' }}"
 )
-ALIASES = (  # to LLaVA-OneVision's names
-    (r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
-    (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
-    (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+ALIASES = (  # to LLaVA-OneVision's names; a model without head has no `model.` in front
+    (r"^(?:model\.)?vision_tower\.vision_tower\.", "vision_tower."),
+    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    (r"^(?:model\.)?mm_projector\.0\.", "multi_modal_projector.linear_1."),
+    (r"^(?:model\.)?mm_projector\.2\.", "multi_modal_projector.linear_2."),
     (r"^model\.image_newline$", "image_newline"),
-    (r"^model\.(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
+    (r"^(?:model\.)?(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
     (r"^lm_head\.", "language_model.lm_head."),
+)
+# The original code's modules, with and without head, in older and newer versions of transformers.
+MODULES = tuple(
+    (
+        ("language_model.model.", model),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.vision_model.", f"{model}vision_tower.vision_tower.{tower}"),
+        ("multi_modal_projector.linear_1.", f"{model}mm_projector.0."),
+        ("multi_modal_projector.linear_2.", f"{model}mm_projector.2."),
+        ("image_newline", f"{model}image_newline"),
+    )
+    for model in ("model.", "")
+    for tower in ("vision_model.", "")
 )
 
 
@@ -68,7 +82,7 @@ def open_folder(
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
     tower = llava.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
-    names = dataclasses.replace(llava.names(converted, tower), aliases=ALIASES)
+    names = dataclasses.replace(llava.names(converted, tower), aliases=ALIASES, modules=MODULES)
     backbone = llava.assemble(
         folder,
         converted,
@@ -78,6 +92,7 @@ def open_folder(
             folder,
             tokenizer,
             image_token_id=converted.image_token_index,
+            vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
             orphans=processing.orphans,

@@ -3,6 +3,9 @@
 The arithmetic is PEFT's `merge_and_unload`, in float32: W + s B A, and for DoRA every row scaled to
 its trained magnitude (Liu et al. 2024, eq. 5). Any slice of a merged tensor needs just that slice
 of the base, but for the norms of its rows, which are computed once.
+
+The configuration's targets are held against the file, both ways: PEFT loads half an adapter as half
+of one, and leaves out what is not targeted.
 """
 
 import dataclasses
@@ -15,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from unime_jax.backbones.names import Names
+from unime_jax.backbones.names import Modules, Names, module_in
+from unime_jax.backbones.peft_targets import is_target
 from unime_jax.backbones.tensor_files import FLOATS, Tensor, open_file
 
 CONFIG = "adapter_config.json"
@@ -23,6 +27,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BLOCK = 256  # rows of a tensor whose norms are computed at once
 TINY = 1e-15  # below any norm that a trained row has
+DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's, of a configuration that leaves them out
 
 _NAME = re.compile(
     re.escape(PREFIX) + r"(?P<module>.+)\."
@@ -125,16 +130,29 @@ def _float(tensor: Tensor) -> np.ndarray:
 class Adapter:
     """The deltas of a folder, by the published name of the tensor that each changes.
 
+    `config`: the content of adapter_config.json, defaults filled in.
     `strangers`: names in the file that are no part of a LoRA or DoRA.
+    `repeated`: names of parts that the file holds under another name, too.
     """
 
     folder: pathlib.Path
+    config: Mapping[str, Any]
     deltas: Mapping[str, Delta]
     strangers: tuple[str, ...]
+    repeated: tuple[str, ...]
 
-    def misfits(self, linears: Mapping[str, tuple[int, ...]], names: Names) -> list[str]:
-        """A line for everything that does not fit, given the shapes of all linear layers."""
-        lines = []
+    def misfits(
+        self, linears: Mapping[str, tuple[int, ...]], adaptable: Mapping[str, bool], names: Names
+    ) -> list[str]:
+        """A line for everything that does not fit.
+
+        Args:
+          linears: shapes of all linear layers and convolutions, by published name.
+          adaptable: published names of the layers that the embedder uses and PEFT can adapt, and
+            whether each is a linear layer (no convolution, no embedding).
+          names: of the family.
+        """
+        lines = [f"adapter     {name}: twice, under another name, too" for name in self.repeated]
         for name in self.strangers:
             # PEFT keeps a copy of the head of the base in the file if it has an adapter.
             tensor = name.removeprefix(PREFIX).replace(".base_layer.", ".")
@@ -145,16 +163,54 @@ class Adapter:
                 lines += delta.misfits(linears[name])
             elif not names.is_unused(name):
                 lines.append(f"adapter     {delta.module}: the model has no such linear layer")
+        return lines + self._untargeted(adaptable, names)
+
+    def _untargeted(self, adaptable: Mapping[str, bool], names: Names) -> list[str]:
+        """A line for each target that is not in the file, and for each tensor of no target.
+
+        Patterns are matched with the names that modules had where the adapter was trained. Of
+        several models that fit the names in the file, the one counts that fits best: the language
+        model alone may have been all that there was.
+        """
+        deltas = {name: delta for name, delta in self.deltas.items() if name in adaptable}
+        models = [
+            model
+            for model in names.modules
+            if all(module_in(model, name) == delta.module for name, delta in deltas.items())
+        ]
+        found = [self._differences(model, adaptable) for model in models or names.modules]
+        return min(found, key=len)
+
+    def _differences(self, model: Modules, adaptable: Mapping[str, bool]) -> list[str]:
+        lines = []
+        for name, linear in adaptable.items():
+            module = module_in(model, name)
+            targeted = module is not None and is_target(self.config, module, linear=linear)
+            if name in self.deltas and not targeted:
+                lines.append(
+                    f"adapter     {self.deltas[name].module}: in {WEIGHTS}, but target_modules does"
+                    " not name it"
+                )
+            elif targeted and name not in self.deltas and not self._is_strange(f"{module}."):
+                lines.append(
+                    f"adapter     {module}: target_modules names it, but {WEIGHTS} has no tensors"
+                    " of it"
+                )
         return lines
+
+    def _is_strange(self, module: str) -> bool:
+        """Whether tensors of the module are among what is refused anyway."""
+        return any(name.removeprefix(PREFIX).startswith(module) for name in self.strangers)
 
 
 def read(folder: pathlib.Path, names: Names) -> Adapter:
     """Reads an adapter's configuration and where its tensors lie.
 
     Raises:
-      ValueError: its weights are not there as safetensors, or it does what is not done here.
+      ValueError: its weights are not there as safetensors, it has none, its configuration lacks
+        something, or it does what is not done here.
     """
-    config = read_config(folder)
+    config = DEFAULTS | read_config(folder)
     unsupported = [key for key in _UNSUPPORTED if config.get(key)]
     unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     unsupported += ["peft_type"] if config.get("peft_type") != "LORA" else []
@@ -172,20 +228,34 @@ def read(folder: pathlib.Path, names: Names) -> Adapter:
             "peft.PeftModel.from_pretrained and write it again with save_pretrained, which makes "
             "a safetensors file."
         )
-    parts: dict[str, dict[str, Tensor]] = {}
-    strangers = []
-    for name, tensor in open_file(folder / WEIGHTS).items():
-        match = _NAME.fullmatch(name)
-        if match:
-            parts.setdefault(match["module"], {})[match["part"]] = tensor
-        else:
-            strangers.append(name)
-    deltas = {}
-    for module, found in parts.items():
+    config["target_modules"] = config.get("target_modules") or list(names.targets)
+    if not config["target_modules"]:
+        raise ValueError(
+            f"{folder / CONFIG}: target_modules is missing, so that it is not known what the "
+            "adapter changes; write the names of the layers there that it was trained on."
+        )
+    deltas: dict[str, Delta] = {}
+    strangers, repeated = [], []
+    for spelled, tensor in open_file(folder / WEIGHTS).items():
+        match = _NAME.fullmatch(spelled)
+        if match is None:
+            strangers.append(spelled)
+            continue
+        module, part = match["module"], match["part"]
         name = names.published(module + ".weight")
-        rank, scale = _rank_and_scale(config, module, names)
-        deltas[name] = Delta(module, found, rank, scale, bool(config.get("use_dora")))
-    return Adapter(folder, deltas, tuple(strangers))
+        if name not in deltas:
+            rank, scale = _rank_and_scale(config, module, names, folder / CONFIG)
+            deltas[name] = Delta(module, {}, rank, scale, bool(config.get("use_dora")))
+        if part in deltas[name].parts:
+            repeated.append(spelled)
+        deltas[name].parts[part] = tensor
+    if not deltas:
+        raise ValueError(
+            f"{folder / WEIGHTS} has no tensors of a LoRA or DoRA (it has {len(strangers)} others),"
+            " so that this would be the base without the adapter: write the adapter again, with"
+            " PEFT's save_pretrained of the model that was trained."
+        )
+    return Adapter(folder, config, deltas, tuple(strangers), tuple(repeated))
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -193,7 +263,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text())
 
 
-def _rank_and_scale(config: Mapping[str, Any], module: str, names: Names) -> tuple[int, float]:
+def _rank_and_scale(
+    config: Mapping[str, Any], module: str, names: Names, file: pathlib.Path
+) -> tuple[int, float]:
     """Patterns are matched with a module's name in the file, and with that in transformers 5."""
     spellings = (module, names.module(names.published(module + ".weight")))
 
@@ -203,6 +275,11 @@ def _rank_and_scale(config: Mapping[str, Any], module: str, names: Names) -> tup
                 return value
         return default
 
-    rank = int(chosen(config.get("rank_pattern"), config["r"]))
-    alpha = float(chosen(config.get("alpha_pattern"), config["lora_alpha"]))
+    rank = chosen(config.get("rank_pattern"), config["r"])
+    alpha = chosen(config.get("alpha_pattern"), config["lora_alpha"])
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise ValueError(
+            f"{file}: {module} has rank {rank!r} and lora_alpha {alpha!r}; they must be a whole"
+            " number of at least 1, and a number"
+        )
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 _STACKED = re.compile(r"(.*\.(?:layers?|blocks))\.(.*)")
+Modules = tuple[tuple[str, str], ...]
+AS_PUBLISHED: Modules = (("", ""),)
 STRIP = 128  # bytes of every target row that are written at once when transposing: cache lines
 
 
@@ -33,23 +35,27 @@ class Names:
     """How a checkpoint spells names.
 
     `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
-    `aliases`: (regex, replacement) that turn other spellings into the published one.
-    `modules`: (regex, replacement) that turn published names into those of transformers 5's
-    modules, which is what PEFT sees; first match wins.
+    `aliases`: (regex, replacement) that turn other spellings into the published one, in order.
+    `modules`: what modules are called, which is what PEFT sees, in each model that the tensors may
+    have been part of: (published prefix, module prefix), first match wins; a name that no prefix
+    covers is not in that model. First comes transformers 5's model with its head, then others:
+    without the head, of older versions, the language model alone.
     `unused`: regexes of tensors that the embedder has no use for (carried over on export).
     `convolution`: path of the kernel that is a convolution in the file, and the shape of one of
     its filters there.
     `fused`: layers that are one in the file.
     `shared`: published names of tensors that a file may hold under several names.
+    `targets`: layers that PEFT adapts if an adapter's configuration names none; (): it refuses.
     """
 
     prefixes: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
-    modules: tuple[tuple[str, str], ...]
+    modules: tuple[Modules, ...]
     unused: tuple[str, ...]
     convolution: tuple[str, tuple[int, ...]]
     fused: tuple[Fused, ...] = ()
     shared: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
     def published(self, name: str) -> str:
         """The published name of a tensor, given any spelling of it."""
@@ -59,15 +65,21 @@ class Names:
 
     def module(self, name: str) -> str:
         """The module of transformers 5 that holds the tensor of a published name."""
-        for pattern, replacement in self.modules:
-            if re.match(pattern, name):
-                name = re.sub(pattern, replacement, name)
-                break
-        return name.rpartition(".")[0]
+        module = module_in(self.modules[0], name)
+        assert module is not None, f"no module of transformers 5 has {name}"
+        return module
 
     def is_unused(self, name: str) -> bool:
         """Whether the embedder has no use for the tensor of a published name."""
         return _any_of(self.unused).fullmatch(name) is not None
+
+
+def module_in(model: Modules, name: str) -> str | None:
+    """The module of a model that holds the tensor of a published name; None: it has none."""
+    for published, theirs in model:
+        if name.startswith(published):
+            return (theirs + name[len(published) :]).rpartition(".")[0]
+    return None
 
 
 @functools.cache

@@ -56,11 +56,14 @@ class NumberedPrompt(Prompt):
         return "".join(lines) + text, orphans
 
 
-def open_numbered_prompt(folder: pathlib.Path, *, style: Style, max_length: int) -> NumberedPrompt:
+def open_numbered_prompt(
+    folder: pathlib.Path, *, vocab_size: int, style: Style, max_length: int
+) -> NumberedPrompt:
     """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
 
     Raises:
-      ValueError: there is no usable tokenizer or chat template, or the style is for others.
+      ValueError: there is no usable tokenizer or chat template, the style is for others, or the
+        model has no embedding of tokens in ordinary use.
     """
     # By the files alone: of the class that config.json asks for, transformers knows nothing.
     tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
@@ -76,12 +79,15 @@ def open_numbered_prompt(folder: pathlib.Path, *, style: Style, max_length: int)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return NumberedPrompt(
+    prompt = NumberedPrompt(
         tokenizer=backend,
         style=style,
         frames=frames,
         image_token="<|image_1|>",
         image_token_id=IMAGE_TOKEN_ID,
         special_tokens=special_tokens,
+        vocab_size=vocab_size,
         max_length=max_length,
     )
+    prompt.check_tokenizer(folder)
+    return prompt

@@ -11,7 +11,7 @@ from transformers import MistralConfig, PretrainedConfig
 
 from unime_jax.backbones import hf_config, texts
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.names import Fused, Names
+from unime_jax.backbones.names import AS_PUBLISHED, Fused, Names
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import open_tokenizer
 from unime_jax.models.decoder import DecoderConfig
@@ -45,9 +45,20 @@ NAMES = Names(
             "latent_attention_model.cross_attend_blocks.1.fn.net.",
         ),
     ),
-    aliases=(),
-    modules=(),
-    unused=(r".*\.inv_freq",),  # a buffer that older versions saved
+    aliases=(
+        (r"^model\.(embedding_model|latent_attention_model)\.", r"\1."),
+        (r"^embedding_model\.model\.", "embedding_model."),  # a decoder that has a head
+        (r"^(?:model\.)?(embed_tokens|layers|norm)\.", r"embedding_model.\1."),  # it alone
+    ),
+    modules=(
+        AS_PUBLISHED,
+        (("", "model."),),
+        (("embedding_model.", "embedding_model.model."), ("", "")),
+        (("embedding_model.", ""),),
+        (("embedding_model.", "model."),),
+    ),
+    # A head, and a buffer that older versions saved.
+    unused=(r"(embedding_model\.)?lm_head\.weight", r".*\.inv_freq"),
     convolution=("", ()),
     fused=(
         Fused("latent_attention_model.cross_attention.", "to_kv", ("to_k", "to_v")),
@@ -78,8 +89,9 @@ def open_folder(
     text, longest = _decoder(config)
     latent = _latent_attention(config, text.hidden_size)
     tokenizer, end = _tokenizer(folder)
-    prompt = texts.TextPrompt(tokenizer, end, min(max_length, longest))
-    preprocess = texts.TextPreprocessor(prompt, prefix_left_out=True)
+    prompt = texts.TextPrompt(tokenizer, end, text.vocab_size, min(max_length, longest))
+    prompt.check_tokenizer(folder)
+    preprocess = texts.TextPreprocessor(prompt, prefix_left_out=True, learned_positions=None)
     model = NvEmbedConfig(text, latent)
     return Backbone(
         folder=folder,

@@ -79,7 +79,12 @@ def open_folder(
         raise ValueError(f"crops are {crops}; an image has at least one")
     model = Phi3VConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
     preprocess = Phi3VPreprocessor(
-        prompt=open_numbered_prompt(folder, style=processing.prompt, max_length=max_length),
+        prompt=open_numbered_prompt(
+            folder,
+            vocab_size=text.vocab_size,
+            style=processing.prompt,
+            max_length=max_length,
+        ),
         tile=vision.image_size,
         patch=vision.patch_size,
         crops=crops,
@@ -97,6 +102,8 @@ def open_folder(
             patches=vision.side**2,
             patch_bytes=3 * vision.patch_size**2,
             positioned=True,
+            vocabulary=text.vocab_size,
+            table=(2, vision.side**2 // MERGE**2),
         ),
         processing=processing,
         image_processor_changes={"num_crops": crops},
@@ -222,8 +229,11 @@ def names(vision: VisionConfig, layers: int) -> weights.Names:
             ("glb_GN", f"{embedding}.glb_GN"),
             ("language_model.", "model."),
         ),
-        aliases=((r"^model\.vision_embed_tokens\.wte\.", "model.embed_tokens."),),
-        modules=(),
+        aliases=(
+            (r"^(embed_tokens|layers|norm|vision_embed_tokens)\.", r"model.\1."),  # without head
+            (r"^model\.vision_embed_tokens\.wte\.", "model.embed_tokens."),
+        ),
+        modules=(weights.AS_PUBLISHED, (("model.", ""),)),
         unused=(
             r"lm_head\.weight",
             r".*\.(position_ids|inv_freq)",  # buffers that older versions saved

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 
 from unime_jax.backbones.prompts import Orphans, Style
 
@@ -70,10 +71,23 @@ def caveats(processing: Processing) -> tuple[str, ...]:
     return tuple(found)
 
 
-def write(folder: pathlib.Path, processing: Processing) -> None:
-    """Records in an exported folder how its inputs are made."""
-    text = json.dumps(dataclasses.asdict(processing), indent=2) + "\n"
-    (folder / FILE).write_text(text)
+def write(
+    folder: pathlib.Path, processing: Processing, commits: Mapping[str, str] | None = None
+) -> None:
+    """Records in an exported folder how its inputs are made, and what it was made of.
+
+    `commits`: of hub repositories, by id; None: it came from none.
+    """
+    record = dataclasses.asdict(processing) | {"commits": dict(commits or {})}
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_commits(folder: pathlib.Path) -> dict[str, str]:
+    """Commits of the hub repositories that an exported folder was made of, by their ids."""
+    if not (folder / FILE).exists():
+        return {}
+    commits: dict[str, str] = json.loads((folder / FILE).read_text()).get("commits", {})
+    return commits
 
 
 def read(folder: pathlib.Path) -> Processing | None:

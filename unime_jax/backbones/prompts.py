@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frames_of
+from unime_jax.backbones.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
 
 Style = Literal["chat", "verbatim", "raw"]
@@ -48,6 +49,7 @@ class Prompt:
     image_token: str
     image_token_id: int
     special_tokens: bool  # whether the tokenizer adds its own, a BOS in front
+    vocab_size: int  # rows of the model's embedding
     max_length: int
     orphans: Orphans = "strip"
 
@@ -63,7 +65,8 @@ class Prompt:
         the template around the text, or the last token, which is pooled.
 
         Raises:
-          ValueError: it cannot be made short enough, or has more images than there are places for.
+          ValueError: it cannot be made short enough, has more images than there are places for, or
+            a token that the model has no embedding of.
         """
         prefix, text, suffix, orphans = self._parts(item)
         ids, offsets = self._encode(prefix + text + suffix)
@@ -89,6 +92,7 @@ class Prompt:
                 )
             cut = set(loose[-excess:])
             ids = [token for i, token in enumerate(ids) if i not in cut]
+        check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
         return Tokenised(ids, excess, orphans)
 
     def expand(
@@ -121,6 +125,12 @@ class Prompt:
         """Strings that stand for an image in a text."""
         numbered = (f"<|image_{number}|>" for number in range(1, MAX_IMAGES + 1))
         return (*numbered, self.image_token)
+
+    def check_tokenizer(self, folder: pathlib.Path) -> None:
+        """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
+        around = [text for frame in self.frames for text in frame]
+        always = [self._encode(text)[0] for text in ("", self.image_token, *around)]
+        check_tokenizer(folder, self.tokenizer, self.vocab_size, always=always)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the part of the text that each one is of."""
@@ -197,6 +207,7 @@ def open_prompt(
     tokenizer: PreTrainedTokenizerBase,
     *,
     image_token_id: int,
+    vocab_size: int,
     style: Style,
     max_length: int,
     orphans: Orphans = "strip",
@@ -204,10 +215,12 @@ def open_prompt(
 ) -> Prompt:
     """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
 
-    `template` is Jinja source that takes the place of the folder's own.
+    `template` is Jinja source that takes the place of the folder's own. `vocab_size` is the number
+    of rows of the model's embedding.
 
     Raises:
-      ValueError: the files contradict each other, or there is no usable chat template.
+      ValueError: the files contradict each other, there is no usable chat template, or the model
+        has no embedding of tokens in ordinary use.
     """
     image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
     if image_token not in tokenizer.get_added_vocab():
@@ -226,16 +239,19 @@ def open_prompt(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may carry a length or padding of its own
     backend.no_padding()
-    return Prompt(
+    prompt = Prompt(
         tokenizer=backend,
         style=style,
         frames=frames,
         image_token=image_token,
         image_token_id=image_token_id,
         special_tokens=special_tokens,
+        vocab_size=vocab_size,
         max_length=max_length,
         orphans=orphans,
     )
+    prompt.check_tokenizer(folder)
+    return prompt
 
 
 def name_of(item: Item) -> str:

@@ -62,6 +62,7 @@ def open_folder(
             folder,
             open_tokenizer(folder),
             image_token_id=config.image_token_id,
+            vocab_size=text.vocab_size,
             style=processing.prompt,
             max_length=max_length,
             orphans=processing.orphans,
@@ -88,6 +89,8 @@ def open_folder(
             patches=TILE,
             patch_bytes=3 * vision.patch_size**2,
             positioned=True,
+            vocabulary=text.vocab_size,
+            table=(0, TILE // vision.merge**2),
         ),
         processing=processing,
         config_changes={},
@@ -106,7 +109,11 @@ def _position_caveats(processing: Processing) -> tuple[str, ...]:
 
 
 def names(vision: QwenVisionConfig) -> weights.Names:
-    """The spelling of published checkpoints; transformers 5 nests both halves in `model`."""
+    """The spelling of published checkpoints.
+
+    Since transformers 4.52 both halves lie in `model`, which is left out if there is no head.
+    Before, a model without head was the language model alone.
+    """
     patch = vision.patch_size
     return weights.Names(
         prefixes=(
@@ -115,8 +122,17 @@ def names(vision: QwenVisionConfig) -> weights.Names:
             ("visual.", "visual."),
             ("language_model.", "model."),
         ),
-        aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
-        modules=((r"^visual\.", "model.visual."), (r"^model\.", "model.language_model.")),
+        aliases=(
+            (r"^model\.visual\.", "visual."),
+            (r"^(?:model\.)?language_model\.", "model."),
+            (r"^(embed_tokens|layers|norm)\.", r"model.\1."),
+        ),
+        modules=(
+            (("visual.", "model.visual."), ("model.", "model.language_model."), ("", "")),
+            (("visual.", "visual."), ("model.", "language_model.")),
+            weights.AS_PUBLISHED,
+            (("model.", ""),),
+        ),
         unused=(r"lm_head\.weight",),
         convolution=("visual.patch_embed.proj.kernel", (3, vision.frames, patch, patch)),
     )

@@ -8,9 +8,12 @@ import dataclasses
 import json
 import math
 import pathlib
+import stat
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -76,6 +79,20 @@ def open_file(file: pathlib.Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is cut short within {name}: download it again.")
         tensors[name] = Tensor(file, dtype, shape, start + begin)
     return tensors
+
+
+def save_file(
+    tensors: Mapping[str, np.ndarray], file: pathlib.Path, *, metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file with the permissions that any new file gets, by the umask.
+
+    The safetensors library makes files that nobody but their owner can read.
+    """
+    file.unlink(missing_ok=True)
+    file.touch()
+    mode = file.stat().st_mode
+    safetensors.numpy.save_file(dict(tensors), file, metadata=dict(metadata))
+    file.chmod(stat.S_IMODE(mode))
 
 
 def checkpoint_files(folder: pathlib.Path) -> dict[str, set[str]]:

@@ -8,6 +8,7 @@ import tokenizers
 
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import name_of
+from unime_jax.backbones.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item, Row
 from unime_jax.data.plan import Layout
 
@@ -23,6 +24,7 @@ class TextPrompt:
 
     tokenizer: tokenizers.Tokenizer
     ending: str
+    vocab_size: int  # rows of the model's embedding
     max_length: int
 
     def rendered(self, item: Item) -> str:
@@ -36,7 +38,8 @@ class TextPrompt:
         the suffix, the ending or the special tokens.
 
         Raises:
-          ValueError: there are images, or no tokens, or it cannot be made short enough.
+          ValueError: there are images, or no tokens, it cannot be made short enough, or a token
+            has no embedding.
         """
         if item.pictures:
             raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the image")
@@ -60,7 +63,13 @@ class TextPrompt:
                 )
             cut = set(loose[-excess:])
             ids = [token for i, token in enumerate(ids) if i not in cut]
+        check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
         return ids, excess
+
+    def check_tokenizer(self, folder: pathlib.Path) -> None:
+        """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
+        always = [self.tokenizer.encode(self.ending).ids]
+        check_tokenizer(folder, self.tokenizer, self.vocab_size, always=always)
 
     def pieces(self, text: str) -> int:
         """Tokens of a text alone, without special ones."""
@@ -77,11 +86,16 @@ class TextPreprocessor:
 
     prompt: TextPrompt
     prefix_left_out: bool
+    learned_positions: int | None  # rows of a table of positions; None: there is none
 
     @property
     def layout(self) -> Layout:
         """Of all rows."""
-        return Layout(pooled=self.prefix_left_out)
+        return Layout(
+            pooled=self.prefix_left_out,
+            vocabulary=self.prompt.vocab_size,
+            learned_positions=self.learned_positions,
+        )
 
     def __call__(self, item: Item) -> Row:
         """One row; `truncated` counts the tokens that were cut off.

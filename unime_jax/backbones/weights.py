@@ -17,15 +17,23 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors.numpy import save_file
 
 from unime_jax.backbones import quantized
 from unime_jax.backbones.checkpoint import Checkpoint
 from unime_jax.backbones.merging import Adapter
-from unime_jax.backbones.names import Entry, Fused, Names, by_tensor, copy_transposed, table
-from unime_jax.backbones.tensor_files import INDEX, SINGLE
+from unime_jax.backbones.names import (
+    AS_PUBLISHED,
+    Entry,
+    Fused,
+    Modules,
+    Names,
+    by_tensor,
+    copy_transposed,
+    table,
+)
+from unime_jax.backbones.tensor_files import INDEX, SINGLE, save_file
 
-__all__ = ["Checkpoint", "Fused", "Names", "load", "save"]
+__all__ = ["AS_PUBLISHED", "Checkpoint", "Fused", "Modules", "Names", "load", "save"]
 
 SHARD_BYTES = 5 * 10**9  # the hub's customary shard size
 THREADS = min(16, os.cpu_count() or 1)  # layers that are read at the same time

@@ -17,7 +17,13 @@ from unime_jax.data.embeddings import RECORD, block_file, item_id, open_matrix, 
 BLOCK = 8192  # rows of a file
 DTYPES = ("float16", "float32")
 # Where a model or a data set lies may change, and so may versions; what they are may not.
-NOT_COMPARED = ("count", "complete", "provenance.backbone", "provenance.versions")
+NOT_COMPARED = (
+    "count",
+    "complete",
+    "provenance.backbone",
+    "provenance.commits",
+    "provenance.versions",
+)
 
 
 def write(

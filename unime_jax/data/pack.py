@@ -118,6 +118,10 @@ def fill_buckets(
 
     Returns the groups, with shapes that depend on the plan only, and where each row is:
     int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
+
+    Raises:
+      TypeError: a row has another form than the plan's layout says.
+      ValueError: there are too many rows, or one would look up what the model does not have.
     """
     if plan.chunk_size % process_count:
         raise ValueError(
@@ -134,6 +138,7 @@ def fill_buckets(
     places = np.zeros((len(rows), 3), np.int32)
     for i, row in enumerate(rows):
         _check_layout(row, plan.layout)
+        _check_bounds(row, plan.layout)
         g = smallest_bucket(row, plan)
         while not _fits(row, plan.buckets[g]) or used[g] == groups[g].length.size:
             g += 1
@@ -249,6 +254,28 @@ def _check_layout(row: Row, layout: Layout) -> None:
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
             f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
         )
+
+
+def _check_bounds(row: Row, layout: Layout) -> None:
+    """Nothing that is looked up on a device may lie beyond what there is.
+
+    Raises:
+      ValueError: a token, position or slot does.
+    """
+    first, per_tile = layout.table or (0, 0)
+    bounds = {
+        "token": (row.tokens, layout.vocabulary),
+        "position": (row.positions, layout.learned_positions),
+        "slot": (row.slot, layout.table and (first + _tiles(row) * per_tile) * bool(_tiles(row))),
+    }
+    least = {"token": 0, "position": 0, "slot": -1}
+    for name, (found, bound) in bounds.items():
+        if bound is not None and (np.max(found) >= bound or np.min(found) < least[name]):
+            raise ValueError(
+                f"a row of {len(row.tokens)} tokens and {_tiles(row)} tiles has {name}s from"
+                f" {np.min(found)} to {np.max(found)}; they must be from {least[name]} to"
+                f" {bound - 1}: its preprocessing does not fit the model"
+            )
 
 
 def _info(

@@ -20,7 +20,12 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the rows of a model family have in common; 0 patches: no images."""
+    """What the rows of a model family have in common; 0 patches: no images.
+
+    `vocabulary`, `learned_positions` and `table` bound what rows look up on a device, which would
+    read no number beyond; None: there is no bound. A row of n tiles has `table[0]` + n * `table[1]`
+    vectors for its image tokens to choose from.
+    """
 
     axes: int = 1  # A
     slots: int = 1  # S
@@ -30,6 +35,9 @@ class Layout:
     positioned: bool = False  # rows have patch_position
     pooled: bool = False  # rows have pool_start
     teacher: int = 0  # width of a row's teacher embedding
+    vocabulary: int | None = None
+    learned_positions: int | None = None
+    table: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def write(
         name=workdir.resolve().name,
         folder=folder.name,
         base_model=hub_id,
-        origin=_origin(settings),
+        origin=_origin(settings, backbone),
         dimension=backbone.dimension,
         max_length=settings.data.buckets[-1][0],
         caveats=backbone.caveats,
@@ -69,12 +69,14 @@ def write(
     (folder / "README.md").write_text(text)
 
 
-def _origin(settings: TrainConfig) -> str:
+def _origin(settings: TrainConfig, backbone: Backbone) -> str:
     if settings.init_from:
         run = pathlib.Path(settings.init_from).name
         return f"It started from the result of the run `{run}`, of `{settings.backbone}`."
     start = "has the architecture of" if settings.init == "random" else "started from"
-    return f"It {start} `{settings.backbone}`."
+    commits = [f"`{hub_id}` at commit `{commit}`" for hub_id, commit in backbone.commits.items()]
+    found = f" On the Hugging Face hub that was {' and '.join(commits)}." if commits else ""
+    return f"It {start} `{settings.backbone}`.{found}"
 
 
 def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:

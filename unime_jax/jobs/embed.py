@@ -24,6 +24,7 @@ from tqdm import tqdm
 from unime_jax import config, config_reader, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.fingerprint import fingerprint
+from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data import sources
 from unime_jax.data.ahead import map_ahead
@@ -31,6 +32,7 @@ from unime_jax.data.embeddings_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder
+from unime_jax.encode import NonFiniteError
 from unime_jax.jobs.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -71,7 +73,10 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
     """Reads the corpus once, and compares everything with what `workdir` was begun with."""
     backbone = open_backbone(
-        settings.backbone, max_length=settings.max_length, processing=settings.processing
+        settings.backbone,
+        max_length=settings.max_length,
+        revision=settings.revision,
+        processing=settings.processing,
     )
     items = Items(list(_corpora(settings.data)))
     logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
@@ -80,6 +85,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
         raise ValueError(f"config.data: there is nothing to embed in {items.read} rows{why}")
     provenance = {
         "backbone": backbone.base if backbone.adapter is None else str(backbone.adapter),
+        "commits": dict(backbone.commits),
         "model": {
             "files": fingerprint(backbone),
             "processing": dataclasses.asdict(backbone.processing),
@@ -152,10 +158,14 @@ def _write_blocks(
             bad: list[BadItem] = []
             rows = _good_rows(span, prepared, good, bad)
             vectors = np.empty((len(span), embedder.dimension), np.float32)
-            for places, batch, part in embedder.encode_rows(rows, batch_size=settings.batch_size):
-                vectors[places] = part
-                truncated += sum(row.truncated > 0 for row in batch)
-                bar.update(len(places))
+            encoded = embedder.encode_rows(rows, batch_size=settings.batch_size)
+            try:
+                for places, batch, part in encoded:
+                    vectors[places] = part
+                    truncated += sum(row.truncated > 0 for row in batch)
+                    bar.update(len(places))
+            except NonFiniteError as error:
+                raise ValueError(error.of(name_of(items[good[error.rows[0]]]))) from error
             quarantine.add(bad, len(span))
             work.writer.put(number, items.ids[good], vectors[: len(good)])
     if truncated:

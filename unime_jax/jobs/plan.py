@@ -183,6 +183,7 @@ class Recipe:
             self._backbone = backbones.open_backbone(
                 settings.plan.model or settings.backbone,
                 max_length=longest,
+                revision=None if settings.plan.model else settings.revision,
                 processing=settings.processing,
                 weights=False,
             )

@@ -39,6 +39,7 @@ FREE = (
     # Where things are; that they are the same things, the facts in each checkpoint tell.
     "data.folder",
     "backbone",
+    "revision",
     "init_from",
 )
 

@@ -122,7 +122,12 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
     """
     source = _exported(settings.init_from) if settings.init_from else settings.backbone
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
-    backbone = backbones.open_backbone(source, max_length=longest, processing=settings.processing)
+    backbone = backbones.open_backbone(
+        source,
+        max_length=longest,
+        revision=None if settings.init_from else settings.revision,
+        processing=settings.processing,
+    )
     return trace(settings, mesh, backbone, backbone.preprocess)
 
 

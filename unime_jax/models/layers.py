@@ -94,13 +94,13 @@ def merged_norm(
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, looked up by row."""
+    """A table of vectors, looked up by row; NaN beyond the last, which the host rules out."""
 
     def __init__(self, rows: int, features: int, *, key: jax.Array):
         self.embedding = nnx.Param(jax.random.normal(key, (rows, features)) * 0.02)
 
     def __call__(self, index: Array, dtype: jnp.dtype) -> Float[Array, "... features"]:
-        return jnp.take(self.embedding[...], index, axis=0).astype(dtype)
+        return jnp.take(self.embedding[...], index, axis=0, mode="fill").astype(dtype)
 
 
 class RMSNorm(nnx.Module):

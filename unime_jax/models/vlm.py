@@ -100,11 +100,13 @@ def merge_image_tokens(
 ) -> Float[Array, "B T D"]:
     """Puts table rows where `slot` names them; -1 keeps the text embedding.
 
-    With S > 1 the named rows are blended by `weight` (features of a shrunk tile map).
+    With S > 1 the named rows are blended by `weight` (features of a shrunk tile map). A row beyond
+    the table is NaN; the host rules that out.
     """
     rows, tokens, blend = slot.shape
     index = jnp.maximum(slot, 0).reshape(rows, tokens * blend, 1)
-    picked = jnp.take_along_axis(table, index, axis=1).reshape(rows, tokens, blend, -1)
+    picked = jnp.take_along_axis(table, index, axis=1, mode="fill")
+    picked = picked.reshape(rows, tokens, blend, -1)
     if weight is None:
         image = picked[:, :, 0]
     else:

@@ -1,0 +1,148 @@
+"""Revisions of hub repositories, what is recorded of them, and that no remote code is run."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+from tests.backbones.test_peft_targets import write_adapter
+from tests.backbones.tiny_texts import write_bert
+from unime_jax import Embedder, backbones, paths
+from unime_jax.backbones import adapters, merging, processing
+from unime_jax.export import folder as hf_folder
+from unime_jax.models import lora
+
+FLOAT32 = np.dtype(np.float32)
+MAIN, OTHER, TUNED = ("1" * 40, "2" * 40, "3" * 40)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Two commits of a base and one of an adapter, as they lie in the cache after downloads."""
+    snapshots = {
+        ("org/base", None): tmp_path / "models--org--base" / "snapshots" / MAIN,
+        ("org/base", "v2"): tmp_path / "models--org--base" / "snapshots" / OTHER,
+        ("org/tuned", "v1"): tmp_path / "models--org--tuned" / "snapshots" / TUNED,
+    }
+    base = write_bert(snapshots["org/base", None])
+    shutil.copytree(base, snapshots["org/base", "v2"])
+    adapter = snapshots["org/tuned", "v1"]
+    settings = dict(target_modules=["query"], revision="v2")
+    write_adapter(base, adapter, transformers.AutoModel, **settings)
+    file = adapter / merging.CONFIG
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": "org/base"}
+    file.write_text(json.dumps(config))
+
+    def snapshot_download(hub_id, *, revision, allow_patterns):
+        if (hub_id, revision) not in snapshots:
+            raise OSError(f"no {hub_id} at {revision}")
+        return str(snapshots[hub_id, revision])
+
+    monkeypatch.setattr(backbones, "snapshot_download", snapshot_download)
+    backbones._download.cache_clear()
+    yield snapshots
+    backbones._download.cache_clear()
+
+
+def opened(name, revision=None):
+    return backbones.open_backbone(str(name), max_length=64, revision=revision)
+
+
+def exported(backbone, folder):
+    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    _, parameters = paths.split(backbone.make_model(jax.random.key(0)))
+    hf_folder.write(folder, backbone, graph, parameters, dtype=FLOAT32, prompts={})
+    return json.loads((folder / processing.FILE).read_text())["commits"]
+
+
+def test_the_revision_that_was_asked_for_is_opened_and_recorded(hub, tmp_path):
+    for revision, commit in ((None, MAIN), ("v2", OTHER)):
+        backbone = opened("org/base", revision)
+        assert backbone.folder == hub["org/base", revision] and backbone.folder.name == commit
+        assert backbone.commits == {"org/base": commit}
+        folder = tmp_path / f"export-{commit}"
+        assert exported(backbone, folder) == {"org/base": commit}
+        # An export of the export knows, too, and is opened as before.
+        again = opened(folder)
+        assert again.processing == backbone.processing and again.commits == backbone.commits
+        assert exported(again, tmp_path / f"again-{commit}") == {"org/base": commit}
+
+
+def test_an_adapter_and_its_base_have_a_revision_each(hub, tmp_path):
+    backbone = opened("org/tuned", "v1")
+    assert backbone.folder == hub["org/base", "v2"]
+    assert backbone.commits == {"org/tuned": TUNED, "org/base": OTHER}
+    assert exported(backbone, tmp_path / "export") == backbone.commits
+
+
+def test_adapters_name_the_commit_of_their_base(hub, tmp_path):
+    """As PEFT has it, which then opens that one."""
+    backbone = opened("org/base", "v2")
+    model = backbone.make_model(jax.random.key(0))
+    config = lora.LoraConfig(2, 4.0, False, ((r".*\.query", True), (".*", False)))
+    lora.add(model, config, key=jax.random.key(1))
+    _, parameters = paths.split(model)
+    adapters.save(tmp_path / "adapter", backbone, parameters, config, dtype=FLOAT32)
+    record = json.loads((tmp_path / "adapter" / merging.CONFIG).read_text())
+    assert (record["base_model_name_or_path"], record["revision"]) == ("org/base", OTHER)
+    assert (tmp_path / "adapter" / merging.WEIGHTS).exists()
+
+
+def test_a_revision_that_is_not_there(hub):
+    with pytest.raises(ValueError, match="org/base.* at revision 'v9'"):
+        opened("org/base", "v9")
+
+
+def test_a_local_folder_has_no_revision(hub):
+    folder = hub["org/base", None]
+    assert opened(folder).commits == {}
+    message = "revision is 'v2', but .* is a folder here, of which there is one"
+    with pytest.raises(ValueError, match=message):
+        opened(folder, "v2")
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained(folder, revision="v2")
+
+
+def test_the_embedder_hands_the_revision_on(hub, monkeypatch):
+    asked = []
+    find = backbones._find
+    monkeypatch.setattr(backbones, "_find", lambda *a, **k: asked.append(a) or find(*a, **k))
+    Embedder.from_pretrained("org/base", revision="v2", dtype="float32")
+    assert asked == [("org/base", "v2")]
+
+
+def test_transformers_is_never_left_to_ask_about_code(tmp_path, monkeypatch):
+    """Everything that it opens is opened with trust_remote_code=False."""
+    asked = {}
+
+    def spy(owner, name):
+        opening = getattr(owner, name).__func__
+
+        def spied(cls, *arguments, **settings):
+            asked.setdefault(owner.__name__, []).append(settings.get("trust_remote_code"))
+            return opening(cls, *arguments, **settings)
+
+        monkeypatch.setattr(owner, name, classmethod(spied))
+
+    spy(transformers.AutoConfig, "from_pretrained")
+    spy(transformers.AutoTokenizer, "from_pretrained")
+    folder = write_bert(tmp_path / "bert")
+    file = folder / "config.json"
+    code = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | code))
+    (folder / "evil.py").write_text("raise SystemExit('code was run')\n")
+    opened(folder)
+    assert asked["AutoConfig"][0] is False and asked["AutoTokenizer"][0] is False
+
+
+def test_transformers_is_asked_for_nothing_elsewhere():
+    """Whatever is opened with it in this package says so in the same line."""
+    package = pathlib.Path(backbones.__file__).parents[1]
+    for file in package.rglob("*.py"):
+        for line in file.read_text().splitlines():
+            if ".from_pretrained(" in line and "Embedder" not in line and '"' not in line:
+                assert "trust_remote_code=False" in line, (file, line)
