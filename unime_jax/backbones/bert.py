@@ -112,6 +112,8 @@ def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
     position = getattr(config, "position_embedding_type", "absolute")
     hf_config.require("position_embedding_type", position, ("absolute",))
     hf_config.require("is_decoder", config.is_decoder, (False,))
+    # transformers' implementations of attention disagree about True.
+    hf_config.require("is_causal", bool(getattr(config, "is_causal", False)), (False,))
     return BertConfig(
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones import anyres, hf_config, weights
+from unime_jax.backbones import anyres, hf_config, image_processor_config, weights
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.llava_rows import LlavaPreprocessor
 from unime_jax.backbones.processing import Processing, caveats, require_orphans
@@ -35,6 +35,7 @@ def open_folder(
     max_tiles: int | None,
     tiles_of_many: bool,
     orphans: tuple[Orphans, ...],
+    image_processor: str,
     processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
@@ -45,7 +46,7 @@ def open_folder(
     """
     require_orphans(processing, *orphans)
     tower = tower_config(config)
-    return assemble(
+    backbone = assemble(
         folder,
         config,
         processing,
@@ -58,7 +59,7 @@ def open_folder(
             max_length=max_length,
             orphans=processing.orphans,
         ),
-        processor=open_image_processor(folder, config, tower.image_size),
+        processor=open_image_processor(folder, config, tower.image_size, image_processor),
         tensor_names=names(config, tower),
         text_types=text_types,
         max_tiles=max_tiles,
@@ -66,6 +67,8 @@ def open_folder(
         processor_config=processor_config,
         max_length=max_length,
     )
+    image_processor_config.check_processor(folder, backbone.processor_config)
+    return backbone
 
 
 def assemble(
@@ -91,7 +94,10 @@ def assemble(
     hf_config.require("projector_hidden_act", config.projector_hidden_act, tuple(ACTIVATIONS))
     pinpoints = _pinpoints(folder, config, processing, tower.image_size)
     text = hf_config.decoder_config(
-        config.text_config, model_types=text_types, max_length=max_length
+        config.text_config,
+        model_types=text_types,
+        max_length=max_length,
+        causal=hf_config.is_causal(config, outer=True),
     )
     model = LlavaConfig(
         text=text,
@@ -115,6 +121,10 @@ def assemble(
         legacy=short_tiles if processing.legacy_padding else None,
     )
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
+    processor_config = processor_config | {
+        "image_token": prompt.image_token,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
@@ -132,11 +142,7 @@ def assemble(
         processing=processing,
         config_changes=changes,
         image_processor_changes=changes,
-        processor_config=processor_config
-        | {
-            "image_token": prompt.image_token,
-            "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        },
+        processor_config=processor_config,
         caveats=caveats(processing),
     )
 
@@ -185,6 +191,13 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
     hf_config.require("vision_config.model_type", vision.model_type, types)
     hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
     clip = vision.model_type == "clip_vision_model"
+    hf_config.require_bidirectional_tower(vision)
+    if clip and getattr(config, "is_causal", None):
+        raise ValueError(
+            "config.json: is_causal is True beside text_config, which transformers' default"
+            " attention hands on to the CLIP tower, whose patches then see only those before them;"
+            " delete it: the decoder is causal without it."
+        )
     strategy = config.vision_feature_select_strategy
     expected = "default" if clip else "full"  # "default" drops the class token, SigLIP has none
     hf_config.require("vision_feature_select_strategy", strategy, (expected,))
@@ -210,14 +223,16 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
 
 
 def open_image_processor(
-    folder: pathlib.Path, config: PretrainedConfig, tile: int
+    folder: pathlib.Path, config: PretrainedConfig, tile: int, image_processor: str
 ) -> dict[str, Any]:
     """The settings of the folder's image processor, checked to ask for what `anyres` does.
+
+    `image_processor` is transformers' class for it.
 
     Raises:
       ValueError: they are missing, or ask for something else.
     """
-    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    file, settings = image_processor_config.read(folder, DEFAULTS, types=(image_processor,))
 
     def expect(key: str, found: object, expected: object) -> None:
         if found != expected:

@@ -27,6 +27,7 @@ def open_folder(
         max_tiles=None,
         tiles_of_many=True,
         orphans=("strip", "token"),
+        image_processor="LlavaNextImageProcessor",
         processor_config={
             "processor_class": "LlavaNextProcessor",
             "patch_size": config.vision_config.patch_size,
