@@ -1,9 +1,10 @@
 """The settings of a folder's image processor: which file counts, and how exports write them.
 
 transformers 5 reads `image_processor` in processor_config.json, and preprocessor_config.json only
-where that key is missing; keys that the file lacks have its classes' defaults, not the values of
-the other file. transformers 4 reads preprocessor_config.json alone. The files are read here as they
-are: transformers' own classes want torch or torchvision for some families.
+where that key is missing. Keys that the file lacks have its classes' defaults, not the values of
+the other file, and null is no default. transformers 4 reads preprocessor_config.json alone. The
+files are read here as they are: transformers' own classes want torch or torchvision for some
+families.
 """
 
 import json
@@ -52,11 +53,11 @@ def read(
 
     Args:
       folder: the checkpoint.
-      defaults: what transformers' class takes where the file is silent, or says null.
+      defaults: what transformers' class takes where the file is silent.
       types: the classes whose settings these may be, without "Fast" or "Pil"; None: any.
 
     Raises:
-      ValueError: there is no such file, or it is for another class.
+      ValueError: there is no such file, it is for another class, or lacks a value.
     """
     found = _sources(folder)
     if not found:
@@ -71,6 +72,12 @@ def read(
             f"{folder / name}: {TYPE} is {own[TYPE]!r}; this family has {' or '.join(types)}"
         )
     settings = _filled(own, defaults)
+    for key in defaults:
+        if settings[key] is None and key != "do_center_crop":  # None crops nothing
+            raise ValueError(
+                f"{folder / name}: {key} is null, which transformers takes for nothing, not for its"
+                " default: give a value, or delete the key"
+            )
     for other, theirs in others:
         _warn_of_differences(folder, (name, settings), (other, _filled(theirs, defaults)))
     return folder / name, settings
@@ -113,12 +120,11 @@ def write(
         kind = {key: content[key] for key in IDENTITY if key in content}
         content |= dict(processor) | kind
     if found:
-        own = {key: value for key, value in found[0][1].items() if value is not None}
-        own |= settings
+        own = found[0][1] | dict(settings)
         for key in IDENTITY:
             values = [source[key] for _, source in found if source.get(key)]
             own |= {key: values[0]} if values else {}
-        if TYPE in own:  # transformers 4 has no class "...Pil"; 5 finds the backend itself
+        if own.get(TYPE):  # transformers 4 has no class "...Pil"; 5 finds the backend itself
             own[TYPE] = own[TYPE].removesuffix("Pil")
         own = _both_spellings(own)
         json_files.write(folder / FILE, own)
@@ -150,7 +156,7 @@ def _sources(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with defaults where they are silent, as transformers 5 understands them."""
-    settings = dict(defaults) | {key: value for key, value in own.items() if value is not None}
+    settings = dict(defaults) | dict(own)
     for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
         value = settings.get(key)
         if isinstance(value, int):

@@ -15,7 +15,7 @@ from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
 
-DEFAULTS = {  # of transformers' LlavaNextImageProcessor and LlavaOnevisionImageProcessor
+DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "do_resize": True,
     "do_rescale": True,
     "do_normalize": True,
@@ -36,6 +36,7 @@ def open_folder(
     tiles_of_many: bool,
     orphans: tuple[Orphans, ...],
     image_processor: str,
+    image_defaults: dict[str, Any],
     processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
@@ -59,7 +60,9 @@ def open_folder(
             max_length=max_length,
             orphans=processing.orphans,
         ),
-        processor=open_image_processor(folder, config, tower.image_size, image_processor),
+        processor=open_image_processor(
+            folder, config, tower.image_size, types=(image_processor,), defaults=image_defaults
+        ),
         tensor_names=names(config, tower),
         text_types=text_types,
         max_tiles=max_tiles,
@@ -223,23 +226,28 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
 
 
 def open_image_processor(
-    folder: pathlib.Path, config: PretrainedConfig, tile: int, image_processor: str
+    folder: pathlib.Path,
+    config: PretrainedConfig,
+    tile: int,
+    *,
+    types: tuple[str, ...],
+    defaults: dict[str, Any],
 ) -> dict[str, Any]:
     """The settings of the folder's image processor, checked to ask for what `anyres` does.
 
-    `image_processor` is transformers' class for it.
+    `types` are transformers' classes for it, and `defaults` theirs.
 
     Raises:
       ValueError: they are missing, or ask for something else.
     """
-    file, settings = image_processor_config.read(folder, DEFAULTS, types=(image_processor,))
+    file, settings = image_processor_config.read(folder, defaults, types=types)
 
     def expect(key: str, found: object, expected: object) -> None:
         if found != expected:
             raise ValueError(f"{file}: {key} is {found!r}, but it must be {expected!r}")
 
     for key in ("image_grid_pinpoints", "size", "image_mean", "image_std"):
-        if key not in settings:
+        if settings.get(key) is None:
             raise ValueError(f"{file}: {key} is missing; copy the file of the original checkpoint")
     expect(
         "image_grid_pinpoints",

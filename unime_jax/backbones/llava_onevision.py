@@ -36,6 +36,7 @@ def open_folder(
         tiles_of_many=False,
         orphans=("strip", "token", "image"),
         image_processor="LlavaOnevisionImageProcessor",
+        image_defaults=llava.DEFAULTS,
         processor_config={
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
