@@ -64,7 +64,7 @@ def decoder_config(
     *,
     model_types: tuple[str, ...],
     max_length: int,
-    causal: bool,
+    causal: bool = True,
 ) -> DecoderConfig:
     """The decoder behind a text_config of Qwen2's, Llama's, Mistral's or Phi-3's form.
 

@@ -195,7 +195,7 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
     hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
     clip = vision.model_type == "clip_vision_model"
     hf_config.require_bidirectional_tower(vision)
-    if clip and getattr(config, "is_causal", None):
+    if clip and getattr(config, "is_causal", None) is True:
         raise ValueError(
             "config.json: is_causal is True beside text_config, which transformers' default"
             " attention hands on to the CLIP tower, whose patches then see only those before them;"
