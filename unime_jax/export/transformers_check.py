@@ -47,8 +47,7 @@ def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> No
     processor = _processor(folder)
     prompt = backbone.preprocess.prompt
     if processor is not None and isinstance(prompt, Prompt):
-        if prompt.style == "chat":
-            found += _templates(processor, prompt)
+        found += _templates(processor, prompt)
         for item in (*_probes(), *items):
             found += _inputs(processor, backbone, prompt, item)
     if found:
@@ -109,7 +108,10 @@ def _processor(folder: pathlib.Path) -> Any:
 
 
 def _templates(processor: Any, prompt: Prompt) -> list[str]:
-    """Where its processor, or its tokenizer alone, words a user turn otherwise."""
+    """Where its processor, or its tokenizer alone, words a user turn otherwise.
+
+    Prompts without a chat template are not known to either.
+    """
     found = []
     for images in range(min(2, len(prompt.frames))):
         before, after = prompt.frames[images]
