@@ -167,13 +167,6 @@ def test_unime_v2_llava_onevision(tmp_path, template, key):
 # Chat templates
 
 
-def test_the_newest_form_of_template_file_wins(tmp_path):
-    folder = write_folder(tmp_path, template=NEW_TEMPLATE)
-    assert opened(folder, "chat").rendered(item("x")).startswith("<|im_start|>user\nx")
-    (folder / "chat_template.jinja").write_text(HUB_TEMPLATE)
-    assert opened(folder, "chat").rendered(item("x")).startswith("<|im_start|>user \nx")
-
-
 def test_without_a_template_file_the_tokenizers_is_used(tmp_path, folders):
     folder = write_qwen2_vl(tmp_path)
     (folder / "chat_template.json").unlink()

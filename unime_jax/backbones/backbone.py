@@ -42,7 +42,7 @@ class Backbone:
       config_changes: keys of config.json that `processing` overrules, for exports.
       image_processor_changes: the same for the image processor's configuration.
       processor_config: what transformers' processor must be told beside the image processor's
-        settings; for exports of folders that have no processor_config.json.
+        settings; exports have it in processor_config.json.
       caveats: what transformers' own processor and model do otherwise than `processing` says.
       own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.

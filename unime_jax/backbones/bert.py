@@ -122,6 +122,8 @@ def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
             f"config.json: type_vocab_size is {config.type_vocab_size}; the type of a single text"
             " needs a row"
         )
+    # transformers' implementations of attention disagree about True.
+    hf_config.require("is_causal", bool(getattr(config, "is_causal", False)), (False,))
     return BertConfig(
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,

@@ -1,19 +1,16 @@
 """What Hugging Face configurations say, as the configurations of our models."""
 
-import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from transformers import PretrainedConfig
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.rope import LongRope
 from unime_jax.models.vlm import Pixels
-
-IMAGES = "image_processor"  # its key in newer folders' processor_config.json
 
 
 def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -23,35 +20,43 @@ def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"config.json: {key} is {value!r}; this family supports {listing}.")
 
 
-def image_processor(
-    folder: pathlib.Path, defaults: Mapping[str, Any]
-) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The file that configures a checkpoint's image processor, and its settings.
-
-    They are read as they are: transformers' own classes want torch or torchvision for some
-    families. `defaults` are what those classes take where a file is silent.
-
-    Raises:
-      ValueError: there is no such file.
-    """
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", IMAGES)):
-        file = folder / name
-        if file.exists():
-            settings = json.loads(file.read_text())
-            if key is None or key in settings:
-                return file, dict(defaults) | (settings[key] if key else settings)
-    raise ValueError(
-        f"{folder} has no preprocessor_config.json, and no processor_config.json with"
-        f" {IMAGES!r}: copy those of the checkpoint it was made from."
-    )
-
-
 def pixels(settings: Mapping[str, Any]) -> Pixels:
     """The normalisation that an image processor's settings ask for."""
     red, green, blue = map(float, settings["image_mean"])
     red_std, green_std, blue_std = map(float, settings["image_std"])
     scale = float(settings["rescale_factor"])
     return Pixels((red, green, blue), (red_std, green_std, blue_std), scale)
+
+
+def is_causal(config: PretrainedConfig, *, outer: bool) -> bool:
+    """Whether a token of the decoder sees only those before it, as transformers 5 has it.
+
+    Args:
+      config: the whole, with a text_config.
+      outer: whether transformers reads the key beside text_config, too. It then comes first.
+
+    Raises:
+      ValueError: the value is no boolean: transformers' implementations of attention differ on it.
+    """
+    found = {}
+    for where, part in (("", config), ("text_config.", config.text_config)):
+        if hasattr(part, "is_causal") and (part.is_causal is not None or where):
+            require(f"{where}is_causal", part.is_causal, (True, False))
+            found[where] = bool(part.is_causal)
+    inner = found.get("text_config.", True)
+    if not outer and found.get("", inner) != inner:
+        logging.warning(
+            "config.json: is_causal is %s, but transformers does not read it there: attention is %s"
+            " as text_config says. Put it into text_config, or leave it out.",
+            found[""],
+            "causal" if inner else "bidirectional",
+        )
+    return found.get("", inner) if outer else inner
+
+
+def require_bidirectional_tower(vision: PretrainedConfig) -> None:
+    """Raises ValueError for a vision_config that would make patches see only those before them."""
+    require("vision_config.is_causal", bool(getattr(vision, "is_causal", False)), (False,))
 
 
 def decoder_config(
@@ -67,7 +72,7 @@ def decoder_config(
       text: the configuration.
       model_types: those that the family comes with.
       max_length: the most tokens of a row; a sliding window must be at least as long.
-      causal: whether a token sees only those before it; the configuration does not say.
+      causal: whether a token sees only those before it.
 
     Raises:
       ValueError: it asks for something that the decoder does not do.
@@ -75,11 +80,15 @@ def decoder_config(
     require("text_config.model_type", text.model_type, model_types)
     require("text_config.hidden_act", text.hidden_act, tuple(ACTIVATIONS))
     require("text_config.mlp_bias", getattr(text, "mlp_bias", False), (False,))
-    qkv_bias = text.model_type.startswith("qwen2")
-    if not qkv_bias:
+    qwen2 = text.model_type.startswith("qwen2")
+    if not qwen2:
         require("text_config.attention_bias", getattr(text, "attention_bias", False), (False,))
+    for kind in getattr(text, "layer_types", None) or ():
+        require("text_config.layer_types", kind, ("full_attention", "sliding_attention"))
     window = getattr(text, "sliding_window", None)
-    if getattr(text, "use_sliding_window", True) and window is not None and window < max_length:
+    # Only Qwen2 has a switch for it; in a configuration of another it is not read.
+    used = getattr(text, "use_sliding_window", True) if qwen2 else True
+    if used and window is not None and window < max_length:
         raise ValueError(
             f"config.json: text_config.sliding_window is {window} tokens, and rows may have"
             f" {max_length}; lower the longest bucket or max_length: longer rows would need"
@@ -88,6 +97,9 @@ def decoder_config(
     rope = text.rope_parameters
     rope_type = rope["rope_type"]
     require("text_config.rope_parameters.rope_type", rope_type, ("default", "longrope"))
+    if rope_type == "longrope" or text.model_type == "phi3":  # the others do not read it
+        partial = rope.get("partial_rotary_factor", 1.0)
+        require("text_config.rope_parameters.partial_rotary_factor", partial, (1.0,))
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return DecoderConfig(
         vocab_size=text.vocab_size,
@@ -99,8 +111,13 @@ def decoder_config(
         head_dim=head_dim,
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=rope["rope_theta"],
-        rope_sections=tuple(rope.get("mrope_section", (head_dim // 2,))),
-        qkv_bias=qkv_bias,
+        rope_sections=tuple(
+            # Qwen2-VL's alone: of a plain Qwen2 it is not read.
+            rope.get("mrope_section", (head_dim // 2,))
+            if text.model_type == "qwen2_vl_text"
+            else (head_dim // 2,)
+        ),
+        qkv_bias=qwen2,
         hidden_act=text.hidden_act,
         causal=causal,
         long_rope=long_rope(text) if rope_type == "longrope" else None,
@@ -112,6 +129,8 @@ def long_rope(text: PretrainedConfig) -> LongRope:
     rope = text.rope_parameters
     short, long = (tuple(map(float, rope[key])) for key in ("short_factor", "long_factor"))
     original = rope["original_max_position_embeddings"]
-    growth = text.max_position_embeddings / original
-    scale = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0
-    return LongRope(short, long, original, scale)
+    growth = rope.get("factor") or text.max_position_embeddings / original
+    scale = rope.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(growth) / math.log(original)) if growth > 1 else 1.0
+    return LongRope(short, long, original, float(scale))

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones import anyres, hf_config, weights
+from unime_jax.backbones import anyres, hf_config, image_processor_config, weights
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.llava_rows import LlavaPreprocessor
 from unime_jax.backbones.processing import Processing, caveats, require_orphans
@@ -15,7 +15,7 @@ from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
 
-DEFAULTS = {  # of transformers' LlavaNextImageProcessor and LlavaOnevisionImageProcessor
+DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "do_resize": True,
     "do_rescale": True,
     "do_normalize": True,
@@ -35,6 +35,8 @@ def open_folder(
     max_tiles: int | None,
     tiles_of_many: bool,
     orphans: tuple[Orphans, ...],
+    image_processor: str,
+    image_defaults: dict[str, Any],
     processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
@@ -45,7 +47,7 @@ def open_folder(
     """
     require_orphans(processing, *orphans)
     tower = tower_config(config)
-    return assemble(
+    backbone = assemble(
         folder,
         config,
         processing,
@@ -59,7 +61,9 @@ def open_folder(
             max_length=max_length,
             orphans=processing.orphans,
         ),
-        processor=open_image_processor(folder, config, tower.image_size),
+        processor=open_image_processor(
+            folder, config, tower.image_size, types=(image_processor,), defaults=image_defaults
+        ),
         tensor_names=names(config, tower),
         text_types=text_types,
         max_tiles=max_tiles,
@@ -67,6 +71,8 @@ def open_folder(
         processor_config=processor_config,
         max_length=max_length,
     )
+    image_processor_config.check_processor(folder, backbone.processor_config)
+    return backbone
 
 
 def assemble(
@@ -92,7 +98,10 @@ def assemble(
     hf_config.require("projector_hidden_act", config.projector_hidden_act, tuple(ACTIVATIONS))
     pinpoints = _pinpoints(folder, config, processing, tower.image_size)
     text = hf_config.decoder_config(
-        config.text_config, model_types=text_types, max_length=max_length
+        config.text_config,
+        model_types=text_types,
+        max_length=max_length,
+        causal=hf_config.is_causal(config, outer=True),
     )
     model = LlavaConfig(
         text=text,
@@ -116,6 +125,10 @@ def assemble(
         legacy=short_tiles if processing.legacy_padding else None,
     )
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
+    processor_config = processor_config | {
+        "image_token": prompt.image_token,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
@@ -135,11 +148,7 @@ def assemble(
         processing=processing,
         config_changes=changes,
         image_processor_changes=changes,
-        processor_config=processor_config
-        | {
-            "image_token": prompt.image_token,
-            "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        },
+        processor_config=processor_config,
         caveats=caveats(processing),
     )
 
@@ -210,6 +219,13 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
     hf_config.require("vision_config.model_type", vision.model_type, types)
     hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
     clip = vision.model_type == "clip_vision_model"
+    hf_config.require_bidirectional_tower(vision)
+    if clip and getattr(config, "is_causal", None) is True:
+        raise ValueError(
+            "config.json: is_causal is True beside text_config, which transformers' default"
+            " attention hands on to the CLIP tower, whose patches then see only those before them;"
+            " delete it: the decoder is causal without it."
+        )
     strategy = config.vision_feature_select_strategy
     expected = "default" if clip else "full"  # "default" drops the class token, SigLIP has none
     hf_config.require("vision_feature_select_strategy", strategy, (expected,))
@@ -235,21 +251,28 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
 
 
 def open_image_processor(
-    folder: pathlib.Path, config: PretrainedConfig, tile: int
+    folder: pathlib.Path,
+    config: PretrainedConfig,
+    tile: int,
+    *,
+    types: tuple[str, ...],
+    defaults: dict[str, Any],
 ) -> dict[str, Any]:
     """The settings of the folder's image processor, checked to ask for what `anyres` does.
+
+    `types` are transformers' classes for it, and `defaults` theirs.
 
     Raises:
       ValueError: they are missing, or ask for something else.
     """
-    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    file, settings = image_processor_config.read(folder, defaults, types=types)
 
     def expect(key: str, found: object, expected: object) -> None:
         if found != expected:
             raise ValueError(f"{file}: {key} is {found!r}, but it must be {expected!r}")
 
     for key in ("image_grid_pinpoints", "size", "image_mean", "image_std"):
-        if key not in settings:
+        if settings.get(key) is None:
             raise ValueError(f"{file}: {key} is missing; copy the file of the original checkpoint")
     expect(
         "image_grid_pinpoints",

@@ -10,6 +10,11 @@ from unime_jax.backbones.processing import Processing
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
 
+DEFAULTS = llava.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+}
+
 
 def open_folder(
     folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
@@ -27,6 +32,8 @@ def open_folder(
         max_tiles=None,
         tiles_of_many=True,
         orphans=("strip", "token"),
+        image_processor="LlavaNextImageProcessor",
+        image_defaults=DEFAULTS,
         processor_config={
             "processor_class": "LlavaNextProcessor",
             "patch_size": config.vision_config.patch_size,

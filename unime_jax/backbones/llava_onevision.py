@@ -35,6 +35,8 @@ def open_folder(
         max_tiles=int(aspect.group(1)),
         tiles_of_many=False,
         orphans=("strip", "token", "image"),
+        image_processor="LlavaOnevisionImageProcessor",
+        image_defaults=llava.DEFAULTS,
         processor_config={
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,

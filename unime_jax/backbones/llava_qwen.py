@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken
@@ -22,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from unime_jax.backbones import llava
+from unime_jax.backbones import json_files, llava
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.hf_config import require
+from unime_jax.backbones.image_processor_config import PROCESSOR_FILE
 from unime_jax.backbones.llava_qwen_config import TOWER_FILE, convert_config, read_config
 from unime_jax.backbones.processing import Processing, require_orphans
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
@@ -149,13 +149,14 @@ def image_processor(config: PretrainedConfig) -> dict[str, Any]:
 def convert_files(config: PretrainedConfig, folder: pathlib.Path) -> None:
     """Makes copies of a checkpoint's files those of a LLaVA-OneVision that transformers loads."""
     (folder / TOWER_FILE).unlink(missing_ok=True)
-    (folder / "chat_template.json").unlink(missing_ok=True)
+    for name in (PROCESSOR_FILE, "chat_template.json"):  # not read, and for another processor
+        (folder / name).unlink(missing_ok=True)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     content = json.loads(config.to_json_string(use_diff=False))
     rope = config.text_config.rope_parameters
     content["text_config"]["rope_theta"] = rope["rope_theta"]  # transformers 4 looks here
-    _write_json(folder / "config.json", content)
-    _write_json(folder / "preprocessor_config.json", image_processor(config))
+    json_files.write(folder / "config.json", content)
+    json_files.write(folder / "preprocessor_config.json", image_processor(config))
     _convert_tokenizer(folder, config.text_config)
 
 
@@ -183,15 +184,11 @@ def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
         token = {"content": IMAGE_TOKEN, "special": True}
         token |= dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
         settings["added_tokens_decoder"].setdefault(str(image_token_id), token)
-    _write_json(file, settings)
+    json_files.write(file, settings)
     others = folder / "added_tokens.json"
     if others.exists():
-        _write_json(others, {IMAGE_TOKEN: image_token_id} | json.loads(others.read_text()))
+        json_files.write(others, {IMAGE_TOKEN: image_token_id} | json.loads(others.read_text()))
 
 
 def _image_token() -> AddedToken:
     return AddedToken(IMAGE_TOKEN, special=True, normalized=False)
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

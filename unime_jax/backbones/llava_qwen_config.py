@@ -33,6 +33,8 @@ TEXT_KEYS = (  # of config.json that are the decoder's
     "hidden_size",
     "initializer_range",
     "intermediate_size",
+    "is_causal",
+    "layer_types",
     "max_position_embeddings",
     "max_window_layers",
     "num_attention_heads",

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from unime_jax.backbones import anyres
@@ -51,6 +52,11 @@ class LlavaPreprocessor:
             self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
         )
         return 4 if blended else 1
+
+    def as_patches(self, pixel_values: Float[np.ndarray, "1 n 3 h w"]) -> Float[np.ndarray, "m F"]:
+        """What transformers' image processor makes of one image, patch by patch as in a row."""
+        patches = anyres.cut_patches(pixel_values[0].transpose(0, 2, 3, 1), self.patch)
+        return patches.reshape(-1, patches.shape[-1])
 
     def __call__(self, item: Item) -> Row:
         """One row.

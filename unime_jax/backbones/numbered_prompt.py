@@ -6,7 +6,8 @@ import re
 
 from transformers import PreTrainedTokenizerFast
 
-from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frame
+from unime_jax.backbones import chat_templates
+from unime_jax.backbones.chat_frames import MAX_IMAGES, frame
 from unime_jax.backbones.prompts import Prompt, Style, open_tokenizer
 from unime_jax.batch import Item
 
@@ -70,7 +71,9 @@ def open_numbered_prompt(
     frames: tuple[tuple[str, str], ...] = ()
     special_tokens = True
     if style == "chat":
-        before, after = frame(tokenizer, chat_template(folder, tokenizer), images=None)
+        before, after = chat_templates.use(
+            folder, lambda template: frame(tokenizer, template, images=None)
+        )
         places = [f"<|image_{number + 1}|>\n" for number in range(MAX_IMAGES)]
         frames = tuple((before + "".join(places[:n]), after) for n in range(MAX_IMAGES + 1))
         special_tokens = tokenizer.bos_token is None or not before.startswith(tokenizer.bos_token)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Phi3Config, PretrainedConfig
 
-from unime_jax.backbones import hf_config, weights
+from unime_jax.backbones import hf_config, image_processor_config, weights
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.numbered_prompt import open_numbered_prompt
 from unime_jax.backbones.phi3_v_rows import Phi3VPreprocessor
@@ -69,8 +69,10 @@ def open_folder(
     """
     require_orphans(processing, "strip")
     content = json.loads((folder / "config.json").read_text())  # as it is; `config` is reworded
+    # The original's attention is causal whatever this says.
+    hf_config.require("is_causal", content.get("is_causal", True), (True,))
     text = hf_config.decoder_config(
-        text_config(content), model_types=("phi3",), max_length=max_length
+        text_config(content), model_types=("phi3",), max_length=max_length, causal=True
     )
     vision, layers = tower_config(folder, content)
     processor = open_image_processor(folder)
@@ -259,7 +261,13 @@ def open_image_processor(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: they are missing, or ask for something else.
     """
-    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    file, settings = image_processor_config.read(folder, DEFAULTS, types=None)
+    scale = settings["rescale_factor"]
+    if scale != DEFAULTS["rescale_factor"]:
+        raise ValueError(
+            f"{file}: rescale_factor is {scale}; the original's code does not read it and takes"
+            " 1/255, so delete it"
+        )
     if not settings["do_convert_rgb"]:
         raise ValueError(f"{file}: do_convert_rgb is False, but it must be True")
     return settings

@@ -11,7 +11,8 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frames_of
+from unime_jax.backbones import chat_templates
+from unime_jax.backbones.chat_frames import MAX_IMAGES, frames_of
 from unime_jax.backbones.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
 
@@ -231,8 +232,11 @@ def open_prompt(
     frames: tuple[tuple[str, str], ...] = ()
     special_tokens = True
     if style != "raw":
-        template = template or chat_template(folder, tokenizer)
-        frames = frames_of(folder, tokenizer, template, image_token)
+
+        def make(source: str) -> tuple[tuple[str, str], ...]:
+            return frames_of(tokenizer, source, image_token)
+
+        frames = make(template) if template else chat_templates.use(folder, make)
         # As transformers: a BOS that the template writes is not added once more.
         bos = tokenizer.bos_token
         special_tokens = bos is None or not frames[0][0].startswith(bos)

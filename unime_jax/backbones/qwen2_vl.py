@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones import hf_config, weights
+from unime_jax.backbones import hf_config, image_processor_config, weights
 from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.image_processor_config import LEAST, MOST
 from unime_jax.backbones.processing import Processing, caveats, require_orphans
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.qwen2_vl_rows import TILE, Qwen2VlPreprocessor
@@ -19,7 +20,6 @@ from unime_jax.models.qwen_vit import QwenVisionConfig
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
 
-LEAST, MOST = "shortest_edge", "longest_edge"  # what transformers calls them; they are areas
 DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
     "do_resize": True,
     "do_rescale": True,
@@ -33,7 +33,7 @@ DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
-DEFAULT_PIXELS = 56 * 56, 28 * 28 * 1280
+TYPES = ("Qwen2VLImageProcessor",)
 
 
 def open_folder(
@@ -46,7 +46,10 @@ def open_folder(
     """
     require_orphans(processing, "strip", "token")
     text = hf_config.decoder_config(
-        config.text_config, model_types=("qwen2_vl_text",), max_length=max_length
+        config.text_config,
+        model_types=("qwen2_vl_text",),
+        max_length=max_length,
+        causal=hf_config.is_causal(config, outer=False),
     )
     vision = tower_config(config, text)
     file, processor = open_image_processor(folder, vision)
@@ -149,6 +152,7 @@ def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionCon
     hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
     hf_config.require("vision_config.in_channels", vision.in_channels, (3,))
     hf_config.require("vision_config.hidden_size", vision.hidden_size, (text.hidden_size,))
+    hf_config.require_bidirectional_tower(vision)
     rope_type = vision.rope_parameters["rope_type"]
     hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
     if len(text.rope_sections) != 3 or 2 * sum(text.rope_sections) != text.head_dim:
@@ -183,7 +187,7 @@ def open_image_processor(
     Raises:
       ValueError: they are missing, or ask for something else.
     """
-    file, settings = hf_config.image_processor(folder, DEFAULTS)
+    file, settings = image_processor_config.read(folder, DEFAULTS, types=TYPES)
     expected = {
         "do_resize": True,
         "do_rescale": True,
@@ -201,14 +205,10 @@ def open_image_processor(
 
 def _own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int]:
     """Least and most pixels that a checkpoint's image processor asks for."""
-    size = settings.get("size") or dict(zip((LEAST, MOST), DEFAULT_PIXELS))
-    if not {LEAST, MOST} <= set(size):
-        raise ValueError(f"{file}: size is {size}; it must have {LEAST!r} and {MOST!r}")
-    least, most = settings.get("min_pixels"), settings.get("max_pixels")  # they go first
-    return (
-        int(size[LEAST] if least is None else least),
-        int(size[MOST] if most is None else most),
-    )
+    area = image_processor_config.area(settings)
+    if area is None:
+        raise ValueError(f"{file}: size is {settings['size']}; it must have {LEAST!r} and {MOST!r}")
+    return area[LEAST], area[MOST]
 
 
 def _spelled(settings: Mapping[str, Any], pixels: tuple[int, int]) -> dict[str, Any]:

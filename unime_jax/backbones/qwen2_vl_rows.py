@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float, Int32, UInt8
 from PIL import Image
 
 from unime_jax.backbones.dynamic_resolution import (
@@ -43,6 +43,15 @@ class Qwen2VlPreprocessor:
     image_size: Size | None  # (height, width) that every image is resized to first
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
+
+    def as_patches(self, pixel_values: Float[np.ndarray, "m G"]) -> Float[np.ndarray, "m F"]:
+        """What transformers' image processor makes of one image, patch by patch as in a row.
+
+        There every patch has its pixels once for each of the video frames that one patch spans.
+        """
+        count, area = len(pixel_values), self.patch**2
+        frames = pixel_values.reshape(count, 3, -1, area)
+        return frames[:, :, 0].reshape(count, 3 * area)
 
     def __call__(self, item: Item) -> Row:
         """One row.

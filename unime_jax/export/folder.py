@@ -12,7 +12,13 @@ import numpy as np
 from flax import nnx
 
 from unime_jax import paths
-from unime_jax.backbones import Backbone, hf_config, processing, weights
+from unime_jax.backbones import (
+    Backbone,
+    chat_templates,
+    image_processor_config,
+    processing,
+    weights,
+)
 from unime_jax.backbones.prompts import Prompt
 from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
@@ -60,10 +66,10 @@ def write(
         partial / "config.json",
         {"dtype": np.dtype(dtype).name} | dict(backbone.config_changes),
     )
-    processor = partial / "processor_config.json"
-    if backbone.processor_config and not processor.exists():
-        processor.write_text(json.dumps(dict(backbone.processor_config), indent=2) + "\n")
-    _update_image_processor(partial, backbone.image_processor_changes)
+    image_processor_config.write(
+        partial, settings=backbone.image_processor_changes, processor=backbone.processor_config
+    )
+    chat_templates.write(partial)
     processing.write(partial, backbone.processing, backbone.commits)
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
@@ -131,19 +137,6 @@ def merged_parameters(
             merged.pop(f"{path}.{leaf}", None)
         merged[f"{path}.kernel"] = Folded(linear, np.dtype(dtype))
     return merged
-
-
-def _update_image_processor(folder: pathlib.Path, changes: Mapping[str, Any]) -> None:
-    """Older folders have a file for the image processor, newer ones a part of a file."""
-    if not changes:
-        return
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = folder / name
-        content = json.loads(file.read_text()) if file.exists() else {}
-        if hf_config.IMAGES in content:
-            _update_json(file, {hf_config.IMAGES: content[hf_config.IMAGES] | dict(changes)})
-        elif name == "preprocessor_config.json" and content:
-            _update_json(file, changes)
 
 
 def _update_json(path: pathlib.Path, changes: Mapping[str, Any]) -> None:

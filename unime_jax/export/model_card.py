@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jinja2
 
-from unime_jax.backbones import Backbone
+from unime_jax.backbones import Backbone, json_files
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.evaluation import scores
@@ -59,6 +59,7 @@ def write(
         dimension=backbone.dimension,
         max_length=settings.data.buckets[-1][0],
         caveats=backbone.caveats,
+        bidirectional=_is_bidirectional(folder),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
         facts=_facts(settings, steps, sources),
@@ -77,6 +78,13 @@ def _origin(settings: TrainConfig, backbone: Backbone) -> str:
     commits = [f"`{hub_id}` at commit `{commit}`" for hub_id, commit in backbone.commits.items()]
     found = f" On the Hugging Face hub that was {' and '.join(commits)}." if commits else ""
     return f"It {start} `{settings.backbone}`.{found}"
+
+
+def _is_bidirectional(folder: pathlib.Path) -> bool:
+    """Whether config.json says so; transformers 4 does not read the key."""
+    config = json_files.read(folder / "config.json")
+    parts = (config, config.get("text_config") or {})
+    return any(part.get("is_causal") is False for part in parts)
 
 
 def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:

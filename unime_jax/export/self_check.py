@@ -1,5 +1,8 @@
 """The check that an exported folder, read back from disk, is the model that was trained.
 
+It is read back by this package, weights and all, and its inputs are made by transformers, too, by
+its own rules of which file counts (`transformers_check`).
+
 `python -m unime_jax.export.self_check FOLDER` repeats it later or elsewhere, from the inputs and
 embeddings that the export left in self_check.json.
 """
@@ -21,8 +24,10 @@ from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data.plan import Plan
+from unime_jax.elements import to_item
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
+from unime_jax.export import transformers_check
 from unime_jax.models.vlm import Execution
 from unime_jax.step import make_encode
 
@@ -49,7 +54,8 @@ def self_check(
       the lowest cosine between exported and trained embeddings of the items.
 
     Raises:
-      RuntimeError: they differ by more than the rounding of `dtype` explains.
+      RuntimeError: they differ by more than the rounding of `dtype` explains, or transformers
+        makes other inputs of the folder's files.
     """
     backbone = open_backbone(str(folder), max_length=max_length)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -69,6 +75,7 @@ def self_check(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
             f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
         )
+    transformers_check.check(folder, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
         rendered = backbone.preprocess.prompt.rendered
         _write(folder, items, found, rendered, dtype, execution.dtype)
@@ -80,7 +87,8 @@ def repeat(folder: pathlib.Path) -> float:
     """The lowest cosine between the embeddings in self_check.json and those of the folder now.
 
     Raises:
-      RuntimeError: it is lower than rounding explains, or prompts have changed.
+      RuntimeError: it is lower than rounding explains, prompts have changed, or transformers makes
+        other inputs of the folder's files.
       ValueError: the folder was not exported from here.
     """
     for name in (FILE, ITEMS):
@@ -105,6 +113,8 @@ def repeat(folder: pathlib.Path) -> float:
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
             f" {len(items)} inputs, at least {bound} was expected."
         )
+    backbone = open_backbone(str(folder), max_length=model.max_length, weights=False)
+    transformers_check.check(folder, backbone, [to_item(item, "", "") for item in items])
     return cosine
 
 

@@ -59,6 +59,9 @@ class Attention(nnx.Module):
         q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
         k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
         v = self.v_proj(x).reshape(heads)
+        # Without padding's keys only where a token could see them; else the mask costs and does
+        # nothing.
+        length = None if self.causal else length
         y = attention.attend(
             q, k, v, causal=self.causal, length=length, implementation=implementation
         )

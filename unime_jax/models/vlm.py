@@ -74,7 +74,11 @@ class Vlm(EmbeddingModel):
             table = self.image_table(inputs.patches, inputs.patch_position, execution)
             x = merge_image_tokens(x, table, inputs.slot, inputs.slot_weight)
         return self.language_model(
-            x, inputs.positions, remat=execution.remat, implementation=execution.attention
+            x,
+            inputs.positions,
+            remat=execution.remat,
+            implementation=execution.attention,
+            length=inputs.length,
         )
 
 

@@ -1,0 +1,175 @@
+"""The check that transformers makes of an exported folder's inputs what this package makes.
+
+It asks transformers itself, so that files which are read in another order there, or by other
+defaults, are seen: its processor's token ids, pixels and chat template are compared with ours. Of
+the processor the parts for texts and images are used, which do without torch.
+"""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+import transformers
+from absl import logging
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, ImageProcessingMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from unime_jax.backbones import Backbone, image_processor_config, json_files
+from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.prompts import Prompt, name_of
+from unime_jax.batch import Item
+from unime_jax.models.vlm import normalise
+
+PIXELS = 1e-4  # normalised; the order of float32 operations explains less
+LENGTH = 1 << 20  # tokens; nothing is cut
+
+
+def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> None:
+    """Compares what transformers makes of the items with what `backbone` does.
+
+    What the model card's caveats say is not compared. Models that transformers knows by code of
+    their own alone are compared by the settings of their image processor.
+
+    Args:
+      folder: the export.
+      backbone: it, opened.
+      items: texts and images; one of each is added.
+
+    Raises:
+      RuntimeError: something differs; the message lists it.
+    """
+    found = _settings(folder)
+    processor = _processor(folder)
+    prompt = backbone.preprocess.prompt
+    if processor is not None and isinstance(prompt, Prompt):
+        found += _templates(processor, prompt)
+        for item in (*_probes(), *items):
+            found += _inputs(processor, backbone, prompt, item)
+    if found:
+        raise RuntimeError(
+            f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
+            f" this package:\n  " + "\n  ".join(found) + "\nThe export is kept for study."
+        )
+
+
+def _settings(folder: pathlib.Path) -> list[str]:
+    """Where transformers 4, which reads one file, and 5, which reads two, have other settings.
+
+    What one of the files leaves to the defaults is not compared.
+    """
+    older = json_files.read(folder / image_processor_config.FILE)
+    if not older:
+        return []
+    newer, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
+    keys = (*image_processor_config.KEYS, *image_processor_config.AREAS)
+    both = [key for key in keys if newer.get(key) is not None and older.get(key) is not None]
+    return [
+        f"{key} of the image processor is {newer[key]!r}, and {older[key]!r} in"
+        f" {image_processor_config.FILE}, which transformers 4 reads"
+        for key in both
+        if newer[key] != older[key]
+    ]
+
+
+def _processor(folder: pathlib.Path) -> Any:
+    """transformers' processor for texts and images; None where there is none to compare with."""
+    model_type = json_files.read(folder / "config.json").get("model_type", "")
+    name = PROCESSOR_MAPPING_NAMES.get(model_type)
+    if name is None:
+        return None
+    try:
+        kind: Any = getattr(transformers, name)
+
+        class WithoutVideos(kind):
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
+                return type(argument)  # the video processor, which wants torch, is None
+
+        parts = {
+            "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
+            "tokenizer": AutoTokenizer.from_pretrained(folder),
+        }
+        settings, _ = kind.get_processor_dict(str(folder))
+        arguments = [parts.get(attribute) for attribute in kind.get_attributes()]
+        return WithoutVideos.from_args_and_dict(arguments, settings)
+    except Exception as error:  # of a library's inner parts; that is no fault of the export
+        logging.warning(
+            "%s: inputs are not compared with transformers %s, whose %s cannot be made of it: %s",
+            folder,
+            transformers.__version__,
+            name,
+            error,
+        )
+        return None
+
+
+def _templates(processor: Any, prompt: Prompt) -> list[str]:
+    """Where its processor, or its tokenizer alone, words a user turn otherwise.
+
+    Prompts without a chat template are not known to either.
+    """
+    found = []
+    for images in range(min(2, len(prompt.frames))):
+        before, after = prompt.frames[images]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": "probe"}]
+        messages = [{"role": "user", "content": content}]
+        for name, part in (("processor", processor), ("tokenizer", processor.tokenizer)):
+            try:
+                rendered = part.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # a template is a program
+                rendered = f"{type(error).__name__}: {error}"
+            if rendered != before + "probe" + after:
+                found.append(
+                    f"the {name}'s chat template gives {rendered!r} for 'probe' with {images}"
+                    f" images, here {before + 'probe' + after!r}"
+                )
+    return found
+
+
+def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> list[str]:
+    """Where token ids or pixels of an item differ. It is not cut, which only this package does."""
+    if prompt.empty_places(item):
+        return []  # a marker without an image, which the card speaks of
+    whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
+    preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
+    row = preprocess(item)
+    images = open_pictures(item, backbone.processing.image_size)
+    try:
+        inputs = processor(
+            images=[images] if images else None,
+            text=[prompt.rendered(item)],
+            return_tensors="np",
+        )
+    except Exception as error:
+        return [f"{name_of(item)}: the processor fails: {type(error).__name__}: {error}"]
+    ids = inputs["input_ids"][0].tolist()
+    if ids != row.tokens.tolist():
+        return [
+            f"{name_of(item)}: token ids are {ids[:40]} ({len(ids)}), here"
+            f" {row.tokens.tolist()[:40]} ({len(row.tokens)})"
+        ]
+    # Of several images LLaVA-OneVision's processor gives tiles that its model does not read.
+    if len(images) != 1 or backbone.processing.legacy_padding:
+        return []
+    assert row.patches is not None
+    model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    theirs = preprocess.as_patches(inputs["pixel_values"])
+    ours = np.asarray(normalise(row.patches.reshape(-1, theirs.shape[1]), model.pixels))
+    apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
+    if not apart <= PIXELS:
+        return [f"{name_of(item)}: normalised pixels are up to {apart:.3g} apart"]
+    return []
+
+
+def _probes() -> list[Item]:
+    """A text, and an image with one."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    return [Item("probe"), Item("<|image_1|>\nprobe", "probe.png", stream.getvalue())]
