@@ -27,6 +27,7 @@ from unime_jax.backbones.fingerprint import fingerprint
 from unime_jax.batch import Row
 from unime_jax.data import sources
 from unime_jax.data.ahead import map_ahead
+from unime_jax.data.embeddings import IDENTITY
 from unime_jax.data.embeddings_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
@@ -94,6 +95,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
             "sides": settings.data.sides,
             "texts": settings.data.texts,
             "items": len(items),
+            "identity": IDENTITY,
             "ids": hashlib.blake2b(items.ids.tobytes(), digest_size=16).hexdigest(),
         },
         "versions": {name: _version(name) for name in PACKAGES},
