@@ -215,8 +215,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         white = next((w for w in (1, 255, 65535) if values.max(initial=0) <= w), None)
         if white is None:
             raise ImageError(f"grey values up to {values.max():g}; floats may go to 65535")
-        scale = 255 if white == 1 else 1 if white == 255 else 1 / 256
-        grey = np.clip(values, 0, None) * np.float32(scale)
+        grey = np.clip(values, 0, None)
+        if white == 1:  # to 16 bits first, so that fractions of 8 or 16 bits come out exactly
+            grey *= 65535
+            np.rint(grey, out=grey)
+        if white != 255:
+            grey /= 256
     elif image.mode == "I":
         signed = tags.get(_SAMPLE_FORMAT, (1,))[0] != 1 if tags else True
         values = values if signed else values.view(np.uint32)

@@ -77,6 +77,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
     items = Items(list(_corpora(settings.data)))
     logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
     if not len(items):
+        Quarantine(workdir / "quarantine.jsonl", process_index=jax.process_index()).note(items.bad)
         why = f", the first of {len(items.bad)} bad rows: {items.bad[0]}" if items.bad else ""
         raise ValueError(f"config.data: there is nothing to embed in {items.read} rows{why}")
     provenance = {
