@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """"blake2b:" and 32 hex digits of the content (128 bit); the path where there is none."""
+        """ "blake2b:" and 32 hex digits of the content (128 bit); the path where there is none."""
         if not self.data:
             return self.path
         return f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
@@ -101,7 +101,7 @@ class Row:
     patch_position: Int32[ArrayLike, "n P 3"] | None = None
     pool_start: int = 0
     teacher: Float32[ArrayLike, " E"] | None = None  # the item's embedding by a teacher
-    truncated: int = 0  # text tokens cut off to keep the row within the longest length
+    truncated: int = 0  # text tokens cut off to fit the longest length; at least, of huge texts
     orphan_images: int = 0  # image markers left out of the text, because there is no image
 
 

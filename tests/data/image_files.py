@@ -37,7 +37,7 @@ def png(chunks: list[tuple[bytes, bytes]], width: int = 4, height: int = 3) -> b
 
 
 def tiff(values: np.ndarray, bits: int, *, more: tuple[tuple[int, int, int], ...] = ()) -> bytes:
-    """A grey little-endian TIFF of unsigned values, by hand: (tag, count, value) of `more` LONGs."""
+    """A grey little-endian TIFF, by hand; `more`: LONGs as (tag, count, value)."""
     height, width = values.shape
     if bits == 12:
         pairs = values.reshape(-1, 2).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The one decoder: the same picture from every kind of file and every way in, or a clear refusal."""
+"""The one decoder: one picture from every kind of file and every way in, or a clear refusal."""
 
 import io
 import json
@@ -315,11 +315,14 @@ def test_only_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://a.org/b.png", "http:/a.org/b.png", "s3://bucket/b.png", "data:image/png;base64,AA"]
+    "url",
+    ["https://a.org/b.png", "http:/a.org/b.png", "s3://bucket/b.png", "data:image/png;base64,AA"],
 )
 def test_a_url_must_be_downloaded_first(url, tmp_path):
     for image in (url, pathlib.PurePosixPath(url)):
-        with pytest.raises(ValueError, match="is a URL, and nothing is fetched.*download the image"):
+        with pytest.raises(
+            ValueError, match="is a URL, and nothing is fetched.*download the image"
+        ):
             to_item({"image": image})
     with pytest.raises(ImageError, match="is a URL"):
         read_below(tmp_path, url)
@@ -335,7 +338,9 @@ def test_paths_of_a_data_set_stay_in_the_image_folder(tmp_path):
     (folder / "up").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(folder)  # the folder itself may be one
     for root in (folder, tmp_path / "link"):
-        assert read_below(root, "sub/a.png") == read_below(root, "inside.png") == secret.read_bytes()
+        assert (
+            read_below(root, "sub/a.png") == read_below(root, "inside.png") == secret.read_bytes()
+        )
         for path in (str(secret), "../secret.png", "sub/../../secret.png", "..\\secret.png"):
             with pytest.raises(ImageError, match="leaves the image folder"):
                 read_below(root, path)

@@ -28,7 +28,7 @@ MAPPED = 256  # blocks that stay open: each costs a file descriptor
 
 
 def item_id(item: Item | str) -> bytes:
-    """32 hex digits: BLAKE2b (128 bit) of the text and what its images are, joined by NUL, in UTF-8.
+    """32 hex digits: BLAKE2b (128 bit) of the text and its images, joined by NUL, in UTF-8.
 
     An image is "blake2b:" and 32 hex digits of its file's content, so that an id does not depend on
     where a file lies, nor on the host. Of an image without content it is the path, as it was of all

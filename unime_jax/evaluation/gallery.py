@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from unime_jax.data.images import decode
-from unime_jax.data.strange_texts import shown as as_shown
 from unime_jax.evaluation import figures
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.mmeb import DatasetResult, Images
