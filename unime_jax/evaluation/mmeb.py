@@ -219,7 +219,7 @@ def _normalise(vectors: np.ndarray, items: Sequence[Item]) -> Float32[np.ndarray
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(items)} embeddings are zero or not finite, so they have no "
-            f"cosine; the first belongs to {items[bad[0]]}"
+            f"cosine; the first belongs to {str(items[bad[0]])[:500]}"
         )
     return (vectors / norms[:, None]).astype(np.float32)
 
