@@ -112,6 +112,30 @@ def test_the_tokens_that_are_kept_are_those_of_the_whole_text(name):
     assert shorter > TRIES // 3, "otherwise little was tried"
 
 
+def kept(tokenizer, text: str, cut: str, at_once: bool) -> list[int]:
+    """At most 16 tokens, of the beginning, or of the end if `cut` is "left"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_texts, "CHARACTERS", 10**9 if at_once else 1)
+        for part in long_texts.shortened(text, tokenizer, room=16, cut=cut):
+            encoding = tokenizer.encode("x " + part.text, add_special_tokens=False)
+            loose = [i for i, (first, _) in enumerate(encoding.offsets) if first >= 2]
+            excess = max(0, len(encoding.ids) - 16)
+            if part.is_enough(2, encoding.offsets, loose, excess, cut=cut):
+                break
+    gone = set(loose[len(loose) - excess :] if cut == "right" else loose[:excess])
+    return [token for i, token in enumerate(encoding.ids) if i not in gone]
+
+
+@pytest.mark.parametrize("cut", ["left", "right"])
+@pytest.mark.parametrize("make", [_qwen2_tokenizer, _llama_tokenizer, unigram, minilm])
+def test_either_side_may_be_kept(make, cut):
+    tokenizer, generator = make(), random.Random(1)
+    for _ in range(TRIES):
+        text = draw(generator).text
+        whole = kept(tokenizer, text, cut, at_once=True)
+        assert kept(tokenizer, text, cut, at_once=False) == whole
+
+
 def test_tokens_that_reach_over_seams_are_found():
     crosses = long_texts._crosses
     assert crosses("a▁b") and crosses("or not") and crosses("Ã©Ġb") and crosses("©Ġb")

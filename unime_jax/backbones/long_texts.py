@@ -10,9 +10,11 @@ whatever splits words first; and what stands behind it likewise.
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tokenizers
+
+Side = Literal["left", "right"]
 
 CHARACTERS = 16  # of text that are tokenised at first, for each token that there is room for
 
@@ -28,27 +30,37 @@ class Shortened(NamedTuple):
     seam: int | None
 
     def is_enough(
-        self, before: int, offsets: Sequence[tuple[int, int]], loose: Sequence[int], excess: int
+        self,
+        before: int,
+        offsets: Sequence[tuple[int, int]],
+        loose: Sequence[int],
+        excess: int,
+        *,
+        cut: Side = "right",
     ) -> bool:
         """Whether cutting off tokens leaves what it would leave of the whole text.
 
-        So it is if all tokens behind the seam are cut off: then the tokens that are kept are the
-        first ones of the whole text, too.
+        So it is if all tokens on the other side of the seam are cut off: then the tokens that are
+        kept are the first ones (or the last) of the whole text, too.
 
         Args:
           before: characters in front of the text.
           offsets: the part of the prompt that each token is of.
-          loose: numbers of tokens that may be cut off, of which the last `excess` will be.
+          loose: numbers of tokens that may be cut off, of which the last `excess` will be, or the
+            first if `cut` is "left".
         """
         if self.seam is None:
             return True
-        if not excess:
-            return False
-        return len(loose) < excess or offsets[loose[-excess]][0] <= before + self.seam
+        if not excess or len(loose) <= excess:
+            return excess > 0
+        seam = before + self.seam
+        if cut == "left":
+            return offsets[loose[excess]][0] >= seam
+        return offsets[loose[-excess]][0] <= seam
 
 
 def shortened(
-    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0
+    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, cut: Side = "right"
 ) -> Iterator[Shortened]:
     """More and more of a text, at last the whole; only the whole where it is short or has no seams.
 
@@ -56,13 +68,22 @@ def shortened(
       tokenizer: that the text is for.
       room: tokens that can be kept at most.
       keep: characters at the beginning that are never left out.
+      cut: the side that tokens will be cut off from, so that more of the other is given.
     """
-    head = max(keep, CHARACTERS * room)
-    if len(text) > 2 * head and _has_seams(tokenizer):
-        tail = _last_seam(text, head)
-        while tail is not None and (seam := _SEAM.search(text, head, tail)):
-            yield Shortened(text[: seam.start()] + text[tail:], seam.start())
-            head = 2 * seam.end()
+    size = max(keep, CHARACTERS * room)
+    if len(text) > 2 * size and _has_seams(tokenizer):
+        first, last = _SEAM.search(text, keep), _last_seam(text, keep)
+        while first and last is not None and 2 * size < len(text):
+            if cut == "left":
+                head, found = first.start(), _SEAM.search(text, len(text) - size)
+                tail = found.start() if found else head
+            else:
+                tail, found = last, _SEAM.search(text, size)
+                head = found.start() if found else tail
+            if head >= tail:
+                break
+            yield Shortened(text[:head] + text[tail:], head)
+            size *= 2
     yield Shortened(text, None)
 
 
