@@ -6,6 +6,8 @@ G all rows of a batch.
 """
 
 import dataclasses
+import functools
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,13 @@ class Picture(NamedTuple):
 
     path: str
     data: bytes | None
+
+    @property
+    def identity(self) -> str:
+        """ "blake2b:" and 32 hex digits of the content (128 bit); the path where there is none."""
+        if not self.data:
+            return self.path
+        return f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +56,19 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
-        """MMEB's identity of an item: equal keys are encoded once and are the same target."""
+        """MMEB's name of an item within a dataset: its text and its images' paths."""
         images = [self.image_path, *(path for path, _ in self.more_images)]
         return self.prefix + self.text + self.suffix, "\0".join(images)
+
+    @functools.cached_property
+    def identity(self) -> tuple[str, str]:
+        """What an item is: its text and its images' content, wherever they lie.
+
+        Equal identities are encoded once and are the same target. Paths will not do: two sources
+        may each have a picture of their own at images/1.jpg.
+        """
+        images = "\0".join(picture.identity for picture in self.pictures)
+        return self.prefix + self.text + self.suffix, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +101,7 @@ class Row:
     patch_position: Int32[ArrayLike, "n P 3"] | None = None
     pool_start: int = 0
     teacher: Float32[ArrayLike, " E"] | None = None  # the item's embedding by a teacher
-    truncated: int = 0  # text tokens cut off to keep the row within the longest length
+    truncated: int = 0  # text tokens cut off to fit the longest length; at least, of huge texts
     orphan_images: int = 0  # image markers left out of the text, because there is no image
 
 

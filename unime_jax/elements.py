@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import pathlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from unime_jax.backbones.pictures import to_rgb
 from unime_jax.batch import Item, Picture
+from unime_jax.data import images
+from unime_jax.data.strange_texts import text_fault
 
 # Of an image: its file, the file's content, or its pixels (an array is uint8 [height, width, 3]).
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -31,6 +31,7 @@ _loading = threading.Lock()  # two threads must not read the file of one lazily 
 def parts(element: Element) -> tuple[str, Sequence[Source]]:
     """Text and images of an element, checked as far as that goes without reading files."""
     if isinstance(element, str):
+        _check_text(element)
         return element, ()
     if isinstance(element, Image.Image):
         return "", (element,)
@@ -42,10 +43,11 @@ def parts(element: Element) -> tuple[str, Sequence[Source]]:
     unknown = [key for key in element if key not in ("text", "image")]
     if unknown or not element:
         raise ValueError(f'its keys are {list(element)}; they must be "text", "image" or both')
-    text, images = element.get("text", ""), element.get("image", ())
+    text, given = element.get("text", ""), element.get("image", ())
     if not isinstance(text, str):
         raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')
-    several: Sequence[Any] = images if isinstance(images, list | tuple) else (images,)
+    _check_text(text)
+    several: Sequence[Any] = given if isinstance(given, list | tuple) else (given,)
     if not several and "text" not in element:
         raise ValueError('"image" is an empty list, and there is no "text"')
     for image in several:
@@ -72,15 +74,20 @@ def apart(number: int, element: Element, image_suffix: str, text_suffix: str) ->
 
     Beside images, the text loses its markers `<|image_1|>`.
     """
-    text, images = parts(element)
+    text, sources = parts(element)
     found = []
-    if images:
-        found.append(Part(number, {"image": images}, "", image_suffix))
+    if sources:
+        found.append(Part(number, {"image": sources}, "", image_suffix))
         text = _MARKER.sub("", text)
     text = text.strip()
-    if text or not images:
+    if text or not sources:
         found.append(Part(number, text, "", text_suffix))
     return found
+
+
+def _check_text(text: str) -> None:
+    if fault := text_fault(text):
+        raise ValueError(f"{fault}; embed its parts, or cut it")
 
 
 def _check(image: Source) -> None:
@@ -101,8 +108,8 @@ def _check(image: Source) -> None:
 
 def to_item(element: Element, prompt: str = "", suffix: str = "") -> Item:
     """Reads an element's images. ValueError or TypeError says what is wrong with it."""
-    text, images = parts(element)
-    pictures = [_read(image) for image in images]
+    text, sources = parts(element)
+    pictures = [_read(image) for image in sources]
     path, data = pictures[0] if pictures else Picture("", None)
     return Item(text, path, data, tuple(pictures[1:]), prefix=prompt, suffix=suffix)
 
@@ -111,20 +118,17 @@ def _read(image: Source) -> Picture:
     """An image as the bytes of a file; PNG, which loses nothing, where it came as pixels."""
     if isinstance(image, bytes):
         return Picture("", image)
-    if isinstance(image, str | os.PathLike):
-        try:
-            return Picture(os.fspath(image), pathlib.Path(image).read_bytes())
-        except OSError as error:
-            raise ValueError(f"the image cannot be read: {error}") from error
     try:
+        if isinstance(image, str | os.PathLike):
+            return Picture(os.fspath(image), images.read(image))
         if isinstance(image, np.ndarray):
             pixels = Image.fromarray(image)
         else:
+            images.check_size(*image.size)
             with _loading:
                 image.load()
-            # A palette in memory has its alpha elsewhere than one in a file.
-            pixels = to_rgb(image.convert("RGBA") if image.has_transparency_data else image)
-    except (OSError, SyntaxError) as error:
+            pixels = images.to_rgb(image)
+    except Exception as error:  # Pillow raises anything at a damaged file that is read only now
         raise ValueError(f"the image cannot be read: {error}") from error
     file = io.BytesIO()
     pixels.save(file, "PNG", compress_level=1)

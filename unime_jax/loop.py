@@ -103,8 +103,13 @@ def run(
         last = time.perf_counter()
         while done < settings.steps:
             asked = time.perf_counter()
-            with goodput.spend("input"):
-                batch, info = next(data)
+            try:
+                with goodput.spend("input"):
+                    batch, info = next(data)
+            except quarantine.UnusableSource as error:
+                bad.note(error.items)
+                bad.merge()
+                raise ValueError(f"{error}. All are listed in {bad.path}") from error
             waited = time.perf_counter() - asked
             bad.note(info.bad)
             profile.before(done + 1)

@@ -38,13 +38,6 @@ def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
     assert image.mode == "RGB"
 
 
-def test_the_orientation_in_exif_is_ignored():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright
-    (image,) = open_pictures(Item("", "a.png", encoded(noise(5, 4), exif=exif)), None)
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(noise(5, 4)))
-
-
 def test_images_come_in_the_order_of_the_item():
     images = [noise(5, 4, seed=seed) for seed in range(3)]
     first, *more = (Picture(f"{i}.png", encoded(image)) for i, image in enumerate(images))

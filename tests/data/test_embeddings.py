@@ -40,8 +40,29 @@ def put(folder, *numbers, block=2) -> Writer:
 def test_id_can_be_made_without_this_package():
     expected = hashlib.blake2b("größe".encode(), digest_size=16).hexdigest().encode()
     assert item_id("größe") == item_id(Item("größe")) == expected
-    expected = hashlib.blake2b(b"a\0x.png\0y.png", digest_size=16).hexdigest().encode()
+    content = b"blake2b:" + hashlib.blake2b(b"?", digest_size=16).hexdigest().encode()
+    expected = hashlib.blake2b(b"a\0" + content + b"\0y.png", digest_size=16).hexdigest().encode()
     assert item_id(Item("a", "x.png", b"?", (Picture("y.png", None),))) == expected
+
+
+def test_images_are_known_by_content_wherever_they_lie():
+    assert item_id(Item("a", "x.png", b"1")) == item_id(Item("a", "moved/y.png", b"1"))
+    assert item_id(Item("a", "x.png", b"1")) != item_id(Item("a", "x.png", b"2"))
+
+
+def test_a_folder_that_knows_images_by_path_is_refused(tmp_path):
+    """What older versions wrote: the same text and path, but perhaps another picture."""
+    picture = Item("a", "x.png", b"pixels")
+    by_path = hashlib.blake2b(b"a\0x.png", digest_size=16).hexdigest()
+    np.save(tmp_path / "vectors.npy", VECTORS[:2])
+    np.save(tmp_path / "ids.npy", np.array([item_id("a"), by_path.encode()]))
+    store = open_embeddings(tmp_path)
+    np.testing.assert_array_equal(store.vector_of("a"), VECTORS[0])
+    for call in (store.vector_of, lambda item: store.vectors_of(["a", item])):
+        with pytest.raises(ValueError, match="knew images by their paths.*Write it again"):
+            call(picture)
+    with pytest.raises(KeyError, match="no vector of 'b', image 'x.png'"):
+        store.vectors_of(["a", Item("b", "x.png", b"pixels")])
 
 
 def test_instructions_are_no_part_of_an_id():

@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from unime_jax.data.loader import make_loader, read_example
 from unime_jax.data.mixture import Pick
 from unime_jax.data.pack import target_hash
 from unime_jax.data.plan import Bucket, Layout, pair_plan
-from unime_jax.data.quarantine import Quarantine, read_quarantine
+from unime_jax.data.quarantine import Quarantine, UnusableSource, read_quarantine
 
 BATCH = 8
 PLAN = pair_plan([Bucket(8, 0), Bucket(8, 1)], Layout(), batch_size=BATCH, chunk_size=4)
@@ -193,8 +194,12 @@ def test_bad_rows_do_not_disturb_the_order():
 
 def test_whole_source_bad():
     sources = {"a": rows("a", 20), "b": rows("b", 20, bad=range(20))}
-    with pytest.raises(ValueError, match="'b' has no usable example: 20 of 20.*no positive"):
+    with pytest.raises(
+        UnusableSource, match="'b' has no usable example: 20 of 20.*no positive"
+    ) as error:
         list(itertools.islice(loader(sources), 5))
+    assert {item.id for item in error.value.items} == {f"b{i}" for i in range(20)}
+    assert pickle.loads(pickle.dumps(error.value)).items == error.value.items  # from a worker
 
 
 def test_read_example_goes_round_the_end():

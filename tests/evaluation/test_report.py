@@ -147,6 +147,33 @@ def test_report_is_complete_and_self_contained(tmp_path, results):
     assert "Before training" in words and "After training" in words
 
 
+def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
+    """Names, texts and ids with marks of direction, control characters, and half characters."""
+    strange = "exe\u202egnp \x1b[2J\x00 \ud800 {{ 7 * 7 }} <b>"
+    row = {"id": strange, "qry_text": strange, "qry_img_path": "", "tgt_img_path": ["", ""]}
+    rows = [row | {"tgt_text": [f"right {strange}", f"wrong {strange}"]}]
+    rows[0]["qry_text"] = rows[0]["qry_text"].replace("\ud800", "")  # refused before it is encoded
+    rows[0]["tgt_text"] = [text.replace("\ud800", "") for text in rows[0]["tgt_text"]]
+    results = mmeb.evaluate({strange: rows}, lambda items: np.eye(3), image_bytes)
+    (tmp_path / "config.json").write_text(json.dumps({"backbone": strange}))
+    side = scores.summary({strange: 50.0}, {strange: ("RET", "IND")}, {strange: 40.0})
+    scores.write_scores(tmp_path, "after", side)
+    path = report.write_report(
+        tmp_path,
+        table={strange: ("RET", "IND")},
+        before=None,
+        after=results,
+        images=image_bytes,
+        title=strange,
+        facts={strange: strange},
+    )
+    text = path.read_text()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    shown = "exe\\u202egnp \\x1b[2J\\x00"
+    assert text.count(shown) >= 8 and "{{ 7 * 7 }}" in text and "<b>exe" not in text
+    assert "\x1b" not in scores.table(None, side) and shown in scores.table(None, side)
+
+
 def test_images_are_small_and_readable(tmp_path, results):
     text, page = write(tmp_path, None, results[1])
     sources = [a for a in page.addresses if a.startswith("data:")]

@@ -548,6 +548,7 @@ def test_nothing_to_embed(given, splits, tmp_path):
     splits["a"], splits["b"] = [], [row("where?", "lost", [], ("absent.png", b""))]
     with pytest.raises(ValueError, match="nothing to embed in 1 rows, the first of 1 .*absent.png"):
         embed.run(given, tmp_path)
+    assert [item.path for item in read_quarantine(tmp_path / "quarantine.jsonl")] == ["absent.png"]
 
 
 def test_a_mesh_that_does_not_fit(given, tmp_path):

@@ -433,8 +433,12 @@ def test_too_many_bad_rows_end_the_run(config, workdir, spoil, monkeypatch):
 
 def test_a_source_without_a_usable_row_is_named(config, workdir, spoil):
     source = spoil(dict.fromkeys(range(24), BAD_ROWS[5]))
-    with pytest.raises(ValueError, match=f"source '{source}' has no usable example"):
+    with pytest.raises(
+        ValueError, match=f"source '{source}' has no usable example.*All are listed in .*jsonl"
+    ):
         train.run(config, workdir)
+    (found,) = quarantine.read_quarantine(workdir / "quarantine.jsonl")  # all have one name
+    assert found[:3] == (source, "absent", "b.png")
 
 
 @pytest.mark.parametrize("experiment", [stage2, llave])

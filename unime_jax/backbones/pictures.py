@@ -1,12 +1,12 @@
-"""Encoded images to RGB, as transformers' processors read them."""
+"""The images of an item, decoded, in the size that a run fixes."""
 
-import io
-
-import numpy as np
 from PIL import Image
 
 from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Item
+from unime_jax.data.images import ImageError, decode, to_rgb
+
+__all__ = ["open_pictures", "to_rgb"]
 
 
 def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]:
@@ -23,26 +23,10 @@ def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
         if not data:
             raise ValueError(f"{name_of(item)}: the image file {path!r} is missing")
         try:
-            with Image.open(io.BytesIO(data)) as file:
-                image = to_rgb(file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = decode(data)
+        except ImageError as error:
             raise ValueError(
                 f"{name_of(item)}: the image {path!r} cannot be read: {error}"
             ) from error
         images.append(image.resize((size[1], size[0])) if size else image)
     return images
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as transformers' processor makes it: transparency is laid on white, EXIF is ignored.
-
-    But of grey values with 16 bits the upper eight are taken, as Pillow does with colours. What it
-    does with greys is to cut them off at 255, which leaves all but the darkest picture white.
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

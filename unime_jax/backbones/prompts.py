@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unime_jax.backbones import chat_templates
 from unime_jax.backbones.chat_frames import MAX_IMAGES, frames_of
+from unime_jax.backbones.long_texts import shortened
 from unime_jax.backbones.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
 
@@ -24,7 +25,7 @@ class Tokenised(NamedTuple):
     """Token ids with one image token for each image, and what was left out of the text."""
 
     ids: list[int]
-    truncated: int  # tokens cut off
+    truncated: int  # tokens cut off; at least so many, of a very long text
     orphan_images: int  # image markers without an image
 
 
@@ -70,17 +71,23 @@ class Prompt:
             a token that the model has no embedding of.
         """
         prefix, text, suffix, orphans = self._parts(item)
-        ids, offsets = self._encode(prefix + text + suffix)
-        if not ids:
-            raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
-        excess = max(0, len(ids) + sum(image_tokens) - len(image_tokens) - self.max_length)
-        if excess:
-            span = range(len(prefix), len(prefix) + len(text) + 1)
+        places = [found.end() for found in self._marker().finditer(text)]
+        keep = max(places, default=0)
+        for part in shortened(text, self.tokenizer, room=self.max_length, keep=keep):
+            ids, offsets = self._encode(prefix + part.text + suffix)
+            if not ids:
+                raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
+            excess = max(0, len(ids) + sum(image_tokens) - len(image_tokens) - self.max_length)
+            span = range(len(prefix), len(prefix) + len(part.text) + 1)
             loose = [
                 i
                 for i, (first, last) in enumerate(offsets[:-1])  # the last token is pooled
-                if first in span and last in span and first < last and ids[i] != self.image_token_id
+                if excess and first in span and last in span and first < last
+                if ids[i] != self.image_token_id
             ]
+            if part.is_enough(len(prefix), offsets, loose, excess):
+                break
+        if excess:
             if len(loose) < excess:
                 fixed = self.max_length + excess - len(loose)
                 what, how = "prompt template and last token", "raise it"

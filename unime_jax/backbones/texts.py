@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import tokenizers
 
+from unime_jax.backbones.long_texts import shortened
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import name_of
 from unime_jax.backbones.token_ids import check_ids, check_tokenizer
@@ -32,7 +33,7 @@ class TextPrompt:
         return item.prefix + item.text + item.suffix + self.ending
 
     def __call__(self, item: Item) -> tuple[list[int], int]:
-        """Token ids, and how many were cut off.
+        """Token ids, and how many were cut off, at least, where the text is very long.
 
         What is longer than `max_length` loses tokens from the end of its text, never of the prefix,
         the suffix, the ending or the special tokens.
@@ -43,18 +44,22 @@ class TextPrompt:
         """
         if item.pictures:
             raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the image")
-        encoding = self.tokenizer.encode(self.rendered(item))
-        ids = encoding.ids
-        if not ids:
-            raise ValueError(f"{name_of(item)}: an empty text, so no token to pool")
-        excess = max(0, len(ids) - self.max_length)
-        if excess:
-            span = range(len(item.prefix), len(item.prefix + item.text) + 1)
+        before = len(item.prefix)
+        for part in shortened(item.text, self.tokenizer, room=self.max_length):
+            encoding = self.tokenizer.encode(item.prefix + part.text + item.suffix + self.ending)
+            ids = encoding.ids
+            if not ids:
+                raise ValueError(f"{name_of(item)}: an empty text, so no token to pool")
+            excess = max(0, len(ids) - self.max_length)
+            span = range(before, before + len(part.text) + 1)
             loose = [
                 i
                 for i, (first, last) in enumerate(encoding.offsets)
-                if first in span and last in span and first < last
+                if excess and first in span and last in span and first < last
             ]
+            if part.is_enough(before, encoding.offsets, loose, excess):
+                break
+        if excess:
             if len(loose) < excess:
                 raise ValueError(
                     f"{name_of(item)}: its prefix, suffix and special tokens are"

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Float32
@@ -23,23 +23,33 @@ from jaxtyping import Float32
 from unime_jax.batch import Item
 
 RECORD = "embeddings.json"
+IDENTITY = "texts and content of images"  # what ids are made of, for provenance
 MAPPED = 256  # blocks that stay open: each costs a file descriptor
 
 
 def item_id(item: Item | str) -> bytes:
-    """32 hex digits: BLAKE2b (128 bit) of the text and the images' paths, joined by NUL, in UTF-8.
+    """32 hex digits: BLAKE2b (128 bit) of the text and its images, joined by NUL, in UTF-8.
+
+    An image is "blake2b:" and 32 hex digits of its file's content, so that an id does not depend on
+    where a file lies, nor on the host. Of an image without content it is the path, as it was of all
+    images in folders that older versions wrote; `IDENTITY` in a folder's provenance tells.
 
     The instructions `prefix` and `suffix` are left out. They are the embedding model's own, one for
     a whole folder and in its provenance, so that a vector is found without knowing them.
 
     Raises:
-      ValueError: an image has no path, so that nothing stands for it.
+      ValueError: an image has no path, so that nobody could say which it was.
     """
+    return _digest(item, by_content=True)
+
+
+def _digest(item: Item | str, *, by_content: bool) -> bytes:
     item = Item(item) if isinstance(item, str) else item
-    paths = [path for path, _ in item.pictures]
-    if not all(paths):
+    pictures = item.pictures
+    if not all(path for path, _ in pictures):
         raise ValueError(f"an image of the item {item.text[:80]!r} has no path to know it by")
-    name = "\0".join([item.text, *paths]).encode()
+    images = [picture.identity if by_content else picture.path for picture in pictures]
+    name = "\0".join([item.text, *images]).encode()
     return hashlib.blake2b(name, digest_size=16).hexdigest().encode()
 
 
@@ -100,13 +110,30 @@ class Embeddings:
 
     def vector_of(self, item: Item | str) -> Float32[np.ndarray, " D"]:
         """The vector of an item or a text; a KeyError says its text."""
-        item = Item(item) if isinstance(item, str) else item
-        try:
-            return self.vector(item_id(item))
-        except KeyError:
-            images = "".join(f", image {path!r}" for path, _ in item.pictures)
-            message = f"{self.folder} has no vector of {item.text[:200]!r}{images}"
-            raise KeyError(message) from None
+        return self.vectors_of([item])[0]
+
+    def vectors_of(self, items: Iterable[Item | str]) -> Float32[np.ndarray, "n D"]:
+        """The vectors of items or texts, in their order.
+
+        Raises:
+          KeyError: one is not there; the message says its text and images.
+          ValueError: a vector is not finite, or the folder knows images by their paths.
+        """
+        wanted = [Item(item) if isinstance(item, str) else item for item in items]
+        ids = [item_id(item) for item in wanted]
+        found = self._found(np.asarray(ids))[1] if ids else np.ones(0, bool)
+        if not found.all():
+            self._say_missing(wanted[int(np.argmin(found))])
+        return self.vectors(ids)
+
+    def _say_missing(self, item: Item) -> NoReturn:
+        if _digest(item, by_content=False) in self:
+            raise ValueError(
+                f"{self.folder} was written by a version that knew images by their paths, which"
+                " may stand for others here; now they are known by their content. Write it again"
+            )
+        images = "".join(f", image {path!r}" for path, _ in item.pictures)
+        raise KeyError(f"{self.folder} has no vector of {item.text[:200]!r}{images}")
 
     def vectors(self, ids: Iterable[bytes]) -> Float32[np.ndarray, "n D"]:
         """Copies of the vectors of many ids, in their order.

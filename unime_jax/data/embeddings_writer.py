@@ -36,8 +36,8 @@ def write(
 ) -> None:
     """Writes vectors [n, D] of items or texts, from wherever they come; the folder must be new.
 
-    float16 and float32 stay what they are, other dtypes become float32. The folder appears when
-    all of it is written.
+    Give images with their bytes: ids are made of them (`embeddings.item_id`). float16 and float32
+    stay what they are, other dtypes become float32. The folder appears when all of it is written.
 
     Raises:
       ValueError: it exists, or the vectors are not finite, not of the items' number, or several

@@ -12,6 +12,7 @@ from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.embeddings import item_id, read_lines
 from unime_jax.data.quarantine import BadExample, BadItem
 from unime_jax.data.sources import Source, to_example
+from unime_jax.data.strange_texts import text_fault
 
 Side = Literal["query", "positive", "negatives"]
 
@@ -67,6 +68,8 @@ class Lines:
     def read(self, row: int) -> Sequence[Item]:
         if not self.lines[row].strip():
             raise BadExample(self.name, str(row), "", "empty line")
+        if fault := text_fault(self.lines[row]):
+            raise BadExample(self.name, str(row), "", fault)
         return [Item(self.lines[row])]
 
 

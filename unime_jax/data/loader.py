@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import grain
 from absl import flags
 
+from unime_jax.data.images import MAX_PIXELS
 from unime_jax.data.mixture import Pick, mixture
 from unime_jax.data.pack import Prepared, Preprocess, pack, prepare
 from unime_jax.data.plan import Plan
-from unime_jax.data.quarantine import BadExample
-from unime_jax.data.sources import MAX_PIXELS, Source, to_example
+from unime_jax.data.quarantine import BadExample, UnusableSource
+from unime_jax.data.sources import Source, to_example
 
 BATCHES_AHEAD = 2
 MAX_TRIES = 1000  # bad rows in a row before a source counts as unusable
@@ -47,7 +48,8 @@ def make_loader(
     Which rows global batch n has follows from n: a run that has done n steps goes on with
     `first_batch=n`, with any number of processes and `workers`; there is no state to save.
 
-    Raises ValueError as `mixture` does, and from `next` when a source has no usable rows.
+    Raises ValueError as `mixture` does, and from `next` UnusableSource, with the rows to blame,
+    when a source has no usable rows.
     """
     if plan.rows < batch_size * (2 + plan.negatives):
         raise ValueError(
@@ -118,7 +120,7 @@ def read_example(
 ) -> Prepared:
     """The picked row, or the next one of its source that is good; the bad ones on the way noted.
 
-    Raises ValueError when the whole source, or MAX_TRIES rows in a row, are bad.
+    Raises UnusableSource when the whole source, or MAX_TRIES rows in a row, are bad.
     """
     source = sources[pick.source]
     tries = min(len(source), MAX_TRIES)
@@ -132,7 +134,4 @@ def read_example(
             bad.append(error.item)
             continue
         return dataclasses.replace(prepared, bad=tuple(bad))
-    raise ValueError(
-        f"source {pick.source!r} has no usable example: {tries} of {len(source)} rows tried, all "
-        f"bad. The last: {BadExample(*bad[-1])}"
-    )
+    raise UnusableSource(pick.source, len(source), tuple(bad))

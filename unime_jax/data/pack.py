@@ -22,6 +22,7 @@ Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left 
 class Prepared:
     """An example as rows: query, positive, then the negatives that are kept.
 
+    `keys` are the items' identities, text and content of images.
     `bad` are the examples that failed before this one was taken in their place.
     """
 
@@ -63,7 +64,7 @@ def prepare(example: Example, preprocess: Preprocess, plan: Plan) -> Prepared:
             raise BadExample(example.source, example.id, item.image_path, str(error)) from error
         rows.append(row)
     dropped = max(len(example.negatives) - plan.negatives, 0)
-    return Prepared(example.source, tuple(item.key for item in items), tuple(rows), dropped)
+    return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
 
 
 def pack(

@@ -28,6 +28,20 @@ class BadExample(ValueError):  # noqa: N818 (what is bad is the example)
         return f"source {self.item.source!r}, example {self.item.id!r}{where}: {self.item.reason}"
 
 
+class UnusableSource(ValueError):  # noqa: N818
+    """A source without a good row among those tried; the run ends, and `items` say why."""
+
+    def __init__(self, source: str, rows: int, items: tuple[BadItem, ...]):
+        super().__init__(source, rows, items)  # all arguments, so that it can be pickled
+        self.source, self.rows, self.items = source, rows, items
+
+    def __str__(self) -> str:
+        return (
+            f"source {self.source!r} has no usable example: {len(self.items)} of {self.rows} rows"
+            f" tried, all bad. The last: {BadExample(*self.items[-1])}"
+        )
+
+
 class Quarantine:
     """Appends every bad item once to a JSON-lines file and stops a run that has too many.
 

@@ -2,20 +2,19 @@
 
 import difflib
 import hashlib
-import io
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from unime_jax.batch import Example, Item
+from unime_jax.data.images import MAX_PIXELS, ImageError, decode
 from unime_jax.data.quarantine import BadExample
+from unime_jax.data.strange_texts import text_fault
 
 IMAGE_MARKER = "<|image_1|>"
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or a decompression bomb
 
 
 class Source(Protocol):
@@ -85,7 +84,8 @@ def to_example(
     is part of an item's key.
 
     Raises BadExample for: no query or positive, text empty where there is no image, image bytes
-    missing, an image that cannot be decoded or has more than `max_pixels`, text that is not UTF-8.
+    missing, an image that cannot be decoded or has more than `max_pixels`, text that is not UTF-8
+    or absurdly long.
     """
     id = _text(row.get("id")) or default_id
 
@@ -118,19 +118,17 @@ def to_example(
 
 
 def image_fault(image: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """Why these bytes are no usable image; "" if they are. Reads the size before the pixels."""
+    """Why these bytes are no usable image, see `images.decode`; "" if they are."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                return f"image of {width} x {height} pixels, the limit is {max_pixels}"
-            picture.load()
-    except Exception as error:  # hostile bytes can raise anything in a decoder
-        return f"image cannot be decoded: {type(error).__name__}: {error}"
+        decode(image, max_pixels=max_pixels)
+    except ImageError as error:
+        return f"image cannot be decoded: {error}"
     return ""
 
 
 def _fault(item: Item, max_pixels: int) -> str:
+    if fault := text_fault(item.text):
+        return fault
     if item.image_path and not item.image:
         return "image is missing: there is a path but no bytes"
     if item.image:

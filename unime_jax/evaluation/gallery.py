@@ -1,12 +1,11 @@
 """The report's gallery: queries with their best candidates, failures first, images inlined."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from unime_jax.data.images import decode
 from unime_jax.evaluation import figures
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.mmeb import DatasetResult, Images
@@ -104,13 +103,7 @@ def example(
 
 
 def thumbnail(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # JPEG decodes small at once
-        picture = image.convert("RGBA")
-    if max(picture.size) <= THUMBNAIL:
-        return figures.data_uri(
-            picture.convert("RGB"), "PNG" if max(picture.size) <= 64 else "JPEG"
-        )
+    picture = decode(data)
+    form = "PNG" if max(picture.size) <= 64 else "JPEG"
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    white = Image.new("RGBA", picture.size, "white")  # transparent parts would turn black
-    return figures.data_uri(Image.alpha_composite(white, picture).convert("RGB"), "JPEG")
+    return figures.data_uri(picture, form)

@@ -5,7 +5,6 @@ Models are left out (an `encode` function is handed in), so are averages (scores
 """
 
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
-from PIL import Image
 
 from unime_jax.batch import Item
+from unime_jax.data.images import ImageError, decode
+from unime_jax.data.strange_texts import text_fault
 
 Encode = Callable[[Sequence[Item]], np.ndarray]  # n items -> float [n, D]
 Images = Callable[[str], bytes]  # path -> encoded bytes
-Key = tuple[str, str]  # Item.key
+Key = tuple[str, str]  # Item.key: text and path, as all images of an evaluation are in one place
 ParsedRow = tuple[str, Key, list[Key]]  # id, query, candidates with the gold first
 
 TOP = 5  # candidates of a row that are kept for display
@@ -108,6 +108,8 @@ def encode_items(
     for where, (text, path) in wanted:
         if (text, path) in index:
             continue
+        if fault := text_fault(text):
+            raise ValueError(f"{where}: {fault}")
         if path and path not in loaded:
             loaded[path] = _load_image(path, images, where)
         index[text, path] = len(items)
@@ -196,15 +198,15 @@ def text_of(value: Any) -> str:
 def _load_image(path: str, images: Images, where: str) -> bytes:
     try:
         data = images(path)
+    except ImageError as error:
+        raise ValueError(f"{where}: image {path!r}: {error}") from error
     except (KeyError, OSError) as error:
         raise ValueError(f"{where}: image {path!r} has no file; fetch the images again") from error
     if not data:
         raise ValueError(f"{where}: image {path!r} has no file or an empty one; fetch it again")
     try:
-        # A full decode: a truncated file opens and passes verify().
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        decode(data)  # in full: a truncated file opens all the same
+    except ImageError as error:
         raise ValueError(
             f"{where}: image {path!r} cannot be decoded ({error}); fetch it again"
         ) from error
@@ -217,7 +219,7 @@ def _normalise(vectors: np.ndarray, items: Sequence[Item]) -> Float32[np.ndarray
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(items)} embeddings are zero or not finite, so they have no "
-            f"cosine; the first belongs to {items[bad[0]]}"
+            f"cosine; the first belongs to {str(items[bad[0]])[:500]}"
         )
     return (vectors / norms[:, None]).astype(np.float32)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 
 from unime_jax import losses
 from unime_jax.batch import Item
-from unime_jax.data.embeddings import Embeddings, item_id
+from unime_jax.data.embeddings import Embeddings
 from unime_jax.data.sources import check_names, open_dataset, to_example
 from unime_jax.encode import Encoder
 from unime_jax.objectives import Distillation
@@ -54,11 +54,11 @@ def open_texts(
     for number in range(len(source)):
         example = to_example(HELD_OUT, source[number], str(number))
         for item in (example.query, example.positive, *example.negatives):
-            found.setdefault(item.key, item)
+            found.setdefault(item.identity, item)
     if len(found) <= NEIGHBOURS:
         raise ValueError(f"{folder} has {len(found)} texts; more than {NEIGHBOURS} are needed")
     items = list(found.values())
-    vectors = teacher.vectors([item_id(item) for item in items])
+    vectors = teacher.vectors_of(items)
     with_suffix = tuple(dataclasses.replace(item, suffix=suffix) for item in items)
     return Texts(with_suffix, vectors, objective)
 

@@ -14,6 +14,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
+from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import figures, gallery
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.mmeb import DatasetResult, Images
@@ -67,6 +68,7 @@ def write_report(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_as_text,
     )
     examples, left_out = gallery.gallery(table, before, after, images)
     page = environment.get_template("report.html.j2").render(
@@ -93,6 +95,11 @@ def write_report(
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _as_text(value: Any) -> Any:
+    """What a template writes: of plain text, nothing that is hidden or turns the page around."""
+    return shown(value) if type(value) is str else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from unime_jax.data.strange_texts import shown
+
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 COLUMNS = (*METAS, *SPLITS, "All")
@@ -120,8 +122,9 @@ def _block(
     after: Mapping[str, Any] | None,
     digits: int = 1,
 ) -> str:
-    widths = [max(7, len(column) + 2) for column in columns]
-    lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]
+    names = [shown(column) for column in columns]  # of a data set's making
+    widths = [max(7, len(name) + 2) for name in names]
+    lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
 
     def add(name: str, values: list[float | None], form: str) -> None:
         cells = ["-" if v is None else format(v, form) for v in values]

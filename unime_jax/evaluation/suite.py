@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from unime_jax.config import TrainConfig
 from unime_jax.data.embeddings import Embeddings
+from unime_jax.data.images import read_below
 from unime_jax.data.sources import dataset_folder, open_dataset
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import composition, mmeb, neighbours, scores
@@ -35,7 +36,7 @@ def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings 
     """Opens the folders of `settings.evaluation`, relative to `folder`.
 
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
-    columns path and image, or from plain files.
+    columns path and image, or from plain files, whose paths must stay below it.
 
     Raises:
       FileNotFoundError: a folder without a dataset.
@@ -101,7 +102,14 @@ def _table(folder: pathlib.Path) -> scores.Table:
 
 def _images(folder: pathlib.Path) -> mmeb.Images:
     if not any(folder.glob("dataset_info.json")) and not any(folder.glob("*/dataset_info.json")):
-        return lambda path: (folder / path).read_bytes()
-    rows = [row for source in _rows(folder, limit=0).values() for row in source]
-    stored = {mmeb.text_of(row["path"]): row["image"] for row in rows}
+        return lambda path: read_below(folder, path)
+    stored: dict[str, bytes] = {}
+    for name, source in _rows(folder, limit=0).items():
+        for row in source:
+            path, data = mmeb.text_of(row["path"]), row["image"]
+            if stored.setdefault(path, data) != data:
+                raise ValueError(
+                    f"{folder}, split {name!r}: another split has a different image at the path"
+                    f" {path!r}; name them apart, as evaluation finds images by path"
+                )
     return stored.__getitem__

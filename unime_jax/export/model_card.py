@@ -1,6 +1,8 @@
 """The README.md of an exported folder: what the run itself knows, and nothing else."""
 
+import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jinja2
@@ -8,10 +10,13 @@ import jinja2
 from unime_jax.backbones import Backbone, json_files
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
+from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
+LENGTH = 1000  # characters of them
+_HUB_ID = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+", re.ASCII)
 BASE = (
     "frozen linear layers were rounded to int8, one scale per output channel; the weights here are "
     "what was trained, rounding included. Adapters exported alone are close to that on the "
@@ -49,10 +54,10 @@ def write(
         keep_trailing_newline=True,
     )
     found = scores.read_scores(workdir)
-    prompts = [repr(backbone.preprocess.prompt.rendered(item)) for item in items]
-    hub_id = None if pathlib.Path(settings.backbone).exists() else settings.backbone
+    prompts = [_shortened(repr(backbone.preprocess.prompt.rendered(item))) for item in items]
+    hub_id = None if pathlib.Path(settings.backbone).exists() else _yaml(settings.backbone)
     text = environment.get_template("model_card.md.j2").render(
-        name=workdir.resolve().name,
+        name=markdown(workdir.resolve().name),
         folder=folder.name,
         base_model=hub_id,
         origin=_origin(settings, backbone),
@@ -63,21 +68,27 @@ def write(
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
         facts=_facts(settings, steps, sources),
-        scores=scores.table(found.get("before"), found.get("after")) if found else "",
-        evaluated=", ".join(found["after"]["datasets"]) if "after" in found else "",
-        config=(workdir / "config.json").read_text().strip(),
+        scores=markdown_block(scores.table(found.get("before"), found.get("after")))
+        if found
+        else "",
+        evaluated=", ".join(map(markdown, found["after"]["datasets"])) if "after" in found else "",
+        config=markdown_block((workdir / "config.json").read_text().strip(), "json"),
     )
     (folder / "README.md").write_text(text)
 
 
 def _origin(settings: TrainConfig, backbone: Backbone) -> str:
+    name = markdown_code(settings.backbone)
     if settings.init_from:
-        run = pathlib.Path(settings.init_from).name
-        return f"It started from the result of the run `{run}`, of `{settings.backbone}`."
+        run = markdown_code(pathlib.Path(settings.init_from).name)
+        return f"It started from the result of the run {run}, of {name}."
     start = "has the architecture of" if settings.init == "random" else "started from"
-    commits = [f"`{hub_id}` at commit `{commit}`" for hub_id, commit in backbone.commits.items()]
+    commits = [
+        f"{markdown_code(hub_id)} at commit `{commit}`"
+        for hub_id, commit in backbone.commits.items()
+    ]
     found = f" On the Hugging Face hub that was {' and '.join(commits)}." if commits else ""
-    return f"It {start} `{settings.backbone}`.{found}"
+    return f"It {start} {name}.{found}"
 
 
 def _is_bidirectional(folder: pathlib.Path) -> bool:
@@ -85,6 +96,15 @@ def _is_bidirectional(folder: pathlib.Path) -> bool:
     config = json_files.read(folder / "config.json")
     parts = (config, config.get("text_config") or {})
     return any(part.get("is_causal") is False for part in parts)
+
+
+def _yaml(text: str) -> str:
+    """A text as a YAML value: itself if it is a hub id, else quoted."""
+    return text if _HUB_ID.fullmatch(text) else json.dumps(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LENGTH else f"{text[:LENGTH]} ..."
 
 
 def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
@@ -96,7 +116,7 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
         "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
         "optimizer": f"AdamW, learning rate {settings.optimizer.learning_rate}, "
         f"{settings.optimizer.schedule} after {settings.optimizer.warmup_steps} warmup steps",
-        "data": f"{settings.data.train}: {', '.join(sources)}" if sources else "none",
+        "data": markdown(f"{settings.data.train}: {', '.join(sources)}") if sources else "none",
         "weights": settings.export.dtype,
     }
     if settings.execution.frozen_dtype == "int8":

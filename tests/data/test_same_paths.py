@@ -1,0 +1,112 @@
+"""Images are told apart by what they show: the same path in two sources may be two pictures."""
+
+import numpy as np
+import pytest
+
+from tests.backbones.images import encoded, noise
+from unime_jax.batch import Item, Picture, Row
+from unime_jax.data.items import Items, Pairs
+from unime_jax.data.loader import make_loader
+from unime_jax.data.pack import prepare, target_hash
+from unime_jax.data.plan import Bucket, Layout, pair_plan
+from unime_jax.data.sources import to_example
+from unime_jax.evaluation import mmeb, suite
+
+A, B = encoded(noise(8, 8, seed=1)), encoded(noise(8, 8, seed=2))
+
+
+def rows(image: bytes, path: str = "images/1.png") -> list[dict]:
+    """One row with the image on both sides."""
+    return [
+        {
+            "qry": "<|image_1|> what?",
+            "qry_image_path": path,
+            "qry_image": image,
+            "pos_text": "<|image_1|>",
+            "pos_image_path": path,
+            "pos_image": image,
+        }
+    ]
+
+
+def first_byte(item: Item) -> Row:
+    zero = np.zeros((1, 1), np.int32)
+    return Row(np.full(1, item.image[-20], np.int32), zero, zero - 1)
+
+
+def batch_of(**sources):
+    plan = pair_plan([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    return next(
+        make_loader(
+            sources,
+            dict.fromkeys(sources, 1.0),
+            batch_size=2,
+            homogeneous=1,
+            seed=0,
+            preprocess=first_byte,
+            plan=plan,
+        )
+    )
+
+
+def test_two_sources_with_one_path_train_on_their_own_pictures():
+    batch, info = batch_of(one=rows(A), two=rows(B))
+    assert info.duplicates == 0 and sum(info.rows) == 4
+    assert len(set(batch.query)) == len(set(batch.positive)) == 2
+    tokens, ids = batch.groups[0].tokens.reshape(-1, 2)[:, 0], batch.target_id[0].reshape(-1)
+    assert {tokens[row] for row in batch.query} == {A[-20], B[-20]}
+    assert len({ids[row] for row in batch.positive}) == 2, "each other's negatives"
+
+
+def test_one_picture_at_two_paths_is_one_row_and_one_target():
+    batch, info = batch_of(one=rows(A), two=rows(A, "elsewhere/b.png"))
+    assert info.duplicates == 2 and len(set(batch.positive)) == 1
+    (key,) = {to_example("s", row).positive.identity for row in (rows(A) + rows(A, "other"))}
+    assert target_hash(key) in batch.target_id[0]
+
+
+def test_identity_needs_the_content_of_every_image():
+    def several(*data):
+        first, *more = (Picture(f"{i}.png", d) for i, d in enumerate(data))
+        return Item("a", *first, tuple(more)).identity
+
+    assert len({several(A, A), several(A, B), several(B, A), several(A), several(A, None)}) == 5
+    assert Item("a", "x.png").identity == ("a", "x.png") == Item("a", "x.png").key
+
+
+def test_embeddings_of_two_data_sets_with_one_path_do_not_collide():
+    corpora = [Pairs(name, rows(image), ("query",)) for name, image in (("a", A), ("b", B))]
+    found = Items(corpora)
+    assert len(found) == len(set(found.ids)) == 2
+    assert [found[i].image for i in range(2)] == [A, B]
+    assert len(Items([corpora[0], corpora[0]])) == 1
+
+
+def test_mmeb_encodes_each_text_and_path_once_within_an_evaluation():
+    """Also where two paths are the same picture: the protocol counts them as two candidates."""
+    row = {"qry_text": "q", "qry_img_path": "", "tgt_text": ["", "", ""]}
+    row["tgt_img_path"] = ["a.png", "copy.png", "a.png"]
+    calls = []
+
+    def encode(items):
+        calls.append([item.key for item in items])
+        return np.eye(3)[: len(items)]
+
+    mmeb.evaluate({"d": [row], "e": [row]}, encode, {"a.png": A, "copy.png": A}.__getitem__)
+    assert calls == [[("q", ""), ("", "a.png"), ("", "copy.png")]]
+
+
+def test_two_pictures_at_one_path_cannot_be_evaluated(monkeypatch, tmp_path):
+    (tmp_path / "dataset_info.json").touch()
+    stored = {"one": [{"path": "a.png", "image": A}], "two": [{"path": "a.png", "image": A}]}
+    monkeypatch.setattr(suite, "_rows", lambda folder, limit: stored)
+    assert suite._images(tmp_path)("a.png") == A
+    stored["two"][0]["image"] = B
+    with pytest.raises(ValueError, match="split 'two': another split has a different image at the"):
+        suite._images(tmp_path)
+
+
+def test_what_is_prepared_is_known_by_content():
+    plan = pair_plan([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    keys = [prepare(to_example("s", rows(x)[0]), first_byte, plan).keys for x in (A, B)]
+    assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]

@@ -1,0 +1,140 @@
+"""Long texts without their middle, where that cannot change which tokens are kept.
+
+A tokenizer takes some 400 bytes a character, and of a text beyond the longest length most tokens
+are cut off again. So a text is first shortened at a seam: a space or line feed between two letters,
+which no token of the vocabulary has in it. What stands before a seam is then tokenised as if what
+comes after were not there, by BPE (no merge reaches over a seam), by Unigram (no path does) and by
+whatever splits words first; and what stands behind it likewise.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import tokenizers
+
+Side = Literal["left", "right"]
+
+CHARACTERS = 16  # of text that are tokenised at first, for each token that there is room for
+
+_SEAM = re.compile(r"(?<=[^\W\d_])[ \n](?=[^\W\d_])")
+_CROSSING = re.compile(r"(?:[^\W\d_]|\ufffd)[ \n▁]")  # a token over a seam
+_SAMPLE = "ab cd\nef"
+
+
+class Shortened(NamedTuple):
+    """A text, or its beginning and its end, which meet at `seam`; None: nothing is left out."""
+
+    text: str
+    seam: int | None
+
+    def is_enough(
+        self,
+        before: int,
+        offsets: Sequence[tuple[int, int]],
+        loose: Sequence[int],
+        excess: int,
+        *,
+        cut: Side = "right",
+    ) -> bool:
+        """Whether cutting off tokens leaves what it would leave of the whole text.
+
+        So it is if all tokens on the other side of the seam are cut off: then the tokens that are
+        kept are the first ones (or the last) of the whole text, too.
+
+        Args:
+          before: characters in front of the text.
+          offsets: the part of the prompt that each token is of.
+          loose: numbers of tokens that may be cut off, of which the last `excess` will be, or the
+            first if `cut` is "left".
+        """
+        if self.seam is None:
+            return True
+        if not excess or len(loose) <= excess:
+            return excess > 0
+        seam = before + self.seam
+        if cut == "left":
+            return offsets[loose[excess]][0] >= seam
+        return offsets[loose[-excess]][0] <= seam
+
+
+def shortened(
+    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, cut: Side = "right"
+) -> Iterator[Shortened]:
+    """More and more of a text, at last the whole; only the whole where it is short or has no seams.
+
+    Args:
+      tokenizer: that the text is for.
+      room: tokens that can be kept at most.
+      keep: characters at the beginning that are never left out.
+      cut: the side that tokens will be cut off from, so that more of the other is given.
+    """
+    size = max(keep, CHARACTERS * room)
+    if len(text) > 2 * size and _has_seams(tokenizer):
+        first, last = _SEAM.search(text, keep), _last_seam(text, keep)
+        while first and last is not None and 2 * size < len(text):
+            if cut == "left":
+                head, found = first.start(), _SEAM.search(text, len(text) - size)
+                tail = found.start() if found else head
+            else:
+                tail, found = last, _SEAM.search(text, size)
+                head = found.start() if found else tail
+            if head >= tail:
+                break
+            yield Shortened(text[:head] + text[tail:], head)
+            size *= 2
+    yield Shortened(text, None)
+
+
+def _last_seam(text: str, first: int) -> int | None:
+    """The last seam behind `first`, looked for from the end."""
+    width = 1000
+    while True:
+        start = max(first, len(text) - width)
+        seams = [found.start() for found in _SEAM.finditer(text, start)]
+        if seams or start == first:
+            return seams[-1] if seams else None
+        width *= 8
+
+
+@functools.lru_cache(maxsize=8)  # by the object: it looks at the whole vocabulary
+def _has_seams(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether no token reaches over a seam, and the normaliser leaves seams where they are."""
+    if any(_crosses(token) for token in tokenizer.get_vocab()):
+        return False
+    sample = _SAMPLE
+    if tokenizer.normalizer is not None:
+        sample = tokenizer.normalizer.normalize_str(sample)
+        if not re.search(r"b[ ▁]+c.*d[ \n▁]+e", sample, re.DOTALL | re.IGNORECASE):
+            return False
+    if type(tokenizer.model).__name__ in ("BPE", "Unigram"):
+        return True
+    if tokenizer.pre_tokenizer is None:
+        return False
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(sample)]
+    return not any(_SEAM.search(word) for word in words)
+
+
+def _crosses(token: str) -> bool:
+    """Whether a letter and a space stand together in a token, however the vocabulary writes them.
+
+    SentencePiece writes "▁" for a space, byte-level BPE a sign of its own for each byte; of a
+    letter that begins in another token, only its last bytes are there.
+    """
+    if _CROSSING.search(token):
+        return True
+    signs = _byte_signs()
+    if not ("Ġ" in token[1:] or "Ċ" in token[1:]) or not all(sign in signs for sign in token):
+        return False
+    text = bytes(signs[sign] for sign in token).decode(errors="replace")
+    return bool(_CROSSING.search(text))
+
+
+@functools.cache
+def _byte_signs() -> dict[str, int]:
+    """The byte that each sign of byte-level BPE stands for: itself, or the next free sign."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    signs = {chr(byte): byte for byte in printable}
+    return signs | {chr(256 + number): byte for number, byte in enumerate(others)}
