@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from unime_jax.backbones.image_markers import without_markers
 from unime_jax.backbones.pictures import to_rgb
 from unime_jax.batch import Item, Picture
 
@@ -24,7 +24,6 @@ Element: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[So
 IMAGE_SUFFIX = "Summary above image in one word:"
 TEXT_SUFFIX = "\nSummary above sentence in one word:"
 
-_MARKER = re.compile(r"<\|image_[0-9]+\|>\n?")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
@@ -76,7 +75,7 @@ def apart(number: int, element: Element, image_suffix: str, text_suffix: str) ->
     found = []
     if images:
         found.append(Part(number, {"image": images}, "", image_suffix))
-        text = _MARKER.sub("", text)
+        text, _ = without_markers(text)
     text = text.strip()
     if text or not images:
         found.append(Part(number, text, "", text_suffix))

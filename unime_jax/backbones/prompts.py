@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from unime_jax.backbones import image_markers
 from unime_jax.backbones.chat_frames import MAX_IMAGES, chat_template, frames_of
 from unime_jax.batch import Item
 
@@ -37,7 +37,7 @@ class Prompt:
     template's turn without images, and as LLaVE does, it moves the image of a text with a single
     one to the front, the rest stripped, if it is not there already.
 
-    The image token itself counts as a marker. A marker that has no image is left out, with the
+    `image_markers` says what a marker is; the image token itself counts as one. A marker that has no image is left out, with the
     newline after it, if `orphans` is "strip"; else it is treated as those that have one, and is
     the image token where an image would be.
     """
@@ -107,7 +107,8 @@ class Prompt:
         """Markers that are kept though they have no image; those of an item's images come first."""
         if self.orphans == "strip":
             return 0
-        markers = len(self._marker().findall(item.prefix + item.text))
+        marker = image_markers.marker(self.image_token)
+        markers = len(marker.findall(item.prefix + item.text))
         return max(0, markers - len(item.pictures))
 
     def image_frames(self) -> tuple[tuple[str, str], ...]:
@@ -116,11 +117,6 @@ class Prompt:
             return self.frames
         (before, after), line = self._turn(), f"{self.image_token}\n"
         return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
-
-    def markers(self) -> tuple[str, ...]:
-        """Strings that stand for an image in a text."""
-        numbered = (f"<|image_{number}|>" for number in range(1, MAX_IMAGES + 1))
-        return (*numbered, self.image_token)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the part of the text that each one is of."""
@@ -138,7 +134,7 @@ class Prompt:
                     f"{name_of(item)} has {images} images; a prompt in this chat template has"
                     f" places for {len(self.frames) - 1}"
                 )
-            text, markers = self._unmarked(text)
+            text, markers = image_markers.without_markers(text, self.image_token)
             before, after = self.frames[images]
             return before, text.strip(), suffix + after, max(0, markers - len(item.pictures))
         text, stripped = self._placed(text, images)
@@ -153,27 +149,16 @@ class Prompt:
         """What stands around a text that has its image tokens in it."""
         return self.frames[0] if self.frames else ("", "")
 
-    def _unmarked(self, text: str) -> tuple[str, int]:
-        """A text without markers, and how many there were."""
-        count, found = 0, 1
-        while found:  # leaving one out may form another
-            text, found = re.subn(f"(?:{self._marker().pattern})\n?", "", text)
-            count += found
-        return text, count
-
     def _placed(self, text: str, images: int) -> tuple[str, int]:
         """A text with an image token for each image, and how many markers were left over."""
-        marker = self._marker()
+        marker = image_markers.marker(self.image_token)
         pieces: list[str] = []
         while len(pieces) < images and (found := marker.search(text)):
             pieces.append(text[: found.start()])
             text = text[found.end() :]
-        rest, orphans = self._unmarked(text)
+        rest, orphans = image_markers.without_markers(text, self.image_token)
         unplaced = f"{self.image_token}\n" * (images - len(pieces))
         return unplaced + self.image_token.join([*pieces, rest]), orphans
-
-    def _marker(self) -> re.Pattern[str]:
-        return re.compile(rf"<\|image_[0-9]+\|>|{re.escape(self.image_token)}")
 
 
 def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
