@@ -84,7 +84,7 @@ def save(
         "use_rslora": False,
     }
     (partial / merging.CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-    processing.write(partial, backbone.processing)
+    processing.write(partial, backbone.processing, backbone.preprocess.prompt.max_length)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

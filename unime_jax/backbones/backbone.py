@@ -12,6 +12,7 @@ import numpy as np
 from unime_jax.backbones import merging, weights
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones.st_folder import Defaults
 from unime_jax.backbones.texts import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.plan import Layout
@@ -47,6 +48,7 @@ class Backbone:
       own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
+      defaults: prompts, dimension and length that the folder's user gets without asking.
       convert: makes copies of the folder's files, its weights aside, those of the form that
         exports have; None: that is the form they are in.
     """
@@ -66,6 +68,7 @@ class Backbone:
     base: str = ""
     own_files: tuple[str, ...] = ()
     convert: Callable[[pathlib.Path], None] | None = None
+    defaults: Defaults = Defaults()
 
     def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The checkpoint's parameters in the given dtypes and shardings, see `weights.load`."""

@@ -7,6 +7,9 @@ import pathlib
 from unime_jax.backbones.prompts import Orphans, Style
 
 FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
+KEY = "unime_jax"  # of the same in config.json
+
+_IN_IMAGE_PROCESSOR = ("pinpoints", "pixels", "crops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +73,52 @@ def caveats(processing: Processing) -> tuple[str, ...]:
     return tuple(found)
 
 
-def write(folder: pathlib.Path, processing: Processing) -> None:
-    """Records in an exported folder how its inputs are made."""
-    text = json.dumps(dataclasses.asdict(processing), indent=2) + "\n"
-    (folder / FILE).write_text(text)
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What an exported folder says of how it was trained.
+
+    `max_length` is the most tokens of a row; None: of before it was recorded.
+    """
+
+    processing: Processing
+    max_length: int | None
+
+
+def write(folder: pathlib.Path, processing: Processing, max_length: int | None = None) -> None:
+    """Records in an exported folder how its inputs are made, and how long its rows were.
+
+    Beside `FILE` there is a copy in config.json, if there is one: other libraries carry unknown
+    keys of it along when they save a model, and leave out files that they do not know. The copy
+    is without what lies in the image processor's own files, which may be changed there.
+    """
+    record = dataclasses.asdict(processing) | {"max_length": max_length}
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")
+    config = folder / "config.json"
+    if config.exists():
+        copy = {key: value for key, value in record.items() if key not in _IN_IMAGE_PROCESSOR}
+        content = json.loads(config.read_text()) | {KEY: copy}
+        config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read(folder: pathlib.Path) -> Processing | None:
-    """What `write` recorded; None for a folder that was not exported from here."""
-    if not (folder / FILE).exists():
+    """The processing that `write` recorded; None for a folder that was not exported from here."""
+    record = read_record(folder)
+    return record and record.processing
+
+
+def read_record(folder: pathlib.Path) -> Record | None:
+    """What `write` recorded, in `FILE` or else in config.json; None: nothing."""
+    file, config = folder / FILE, folder / "config.json"
+    record = json.loads(file.read_text()) if file.exists() else None
+    if record is None and config.exists():
+        record = json.loads(config.read_text()).get(KEY)
+    if record is None:
         return None
-    record = json.loads((folder / FILE).read_text())
-    image_size, pixels = record["image_size"], record["pixels"]
-    return Processing(
+    image_size, pixels = record["image_size"], record.get("pixels")
+    processing = Processing(
         prompt=record["prompt"],
         image_size=image_size and tuple(image_size),
-        pinpoints=tuple(map(tuple, record["pinpoints"])),
+        pinpoints=tuple(map(tuple, record.get("pinpoints", ()))),
         pixels=pixels and tuple(pixels),
         grid_positions=record["grid_positions"],
         legacy_padding=record["legacy_padding"],
@@ -93,3 +126,4 @@ def read(folder: pathlib.Path) -> Processing | None:
         crops=record.get("crops"),
         orphans=record.get("orphans", "strip"),
     )
+    return Record(processing, record.get("max_length"))

@@ -64,7 +64,7 @@ def write(
     if backbone.processor_config and not processor.exists():
         processor.write_text(json.dumps(dict(backbone.processor_config), indent=2) + "\n")
     _update_image_processor(partial, backbone.image_processor_changes)
-    processing.write(partial, backbone.processing)
+    processing.write(partial, backbone.processing, backbone.preprocess.prompt.max_length)
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
