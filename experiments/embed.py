@@ -4,7 +4,7 @@
 --config=experiments/embed.py:nv_embed_v2     NLI sentences by NV-Embed-v2, for stage1.py
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
@@ -20,9 +20,14 @@ def mini() -> ConfigDict:
     config.job = "embed"
     config.backbone = "runs/stage2/hf"  # a folder or a hub id
     config.processing = None  # as the backbone was exported or published; else as in stage2.py
-    config.prefix = ""  # instructions before and after every text
+    # Instructions before and after every text; None: the default prompt of a folder of
+    # sentence-transformers, else none.
+    config.prefix = config_dict.placeholder(str)
     config.suffix = ""
-    config.max_length = 84  # tokens of an item, image tokens and instructions included
+    # Tokens of an item, image tokens and instructions included; None: as the folder says.
+    config.max_length = config_dict.placeholder(int)
+    # Numbers of an embedding that are kept; None: as a folder of sentence-transformers says.
+    config.truncate_dim = config_dict.placeholder(int)
     config.batch_size = 64
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # a process's own devices

@@ -24,6 +24,7 @@ Element: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[So
 IMAGE_SUFFIX = "Summary above image in one word:"
 TEXT_SUFFIX = "\nSummary above sentence in one word:"
 
+_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
@@ -80,6 +81,20 @@ def apart(number: int, element: Element, image_suffix: str, text_suffix: str) ->
     if text or not images:
         found.append(Part(number, text, "", text_suffix))
     return found
+
+
+def names_image(element: Element) -> bool:
+    """Whether an element is a str that sentence-transformers would open as an image.
+
+    These are files that exist, URLs with an image's ending, and data URIs.
+    """
+    if not isinstance(element, str):
+        return False
+    if element.startswith(("http://", "https://")) and " " not in element:
+        return element.partition("?")[0].partition("#")[0].lower().endswith(_ENDINGS)
+    if element.startswith("data:image/"):
+        return True
+    return element.lower().endswith(_ENDINGS) and os.path.isfile(element)
 
 
 def _check(image: Source) -> None:

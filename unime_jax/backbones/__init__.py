@@ -113,6 +113,9 @@ def open_backbone(
     )
     if adapter and weights:
         merging.read(adapter, backbone.names)  # what is unsupported is best said at once
+    if defaults.truncate_dim is not None:
+        kept = min(defaults.truncate_dim, backbone.dimension)
+        defaults = dataclasses.replace(defaults, truncate_dim=kept)
     return dataclasses.replace(backbone, adapter=adapter, base=base, defaults=defaults)
 
 
@@ -138,7 +141,8 @@ def _assumed(folder: pathlib.Path, family: types.ModuleType) -> Processing:
     )
     if st_folder.is_one(folder):
         logging.warning(
-            message + ". It was saved by sentence-transformers, which may word its inputs otherwise",
+            message
+            + ". It was saved by sentence-transformers, which may word its inputs otherwise",
             folder,
             words,
         )
@@ -155,9 +159,11 @@ def _longest(folder: pathlib.Path, record: Record | None) -> int | None:
     asked = st_folder.max_seq_length(folder)
     if asked is not None:
         return asked
-    # Tokenizers often name a length that no row is meant to have.
     saved = st_folder.tokenizer_setting(folder, "model_max_length")
-    return recorded if saved is None else min(saved, recorded or MAX_LENGTH)
+    if saved is None:
+        return recorded
+    # That of an export is one that was asked for; others may name one that no row is meant to have.
+    return saved if recorded else min(saved, MAX_LENGTH)
 
 
 def _find(

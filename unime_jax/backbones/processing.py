@@ -103,7 +103,7 @@ def write(folder: pathlib.Path, processing: Processing, max_length: int | None =
 def read(folder: pathlib.Path) -> Processing | None:
     """The processing that `write` recorded; None for a folder that was not exported from here."""
     record = read_record(folder)
-    return record and record.processing
+    return record.processing if record else None
 
 
 def read_record(folder: pathlib.Path) -> Record | None:

@@ -37,9 +37,9 @@ class Prompt:
     template's turn without images, and as LLaVE does, it moves the image of a text with a single
     one to the front, the rest stripped, if it is not there already.
 
-    `image_markers` says what a marker is; the image token itself counts as one. A marker that has no image is left out, with the
-    newline after it, if `orphans` is "strip"; else it is treated as those that have one, and is
-    the image token where an image would be.
+    `image_markers` says what a marker is; the image token itself counts as one. A marker that has
+    no image is left out, with the newline after it, if `orphans` is "strip"; else it is treated as
+    those that have one, and is the image token where an image would be.
     """
 
     tokenizer: tokenizers.Tokenizer

@@ -206,9 +206,7 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
                     " out if embeddings may do without it"
                 )
     truncation = processing.get("text", {}).get("truncation", True)
-    expect(
-        "processing_kwargs.text.truncation", truncation, True, "longest_first", "only_first"
-    )
+    expect("processing_kwargs.text.truncation", truncation, True, "longest_first", "only_first")
 
 
 def setting(folder: pathlib.Path, key: str) -> Any:
