@@ -17,6 +17,7 @@ from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, embedder, paths, sharding
 from unime_jax.backbones import Processing, processing
 from unime_jax.export import folder as hf_folder
+from unime_jax.export import sentence_transformers as layout
 
 import_torchvision()
 
@@ -52,6 +53,7 @@ def export(name: str, folder: pathlib.Path) -> Export:
     source = folder / "source"
     source.mkdir()
     pair_of(write(source))
+    _change(source / "tokenizer_config.json", truncation_side="left")  # which is not followed
     choice = Processing(prompt=style, pixels=(256, 512) if name == "qwen2_vl" else None)
     backbone = backbones.open_backbone(str(source), max_length=MAX_LENGTH, processing=choice)
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -62,6 +64,10 @@ def export(name: str, folder: pathlib.Path) -> Export:
     theirs = SentenceTransformer(str(target), device="cpu")
     theirs.save_pretrained(str(folder / "saved"), create_model_card=False)
     return Export(target, choice, theirs, folder / "saved")
+
+
+def _change(file: pathlib.Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +181,13 @@ def test_an_untold_cut_with_an_image(exports):
     assert np.sum(opened(one.folder).encode([item]) * one.theirs.encode([item])) < 0.9999
 
 
+@pytest.mark.parametrize("suffix", [True, False])
+def test_what_a_model_card_says_of_it(suffix):
+    long, names = layout.differences(140, suffix=suffix)
+    assert ("A row with an image of more than 140 tokens" in long) == suffix
+    assert '"text": {"truncation": False}' in long and '{"image": name}' in names
+
+
 def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
     model = opened(exports("llava_next").folder)
     file = str(tmp_path / "a.JPG")
@@ -186,7 +199,7 @@ def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
         model.encode([*texts, file])
         model.encode_sum([file])
     first, second = caplog.messages
-    assert first.startswith(f"3 of 6 items are texts that name an image, the first is items[2], '")
+    assert first.startswith("3 of 6 items are texts that name an image, the first is items[2], '")
     assert file in first and '{"image": name}' in first and second.startswith("1 of 1 items")
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import jinja2
 
 from unime_jax.backbones import Backbone
+from unime_jax.backbones.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.evaluation import scores
+from unime_jax.export import sentence_transformers
 from unime_jax.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
@@ -59,6 +61,7 @@ def write(
         dimension=backbone.dimension,
         max_length=settings.data.buckets[-1][0],
         caveats=backbone.caveats,
+        differences=_differences(backbone),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
         facts=_facts(settings, steps, sources),
@@ -67,6 +70,14 @@ def write(
         config=(workdir / "config.json").read_text().strip(),
     )
     (folder / "README.md").write_text(text)
+
+
+def _differences(backbone: Backbone) -> tuple[str, ...]:
+    prompt = backbone.preprocess.prompt
+    if not isinstance(prompt, Prompt):
+        return ()
+    _, after = prompt.image_frames()[0]
+    return sentence_transformers.differences(prompt.max_length, suffix=bool(after))
 
 
 def _origin(settings: TrainConfig) -> str:

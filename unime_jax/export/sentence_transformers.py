@@ -104,8 +104,10 @@ def write(
     a dict's keys does not matter. `encode(..., prompt_name=...)` writes the prompt directly before
     the text, inside the user turn, as if it were part of the text; there is no system turn.
 
-    Text beyond `max_length` is cut. Of a row with images ST then cuts the frame's suffix as well
-    (and raises ValueError if image tokens are lost), so such rows must fit.
+    A row beyond `max_length` loses the end of its text, as in `Prompt`, with these exceptions,
+    which ST cannot be told of without code in the folder: of a row with images it cuts the frame's
+    suffix as well (and raises ValueError if image tokens are lost); and where the frame has no
+    suffix, the last token of the text is cut, which `Prompt` keeps. `differences` says so to users.
 
     Args:
       folder: has config.json, tokenizer and processor files, weights.
@@ -153,7 +155,11 @@ def write(
             },
             # Pixels as Pillow resizes them. transformers' new word for it, backend="pil", reaches
             # the video processor, too, which has no such backend.
-            "processor_kwargs": {"model_max_length": max_length, "use_fast": False},
+            "processor_kwargs": {
+                "model_max_length": max_length,
+                "truncation_side": "right",  # whatever the tokenizer's own files say
+                "use_fast": False,
+            },
             "unpad_inputs": False,  # Qwen2-VL's positions need rows
         },
         "1_Pooling/config.json": {"embedding_dimension": dimension, "pooling_mode": "lasttoken"},
@@ -162,6 +168,22 @@ def write(
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def differences(max_length: int, *, suffix: bool) -> tuple[str, ...]:
+    """What sentence-transformers does otherwise than `Embedder` with a folder, in sentences.
+
+    `suffix` says whether the frame writes something after the text.
+    """
+    which = "with an image " if suffix else ""
+    return (
+        f"A row {which}of more than {max_length} tokens is cut at its end there, template and last"
+        " token included; `Embedder` cuts inside the text, as in training. Shorten such texts, or"
+        " have neither cut: `Embedder.from_pretrained(..., max_length=N)`, and"
+        ' `encode(..., processing_kwargs={"text": {"truncation": False}})`.',
+        'A string that names an image file is an image there and a text here; `{"image": name}` and'
+        ' `{"text": name}` are the same in both.',
+    )
 
 
 def chat_template_of(
