@@ -6,6 +6,7 @@ The oracle is sentence-transformers on the same folder, float32.
 import json
 import logging
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones import st_folder
+from unime_jax.export import self_check
 
 import_torchvision()
 
@@ -207,6 +209,21 @@ def test_modules_that_are_code(tmp_path):
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ValueError, match="custom_st.Transformer is code of the folder's own"):
         opened(folder)
+
+
+def test_a_check_of_an_export_is_of_what_was_recorded(bert, model, tmp_path):
+    """Whatever prompt and dimension the folder asks for."""
+    shutil.copytree(bert, tmp_path / "hf")
+    whole = model.encode(TEXTS, prompt="", truncate_dim=24)
+    record = {
+        "inputs": [{"text": text, "image": None} for text in TEXTS],
+        "embeddings": whole.tolist(),
+        "dtype": "float32",
+    }
+    (tmp_path / "hf" / self_check.FILE).write_text(json.dumps(record))
+    items = {"texts": TEXTS, "computed_in": "float32"}
+    (tmp_path / "hf" / self_check.ITEMS).write_text(json.dumps(items))
+    assert self_check.repeat(tmp_path / "hf") >= 0.99999
 
 
 # Other families: models of images, which are only opened here

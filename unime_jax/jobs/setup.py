@@ -125,11 +125,11 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
     source = _exported(settings.init_from) if settings.init_from else settings.backbone
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(source, max_length=longest, processing=settings.processing)
-    _say_what_is_not_used(source, backbone.defaults, longest)
+    say_what_is_not_used(source, backbone.defaults, longest)
     return trace(settings, mesh, backbone, backbone.preprocess)
 
 
-def _say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
+def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
     """Logs which defaults of the backbone's folder training and evaluation do not follow."""
     found = []
     if asked.default_prompt_name is not None:
