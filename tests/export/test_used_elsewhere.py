@@ -171,6 +171,16 @@ def test_the_template_tells_it_where_nothing_else_does(exports, tmp_path, name, 
     assert "does not record how its inputs are made; assumed is" in message
 
 
+def test_another_template_than_the_recorded_one_is_said(exports, tmp_path, caplog):
+    folder = tmp_path / "other"
+    shutil.copytree(exports("llava_next").saved, folder)
+    _change(folder / "sentence_bert_config.json", processing_kwargs={})
+    backbone = backbones.open_backbone(str(folder), max_length=None)
+    assert backbone.processing.prompt == "chat"
+    (message,) = caplog.messages
+    assert "words its inputs by another chat template; the recorded one is used" in message
+
+
 def test_an_untold_cut_with_an_image(exports):
     """sentence-transformers cuts the end of such a row, unless it is told to cut nothing."""
     one = exports("llava_next")

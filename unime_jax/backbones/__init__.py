@@ -99,7 +99,7 @@ def open_backbone(
         config = PretrainedConfig()
         vars(config).update(settings)
     sources = [adapter, folder] if adapter else [folder]
-    record = next(filter(None, map(_recorded, sources)), None)
+    record = next((x for source in sources if (x := _recorded(source, family))), None)
     whole = sources[0]  # an adapter without such files is not used as its base is
     if st_folder.is_one(whole):
         st_folder.check(whole, family.POOLINGS)
@@ -119,10 +119,18 @@ def open_backbone(
     return dataclasses.replace(backbone, adapter=adapter, base=base, defaults=defaults)
 
 
-def _recorded(folder: pathlib.Path) -> Record | None:
+def _recorded(folder: pathlib.Path, family: types.ModuleType) -> Record | None:
     """How an export from here makes its inputs, whoever has saved it since; None: it is none."""
     record = read_record(folder)
     style = st_folder.style(folder)
+    worded = st_folder.is_one(folder) and "lasttoken" in family.POOLINGS
+    if record and worded and style != record.processing.prompt:
+        logging.warning(
+            "%s was exported with processing.prompt %r, and sentence-transformers words its inputs"
+            " by another chat template; the recorded one is used. `processing` overrules it",
+            folder,
+            record.processing.prompt,
+        )
     if record is None and style is not None:
         # Plain positions of image tokens cannot be told to others, so they were not asked for.
         record = Record(Processing(prompt=style, grid_positions=style != "chat"), None)
