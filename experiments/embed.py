@@ -21,9 +21,14 @@ def mini() -> ConfigDict:
     config.backbone = "runs/stage2/hf"  # a folder or a hub id
     config.revision = config_dict.placeholder(str)  # of a hub id: branch, tag or commit
     config.processing = None  # as the backbone was exported or published; else as in stage2.py
-    config.prefix = ""  # instructions before and after every text
+    # Instructions before and after every text; None: the default prompt of a folder of
+    # sentence-transformers, else none.
+    config.prefix = config_dict.placeholder(str)
     config.suffix = ""
-    config.max_length = 84  # tokens of an item, image tokens and instructions included
+    # Tokens of an item, image tokens and instructions included; None: as the folder says.
+    config.max_length = config_dict.placeholder(int)
+    # Numbers of an embedding that are kept; None: as a folder of sentence-transformers says.
+    config.truncate_dim = config_dict.placeholder(int)
     config.batch_size = 64
     config.dtype = "float32"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # a process's own devices

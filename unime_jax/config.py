@@ -244,8 +244,10 @@ class OutputConfig:
 class EmbedConfig:
     """Embeddings of a corpus by a model, on disk.
 
-    `revision`: as of a training run. `processing`: None as `Embedder` has it. `prefix`, `suffix`:
-    instructions around every text. `dtype`: as of `Embedder.from_pretrained`. `mesh`: of each
+    `revision`: as of a training run. `processing`, `max_length`, `truncate_dim`: None as `Embedder`
+    has it. `prefix`, `suffix`: instructions around every text; prefix None: the default prompt that
+    the folder has for sentence-transformers, mostly none. `dtype`: as of
+    `Embedder.from_pretrained`. `mesh`: of each
     process's own devices.
     """
 
@@ -253,9 +255,10 @@ class EmbedConfig:
     backbone: str
     revision: str | None
     processing: Processing | None
-    prefix: str
+    prefix: str | None
     suffix: str
-    max_length: int
+    max_length: int | None
+    truncate_dim: int | None
     batch_size: int
     dtype: Literal["float32", "bfloat16", "int8"]
     mesh: MeshConfig

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from unime_jax.backbones.image_markers import without_markers
 from unime_jax.batch import Item, Picture
 from unime_jax.data import images
 from unime_jax.data.strange_texts import text_fault
@@ -24,7 +24,7 @@ Element: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[So
 IMAGE_SUFFIX = "Summary above image in one word:"
 TEXT_SUFFIX = "\nSummary above sentence in one word:"
 
-_MARKER = re.compile(r"<\|image_[0-9]+\|>\n?")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
@@ -78,11 +78,25 @@ def apart(number: int, element: Element, image_suffix: str, text_suffix: str) ->
     found = []
     if sources:
         found.append(Part(number, {"image": sources}, "", image_suffix))
-        text = _MARKER.sub("", text)
+        text, _ = without_markers(text)
     text = text.strip()
     if text or not sources:
         found.append(Part(number, text, "", text_suffix))
     return found
+
+
+def names_image(element: Element) -> bool:
+    """Whether an element is a str that sentence-transformers would open as an image.
+
+    These are files that exist, URLs with an image's ending, and data URIs.
+    """
+    if not isinstance(element, str):
+        return False
+    if element.startswith(("http://", "https://")) and " " not in element:
+        return element.partition("?")[0].partition("#")[0].lower().endswith(_ENDINGS)
+    if element.startswith("data:image/"):
+        return True
+    return element.lower().endswith(_ENDINGS) and os.path.isfile(element)
 
 
 def _check_text(text: str) -> None:

@@ -17,10 +17,20 @@ from tqdm import tqdm
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.prompts import name_of
+from unime_jax.backbones.st_folder import Defaults
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.plan import Plan
-from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX, Element, Part, apart, parts, to_item
+from unime_jax.elements import (
+    IMAGE_SUFFIX,
+    TEXT_SUFFIX,
+    Element,
+    Part,
+    apart,
+    names_image,
+    parts,
+    to_item,
+)
 from unime_jax.encode import NonFiniteError, make_row_encoder
 from unime_jax.few_shapes import bucket_of, plan_of, power_of_two
 from unime_jax.models import layers
@@ -35,14 +45,28 @@ class Embedder:
     """A model, its preprocessing and its devices; `from_pretrained` makes one.
 
     Attributes:
-      dimension: D, of an embedding.
       max_length: the most tokens of an item; less than was asked for where the model takes less.
+      prompts: by name, as the folder has them for sentence-transformers.
+      default_prompt_name: of the one that goes before texts where a call asks for none; None:
+        there is no such one.
+      truncate_dim: how many numbers of an embedding are kept; None: all.
     """
 
-    def __init__(self, backbone: Backbone, *, mesh: Mesh, dtype: jnp.dtype):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mesh: Mesh,
+        dtype: jnp.dtype,
+        truncate_dim: int | None = None,
+    ):
         """Reads the weights; `from_pretrained` says what the arguments mean."""
+        self._width = backbone.dimension
+        self.truncate_dim = backbone.defaults.truncate_dim if truncate_dim is None else truncate_dim
+        self._kept(None)  # a wrong one shows before weights are read
         graph, wanted = targets(backbone, mesh, dtype)
-        self.dimension = backbone.dimension
+        self.prompts = dict(backbone.defaults.prompts)
+        self.default_prompt_name = backbone.defaults.default_prompt_name
         self.max_length = backbone.preprocess.prompt.max_length
         self._preprocess = backbone.preprocess
         self._layout = backbone.layout
@@ -51,15 +75,21 @@ class Embedder:
         encode = make_encode(graph, Execution(activations(dtype), "none", "xla"))
         self._encode_rows = make_row_encoder(encode, ({}, self._parameters), mesh)
 
+    @property
+    def dimension(self) -> int:
+        """D, of an embedding that `encode` gives if it is not asked for another."""
+        return self._kept(None)
+
     @classmethod
     def from_pretrained(
         cls,
         folder_or_hub_id: str | os.PathLike[str],
         *,
         dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16",
-        max_length: int = 4096,
+        max_length: int | None = None,
         revision: str | None = None,
         processing: Processing | None = None,
+        truncate_dim: int | None = None,
         mesh: Mesh | None = None,
     ) -> "Embedder":
         """Opens a local folder or a hub repository and puts its weights on the devices.
@@ -68,15 +98,18 @@ class Embedder:
           dtype: of weights and activations, the same on every machine. Norms, softmax and the
             embeddings themselves are float32 either way. "int8": linear layers as codes with a
             scale per output channel, half the memory of bfloat16; the rest is bfloat16.
-          max_length: the most tokens of an item, its image tokens included.
+          max_length: the most tokens of an item, its image tokens included; None: as many as the
+            folder says that it was trained with or is to be used with, else 4096.
           revision: branch, tag or commit of a hub repository; None: its main branch as it is now.
           processing: how items become tokens and patches; None: as recorded when the folder was
-            exported from here, else as the family's published embedders do it.
+            exported from here, else as the family's published embedders do it, which is logged.
+          truncate_dim: how many numbers of an embedding are kept; None: as the folder says.
           mesh: from `sharding.make_mesh`; None: this process's devices, with items and weights
             divided among them. On a mesh of several processes all must make the same calls.
 
         Raises:
-          ValueError: the folder is not a model that is supported, or lacks files.
+          ValueError: the folder is not a model that is supported, or lacks files; or it is one of
+            sentence-transformers that asks for what is not done here.
         """
         if dtype not in ("float32", "bfloat16", "int8"):
             raise ValueError(f'dtype is {dtype!r}; use "float32", "bfloat16" or "int8"')
@@ -88,14 +121,16 @@ class Embedder:
         )
         if mesh is None:
             mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
-        return cls(backbone, mesh=mesh, dtype=jnp.dtype(dtype))
+        return cls(backbone, mesh=mesh, dtype=jnp.dtype(dtype), truncate_dim=truncate_dim)
 
     def encode(
         self,
         items: Iterable[Element],
         *,
-        prompt: str = "",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         suffix: str = "",
+        truncate_dim: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
     ) -> Float32[np.ndarray, "n D"]:
@@ -105,23 +140,34 @@ class Embedder:
         An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3];
         a list of them is several images. `prompt` + text + `suffix` is what the model's template
         gets; images go where prompt or text have markers `<|image_1|>`, else in front of it
-        (`backbones.prompts.Prompt`).
+        (`backbones.prompts.Prompt`). A str is a text, always: where it names an image, for which
+        sentence-transformers takes it, there is a warning; {"image": path} and {"text": text}
+        mean the same in both.
 
         Items run in batches of one shape: lengths are rounded up to a few, each of which compiles
         once. Texts beyond `max_length` are cut before the suffix, with one warning a call.
 
         Args:
+          prompt: what goes directly before every text; "": nothing; None: as `prompt_name` says.
+          prompt_name: of one of `prompts`; None: the folder's default prompt, mostly none.
+          truncate_dim: how many numbers of an embedding are kept, before it is scaled to length 1
+            (sentence-transformers scales before, the cosines are the same); None: `truncate_dim`
+            of this object.
           batch_size: items of a batch; it bounds memory, never changes the embeddings. Keep to few
             values, as each compiles anew.
 
         Raises:
           TypeError, ValueError: an item is not as above, an image cannot be read, or an image
             alone takes more than `max_length` tokens, a token has no embedding, or the result is
-            not finite. The message starts with the item's index.
+            not finite. The message starts with the item's index. Or there is no prompt of that
+            name, or no such dimension.
         """
+        dimension = self._kept(truncate_dim)
+        before = self._prompt(prompt, prompt_name)
         items = _listed(items)
-        work = [Part(index, item, prompt, suffix) for index, item in enumerate(items)]
-        return self._encode(work, batch_size, show_progress_bar)
+        self._warn_of_names(items)
+        work = [Part(index, item, before, suffix) for index, item in enumerate(items)]
+        return truncated(self._encode(work, batch_size, show_progress_bar), dimension)
 
     def encode_sum(
         self,
@@ -129,6 +175,7 @@ class Embedder:
         *,
         image_suffix: str = IMAGE_SUFFIX,
         text_suffix: str = TEXT_SUFFIX,
+        truncate_dim: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
     ) -> Float32[np.ndarray, "n D"]:
@@ -137,25 +184,51 @@ class Embedder:
         This is how UniME embeds both at once after its first stage, without training on such items
         (section 3.2.2, figure 2b). An item of a single modality has the embedding of that one.
         `image_suffix` follows the images, `text_suffix` the text, which is stripped and loses its
-        markers. With other suffixes this serves any model.
+        markers. With other suffixes this serves any model. The folder's prompts are not used;
+        `truncate_dim` is as of `encode`.
 
         Raises:
           TypeError, ValueError: as `encode`.
         """
+        dimension = self._kept(truncate_dim)
         items = _listed(items)
+        self._warn_of_names(items)
         work = [
             part
             for index, item in enumerate(items)
             for part in apart(index, item, image_suffix, text_suffix)
         ]
         found = self._encode(work, batch_size, show_progress_bar)
-        vectors = np.zeros((len(items), self.dimension), np.float32)
+        vectors = np.zeros((len(items), self._width), np.float32)
         numbers = np.array([part.number for part in work], int)
         np.add.at(vectors, numbers, found)
         several = np.bincount(numbers, minlength=len(items)) > 1
         length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
         vectors[several] /= np.maximum(length, 1e-12)
-        return vectors
+        return truncated(vectors, dimension)
+
+    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        return Defaults(self.prompts, self.default_prompt_name).prompt(prompt, prompt_name)
+
+    def _kept(self, truncate_dim: int | None) -> int:
+        """How many numbers of an embedding a call keeps."""
+        return kept(self._width, self.truncate_dim if truncate_dim is None else truncate_dim)
+
+    def _warn_of_names(self, items: Sequence[Element]) -> None:
+        """Says once where texts are embedded that another library would open as images."""
+        if not self._layout.patches:
+            return
+        names = [index for index, item in enumerate(items) if names_image(item)]
+        if names:
+            logging.warning(
+                "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
+                ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
+                ' (which opens such a str), or {"text": name} for the text',
+                len(names),
+                len(items),
+                names[0],
+                str(items[names[0]])[:200],
+            )
 
     def _encode(
         self, work: Sequence[Part], batch_size: int, show_progress_bar: bool
@@ -165,24 +238,24 @@ class Embedder:
         # A few items are not worth a batch; powers of two keep the shapes few.
         batch_size = min(batch_size, power_of_two(len(work)))
 
-        vectors = np.zeros((len(work), self.dimension), np.float32)
-        truncated = orphans = 0
+        vectors = np.zeros((len(work), self._width), np.float32)
+        cut = orphans = 0
         with tqdm(total=len(work), unit="item", disable=not show_progress_bar) as bar:
             made = self._rows(work, ahead=batch_size)
             try:
                 for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
                     vectors[indices] = part
-                    truncated += sum(row.truncated > 0 for row in rows)
+                    cut += sum(row.truncated > 0 for row in rows)
                     orphans += sum(row.orphan_images > 0 for row in rows)
                     bar.update(len(rows))
             except NonFiniteError as error:
                 first = work[error.rows[0]]
                 name = f"items[{first.number}], {name_of(first.item())}"
                 raise ValueError(error.of(name)) from error
-        if truncated:
+        if cut:
             logging.warning(
                 "%d of %d texts were cut to max_length = %d tokens",
-                truncated,
+                cut,
                 len(work),
                 self.max_length,
             )
@@ -195,6 +268,7 @@ class Embedder:
     ) -> Iterator[tuple[list[int], list[Row], Float32[np.ndarray, "n D"]]]:
         """Numbers, rows and embeddings of one batch after the other, of what is preprocessed.
 
+        Embeddings are whole, whatever `truncate_dim` is.
         Batches of a shape come as they fill, what is left at the end, so that the embeddings follow
         from the rows and `batch_size` alone, to the last bit.
 
@@ -222,9 +296,17 @@ class Embedder:
             unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
         return unit[0] @ unit[1].T
 
-    def rendered(self, item: Element, *, prompt: str = "", suffix: str = "") -> str:
-        """What the tokenizer gets for an item, with a single image token where an image goes."""
-        return self._preprocess.prompt.rendered(to_item(item, prompt, suffix))
+    def rendered(
+        self,
+        item: Element,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        suffix: str = "",
+    ) -> str:
+        """What the tokenizer gets in `encode`, with a single image token where an image goes."""
+        before = self._prompt(prompt, prompt_name)
+        return self._preprocess.prompt.rendered(to_item(item, before, suffix))
 
     def rendered_sum(
         self,
@@ -285,6 +367,23 @@ def targets(
         path: jax.ShapeDtypeStruct(shape.shape, stored(path), sharding=placed[path])
         for path, shape in shapes.items()
     }
+
+
+def kept(width: int, truncate_dim: int | None) -> int:
+    """How many of an embedding's numbers are kept; ValueError: more than it has, or none."""
+    if truncate_dim is None:
+        return width
+    if not 1 <= truncate_dim <= width:
+        raise ValueError(f"truncate_dim is {truncate_dim}; embeddings of this model have {width}")
+    return truncate_dim
+
+
+def truncated(vectors: Float32[np.ndarray, "n D"], dimension: int) -> Float32[np.ndarray, "n d"]:
+    """The first `dimension` numbers of every vector, scaled to length 1; all as they are."""
+    if dimension == vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :dimension]
+    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
 
 
 def activations(dtype: jnp.dtype) -> jnp.dtype:

@@ -492,6 +492,30 @@ def test_text_teachers(lines, tmp_path, write):
     assert write is nv_embed or "1_Pooling/config.json" in files
 
 
+def test_a_folder_that_asks_for_a_prompt_and_a_dimension(lines, tmp_path):
+    """Those of sentence-transformers, unless the config has its own; None: as the folder says."""
+    folder = write_bert(tmp_path / "teacher")
+    asked = {"prompts": {"q": "find: "}, "default_prompt_name": "q", "truncate_dim": 10}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(asked))
+    lines.backbone, lines.batch_size, lines.suffix = str(folder), 16, ""
+    texts = [f"number {n}" for n in range(13)]
+    model = Embedder.from_pretrained(folder, dtype="float32")
+    choices = [
+        ({"prefix": None, "max_length": None}, {}, 32),
+        ({"prefix": "", "truncate_dim": 5}, {"prompt": "", "truncate_dim": 5}, 32),
+    ]
+    for number, (keys, arguments, longest) in enumerate(choices):
+        with lines.ignore_type():
+            lines.update(keys)
+        embed.run(lines, tmp_path / str(number))
+        expected = model.encode(texts, **arguments)
+        assert expected.shape[1] == arguments.get("truncate_dim", 10)
+        np.testing.assert_allclose(vectors(tmp_path / str(number)), expected, atol=EXACT)
+        provenance = open_embeddings(tmp_path / str(number)).provenance
+        assert provenance["prefix"] == arguments.get("prompt", "find: ")
+        assert provenance["model"]["max_length"] == longest
+
+
 def test_text_files_that_cannot_be_read(lines, tmp_path):
     lines.data.texts = ("absent.txt",)
     with pytest.raises(ValueError, match="absent.txt is no text file that can be read"):

@@ -1,7 +1,7 @@
 """Model families: what a Hugging Face folder means, in one module a family.
 
-A family module gives `PROCESSING` and `open_folder`. Nothing outside this package asks which family
-a model is of.
+A family module gives `PROCESSING`, `POOLINGS` (by the names of sentence-transformers) and
+`open_folder`. Nothing outside this package asks which family a model is of.
 """
 
 import dataclasses
@@ -9,7 +9,9 @@ import functools
 import json
 import pathlib
 import re
+import types
 
+from absl import logging
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
@@ -22,9 +24,10 @@ from unime_jax.backbones import (
     nv_embed,
     phi3_v,
     qwen2_vl,
+    st_folder,
 )
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
-from unime_jax.backbones.processing import Processing, read, read_commits
+from unime_jax.backbones.processing import Processing, Record, read_record
 
 __all__ = [
     "FAMILIES",
@@ -47,6 +50,7 @@ FAMILIES = {
 
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHTS = ("*.safetensors",)
+MAX_LENGTH = 4096  # tokens of a row, where neither user nor folder says
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -54,7 +58,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def open_backbone(
     folder_or_hub_id: str,
     *,
-    max_length: int,
+    max_length: int | None,
     revision: str | None = None,
     processing: Processing | None = None,
     weights: bool = True,
@@ -65,11 +69,13 @@ def open_backbone(
     base that it names, and everything else, tokenizer and image processor too, is the base's.
 
     Args:
-      max_length: the most tokens of a row.
+      max_length: the most tokens of a row; None: as many as the folder says, else
+        `MAX_LENGTH`. A family may take less.
       revision: branch, tag or commit of a hub repository; None: its main branch as it is now. The
         revision of an adapter's base is in adapter_config.json.
       processing: how items become rows; None: as recorded when the folder was exported from
-        here, else as the family's published embedders do it.
+        here, also if another library has saved it since, else as the family's published
+        embedders do it, which is logged.
       weights: whether to download them, too; without them there is nothing to load.
 
     Raises:
@@ -83,7 +89,6 @@ def open_backbone(
         adapter = folder
         folder, base = _base_of(adapter, weights=weights)
         commits |= _commits(folder, base)
-        processing = processing or read(adapter)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
     settings = json.loads((folder / "config.json").read_text())
@@ -101,15 +106,82 @@ def open_backbone(
         # and nothing is checked or reworded by rules for other models.
         config = PretrainedConfig()
         vars(config).update(settings)
+    sources = [adapter, folder] if adapter else [folder]
+    record = next((x for source in sources if (x := _recorded(source, family))), None)
+    whole = sources[0]  # an adapter without such files is not used as its base is
+    if st_folder.is_one(whole):
+        st_folder.check(whole, family.POOLINGS)
+    defaults = st_folder.read_defaults(whole)
+    defaults = dataclasses.replace(defaults, max_length=_longest(whole, record))
     backbone = family.open_folder(
         folder,
         config,
-        processing or read(folder) or family.PROCESSING,
-        max_length=max_length,
+        processing or (record.processing if record else _assumed(whole, family)),
+        max_length=max_length or defaults.max_length or MAX_LENGTH,
     )
     if adapter and weights:
         merging.read(adapter, backbone.names)  # what is unsupported is best said at once
-    return dataclasses.replace(backbone, adapter=adapter, base=base, commits=commits)
+    if defaults.truncate_dim is not None:
+        kept = min(defaults.truncate_dim, backbone.dimension)
+        defaults = dataclasses.replace(defaults, truncate_dim=kept)
+    return dataclasses.replace(
+        backbone, adapter=adapter, base=base, commits=commits, defaults=defaults
+    )
+
+
+def _recorded(folder: pathlib.Path, family: types.ModuleType) -> Record | None:
+    """How an export from here makes its inputs, whoever has saved it since; None: it is none."""
+    record = read_record(folder)
+    style = st_folder.style(folder)
+    worded = st_folder.is_one(folder) and "lasttoken" in family.POOLINGS
+    if record and worded and style != record.processing.prompt:
+        logging.warning(
+            "%s was exported with processing.prompt %r, and sentence-transformers words its inputs"
+            " by another chat template; the recorded one is used. `processing` overrules it",
+            folder,
+            record.processing.prompt,
+        )
+    if record is None and style is not None:
+        # Plain positions of image tokens cannot be told to others, so they were not asked for.
+        record = Record(Processing(prompt=style, grid_positions=style != "chat"))
+    return record
+
+
+def _assumed(folder: pathlib.Path, family: types.ModuleType) -> Processing:
+    """The processing of a folder that does not record its own."""
+    processing: Processing = family.PROCESSING
+    if "lasttoken" not in family.POOLINGS:
+        return processing  # of texts only; there is no choice
+    words = {key: value for key, value in dataclasses.asdict(processing).items() if value}
+    message = (
+        "%s does not record how its inputs are made; assumed is %s, as of the published embedders"
+        " of its family. `processing` of the config or of Embedder.from_pretrained overrules it"
+    )
+    if st_folder.is_one(folder):
+        logging.warning(
+            message
+            + ". It was saved by sentence-transformers, which may word its inputs otherwise",
+            folder,
+            words,
+        )
+    else:
+        logging.info(message, folder, words)
+    return processing
+
+
+def _longest(folder: pathlib.Path, record: Record | None) -> int | None:
+    """The most tokens of a row that a folder asks for; None: it leaves that open."""
+    recorded = record.max_length if record else None
+    if not st_folder.is_one(folder):
+        return recorded
+    asked = st_folder.max_seq_length(folder)
+    if asked is not None:
+        return asked
+    saved = st_folder.tokenizer_setting(folder, "model_max_length")
+    if saved is None:
+        return recorded
+    # That of an export is one that was asked for; others may name one that no row is meant to have.
+    return saved if recorded else min(saved, MAX_LENGTH)
 
 
 def _find(
@@ -133,7 +205,8 @@ def _commits(folder: pathlib.Path, found_by: str) -> dict[str, str]:
     A download lies in a folder of the cache that is called as its commit.
     """
     if found_by == str(folder.resolve()):
-        return read_commits(folder)
+        record = read_record(folder)
+        return dict(record.commits) if record else {}
     return {found_by: folder.name} if _COMMIT.fullmatch(folder.name) else {}
 
 

@@ -85,7 +85,12 @@ def save(
         "use_rslora": False,
     }
     (partial / merging.CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-    processing.write(partial, backbone.processing, backbone.commits)
+    processing.write(
+        partial,
+        backbone.processing,
+        max_length=backbone.preprocess.prompt.max_length,
+        commits=backbone.commits,
+    )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -12,6 +12,7 @@ import numpy as np
 from unime_jax.backbones import merging, weights
 from unime_jax.backbones.processing import Processing
 from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones.st_folder import Defaults
 from unime_jax.backbones.texts import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.plan import Layout
@@ -48,6 +49,7 @@ class Backbone:
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
       commits: of the hub repositories that all this came from, by id.
+      defaults: prompts, dimension and length that the folder's user gets without asking.
       convert: makes copies of the folder's files, its weights aside, those of the form that
         exports have; None: that is the form they are in.
     """
@@ -68,6 +70,7 @@ class Backbone:
     commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_files: tuple[str, ...] = ()
     convert: Callable[[pathlib.Path], None] | None = None
+    defaults: Defaults = Defaults()
 
     def load(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The checkpoint's parameters in the given dtypes and shardings, see `weights.load`."""

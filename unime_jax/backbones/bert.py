@@ -1,13 +1,12 @@
 """BERT in a folder of sentence-transformers: encoder, pooling over its tokens, length one."""
 
-import json
 import pathlib
-from typing import Any, get_args
+from typing import Literal, cast, get_args
 
 from tokenizers import normalizers
 from transformers import PretrainedConfig
 
-from unime_jax.backbones import hf_config, texts
+from unime_jax.backbones import hf_config, st_folder, texts
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.names import AS_PUBLISHED, Names
 from unime_jax.backbones.processing import Processing
@@ -17,11 +16,7 @@ from unime_jax.models.layers import ACTIVATIONS
 
 PROCESSING = texts.PROCESSING
 
-MODULES = "modules.json"
-SETTINGS = "sentence_bert_config.json"
-PROMPTS = "config_sentence_transformers.json"
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-FLAGS = "pooling_mode_"  # older files have one for each kind of pooling
 
 NAMES = Names(
     prefixes=(("", ""),),
@@ -42,32 +37,42 @@ def open_folder(
 ) -> Backbone:
     """Opens a model that sentence-transformers loads as Transformer, Pooling and Normalize.
 
-    Embeddings have length one also where there is no Normalize. Prompts in the folder's files are
-    not applied by themselves.
+    Embeddings have length one also where there is no Normalize. A text that is too long is cut at
+    the side that the tokenizer cuts at.
 
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
     texts.check(folder, processing)
-    transformer, pooling = _modules(folder)
-    settings = _read(folder / transformer / SETTINGS)
+    if not st_folder.is_one(folder):
+        raise ValueError(
+            f"{folder} has no {st_folder.MODULES}, so it does not say how tokens are pooled; use a"
+            " folder of sentence-transformers"
+        )
+    st_folder.check(folder, POOLINGS)
     tokenizer = open_tokenizer(folder)
-    longest = settings.get("max_seq_length") or tokenizer.model_max_length
+    longest = st_folder.max_seq_length(folder) or tokenizer.model_max_length
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may carry a length or padding of its own
     backend.no_padding()
-    if settings.get("do_lower_case"):
+    if st_folder.setting(folder, "do_lower_case"):
         first = [normalizers.Lowercase()]
         backend.normalizer = normalizers.Sequence(
             first + ([backend.normalizer] if backend.normalizer else [])
         )
-    longest = min(max_length, longest, config.max_position_embeddings)
-    prompt = texts.TextPrompt(backend, "", config.vocab_size, longest)
+    side = st_folder.tokenizer_setting(folder, "truncation_side") or "right"
+    prompt = texts.TextPrompt(
+        backend,
+        "",
+        config.vocab_size,
+        min(max_length, longest, config.max_position_embeddings),
+        cut=cast(Literal["left", "right"], side),
+    )
     prompt.check_tokenizer(folder)
     preprocess = texts.TextPreprocessor(
         prompt, prefix_left_out=False, learned_positions=config.max_position_embeddings
     )
-    model = _encoder(config, _pooling(folder / pooling / "config.json"))
+    model = _encoder(config, cast(Pooling, st_folder.pooling(folder, POOLINGS)))
     return Backbone(
         folder=folder,
         dimension=config.hidden_size,
@@ -76,40 +81,8 @@ def open_folder(
         preprocess=preprocess,
         layout=preprocess.layout,
         processing=processing,
-        own_files=(MODULES, SETTINGS, PROMPTS, f"{pooling}/config.json"),
+        own_files=st_folder.files(folder),
     )
-
-
-def _modules(folder: pathlib.Path) -> tuple[str, str]:
-    """Where the settings of transformer and pooling lie."""
-    if not (folder / MODULES).exists():
-        raise ValueError(
-            f"{folder} has no {MODULES}, so it does not say how tokens are pooled; use a folder of"
-            " sentence-transformers"
-        )
-    modules = _read(folder / MODULES)
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ValueError(
-            f"{folder}/{MODULES}: the modules are {', '.join(kinds)}; only Transformer, Pooling and"
-            " Normalize are supported"
-        )
-    transformer, pooling = (module["path"] for module in modules[:2])
-    hf_config.require(f"{MODULES}: path of Transformer", transformer, ("",))
-    return transformer, pooling
-
-
-def _pooling(file: pathlib.Path) -> Pooling:
-    settings = _read(file)
-    on = [key.removeprefix(FLAGS) for key in settings if key.startswith(FLAGS) and settings[key]]
-    flags = " and ".join(key.removesuffix("_tokens").removesuffix("_token") for key in on)
-    mode = settings.get("pooling_mode", flags or "mean")
-    if mode not in POOLINGS or not settings.get("include_prompt", True):
-        raise ValueError(
-            f"{file}: pooling is {mode}, include_prompt {settings.get('include_prompt', True)};"
-            f" only {' and '.join(POOLINGS)} over all tokens, the prompt's too, are supported"
-        )
-    return mode
 
 
 def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
@@ -136,7 +109,3 @@ def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
         hidden_act=config.hidden_act,
         pooling=pooling,
     )
-
-
-def _read(file: pathlib.Path) -> Any:
-    return json.loads(file.read_text()) if file.exists() else {}

@@ -9,6 +9,7 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.processing import Processing
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
+POOLINGS = ("lasttoken",)
 
 DEFAULTS = llava.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
     "do_center_crop": True,

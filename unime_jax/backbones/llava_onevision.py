@@ -10,6 +10,7 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.processing import Processing
 
 PROCESSING = Processing(prompt="chat")
+POOLINGS = ("lasttoken",)
 
 
 def open_folder(

@@ -30,6 +30,7 @@ from unime_jax.backbones.processing import Processing, require_orphans
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
 
 PROCESSING = Processing(prompt="verbatim")
+POOLINGS = ("lasttoken",)
 
 IMAGE_TOKEN = "<image>"
 # The turn of the assistant is a line end; the line end after it is the token that is pooled.

@@ -6,14 +6,14 @@ import re
 
 from transformers import PreTrainedTokenizerFast
 
-from unime_jax.backbones import chat_templates
+from unime_jax.backbones import chat_templates, image_markers
 from unime_jax.backbones.chat_frames import MAX_IMAGES, frame
 from unime_jax.backbones.prompts import Prompt, Style, open_tokenizer
 from unime_jax.batch import Item
 
 IMAGE_TOKEN_ID = -1  # in `Tokenised.ids`; it must not reach the model
 
-_PLACE = re.compile(r"<\|image_([0-9]+)\|>")
+_PLACE = re.compile(image_markers.NUMBERED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class NumberedPrompt(Prompt):
 
     def shown(self, item: Item) -> list[int]:
         """The image, counted from 0, that each place of the prompt stands for."""
-        return [int(number) - 1 for number in _PLACE.findall(self.rendered(item))]
+        places = _PLACE.findall(self.rendered(item))
+        return [image_markers.number(place) - 1 for place in places]
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = []
@@ -45,15 +46,15 @@ class NumberedPrompt(Prompt):
         return ids, offsets
 
     def _placed(self, text: str, images: int) -> tuple[str, int]:
-        numbers = [str(number + 1) for number in range(images)]
-        known = "|".join(numbers) or "(?!)"
-        others = rf"<\|image_(?!(?:{known})\|>)[0-9]+\|>\n?"
+        own = [f"<|image_{number + 1}|>" for number in range(images)]
+        known = "|".join(map(re.escape, own)) or "(?!)"
+        others = f"(?!{known}){image_markers.NUMBERED}\n?"
         orphans, found = 0, 1
         while found:  # leaving one out may form another
             text, found = re.subn(others, "", text)
             orphans += found
         placed = set(_PLACE.findall(text))
-        lines = (f"<|image_{number}|>\n" for number in numbers if number not in placed)
+        lines = (f"{place}\n" for place in own if place not in placed)
         return "".join(lines) + text, orphans
 
 

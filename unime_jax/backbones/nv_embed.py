@@ -19,6 +19,7 @@ from unime_jax.models.latent_attention import LatentAttentionConfig
 from unime_jax.models.nv_embed import NvEmbed, NvEmbedConfig
 
 PROCESSING = texts.PROCESSING
+POOLINGS = ("mean",)
 
 NAMES = Names(
     prefixes=(

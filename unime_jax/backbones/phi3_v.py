@@ -22,6 +22,7 @@ from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
 from unime_jax.models.vit import VisionConfig
 
 PROCESSING = Processing(prompt="raw", crops=4)  # VLM2Vec's and UniME's
+POOLINGS = ("lasttoken",)
 
 TOWER_FILE = "clip_vision_config.json"
 TOWER: dict[str, Any] = {  # openai/clip-vit-large-patch14-336, which the original's code names

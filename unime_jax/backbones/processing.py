@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from unime_jax.backbones.prompts import Orphans, Style
 
 FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
+KEY = "unime_jax"  # of the same in config.json
+
+_IN_IMAGE_PROCESSOR = ("pinpoints", "pixels", "crops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,35 +74,61 @@ def caveats(processing: Processing) -> tuple[str, ...]:
     return tuple(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What an exported folder says of how it was trained.
+
+    `max_length` is the most tokens of a row; None: of before it was recorded. `commits` are those
+    of the hub repositories that it was made of, by their ids.
+    """
+
+    processing: Processing
+    max_length: int | None = None
+    commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def write(
-    folder: pathlib.Path, processing: Processing, commits: Mapping[str, str] | None = None
+    folder: pathlib.Path,
+    processing: Processing,
+    *,
+    max_length: int | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> None:
     """Records in an exported folder how its inputs are made, and what it was made of.
 
-    `commits`: of hub repositories, by id; None: it came from none.
+    Beside `FILE` there is a copy in config.json, if there is one: other libraries carry unknown
+    keys of it along when they save a model, and leave out files that they do not know. The copy
+    is without what lies in the image processor's own files, which may be changed there.
     """
-    record = dataclasses.asdict(processing) | {"commits": dict(commits or {})}
+    record = dataclasses.asdict(processing)
+    record |= {"max_length": max_length, "commits": dict(commits or {})}
     (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def read_commits(folder: pathlib.Path) -> dict[str, str]:
-    """Commits of the hub repositories that an exported folder was made of, by their ids."""
-    if not (folder / FILE).exists():
-        return {}
-    commits: dict[str, str] = json.loads((folder / FILE).read_text()).get("commits", {})
-    return commits
+    config = folder / "config.json"
+    if config.exists():
+        copy = {key: value for key, value in record.items() if key not in _IN_IMAGE_PROCESSOR}
+        content = json.loads(config.read_text()) | {KEY: copy}
+        config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read(folder: pathlib.Path) -> Processing | None:
-    """What `write` recorded; None for a folder that was not exported from here."""
-    if not (folder / FILE).exists():
+    """The processing that `write` recorded; None for a folder that was not exported from here."""
+    record = read_record(folder)
+    return record.processing if record else None
+
+
+def read_record(folder: pathlib.Path) -> Record | None:
+    """What `write` recorded, in `FILE` or else in config.json; None: nothing."""
+    file, config = folder / FILE, folder / "config.json"
+    record = json.loads(file.read_text()) if file.exists() else None
+    if record is None and config.exists():
+        record = json.loads(config.read_text()).get(KEY)
+    if record is None:
         return None
-    record = json.loads((folder / FILE).read_text())
-    image_size, pixels = record["image_size"], record["pixels"]
-    return Processing(
+    image_size, pixels = record["image_size"], record.get("pixels")
+    processing = Processing(
         prompt=record["prompt"],
         image_size=image_size and tuple(image_size),
-        pinpoints=tuple(map(tuple, record["pinpoints"])),
+        pinpoints=tuple(map(tuple, record.get("pinpoints", ()))),
         pixels=pixels and tuple(pixels),
         grid_positions=record["grid_positions"],
         legacy_padding=record["legacy_padding"],
@@ -107,3 +136,4 @@ def read(folder: pathlib.Path) -> Processing | None:
         crops=record.get("crops"),
         orphans=record.get("orphans", "strip"),
     )
+    return Record(processing, record.get("max_length"), record.get("commits", {}))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +10,7 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unime_jax.backbones import chat_templates
+from unime_jax.backbones import chat_templates, image_markers
 from unime_jax.backbones.chat_frames import MAX_IMAGES, frames_of
 from unime_jax.backbones.long_texts import shortened
 from unime_jax.backbones.token_ids import check_ids, check_tokenizer
@@ -40,9 +39,9 @@ class Prompt:
     template's turn without images, and as LLaVE does, it moves the image of a text with a single
     one to the front, the rest stripped, if it is not there already.
 
-    The image token itself counts as a marker. A marker that has no image is left out, with the
-    newline after it, if `orphans` is "strip"; else it is treated as those that have one, and is
-    the image token where an image would be.
+    `image_markers` says what a marker is; the image token itself counts as one. A marker that has
+    no image is left out, with the newline after it, if `orphans` is "strip"; else it is treated as
+    those that have one, and is the image token where an image would be.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -71,8 +70,8 @@ class Prompt:
             a token that the model has no embedding of.
         """
         prefix, text, suffix, orphans = self._parts(item)
-        places = [found.end() for found in self._marker().finditer(text)]
-        keep = max(places, default=0)
+        marker = image_markers.marker(self.image_token)
+        keep = max((found.end() for found in marker.finditer(text)), default=0)
         for part in shortened(text, self.tokenizer, room=self.max_length, keep=keep):
             ids, offsets = self._encode(prefix + part.text + suffix)
             if not ids:
@@ -119,7 +118,8 @@ class Prompt:
         """Markers that are kept though they have no image; those of an item's images come first."""
         if self.orphans == "strip":
             return 0
-        markers = len(self._marker().findall(item.prefix + item.text))
+        marker = image_markers.marker(self.image_token)
+        markers = len(marker.findall(item.prefix + item.text))
         return max(0, markers - len(item.pictures))
 
     def image_frames(self) -> tuple[tuple[str, str], ...]:
@@ -128,11 +128,6 @@ class Prompt:
             return self.frames
         (before, after), line = self._turn(), f"{self.image_token}\n"
         return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
-
-    def markers(self) -> tuple[str, ...]:
-        """Strings that stand for an image in a text."""
-        numbered = (f"<|image_{number}|>" for number in range(1, MAX_IMAGES + 1))
-        return (*numbered, self.image_token)
 
     def check_tokenizer(self, folder: pathlib.Path) -> None:
         """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
@@ -156,7 +151,7 @@ class Prompt:
                     f"{name_of(item)} has {images} images; a prompt in this chat template has"
                     f" places for {len(self.frames) - 1}"
                 )
-            text, markers = self._unmarked(text)
+            text, markers = image_markers.without_markers(text, self.image_token)
             before, after = self.frames[images]
             return before, text.strip(), suffix + after, max(0, markers - len(item.pictures))
         text, stripped = self._placed(text, images)
@@ -171,27 +166,16 @@ class Prompt:
         """What stands around a text that has its image tokens in it."""
         return self.frames[0] if self.frames else ("", "")
 
-    def _unmarked(self, text: str) -> tuple[str, int]:
-        """A text without markers, and how many there were."""
-        count, found = 0, 1
-        while found:  # leaving one out may form another
-            text, found = re.subn(f"(?:{self._marker().pattern})\n?", "", text)
-            count += found
-        return text, count
-
     def _placed(self, text: str, images: int) -> tuple[str, int]:
         """A text with an image token for each image, and how many markers were left over."""
-        marker = self._marker()
+        marker = image_markers.marker(self.image_token)
         pieces: list[str] = []
         while len(pieces) < images and (found := marker.search(text)):
             pieces.append(text[: found.start()])
             text = text[found.end() :]
-        rest, orphans = self._unmarked(text)
+        rest, orphans = image_markers.without_markers(text, self.image_token)
         unplaced = f"{self.image_token}\n" * (images - len(pieces))
         return unplaced + self.image_token.join([*pieces, rest]), orphans
-
-    def _marker(self) -> re.Pattern[str]:
-        return re.compile(rf"<\|image_[0-9]+\|>|{re.escape(self.image_token)}")
 
 
 def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
+POOLINGS = ("lasttoken",)
 
 DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
     "do_resize": True,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -20,13 +21,15 @@ PROCESSING = Processing(prompt="raw")  # there is nothing to choose
 class TextPrompt:
     """The item's prefix, text and suffix, and what the model wants after them; picklable.
 
-    The tokenizer adds its own special tokens around that.
+    The tokenizer adds its own special tokens around that. `cut` is the side of the text that what
+    is too long loses tokens from.
     """
 
     tokenizer: tokenizers.Tokenizer
     ending: str
     vocab_size: int  # rows of the model's embedding
     max_length: int
+    cut: Literal["left", "right"] = "right"
 
     def rendered(self, item: Item) -> str:
         """What the tokenizer gets."""
@@ -35,8 +38,8 @@ class TextPrompt:
     def __call__(self, item: Item) -> tuple[list[int], int]:
         """Token ids, and how many were cut off, at least, where the text is very long.
 
-        What is longer than `max_length` loses tokens from the end of its text, never of the prefix,
-        the suffix, the ending or the special tokens.
+        What is longer than `max_length` loses tokens of its text, never of the prefix, the suffix,
+        the ending or the special tokens.
 
         Raises:
           ValueError: there are images, or no tokens, it cannot be made short enough, or a token
@@ -66,7 +69,7 @@ class TextPrompt:
                     f" {len(ids) - len(loose)} tokens, and max_length is {self.max_length}; raise"
                     " it, or shorten the prefix"
                 )
-            cut = set(loose[-excess:])
+            cut = set(loose[-excess:] if self.cut == "right" else loose[:excess])
             ids = [token for i, token in enumerate(ids) if i not in cut]
         check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
         return ids, excess

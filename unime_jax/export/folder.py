@@ -70,22 +70,37 @@ def write(
         partial, settings=backbone.image_processor_changes, processor=backbone.processor_config
     )
     chat_templates.write(partial)
-    processing.write(partial, backbone.processing, backbone.commits)
+    processing.write(
+        partial,
+        backbone.processing,
+        max_length=backbone.preprocess.prompt.max_length,
+        commits=backbone.commits,
+    )
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
     if isinstance(prompt, Prompt) and not backbone.caveats:
         sentence_transformers.write(
             partial,
-            frames=prompt.image_frames(),
-            markers=prompt.markers(),
-            strip=prompt.style == "chat",
+            **wording(prompt),
             dimension=backbone.dimension,
             max_length=prompt.max_length,
             prompts=prompts,
         )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def wording(prompt: Prompt) -> sentence_transformers.Wording:
+    """What makes the template of sentence-transformers word inputs as `prompt` does."""
+    chat = prompt.style == "chat"
+    return {
+        "frames": prompt.image_frames(),
+        "markers": [prompt.image_token],
+        "strip": chat,
+        "image_token": None if chat else prompt.image_token,
+        "in_front": prompt.style == "verbatim",
+    }
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:

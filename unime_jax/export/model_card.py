@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import jinja2
 
 from unime_jax.backbones import Backbone, json_files
+from unime_jax.backbones.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
+from unime_jax.export import sentence_transformers
 from unime_jax.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
@@ -65,6 +67,7 @@ def write(
         max_length=settings.data.buckets[-1][0],
         caveats=backbone.caveats,
         bidirectional=_is_bidirectional(folder),
+        differences=_differences(backbone),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
         facts=_facts(settings, steps, sources),
@@ -75,6 +78,14 @@ def write(
         config=markdown_block((workdir / "config.json").read_text().strip(), "json"),
     )
     (folder / "README.md").write_text(text)
+
+
+def _differences(backbone: Backbone) -> tuple[str, ...]:
+    prompt = backbone.preprocess.prompt
+    if not isinstance(prompt, Prompt):
+        return ()
+    _, after = prompt.image_frames()[0]
+    return sentence_transformers.differences(prompt.max_length, suffix=bool(after))
 
 
 def _origin(settings: TrainConfig, backbone: Backbone) -> str:

@@ -7,16 +7,18 @@ package's prompts and only ST uses it; the checkpoint's own stays for generation
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 MODULES = (
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
     ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
 )
-# `chat_template_of` puts frames, markers and strip in front.
+# `chat_template_of` puts frames, markers, strip, image_token and in_front before it. Each round
+# splits what is left of the text at its markers, as `image_markers.without_markers` does; the first
+# one keeps the places of the turn's images, if images have places in the text.
 _TEMPLATE = """\
-{%- set turn = namespace(text='', images=0) -%}
+{%- set turn = namespace(text='', images=0, segments=[], more=[], head='', places=0) -%}
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user'] -%}
 {{ raise_exception('this model embeds one user turn, not a turn of ' + message['role']) }}
@@ -26,14 +28,60 @@ _TEMPLATE = """\
 {%- elif part['type'] == 'image' -%}{%- set turn.images = turn.images + 1 -%}
 {%- else -%}{{ raise_exception('this model embeds text and images, not ' + part['type']) }}
 {%- endif -%}{%- endfor -%}{%- endfor -%}
-{%- for marker in markers -%}
-{%- set turn.text = turn.text | replace(marker + '\\n', '') | replace(marker, '') -%}
-{%- endfor -%}
 {%- if turn.images >= frames | length -%}
 {{ raise_exception('more images than this model takes: ' ~ turn.images) }}
 {%- endif -%}
-{{ frames[turn.images][0] + (turn.text | trim if strip else turn.text) + frames[turn.images][1] }}
+{%- for round in range([turn.text | length + 2, 100000] | min) -%}
+{%- set turn.segments = [] -%}
+{%- for piece in turn.text.split('<|image_') -%}
+{%- set number = piece.split('|>')[0] -%}
+{%- if loop.first -%}
+{%- set turn.segments = [piece] -%}
+{%- elif '|>' in piece and number and not number.strip('0123456789') -%}
+{%- set turn.segments = turn.segments + [piece[number | length + 2:]] -%}
+{%- else -%}
+{%- set turn.segments = turn.segments[:-1] + [turn.segments[-1] + '<|image_' + piece] -%}
+{%- endif -%}{%- endfor -%}
+{%- for marker in markers -%}
+{%- set turn.more = [] -%}
+{%- for segment in turn.segments -%}
+{%- set turn.more = turn.more + segment.split(marker) -%}
+{%- endfor -%}
+{%- set turn.segments = turn.more -%}
+{%- endfor -%}
+{%- if turn.segments | length == 1 -%}{%- break -%}{%- endif -%}
+{%- if loop.first and image_token -%}
+{%- set turn.places = [turn.images, turn.segments | length - 1] | min -%}
+{%- for segment in turn.segments[:turn.places] -%}
+{%- set turn.head = turn.head + segment + image_token -%}
+{%- endfor -%}
+{%- set turn.segments = turn.segments[turn.places:] -%}
+{%- endif -%}
+{%- set turn.text = turn.segments[0] -%}
+{%- for segment in turn.segments[1:] -%}
+{%- set turn.text = turn.text + (segment[1:] if segment.startswith('\\n') else segment) -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- if image_token -%}
+{%- set turn.text = (image_token + '\\n') * (turn.images - turn.places) + turn.head + turn.text -%}
+{%- endif -%}
+{%- if in_front and turn.images == 1 and not turn.text.startswith(image_token) -%}
+{%- set turn.more = turn.text.replace(image_token, '', 1).strip() -%}
+{%- set turn.text = image_token + ('\\n' + turn.more if turn.more else '') -%}
+{%- endif -%}
+{%- set frame = frames[0] if image_token else frames[turn.images] -%}
+{{ frame[0] + (turn.text.strip() if strip else turn.text) + frame[1] }}
 """
+
+
+class Wording(TypedDict):
+    """How inputs become the text that is tokenised; `write` says what each is."""
+
+    frames: Sequence[tuple[str, str]]
+    markers: Sequence[str]
+    strip: bool
+    image_token: str | None
+    in_front: bool
 
 
 def write(
@@ -42,6 +90,8 @@ def write(
     frames: Sequence[tuple[str, str]],
     markers: Sequence[str],
     strip: bool,
+    image_token: str | None = None,
+    in_front: bool = False,
     dimension: int,
     max_length: int,
     prompts: Mapping[str, str],
@@ -54,22 +104,31 @@ def write(
     a dict's keys does not matter. `encode(..., prompt_name=...)` writes the prompt directly before
     the text, inside the user turn, as if it were part of the text; there is no system turn.
 
-    Text beyond `max_length` is cut. Of a row with images ST then cuts the frame's suffix as well
-    (and raises ValueError if image tokens are lost), so such rows must fit.
+    A row beyond `max_length` loses the end of its text, as in `Prompt`, with these exceptions,
+    which ST cannot be told of without code in the folder: of a row with images it cuts the frame's
+    suffix as well (and raises ValueError if image tokens are lost); and where the frame has no
+    suffix, the last token of the text is cut, which `Prompt` keeps. `differences` says so to users.
 
     Args:
       folder: has config.json, tokenizer and processor files, weights.
       frames: what stands before and after the text, by number of images: frames[0] without one,
         an image token for each image in the others.
-      markers: strings that are left out of a text, with the line end after them.
+      markers: strings that are left out of a text, with the line end after them, as the numbered
+        ones of `image_markers` are.
       strip: whether white space around the text is left out.
+      image_token: is written where the text has markers, for as many as there are images, and on
+        lines in front for the others; only frames[0] is then used. None: images stand in frames.
+      in_front: whether the image of a text with a single one is moved to its front; it has an
+        `image_token`.
       dimension: of an embedding.
       max_length: most tokens of a row.
       prompts: by name; the names "query" and "document" are what encode_query and encode_document
         use.
     """
     hidden_state = {"method": "forward", "method_output_name": "last_hidden_state"}
-    chat_template = chat_template_of(frames, markers, strip=strip)
+    chat_template = chat_template_of(
+        frames, markers, strip=strip, image_token=image_token, in_front=in_front
+    )
     files: dict[str, Any] = {
         "modules.json": [
             {"idx": i, "name": str(i), "path": x, "type": y} for i, (x, y) in enumerate(MODULES)
@@ -96,7 +155,11 @@ def write(
             },
             # Pixels as Pillow resizes them. transformers' new word for it, backend="pil", reaches
             # the video processor, too, which has no such backend.
-            "processor_kwargs": {"model_max_length": max_length, "use_fast": False},
+            "processor_kwargs": {
+                "model_max_length": max_length,
+                "truncation_side": "right",  # whatever the tokenizer's own files say
+                "use_fast": False,
+            },
             "unpad_inputs": False,  # Qwen2-VL's positions need rows
         },
         "1_Pooling/config.json": {"embedding_dimension": dimension, "pooling_mode": "lasttoken"},
@@ -107,11 +170,38 @@ def write(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def differences(max_length: int, *, suffix: bool) -> tuple[str, ...]:
+    """What sentence-transformers does otherwise than `Embedder` with a folder, in sentences.
+
+    `suffix` says whether the frame writes something after the text.
+    """
+    which = "with an image " if suffix else ""
+    return (
+        f"A row {which}of more than {max_length} tokens is cut at its end there, template and last"
+        " token included; `Embedder` cuts inside the text, as in training. Shorten such texts, or"
+        " have neither cut: `Embedder.from_pretrained(..., max_length=N)`, and"
+        ' `encode(..., processing_kwargs={"text": {"truncation": False}})`.',
+        'A string that names an image file is an image there and a text here; `{"image": name}` and'
+        ' `{"text": name}` are the same in both.',
+    )
+
+
 def chat_template_of(
-    frames: Sequence[tuple[str, str]], markers: Sequence[str], *, strip: bool
+    frames: Sequence[tuple[str, str]],
+    markers: Sequence[str],
+    *,
+    strip: bool,
+    image_token: str | None = None,
+    in_front: bool = False,
 ) -> str:
-    """Jinja source that joins all text parts of all turns and puts them into the images' frame."""
-    settings = {"frames": [list(x) for x in frames], "markers": list(markers), "strip": strip}
+    """Jinja source that words the text of all turns and their images; arguments as of `write`."""
+    settings = {
+        "frames": [list(x) for x in frames],
+        "markers": list(markers),
+        "strip": strip,
+        "image_token": image_token or "",
+        "in_front": in_front,
+    }
     # JSON's strings, lists and booleans are Jinja's, but for escaped pairs of surrogates.
     lines = [
         f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n"

@@ -32,7 +32,7 @@ from unime_jax.data.embeddings import IDENTITY
 from unime_jax.data.embeddings_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
-from unime_jax.embedder import Embedder
+from unime_jax.embedder import Embedder, kept, truncated
 from unime_jax.encode import NonFiniteError
 from unime_jax.jobs.setup import write_config
 
@@ -48,6 +48,8 @@ class Work:
     backbone: Backbone
     items: Items
     writer: Writer
+    prefix: str  # before every text
+    dimension: int  # of an embedding that is kept
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -79,6 +81,10 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
         revision=settings.revision,
         processing=settings.processing,
     )
+    defaults = backbone.defaults
+    prefix = defaults.prompt(settings.prefix, None)
+    asked = settings.truncate_dim
+    dimension = kept(backbone.dimension, defaults.truncate_dim if asked is None else asked)
     items = Items(list(_corpora(settings.data)))
     logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
     if not len(items):
@@ -94,7 +100,7 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
             "max_length": backbone.preprocess.prompt.max_length,
             "dtype": settings.dtype,
         },
-        "prefix": settings.prefix,
+        "prefix": prefix,
         "suffix": settings.suffix,
         "corpus": {
             "datasets": settings.data.datasets,
@@ -110,12 +116,12 @@ def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
     writer = Writer(
         workdir,
         items=len(items),
-        dimension=backbone.dimension,
+        dimension=dimension,
         dtype=settings.output.dtype,
         block=settings.output.block,
         provenance=provenance,
     )
-    return Work(settings, backbone, items, writer)
+    return Work(settings, backbone, items, writer, prefix, dimension)
 
 
 def embed(work: Work, *, process_index: int, process_count: int) -> bool:
@@ -129,7 +135,12 @@ def embed(work: Work, *, process_index: int, process_count: int) -> bool:
         mesh = sharding.make_mesh(
             settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, jax.local_devices()
         )
-        embedder = Embedder(work.backbone, mesh=mesh, dtype=jnp.dtype(settings.dtype))
+        embedder = Embedder(
+            work.backbone,
+            mesh=mesh,
+            dtype=jnp.dtype(settings.dtype),
+            truncate_dim=work.dimension,
+        )
         _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
     return writer.finish()
 
@@ -146,7 +157,7 @@ def _write_blocks(
             item = items[index]
             path = item.image_path
             return work.backbone.preprocess(
-                dataclasses.replace(item, prefix=settings.prefix, suffix=settings.suffix)
+                dataclasses.replace(item, prefix=work.prefix, suffix=settings.suffix)
             )
         except ValueError as error:
             return items.blame(index, path, str(error))
@@ -154,7 +165,7 @@ def _write_blocks(
     # Threads run on into the next block while the devices finish this one.
     indices = itertools.chain.from_iterable(spans)
     prepared = map_ahead(prepare, indices, ahead=2 * settings.batch_size)
-    truncated = 0
+    cut = 0
     with tqdm(total=sum(map(len, spans)), unit="item", disable=not show) as bar:
         for number, span in zip(numbers, spans):
             good: list[int] = []
@@ -164,15 +175,15 @@ def _write_blocks(
             encoded = embedder.encode_rows(rows, batch_size=settings.batch_size)
             try:
                 for places, batch, part in encoded:
-                    vectors[places] = part
-                    truncated += sum(row.truncated > 0 for row in batch)
+                    vectors[places] = truncated(part, embedder.dimension)
+                    cut += sum(row.truncated > 0 for row in batch)
                     bar.update(len(places))
             except NonFiniteError as error:
                 raise ValueError(error.of(name_of(items[good[error.rows[0]]]))) from error
             quarantine.add(bad, len(span))
             work.writer.put(number, items.ids[good], vectors[: len(good)])
-    if truncated:
-        logging.warning("%d texts were cut to %d tokens", truncated, embedder.max_length)
+    if cut:
+        logging.warning("%d texts were cut to %d tokens", cut, embedder.max_length)
 
 
 def _good_rows(

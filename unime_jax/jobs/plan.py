@@ -165,7 +165,7 @@ class Recipe:
             setup.check_sizes(settings, mesh)
             return program.train_program(settings, backbone, mesh, teacher=settings.plan.teacher)
         plan = few_shapes.plan_of(
-            Bucket(settings.max_length, 0),
+            Bucket(backbone.preprocess.prompt.max_length, 0),
             backbone.layout,
             sharding.row_shards(mesh),
             settings.batch_size,
@@ -228,5 +228,6 @@ def facts(settings: Settings) -> dict[str, Any]:
             "buckets": settings.data.buckets,
         }
     else:
-        found |= {"max_length": settings.max_length, "dtype": settings.dtype}
+        longest = settings.max_length or "the folder's"
+        found |= {"max_length": longest, "dtype": settings.dtype}
     return found

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from unime_jax import backbones, config, optimizer, paths, sharding, state, step
+from unime_jax.backbones.st_folder import Defaults
 from unime_jax.batch import Item
 from unime_jax.chunks import Encode
 from unime_jax.data import pack, quarantine, sources
@@ -128,7 +130,27 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
         revision=None if settings.init_from else settings.revision,
         processing=settings.processing,
     )
+    say_what_is_not_used(source, backbone.defaults, longest)
     return trace(settings, mesh, backbone, backbone.preprocess)
+
+
+def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
+    """Logs which defaults of the backbone's folder training and evaluation do not follow."""
+    found = []
+    if asked.default_prompt_name is not None:
+        prompt = asked.prompts[asked.default_prompt_name]
+        found.append(f"its default prompt {prompt!r}: texts are as the data and prompts of config")
+    if asked.truncate_dim is not None:
+        found.append(f"its truncate_dim {asked.truncate_dim}: embeddings are whole")
+    if found:
+        logging.warning("of %s, training and evaluation do not use %s", source, "; ".join(found))
+    if asked.max_length is not None and asked.max_length != longest:
+        logging.info(
+            "rows have up to %d tokens, as config.data.buckets say; %s asks for %d",
+            longest,
+            source,
+            asked.max_length,
+        )
 
 
 def student(whole: Setup, teacher: Embeddings) -> Setup:

@@ -1,0 +1,219 @@
+"""Exports in sentence-transformers and back: the same model, whoever saved its folder last."""
+
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.torchvision_ops import import_torchvision
+from unime_jax import Embedder, backbones, embedder, paths, sharding
+from unime_jax.backbones import Processing, processing
+from unime_jax.export import folder as hf_folder
+from unime_jax.export import sentence_transformers as layout
+
+import_torchvision()
+
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from transformers import AutoModel, AutoProcessor  # noqa: E402
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl  # noqa: E402
+from tests.backbones.tiny_folders import write_folder  # noqa: E402
+from tests.models.oracle import TEXT, VISION, load, pair_of  # noqa: E402
+
+MAX_LENGTH = 140
+FAMILIES = {
+    "onevision": (functools.partial(write_folder, vision=VISION, text=TEXT), "verbatim"),
+    "llava_next": (write_llava_next, "chat"),  # which is not the way of its family
+    "qwen2_vl": (write_qwen2_vl, "chat"),
+}
+LONG = "left of a blue square " * 60
+RED = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A folder, its backbone's processing, and another one that sentence-transformers saved."""
+
+    folder: pathlib.Path
+    processing: Processing
+    theirs: SentenceTransformer
+    saved: pathlib.Path
+
+
+def export(name: str, folder: pathlib.Path) -> Export:
+    write, style = FAMILIES[name]
+    source = folder / "source"
+    source.mkdir()
+    pair_of(write(source))
+    _change(source / "tokenizer_config.json", truncation_side="left")  # which is not followed
+    choice = Processing(prompt=style, pixels=(256, 512) if name == "qwen2_vl" else None)
+    backbone = backbones.open_backbone(str(source), max_length=MAX_LENGTH, processing=choice)
+    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    target = folder / "hf"
+    prompts = {"query": "find: "}
+    dtype = np.dtype("float32")
+    hf_folder.write(target, backbone, graph, load(backbone), dtype=dtype, prompts=prompts)
+    theirs = SentenceTransformer(str(target), device="cpu")
+    theirs.save_pretrained(str(folder / "saved"), create_model_card=False)
+    return Export(target, choice, theirs, folder / "saved")
+
+
+def _change(file: pathlib.Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    return functools.cache(lambda name: export(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(params=FAMILIES)
+def one(request, exports) -> Export:
+    return exports(request.param)
+
+
+def opened(folder, **arguments) -> Embedder:
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return Embedder.from_pretrained(folder, dtype="float32", mesh=mesh, **arguments)
+
+
+def assert_same(found, expected):
+    assert np.sum(found * expected, axis=1).min() >= 0.99999
+
+
+def test_a_long_text_has_the_recorded_length(one):
+    model = opened(one.folder)
+    assert model.max_length == MAX_LENGTH
+    texts = [LONG, "a red circle"]
+    assert_same(model.encode(texts), one.theirs.encode(texts))
+    named = {"prompt_name": "query"}
+    assert_same(model.encode(texts, **named), one.theirs.encode(texts, **named))
+
+
+def test_the_same_call_for_pictures(one, tmp_path):
+    file = str(tmp_path / "red.png")
+    RED.save(file)
+    items = [RED, {"image": file}, {"text": file}, {"image": file, "text": "a"}]
+    assert_same(opened(one.folder).encode(items), one.theirs.encode(items))
+
+
+def test_sentence_transformers_leaves_our_file_out(one):
+    """And yet the model is used as it was trained; without weights, whose names may be others."""
+    assert not (one.saved / processing.FILE).exists()
+    first, second = (
+        backbones.open_backbone(str(folder), max_length=None) for folder in (one.folder, one.saved)
+    )
+    assert first.processing == one.processing
+    # What lies in the image processor's files is read from there.
+    assert second.processing == dataclasses.replace(one.processing, pixels=None)
+    prompts = [backbone.preprocess.prompt for backbone in (first, second)]
+    assert prompts[0].frames == prompts[1].frames
+    assert prompts[0].max_length == prompts[1].max_length == MAX_LENGTH
+    assert second.defaults.prompts["query"] == "find: "
+
+
+def test_embeddings_of_what_sentence_transformers_saved(exports):
+    one = exports("llava_next")
+    items = [LONG, "<|image_1|>\na", RED, {"text": "a red circle", "image": RED}]
+    model = opened(one.saved)
+    assert_same(model.encode(items), opened(one.folder).encode(items))
+    assert_same(model.encode(items[:2]), one.theirs.encode(items[:2]))
+    wrong = opened(one.saved, processing=Processing(prompt="raw")).encode(items)
+    assert np.sum(wrong * one.theirs.encode(items), axis=1).max() < 0.99
+
+
+def test_a_length_that_was_changed_in_sentence_transformers(exports, tmp_path):
+    theirs = SentenceTransformer(str(exports("llava_next").folder), device="cpu")
+    theirs.max_seq_length = 33
+    theirs.save_pretrained(str(tmp_path), create_model_card=False)
+    model = opened(tmp_path)
+    assert model.max_length == 33
+    assert_same(model.encode([LONG]), theirs.encode([LONG]))
+
+
+def test_transformers_carries_the_record_along(one, tmp_path):
+    AutoModel.from_pretrained(one.folder).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(one.folder).save_pretrained(tmp_path)
+    assert not (tmp_path / "modules.json").exists()
+    backbone = backbones.open_backbone(str(tmp_path), max_length=None)
+    assert backbone.processing == dataclasses.replace(one.processing, pixels=None)
+    assert backbone.preprocess.prompt.max_length == MAX_LENGTH
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_template_tells_it_where_nothing_else_does(exports, tmp_path, name, caplog):
+    """Exports of before there was a record in config.json, saved by sentence-transformers."""
+    one = exports(name)
+    folder = tmp_path / "old"
+    shutil.copytree(one.saved, folder)
+    file = folder / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text())
+    del content[processing.KEY]
+    file.write_text(json.dumps(content))
+    backbone = backbones.open_backbone(str(folder), max_length=None)
+    assert backbone.processing.prompt == one.processing.prompt
+    assert backbone.preprocess.prompt.max_length == MAX_LENGTH
+    assert not caplog.messages
+    settings = folder / "sentence_bert_config.json"
+    content = json.loads(settings.read_text())
+    del content["processing_kwargs"]["chat_template"]
+    settings.write_text(json.dumps(content))
+    backbones.open_backbone(str(folder), max_length=None)
+    (message,) = caplog.messages
+    assert "does not record how its inputs are made; assumed is" in message
+
+
+def test_another_template_than_the_recorded_one_is_said(exports, tmp_path, caplog):
+    folder = tmp_path / "other"
+    shutil.copytree(exports("llava_next").saved, folder)
+    _change(folder / "sentence_bert_config.json", processing_kwargs={})
+    backbone = backbones.open_backbone(str(folder), max_length=None)
+    assert backbone.processing.prompt == "chat"
+    (message,) = caplog.messages
+    assert "words its inputs by another chat template; the recorded one is used" in message
+
+
+def test_an_untold_cut_with_an_image(exports):
+    """sentence-transformers cuts the end of such a row, unless it is told to cut nothing."""
+    one = exports("llava_next")
+    item = {"text": LONG, "image": RED}
+    whole = {"processing_kwargs": {"text": {"truncation": False}}}
+    found = opened(one.folder, max_length=1000).encode([item])
+    assert_same(found, one.theirs.encode([item], **whole))
+    assert np.sum(opened(one.folder).encode([item]) * one.theirs.encode([item])) < 0.9999
+
+
+@pytest.mark.parametrize("suffix", [True, False])
+def test_what_a_model_card_says_of_it(suffix):
+    long, names = layout.differences(140, suffix=suffix)
+    assert ("A row with an image of more than 140 tokens" in long) == suffix
+    assert '"text": {"truncation": False}' in long and '{"image": name}' in names
+
+
+def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
+    model = opened(exports("llava_next").folder)
+    file = str(tmp_path / "a.JPG")
+    RED.save(file)
+    texts = ["a.png", "a red circle", file, "see https://x.org/a.png", "http://x.org/a.png?b=c"]
+    with caplog.at_level(logging.WARNING):
+        model.encode([{"text": file}, {"image": file}, *texts[:2]])
+        assert not caplog.messages
+        model.encode([*texts, file])
+        model.encode_sum([file])
+    first, second = caplog.messages
+    assert first.startswith("3 of 6 items are texts that name an image, the first is items[2], '")
+    assert file in first and '{"image": name}' in first and second.startswith("1 of 1 items")
+
+
+def test_the_first_numbers_of_an_embedding():
+    vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]], np.float32)
+    np.testing.assert_allclose(embedder.truncated(vectors, 2), [[0.6, 0.8], [0, 0]], atol=1e-6)
+    assert embedder.truncated(vectors, 3) is vectors

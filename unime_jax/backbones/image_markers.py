@@ -1,0 +1,38 @@
+"""Image markers: the one grammar of the places that a text marks for its images.
+
+A marker is `<|image_`, one or more ASCII digits, and `|>`, whatever the number: `<|image_1|>`,
+`<|image_12|>`, also `<|image_0|>` and `<|image_01|>`. `<|image_|>`, `<|image_x|>` and
+`<|IMAGE_1|>` are text. MMEB and its successors write `<|image_1|>`. A model's own image token
+counts as one, too. Which image a marker stands for is up to the family: mostly they go in order.
+
+A marker that is left out takes one line end after it along; all of a text are left out at once,
+and then those that this has formed, until there is none. The chat template of
+`export/sentence_transformers.py` does the same in Jinja, which has no regular expressions.
+"""
+
+import re
+
+NUMBERED = r"<\|image_[0-9]+\|>"
+
+
+def number(marker: str) -> int:
+    """The number of a numbered marker."""
+    return int(marker.removeprefix("<|image_").removesuffix("|>"))
+
+
+def marker(image_token: str) -> re.Pattern[str]:
+    """A numbered marker or the model's own image token."""
+    return re.compile(f"{NUMBERED}|{re.escape(image_token)}")
+
+
+def without_markers(text: str, image_token: str | None = None) -> tuple[str, int]:
+    """A text without its markers, and how many were left out.
+
+    `image_token` is left out like the numbered ones; None: there is none.
+    """
+    one = NUMBERED if image_token is None else marker(image_token).pattern
+    count, removed = 0, 1
+    while removed:
+        text, removed = re.subn(f"(?:{one})\n?", "", text)
+        count += removed
+    return text, count
