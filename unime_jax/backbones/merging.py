@@ -30,7 +30,9 @@ TINY = 1e-15  # below any norm that a trained row has
 DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's, of a configuration that leaves them out
 
 _NAME = re.compile(
-    re.escape(PREFIX) + r"(?P<module>.+)\."
+    re.escape(PREFIX)
+    + r"(?:0\.(?:auto_)?model\.)?"  # around a whole SentenceTransformer
+    + r"(?P<module>.+)\."
     r"(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
 # What changes the arithmetic, or the base, in ways that are not done here.
