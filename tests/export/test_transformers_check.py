@@ -183,3 +183,14 @@ def test_it_does_without_torch(tmp_path):
         [sys.executable, "-c", program, *folders], capture_output=True, text=True, check=True
     )
     assert "not compared" not in found.stderr
+
+
+def test_a_library_that_cannot_be_imported_is_no_fault_of_the_export(tmp_path, monkeypatch, caplog):
+    """As where torchvision was made for another torch."""
+    backbone = exported(write_llava_next(tmp_path / "folder"), tmp_path / "exported", CHAT)
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.processing_auto", None)
+    check(backbone.folder, backbone, ITEMS)
+    assert "inputs are not compared with transformers" in caplog.text
+    older_mean(backbone.folder)  # which is seen all the same
+    with pytest.raises(RuntimeError, match="which transformers 4 reads"):
+        check(backbone.folder, backbone, ITEMS)

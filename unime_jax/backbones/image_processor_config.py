@@ -59,7 +59,7 @@ def read(
     Raises:
       ValueError: there is no such file, it is for another class, or lacks a value.
     """
-    found = _sources(folder)
+    found = sources(folder)
     if not found:
         raise ValueError(
             f"{folder} has no {FILE}, and no {PROCESSOR_FILE} with {NESTED!r}: copy those of the"
@@ -81,6 +81,21 @@ def read(
     for other, theirs in others:
         _warn_of_differences(folder, (name, settings), (other, _filled(theirs, defaults)))
     return folder / name, settings
+
+
+def sources(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Names and contents of the files that there are; the first counts.
+
+    Raises:
+      ValueError: one of them is no JSON object.
+    """
+    nested = json_files.read(folder / PROCESSOR_FILE).get(NESTED)
+    if not isinstance(nested, dict | None):
+        raise ValueError(f"{folder / PROCESSOR_FILE}: {NESTED} is {nested!r}; it must be an object")
+    found = [] if nested is None else [(PROCESSOR_FILE, nested)]
+    if (folder / FILE).exists():
+        found.append((FILE, json_files.read(folder / FILE)))
+    return found
 
 
 def check_processor(folder: pathlib.Path, expected: Mapping[str, Any]) -> None:
@@ -114,7 +129,7 @@ def write(
       settings: of the image processor, overriding those of the file that counts.
       processor: keys of processor_config.json that the model needs.
     """
-    found = _sources(folder)
+    found = sources(folder)
     content = json_files.read(folder / PROCESSOR_FILE)
     if processor or content:
         kind = {key: content[key] for key in IDENTITY if key in content}
@@ -141,17 +156,6 @@ def area(settings: Mapping[str, Any]) -> dict[str, int] | None:
         return None
     given = {key: settings.get(older) for older, key in AREAS.items()}
     return {key: int(size[key] if value is None else value) for key, value in given.items()}
-
-
-def _sources(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names and contents of what is there; the first counts."""
-    nested = json_files.read(folder / PROCESSOR_FILE).get(NESTED)
-    if not isinstance(nested, dict | None):
-        raise ValueError(f"{folder / PROCESSOR_FILE}: {NESTED} is {nested!r}; it must be an object")
-    found = [] if nested is None else [(PROCESSOR_FILE, nested)]
-    if (folder / FILE).exists():
-        found.append((FILE, json_files.read(folder / FILE)))
-    return found
 
 
 def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

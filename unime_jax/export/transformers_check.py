@@ -16,8 +16,7 @@ import numpy as np
 import transformers
 from absl import logging
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, ImageProcessingMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers import AutoTokenizer
 
 from unime_jax.backbones import Backbone, image_processor_config, json_files
 from unime_jax.backbones.pictures import open_pictures
@@ -62,27 +61,31 @@ def _settings(folder: pathlib.Path) -> list[str]:
 
     What one of the files leaves to the defaults is not compared.
     """
-    older = json_files.read(folder / image_processor_config.FILE)
-    if not older:
+    found = image_processor_config.sources(folder)
+    if len(found) < 2:
         return []
-    newer, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
+    (_, newer), (name, older) = found
     keys = (*image_processor_config.KEYS, *image_processor_config.AREAS)
-    both = [key for key in keys if newer.get(key) is not None and older.get(key) is not None]
     return [
-        f"{key} of the image processor is {newer[key]!r}, and {older[key]!r} in"
-        f" {image_processor_config.FILE}, which transformers 4 reads"
-        for key in both
-        if newer[key] != older[key]
+        f"{key} of the image processor is {newer[key]!r}, and {older[key]!r} in {name}, which"
+        " transformers 4 reads"
+        for key in keys
+        if None not in (newer.get(key), older.get(key)) and newer[key] != older[key]
     ]
 
 
 def _processor(folder: pathlib.Path) -> Any:
     """transformers' processor for texts and images; None where there is none to compare with."""
     model_type = json_files.read(folder / "config.json").get("model_type", "")
-    name = PROCESSOR_MAPPING_NAMES.get(model_type)
-    if name is None:
-        return None
+    name: str | None = "processor"
     try:
+        # Only here: where torch and torchvision do not fit each other, this fails.
+        from transformers import AutoImageProcessor
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+        name = PROCESSOR_MAPPING_NAMES.get(model_type)
+        if name is None:
+            return None
         kind: Any = getattr(transformers, name)
 
         class WithoutVideos(kind):
