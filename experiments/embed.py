@@ -25,6 +25,7 @@ def mini() -> ConfigDict:
     config.max_length = 84  # tokens of an item, image tokens and instructions included
     config.batch_size = 64
     config.dtype = "float32"
+    config.compilation_cache = "auto"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # a process's own devices
 
     config.data = ConfigDict()

@@ -11,7 +11,7 @@ shapes, kept in experiments/plans/models, so that no hub is asked.
 
 from ml_collections import ConfigDict
 
-from experiments import embed, llave, stage1, stage2
+from unime_jax.recipes import embed, llave, stage1, stage2
 
 MODELS = "experiments/plans/models/"
 ONEVISION_7B = MODELS + "llava_onevision_7b"

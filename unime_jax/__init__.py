@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unime_jax.embedder import Embedder
 
-__all__ = ["Embedder"]
+__all__ = ["Embedder", "__version__"]
+
+__version__ = "0.1.0"  # setup.py reads it here
 
 
 def __getattr__(name: str) -> Any:

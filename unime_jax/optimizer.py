@@ -11,21 +11,22 @@ from unime_jax import paths
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """`learning_rates` and `weight_decays` are path rules: multipliers of the rate, and decays.
+    """AdamW, its schedule, and rules by path."""
 
-    A multiplier of 0 still spends optimizer memory; freeze the parameter instead.
-    """
-
-    learning_rate: float
-    warmup_steps: int
-    schedule: Literal["linear", "cosine", "constant"]
-    final_learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    clip_norm: float
+    learning_rate: float  # at the end of the warm-up, the highest
+    warmup_steps: int  # of a linear ramp, before the first step at the full rate
+    schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
+    final_learning_rate: float  # where "linear" and "cosine" end
+    beta1: float  # decay of the first moment
+    beta2: float  # decay of the second moment
+    epsilon: float  # added to the root of the second moment
+    clip_norm: float  # of the whole gradient; inf: no clipping
+    # (path regex, multiplier of the rate); 0 still spends memory on moments: rather freeze
     learning_rates: paths.Rules[float]
-    weight_decays: paths.Rules[float]
+    weight_decays: paths.Rules[float]  # (path regex, decoupled weight decay)
+    # the step where "linear" and "cosine" end; 0: config.steps. Set it to the steps of the whole
+    # plan in a run that is to be extended
+    schedule_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "constant"):
