@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -76,8 +77,7 @@ def open_backbone(
         adapter = folder
         folder, base = _base_of(adapter, weights=weights)
         processing = processing or read(adapter)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+    _check_folder(folder)
     settings = json.loads((folder / "config.json").read_text())
     model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
@@ -114,6 +114,23 @@ def _find(
     return _download(folder_or_hub_id, revision, weights), folder_or_hub_id
 
 
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError if it is no model, and says what it is if that is a run's."""
+    if (folder / "hf" / "config.json").exists():
+        raise ValueError(
+            f"{folder} is the work directory of a run; the model that it exported is in "
+            f"{folder / 'hf'}: open that."
+        )
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"{folder} is the work directory of a run that has no exported model yet. Let the run "
+            f"finish, or export its newest checkpoint with --config.job=export; then open "
+            f"{folder / 'hf'}."
+        )
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+
+
 def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str]:
     config = merging.read_config(adapter)
     name = config.get("base_model_name_or_path")
@@ -135,11 +152,16 @@ def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str
 
 @functools.cache
 def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id):
+        raise ValueError(
+            f'"{hub_id}" is not a local folder: there is none of this name, and a hub id has the '
+            "form <owner>/<name>."
+        )
     try:
         files = [*HUB_FILES, *(WEIGHTS if weights else ())]
         return pathlib.Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except Exception as error:
         raise ValueError(
-            f'config.backbone "{hub_id}" is not a local folder, and it cannot be downloaded from '
-            f"the Hugging Face hub: {error}"
+            f'"{hub_id}" is not a local folder, and it cannot be downloaded from the Hugging Face '
+            f"hub: {error}"
         ) from error

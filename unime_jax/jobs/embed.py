@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from unime_jax.data.embeddings_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder
+from unime_jax.jobs import preflight, same_run
 from unime_jax.jobs.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -59,6 +61,13 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         another model, instruction or corpus.
     """
     settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
+    problems = preflight.Problems()
+    with problems.collected():
+        _make_mesh(settings)
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    preflight.check_embedding(settings, problems)
+    problems.raise_any()
     work = begin(settings, workdir)
     write_config(workdir, config_dict)
     complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())
@@ -117,12 +126,16 @@ def embed(work: Work, *, process_index: int, process_count: int) -> bool:
     quarantine.add(items.bad, items.read)
     mine = [n for n in writer.missing() if n % process_count == process_index]
     if mine:
-        mesh = sharding.make_mesh(
-            settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, jax.local_devices()
-        )
+        mesh = _make_mesh(settings)
         embedder = Embedder(work.backbone, mesh=mesh, dtype=jnp.dtype(settings.dtype))
         _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
     return writer.finish()
+
+
+def _make_mesh(settings: config.EmbedConfig) -> Mesh:
+    """Over the devices of this process."""
+    sizes = settings.mesh
+    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.local_devices())
 
 
 def _write_blocks(

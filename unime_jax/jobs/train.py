@@ -26,7 +26,7 @@ from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import mmeb, report, scores, suite
 from unime_jax.goodput import Goodput
-from unime_jax.jobs import export, same_run
+from unime_jax.jobs import export, preflight, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
 from unime_jax.stop import StopSignal
 
@@ -42,8 +42,13 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       SystemExit: SIGTERM has come; the same command goes on from here.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    mesh = make_mesh(settings)
-    same_run.open_workdir(workdir)
+    problems = preflight.Problems()
+    with problems.collected():
+        mesh = make_mesh(settings)
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    preflight.check_training(settings, problems)
+    problems.raise_any()
     same_run.check_config(workdir, config_dict.to_dict())
     write_config(workdir, config_dict)
     _use_compilation_cache(settings.compilation_cache, workdir)
