@@ -1,5 +1,6 @@
 """Items to embeddings in bulk: packed like training rows, encoded by training's own function."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -11,8 +12,9 @@ from jaxtyping import Float32
 from unime_jax import paths, sharding
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.chunks import Encode, encode_in_chunks
+from unime_jax.compilation_cache import announced
 from unime_jax.data.pack import fill_buckets, row_numbers
-from unime_jax.data.plan import Plan
+from unime_jax.data.plan import Plan, described
 
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 RowEncoder = Callable[[Sequence[Row], Plan], Float32[np.ndarray, "n D"]]
@@ -46,7 +48,7 @@ def make_row_encoder(
     encode: Encode, parameters: tuple[paths.Parameters, paths.Parameters], mesh: Mesh
 ) -> RowEncoder:
     """A function from up to `plan.rows` rows to embeddings, in order; it compiles once a plan."""
-    run = _program(encode, mesh)
+    run, compiled = _program(encode, mesh)
     spread = sharding.chunked_rows(mesh)
 
     def encode_rows(rows: Sequence[Row], plan: Plan) -> np.ndarray:
@@ -55,16 +57,20 @@ def make_row_encoder(
         on_device = jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
         )
-        with jax.set_mesh(mesh):
+        with _announced(plan, compiled), jax.set_mesh(mesh):
             parts = [np.asarray(part) for part in run(*parameters, on_device)]
+        compiled.add(plan)
         return np.concatenate(parts)[row_numbers(places, plan)]
 
     return encode_rows
 
 
 @functools.lru_cache(maxsize=2)
-def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
-    """One program for all parameters of a model, so that "before" and "after" compile once."""
+def _program(encode: Encode, mesh: Mesh) -> tuple[Callable[..., list[jax.Array]], set[Plan]]:
+    """One program for all parameters of a model, so that "before" and "after" compile once.
+
+    Also the plans that it has been compiled for.
+    """
     everywhere = sharding.replicated(mesh)
 
     @jax.jit
@@ -77,4 +83,11 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
 
-    return run
+    return run, set()
+
+
+def _announced(plan: Plan, compiled: set[Plan]) -> contextlib.AbstractContextManager[None]:
+    """Says that the first call for a plan compiles; it computes its rows as well."""
+    if plan in compiled:
+        return contextlib.nullcontext()
+    return announced(f"the encoder of {plan.rows} rows, {described(plan.buckets)}")

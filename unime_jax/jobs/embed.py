@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import config, config_reader, sharding
+from unime_jax import compilation_cache, config, config_reader, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.fingerprint import fingerprint
 from unime_jax.batch import Row
@@ -68,6 +68,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         same_run.open_workdir(workdir)
     preflight.check_embedding(settings, problems)
     problems.raise_any()
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     work = begin(settings, workdir)
     write_config(workdir, config_dict)
     complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())

@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, paths, processes, sharding
+from unime_jax import compilation_cache, config, config_reader, paths, processes, sharding
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
@@ -41,6 +41,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         same_run.open_workdir(workdir)
     preflight.check_export(settings, problems)
     problems.raise_any()
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     if settings.steps:
         same_run.check_config(workdir, config_dict.to_dict())
     if not (workdir / "config.json").exists():

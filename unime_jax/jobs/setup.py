@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import AbstractMesh, Mesh
 from jax.stages import Wrapped
 from ml_collections import ConfigDict
@@ -41,6 +42,8 @@ class Setup:
 
     def initial(self) -> paths.Parameters:
         """The parameters before the first step, always the same."""
+        if self.settings.init == "pretrained" or self.settings.init_from:
+            logging.info("reading the weights of %s", self.backbone.base)
         return state.make_parameters(
             self.backbone,
             self.blueprint,

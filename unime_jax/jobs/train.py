@@ -19,7 +19,16 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, loop, processes, state, stop, together
+from unime_jax import (
+    compilation_cache,
+    config,
+    config_reader,
+    loop,
+    processes,
+    state,
+    stop,
+    together,
+)
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
@@ -51,7 +60,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     problems.raise_any()
     same_run.check_config(workdir, config_dict.to_dict())
     write_config(workdir, config_dict)
-    _use_compilation_cache(settings.compilation_cache, workdir)
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     goodput = Goodput(workdir, writes=jax.process_index() == 0)
     folder = pathlib.Path(settings.data.folder).expanduser()
     with StopSignal() as stop_signal:
@@ -160,15 +169,6 @@ def _loader(
         process_index=jax.process_index(),
         process_count=processes,
     )
-
-
-def _use_compilation_cache(folder: str, workdir: pathlib.Path) -> None:
-    if folder == "auto":
-        if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
-            return
-        folder = str(workdir / "compilation_cache")
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
