@@ -48,7 +48,7 @@ def make_row_encoder(
     encode: Encode, parameters: tuple[paths.Parameters, paths.Parameters], mesh: Mesh
 ) -> RowEncoder:
     """A function from up to `plan.rows` rows to embeddings, in order; it compiles once a plan."""
-    run, compiled = _program(encode, mesh)
+    run, compiled = _program(encode, mesh), _compiled(encode, mesh)
     spread = sharding.chunked_rows(mesh)
 
     def encode_rows(rows: Sequence[Row], plan: Plan) -> np.ndarray:
@@ -66,11 +66,8 @@ def make_row_encoder(
 
 
 @functools.lru_cache(maxsize=2)
-def _program(encode: Encode, mesh: Mesh) -> tuple[Callable[..., list[jax.Array]], set[Plan]]:
-    """One program for all parameters of a model, so that "before" and "after" compile once.
-
-    Also the plans that it has been compiled for.
-    """
+def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+    """One program for all parameters of a model, so that "before" and "after" compile once."""
     everywhere = sharding.replicated(mesh)
 
     @jax.jit
@@ -83,7 +80,13 @@ def _program(encode: Encode, mesh: Mesh) -> tuple[Callable[..., list[jax.Array]]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
 
-    return run, set()
+    return run
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(encode: Encode, mesh: Mesh) -> set[Plan]:
+    """The plans that `_program` of the same arguments has been called for."""
+    return set()
 
 
 def _announced(plan: Plan, compiled: set[Plan]) -> contextlib.AbstractContextManager[None]:

@@ -46,18 +46,28 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate` at `steps`.
+    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate`.
+
+    The decay ends at `config.schedule_steps`, or at `steps` if that is 0.
 
     Raises:
-      ValueError: the warm-up is negative, or leaves no step at the full learning rate.
+      ValueError: the warm-up is negative, or leaves no step at the full learning rate; or steps
+        after the decay would have a learning rate of 0.
     """
-    if not 0 <= config.warmup_steps < steps:
+    end = config.schedule_steps or steps
+    named = "optimizer.schedule_steps" if config.schedule_steps else "steps"
+    if not 0 <= config.warmup_steps < end:
         raise ValueError(
             f"optimizer.warmup_steps={config.warmup_steps} must be at least 0 and below "
-            f"steps={steps}, so that some step has the full learning rate."
+            f"{named}={end}, so that some step has the full learning rate."
+        )
+    if end < steps and config.schedule != "constant" and not config.final_learning_rate:
+        raise ValueError(
+            f"optimizer.schedule_steps={end} ends the schedule before steps={steps}, and the steps "
+            "after it would have a learning rate of 0: set optimizer.final_learning_rate."
         )
     peak, final = config.learning_rate, config.final_learning_rate
-    rest = steps - config.warmup_steps
+    rest = end - config.warmup_steps
     after = {
         "linear": optax.linear_schedule(peak, final, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0),

@@ -2,6 +2,8 @@
 
 import logging
 
+from absl import logging as absl_logging
+
 # Logger -> how its messages begin.
 SILENCED = {
     # Orbax registers a second handler for jax.Array whenever it is imported.
@@ -24,5 +26,6 @@ class _Silence(logging.Filter):
 
 def silence() -> None:
     """Filters the messages of `SILENCED`; to be called before those libraries are imported."""
+    absl_logging.get_absl_logger()  # of a class of its own, which must be there before its name
     for name, beginnings in SILENCED.items():
         logging.getLogger(name).addFilter(_Silence(beginnings))

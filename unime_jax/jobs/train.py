@@ -108,6 +108,8 @@ def _train(
                 f"config.steps={settings.steps}, but {workdir} has a checkpoint of step "
                 f"{int(now.step)} already."
             )
+        if int(now.step) < settings.steps and jax.process_index() == 0:
+            scores.forget_scores(workdir, "after")  # of fewer steps, where a run is extended
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
         with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
