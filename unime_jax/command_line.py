@@ -141,7 +141,9 @@ def _find(values: ConfigDict, key: str) -> tuple[ConfigDict, str, Any]:
         if typing.get_origin(hint) is Mapping:
             kind = hint
         else:
-            kind = config_reader.chosen_group(hint, group.get(part), at)
+            now = group.get(part)
+            now = now.to_dict() if isinstance(now, ConfigDict) else now
+            kind = config_reader.chosen_group(hint, now, at)
         if kind is None:
             raise ValueError(f"--config.{key}: {at} is no group of keys, but a value")
         if group.get(part) is None:
