@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -84,9 +85,7 @@ def announced(what: str) -> Iterator[None]:
 
 
 def _use_default(workdir: pathlib.Path | None) -> None:
-    if jax.config.values["jax_compilation_cache_dir"]:
-        return
-    if not jax.config.values["jax_enable_compilation_cache"]:
+    if _told("jax_compilation_cache_dir") or not _told("jax_enable_compilation_cache"):
         return
     try:
         folder = folder_for(workdir)
@@ -106,6 +105,11 @@ def _use_default(workdir: pathlib.Path | None) -> None:
 def _use(folder: pathlib.Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     logging.info("compiled programs are kept in %s", folder)
+
+
+def _told(name: str) -> Any:
+    """What JAX has been told, by its environment or a caller."""
+    return jax.config.values[name]
 
 
 def _trim(folder: pathlib.Path) -> None:
