@@ -197,8 +197,9 @@ def test_a_backbone_may_move_but_not_change(config, straight, tmp_path, monkeypa
         train.run(config, workdir)
 
 
-def test_an_extended_run_is_the_run_that_was_planned(config, straight, workdir):
+def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path):
     """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
+    workdir = tmp_path / "extended"
     config = tiny_run.with_evaluation(config)
     config.optimizer.schedule_steps = 6
     config.steps = 4
@@ -216,8 +217,9 @@ def test_an_extended_run_is_the_run_that_was_planned(config, straight, workdir):
     assert "6 of 16 pairs" in (workdir / "report.html").read_text()
 
 
-def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, workdir, monkeypatch):
+def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, tmp_path, monkeypatch):
     """Else a run that is stopped on the way would be exported with them."""
+    workdir = tmp_path / "extended"
     shutil.copytree(straight, workdir)
     config = tiny_run.with_evaluation(config)
     config.optimizer.schedule = "constant"

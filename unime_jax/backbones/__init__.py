@@ -152,7 +152,7 @@ def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str
 
 @functools.cache
 def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id):
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", hub_id):
         raise ValueError(
             f'"{hub_id}" is not a local folder: there is none of this name, and a hub id has the '
             "form <owner>/<name>."
