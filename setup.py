@@ -1,14 +1,47 @@
 """Package metadata; the set of versions that the tests ran with is in constraints.txt."""
 
+import pathlib
+import re
+import shutil
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = pathlib.Path(__file__).parent
+RECIPES = sorted(
+    file.relative_to(ROOT).as_posix()
+    for pattern in ("*.py", "plans/models/*/*.json")
+    for file in (ROOT / "experiments").glob(pattern)
+)
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "unime_jax/__init__.py").read_text())[1]
+
+
+class BuildWithRecipes(build_py):
+    """Puts a copy of the recipes into the package; a clone has them in experiments/."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for file in RECIPES:
+            inside = pathlib.PurePath(file).relative_to("experiments")
+            target = pathlib.Path(self.build_lib, "unime_jax/recipes", inside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, target)
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *RECIPES]  # for source distributions
+
 
 setup(
     name="unime_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Train, evaluate and export universal multimodal embedding models in JAX.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["unime_jax*", "data_pipelines*"]),
+    cmdclass={"build_py": BuildWithRecipes},
+    entry_points={"console_scripts": ["unime-jax = unime_jax.main:run"]},
     package_data={
         "data_pipelines.mini_nli": ["*.npz"],
         "unime_jax.evaluation": ["*.j2"],

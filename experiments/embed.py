@@ -31,6 +31,7 @@ def mini() -> ConfigDict:
     config.truncate_dim = config_dict.placeholder(int)
     config.batch_size = 64
     config.dtype = "float32"
+    config.compilation_cache = "auto"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # a process's own devices
 
     config.data = ConfigDict()

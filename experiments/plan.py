@@ -9,11 +9,15 @@ stays in <workdir>/cache, so it may be interrupted, or come one recipe at a time
 shapes, kept in experiments/plans/models, so that no hub is asked.
 """
 
+import os
+import pathlib
+
 from ml_collections import ConfigDict
 
-from experiments import embed, llave, stage1, stage2
+from unime_jax.recipes import embed, llave, stage1, stage2
 
-MODELS = "experiments/plans/models/"
+# Relative where it can be, so that plans made in a clone name no machine's folders.
+MODELS = os.path.relpath(pathlib.Path(__file__).parent / "plans" / "models") + "/"
 ONEVISION_7B = MODELS + "llava_onevision_7b"
 PODS = ("v5e:4x4", "v5e:8x8", "v6e:4x4", "v5p:2x2x4")
 

@@ -81,6 +81,7 @@ def mini() -> ConfigDict:
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_steps = 15
     config.optimizer.schedule = "linear"
+    config.optimizer.schedule_steps = 0  # config.steps
     config.optimizer.final_learning_rate = 0.0
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.98
@@ -90,7 +91,7 @@ def mini() -> ConfigDict:
     config.optimizer.weight_decays = ((r".*\.(kernel|embedding)", 0.01), (".*", 0.0))
 
     config.checkpoint = ConfigDict({"every": 50, "keep": 2})
-    config.compilation_cache = "auto"  # in the work directory, but none on CPUs
+    config.compilation_cache = "auto"  # in the work directory, but for CPUs the user's
     config.profile = ConfigDict({"first_step": 10, "steps": 0})
     config.watchdog = ConfigDict({"seconds": 1800.0, "exit": True})  # without a finished step
 

@@ -1,6 +1,7 @@
 """Before jax starts: eight virtual CPU devices, exact arithmetic, and compilers in a hurry."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -12,6 +13,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Compiled programs are not kept in the user's own cache, nor taken from there.
+CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402

@@ -120,6 +120,24 @@ def test_linear_and_cosine_differ():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_part_of_a_schedule_is_as_in_the_whole(schedule):
+    """With `schedule_steps` the rate is no matter of how many of its steps are run."""
+    whole = make_schedule(configured(schedule=schedule), STEPS)
+    for steps in (3, 20, 40):
+        part = make_schedule(configured(schedule=schedule, schedule_steps=STEPS), steps)
+        assert [float(part(i)) for i in range(45)] == [float(whole(i)) for i in range(45)]
+
+
+def test_steps_without_a_learning_rate_are_refused():
+    config = configured(schedule_steps=10, final_learning_rate=0.0)
+    with pytest.raises(ValueError, match="schedule_steps=10 ends .* before steps=20"):
+        make_schedule(config, STEPS)
+    make_schedule(dataclasses.replace(config, schedule="constant"), STEPS)
+    with pytest.raises(ValueError, match="warmup_steps=4 .* optimizer.schedule_steps=4"):
+        make_schedule(configured(schedule_steps=4), STEPS)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_no_warmup_starts_at_the_peak(schedule):
     rate = make_schedule(configured(warmup_steps=0, schedule=schedule), STEPS)
     np.testing.assert_allclose(rate(0), 1e-2, rtol=1e-6)

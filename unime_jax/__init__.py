@@ -2,10 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from unime_jax import quiet
+
 if TYPE_CHECKING:
     from unime_jax.embedder import Embedder
 
-__all__ = ["Embedder"]
+__all__ = ["Embedder", "__version__"]
+
+__version__ = "0.1.0"  # setup.py reads it here
+
+quiet.silence()
 
 
 def __getattr__(name: str) -> Any:

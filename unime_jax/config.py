@@ -1,4 +1,7 @@
-"""Every key of a run, and what it means: the dataclasses that a ConfigDict is read into."""
+"""Every key of a run, and what it means: the dataclasses that a ConfigDict is read into.
+
+The comment beside a key, or above it, is what --help and --print_config say of it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,176 +20,139 @@ from unime_jax.paths import Rules
 class MeshConfig:
     """Sizes of the mesh axes; one may be -1: the devices that the other two leave."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: int  # replicas of the weights; the batch is spread over them
+    fsdp: int  # parts of the weights; the batch is spread over them, too
+    tensor: int  # parts of each layer, whose activations are spread over them
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Save every `every` steps (and at the end, and on SIGTERM); keep the newest `keep`."""
+    """When a run is saved, besides at its end and on SIGTERM."""
 
-    every: int
-    keep: int
+    every: int  # steps from one save to the next
+    keep: int  # newest checkpoints that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Trace so many `steps` from step `first_step` on into <workdir>/profile; 0 steps: none."""
+    """Steps that are traced into <workdir>/profile."""
 
-    first_step: int
-    steps: int
+    first_step: int  # the first that is traced
+    steps: int  # how many are traced; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """When no step has finished for `seconds` (0: never), leave all stacks in <workdir>.
+    """What happens when no step finishes in time: all stacks are left in <workdir>."""
 
-    `exit`: and end the process, with status 75.
-    """
-
-    seconds: float
-    exit: bool
+    seconds: float  # without a finished step; 0: never
+    exit: bool  # whether to end the process then, with status 75
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """A module with `prepare(folder, seed=, train_rows=, eval_rows=)` to run first; "": none."""
+    """Data that is generated before the run, where it is missing."""
 
-    module: str
-    seed: int
-    train_rows: int
-    eval_rows: int
+    module: str  # with `prepare(folder, seed=, train_rows=, eval_rows=)`; "": none
+    seed: int  # of what is generated
+    train_rows: int  # of each training source
+    eval_rows: int  # of each evaluation dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read and how it is cut into batches.
+    """What is read and how it is cut into batches."""
 
-    `train` is a TFDS folder in MMEB-train's columns, below `folder`. `weights`: its sources and
-    how often each is drawn (empty: all, equally). `homogeneous`: examples in a row from one source.
-    `negatives`: explicit negatives a pair, at most. `suffix`: an instruction after every text,
-    never cut off. `teacher`: a folder of embeddings of the items by a teacher, below `folder`; "":
-    none. `buckets`: (tokens, tiles, share of the rows) from small to large.
-    """
-
-    folder: str
+    folder: str  # that all paths of `data` and `evaluation` are relative to
     prepare: PrepareConfig
-    train: str
-    weights: Mapping[str, float]
-    homogeneous: int
-    negatives: int
-    suffix: str
-    teacher: str
+    train: str  # a TFDS folder in MMEB-train's columns, below `folder`
+    weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
+    homogeneous: int  # examples in a row from one source; 0: mixed freely
+    negatives: int  # explicit negatives a pair, at most
+    suffix: str  # an instruction after every text, never cut off; distillation only
+    teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
+    # (tokens, tiles, share of all rows that it has room for) from small to large
     buckets: tuple[tuple[int, int, float], ...]
-    workers: int
-    max_bad_share: float
+    workers: int  # processes that read and preprocess; 0: threads of this one
+    max_bad_share: float  # of the examples read that may be unusable before the run stops
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """TFDS folders of evaluation data ("" leaves a part out) and rows encoded per call.
+    """Evaluation data below `data.folder`; "" leaves a part out."""
 
-    `limit`: the first rows of each dataset, 0 for all. `image_prompt` goes with the images of the
-    composition sets; their captions are taken as they are. `texts`: its split "test", in
-    MMEB-train's columns, holds the texts that are compared with `data.teacher`'s view of them.
-    """
-
-    mmeb: str
-    composition: str
+    mmeb: str  # a TFDS folder in MMEB-eval's columns
+    composition: str  # a TFDS folder of SugarCrepe-style captions
+    # a TFDS folder in MMEB-train's columns, whose split "test" is compared with the teacher's view
     texts: str
-    images: str
-    image_prompt: str
-    rows: int
-    limit: int
+    images: str  # of the two first: a TFDS folder with the columns path and image, or plain files
+    image_prompt: str  # goes with the images of the composition sets; captions are taken as is
+    rows: int  # encoded a call
+    limit: int  # the first rows of each dataset; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig:
-    """`dtype`: of activations. `recompute`: encode chunks twice instead of keeping activations.
+    """How the model is computed: dtypes, memory against time."""
 
-    `frozen_dtype`: of weights that are not trained; with "int8" the kernels of linear layers are
-    codes with a scale per output channel, and the rest is bfloat16.
-    """
-
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16"]  # of activations
+    # of weights that are not trained; "int8": codes with a scale per output channel for the
+    # kernels of linear layers, and bfloat16 for the rest
     frozen_dtype: Literal["float32", "bfloat16", "int8"]
-    remat: scan.Remat
-    attention: attention.Implementation
-    recompute: bool
+    remat: scan.Remat  # what a layer computes again when gradients are taken: memory against time
+    attention: attention.Implementation  # "cudnn" on GPUs only
+    recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What <workdir>/hf is like.
+    """What <workdir>/hf is like."""
 
-    `dtype`: of the weights. `adapter`: also write <workdir>/hf_adapter in PEFT's format. `verify`:
-    repeat the self-check in a new process, on the CPU in float32. `prompts`: instructions by name
-    for sentence-transformers, "query" and "document" among them if they differ.
-    """
-
-    dtype: Literal["float32", "bfloat16"]
-    adapter: bool
-    verify: bool
+    dtype: Literal["float32", "bfloat16"]  # of the weights
+    adapter: bool  # also write <workdir>/hf_adapter in PEFT's format
+    verify: bool  # repeat the self-check in a new process, on the CPU in float32
+    # instructions by name for sentence-transformers, "query" and "document" if they differ
     prompts: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What job "plan" compiles for, and what it takes batches to hold.
+    """What job "plan" compiles for, and what it takes batches to hold."""
 
-    `topologies`: slices, for example "v5e:4x4"; "2*v5e:4x4" are two of them. `rows`: the share of
-    the live rows in each bucket; empty: all in the largest, the most there can be. `tokens`: real
-    tokens of a row, by bucket; empty: as many as it holds. `model`: a folder with the config.json
-    and the tokenizer that stand in for the backbone's; "": the backbone's own, without weights.
-    `teacher`: width of a teacher's embeddings, for distillation. `suggest`: look for changes that
-    make it fit where it does not, and faster where it leaves room; each try compiles.
-    """
-
-    topologies: tuple[str, ...]
-    rows: tuple[float, ...]
-    tokens: tuple[int, ...]
+    topologies: tuple[str, ...]  # slices, such as "v5e:4x4"; "2*v5e:4x4" are two of them
+    rows: tuple[float, ...]  # share of the live rows by bucket; empty: all in the largest
+    tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
+    # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
     model: str
-    teacher: int
-    suggest: bool
+    teacher: int  # width of a teacher's embeddings, for distillation
+    suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run, or the export of one.
+    """A training run, or the export of one."""
 
-    Paths in `data` and `evaluation` are relative to `data.folder`.
-
-    `revision`: branch, tag or commit of a backbone on the hub; None: its main branch as it is now.
-    `init`: "pretrained" reads the backbone's weights, "random" takes its configuration only.
-    `init_from`: the work directory of an earlier run whose exported model takes the backbone's
-    place (UniME: stage 2 starts from stage 1); "": none.
-    `infonce_steps`: steps of plain InfoNCE before `loss` applies, for models that start at random.
-    `max_skipped`: give up after so many non-finite steps in a row.
-    `compilation_cache`: a folder of compiled programs that later starts use again; "auto":
-    <workdir>/compilation_cache, except on CPUs, whose programs may not run on the next machine;
-    "": what JAX itself is told by its environment.
-    """
-
-    job: Literal["train", "export", "plan"]
-    seed: int
-    steps: int
-    batch_size: int
-    chunk_size: int
-    log_every: int
-    max_skipped: int
-    infonce_steps: int
-    backbone: str
-    revision: str | None
-    init_from: str
+    job: Literal["train", "export", "plan"]  # what to do with this config
+    seed: int  # of initial weights and of the order of the data
+    steps: int  # of the whole run; an export of 0 steps is the backbone itself
+    batch_size: int  # pairs in one softmax, over all devices
+    chunk_size: int  # rows of the longest bucket that are encoded at once: memory, not results
+    log_every: int  # steps from one line of metrics.jsonl to the next
+    max_skipped: int  # non-finite steps in a row before the run gives up
+    infonce_steps: int  # steps of plain InfoNCE before `loss` applies, for models that start random
+    backbone: str  # a folder or a hub id, of a model or of a PEFT adapter
+    revision: str | None  # of a hub id: branch, tag or commit; None: its main branch as it is now
+    init_from: str  # work directory of a run whose export takes the backbone's place; "": none
     processing: Processing
-    init: Literal["pretrained", "random"]
-    trainable: Rules[bool]
+    init: Literal["pretrained", "random"]  # the backbone's weights, or its configuration only
+    trainable: Rules[bool]  # (path regex, whether it is trained); the first that matches decides
     lora: LoraConfig
     mesh: MeshConfig
     loss: Contrastive | Distillation
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
+    # where compiled programs are kept for later starts: a folder; "auto": as
+    # `compilation_cache.folder_for` says; "": what JAX itself is told by its environment
     compilation_cache: str
     profile: ProfileConfig
     watchdog: WatchdogConfig
@@ -195,7 +161,7 @@ class TrainConfig:
     execution: ExecutionConfig
     export: ExportConfig
     plan: PlanConfig
-    wandb_project: str | None
+    wandb_project: str | None  # metrics go to this Weights & Biases project, too; None: they don't
 
     def __post_init__(self) -> None:
         distils = isinstance(self.loss, Distillation)
@@ -218,50 +184,42 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """What is embedded: each distinct item once, in order.
+    """What is embedded: each distinct item once, in order."""
 
-    Paths are relative to `folder`. `datasets`: TFDS folders in MMEB-train's columns, `splits` of
-    them (empty: all), `sides` of every row. `texts`: files with a text a line.
-    """
-
-    folder: str
-    datasets: tuple[str, ...]
-    splits: tuple[str, ...]
-    sides: tuple[Side, ...]
-    texts: tuple[str, ...]
-    max_bad_share: float
+    folder: str  # that the paths below are relative to
+    datasets: tuple[str, ...]  # TFDS folders in MMEB-train's columns
+    splits: tuple[str, ...]  # of the datasets; empty: all
+    sides: tuple[Side, ...]  # of every row
+    texts: tuple[str, ...]  # files with a text a line
+    max_bad_share: float  # of the items that may be unusable before the job stops
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """Files of `block` vectors: what a run that is killed may lose is one of them."""
+    """Files of vectors: what a run that is killed may lose is one of them."""
 
-    block: int
-    dtype: Literal["float16", "float32"]
+    block: int  # vectors of a file
+    dtype: Literal["float16", "float32"]  # of the vectors
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedConfig:
-    """Embeddings of a corpus by a model, on disk.
+    """Embeddings of a corpus by a model, on disk."""
 
-    `revision`: as of a training run. `processing`, `max_length`, `truncate_dim`: None as `Embedder`
-    has it. `prefix`, `suffix`: instructions around every text; prefix None: the default prompt that
-    the folder has for sentence-transformers, mostly none. `dtype`: as of
-    `Embedder.from_pretrained`. `mesh`: of each
-    process's own devices.
-    """
-
-    job: Literal["embed", "plan"]
-    backbone: str
-    revision: str | None
-    processing: Processing | None
+    job: Literal["embed", "plan"]  # what to do with this config
+    backbone: str  # a folder or a hub id
+    revision: str | None  # as in a training run
+    processing: Processing | None  # None: as the backbone was exported or published
+    # an instruction before every text; None: the folder's default for sentence-transformers
     prefix: str | None
-    suffix: str
+    suffix: str  # an instruction after every text
+    # tokens of an item, image tokens and instructions included; None: the folder's own
     max_length: int | None
-    truncate_dim: int | None
-    batch_size: int
-    dtype: Literal["float32", "bfloat16", "int8"]
-    mesh: MeshConfig
+    truncate_dim: int | None  # how many numbers of an embedding are kept; None: the folder's own
+    batch_size: int  # items encoded at once: memory, not results
+    dtype: Literal["float32", "bfloat16", "int8"]  # as of `Embedder.from_pretrained`
+    compilation_cache: str  # as in a training run
+    mesh: MeshConfig  # of each process's own devices
     data: CorpusConfig
     output: OutputConfig
     plan: PlanConfig
@@ -269,7 +227,17 @@ class EmbedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PlansConfig:
-    """Plans of many runs at once: whole configs by name, of training and of embedding."""
+    """Plans of many runs at once."""
 
-    job: Literal["plan"]
-    recipes: Mapping[str, Any]
+    job: Literal["plan"]  # what to do with this config
+    recipes: Mapping[str, Any]  # whole configs by name, of training and of embedding
+
+
+Settings = TrainConfig | EmbedConfig | PlansConfig
+
+
+def kind_of(values: Mapping[str, Any]) -> type[Settings]:
+    """The dataclass that a whole config is read into."""
+    if "recipes" in values:
+        return PlansConfig
+    return TrainConfig if "loss" in values else EmbedConfig

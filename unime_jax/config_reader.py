@@ -1,10 +1,10 @@
-"""From a ConfigDict to frozen dataclasses, with errors that name the key."""
+"""From a ConfigDict to frozen dataclasses, with errors that name the key, all of them at once."""
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -14,47 +14,132 @@ def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """A dataclass from a mapping, recursively.
 
     Raises:
-      ValueError: unknown keys (with the nearest valid name), missing keys, wrong types.
+      ValueError: unknown keys (with the nearest valid name), missing keys, wrong types, and what a
+        dataclass itself says of its values; a line each.
     """
-    hints = typing.get_type_hints(cls)
-    unknown = [key for key in config if key not in hints]
-    missing = [key for key in hints if key not in config]
-    problems = []
-    for key in unknown:
-        near = difflib.get_close_matches(key, hints, n=1)
-        hint = f"; did you mean {where}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
-        problems.append(f"unknown key {where}.{key}{hint}")
-    problems += [f"missing key {where}.{key} ({_name(hints[key])})" for key in missing]
+    problems: list[str] = []
+    found = _group(cls, config, where, problems)
     if problems:
         raise ValueError("\n".join(problems))
-    return cls(**{key: _value(hint, config[key], f"{where}.{key}") for key, hint in hints.items()})
+    return found
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def check(hint: Any, value: Any, where: str) -> None:
+    """Raises ValueError if a value is not of a key's type."""
+    problems: list[str] = []
+    _value(hint, value, where, problems)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Known names that are spelled like `name`, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=count)
+
+
+def chosen_group(hint: Any, value: Any, where: str) -> Any:
+    """The dataclass that a key's group is read into; None for a key that is no group.
+
+    Of several, the one whose literal `objective` the value names.
+
+    Raises:
+      ValueError: the value names none of them.
+    """
+    kinds = [kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
+    if not kinds:
+        return None
+    return _meant(kinds, value, where)
+
+
+def is_optional(hint: Any) -> bool:
+    """Whether a key takes None."""
+    return type(None) in typing.get_args(hint)
+
+
+def type_name(hint: Any) -> str:
+    """A key's type for people, such as "int or None"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(kind) for kind in arguments)
+    if hint is type(None):
+        return "None"
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (tuple, Sequence):
+        each = [type_name(kind) for kind in arguments if kind is not Ellipsis]
+        if origin is Sequence or arguments[-1] is Ellipsis:
+            return f"({each[0]}, ...)"
+        return f"({', '.join(each)})"
+    if origin is Mapping:
+        return f"{{{', '.join(map(type_name, arguments))}}}".replace(", ", ": ", 1)
+    return getattr(hint, "__name__", str(hint))
+
+
+def _group(cls: type[T], config: Mapping[str, Any], where: str, problems: list[str]) -> T:
+    """The dataclass; of no use if there are problems then."""
+    hints = typing.get_type_hints(cls)
+    before = len(problems)
+    for key in config:
+        if key not in hints:
+            near = nearest(key, hints)
+            hint = f"; did you mean {where}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            problems.append(f"unknown key {where}.{key}{hint}")
+    problems += [
+        f"missing key {where}.{key} ({type_name(hint)})"
+        for key, hint in hints.items()
+        if key not in config
+    ]
+    values = {
+        key: _value(hint, config[key], f"{where}.{key}", problems)
+        for key, hint in hints.items()
+        if key in config
+    }
+    if len(problems) > before:
+        return typing.cast(T, None)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        problems.append(str(error))
+        return typing.cast(T, None)
+
+
+def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be a group of keys, not {value!r}")
-        return read(typing.cast(type, hint), value, where)
+            problems.append(f"{where} must be a group of keys, not {value!r}")
+            return None
+        return _group(typing.cast(type, hint), value, where, problems)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal and value not in arguments:
-        raise ValueError(f"{where} is {value!r}; use one of {', '.join(map(repr, arguments))}")
+        problems.append(f"{where} is {value!r}; use one of {', '.join(map(repr, arguments))}")
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if value is None and is_optional(hint):
             return None
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        return _value(_meant(kinds, value, where), value, where)
+        try:
+            return _value(_meant(_kinds(hint), value, where), value, where, problems)
+        except ValueError as error:
+            problems.append(str(error))
+            return None
     if origin in (tuple, Sequence):
-        return _values(hint, value, where)
+        return _values(hint, value, where, problems)
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be a group of keys, not {value!r}")
-        return {key: _value(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
+            problems.append(f"{where} must be a group of keys, not {value!r}")
+            return None
+        return {k: _value(arguments[1], v, f"{where}.{k}", problems) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wrong_bool = isinstance(value, bool) and hint is not bool
     if hint in (bool, int, float, str) and (wrong_bool or not isinstance(value, hint)):
-        raise ValueError(f"{where} must be of type {_name(hint)}, not {value!r}")
+        problems.append(f"{where} must be of type {type_name(hint)}, not {value!r}")
     return value
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a key takes, but for None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return [hint]
 
 
 def _meant(kinds: Sequence[Any], value: Any, where: str) -> Any:
@@ -68,17 +153,15 @@ def _meant(kinds: Sequence[Any], value: Any, where: str) -> Any:
     return named[chosen]
 
 
-def _values(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+def _values(hint: Any, value: Any, where: str, problems: list[str]) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f"{where} must be a sequence, not {value!r}")
+        problems.append(f"{where} must be a sequence, not {value!r}")
+        return ()
     each = typing.get_args(hint)
     if typing.get_origin(hint) is not tuple or each[-1] is Ellipsis:
         each = (each[0],) * len(value)
     if len(each) != len(value):
-        names = ", ".join(map(_name, each))
-        raise ValueError(f"{where} must be ({names}), not {value!r}")
-    return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value)))
-
-
-def _name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint))
+        problems.append(f"{where} must be ({', '.join(map(type_name, each))}), not {value!r}")
+        return ()
+    pairs = enumerate(zip(each, value))
+    return tuple(_value(h, v, f"{where}[{i}]", problems) for i, (h, v) in pairs)

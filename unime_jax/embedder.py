@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 from PIL import Image
 from tqdm import tqdm
 
-from unime_jax import paths, sharding
+from unime_jax import compilation_cache, paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.prompts import name_of
 from unime_jax.backbones.st_folder import Defaults
@@ -113,6 +113,7 @@ class Embedder:
         """
         if dtype not in ("float32", "bfloat16", "int8"):
             raise ValueError(f'dtype is {dtype!r}; use "float32", "bfloat16" or "int8"')
+        compilation_cache.use_for_library()
         backbone = open_backbone(
             os.fspath(folder_or_hub_id),
             max_length=max_length,

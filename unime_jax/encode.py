@@ -3,6 +3,7 @@
 An embedding that is not finite is never handed out.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -16,8 +17,9 @@ from unime_jax import paths, sharding
 from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.chunks import Encode, encode_in_chunks
+from unime_jax.compilation_cache import announced
 from unime_jax.data.pack import fill_buckets, row_numbers
-from unime_jax.data.plan import Plan
+from unime_jax.data.plan import Plan, described
 
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 RowEncoder = Callable[[Sequence[Row], Plan], Float32[np.ndarray, "n D"]]
@@ -80,7 +82,7 @@ def make_row_encoder(
 
     It raises NonFiniteError.
     """
-    run = _program(encode, mesh)
+    run, compiled = _program(encode, mesh), _compiled(encode, mesh)
     spread = sharding.chunked_rows(mesh)
 
     def encode_rows(rows: Sequence[Row], plan: Plan) -> np.ndarray:
@@ -89,12 +91,13 @@ def make_row_encoder(
         on_device = jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
         )
-        with jax.set_mesh(mesh):
+        with _announced(plan, compiled), jax.set_mesh(mesh):
             parts = [np.asarray(part) for part in run(*parameters, on_device)]
-            vectors = np.concatenate(parts)[row_numbers(places, plan)]
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-            if len(bad):
-                raise NonFiniteError(bad.tolist(), len(rows), _cause(parameters))
+        vectors = np.concatenate(parts)[row_numbers(places, plan)]
+        compiled.add(plan)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise NonFiniteError(bad.tolist(), len(rows), _cause(parameters))
         return vectors
 
     return encode_rows
@@ -132,3 +135,16 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
 
     return run
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(encode: Encode, mesh: Mesh) -> set[Plan]:
+    """The plans that `_program` of the same arguments has been called for."""
+    return set()
+
+
+def _announced(plan: Plan, compiled: set[Plan]) -> contextlib.AbstractContextManager[None]:
+    """Says that the first call for a plan compiles; it computes its rows as well."""
+    if plan in compiled:
+        return contextlib.nullcontext()
+    return announced(f"the encoder of {plan.rows} rows, {described(plan.buckets)}")

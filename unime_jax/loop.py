@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from unime_jax import config, processes, sharding, step, together
+from unime_jax import compilation_cache, config, processes, sharding, step, together
 from unime_jax.batch import Batch
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import quarantine
@@ -115,7 +115,8 @@ def run(
             profile.before(done + 1)
             placed = to_device(batch, mesh)
             if compiled is None:
-                with goodput.spend("compile"):
+                what = f"the training step of {settings.batch_size} pairs"
+                with goodput.spend("compile"), compilation_cache.announced(what):
                     compiled = train_step.lower(now, placed).compile()
                     # CPUs wait 30 s where they connect; compilations may end further apart.
                     processes.barrier("step compiled")

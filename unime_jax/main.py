@@ -7,15 +7,32 @@ import traceback
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-from unime_jax import processes
+from unime_jax import (
+    __version__,
+    command_line,
+    config,
+    config_help,
+    config_reader,
+    processes,
+    recipes,
+)
 from unime_jax.jobs import embed, export, plan, train
 
 JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="experiments/<name>.py[:variant]")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Everything a run writes. runs/<config name>")
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "A recipe, <name>[:variant], or a file of your own, <folder>/<file>.py[:variant].",
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print every key of the config, what it is and means, and exit."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder of everything a run writes; runs/<recipe> if not given."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join other processes, which JAX finds on TPU pods and in SLURM."
 )
@@ -30,17 +47,39 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
 )
 
 
+# What --help shows; absl itself has more, shown by --helpfull.
+_SHOWN = (
+    _CONFIG,
+    _PRINT_CONFIG,
+    _WORKDIR,
+    _DISTRIBUTED,
+    _COORDINATOR,
+    _PROCESS_ID,
+    _NUM_PROCESSES,
+    _JOIN_SECONDS,
+    _HEARTBEAT_SECONDS,
+)
+_HELP = {"--help", "-help", "-h", "-?", "--helpshort", "-helpshort"}
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    overrides, unexpected = command_line.split(argv[1:])
+    if unexpected:
+        raise app.UsageError(f"unexpected arguments: {' '.join(unexpected)}")
     if _CONFIG.value is None:
-        raise app.UsageError("--config=experiments/<name>.py is required")
-    config = _CONFIG.value
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
-    if config.job not in JOBS:
-        raise app.UsageError(f'config.job is "{config.job}"; use one of {", ".join(JOBS)}')
-    if config.job == "plan":
+        raise app.UsageError(
+            f"--config=<recipe> is required: {', '.join(recipes.names())}, or a file of your own; "
+            "--help describes them"
+        )
+    values, remarks = _resolve(_CONFIG.value, overrides)
+    if _PRINT_CONFIG.value:
+        headline = "\n# ".join([f"unime_jax {__version__}, --config={_CONFIG.value}", *remarks])
+        sys.stdout.write(config_help.config_text(values, headline))
+        return
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipes.name_of(_CONFIG.value)}")
+    if values.job not in JOBS:
+        raise app.UsageError(f'config.job is "{values.job}"; use one of {", ".join(JOBS)}')
+    if values.job == "plan":
         jax.config.update("jax_platforms", "cpu")  # what is planned for is not here
     if "://" in (_WORKDIR.value or ""):
         raise app.UsageError(
@@ -56,19 +95,42 @@ def main(argv: list[str]) -> None:
             heartbeat_seconds=_HEARTBEAT_SECONDS.value,
         )
         processes.check_shared(workdir)
-    logging.info("job %s in %s on %s", config.job, workdir, jax.devices())
-    JOBS[config.job](config, workdir)
+    logging.info("job %s in %s on %s", values.job, workdir, jax.devices())
+    for remark in remarks:
+        logging.warning("%s", remark)
+    JOBS[values.job](values, workdir)
     processes.leave()
+
+
+def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:
+    """The config that a command asks for, and what there is to say of it."""
+    values = recipes.load(recipe)
+    before = values.to_dict()
+    command_line.apply(values, overrides)
+    config_reader.read(config.kind_of(values), values.to_dict())
+    return values, command_line.fit_short_run(values, before, {key for key, _ in overrides})
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags to absl; what is left is `main`'s, --config.<key>=<value> first of all."""
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    overrides, others = command_line.split(argv[1:])
+    if _HELP & set(others):
+        shown = [flags.FLAGS[holder.name] for holder in _SHOWN]
+        sys.stdout.write(config_help.help_text(JOBS, shown))
+        sys.exit(0)
+    left = app.parse_flags_with_usage([argv[0], *others])
+    return [*left, *(f"--config.{key}={value}" for key, value in overrides)]
 
 
 def run() -> None:
     logging.set_verbosity(logging.INFO)
     # Libraries log through absl as well; of theirs, only what needs attention.
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > std_logging.INFO or "unime_jax" in record.pathname
+        lambda record: record.levelno > std_logging.INFO or _is_ours(record.pathname)
     )
     try:
-        app.run(main)
+        app.run(main, flags_parser=_parse)
     except Exception as error:
         if not says_it_all(error) or logging.level_debug():
             processes.fail(traceback.format_exc(), expected=False)
@@ -82,11 +144,15 @@ def run() -> None:
 
 
 def says_it_all(error: Exception) -> bool:
-    """Whether the error was raised on purpose to be read by a user, here or by config flags."""
-    frames = traceback.extract_tb(error.__traceback__)
-    packages = {"unime_jax", "data_pipelines", "experiments", "ml_collections"}
-    raised_by = set(pathlib.Path(frames[-1].filename).parts)
-    return bool(packages & raised_by) and (frames[-1].line or "").startswith("raise ")
+    """Whether the error was raised on purpose to be read by a user."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return _is_ours(last.filename) and (last.line or "").startswith("raise ")
+
+
+def _is_ours(file: str) -> bool:
+    package = pathlib.Path(__file__).resolve().parent
+    folders = package, package.with_name("data_pipelines"), recipes.FOLDER.resolve()
+    return any(pathlib.Path(file).resolve().is_relative_to(folder) for folder in folders)
 
 
 if __name__ == "__main__":

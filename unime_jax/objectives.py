@@ -20,31 +20,30 @@ Result = tuple[Float[Array, ""], Metrics]
 class Contrastive:
     """The options of `losses.contrastive`, by the same names."""
 
-    objective: Literal["contrastive"]
-    temperature: float
-    hard_negatives: int | None
+    objective: Literal["contrastive"]  # InfoNCE, UniME's and LLaVE's losses
+    temperature: float  # similarities are divided by it
+    hard_negatives: int | None  # keep so many hardest negatives (UniME: 8); None: all
+    # drop candidates that are more similar than the positive by this (UniME: 0.1); None: none
     false_negative_margin: float | None
-    hardness: float
-    symmetric: bool
-    tile: int | None
-    mask_same_target: bool
+    hardness: float  # weight of a negative by its similarity (LLaVE: 9); 0: none
+    symmetric: bool  # also candidates to queries (LLaVE)
+    tile: int | None  # columns of scores at a time, round a ring of devices; None: all at once
+    mask_same_target: bool  # equal targets are never each other's negatives
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The options of `losses.relational_distillation`, and which texts it is about.
+    """The options of `losses.relational_distillation`, and which texts it is about."""
 
-    `texts`: "all" compares all texts of the batch with each other, "queries" only those that are
-    queries (sent0 of the NLI triples), "pairs" the queries with their positives.
-    """
-
-    objective: Literal["distillation"]
+    objective: Literal["distillation"]  # KL divergence of rows of the similarity matrices
+    # "all" texts of the batch with each other, only those that are "queries" (sent0 of the NLI
+    # triples), or "pairs": the queries with their positives
     texts: Literal["all", "queries", "pairs"]
-    temperature: float
-    teacher_temperature: float | None
-    direction: losses.Direction
-    mask_diagonal: bool
-    reduction: losses.Reduction
+    temperature: float  # the student's similarities are divided by it
+    teacher_temperature: float | None  # the teacher's are divided by it; None: the same
+    direction: losses.Direction  # which distribution the divergence is taken under
+    mask_diagonal: bool  # leave out the similarity of a text with itself
+    reduction: losses.Reduction  # of the rows' divergences
 
 
 Objective = Contrastive | Distillation

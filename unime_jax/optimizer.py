@@ -11,21 +11,22 @@ from unime_jax import paths
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """`learning_rates` and `weight_decays` are path rules: multipliers of the rate, and decays.
+    """AdamW, its schedule, and rules by path."""
 
-    A multiplier of 0 still spends optimizer memory; freeze the parameter instead.
-    """
-
-    learning_rate: float
-    warmup_steps: int
-    schedule: Literal["linear", "cosine", "constant"]
-    final_learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    clip_norm: float
+    learning_rate: float  # at the end of the warm-up, the highest
+    warmup_steps: int  # of a linear ramp, before the first step at the full rate
+    schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
+    final_learning_rate: float  # where "linear" and "cosine" end
+    beta1: float  # decay of the first moment
+    beta2: float  # decay of the second moment
+    epsilon: float  # added to the root of the second moment
+    clip_norm: float  # of the whole gradient; inf: no clipping
+    # (path regex, multiplier of the rate); 0 still spends memory on moments: rather freeze
     learning_rates: paths.Rules[float]
-    weight_decays: paths.Rules[float]
+    weight_decays: paths.Rules[float]  # (path regex, decoupled weight decay)
+    # the step where "linear" and "cosine" end; 0: config.steps. Set it to the steps of the whole
+    # plan in a run that is to be extended
+    schedule_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "cosine", "constant"):
@@ -45,18 +46,28 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate` at `steps`.
+    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate`.
+
+    The decay ends at `config.schedule_steps`, or at `steps` if that is 0.
 
     Raises:
-      ValueError: the warm-up is negative, or leaves no step at the full learning rate.
+      ValueError: the warm-up is negative, or leaves no step at the full learning rate; or steps
+        after the decay would have a learning rate of 0.
     """
-    if not 0 <= config.warmup_steps < steps:
+    end = config.schedule_steps or steps
+    named = "optimizer.schedule_steps" if config.schedule_steps else "steps"
+    if not 0 <= config.warmup_steps < end:
         raise ValueError(
             f"optimizer.warmup_steps={config.warmup_steps} must be at least 0 and below "
-            f"steps={steps}, so that some step has the full learning rate."
+            f"{named}={end}, so that some step has the full learning rate."
+        )
+    if end < steps and config.schedule != "constant" and not config.final_learning_rate:
+        raise ValueError(
+            f"optimizer.schedule_steps={end} ends the schedule before steps={steps}, and the steps "
+            "after it would have a learning rate of 0: set optimizer.final_learning_rate."
         )
     peak, final = config.learning_rate, config.final_learning_rate
-    rest = steps - config.warmup_steps
+    rest = end - config.warmup_steps
     after = {
         "linear": optax.linear_schedule(peak, final, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.backbones.tiny_folders import write_folder
-from unime_jax import backbones
+from unime_jax import Embedder, backbones
 
 
 @pytest.mark.parametrize("model_type", ["t5", None])
@@ -24,6 +24,26 @@ def test_a_folder_without_config(tmp_path):
         backbones.open_backbone(str(tmp_path), max_length=64)
     with pytest.raises(ValueError, match="is not a local folder"):
         backbones.open_backbone(str(tmp_path / "absent"), max_length=64)
+
+
+@pytest.mark.parametrize("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
+def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
+    monkeypatch.setattr(backbones, "snapshot_download", None)
+    with pytest.raises(ValueError, match=f'^"{name}" is not a local folder: there is none of this'):
+        backbones.open_backbone(name, max_length=64)
+
+
+def test_a_work_directory_points_to_its_model(tmp_path):
+    """It has a config.json, which is no model's."""
+    (tmp_path / "config.json").write_text(json.dumps({"job": "train"}))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"no exported model yet.*--config.job=export; then open"):
+        Embedder.from_pretrained(tmp_path)
+    write_folder(tmp_path / "hf")
+    with pytest.raises(ValueError, match=f"is in {tmp_path}/hf: open that"):
+        Embedder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^(?!.*config.backbone).*is not a local folder"):
+        Embedder.from_pretrained("/tmp/nope")
 
 
 @pytest.mark.parametrize(

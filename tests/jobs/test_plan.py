@@ -200,6 +200,13 @@ def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_
     assert second["problem"] == "" and second["memory"]
 
 
+def test_a_plan_of_which_nothing_could_be_made_fails(given, no_compiler, tmp_path):
+    given.plan.topologies = ("v5e:4x4", "v5e:4x8")
+    with pytest.raises(RuntimeError, match="(?s)not one of 2 plans.*on v5e:4x4: .*on v5e:4x8: "):
+        plan.run(given, tmp_path)
+    assert len(read(tmp_path)) == 2 and "multiple of 16" in (tmp_path / "plan.md").read_text()
+
+
 def test_an_embed_job(model, no_compiler, tmp_path):
     given = embed.get_config()
     given.job = "plan"

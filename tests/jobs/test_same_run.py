@@ -102,6 +102,42 @@ def test_steps_may_change_where_the_rates_so_far_do_not(workdir, config):
         check(workdir, config)
 
 
+def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
+    """Also one that goes on at the rate where its schedule ended."""
+    config.optimizer.schedule_steps = 12
+    setup.write_config(workdir, config)
+    config.steps = 12
+    check(workdir, config)
+    config.optimizer.schedule_steps = 0  # the same, said otherwise
+    check(workdir, config)
+    config.optimizer.schedule_steps, config.steps = 6, 6
+    with pytest.raises(ValueError, match="config.optimizer.schedule_steps: 12 -> 6"):
+        check(workdir, config)
+
+
+def test_a_run_of_before_there_was_schedule_steps_goes_on(workdir, config):
+    earlier = json.loads((workdir / "config.json").read_text())
+    del earlier["optimizer"]["schedule_steps"]
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    check(workdir, config)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-4])
+def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config, rate):
+    config.optimizer.final_learning_rate = rate
+    setup.write_config(workdir, config)
+    config.steps = 12
+    with pytest.raises(ValueError) as raised:
+        check(workdir, config)
+    text = str(raised.value)
+    assert f"ends at step 6 with a learning rate of {rate}. " in text
+    assert "at its start: --config.optimizer.schedule_steps=12, or --config.optimizer.sche" in text
+    assert ("add --config.optimizer.schedule_steps=6" in text) == bool(rate)
+    if rate:
+        config.optimizer.schedule_steps = 6
+        check(workdir, config)
+
+
 def test_a_key_that_is_new_or_gone_counts_as_changed(workdir, config):
     found = config.to_dict()
     found["optimizer"]["momentum"] = 0.9
@@ -159,6 +195,40 @@ def test_a_backbone_may_move_but_not_change(config, straight, tmp_path, monkeypa
     file.write_text(file.read_text() + " ")
     with pytest.raises(ValueError, match="step 6 .* belongs to another backbone: .* then, .* now"):
         train.run(config, workdir)
+
+
+def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path):
+    """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
+    workdir = tmp_path / "extended"
+    config = tiny_run.with_evaluation(config)
+    config.optimizer.schedule_steps = 6
+    config.steps = 4
+    train.run(config, workdir)
+    before = json.loads((workdir / "evaluation.json").read_text())
+    config.steps = 6
+    train.run(config, workdir)
+    arrays, others = tiny_run.saved(workdir, 6), tiny_run.saved(straight, 6)
+    assert [key for key in arrays if arrays[key].tobytes() != others[key].tobytes()] == []
+    now = json.loads((workdir / "evaluation.json").read_text())
+    assert now == json.loads((straight / "evaluation.json").read_text())
+    assert now["before"] == before["before"]
+    exports = [(run / "hf" / "model.safetensors").read_bytes() for run in (workdir, straight)]
+    assert exports[0] == exports[1]
+    assert "6 of 16 pairs" in (workdir / "report.html").read_text()
+
+
+def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, tmp_path, monkeypatch):
+    """Else a run that is stopped on the way would be exported with them."""
+    workdir = tmp_path / "extended"
+    shutil.copytree(straight, workdir)
+    config = tiny_run.with_evaluation(config)
+    config.optimizer.schedule = "constant"
+    setup.write_config(workdir, config)
+    config.steps = 8
+    monkeypatch.setattr(train.loop, "run", lambda *_: _reached())
+    with pytest.raises(Reached):
+        train.run(config, workdir)
+    assert json.loads((workdir / "evaluation.json").read_text()).keys() == {"before"}
 
 
 class Reached(Exception):  # noqa: N818

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -73,6 +74,11 @@ def flags(config: ConfigDict, experiment: str = "experiments/stage2.py") -> list
     given, wanted = module.get_config(), dict(_leaves(config))
     changes = [f"--config.{k}={wanted[k]}" for k, value in _leaves(given) if wanted[k] != value]
     return [f"--config={experiment}", *changes]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, changed."""
+    return {**os.environ, **changes}
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:

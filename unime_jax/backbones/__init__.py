@@ -89,8 +89,7 @@ def open_backbone(
         adapter = folder
         folder, base = _base_of(adapter, weights=weights)
         commits |= _commits(folder, base)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+    _check_folder(folder)
     settings = json.loads((folder / "config.json").read_text())
     model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
@@ -210,6 +209,23 @@ def _commits(folder: pathlib.Path, found_by: str) -> dict[str, str]:
     return {found_by: folder.name} if _COMMIT.fullmatch(folder.name) else {}
 
 
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError if it is no model, and says what it is if that is a run's."""
+    if (folder / "hf" / "config.json").exists():
+        raise ValueError(
+            f"{folder} is the work directory of a run; the model that it exported is in "
+            f"{folder / 'hf'}: open that."
+        )
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"{folder} is the work directory of a run that has no exported model yet. Let the run "
+            f"finish, or export its newest checkpoint with --config.job=export; then open "
+            f"{folder / 'hf'}."
+        )
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+
+
 def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str]:
     config = merging.read_config(adapter)
     name = config.get("base_model_name_or_path")
@@ -233,12 +249,17 @@ def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str
 
 @functools.cache
 def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", hub_id):
+        raise ValueError(
+            f'"{hub_id}" is not a local folder: there is none of this name, and a hub id has the '
+            "form <owner>/<name>."
+        )
     try:
         files = [*HUB_FILES, *(WEIGHTS if weights else ())]
         return pathlib.Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ValueError(
-            f'config.backbone "{hub_id}" is not a local folder, and it cannot be downloaded from '
-            f"the Hugging Face hub{at}: {error}"
+            f'"{hub_id}" is not a local folder, and it cannot be downloaded from the Hugging Face '
+            f"hub{at}: {error}"
         ) from error

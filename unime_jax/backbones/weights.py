@@ -72,8 +72,8 @@ def load(
     checkpoint = Checkpoint(folder, names, adapter)
     if not checkpoint.tensors:
         raise ValueError(
-            f"{folder} holds no {SINGLE} or {INDEX}. Download the whole repository, convert "
-            'pickled weights to safetensors, or set config.init="random" to start from scratch.'
+            f"{folder} holds no {SINGLE} or {INDEX}. Download the whole repository, or "
+            "convert pickled weights to safetensors."
         )
     scales = {f"{path}_scale" for path, target in targets.items() if target.dtype == np.int8}
     shapes = {path: target.shape for path, target in targets.items() if path not in scales}

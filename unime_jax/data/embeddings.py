@@ -180,6 +180,7 @@ def open_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
         or an id comes twice.
     """
     folder = pathlib.Path(folder).expanduser()
+    check_folder(folder)
     plain = folder / "vectors.npy"
     if (folder / RECORD).exists():
         record = read_record(folder)
@@ -200,14 +201,21 @@ def open_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
             raise ValueError(f"{folder}: {RECORD} counts {record['count']}, ids.npy {len(ids)}")
         blocks = [block_file(folder, n) for n in numbers]
         return Embeddings(folder, ids, blocks, record["provenance"])
-    if plain.exists() and (folder / "ids.npy").exists():
+    if (folder / "ids.npy").exists():
         return Embeddings(folder, _load_ids(folder / "ids.npy"), [plain], {})
-    if plain.exists() and (folder / "texts.txt").exists():
-        texts = read_lines(folder / "texts.txt")
-        return Embeddings(folder, np.array([*map(item_id, texts)], "S32"), [plain], {})
-    raise ValueError(
-        f"{folder} has no embeddings: neither {RECORD}, nor vectors.npy with ids.npy or texts.txt"
-    )
+    texts = read_lines(folder / "texts.txt")
+    return Embeddings(folder, np.array([*map(item_id, texts)], "S32"), [plain], {})
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError if a folder has no embeddings in one of the forms above."""
+    names = ("ids.npy", "texts.txt")
+    plain = (folder / "vectors.npy").exists() and any((folder / name).exists() for name in names)
+    if not plain and not (folder / RECORD).exists():
+        raise ValueError(
+            f"{folder} has no embeddings: neither {RECORD}, nor vectors.npy with ids.npy or "
+            "texts.txt"
+        )
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

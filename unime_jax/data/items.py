@@ -73,6 +73,14 @@ class Lines:
         return [Item(self.lines[row])]
 
 
+def check_file(file: pathlib.Path) -> None:
+    """Raises ValueError if there is no such file, or it cannot be read."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{file} is no text file that can be read: {error}") from error
+
+
 def open_lines(file: pathlib.Path) -> Lines:
     """ValueError if it cannot be read, or is not UTF-8."""
     try:

@@ -82,6 +82,13 @@ class Plan:
         return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
 
 
+def described(buckets: Sequence[Bucket]) -> str:
+    """Buckets for people: "20, 52 tokens, 0, 2 tiles"."""
+    tokens, tiles = zip(*((bucket.tokens, bucket.tiles) for bucket in buckets), strict=True)
+    images = f", {', '.join(map(str, tiles))} tiles" if any(tiles) else ""
+    return f"{', '.join(map(str, tokens))} tokens{images}"
+
+
 def pair_plan(
     buckets: Sequence[Bucket],
     layout: Layout,

@@ -111,6 +111,17 @@ def write_scores(
     os.replace(temporary, path)
 
 
+def forget_scores(workdir: str | os.PathLike[str], when: Literal["before", "after"]) -> None:
+    """Takes one side out of <workdir>/evaluation.json, atomically; nothing if it is not there."""
+    both = read_scores(workdir)
+    if both.pop(when, None) is None:
+        return
+    path = Path(workdir) / "evaluation.json"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(both, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 

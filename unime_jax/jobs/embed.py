@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import config, config_reader, sharding
+from unime_jax import compilation_cache, config, config_reader, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.fingerprint import fingerprint
 from unime_jax.backbones.prompts import name_of
@@ -34,6 +35,7 @@ from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder, kept, truncated
 from unime_jax.encode import NonFiniteError
+from unime_jax.jobs import preflight, same_run
 from unime_jax.jobs.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -64,6 +66,14 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         another model, instruction or corpus.
     """
     settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
+    problems = preflight.Problems()
+    with problems.collected():
+        _make_mesh(settings)
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    preflight.check_embedding(settings, problems)
+    problems.raise_any()
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     work = begin(settings, workdir)
     write_config(workdir, config_dict)
     complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())
@@ -132,17 +142,20 @@ def embed(work: Work, *, process_index: int, process_count: int) -> bool:
     quarantine.add(items.bad, items.read)
     mine = [n for n in writer.missing() if n % process_count == process_index]
     if mine:
-        mesh = sharding.make_mesh(
-            settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, jax.local_devices()
-        )
         embedder = Embedder(
             work.backbone,
-            mesh=mesh,
+            mesh=_make_mesh(settings),
             dtype=jnp.dtype(settings.dtype),
             truncate_dim=work.dimension,
         )
         _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
     return writer.finish()
+
+
+def _make_mesh(settings: config.EmbedConfig) -> Mesh:
+    """Over the devices of this process."""
+    sizes = settings.mesh
+    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.local_devices())
 
 
 def _write_blocks(

@@ -14,13 +14,13 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, paths, processes, sharding
+from unime_jax import compilation_cache, config, config_reader, paths, processes, sharding
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
-from unime_jax.jobs import same_run
+from unime_jax.jobs import preflight, same_run
 from unime_jax.jobs.setup import Setup, examples, make_mesh, set_up, write_config
 from unime_jax.models.vlm import Execution
 from unime_jax.step import TrainState
@@ -34,8 +34,14 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       RuntimeError: the export does not reproduce the model.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    mesh = make_mesh(settings)
-    workdir.mkdir(parents=True, exist_ok=True)
+    problems = preflight.Problems()
+    with problems.collected():
+        mesh = make_mesh(settings)
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    preflight.check_export(settings, problems)
+    problems.raise_any()
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     if settings.steps:
         same_run.check_config(workdir, config_dict.to_dict())
     if not (workdir / "config.json").exists():

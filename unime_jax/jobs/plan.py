@@ -35,6 +35,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
       ValueError: a config does not make sense, or names slices that there are none of.
+      RuntimeError: every single plan failed; the table says why, too.
     """
     recipes = {name: read(values) for name, values in _recipes(config_dict, workdir).items()}
     for settings in recipes.values():
@@ -47,6 +48,10 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             entries.append(recipe.plan(topology))
             _write(entries, workdir)  # what is done is kept if a later one is interrupted
     logging.info("%s\n\n%s\n%s", workdir, report.table(entries), workdir / "plan.json")
+    problems = {f"{entry.recipe} on {entry.topology}": entry.problem for entry in entries}
+    if problems and all(problems.values()):
+        listed = "\n".join(f"- {where}: {problem}" for where, problem in problems.items())
+        raise RuntimeError(f"not one of {len(problems)} plans could be made:\n{listed}")
 
 
 def read(values: Mapping[str, Any]) -> Settings:

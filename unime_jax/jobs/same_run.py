@@ -44,6 +44,10 @@ FREE = (
 )
 
 
+# Keys of the length of a run, and of its schedule.
+LENGTH = ("steps", "optimizer.schedule_steps")
+
+
 def open_workdir(workdir: pathlib.Path) -> None:
     """Makes the folder, and sees that it can be written, which is better known before a long run.
 
@@ -65,9 +69,11 @@ def open_workdir(workdir: pathlib.Path) -> None:
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Compares `config` with <workdir>/config.json, if anything has been trained there.
 
-    `steps` may change where that leaves the learning rates so far as they were, which is so with
-    the schedule "constant". Changes that are allowed are logged. Scores of an evaluation that is
-    no longer the same are forgotten, because those after training are to be compared with them.
+    `steps` may change where that leaves the learning rates so far as they were: with the schedule
+    "constant", and with others if they end at the same step as before, which
+    `optimizer.schedule_steps` says. Changes that are allowed are logged. Scores of an evaluation
+    that is no longer the same are forgotten, because those after training are to be compared with
+    them.
 
     Raises:
       ValueError: something else would be trained; the message lists what.
@@ -88,19 +94,50 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         ) from error
     found = changes(earlier, config)
     free: tuple[str, ...] = FREE
-    if config["optimizer"]["schedule"] == "constant" or config["job"] == "export":
-        free += ("steps",)
+    constant = config["optimizer"]["schedule"] == "constant"
+    same_end = _schedule_end(earlier) == _schedule_end(config)
+    if constant or same_end or config["job"] == "export":
+        free += LENGTH
     serious = {key: both for key, both in found.items() if not _is_in(key, free)}
     if serious:
         raise ValueError(
-            f"{workdir} holds a run of another config. Changed since:\n{_listed(serious)}\nGo on "
-            "with the earlier values; or use another work directory for a run of its own, with "
+            f"{workdir} holds a run of another config. Changed since:\n{_listed(serious)}\n"
+            f"{_how_to_extend(earlier, config) if _is_longer(serious, earlier, config) else ''}Go "
+            "on with the earlier values; or use another work directory for a run of its own, with "
             "config.init_from if it is to start from the model of this one."
         )
     if found:
         logging.info("the config has changed, applied from now on:\n%s", _listed(found))
     if config["job"] == "train" and any(_is_in(key, ("evaluation",)) for key in found):
         (workdir / "evaluation.json").unlink(missing_ok=True)
+
+
+def _schedule_end(config: Mapping[str, Any]) -> int:
+    """The step where the learning rate stops falling."""
+    return config["optimizer"].get("schedule_steps") or config["steps"]
+
+
+def _is_longer(
+    serious: Mapping[str, Any], earlier: Mapping[str, Any], config: Mapping[str, Any]
+) -> bool:
+    """Whether the run is to be extended, and that is all that is in the way."""
+    return set(serious) <= {*LENGTH} and config["steps"] > earlier["steps"]
+
+
+def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    end, optimizer = _schedule_end(earlier), config["optimizer"]
+    rate = optimizer["final_learning_rate"]
+    now = (
+        f"For more steps at that rate add --config.optimizer.schedule_steps={end}. "
+        if rate
+        else "More steps of it would learn nothing. "
+    )
+    return (
+        f'The schedule "{optimizer["schedule"]}" of this run ends at step {end} with a learning '
+        f"rate of {rate}. {now}A run that is to be extended says so at its start: "
+        f"--config.optimizer.schedule_steps={config['steps']}, or "
+        "--config.optimizer.schedule=constant.\n"
+    )
 
 
 def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -43,6 +43,8 @@ class Setup:
 
     def initial(self) -> paths.Parameters:
         """The parameters before the first step, always the same."""
+        if self.settings.init == "pretrained" or self.settings.init_from:
+            logging.info("reading the weights of %s", self.backbone.base)
         return state.make_parameters(
             self.backbone,
             self.blueprint,
@@ -101,19 +103,21 @@ def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None
 def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None:
     """Raises ValueError if the sizes of batches do not fit the mesh, or each other."""
     shards = sharding.row_shards(mesh)
-    for key in ("batch_size", "chunk_size"):
-        if getattr(settings, key) % shards:
-            raise ValueError(
-                f"config.{key}={getattr(settings, key)} must be a multiple of {shards}, the number "
-                "of row shards (mesh.data x mesh.fsdp)."
-            )
+    problems = [
+        f"config.{key}={size} must be a multiple of {shards}, the number of row shards (mesh.data "
+        "x mesh.fsdp)."
+        for key, size in (("batch_size", settings.batch_size), ("chunk_size", settings.chunk_size))
+        if size % shards
+    ]
     loss = settings.loss
     k = loss.hard_negatives if isinstance(loss, Contrastive) else None
     if k is not None and k >= settings.batch_size:
-        raise ValueError(
+        problems.append(
             f"config.loss.hard_negatives={k} must be below config.batch_size="
             f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
         )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
@@ -122,7 +126,7 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
     Raises:
       ValueError: a part of the config does not fit the backbone.
     """
-    source = _exported(settings.init_from) if settings.init_from else settings.backbone
+    source = exported(settings.init_from) if settings.init_from else settings.backbone
     longest = max(tokens for tokens, _, _ in settings.data.buckets)
     backbone = backbones.open_backbone(
         source,
@@ -175,7 +179,8 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
     return found
 
 
-def _exported(workdir: str) -> str:
+def exported(workdir: str) -> str:
+    """The folder of the model that a run exported, or a ValueError."""
     folder = pathlib.Path(workdir).expanduser() / "hf"
     if not (folder / "self_check.json").exists():
         raise ValueError(

@@ -19,14 +19,23 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, loop, processes, state, stop, together
+from unime_jax import (
+    compilation_cache,
+    config,
+    config_reader,
+    loop,
+    processes,
+    state,
+    stop,
+    together,
+)
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import mmeb, report, scores, suite
 from unime_jax.goodput import Goodput
-from unime_jax.jobs import export, same_run
+from unime_jax.jobs import export, preflight, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
 from unime_jax.stop import StopSignal
 
@@ -42,11 +51,16 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       SystemExit: SIGTERM has come; the same command goes on from here.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    mesh = make_mesh(settings)
-    same_run.open_workdir(workdir)
+    problems = preflight.Problems()
+    with problems.collected():
+        mesh = make_mesh(settings)
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    preflight.check_training(settings, problems)
+    problems.raise_any()
     same_run.check_config(workdir, config_dict.to_dict())
     write_config(workdir, config_dict)
-    _use_compilation_cache(settings.compilation_cache, workdir)
+    compilation_cache.use_for_job(settings.compilation_cache, workdir)
     goodput = Goodput(workdir, writes=jax.process_index() == 0)
     folder = pathlib.Path(settings.data.folder).expanduser()
     with StopSignal() as stop_signal:
@@ -94,6 +108,8 @@ def _train(
                 f"config.steps={settings.steps}, but {workdir} has a checkpoint of step "
                 f"{int(now.step)} already."
             )
+        if int(now.step) < settings.steps and jax.process_index() == 0:
+            scores.forget_scores(workdir, "after")  # of fewer steps, where a run is extended
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
         with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
@@ -155,15 +171,6 @@ def _loader(
         process_index=jax.process_index(),
         process_count=processes,
     )
-
-
-def _use_compilation_cache(folder: str, workdir: pathlib.Path) -> None:
-    if folder == "auto":
-        if jax.config.values["jax_compilation_cache_dir"] or jax.default_backend() == "cpu":
-            return
-        folder = str(workdir / "compilation_cache")
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:

@@ -15,15 +15,12 @@ from unime_jax.models.layers import TINY, Linear, linears
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021); `dora` adds a trained magnitude (Liu et al. 2024).
+    """Low-rank adapters (Hu et al. 2021)."""
 
-    `targets` are path rules over the linear layers: True where an adapter goes. Rank 0: none.
-    """
-
-    rank: int
-    alpha: float
-    dora: bool
-    targets: paths.Rules[bool]
+    rank: int  # of an adapter; 0: no adapters
+    alpha: float  # adapters are scaled by alpha / rank
+    dora: bool  # also train a magnitude by output (Liu et al. 2024)
+    targets: paths.Rules[bool]  # (path regex of linear layers, whether an adapter goes there)
 
 
 def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import re
 import time
@@ -16,6 +15,7 @@ import jax
 from absl import logging
 from jax.experimental import topologies
 
+from unime_jax import quiet
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.program import Program
 
@@ -66,7 +66,7 @@ def devices(where: Slice) -> list[jax.Device]:
         raise NoCompilerError(
             'libtpu is not installed. It compiles for TPUs on any machine: pip install "jax[tpu]"'
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask a cloud's metadata server
+    quiet.tell_libtpu_of_no_tpu()
     options: dict[str, Any] = {}
     if set(where.sides) == {1}:  # else hosts are taken to have four chips
         options["chips_per_host_bounds"] = (1, 1, 1)

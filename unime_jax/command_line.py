@@ -1,0 +1,242 @@
+"""`--config.<key>=<value>` on the command line: keys are found, and values read, by their types.
+
+The types are those of the dataclasses that the config is read into, not of the values that a recipe
+happens to have, so that an optional key takes None and a key that is None takes a value.
+"""
+
+import ast
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from unime_jax import config, config_reader
+
+Override = tuple[str, str]  # a dotted key, and the text of its value
+
+_FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+_TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")  # as absl has them
+
+
+def split(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides among the arguments of a command, and the other arguments.
+
+    `--config.key=value`, `--config.key value`, and for booleans `--config.key`, `--noconfig.key`.
+    """
+    overrides: list[Override] = []
+    others: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        flag = _FLAG.fullmatch(argument)
+        if argument == "--":
+            return overrides, [*others, argument, *left]
+        if flag is None:
+            others.append(argument)
+        elif flag["value"] is not None:
+            overrides.append((flag["key"], flag["value"]))
+        elif flag["no"]:
+            overrides.append((flag["key"], "false"))
+        elif left and re.match(r"[^-]|-[\d.]|$", left[0]):
+            overrides.append((flag["key"], left.pop(0)))
+        else:
+            overrides.append((flag["key"], "true"))
+    return overrides, others
+
+
+def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
+    """Sets keys of a config in place, in order; what refers to a key follows it.
+
+    A tuple key that is given several times, an element each, takes them all.
+
+    Raises:
+      ValueError: keys that there are none of, with the nearest that there are, and values that are
+        not of a key's type; a line each.
+    """
+    problems = []
+    several: dict[str, tuple[Any, ...]] = {}
+    for key, text in overrides:
+        try:
+            group, name, hint = _find(values, key)
+            value = _parse(hint, text)
+            if isinstance(value, _Element):
+                several[key] = value = (*several.get(key, ()), value.value)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        try:
+            config_reader.check(hint, value, f"config.{key}")
+        except ValueError as error:
+            also = " (or None)" if config_reader.is_optional(hint) else ""
+            problems.append(f"{error}{also}")
+            continue
+        with values.ignore_type(), values.unlocked():
+            group[name] = value
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def fit_short_run(values: ConfigDict, recipe: Mapping[str, Any], given: set[str]) -> list[str]:
+    """Lets a run of fewer steps than the recipe's warm-up have the recipe's share of warm-up.
+
+    A warm-up that is itself `given` on the command line stays as it is.
+
+    Args:
+      values: the config, changed in place.
+      recipe: the config before anything was overridden.
+
+    Returns:
+      what was changed, or is as good as left out in so few steps; sentences for the user.
+    """
+    if config.kind_of(values) is not config.TrainConfig:
+        return []
+    steps, optimizer = values.steps, values.optimizer
+    said = []
+    length = optimizer.schedule_steps or steps
+    if 0 < length <= optimizer.warmup_steps and "optimizer.warmup_steps" not in given:
+        longest = min(length - 1, optimizer.warmup_steps)
+        share = optimizer.warmup_steps / max(recipe["steps"], optimizer.warmup_steps)
+        fitting = min(longest, math.ceil(share * length))
+        said.append(
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
+            f"{length} steps would have none at the full learning rate; set it for another value"
+        )
+        optimizer.warmup_steps = fitting
+    if 0 < steps <= values.infonce_steps and values.job == "train":
+        said.append(
+            f"all {steps} steps are plain InfoNCE, as config.infonce_steps={values.infonce_steps}, "
+            "so that config.loss is not used; set config.infonce_steps to try it"
+        )
+    return said
+
+
+def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a dataclass and their types; of alternatives all."""
+    for name, hint in typing.get_type_hints(cls).items():
+        groups = [
+            kind
+            for kind in (hint, *typing.get_args(hint))
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        ]
+        if not groups:
+            yield prefix + name, hint
+        found: dict[str, Any] = {}
+        for group in groups:
+            found |= {key: h for key, h in keys(group, f"{prefix}{name}.") if key not in found}
+        yield from found.items()
+
+
+def _find(values: ConfigDict, key: str) -> tuple[ConfigDict, str, Any]:
+    """Where a dotted key lies: the group that holds it, its name in there, and its type."""
+    *above, name = key.split(".")
+    kind: Any = config.kind_of(values)
+    group, at = values, "config"
+    for part in above:
+        hint = _type_of(kind, group, part, key, values)
+        at = f"{at}.{part}"
+        if typing.get_origin(hint) is Mapping:
+            kind = hint
+        else:
+            now = group.get(part)
+            now = now.to_dict() if isinstance(now, ConfigDict) else now
+            kind = config_reader.chosen_group(hint, now, at)
+        if kind is None:
+            raise ValueError(f"--config.{key}: {at} is no group of keys, but a value")
+        if group.get(part) is None:
+            with values.ignore_type(), values.unlocked():
+                group[part] = _defaults(kind)
+        group = group[part]
+        if not isinstance(group, ConfigDict):
+            raise ValueError(f"--config.{key}: {at} must be a group of keys, not {group!r}")
+    return group, name, _type_of(kind, group, name, key, values)
+
+
+def _type_of(kind: Any, group: ConfigDict, name: str, key: str, values: ConfigDict) -> Any:
+    """The type of a group's key; `kind` is the group's dataclass, or its type of mapping."""
+    if typing.get_origin(kind) is Mapping:
+        of_values = typing.get_args(kind)[1]
+        if of_values is not Any:
+            return of_values  # of whichever name
+        if name in group:  # a whole config, by its name
+            return config.kind_of(group[name])
+        known = list(group)
+    else:
+        hints = typing.get_type_hints(kind)
+        if name in hints:
+            return hints[name]
+        known = list(hints)
+    raise ValueError(_no_such_key(key, name, known, [k for k, _ in keys(config.kind_of(values))]))
+
+
+def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence[str]) -> str:
+    parts = key.split(".")
+    place = len(parts) - 1 if parts[-1] == name and name not in parts[:-1] else parts.index(name)
+    said = f"--config.{key}: there is no such key"
+    near = config_reader.nearest(name, known)
+    if near:
+        whole = ".".join([*parts[:place], near[0], *parts[place + 1 :]])
+        if place + 1 < len(parts) and whole not in everywhere:
+            whole = ".".join([*parts[:place], near[0]])
+        return f'{said}; did you mean --config.{whole}, "{near[0]}" instead of "{name}"?'
+    by_name: dict[str, list[str]] = {}
+    for other in everywhere:
+        by_name.setdefault(other.rpartition(".")[2], []).append(other)
+    names = [parts[-1]] if parts[-1] in by_name else config_reader.nearest(parts[-1], by_name, 2)
+    elsewhere = [k for n in names for k in by_name[n]]
+    if elsewhere:
+        return f"{said}; did you mean {' or '.join(f'--config.{k}' for k in elsewhere[:3])}?"
+    group = ".".join(["config", *parts[:place]])
+    return f"{said}; {group} has {', '.join(known)}"
+
+
+def _defaults(kind: Any) -> ConfigDict:
+    """A new group: what the dataclass itself gives of its values."""
+    given = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return ConfigDict({f.name: f.default for f in given if f.default is not dataclasses.MISSING})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Element:
+    """A part of a tuple that is given in several flags."""
+
+    value: Any
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """The value that a text stands for; the text itself where it is not of the type."""
+    if config_reader.is_optional(hint):
+        (hint,) = [kind for kind in typing.get_args(hint) if kind is not type(None)][:1]
+        if text == "None" or (hint is not str and text.lower() in ("none", "null")):
+            return None
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is str:
+        return text
+    if hint is bool:
+        return _boolean(text)
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            return text
+    if origin is Literal:
+        return {str(value): value for value in arguments}.get(text, text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if origin in (tuple, Sequence):
+        if isinstance(value, tuple | list):
+            return tuple(value)
+        if arguments[0] in (str, int, float) and arguments[-1] is Ellipsis:
+            return _Element(_parse(arguments[0], text))
+    return value
+
+
+def _boolean(text: str) -> bool | str:
+    if text.lower() in _TRUE:
+        return True
+    return False if text.lower() in _FALSE else text

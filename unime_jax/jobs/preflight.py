@@ -1,0 +1,217 @@
+"""What is cheap to see of a run before anything is built, downloaded or computed, all at once.
+
+What a run prepares itself, below `data.folder`, cannot be looked at yet and is left out.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from unime_jax import backbones, config, optimizer, paths
+from unime_jax.backbones import Backbone, Processing, tensor_files
+from unime_jax.data import embeddings, items, mixture, sources
+from unime_jax.data.plan import Bucket, pair_plan
+from unime_jax.jobs import setup
+from unime_jax.objectives import Distillation
+
+
+class Problems:
+    """Errors that are collected, to be said in one."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    @contextlib.contextmanager
+    def collected(self, key: str = "") -> Iterator[None]:
+        """Keeps an error of what is done in it; `key` is said first, unless the error names it."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            said = str(error)
+            self._found.append(said if not key or key in said else f"{key}: {said}")
+
+    def add(self, problem: str) -> None:
+        self._found.append(problem)
+
+    def raise_any(self) -> None:
+        """Raises ValueError if there are any."""
+        if len(self._found) > 1:
+            listed = "\n".join(f"- {problem}" for problem in self._found)
+            raise ValueError(
+                f"{len(self._found)} things are wrong, and nothing has been read or built yet:\n"
+                f"{listed}"
+            )
+        if self._found:
+            raise ValueError(self._found[0])
+
+
+def check_training(settings: config.TrainConfig, problems: Problems) -> None:
+    """Backbone, data, evaluation data, schedule and rules of a training run."""
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    made = _Made(folder, bool(settings.data.prepare.module))
+    with problems.collected():
+        optimizer.make_schedule(settings.optimizer, settings.steps)
+    _check_rules(settings, problems)
+    if settings.wandb_project and importlib.util.find_spec("wandb") is None:
+        problems.add(
+            f"config.wandb_project={settings.wandb_project!r}, but the package wandb is not "
+            "installed: pip install wandb, or leave the key None"
+        )
+    if settings.data.prepare.module:
+        _check_module(settings.data.prepare.module, problems)
+    _check_model(settings, made, problems)
+    if not made.later(folder / settings.data.train):
+        with problems.collected("config.data.train"):
+            rows = sources.open_dataset(folder / settings.data.train)
+            weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+            mixture.check(
+                rows,
+                weights,
+                settings.batch_size,
+                settings.data.homogeneous,
+                jax.process_count(),
+            )
+    teacher = folder / settings.data.teacher
+    if settings.data.teacher and not made.later(teacher):
+        with problems.collected("config.data.teacher"):
+            embeddings.check_folder(teacher)
+    _check_evaluation(settings, folder, made, problems)
+
+
+def check_export(settings: config.TrainConfig, problems: Problems) -> None:
+    """Backbone and data of an export."""
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    _check_model(settings, _Made(folder, False), problems)
+    if settings.data.train:
+        with problems.collected("config.data.train"):
+            sources.dataset_folder(folder / settings.data.train)
+
+
+def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
+    """Model and corpus of an embedding job."""
+    with problems.collected("config.backbone"):
+        _open(
+            settings.backbone,
+            settings.revision,
+            settings.max_length,
+            settings.processing,
+            weights=True,
+        )
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    if not settings.data.datasets and not settings.data.texts:
+        problems.add("config.data.datasets and config.data.texts name nothing to embed")
+    for name in settings.data.datasets:
+        with problems.collected("config.data.datasets"):
+            sources.dataset_folder(folder / name)
+    for name in settings.data.texts:
+        with problems.collected("config.data.texts"):
+            items.check_file(folder / name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What a run makes itself: files below a folder, if it prepares any."""
+
+    folder: pathlib.Path
+    prepares: bool
+
+    def later(self, path: pathlib.Path) -> bool:
+        """Whether a path may still come to be."""
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        return self.prepares and inside and not path.exists()
+
+
+def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) -> None:
+    key, source = "config.backbone", settings.backbone
+    if settings.init_from:
+        key = "config.init_from"
+        with problems.collected(key):
+            source = setup.exported(settings.init_from)
+        if source == settings.backbone:
+            return
+    elif made.later(pathlib.Path(source).expanduser()):
+        return
+    with problems.collected(key):
+        longest = max((tokens for tokens, _, _ in settings.data.buckets), default=0)
+        weights = bool(settings.init_from) or settings.init == "pretrained"
+        revision = None if settings.init_from else settings.revision
+        backbone = _open(source, revision, longest, settings.processing, weights=weights)
+        buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
+        pair_plan(
+            buckets,
+            backbone.layout,
+            batch_size=settings.batch_size,
+            negatives=settings.data.negatives,
+            chunk_size=settings.chunk_size,
+        )
+
+
+def _open(
+    source: str,
+    revision: str | None,
+    max_length: int | None,
+    processing: Processing | None,
+    *,
+    weights: bool,
+) -> Backbone:
+    """The model without its weights; of a folder it is looked whether they are there."""
+    backbone = backbones.open_backbone(
+        source, max_length=max_length, revision=revision, processing=processing, weights=False
+    )
+    base = pathlib.Path(backbone.base)
+    if weights and base.is_dir() and not tensor_files.checkpoint_files(base):
+        raise ValueError(
+            f"{base} holds no {tensor_files.SINGLE} or {tensor_files.INDEX}. Download the whole "
+            "repository, or convert pickled weights to safetensors; a training run that is to "
+            'start from scratch has config.init="random".'
+        )
+    return backbone
+
+
+def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
+    rules: Mapping[str, paths.Rules[Any]] = {
+        "trainable": settings.trainable,
+        "lora.targets": settings.lora.targets,
+        "optimizer.learning_rates": settings.optimizer.learning_rates,
+        "optimizer.weight_decays": settings.optimizer.weight_decays,
+    }
+    for key, patterns in rules.items():
+        for pattern, _ in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.add(f"config.{key}: {pattern!r} is no regular expression: {error}")
+
+
+def _check_module(module: str, problems: Problems) -> None:
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of a package above it
+        found = None
+    if found is None:
+        problems.add(
+            f'config.data.prepare.module={module!r}: there is no such module; "" prepares nothing'
+        )
+
+
+def _check_evaluation(
+    settings: config.TrainConfig, folder: pathlib.Path, made: _Made, problems: Problems
+) -> None:
+    evaluation = settings.evaluation
+    parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
+    if isinstance(settings.loss, Distillation):
+        parts["texts"] = evaluation.texts
+    for key, name in parts.items():
+        if name and not made.later(folder / name):
+            with problems.collected(f"config.evaluation.{key}"):
+                sources.dataset_folder(folder / name)
+    images = folder / evaluation.images
+    pictured = bool(evaluation.mmeb or evaluation.composition)
+    if pictured and not made.later(images) and not images.is_dir():
+        problems.add(f"config.evaluation.images: there is no folder {images}")
