@@ -32,6 +32,7 @@ CURVES = {
     ("pairs_per_second",): "Pairs per second",
 }
 SIDES = ("before", "after")
+FILE = "report.html"
 
 
 def write_report(
@@ -87,7 +88,7 @@ def write_report(
         left_out=left_out,
         config=list(_flatten(_read_json(workdir / "config.json"))),
     )
-    path = workdir / "report.html"
+    path = workdir / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")

@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import jax
@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, loop, processes, state, stop, together
+from unime_jax import config, config_reader, loop, outcome, processes, state, stop, together
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
@@ -39,7 +39,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         trained then.
       RuntimeError: too many non-finite steps in a row, a checkpoint that cannot be written, or an
         export that fails its check.
-      SystemExit: SIGTERM has come; the same command goes on from here.
+      SystemExit: SIGTERM has come, and the same command goes on from here; or every step was
+        skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
     mesh = make_mesh(settings)
@@ -52,7 +53,13 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     with StopSignal() as stop_signal:
         _prepare(settings.data.prepare, folder)
         with jax.set_mesh(mesh):
-            _train(settings, mesh, workdir, folder, goodput, stop_signal)
+            try:
+                _train(settings, mesh, workdir, folder, goodput, stop_signal)
+            except outcome.EveryStepSkipped as error:
+                logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
+                _write_outcome(settings, workdir)
+                _write_report(settings, workdir, None)
+                sys.exit(outcome.STATUS)
         goodput.write()
         goodput.log()
 
@@ -96,17 +103,21 @@ def _train(
             )
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
+        names = sorted(settings.data.weights or rows)  # as the loader numbers them
+        earlier = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
         with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
             now = loop.run(
                 settings,
                 mesh,
                 workdir,
-                setup.train_step(now),
+                setup.train_step(now, sources=len(names)),
                 now,
                 data,
                 checkpoints,
                 goodput,
                 stop_signal,
+                sources=names,
+                monitor=outcome.Monitor(settings, earlier),
             )
         with goodput.spend("checkpoint"):
             checkpoints.close()
@@ -116,6 +127,9 @@ def _train(
     told = together.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
     if int(now.step) < settings.steps or told:
         sys.exit(stop.STATUS)
+    if int(now.skipped) >= int(now.step) > 0:
+        raise outcome.EveryStepSkipped(f"none of {int(now.step)} steps was finite")
+    _write_outcome(settings, workdir)
 
     # The start follows from the config, so it is made again rather than kept, and the first step
     # need not wait for an evaluation.
@@ -129,10 +143,12 @@ def _train(
         del initial
         _evaluate(tests, whole.encoder(trained), workdir, "after")
     goodput.write()
+    _write_report(settings, workdir, tests)  # also there if the export fails its check
     with goodput.spend("export"):
         export.write(whole, trained, settings.steps, rows, workdir)
-        if jax.process_index() == 0:
-            _write_report(settings, workdir, tests)
+    if jax.process_index() == 0 and (found := scores.read_scores(workdir)):
+        table = scores.table(found.get("before"), found.get("after"))
+        logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
 
 
 def _loader(
@@ -195,23 +211,44 @@ def _evaluate(
         scores.write_scores(workdir, when, found)
 
 
-def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
-    found = scores.read_scores(workdir)
-    if not found or tests.is_empty:
+def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        return report.read_metrics(workdir / "metrics.jsonl")
+    except ValueError as error:  # a run does not end for its statistics
+        logging.warning("%s; whether the run learns is told from now on", error)
+        return []
+
+
+def _write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        outcome.write(workdir, outcome.Monitor(settings, _metrics(workdir)).outcome())
+
+
+def _write_report(
+    settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite | None
+) -> None:
+    """The report of an evaluation, or, without `tests`, of a run that has come to none."""
+    found = scores.read_scores(workdir) if tests else {}
+    if jax.process_index() != 0 or (tests and (tests.is_empty or not found)):
         return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
-    path = report.write_report(
+    report.write_report(
         workdir,
-        table=tests.table,
+        table=tests.table if tests else {},
         before=results.get("before"),
         after=results.get("after"),
-        images=tests.images,
+        images=tests.images if tests else lambda path: b"",
         title=f"Training {workdir.name}",
         facts={
             "backbone": settings.backbone,
+            "initialisation": _initialisation(settings),
             "steps": f"{settings.steps} of {settings.batch_size} pairs",
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },
     )
-    table = scores.table(found.get("before"), found.get("after"))
-    logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)
+
+
+def _initialisation(settings: config.TrainConfig) -> str:
+    if settings.init_from:
+        return f"the result of {settings.init_from}"
+    return "random" if settings.init == "random" else "pretrained"
