@@ -19,12 +19,22 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, loop, outcome, processes, state, stop, together
+from unime_jax import (
+    config,
+    config_reader,
+    loop,
+    metrics,
+    outcome,
+    processes,
+    state,
+    stop,
+    together,
+)
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import mmeb, report, scores, suite
+from unime_jax.evaluation import mmeb, report, run_facts, scores, suite
 from unime_jax.goodput import Goodput
 from unime_jax.jobs import export, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
@@ -58,7 +68,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             except outcome.EveryStepSkipped as error:
                 logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
                 _write_outcome(settings, workdir)
-                _write_report(settings, workdir, None)
+                _write_report(settings, workdir, None, goodput)
                 sys.exit(outcome.STATUS)
         goodput.write()
         goodput.log()
@@ -142,8 +152,10 @@ def _train(
         trained = initial | trainable
         del initial
         _evaluate(tests, whole.encoder(trained), workdir, "after")
+        if jax.process_index() == 0:
+            metrics.write_evaluation(workdir, scores.read_scores(workdir), settings.steps)
     goodput.write()
-    _write_report(settings, workdir, tests)  # also there if the export fails its check
+    _write_report(settings, workdir, tests, goodput)  # also there if the export fails its check
     with goodput.spend("export"):
         export.write(whole, trained, settings.steps, rows, workdir)
     if jax.process_index() == 0 and (found := scores.read_scores(workdir)):
@@ -225,7 +237,10 @@ def _write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
 
 
 def _write_report(
-    settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite | None
+    settings: config.TrainConfig,
+    workdir: pathlib.Path,
+    tests: suite.Suite | None,
+    goodput: Goodput,
 ) -> None:
     """The report of an evaluation, or, without `tests`, of a run that has come to none."""
     found = scores.read_scores(workdir) if tests else {}
@@ -239,16 +254,5 @@ def _write_report(
         after=results.get("after"),
         images=tests.images if tests else lambda path: b"",
         title=f"Training {workdir.name}",
-        facts={
-            "backbone": settings.backbone,
-            "initialisation": _initialisation(settings),
-            "steps": f"{settings.steps} of {settings.batch_size} pairs",
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        },
+        facts=run_facts.run_facts(settings, goodput.summary()),
     )
-
-
-def _initialisation(settings: config.TrainConfig) -> str:
-    if settings.init_from:
-        return f"the result of {settings.init_from}"
-    return "random" if settings.init == "random" else "pretrained"
