@@ -207,13 +207,18 @@ class Monitor:
         return text
 
 
+def say(workdir: pathlib.Path) -> None:
+    """What is wrong by <workdir>/outcome.json, in the log."""
+    found = read(workdir)
+    for finding in found.get("findings", []):
+        level = logging.ERROR if finding["name"] in LEARNT_NOTHING else logging.WARNING
+        logging.log(level, "after %d steps: %s", found["steps"], finding["message"])
+    if found.get("verdict") == "too_short":
+        logging.info("%d steps are too few to tell whether the run learns", found["steps"])
+
+
 def write(workdir: pathlib.Path, outcome: Outcome) -> None:
-    """Writes <workdir>/outcome.json, and says in the log what is wrong."""
-    for finding in outcome.findings:
-        level = logging.ERROR if finding.name in LEARNT_NOTHING else logging.WARNING
-        logging.log(level, "after %d steps: %s", outcome.steps, finding.message)
-    if outcome.verdict == "too_short":
-        logging.info("%d steps are too few to tell whether the run learns", outcome.steps)
+    """Writes <workdir>/outcome.json."""
     temporary = workdir / (FILE + ".tmp")
     try:
         temporary.write_text(json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jinja2
 
+from unime_jax import outcome
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
@@ -34,7 +35,7 @@ def write(
 
     Args:
       folder: the export.
-      workdir: of the run; its config.json and evaluation.json are quoted.
+      workdir: of the run; its config.json, evaluation.json and outcome.json are quoted.
       settings: of the run.
       backbone: that it started from.
       steps: done when the weights were exported.
@@ -61,7 +62,7 @@ def write(
         caveats=backbone.caveats,
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
-        facts=_facts(settings, steps, sources),
+        facts=_facts(settings, steps, sources) | _warnings(workdir),
         scores=scores.table(found.get("before"), found.get("after")) if found else "",
         evaluated=", ".join(found["after"]["datasets"]) if "after" in found else "",
         config=(workdir / "config.json").read_text().strip(),
@@ -92,6 +93,13 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
     if settings.execution.frozen_dtype == "int8":
         facts["base"] = BASE
     return facts
+
+
+def _warnings(workdir: pathlib.Path) -> dict[str, str]:
+    """What the run found wrong with what it learnt."""
+    findings = outcome.read(workdir).get("findings", [])
+    text = "; ".join(finding["message"] for finding in findings)
+    return {"**warning**": text} if text else {}
 
 
 def _loss(loss: Objective) -> str:

@@ -27,6 +27,7 @@ from unime_jax.models.vlm import Execution
 from unime_jax.step import make_encode
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
+NEARLY_ONE = 0.99  # cosine of inputs that have nothing in common
 ITEMS = "self_check_items.json"  # the texts that the prompts were made of
 
 
@@ -49,7 +50,8 @@ def self_check(
       the lowest cosine between exported and trained embeddings of the items.
 
     Raises:
-      RuntimeError: they differ by more than the rounding of `dtype` explains.
+      RuntimeError: they differ by more than the rounding of `dtype` explains, or the embeddings of
+        different items do not.
     """
     backbone = open_backbone(str(folder), max_length=max_length)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -69,6 +71,7 @@ def self_check(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
             f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
         )
+    _check_different(found, bound, folder)
     if jax.process_index() == 0:
         rendered = backbone.preprocess.prompt.rendered
         _write(folder, items, found, rendered, dtype, execution.dtype)
@@ -80,7 +83,8 @@ def repeat(folder: pathlib.Path) -> float:
     """The lowest cosine between the embeddings in self_check.json and those of the folder now.
 
     Raises:
-      RuntimeError: it is lower than rounding explains, or prompts have changed.
+      RuntimeError: it is lower than rounding explains, prompts have changed, or all inputs have one
+        embedding.
       ValueError: the folder was not exported from here.
     """
     for name in (FILE, ITEMS):
@@ -105,6 +109,7 @@ def repeat(folder: pathlib.Path) -> float:
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
             f" {len(items)} inputs, at least {bound} was expected."
         )
+    _check_different(np.array(record["embeddings"]), bound, folder)
     return cosine
 
 
@@ -127,6 +132,28 @@ def repeat_in_a_new_process(folder: pathlib.Path) -> None:
 def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
     """Of rows of unit length."""
     return float(np.min(np.sum(expected * found, axis=1)))
+
+
+def _check_different(embeddings: np.ndarray, bound: float, folder: pathlib.Path) -> None:
+    """A model with one vector for everything agrees with itself, so agreement would say nothing.
+
+    Raises:
+      RuntimeError: no two embeddings differ by more than the check lets pass.
+    """
+    lowest = float(np.min(embeddings @ embeddings.T))
+    if len(embeddings) > 1 and lowest >= bound:
+        raise RuntimeError(
+            f"{folder}: the model gives all {len(embeddings)} inputs of the self-check one "
+            f"embedding (the lowest cosine of two is {lowest:.6f}), so it has learnt nothing, or "
+            "lost it. The export is kept for study."
+        )
+    if len(embeddings) > 1 and lowest >= NEARLY_ONE:
+        logging.warning(
+            "%s: the embeddings of different inputs are nearly one, the lowest cosine of two is "
+            "%.4f: the model has collapsed",
+            folder,
+            lowest,
+        )
 
 
 def lowest_allowed(*dtypes: np.dtype) -> float:

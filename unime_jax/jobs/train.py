@@ -68,6 +68,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             except outcome.EveryStepSkipped as error:
                 logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
                 _write_outcome(settings, workdir)
+                outcome.say(workdir)
                 _write_report(settings, workdir, None, goodput)
                 sys.exit(outcome.STATUS)
         goodput.write()
@@ -158,9 +159,11 @@ def _train(
     _write_report(settings, workdir, tests, goodput)  # also there if the export fails its check
     with goodput.spend("export"):
         export.write(whole, trained, settings.steps, rows, workdir)
-    if jax.process_index() == 0 and (found := scores.read_scores(workdir)):
-        table = scores.table(found.get("before"), found.get("after"))
-        logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
+    if jax.process_index() == 0:
+        if found := scores.read_scores(workdir):
+            table = scores.table(found.get("before"), found.get("after"))
+            logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
+        outcome.say(workdir)
 
 
 def _loader(
