@@ -28,5 +28,5 @@ def of_mean(counts: Sequence[tuple[int, int]]) -> float | None:
     variance = 0.0
     for hits, rows in counts:
         share = (hits + Z**2 / 2) / (rows + Z**2)
-        variance += share * (1 - share) / (rows + Z**2)
+        variance += share * (1 - share) / rows
     return 100 * Z * math.sqrt(variance) / len(counts)
