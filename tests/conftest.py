@@ -1,4 +1,4 @@
-"""Before jax starts: eight virtual CPU devices, exact arithmetic, and compilers in a hurry."""
+"""Before jax starts: eight virtual CPU devices, and compilers in a hurry."""
 
 import os
 import tempfile
@@ -18,14 +18,12 @@ CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.torchvision_ops import import_torchvision  # noqa: E402
 
 import_torchvision()
-jax.config.update("jax_default_matmul_precision", "highest")
 
 # The first example of a test compiles, which is no sign of a slow strategy.
 settings.register_profile(

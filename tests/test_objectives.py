@@ -1,5 +1,6 @@
 """What an objective makes of a batch: a text counts once, wherever it was read."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unime_jax import objectives
+from unime_jax import objectives, sharding
 from unime_jax.batch import Batch, Inputs
 
 CONFIG = objectives.Distillation(
@@ -94,3 +95,44 @@ def test_text_ids_tell_texts_apart(texts):
         list(range(len(orders))), orders, np.full(len(orders), 6), np.zeros((len(orders), 1))
     )
     assert len(set(objectives.text_id(every).tolist())) == len(orders)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts, devices):
+    tokens, lengths, teacher, student = texts
+    numbers = np.array([0, 1, -1, 3, 4, 2, 0, -1])
+    batch = batch_of(numbers.tolist(), tokens, lengths, teacher)
+    rows = np.where(numbers[:, None] < 0, 7.0, student[numbers])  # of no meaning, but finite
+    halves = [half[None] for half in np.array_split(rows, 2)]
+    live = rows[numbers >= 0]
+    cosines = (live @ live.T)[~np.eye(len(live), dtype=bool)]
+    mesh = sharding.make_mesh(devices, 1, 1, jax.devices()[:devices])
+    halves = jax.device_put(halves, sharding.chunked_rows(mesh))
+    with jax.set_mesh(mesh):
+        found = jax.jit(objectives.mean_cosine)(halves, batch)
+    np.testing.assert_allclose(found, cosines.mean(), atol=1e-6)
+    same = [jnp.ones((1, 4, 4)) / 2] * 2
+    np.testing.assert_allclose(objectives.mean_cosine(same, batch), 1, atol=1e-6)
+
+
+def test_the_mean_cosine_of_one_row_is_none(texts):
+    tokens, lengths, teacher, student = texts
+    batch = batch_of([0, -1], tokens, lengths, teacher)
+    assert objectives.mean_cosine([student[None, :1], student[None, :1]], batch) == 0
+
+
+def test_losses_of_distillation_by_the_source_of_the_pairs(texts):
+    """Text 4 is in no pair, text 0 in pairs of two sources: it counts for the later one."""
+    tokens, lengths, teacher, student = texts
+    batch = dataclasses.replace(
+        batch_of([0, 1, 2, 3, 4, -1], tokens, lengths, teacher),
+        query=np.array([0, 2], np.int32),
+        positive=np.array([1, 0], np.int32),
+        negative=np.array([[-1], [3]], np.int32),
+        source=np.array([0, 1], np.int32),
+    )
+    halves = np.array_split(np.concatenate([student, np.zeros((1, 4), np.float32)]), 2)
+    halves = [jnp.asarray(half[None]) for half in halves]
+    _, metrics = objectives.distillation(halves, batch, CONFIG, sources=2)
+    assert metrics["source_rows"].tolist() == [1, 3]
+    assert np.all(np.isfinite(metrics["source_loss"]))

@@ -96,7 +96,8 @@ class Embedder:
 
         Args:
           dtype: of weights and activations, the same on every machine. Norms, softmax and the
-            embeddings themselves are float32 either way. "int8": linear layers as codes with a
+            embeddings themselves are float32 either way; "float32" also multiplies in float32 on
+            a TPU, which takes several times as long there. "int8": linear layers as codes with a
             scale per output channel, half the memory of bfloat16; the rest is bfloat16.
           max_length: the most tokens of an item, its image tokens included; None: as many as the
             folder says that it was trained with or is to be used with, else 4096.
@@ -154,8 +155,10 @@ class Embedder:
           truncate_dim: how many numbers of an embedding are kept, before it is scaled to length 1
             (sentence-transformers scales before, the cosines are the same); None: `truncate_dim`
             of this object.
-          batch_size: items of a batch; it bounds memory, never changes the embeddings. Keep to few
-            values, as each compiles anew.
+          batch_size: items of a batch, which bounds memory. Keep to few values, as each compiles
+            anew. In float32 an embedding depends on its item alone, but for the last bits. In
+            bfloat16 and int8 it depends a little on what it is batched with: each padded length
+            and batch size is a program of its own, which may round elsewhere (cosine above 0.999).
 
         Raises:
           TypeError, ValueError: an item is not as above, an image cannot be read, or an image

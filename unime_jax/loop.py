@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -11,7 +12,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from unime_jax import compilation_cache, config, processes, sharding, step, together
+from unime_jax import (
+    compilation_cache,
+    config,
+    outcome,
+    processes,
+    sharding,
+    step,
+    tally,
+    together,
+)
 from unime_jax.batch import Batch
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import quarantine
@@ -32,13 +42,18 @@ def run(
     checkpoints: Checkpoints,
     goodput: Goodput,
     stop_signal: StopSignal,
+    *,
+    sources: Sequence[str],
+    monitor: outcome.Monitor,
 ) -> step.TrainState:
     """Steps until done or told to stop; metrics are read one step late to keep the device busy.
 
-    `train_step` takes a state and a batch to the next state and metrics.
+    `train_step` takes a state and a batch to the next state and metrics. `sources` are the names
+    that `Batch.source` counts.
 
     Raises:
-      RuntimeError: too many non-finite steps in a row, or a checkpoint that cannot be written.
+      RuntimeError: too many non-finite steps in a row (`outcome.EveryStepSkipped`: and none
+        before), or a checkpoint that cannot be written.
       ValueError: too many examples that cannot be used.
     """
     bad = quarantine.Quarantine(
@@ -47,6 +62,7 @@ def run(
         process_index=jax.process_index(),
     )
     sum_over_processes = together.sum_over_processes(mesh)
+    tallied = tally.Tally(sources)  # since the last line of metrics
     done = begun = int(now.step)
     compiled: Compiled | None = None
     pending: tuple[int, dict[str, jax.Array], together.Sums, dict[str, float]] | None = None
@@ -71,25 +87,32 @@ def run(
         goodput.spend("compute"),
     ):
 
-        def report_pending() -> bool:
-            """Writes the metrics that are due; whether the step had a finite loss and gradient."""
+        def report_pending(*, saving: bool = False) -> bool:
+            """Writes the metrics that are due; whether the step had a finite loss and gradient.
+
+            A step that is saved has a line, as a run that goes on from there counts anew.
+            """
             nonlocal told
             if pending is None:
                 return True
             number, metrics, sums, host = pending
-            values = {name: float(value) for name, value in metrics.items()}
+            found = jax.device_get(metrics)
+            by_source = found.pop("source_loss"), found.pop("source_rows")
+            values = {name: float(value) for name, value in found.items()}
             total = sums()
             watchdog.beat()
             told = told or total["told"] > 0
-            host |= {
-                "pad_fraction": total["pad_fraction"] / jax.process_count(),
-                "duplicate_items": total["duplicates"],
-                "replaced_examples": total["bad"],
-            }
+            tallied.add(total, *by_source)
+            host |= {"pad_fraction": total["pad_fraction"] / jax.process_count()}
             in_a_row = int(values["skipped_in_a_row"])
             gives_up = in_a_row >= settings.max_skipped
-            if gives_up or number % settings.log_every == 0 or number == settings.steps:
-                writer.write(number, values | host)
+            is_due = number % settings.log_every == 0 or number == settings.steps
+            if gives_up or saving or is_due:
+                writer.write(number, values | host | tallied.take())
+            if jax.process_index() == 0:
+                monitor.observe(number, values)
+            if gives_up and values["skipped_steps"] >= number:
+                raise outcome.EveryStepSkipped(f"none of the first {number} steps was finite")
             if gives_up:
                 raise RuntimeError(
                     f"{settings.max_skipped} steps in a row had a loss or gradient that is not "
@@ -97,7 +120,7 @@ def run(
                     "optimizer.learning_rate or look at the batch; the last good checkpoint is "
                     f"in {workdir / 'checkpoints'}."
                 )
-            bad.count(int(total["bad"]), int(total["read"]))
+            bad.count(int(total["replaced_examples"]), int(total["read"]))
             return in_a_row == 0
 
         last = time.perf_counter()
@@ -129,11 +152,10 @@ def run(
             sums = sum_over_processes(
                 {
                     "told": stop_signal.told,
-                    "bad": len(info.bad),
                     "read": info.read,
-                    "duplicates": info.duplicates,
                     "pad_fraction": info.pad_fraction,
                 }
+                | tally.counts(info)
             )
             report_pending()
             seconds, last = time.perf_counter() - last, time.perf_counter()
@@ -146,7 +168,7 @@ def run(
             goodput.stepped(done)
             stop = stop_signal.told if jax.process_count() == 1 else told
             if checkpoints.is_due(done) or stop or done == settings.steps:
-                finite = report_pending()
+                finite = report_pending(saving=True)
                 pending = None
                 writer.flush()
                 bad.merge()

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -125,6 +127,36 @@ class MetricsWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._tensorboard.flush()
+
+
+def write_evaluation(
+    workdir: str | os.PathLike[str], scores: Mapping[str, Mapping[str, Any]], steps: int
+) -> None:
+    """The scores of evaluation.json as scalars in <workdir>/tensorboard/evaluation.
+
+    "before" is step 0 and "after" step `steps`; groups such as "datasets" are a part of the tag.
+    An earlier evaluation there is replaced. It is a run of its own to TensorBoard, whose readers
+    would otherwise take the events of training at its steps for replaced ones.
+    """
+    folder = Path(workdir) / "tensorboard" / "evaluation"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        board = _TensorBoard(folder, 0)
+        for side, step in (("before", 0), ("after", steps)):
+            if side in scores:
+                board.write(step, dict(_flat_scores(scores[side], "evaluation")))
+        board.close()
+    except OSError as error:  # a run does not end for its statistics
+        logging.warning("%s cannot be written: %s", folder, error)
+
+
+def _flat_scores(scores: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from _flat_scores(value, f"{prefix}/{name}")
+        elif value is not None:
+            yield f"{prefix}/{name}", float(value)
 
 
 class _TensorBoard:

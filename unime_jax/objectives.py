@@ -55,10 +55,12 @@ def contrastive(
     config: Contrastive,
     *,
     plain: Bool[Array, ""] | None = None,
+    sources: int = 0,
 ) -> Result:
     """Queries against all candidates; rows are the candidates, one column a distinct target.
 
     Where `plain` holds, the loss is InfoNCE over all negatives, whatever `config` says of them.
+    `sources`: how many `batch.source` counts, for metrics by source; 0: none.
     """
     target_id = _by_number(batch.target_id)
     candidate, negative = target_id != 0, batch.negative
@@ -92,6 +94,8 @@ def contrastive(
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
             tile=config.tile,
+            source=batch.source,
+            sources=sources,
         )
 
     if plain is None:
@@ -141,12 +145,17 @@ def text_id(batch: Batch) -> UInt32[Array, " G"]:
 
 
 def distillation(
-    embeddings: Sequence[Float[Array, "C R D"]], batch: Batch, config: Distillation
+    embeddings: Sequence[Float[Array, "C R D"]],
+    batch: Batch,
+    config: Distillation,
+    *,
+    sources: int = 0,
 ) -> Result:
     """The batch's texts against each other, by the student and by the teacher of its rows.
 
     With "all" a text counts once, also if several processes have read it; with "queries" and
-    "pairs" one that several pairs have in common counts several times.
+    "pairs" one that several pairs have in common counts several times. `sources` as in
+    `contrastive`.
 
     Raises:
       ValueError: the rows have no teacher; while tracing.
@@ -176,4 +185,31 @@ def distillation(
         reduction=config.reduction,
         row_mask=live[rows],
         column_mask=live[columns],
+        source=_source_of_rows(batch, live.size)[rows],
+        sources=sources,
     )
+
+
+def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:
+    """The source of the pairs that a row is in, of several the last by number; -1: of none."""
+    pairs = jnp.concatenate([batch.query[:, None], batch.positive[:, None], batch.negative], axis=1)
+    source = jnp.broadcast_to(batch.source[:, None], pairs.shape)
+    place = jnp.where(pairs < 0, size, pairs)  # no negative: out of the array, so dropped
+    return jnp.full(size, -1, batch.source.dtype).at[place].max(source, mode="drop")
+
+
+def mean_cosine(embeddings: Sequence[Float[Array, "C R D"]], batch: Batch) -> Float[Array, ""]:
+    """The mean cosine of two different rows of the batch: 1 for a model that tells none apart.
+
+    It follows from the length of the sum of all N unit vectors, (|sum|^2 - N) / (N (N - 1)), so no
+    two of them need meet on a device. Without gradient; 0 of less than two rows.
+    """
+    count, total = jnp.zeros(()), jnp.zeros(())
+    for part, group in zip(embeddings, batch.groups, strict=True):
+        live = group.length > 0
+        fixed = jax.lax.stop_gradient(part).astype(jnp.float32)
+        total += jnp.where(live[..., None], fixed, 0).sum(axis=(0, 1))
+        count += live.sum()
+    mean = total / jnp.maximum(count, 1)
+    found = (jnp.sum(mean * mean) * count - 1) / jnp.maximum(count - 1, 1)
+    return jnp.where(count > 1, found, 0)

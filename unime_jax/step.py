@@ -49,15 +49,23 @@ def batch_loss(
     *,
     recompute: bool,
     plain: Bool[Array, ""] | None = None,
+    sources: int = 0,
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
-    """The loss of a whole batch, and its metrics; `plain` as in `objectives.contrastive`."""
+    """The loss of a whole batch, and its metrics; `plain`, `sources`: see `objectives.contrastive`.
+
+    `mean_cosine` is among the metrics whatever the objective.
+    """
     embeddings = [
         encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
         for group in batch.groups
     ]
     if isinstance(objective, objectives.Distillation):
-        return objectives.distillation(embeddings, batch, objective)
-    return objectives.contrastive(embeddings, batch, objective, plain=plain)
+        loss, metrics = objectives.distillation(embeddings, batch, objective, sources=sources)
+    else:
+        loss, metrics = objectives.contrastive(
+            embeddings, batch, objective, plain=plain, sources=sources
+        )
+    return loss, metrics | {"mean_cosine": objectives.mean_cosine(embeddings, batch)}
 
 
 def make_train_step(
@@ -68,19 +76,28 @@ def make_train_step(
     *,
     recompute: bool,
     infonce_steps: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    sources: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
     A step whose loss or gradient norm is not finite changes nothing but the counters. The first
     `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
-    ever sees its hardest negatives.
+    ever sees its hardest negatives. `sources`: how many `Batch.source` counts; with them, metrics
+    have `source_loss` and `source_rows`, float32 [S].
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
         plain = state.step < infonce_steps if infonce_steps else None
         (value, metrics), gradient = jax.value_and_grad(
             lambda p: batch_loss(
-                encode, p, state.frozen, batch, objective, recompute=recompute, plain=plain
+                encode,
+                p,
+                state.frozen,
+                batch,
+                objective,
+                recompute=recompute,
+                plain=plain,
+                sources=sources,
             ),
             has_aux=True,
         )(state.trainable)

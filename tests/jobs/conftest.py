@@ -26,7 +26,6 @@ def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name.upper(), str(value))
-        patch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as in tests/conftest.py
         yield
     for name, value in before.items():
         jax.config.update(name, value)

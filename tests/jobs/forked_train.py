@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-import jax
 from ml_collections import ConfigDict
 
 from tests.jobs.tiny_run import metrics
@@ -79,7 +78,6 @@ def disturbed(config: ConfigDict, workdir: pathlib.Path, end: list) -> list[floa
 if __name__ == "__main__":
     config_file, folder, ends = sys.argv[1:]
     given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
-    jax.config.update("jax_default_matmul_precision", "highest")  # as in tests/conftest.py
     found = [
         disturbed(given, pathlib.Path(folder) / str(number), end)
         for number, end in enumerate(json.loads(ends))

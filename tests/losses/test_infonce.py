@@ -197,7 +197,7 @@ class Reference:
 
 def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardness):
     """One direction in float64: mean loss, its gradient by the scores, metrics, closest call."""
-    losses, gradients, metrics, closest = [], {}, [], 1.0
+    losses, chances, gradients, metrics, closest = [], [], {}, [], 1.0
     dropped = candidates = 0
     for i, row in enumerate(scores):
         s_pos, negatives = row[positive[i]], []
@@ -229,6 +229,7 @@ def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardne
         top = max(0.0, *logits)
         total = np.exp(-top) + sum(np.exp(logit - top) for logit in logits)
         losses.append(top + np.log(total))
+        chances.append(np.log(1 + len(kept) * np.exp(hardness * s_pos)))
         gradient = np.zeros_like(row)
         for logit, (_, j) in zip(logits, kept, strict=True):
             share = np.exp(logit - top) / total / temperature
@@ -255,6 +256,7 @@ def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardne
             "masked_share": dropped / max(1, candidates),
             "rows_without_negatives": len(count) - len(live),
             "batch_accuracy": mean([s_pos[i] > hard[i] for i in live]),
+            "chance_loss": mean(chances),
         },
         closest,
     )
@@ -290,7 +292,7 @@ def reference(
     scores = np.array([[queries[i] @ candidates[j] for j in range(columns)] for i in range(pairs)])
     loss, gradient, metrics, closest = loop(scores, positive, is_other, is_labelled, *rules)
     if symmetric:
-        back, by_score, _, near = loop(
+        back, by_score, others, near = loop(
             scores[:, positive].T,
             np.arange(pairs),
             lambda i, j: i != j and not same(positive[i], positive[j]),
@@ -298,6 +300,7 @@ def reference(
             *rules,
         )
         loss, gradient, closest = (loss + back) / 2, gradient / 2, min(closest, near)
+        metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
         for i in range(pairs):
             for j in range(pairs):
                 gradient[j, positive[i]] += by_score[i, j] / 2
@@ -599,3 +602,30 @@ def test_impossible_arguments(message, change):
             arguments["queries"],
             arguments["candidates"],
         )
+
+
+# --- what a run that learns nothing shows, and losses by source ---------------------------------
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("name", ["plain", "two_hardest", "more_than_columns", "hardness"])
+def test_the_loss_of_a_constant_model_is_that_of_chance(name, tile):
+    one = np.repeat(unit(np.random.default_rng(0), 1, 5), 8, axis=0)
+    loss, metrics = contrastive(one, one, **OPTIONS[name], tile=tile)
+    np.testing.assert_allclose(loss, metrics["chance_loss"], rtol=1e-5)
+    if name == "two_hardest":
+        np.testing.assert_allclose(loss, np.log(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("name", ["plain", "two_hardest"])
+def test_losses_by_source_are_means_over_their_queries(name, tile):
+    rng = np.random.default_rng(5)
+    queries, candidates = unit(rng, 6, 5), unit(rng, 11, 5)
+    source = np.array([0, 2, 0, 2, 2, 0], np.int32)
+    options = {"positive": np.arange(6, dtype=np.int32), "tile": tile} | OPTIONS[name]
+    loss, metrics = contrastive(queries, candidates, source=source, sources=3, **options)
+    assert metrics["source_rows"].tolist() == [3, 0, 3] and metrics["source_loss"][1] == 0
+    np.testing.assert_allclose(np.mean(metrics["source_loss"][np.array([0, 2])]), loss, rtol=1e-5)
+    other, others = contrastive(queries, candidates, **options)
+    assert loss == other and "source_loss" not in others

@@ -192,3 +192,25 @@ def test_what_cannot_be_meant(change, message):
     arguments = {"student": np.ones((4, 3)), "teacher": np.ones((4, 2))} | change
     with pytest.raises(ValueError, match=message):
         relational_distillation(**arguments)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher", "symmetric"])
+def test_the_loss_of_a_constant_student_is_that_of_chance(direction, reduction):
+    rng = np.random.default_rng(2)
+    student, teacher = np.repeat(unit(rng, 1, 6), 9, axis=0), unit(rng, 9, 4)
+    options = {"direction": direction, "reduction": reduction, "row_mask": jnp.arange(9) < 7}
+    loss, metrics = relational_distillation(student, teacher, temperature=0.3, **options)
+    np.testing.assert_allclose(loss, metrics["chance_loss"], rtol=1e-4)
+
+
+def test_losses_by_source_are_means_over_their_rows():
+    rng = np.random.default_rng(3)
+    student, teacher = unit(rng, 6, 5), unit(rng, 6, 4)
+    source = jnp.asarray([1, 1, 0, 0, 1, -1])
+    mask = jnp.arange(6) < 5
+    loss, metrics = relational_distillation(
+        student, teacher, row_mask=mask, source=source, sources=2
+    )
+    assert metrics["source_rows"].tolist() == [2, 3]
+    np.testing.assert_allclose(metrics["source_loss"] @ jnp.asarray([2, 3]) / 5, loss, rtol=1e-5)

@@ -66,8 +66,16 @@ def dropped_steps(records: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def curve(
-    records: Sequence[Mapping[str, Any]], keys: tuple[str, ...], title: str
+    records: Sequence[Mapping[str, Any]],
+    keys: tuple[str, ...],
+    title: str,
+    new_objective: int = 0,
 ) -> dict[str, Any] | None:
+    """A panel of what is logged by step; None if nothing is.
+
+    The loss has a mark after step `new_objective`, where another objective began (0: none did),
+    and crosses at steps that were dropped; `chance_loss` goes with it, dashed.
+    """
     values = [series(records, key) for key in keys]
     if not any(np.isfinite(v).any() for v in values):
         return None
@@ -77,9 +85,25 @@ def curve(
     for value, color in zip(values, (BLUE, VERMILLION, GREY), strict=False):
         x, y = binned(steps, value)
         axes.plot(x, y, color=color, marker="o" if len(x) == 1 else "", markersize=3)
-    if keys == ("loss",) and (dropped := dropped_steps(records)):
-        bottom = axes.get_xaxis_transform()
-        axes.plot(dropped, [0.03] * len(dropped), "x", transform=bottom, color=VERMILLION, mew=1.6)
+    bottom = axes.get_xaxis_transform()
+    if keys == ("loss",):
+        x, y = binned(steps, series(records, "chance_loss"))
+        axes.plot(x, y, color=GREY, linewidth=1, linestyle=(0, (3, 2)))
+        if dropped := dropped_steps(records):
+            height = [0.03] * len(dropped)
+            axes.plot(dropped, height, "x", transform=bottom, color=VERMILLION, mew=1.6)
+    if keys == ("loss",) and 0 < new_objective < steps[-1]:
+        axes.axvline(new_objective + 0.5, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1)))
+        axes.annotate(
+            "InfoNCE until here",
+            (new_objective + 0.5, 0.97),
+            xycoords=bottom,
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+            color=VERMILLION,
+        )
     if keys in (("masked_share",), ("batch_accuracy",)):
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.locator_params(nbins=5)
@@ -101,11 +125,16 @@ def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def histograms(
-    before: Mapping[str, DatasetResult], after: Mapping[str, DatasetResult]
+    before: Mapping[str, DatasetResult],
+    after: Mapping[str, DatasetResult],
+    start: str = "",
 ) -> list[dict[str, Any]]:
-    """Cosine of gold, hardest and easiest wrong candidate over all rows (LLaVE, Figure 1)."""
+    """Cosine of gold, hardest and easiest wrong candidate over all rows (LLaVE, Figure 1).
+
+    `start` says of what model "before" is, in brackets.
+    """
     sides = {}
-    for name, results in (("Before training", before), ("After training", after)):
+    for name, results in ((f"Before training{start}", before), ("After training", after)):
         if results:
             fields = ("gold_score", "hardest", "easiest")
             stacked = [np.concatenate([getattr(r, f) for r in results.values()]) for f in fields]
@@ -150,8 +179,12 @@ def heat(
     table: scores_lib.Table,
     before: Mapping[str, DatasetResult],
     after: Mapping[str, DatasetResult],
+    start: str = "",
 ) -> dict[str, Any] | None:
-    """Similarity of every query with every gold of one dataset (UniME, Figure 4)."""
+    """Similarity of every query with every gold of one dataset (UniME, Figure 4).
+
+    `start` as in `histograms`.
+    """
     both = after or before
     known = [n for n in both if n in table]
     if not known:
@@ -160,7 +193,7 @@ def heat(
     name = max(known, key=lambda n: (len(both[n].aligned), table[n][0] == "RET"))
     sides = {
         title: results[name].aligned
-        for title, results in (("Before training", before), ("After training", after))
+        for title, results in ((f"Before training{start}", before), ("After training", after))
         if name in results
     }
     low = min(float(m.min()) for m in sides.values())

@@ -1,7 +1,8 @@
 """The report of a run: one HTML file with scores, curves, similarities and ranked examples.
 
-It reads what lies in the workdir (config.json, metrics.jsonl, evaluation.json) and takes the
-rankings of mmeb.py, so it can be rebuilt at any time. The page needs no network and no script.
+It reads what lies in the workdir (config.json, metrics.jsonl, evaluation.json, outcome.json) and
+takes the rankings of mmeb.py, so it can be rebuilt at any time. The page needs no network and no
+script.
 """
 
 import json
@@ -14,8 +15,9 @@ import jinja2
 import matplotlib
 import numpy as np
 
+from unime_jax import outcome, tally
 from unime_jax.data.strange_texts import shown
-from unime_jax.evaluation import figures, gallery
+from unime_jax.evaluation import figures, gallery, intervals
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.mmeb import DatasetResult, Images
 
@@ -28,11 +30,13 @@ CURVES = {
     ("masked_share",): "Masked share",
     ("nearest_agreement",): "Same nearest text as the teacher, share",
     ("student_entropy",): "Entropy of the student's similarities, nats",
+    ("mean_cosine",): "Mean cosine of two inputs",
     ("gradient_norm",): "Gradient norm",
     ("learning_rate",): "Learning rate",
     ("pairs_per_second",): "Pairs per second",
 }
 SIDES = ("before", "after")
+FILE = "report.html"
 
 
 def write_report(
@@ -48,7 +52,7 @@ def write_report(
     """Writes <workdir>/report.html and returns its path.
 
     Args:
-      workdir: folder of the run; any of its three files may be absent.
+      workdir: folder of the run; any of its files may be absent.
       table: dataset -> (meta task, split).
       before, after: `mmeb.evaluate` before and after training; either may be None.
       images: encoded bytes of an image path, for the thumbnails.
@@ -58,10 +62,13 @@ def write_report(
     workdir = Path(workdir)
     scores = scores_lib.read_scores(workdir)
     records = read_metrics(workdir / "metrics.jsonl")
+    config = _read_json(workdir / "config.json")
     before, after = before or {}, after or {}
+    start = _start(config)
+    infonce = int(config.get("infonce_steps") or 0)
     with matplotlib.rc_context(figures.STYLE):
-        panels = [figures.curve(records, keys, name) for keys, name in CURVES.items()]
-        histograms = figures.histograms(before, after)
+        panels = [figures.curve(records, keys, name, infonce) for keys, name in CURVES.items()]
+        histograms = figures.histograms(before, after, start)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,8 +81,22 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         facts=dict(facts or {}),
-        tiles=list(_tiles(scores, records)),
+        start=start,
+        outcome=outcome.read(workdir),
+        benchmark=_benchmark(config, table),
+        tiles=list(
+            _tiles(
+                scores,
+                records,
+                benchmark=_benchmark(config, table),
+                rows=_rows(after or before),
+                start=start,
+                loss=_loss(outcome.read(workdir), records),
+            )
+        ),
         columns=scores_lib.COLUMNS,
+        intervals=_column_intervals(table, after or before),
+        fell=_fell(scores, table, after),
         before=scores.get("before"),
         after=scores.get("after"),
         groups=_bars(scores, table, after or before),
@@ -84,12 +105,14 @@ def write_report(
         curves=[panel for panel in panels if panel],
         dropped=len(figures.dropped_steps(records)),
         histograms=histograms,
-        heat=figures.heat(table, before, after),
+        heat=figures.heat(table, before, after, start),
+        counts=_counts(records),
+        by_source=_by_source(records, infonce),
         gallery=examples,
         left_out=left_out,
-        config=list(_flatten(_read_json(workdir / "config.json"))),
+        config=list(_flatten(config)),
     )
-    path = workdir / "report.html"
+    path = workdir / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -133,29 +156,37 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _tiles(
-    scores: Mapping[str, scores_lib.Scores], records: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, scores_lib.Scores],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    benchmark: str,
+    rows: int,
+    start: str,
+    loss: dict[str, str],
 ) -> Iterator[dict[str, str]]:
     """Headline numbers: name, value and, where there are two, the value before."""
+    datasets = max(len(side) for side in _sides(scores, "datasets"))
+    subsets = _sides(scores, "composition")
+    on = f", {rows:,} rows" if rows else ""
     pairs = {
-        "MMEB hit@1, mean of datasets": [(scores.get(s) or {}).get("All") for s in SIDES],
-        "Composition, mean of subsets": [
-            sum(side.values()) / len(side) if side else None
-            for side in _sides(scores, "composition")
+        f"hit@1, mean of {datasets} datasets{on} ({benchmark})": [
+            (scores.get(s) or {}).get("All") for s in SIDES
+        ],
+        f"Caption chosen, mean of {max(map(len, subsets))} composition subsets": [
+            sum(side.values()) / len(side) if side else None for side in subsets
         ],
     }
     for name, (first, last) in pairs.items():
-        yield from _tile(name, first, last, "{:.1f} %")
+        yield from _tile(name, first, last, "{:.1f} %", start)
     held_out = _sides(scores, "distillation")
     for name, key, form in (
         ("Held-out KL to the teacher, nats", "kl", "{:.3f}"),
         ("Top-10 neighbours as the teacher's", "overlap", "{:.1f} %"),
     ):
         first, last = (side.get(key) for side in held_out)
-        yield from _tile(name, first, last, form)
-    loss = figures.series(records, "loss")
-    loss = loss[np.isfinite(loss)]
-    if len(loss):
-        yield {"name": "Loss", "value": f"{loss[-1]:.3f}", "before": f"{loss[0]:.3f}"}
+        yield from _tile(name, first, last, form, start)
+    if loss:
+        yield loss
     if records:
         yield {"name": "Steps", "value": f"{records[-1]['step']:,}", "before": ""}
     for key, name in (
@@ -168,11 +199,108 @@ def _tiles(
 
 
 def _tile(
-    name: str, first: float | None, last: float | None, form: str
+    name: str, first: float | None, last: float | None, form: str, start: str
 ) -> Iterator[dict[str, str]]:
     shown = [form.format(v) for v in (first, last) if v is not None]
     if shown:
-        yield {"name": name, "value": shown[-1], "before": shown[0] if shown[1:] else ""}
+        before = f"from {shown[0]}{start}" if shown[1:] else ""
+        yield {"name": name, "value": shown[-1], "before": before}
+
+
+def _loss(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The loss at the end and at the start of one objective; of several, the last."""
+    start, end = found.get("start"), found.get("end")
+    if start and end:
+        return {
+            "name": f"Loss, mean of steps {end['first_step']} to {end['last_step']}",
+            "value": f"{end['loss']:.3f}",
+            "before": f"from {start['loss']:.3f} in steps {start['first_step']} to "
+            f"{start['last_step']}, the same objective",
+        }
+    loss = figures.series(records, "loss")
+    loss = loss[np.isfinite(loss)]
+    return (
+        {"name": "Loss of the last step", "value": f"{loss[-1]:.3f}", "before": ""}
+        if len(loss)
+        else {}
+    )
+
+
+def _start(config: Mapping[str, Any]) -> str:
+    """What "before" is of, where a reader might take it for a trained model."""
+    random = config.get("init") == "random" and not config.get("init_from")
+    return " (random weights)" if random else ""
+
+
+def _benchmark(config: Mapping[str, Any], table: scores_lib.Table) -> str:
+    """MMEB if every dataset is one of its own; else what the config calls the sets."""
+    if table and all(scores_lib.MMEB_V1.get(name) == group for name, group in table.items()):
+        return "MMEB" if len(table) == len(scores_lib.MMEB_V1) else "part of MMEB"
+    return str((config.get("evaluation") or {}).get("mmeb") or "own datasets")
+
+
+def _rows(results: Mapping[str, DatasetResult]) -> int:
+    return sum(len(result.ids) for result in results.values())
+
+
+def _hits(result: DatasetResult) -> tuple[int, int]:
+    return int(np.sum(result.rank == 0)), len(result.ids)
+
+
+def _column_intervals(
+    table: scores_lib.Table, results: Mapping[str, DatasetResult]
+) -> dict[str, float | None]:
+    """By column of the scores, half its 95 % interval."""
+    counts = {name: _hits(results[name]) for name in table if name in results}
+    return {
+        column: intervals.of_mean(
+            [count for name, count in counts.items() if column == "All" or column in table[name]]
+        )
+        for column in scores_lib.COLUMNS
+    }
+
+
+def _fell(
+    scores: Mapping[str, scores_lib.Scores],
+    table: scores_lib.Table,
+    after: Mapping[str, DatasetResult],
+) -> list[dict[str, Any]]:
+    """Datasets with a lower score than before, and whether that is more than rows explain."""
+    first, last = _sides(scores, "datasets")
+    fell = []
+    for name, (_, split) in table.items():
+        if name in first and name in last and last[name] < first[name]:
+            high = intervals.wilson(*_hits(after[name]))[1] if name in after else 100.0
+            change = {"name": name, "split": split, "before": first[name], "after": last[name]}
+            fell.append(change | {"certain": first[name] > high})
+    return fell
+
+
+def _counts(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Totals of what was counted in the batches, where it was."""
+    return [
+        {
+            "name": name.replace("_", " "),
+            "meaning": meaning,
+            "total": int(np.nansum(figures.series(records, name))),
+        }
+        for name, meaning in tally.COUNTS.items()
+        if any(name in record for record in records)
+    ]
+
+
+def _by_source(records: Sequence[Mapping[str, Any]], infonce: int) -> list[dict[str, Any]]:
+    """The mean loss of every source at the start and the end of the last objective."""
+    own = [record for record in records if record["step"] > infonce] or records
+    names = sorted({key for record in own for key in record if key.startswith(tally.BY_SOURCE)})
+    found = []
+    for name in names:
+        values = figures.series(own, name)
+        values = values[np.isfinite(values)]
+        if size := max(1, min(outcome.WINDOW, len(values) // 4)) if len(values) else 0:
+            row = {"start": float(values[:size].mean()), "end": float(values[-size:].mean())}
+            found.append({"name": name.removeprefix(tally.BY_SOURCE)} | row)
+    return sorted(found, key=lambda row: -row["end"])
 
 
 def _bars(
@@ -197,6 +325,8 @@ def _bars(
                     "after": last.get(name),
                     "chance": float(np.mean(100 / result.candidates)) if result else None,
                     "tied": int(result.tied.sum()) if result else 0,
+                    "interval": intervals.wilson(*_hits(result)) if result else None,
+                    "rows": len(result.ids) if result else None,
                 }
             )
         if bars:
@@ -206,7 +336,7 @@ def _bars(
 
 def _composition(scores: Mapping[str, scores_lib.Scores]) -> list[dict[str, Any]]:
     first, last = _sides(scores, "composition")
-    shared = {"split": "", "chance": 50, "tied": 0}
+    shared = {"split": "", "chance": 50, "tied": 0, "interval": None, "rows": None}
     return [
         {"name": name, "before": first.get(name), "after": last.get(name)} | shared
         for name in dict.fromkeys([*first, *last])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jinja2
 
+from unime_jax import outcome
 from unime_jax.backbones import Backbone, json_files
 from unime_jax.backbones.prompts import Prompt
 from unime_jax.batch import Item
@@ -41,7 +42,7 @@ def write(
 
     Args:
       folder: the export.
-      workdir: of the run; its config.json and evaluation.json are quoted.
+      workdir: of the run; its config.json, evaluation.json and outcome.json are quoted.
       settings: of the run.
       backbone: that it started from.
       steps: done when the weights were exported.
@@ -70,7 +71,7 @@ def write(
         differences=_differences(backbone),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
-        facts=_facts(settings, steps, sources),
+        facts=_facts(settings, steps, sources) | _warnings(workdir),
         scores=markdown_block(scores.table(found.get("before"), found.get("after")))
         if found
         else "",
@@ -133,6 +134,13 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
     if settings.execution.frozen_dtype == "int8":
         facts["base"] = BASE
     return facts
+
+
+def _warnings(workdir: pathlib.Path) -> dict[str, str]:
+    """What the run found wrong with what it learnt."""
+    findings = outcome.read(workdir).get("findings", [])
+    text = "; ".join(finding["message"] for finding in findings)
+    return {"**warning**": markdown(text)} if text else {}
 
 
 def _loss(loss: Objective) -> str:

@@ -33,6 +33,7 @@ from unime_jax.models.vlm import Execution
 from unime_jax.step import make_encode
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
+NEARLY_ONE = 0.99  # cosine of inputs that have nothing in common
 ITEMS = "self_check_items.json"  # the texts that the prompts were made of
 
 
@@ -55,8 +56,8 @@ def self_check(
       the lowest cosine between exported and trained embeddings of the items.
 
     Raises:
-      RuntimeError: they differ by more than the rounding of `dtype` explains, or transformers
-        makes other inputs of the folder's files.
+      RuntimeError: they differ by more than the rounding of `dtype` explains, the embeddings of
+        different items do not, or transformers makes other inputs of the folder's files.
     """
     backbone = open_backbone(str(folder), max_length=max_length)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -76,6 +77,7 @@ def self_check(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
             f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
         )
+    _check_different(found, bound, folder)
     transformers_check.check(folder, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
         rendered = backbone.preprocess.prompt.rendered
@@ -88,8 +90,8 @@ def repeat(folder: pathlib.Path) -> float:
     """The lowest cosine between the embeddings in self_check.json and those of the folder now.
 
     Raises:
-      RuntimeError: it is lower than rounding explains, prompts have changed, or transformers makes
-        other inputs of the folder's files.
+      RuntimeError: it is lower than rounding explains, prompts have changed, all inputs have one
+        embedding, or transformers makes other inputs of the folder's files.
       ValueError: the folder was not exported from here.
     """
     for name in (FILE, ITEMS):
@@ -116,6 +118,7 @@ def repeat(folder: pathlib.Path) -> float:
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
             f" {len(items)} inputs, at least {bound} was expected."
         )
+    _check_different(np.array(record["embeddings"]), bound, folder)
     backbone = open_backbone(str(folder), max_length=model.max_length, weights=False)
     transformers_check.check(folder, backbone, [to_item(item, "", "") for item in items])
     return cosine
@@ -140,6 +143,28 @@ def repeat_in_a_new_process(folder: pathlib.Path) -> None:
 def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
     """Of rows of unit length."""
     return float(np.min(np.sum(expected * found, axis=1)))
+
+
+def _check_different(embeddings: np.ndarray, bound: float, folder: pathlib.Path) -> None:
+    """A model with one vector for everything agrees with itself, so agreement would say nothing.
+
+    Raises:
+      RuntimeError: no two embeddings differ by more than the check lets pass.
+    """
+    lowest = float(np.min(embeddings @ embeddings.T))
+    if len(embeddings) > 1 and lowest >= bound:
+        raise RuntimeError(
+            f"{folder}: the model gives all {len(embeddings)} inputs of the self-check one "
+            f"embedding (the lowest cosine of two is {lowest:.6f}), so it has learnt nothing, or "
+            "lost it. The export is kept for study."
+        )
+    if len(embeddings) > 1 and lowest >= NEARLY_ONE:
+        logging.warning(
+            "%s: the embeddings of different inputs are nearly one, the lowest cosine of two is "
+            "%.4f: the model has collapsed",
+            folder,
+            lowest,
+        )
 
 
 def lowest_allowed(*dtypes: np.dtype) -> float:

@@ -30,7 +30,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes <workdir>/hf, and <workdir>/hf_adapter if the config asks for it.
 
     Raises:
-      ValueError: there is no checkpoint in `workdir`, or the config does not fit it.
+      ValueError: there is no checkpoint in `workdir`, every step of it was skipped, or the config
+        does not fit it.
       RuntimeError: the export does not reproduce the model.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
@@ -52,6 +53,11 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         rows = sources.open_dataset(train) if settings.data.train else {}
         if settings.steps:
             now = _restore(setup, workdir)
+            if int(now.skipped) >= int(now.step) > 0:
+                raise ValueError(
+                    f"every one of the {int(now.step)} steps of {workdir} was skipped, so there is "
+                    "nothing to export; config.steps=0 exports the backbone as it is"
+                )
             write(setup, now.trainable | now.frozen, int(now.step), rows, workdir)
         else:
             write(setup, setup.initial(), 0, rows, workdir)

@@ -60,8 +60,11 @@ class Setup:
             settings.optimizer, settings.steps, self.blueprint.trainable
         )
 
-    def train_step(self, now: step.TrainState) -> Wrapped:
-        """The compiled step of a state that lies as `now` does; `now` may be abstract."""
+    def train_step(self, now: step.TrainState, *, sources: int = 0) -> Wrapped:
+        """The compiled step of a state that lies as `now` does; `now` may be abstract.
+
+        `sources`: how many `Batch.source` counts, for losses by source.
+        """
         settings = self.settings
         run = step.make_train_step(
             self.encode,
@@ -70,6 +73,7 @@ class Setup:
             settings.loss,
             recompute=settings.execution.recompute,
             infonce_steps=settings.infonce_steps,
+            sources=sources,
         )
         placed = jax.tree.map(lambda x: x.sharding, now)
         return jax.jit(

@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import jax
@@ -24,6 +24,8 @@ from unime_jax import (
     config,
     config_reader,
     loop,
+    metrics,
+    outcome,
     processes,
     state,
     stop,
@@ -33,7 +35,7 @@ from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import mmeb, report, scores, suite
+from unime_jax.evaluation import mmeb, report, run_facts, scores, suite
 from unime_jax.goodput import Goodput
 from unime_jax.jobs import export, preflight, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
@@ -48,7 +50,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         trained then.
       RuntimeError: too many non-finite steps in a row, a checkpoint that cannot be written, or an
         export that fails its check.
-      SystemExit: SIGTERM has come; the same command goes on from here.
+      SystemExit: SIGTERM has come, and the same command goes on from here; or every step was
+        skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
     problems = preflight.Problems()
@@ -66,7 +69,14 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     with StopSignal() as stop_signal:
         _prepare(settings.data.prepare, folder)
         with jax.set_mesh(mesh):
-            _train(settings, mesh, workdir, folder, goodput, stop_signal)
+            try:
+                _train(settings, mesh, workdir, folder, goodput, stop_signal)
+            except outcome.EveryStepSkipped as error:
+                logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
+                _write_outcome(settings, workdir)
+                outcome.say(workdir)
+                _write_report(settings, workdir, None, goodput)
+                sys.exit(outcome.STATUS)
         goodput.write()
         goodput.log()
 
@@ -112,17 +122,21 @@ def _train(
             scores.forget_scores(workdir, "after")  # of fewer steps, where a run is extended
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
+        names = sorted(settings.data.weights or rows)  # as the loader numbers them
+        earlier = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
         with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
             now = loop.run(
                 settings,
                 mesh,
                 workdir,
-                setup.train_step(now),
+                setup.train_step(now, sources=len(names)),
                 now,
                 data,
                 checkpoints,
                 goodput,
                 stop_signal,
+                sources=names,
+                monitor=outcome.Monitor(settings, earlier),
             )
         with goodput.spend("checkpoint"):
             checkpoints.close()
@@ -132,6 +146,9 @@ def _train(
     told = together.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
     if int(now.step) < settings.steps or told:
         sys.exit(stop.STATUS)
+    if int(now.skipped) >= int(now.step) > 0:
+        raise outcome.EveryStepSkipped(f"none of {int(now.step)} steps was finite")
+    _write_outcome(settings, workdir)
 
     # The start follows from the config, so it is made again rather than kept, and the first step
     # need not wait for an evaluation.
@@ -144,11 +161,17 @@ def _train(
         trained = initial | trainable
         del initial
         _evaluate(tests, whole.encoder(trained), workdir, "after")
+        if jax.process_index() == 0:
+            metrics.write_evaluation(workdir, scores.read_scores(workdir), settings.steps)
     goodput.write()
+    _write_report(settings, workdir, tests, goodput)  # also there if the export fails its check
     with goodput.spend("export"):
         export.write(whole, trained, settings.steps, rows, workdir)
-        if jax.process_index() == 0:
-            _write_report(settings, workdir, tests)
+    if jax.process_index() == 0:
+        if found := scores.read_scores(workdir):
+            table = scores.table(found.get("before"), found.get("after"))
+            logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
+        outcome.say(workdir)
 
 
 def _loader(
@@ -202,23 +225,36 @@ def _evaluate(
         scores.write_scores(workdir, when, found)
 
 
-def _write_report(settings: config.TrainConfig, workdir: pathlib.Path, tests: suite.Suite) -> None:
-    found = scores.read_scores(workdir)
-    if not found or tests.is_empty:
+def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        return report.read_metrics(workdir / "metrics.jsonl")
+    except ValueError as error:  # a run does not end for its statistics
+        logging.warning("%s; whether the run learns is told from now on", error)
+        return []
+
+
+def _write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        outcome.write(workdir, outcome.Monitor(settings, _metrics(workdir)).outcome())
+
+
+def _write_report(
+    settings: config.TrainConfig,
+    workdir: pathlib.Path,
+    tests: suite.Suite | None,
+    goodput: Goodput,
+) -> None:
+    """The report of an evaluation, or, without `tests`, of a run that has come to none."""
+    found = scores.read_scores(workdir) if tests else {}
+    if jax.process_index() != 0 or (tests and (tests.is_empty or not found)):
         return
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
-    path = report.write_report(
+    report.write_report(
         workdir,
-        table=tests.table,
+        table=tests.table if tests else {},
         before=results.get("before"),
         after=results.get("after"),
-        images=tests.images,
+        images=tests.images if tests else lambda path: b"",
         title=f"Training {workdir.name}",
-        facts={
-            "backbone": settings.backbone,
-            "steps": f"{settings.steps} of {settings.batch_size} pairs",
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        },
+        facts=run_facts.run_facts(settings, goodput.summary()),
     )
-    table = scores.table(found.get("before"), found.get("after"))
-    logging.info("%s\n\n%s\n\nreport: %s", workdir, table, path)

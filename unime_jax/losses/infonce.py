@@ -6,7 +6,7 @@ Letters: B queries, M candidates, D embedding width, H explicit negatives of a q
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from unime_jax.losses.rows import Metrics, Settings, dense_rows, summarise
+from unime_jax.losses.rows import Metrics, Settings, by_source, dense_rows, summarise
 from unime_jax.losses.tiled import tiled_rows
 
 
@@ -24,6 +24,8 @@ def contrastive(
     explicit_negatives: Int32[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
     tile: int | None = None,
+    source: Int32[Array, " B"] | None = None,
+    sources: int = 0,
 ) -> tuple[Float32[Array, ""], Metrics]:
     """InfoNCE over the candidates, with UniME's and LLaVE's treatment of negatives as options.
 
@@ -60,6 +62,8 @@ def contrastive(
       tile: columns that a device compares its rows with at a time, candidates passing round the
         ring of devices: the same values without a [B, M] array, and without all candidates on one
         device. None: all columns at once.
+      source: each query's number of where it comes from, in [0, sources); metrics only.
+      sources: how many there are; 0: no loss by source.
 
     Returns:
       The loss, and metrics of the query-to-candidate direction without gradients, all float32 [].
@@ -68,7 +72,10 @@ def contrastive(
       of queries whose positive beats every negative; a tie loses). Over all queries:
       `positive_similarity`, `negatives_per_query` (before `hard_negatives` cuts them),
       `rows_without_negatives` (their number). `masked_share`: the share of unlabelled negatives
-      that the margin dropped.
+      that the margin dropped. `chance_loss`: the loss, both directions, if every negative were as
+      similar as the positive, which is ln(1 + k) of k negatives without `hardness`. With `sources`,
+      float32 [S]: `source_loss`, the loss of each source's queries, and `source_rows`, how many of
+      them have a negative.
 
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.
@@ -92,8 +99,18 @@ def contrastive(
         settings,
     )
     forth, back = dense_rows(*arguments) if tile is None else tiled_rows(*arguments, tile)
-    loss, metrics = summarise(forth)
-    return loss if back is None else (loss + summarise(back)[0]) / 2, metrics
+    loss, metrics = summarise(forth, settings)
+    both = [forth]
+    if back is not None:
+        other, others = summarise(back, settings)
+        loss = (loss + other) / 2
+        metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
+        both.append(back)
+    if source is not None and sources:
+        parts = [by_source(rows.losses, rows.count > 0, source, sources) for rows in both]
+        losses = jnp.stack([part["source_loss"] for part in parts])
+        metrics |= parts[0] | {"source_loss": losses.mean(axis=0)}
+    return loss, metrics
 
 
 def _check_settings(temperature: float, hard_negatives: int | None, tile: int | None) -> None:

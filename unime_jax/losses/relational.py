@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from unime_jax.losses.rows import Metrics
+from unime_jax.losses.rows import Metrics, by_source, live_mean
 from unime_jax.losses.similarity import cosines
 
 Direction = Literal["teacher_student", "student_teacher", "symmetric"]
@@ -29,6 +29,8 @@ def relational_distillation(
     reduction: Reduction = "mean",
     row_mask: Bool[Array, " R"] | None = None,
     column_mask: Bool[Array, " K"] | None = None,
+    source: Int[Array, " R"] | None = None,
+    sources: int = 0,
 ) -> tuple[Float32[Array, ""], Metrics]:
     """KL divergence between the rows of two similarity matrices (UniME stage 1, Eq. 2).
 
@@ -51,11 +53,14 @@ def relational_distillation(
       reduction: over rows.
       row_mask: False for padding.
       column_mask: False for padding; None: as `row_mask` where rows are compared with each other.
+      source: each row's number of where it comes from, in [0, sources), -1: none; metrics only.
+      sources: how many there are; 0: no loss by source.
 
     Returns:
       The loss, and metrics without gradient, float32 []: `teacher_entropy` and `student_entropy` of
       the mean row, in nats; `nearest_agreement`, the share of rows whose nearest column is the same
-      for both.
+      for both; `chance_loss`, the loss of a student that finds all columns equally similar. With
+      `sources`, float32 [S]: `source_loss`, the mean loss of each source's rows, and `source_rows`.
 
     Raises:
       ValueError: on shapes or settings that cannot be meant; under jit, while tracing.
@@ -96,26 +101,35 @@ def relational_distillation(
         return jnp.where(keep, jnp.exp(of) * (of - to), 0).sum(axis=1)
 
     forward, backward = divergence(log_teacher, log_student), divergence(log_student, log_teacher)
-    by_row = {
-        "teacher_student": forward,
-        "student_teacher": backward,
-        "symmetric": (forward + backward) / 2,
-    }[direction]
+    by_row = _by_direction(forward, backward, direction)
 
-    def live_mean(value: Array) -> Float32[Array, ""]:
-        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+    def entropy(log_p: Float32[Array, "R K"]) -> Float32[Array, " R"]:
+        return -jnp.where(keep, jnp.exp(log_p) * log_p, 0).sum(axis=1)
 
-    def entropy(log_p: Float32[Array, "R K"]) -> Float32[Array, ""]:
-        return live_mean(-jnp.where(keep, jnp.exp(log_p) * log_p, 0).sum(axis=1))
+    def reduce(by_row: Float32[Array, " R"]) -> Float32[Array, ""]:
+        return live_mean(by_row, live) if reduction == "mean" else jnp.where(live, by_row, 0).sum()
 
-    loss = live_mean(by_row) if reduction == "mean" else jnp.where(live, by_row, 0).sum()
+    loss, teacher_entropy = reduce(by_row), entropy(log_teacher)
+    count = jnp.maximum(keep.sum(axis=1), 1)
+    from_even = -jnp.log(count) - log_teacher.sum(axis=1) / count  # KL(even || teacher)
+    chance = _by_direction(jnp.log(count) - teacher_entropy, from_even, direction)
     nearest = [jnp.where(keep, s, -jnp.inf).argmax(axis=1) for s in (own, wanted)]
     metrics = {
-        "teacher_entropy": entropy(log_teacher),
-        "student_entropy": entropy(jax.lax.stop_gradient(log_student)),
-        "nearest_agreement": live_mean(nearest[0] == nearest[1]),
+        "teacher_entropy": live_mean(teacher_entropy, live),
+        "student_entropy": live_mean(entropy(jax.lax.stop_gradient(log_student)), live),
+        "nearest_agreement": live_mean(nearest[0] == nearest[1], live),
+        "chance_loss": reduce(chance),
     }
+    if source is not None and sources:
+        metrics |= by_source(by_row, live, source, sources)
     return loss, metrics
+
+
+def _by_direction(
+    forward: Float32[Array, " R"], backward: Float32[Array, " R"], direction: Direction
+) -> Float32[Array, " R"]:
+    both = {"teacher_student": forward, "student_teacher": backward}
+    return both[direction] if direction in both else (forward + backward) / 2
 
 
 def _log_softmax(logits: Float32[Array, "R K"], keep: Bool[Array, "R K"]) -> Float32[Array, "R K"]:

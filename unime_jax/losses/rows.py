@@ -4,6 +4,7 @@ Letters: B rows, M columns, D embedding width, H explicit negatives of a row, K 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from unime_jax.losses.similarity import cosines
 
-Metrics = dict[str, Float32[Array, ""]]
+Metrics = dict[str, Float32[Array, "*S"]]  # scalars, and [S] by source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,23 +136,55 @@ def _losses(
     return top + jnp.log(jnp.exp(-top) + jnp.exp(logits - top[:, None]).sum(axis=1))
 
 
-def summarise(rows: RowLosses) -> tuple[Float32[Array, ""], Metrics]:
+def chance_losses(rows: RowLosses, settings: Settings) -> Float32[Array, " B"]:
+    """Losses if every negative were as similar as the positive: ln(1 + k) for k of them."""
+    count = rows.count.astype(jnp.float32)
+    if settings.hard_negatives is not None:
+        count = jnp.minimum(count, 1) * settings.hard_negatives
+    return jnp.logaddexp(0.0, jnp.log(count) + settings.hardness * rows.positive)
+
+
+def live_mean(value: Array, live: Bool[Array, " B"]) -> Float32[Array, ""]:
+    """The mean over some of the rows; 0 over none."""
+    return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+
+
+def by_source(
+    losses: Float32[Array, " B"],
+    live: Bool[Array, " B"],
+    source: Int[Array, " B"],
+    sources: int,
+) -> Metrics:
+    """`source_loss` [S], the mean loss of each source's live rows, and `source_rows`, their number.
+
+    A row of source -1 is of none.
+    """
+    own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: S is small
+    count = own.sum(axis=1)
+    fixed = jax.lax.stop_gradient(losses)
+    total = jnp.where(own, fixed, 0).sum(axis=1)
+    return {
+        "source_loss": total / jnp.maximum(count, 1),
+        "source_rows": count.astype(jnp.float32),
+    }
+
+
+def summarise(rows: RowLosses, settings: Settings) -> tuple[Float32[Array, ""], Metrics]:
     """The mean loss of the rows that have a negative, and the metrics of `contrastive`."""
     live = rows.count > 0
-
-    def live_mean(value: Array) -> Float32[Array, ""]:
-        return jnp.where(live, value, 0).sum() / jnp.maximum(live.sum(), 1)
+    mean = functools.partial(live_mean, live=live)
 
     def total(count: Int[Array, " B"]) -> Float32[Array, ""]:
         return count.astype(jnp.float32).sum()  # 65536 pairs have more than an int32 of them
 
     metrics = {
         "positive_similarity": rows.positive.mean(),
-        "hard_negative_similarity": live_mean(rows.hard),
-        "easy_negative_similarity": live_mean(rows.easy),
+        "hard_negative_similarity": mean(rows.hard),
+        "easy_negative_similarity": mean(rows.easy),
         "negatives_per_query": rows.count.astype(jnp.float32).mean(),
         "masked_share": total(rows.dropped) / jnp.maximum(total(rows.unlabelled), 1),
         "rows_without_negatives": (~live).sum().astype(jnp.float32),
-        "batch_accuracy": live_mean(rows.positive > rows.hard),
+        "batch_accuracy": mean(rows.positive > rows.hard),
+        "chance_loss": mean(chance_losses(rows, settings)),
     }
-    return live_mean(rows.losses), metrics
+    return mean(rows.losses), metrics

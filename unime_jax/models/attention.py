@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unime_jax.models import precision
+
 Implementation = Literal["xla", "cudnn"]
 
 
@@ -27,13 +29,14 @@ def attend(
     those of their own segment only.
     """
     mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=mask,
-        is_causal=causal,
-        # No key at all would be a mean over nothing.
-        key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
-        implementation=implementation,
-    )
+    with precision.asked(q.dtype):
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            is_causal=causal,
+            # No key at all would be a mean over nothing.
+            key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
+            implementation=implementation,
+        )

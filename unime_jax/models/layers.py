@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from unime_jax.models import quantization
+from unime_jax.models import precision, quantization
 
 TINY = 1e-30  # below any squared norm that a trained kernel has
 
@@ -42,12 +42,12 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
         scale = None if self.kernel_scale is None else self.kernel_scale[...]
         if scale is None:
-            y = x @ self.kernel[...].astype(x.dtype)
+            y = _product(x, self.kernel[...].astype(x.dtype))
         else:
             y = quantization.matmul(x, self.kernel[...], scale)
         if self.lora_a is not None and self.lora_b is not None:
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
-            y = y + (x @ a) @ b * self.lora_scale
+            y = y + _product(_product(x, a), b) * self.lora_scale
             if self.lora_magnitude is not None:
                 b = self.lora_b[...] * self.lora_scale
                 norm = merged_norm(self.kernel[...], scale, self.lora_a[...], b)
@@ -84,13 +84,17 @@ def merged_norm(
     column of the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
     """
     w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (kernel, a, b))
-    projected = a.T @ w
+    projected = _product(a.T, w)
     if scale is None:
         own = jnp.sum(w * w, axis=0)
     else:
         own, projected = quantization.square_sum(kernel, scale), projected * scale
-    square = jnp.sum(((a.T @ a) @ b) * b, axis=0)
+    square = jnp.sum(_product(_product(a.T, a), b) * b, axis=0)
     return jnp.sqrt(jnp.maximum(own + 2 * jnp.sum(projected * b, axis=0) + square, TINY))
+
+
+def _product(a: Float[Array, "*B K"], b: Float[Array, "K N"]) -> Float[Array, "*B N"]:
+    return jnp.matmul(a, b, precision=precision.of(a.dtype))
 
 
 class Embedding(nnx.Module):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int8
 
+from unime_jax.models import precision
+
 LIMIT = 127
 STEP = np.float32(1 / LIMIT)  # compilers make such a factor of a division, NumPy does not
 # Channels below this are zero: scales that are denormal numbers would be lost on accelerators.
@@ -65,7 +67,7 @@ def matmul(
     The gradient keeps the codes. Left to itself, autodiff would keep their conversion, a float
     copy of every kernel, wherever activations are not recomputed.
     """
-    y = x @ codes.astype(x.dtype)
+    y = jnp.matmul(x, codes.astype(x.dtype), precision=precision.of(x.dtype))
     return (y.astype(jnp.float32) * scale).astype(x.dtype)
 
 
@@ -76,7 +78,8 @@ def _forward(x, codes, scale):
 def _backward(residual, cotangent):
     codes, scale = residual
     scaled = (cotangent.astype(jnp.float32) * scale).astype(cotangent.dtype)
-    return scaled @ codes.T.astype(scaled.dtype), None, None
+    kernel = codes.T.astype(scaled.dtype)
+    return jnp.matmul(scaled, kernel, precision=precision.of(scaled.dtype)), None, None
 
 
 matmul.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from unime_jax.batch import Inputs
-from unime_jax.models import attention, scan
+from unime_jax.models import attention, precision, scan
 from unime_jax.models.decoder import Decoder
 from unime_jax.models.pooling import last_token, unit_norm
 
@@ -27,7 +27,11 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a forward is run; none of it changes what is computed beyond rounding."""
+    """How a forward is run; none of it changes what is computed beyond rounding.
+
+    `dtype`: of activations, and with it the precision of products: float32 is multiplied as
+    float32, also where a platform's default is less (`models.precision`).
+    """
 
     dtype: jnp.dtype
     remat: scan.Remat
@@ -114,5 +118,10 @@ def merge_image_tokens(
     if weight is None:
         image = picked[:, :, 0]
     else:
-        image = jnp.einsum("btsd,bts->btd", picked, weight.astype(picked.dtype))
+        image = jnp.einsum(
+            "btsd,bts->btd",
+            picked,
+            weight.astype(picked.dtype),
+            precision=precision.of(picked.dtype),
+        )
     return jnp.where(slot[:, :, :1] >= 0, image, x)

@@ -1,0 +1,162 @@
+"""Products of float32 operands ask for float32, in every program that is run: no default is left.
+
+JAX's default means bfloat16 passes on a TPU, which no CPU shows. So the programs are read, not run.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_texts
+from tests.backbones.tiny_folders import write_folder
+from tests.models.oracle import TEXT, VISION
+from unime_jax import backbones, encode, objectives, sharding, state, step
+from unime_jax.data.plan import Bucket, pair_plan
+from unime_jax.models import lora, precision
+from unime_jax.models.vlm import Execution
+from unime_jax.planning.program import abstract_batch, abstract_rows
+
+FAMILIES = {
+    "llava_onevision": lambda f: write_folder(f, vision=VISION, text=TEXT),
+    "llava_next": tiny_families.write_llava_next,
+    "llava_qwen": tiny_llava_qwen.write_llava_qwen,
+    "qwen2_vl": tiny_families.write_qwen2_vl,
+    "phi3_v": tiny_phi3_v.write_phi3_v,
+    "bert": tiny_texts.write_bert,
+    "nvembed": tiny_texts.write_nv_embed,
+}
+DORA = lora.LoraConfig(rank=2, alpha=4.0, dora=True, targets=((".*", True),))
+CONTRASTIVE = objectives.Contrastive(
+    objective="contrastive",
+    temperature=0.05,
+    hard_negatives=4,
+    false_negative_margin=0.2,
+    hardness=2.0,
+    symmetric=True,
+    tile=None,
+    mask_same_target=True,
+)
+IN_TILES = objectives.Contrastive(**{**vars(CONTRASTIVE), "tile": 3, "hard_negatives": None})
+HARDEST_IN_TILES = objectives.Contrastive(**{**vars(CONTRASTIVE), "tile": 3})
+DISTILLATION = objectives.Distillation(
+    objective="distillation",
+    texts="all",
+    temperature=0.05,
+    teacher_temperature=None,
+    direction="symmetric",
+    mask_diagonal=True,
+    reduction="mean",
+)
+PRODUCT = re.compile(
+    r"stablehlo\.(?:dot_general|convolution)\b.*: \(tensor<(.*?)>, tensor<(.*?)>\)"
+)
+
+
+def products(lowered) -> list[tuple[str, str, bool]]:
+    """The dtypes of the operands of every product, and whether it asks for full precision."""
+    found = []
+    for line in lowered.as_text().splitlines():
+        if match := PRODUCT.search(line):
+            types = [shape.split("x")[-1] for shape in match.groups()]
+            found.append((*types, "precision = [HIGHEST, HIGHEST]" in line))
+    return found
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    made = {}
+
+    def get(family):
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family) / "folder"
+            folder.mkdir()
+            FAMILIES[family](folder)
+            made[family] = backbones.open_backbone(str(folder), max_length=64, weights=False)
+        return made[family]
+
+    return get
+
+
+def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1, tiles=3):
+    """A training step: forward, backward and update, as StableHLO."""
+    mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
+    blueprint = state.draw(
+        backbone,
+        mesh,
+        adapters=DORA,
+        trainable=((r".*\.lora_.*", True), (".*", frozen == "float32")),
+        frozen_dtype=jnp.dtype(frozen),
+    )
+    plan = pair_plan([Bucket(64, tiles)], backbone.layout, batch_size=8, negatives=1, chunk_size=8)
+    optimizer = optax.sgd(1e-3)
+    run = step.make_train_step(
+        step.make_encode(blueprint.graph, Execution(jnp.dtype(dtype), "none", "xla")),
+        optimizer,
+        optax.constant_schedule(1e-3),
+        loss,
+        recompute=True,
+    )
+    now = state.abstract_state(blueprint, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(run).lower(now, abstract_batch(plan, mesh, 8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_float32_product_of_a_step_asks_for_float32(opened, family):
+    found = products(lowered_step(opened(family), CONTRASTIVE))
+    assert len(found) > 40  # forward and backward
+    assert set(found) == {("f32", "f32", True)}
+
+
+@pytest.mark.parametrize("loss", [IN_TILES, HARDEST_IN_TILES], ids=["tiles", "hardest"])
+def test_of_a_loss_in_tiles_round_a_ring_too(opened, loss):
+    found = products(lowered_step(opened("llava_onevision"), loss, devices=2))
+    assert set(found) == {("f32", "f32", True)}
+
+
+def test_of_distillation_too(opened):
+    backbone = backbones.language_only(opened("llava_onevision"), 6)
+    found = products(lowered_step(backbone, DISTILLATION, tiles=0))
+    assert set(found) == {("f32", "f32", True)}
+
+
+def test_of_int8_kernels_computed_in_float32_too(opened):
+    found = products(lowered_step(opened("llava_onevision"), CONTRASTIVE, frozen="int8"))
+    assert set(found) == {("f32", "f32", True)}
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "bert"])
+def test_bfloat16_stays_the_platforms_own(opened, family):
+    """Only what is float32 in such a run, as norms of DoRA and the loss, asks for more."""
+    found = set(products(lowered_step(opened(family), CONTRASTIVE, dtype="bfloat16")))
+    assert ("bf16", "bf16", False) in found and ("f32", "f32", True) in found
+    assert all(full == (a == b == "f32") for a, b, full in found)
+
+
+def test_of_the_encoder_of_evaluation_export_and_embedder_too(opened):
+    backbone = opened("phi3_v")
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    blueprint = state.draw(
+        backbone,
+        mesh,
+        adapters=DORA,
+        trainable=((".*", True),),
+        frozen_dtype=jnp.dtype("float32"),
+    )
+    plan = pair_plan([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
+    exact = Execution(jnp.dtype("float32"), "none", "xla")
+    run = encode._program(step.make_encode(blueprint.graph, exact), mesh)
+    with jax.set_mesh(mesh):
+        found = products(run.lower(blueprint.parameters, {}, abstract_rows(plan, mesh)))
+    assert len(found) > 10 and set(found) == {("f32", "f32", True)}
+
+
+def test_a_default_of_the_user_is_left_alone():
+    before = jax.config.jax_default_matmul_precision
+    with precision.asked(jnp.dtype("float32")):
+        assert jax.config.jax_default_matmul_precision == "highest"
+    assert jax.config.jax_default_matmul_precision == before
+    assert precision.of(jnp.dtype("bfloat16")) is None

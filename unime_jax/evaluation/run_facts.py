@@ -1,0 +1,49 @@
+"""What a report says of its run first: what was trained, when, how long, and with what."""
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from unime_jax.config import TrainConfig
+
+
+def run_facts(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, str]:
+    """Facts of a run that ends now; `goodput` is its `Goodput.summary`."""
+    seconds = sum(goodput["seconds"].values())
+    starts = goodput["starts"]
+    return {
+        "backbone": settings.backbone,
+        "weights at the start": initialisation(settings),
+        "steps": f"{settings.steps} of {settings.batch_size} pairs",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "took": duration(seconds) + (f" in {starts} starts" if starts > 1 else ""),
+        "unime_jax": _version("unime_jax"),
+        "jax": jax.__version__,
+    }
+
+
+def initialisation(settings: TrainConfig) -> str:
+    """Where the weights before the first step come from, in a few words."""
+    if settings.init_from:
+        return f"of the run {settings.init_from}"
+    return "random" if settings.init == "random" else "pretrained"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as far as they matter: "2 h 5 min", "3 min 20 s", "12 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # a clone that is run where it lies
