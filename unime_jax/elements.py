@@ -141,7 +141,7 @@ def _read(image: Source) -> Picture:
             images.check_size(*image.size)
             with _loading:
                 image.load()
-            pixels = images.to_rgb(image)
+                pixels = images.to_rgb(image)  # which reads EXIF lazily, too
     except Exception as error:  # Pillow raises anything at a damaged file that is read only now
         raise ValueError(f"the image cannot be read: {error}") from error
     file = io.BytesIO()

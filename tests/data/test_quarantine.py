@@ -26,6 +26,17 @@ def test_written_once_and_across_restarts(tmp_path):
     assert len(again) == 2 and read_quarantine(path) == [A, B]
 
 
+def test_names_of_any_characters_are_written_and_none_is_hidden(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    strange = BadItem("größe", "a\ud800", "exe\u202egnp.jpg", "\x1b[2J")
+    Quarantine(path).add([A, strange, BadItem("größe", "1", "", "empty")], read=3)
+    lines = path.read_text().splitlines()
+    assert all(line.isprintable() for line in lines) and "größe" in lines[2]
+    assert read_quarantine(path)[1] == strange
+    Quarantine(path).add([strange], read=1)
+    assert len(path.read_text().splitlines()) == 3
+
+
 def test_half_written_line_survives(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     path.write_text(json.dumps(A._asdict()) + '\n{"source": "sha')

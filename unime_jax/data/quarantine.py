@@ -116,7 +116,7 @@ class Quarantine:
         return self.path.with_name(f"{self.path.stem}-{process}.jsonl")
 
     def _append(self, items: Iterable[BadItem]) -> None:
-        lines = "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items)
+        lines = "".join(_line(item) for item in items)
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
             with open(self._own, "ab+") as file:
@@ -126,6 +126,12 @@ class Quarantine:
                 file.write(lines.encode())
         except OSError as error:
             raise RuntimeError(f"{self._own} cannot be written: {error.strerror}") from error
+
+
+def _line(item: BadItem) -> str:
+    """JSON that is easy to read, unless it has what cannot be seen, or not be written."""
+    line = json.dumps(item._asdict(), ensure_ascii=False)
+    return (line if line.isprintable() else json.dumps(item._asdict())) + "\n"
 
 
 def read_quarantine(path: str | os.PathLike) -> list[BadItem]:
