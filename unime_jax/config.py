@@ -40,12 +40,20 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """When no step has finished for `seconds` (0: never), leave all stacks in <workdir>.
+    """When nothing is done for so many seconds (0: for ever), leave all stacks in <workdir>.
 
-    `exit`: and end the process, with status 75.
+    `seconds`: no step has finished, or no batch came. `setup_seconds`: opening data and backbone,
+    each tensor that is read, restoring, the last checkpoint. `compile_seconds`: the step.
+    `evaluation_seconds`: `evaluation.rows` items, with the compilation before them.
+    `export_seconds`: each tensor that is written, each part of the self-check. Preparing data is
+    not watched. `exit`: and end the process, with status 75.
     """
 
     seconds: float
+    setup_seconds: float
+    compile_seconds: float
+    evaluation_seconds: float
+    export_seconds: float
     exit: bool
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from unime_jax import paths, sharding
+from unime_jax import paths, sharding, watchdog
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.chunks import Encode, encode_in_chunks
 from unime_jax.data.pack import fill_buckets, row_numbers
@@ -57,6 +57,7 @@ def make_row_encoder(
         )
         with jax.set_mesh(mesh):
             parts = [np.asarray(part) for part in run(*parameters, on_device)]
+        watchdog.progress()
         return np.concatenate(parts)[row_numbers(places, plan)]
 
     return encode_rows

@@ -9,7 +9,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unime_jax import processes
+from unime_jax import exits, processes, stop
 from unime_jax.jobs import embed, export, plan, train
 
 JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
@@ -69,6 +69,11 @@ def run() -> None:
     )
     try:
         app.run(main)
+    except KeyboardInterrupt:  # where no job sees to it itself
+        text = "told to stop by Ctrl-C: the same command goes on from what is complete"
+        processes.fail(text, expected=True, status=stop.INTERRUPTED)
+        sys.stderr.write(f"{text}\n")
+        exits.exit_now(stop.INTERRUPTED)  # Python would wait for threads that read
     except Exception as error:
         if not says_it_all(error) or logging.level_debug():
             processes.fail(traceback.format_exc(), expected=False)

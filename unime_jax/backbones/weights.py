@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from unime_jax import watchdog
 from unime_jax.backbones import quantized
 from unime_jax.backbones.checkpoint import Checkpoint
 from unime_jax.backbones.merging import Adapter
@@ -81,6 +82,7 @@ def load(
                 )
             else:
                 parameters[path] = _read(checkpoint, entry, targets[path], pool)
+            watchdog.progress()
     return parameters
 
 
@@ -160,6 +162,7 @@ def save(
                     part.to_file(value[i] if part.stacked else value).astype(dtype, copy=False)
                     for part, value in zip(parts, values, strict=True)
                 ]
+                watchdog.progress()
                 yield name, layers[0] if len(layers) == 1 else np.concatenate(layers)
         yield from carried
 
