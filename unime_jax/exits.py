@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 SECONDS = 3.0  # for all callbacks: the file system may be what hangs
 
@@ -25,7 +26,7 @@ def before_exit(callback: Callable[[], None]) -> Callable[[], None]:
     return forget
 
 
-def exit_now(status: int) -> None:
+def exit_now(status: int) -> NoReturn:
     """Ends the process from any thread, whatever the other threads wait for."""
 
     def call_all() -> None:
