@@ -42,7 +42,9 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _named(error, path) from error
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a failed write does not know it
+        raise
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -133,8 +135,3 @@ def _full(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             if shutil.disk_usage(existing).free < 2**20:
                 found.append(folder)
     return found
-
-
-def _named(error: OSError, path: pathlib.Path) -> OSError:
-    """The same error, which knows its file."""
-    return OSError(error.errno, error.strerror, str(path))

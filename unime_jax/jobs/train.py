@@ -34,7 +34,7 @@ from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import mmeb, report, scores, suite
+from unime_jax.evaluation import earlier, mmeb, report, scores, suite
 from unime_jax.goodput import Goodput
 from unime_jax.jobs import boundary, export, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
@@ -65,6 +65,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         ),
     ):
         same_run.check_config(workdir, config_dict.to_dict())
+        if jax.process_index() == 0:
+            earlier.set_damaged_aside(workdir)
         write_config(workdir, config_dict)
         _use_compilation_cache(settings.compilation_cache, workdir)
         goodput = Goodput(workdir, writes=jax.process_index() == 0)
