@@ -55,6 +55,7 @@ class Goodput:
         self._since = self._written = time.perf_counter()
 
     def _go_on(self, earlier: dict[str, Any]) -> None:
+        seconds: dict[str, float]
         seconds = {name: float(earlier.get("seconds", {}).get(name, 0.0)) for name in PHASES}
         compute_at = {int(step): float(t) for step, t in earlier.get("compute_at", {}).items()}
         starts, steps = int(earlier.get("starts", 0)), int(earlier.get("steps", 0))
