@@ -93,7 +93,13 @@ def mini() -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 50, "keep": 2})
     config.compilation_cache = "auto"  # in the work directory, but for CPUs the user's
     config.profile = ConfigDict({"first_step": 10, "steps": 0})
-    config.watchdog = ConfigDict({"seconds": 1800.0, "exit": True})  # without a finished step
+    config.watchdog = ConfigDict()  # stacks, and the end, after so long without ... (0: never)
+    config.watchdog.seconds = 1800.0  # a finished step
+    config.watchdog.setup_seconds = 3600.0  # a tensor read, a checkpoint restored or written
+    config.watchdog.compile_seconds = 7200.0  # the compiled step
+    config.watchdog.evaluation_seconds = 3600.0  # a window of items embedded
+    config.watchdog.export_seconds = 7200.0  # a tensor written, a check passed
+    config.watchdog.exit = True
 
     config.data = ConfigDict()
     config.data.folder = folder

@@ -134,7 +134,29 @@ def truncate(step: pathlib.Path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def record_of(content):
+    """Damage: the record says this instead."""
+    return lambda step: (step / "record" / "metadata").write_bytes(content)
+
+
 DAMAGES = {
+    "record without facts": record_of(b'{"checksums": {}}'),
+    "record of no facts": record_of(b'{"facts": {}, "checksums": {}}'),
+    "record of fewer facts": record_of(b'{"facts": {"data": {"a": 3}}, "checksums": {}}'),
+    "facts that are a list": record_of(b'{"facts": ["backbone", "data"], "checksums": {}}'),
+    "facts that are null": record_of(b'{"facts": null, "checksums": {}}'),
+    "checksums that are a list": record_of(b'{"facts": {"backbone": "abc"}, "checksums": []}'),
+    "record that is a list": record_of(b"[]"),
+    "record that is null": record_of(b"null"),
+    "record that is not UTF-8": record_of(b"\xff\xfe{}"),
+    "record that is a file": lambda step: (
+        shutil.rmtree(step / "record"),
+        (step / "record").write_text(""),
+    ),
+    "nothing at all": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "state's metadata that are a list": lambda step: (step / "state" / "_METADATA").write_text(
+        "[]"
+    ),
     "flipped": flip,
     "truncated": truncate,
     "no record": lambda step: (step / "record").rename(step.parent / "elsewhere"),
@@ -157,6 +179,21 @@ def test_the_one_before_a_damaged_checkpoint_is_used(folder, damage, caplog):
     assert len(list(folder.with_name("checkpoints_bad").iterdir())) == 1
     with open_checkpoints(folder) as checkpoints:
         assert_same(checkpoints.restore(make_state(0)), make_state(6))
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"7", b"\xff\xfe", b'{"item_handlers": 7}', b"{"]
+)
+def test_notes_on_a_checkpoint_are_no_part_of_it(folder, content):
+    for step in steps(folder):
+        notes = folder / str(step) / checkpoint.NOTES
+        notes.unlink()
+        if content is not None:
+            notes.write_bytes(content)
+    with open_checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(6))
+        checkpoints.save(8, make_state(8))
+    assert steps(folder) == [4, 6, 8]
 
 
 def test_values_that_no_file_format_would_notice(folder, monkeypatch):
@@ -203,6 +240,48 @@ def test_other_facts_are_refused(folder):
             checkpoints.restore(make_state(0))
     with open_checkpoints(folder, facts={"backbone": "abc"}) as checkpoints:  # knows less
         assert int(checkpoints.restore(make_state(0)).step) == 6
+
+
+# Names of folders
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"])
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
+    with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another name"):
+        checkpoint.check_name(tmp_path / name)
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match="in a path is a pattern"):
+        checkpoint.check_name(pathlib.Path("runs/plain"))
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    checkpoint.check_name(tmp_path / "link" / "run")
+
+
+@pytest.mark.parametrize("name", ["{a,b}", "a]b", "a b", "seed=0,lr=1e-4", "ünï#%20'", "link"])
+def test_other_names_work(tmp_path, name):
+    """Also a link without such characters to a folder that has some."""
+    if name == "link":
+        (tmp_path / "lr[1e-4]").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / "lr[1e-4]")
+    checkpoint.check_name(tmp_path / name)
+    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        checkpoints.save(2, make_state(2))
+    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(2))
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["between steps", "at the end"])
+def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path, later):
+    """As one in a folder whose name is a pattern, which nobody has refused here."""
+    with (
+        pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*plainer"),
+        open_checkpoints(tmp_path / "lr[1e-4]") as checkpoints,
+    ):
+        checkpoints.save(2, make_state(2))
+        if not later:
+            checkpoints._manager.wait_until_finished()
+            checkpoints.check()
+            raise AssertionError("it was relied on")
 
 
 def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):

@@ -48,6 +48,35 @@ def test_with_something_to_save_the_caller_ends_it():
     assert process.communicate(timeout=30)[0] == b"saved\n" and process.returncode == 143
 
 
+@pytest.mark.parametrize("busy", [COMPILE, "time.sleep(60)"])
+def test_ctrl_c_without_anything_to_save_ends_at_once(busy):
+    process = start("with StopSignal():", "  print('ready', flush=True)", f"  {busy}")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once():
+    lines = (
+        "with StopSignal() as stop:",
+        "  stop.unsaved = True",
+        "  print('ready', flush=True)",
+        "  while not stop.told: time.sleep(0.01)",
+        "  print('told', flush=True)",
+        "  time.sleep({})",
+        "  print('saved', flush=True)",
+        "raise SystemExit(stop.status)",
+    )
+    process = start(*(line.format(0.3) for line in lines))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b"told\nsaved\n" and process.returncode == 130
+    process = start(*(line.format(60) for line in lines))
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == b"told\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b"" and process.returncode == 130
+
+
 def test_everything_is_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     for _ in range(3):

@@ -46,6 +46,46 @@ def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
     assert "no stacks in" in caplog.text
 
 
+PHASES = """
+import pathlib, sys, time
+from unime_jax import watchdog
+
+def hang():
+    time.sleep(60)
+
+with watchdog.Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=True):
+    time.sleep(1.0)  # no step yet
+    with watchdog.phase("the set-up has not gone on", 0.6):
+        for _ in range(4):
+            time.sleep(0.3)
+            watchdog.progress()
+    watchdog.progress()  # of something that nobody waits for
+    time.sleep(1.0)
+    with watchdog.phase("no step has finished", 0.5):
+        watchdog.progress()
+        with watchdog.phase("the step has not compiled", 0):
+            time.sleep(1.0)
+        watchdog.progress()
+    with watchdog.phase("the export has not gone on", 0.5):
+        hang()
+"""
+
+
+def test_each_phase_has_a_bound_of_its_own(tmp_path):
+    """Also where Python's `finally` is not reached: what is registered is done before the end."""
+    file = tmp_path / "stacks-0.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", PHASES, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == STATUS, done.stderr
+    assert "the export has not gone on for 0.5 s" in done.stderr
+    assert "in hang" in file.read_text() and file.read_text().count("Current thread") <= 1
+
+
 def test_off(tmp_path):
     with Watchdog(tmp_path / "stacks.txt", seconds=0, exit=True) as watchdog:
         watchdog.beat()

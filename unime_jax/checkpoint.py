@@ -11,6 +11,7 @@ arrays as it was on the devices, and what is read is compared with that.
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from unime_jax import files
 from unime_jax.step import TrainState
 
 # Of an array that devices have copies of, Orbax lets each device save a slice. The slices are made
@@ -35,6 +37,15 @@ ocp.type_handlers.register_type_handler(
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM),
     override=True,
 )
+
+
+# A path with these is a pattern to the file names that Orbax looks for when it completes a
+# checkpoint, and the pattern does not match the path itself, or matches another run's as well.
+PATTERN = "*?[\\"
+
+# What makes the arrays of a checkpoint readable; written last.
+MANIFEST = "manifest.ocdbt"
+NOTES = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -60,11 +71,30 @@ class Checkpoints:
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            # Orbax' notes on times and handlers, without which a checkpoint can be read as well.
+            if read_only:
+                raise ValueError(
+                    f"{self._folder} cannot be opened, a {NOTES} in it is damaged: "
+                    f"{_in_short(error)}. Remove that file; the checkpoint is whole without it."
+                ) from error
+            self._set_notes_aside(error)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._every = every
         self._facts = facts
         self._read_only = read_only
         self._pending = self._closed = False
+        self._unproven: dict[int, dict[str, Any]] = {}  # records of saves that were not read back
+        self._proven = read_only
+
+    def _set_notes_aside(self, why: Exception) -> None:
+        if jax.process_index() == 0:
+            for notes in self._folder.glob(f"*/{NOTES}"):
+                files.set_aside(notes, _in_short(why))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("notes on checkpoints set aside")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,6 +118,7 @@ class Checkpoints:
         self._closed = True
         with self._writing():
             self._manager.close()
+        self._prove()
 
     def latest_step(self) -> int | None:
         """Steps done in the newest complete checkpoint, be it readable or not."""
@@ -114,6 +145,8 @@ class Checkpoints:
                 ),
             )
         self._pending = True
+        if not self._proven:
+            self._unproven[steps_done] = record
 
     def check(self) -> None:
         """Call it between steps: a save that failed in the background must not go unnoticed.
@@ -126,6 +159,30 @@ class Checkpoints:
         self._pending = False
         with self._writing():
             self._manager.wait_until_finished()
+        self._prove()
+
+    def _prove(self) -> None:
+        """Sees once in a process's life that what it saves can be read, before it relies on it."""
+        if self._proven or not self._unproven or jax.process_index() != 0:
+            return
+        step, record = self._unproven.popitem()
+        folder = self._folder / str(step)
+        try:
+            manifest = (folder / "state" / MANIFEST).stat().st_size
+            kept = json.loads((folder / "record" / "metadata").read_bytes())
+        except (OSError, ValueError) as error:
+            raise RuntimeError(self._not_readable(step, _in_short(error))) from error
+        if not manifest or kept != json.loads(json.dumps(record)):
+            raise RuntimeError(self._not_readable(step, "it is not what was saved"))
+        self._proven = True
+        self._unproven.clear()
+
+    def _not_readable(self, step: int, reason: str) -> str:
+        return (
+            f"The first checkpoint of this run, of step {step} in {self._folder}, was written, but "
+            f"cannot be read back: {reason}. None of the next ones could, so the run ends now. Use "
+            "a work directory on another file system, or of a plainer name."
+        )
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest good checkpoint in the shapes and shardings of `state`; None without any.
@@ -163,7 +220,7 @@ class Checkpoints:
         reason = ""
         try:
             record = self._restore(step, record=ocp.args.JsonRestore())["record"]
-            expected = record["facts"], record["checksums"]
+            expected = self._read_record(record)
         except Exception as error:
             reason = f"its record cannot be read: {_in_short(error)}"
         if not _all_processes(not reason):
@@ -186,12 +243,22 @@ class Checkpoints:
             )
         return dataclasses.replace(state, **part), ""
 
+    def _read_record(self, record: Any) -> tuple[dict[str, Any], dict[str, int]]:
+        """Facts and checksums; ValueError or KeyError if they are not of this form."""
+        facts, sums = record["facts"], record["checksums"]
+        if not isinstance(facts, dict) or not isinstance(sums, dict):
+            raise ValueError("facts and checksums are JSON objects")
+        missing = [name for name in self._facts if name not in facts]
+        if missing:
+            raise ValueError(f"it does not say which {' and '.join(missing)} it belongs to")
+        return facts, sums
+
     def _restore(self, step: int, **parts: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**parts))
 
     def _compare(self, step: int, facts: Mapping[str, Any]) -> None:
         for name, now in self._facts.items():
-            if name in facts and facts[name] != now:
+            if facts[name] != now:
                 raise ValueError(
                     f"The checkpoint of step {step} in {self._folder} belongs to another {name}: "
                     f"{facts[name]} then, {now} now. Give the run what it began with, or use "
@@ -228,6 +295,24 @@ class Checkpoints:
             "See to it that there is room and that the folder can be written; then the same "
             "command goes on from the newest one."
         )
+
+
+def check_name(workdir: pathlib.Path) -> None:
+    """Raises ValueError if checkpoints in this folder could not be read again for its path."""
+    path = str(workdir.absolute())
+    bad = sorted(set(path) & set(PATTERN))
+    if bad:
+        raise ValueError(
+            f"--workdir={path}: {' and '.join(map(repr, bad))} in a path is a pattern for Orbax, "
+            "so that no checkpoint written there could be read again. Use another name, such as "
+            f"{_plain(workdir.name) or 'run'}, or a symbolic link without them in its path."
+        )
+
+
+def _plain(name: str) -> str:
+    for character in PATTERN + "]":
+        name = name.replace(character, "_")
+    return name.strip("_")
 
 
 def checksums(tree: Any) -> dict[str, int]:

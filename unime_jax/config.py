@@ -43,10 +43,18 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """What happens when no step finishes in time: all stacks are left in <workdir>."""
+    """What happens when nothing goes on for so many seconds (0: it may for ever).
 
-    seconds: float  # without a finished step; 0: never
-    exit: bool  # whether to end the process then, with status 75
+    Preparing data is not watched.
+    """
+
+    seconds: float  # no step has finished, or no batch came
+    # opening data and backbone, each tensor that is read, restoring, the last checkpoint
+    setup_seconds: float
+    compile_seconds: float  # the training step
+    evaluation_seconds: float  # `evaluation.rows` items, with the compilation before them
+    export_seconds: float  # each tensor that is written, each part of the self-check
+    exit: bool  # end the process with status 75; all stacks are left in <workdir> either way
 
 
 @dataclasses.dataclass(frozen=True)

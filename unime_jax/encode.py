@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from unime_jax import paths, sharding
+from unime_jax import paths, sharding, watchdog
 from unime_jax.backbones.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.chunks import Encode, encode_in_chunks
@@ -93,6 +93,7 @@ def make_row_encoder(
         )
         with _announced(plan, compiled), jax.set_mesh(mesh):
             parts = [np.asarray(part) for part in run(*parameters, on_device)]
+        watchdog.progress()
         vectors = np.concatenate(parts)[row_numbers(places, plan)]
         compiled.add(plan)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

@@ -2,13 +2,15 @@
 
 import contextlib
 import json
-import os
+import math
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from absl import logging
+
+from unime_jax import files
 
 Phase = Literal[
     "compute", "input", "checkpoint", "compile", "evaluation", "export", "other", "lost"
@@ -38,16 +40,29 @@ class Goodput:
     def __init__(self, workdir: pathlib.Path, *, writes: bool):
         self._path = workdir / "goodput.json"
         self._writes = writes
-        earlier = _read(self._path)
-        found = earlier.get("seconds", {})
-        self.seconds: dict[str, float] = {name: float(found.get(name, 0.0)) for name in PHASES}
-        self._compute_at: dict[int, float] = {
-            int(step): seconds for step, seconds in earlier.get("compute_at", {}).items()
-        }
-        self._starts = int(earlier.get("starts", 0)) + 1
-        self._steps = int(earlier.get("steps", 0))
+        self.seconds: dict[str, float] = {}
+        self._compute_at: dict[int, float] = {}
+        self._starts = self._steps = 0
+        self._go_on({})
+        try:
+            self._go_on(files.read_object(self._path))
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            if writes:  # a run does not end for its statistics
+                files.set_aside(self._path, error)
         self._phase: Phase = "other"
         self._since = self._written = time.perf_counter()
+
+    def _go_on(self, earlier: dict[str, Any]) -> None:
+        seconds: dict[str, float]
+        seconds = {name: float(earlier.get("seconds", {}).get(name, 0.0)) for name in PHASES}
+        compute_at = {int(step): float(t) for step, t in earlier.get("compute_at", {}).items()}
+        starts, steps = int(earlier.get("starts", 0)), int(earlier.get("steps", 0))
+        if not all(map(math.isfinite, [*seconds.values(), *compute_at.values()])):
+            raise ValueError("a time that is not finite")
+        self.seconds, self._compute_at = seconds, compute_at
+        self._starts, self._steps = starts + 1, steps
 
     @contextlib.contextmanager
     def spend(self, phase: Phase) -> Iterator[None]:
@@ -94,10 +109,8 @@ class Goodput:
         self._written = time.perf_counter()
         if not self._writes:
             return
-        temporary = self._path.with_name(self._path.name + ".tmp")
         try:
-            temporary.write_text(json.dumps(self.summary(), indent=2) + "\n")
-            os.replace(temporary, self._path)
+            files.write_whole(self._path, json.dumps(self.summary(), indent=2) + "\n")
         except OSError as error:  # a run does not end for its statistics
             logging.warning("%s cannot be written: %s", self._path, error)
 
@@ -114,13 +127,3 @@ class Goodput:
         now = time.perf_counter()
         self.seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        logging.warning("%s is not JSON; time is counted from now on", path)
-        return {}

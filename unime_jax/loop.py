@@ -1,11 +1,10 @@
-"""The training loop: batches to steps, metrics, checkpoints, and a clean stop on SIGTERM."""
+"""The training loop: batches to steps, metrics, checkpoints, and a clean stop when told to."""
 
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import grain
 import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
@@ -21,15 +20,20 @@ from unime_jax import (
     step,
     tally,
     together,
+    watchdog,
 )
 from unime_jax.batch import Batch
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import quarantine
+from unime_jax.data.pack import PackInfo
+from unime_jax.data.reader import Reader
 from unime_jax.goodput import Goodput
 from unime_jax.metrics import MetricsWriter
 from unime_jax.profiling import ProfileWindow
 from unime_jax.stop import StopSignal
-from unime_jax.watchdog import Watchdog
+
+# A read that hangs in one of several processes, which cannot save without each other.
+HANGING_SECONDS = 15.0
 
 
 def run(
@@ -38,7 +42,7 @@ def run(
     workdir: pathlib.Path,
     train_step: Wrapped,
     now: step.TrainState,
-    data: grain.DatasetIterator,
+    data: Reader[tuple[Batch, PackInfo]],
     checkpoints: Checkpoints,
     goodput: Goodput,
     stop_signal: StopSignal,
@@ -79,11 +83,7 @@ def run(
             first_step=settings.profile.first_step,
             steps=settings.profile.steps,
         ) as profile,
-        Watchdog(
-            workdir / f"stacks-{jax.process_index()}.txt",
-            seconds=settings.watchdog.seconds,
-            exit=settings.watchdog.exit,
-        ) as watchdog,
+        watchdog.phase("no step has finished", settings.watchdog.seconds),
         goodput.spend("compute"),
     ):
 
@@ -100,7 +100,7 @@ def run(
             by_source = found.pop("source_loss"), found.pop("source_rows")
             values = {name: float(value) for name, value in found.items()}
             total = sums()
-            watchdog.beat()
+            watchdog.progress()
             told = told or total["told"] > 0
             tallied.add(total, *by_source)
             host |= {"pad_fraction": total["pad_fraction"] / jax.process_count()}
@@ -123,30 +123,53 @@ def run(
             bad.count(int(total["replaced_examples"]), int(total["read"]))
             return in_a_row == 0
 
+        def save(*, last: bool) -> None:
+            nonlocal pending
+            finite = report_pending(saving=True)
+            pending = None
+            writer.flush()
+            bad.merge()
+            # A run that is failing must not push its last good checkpoints out.
+            if finite or last:
+                with goodput.spend("checkpoint"):
+                    checkpoints.save(done, now)
+                goodput.saved(done)
+            watchdog.progress()
+
         last = time.perf_counter()
         while done < settings.steps:
             asked = time.perf_counter()
             try:
                 with goodput.spend("input"):
-                    batch, info = next(data)
+                    read = data.next(lambda: _gives_up_reading(stop_signal))
             except quarantine.UnusableSource as error:
                 bad.note(error.items)
                 bad.merge()
                 raise ValueError(f"{error}. All are listed in {bad.path}") from error
+            if read is None:
+                if jax.process_count() > 1:
+                    _leave_the_others(stop_signal, done)
+                logging.info("told to stop: saving step %d, not waiting for its next batch", done)
+                save(last=True)
+                break
+            batch, info = read
             waited = time.perf_counter() - asked
             bad.note(info.bad)
             profile.before(done + 1)
             placed = to_device(batch, mesh)
             if compiled is None:
                 what = f"the training step of {settings.batch_size} pairs"
-                with goodput.spend("compile"), compilation_cache.announced(what):
+                with (
+                    goodput.spend("compile"),
+                    compilation_cache.announced(what),
+                    watchdog.phase("the step has not compiled", settings.watchdog.compile_seconds),
+                ):
                     compiled = train_step.lower(now, placed).compile()
                     # CPUs wait 30 s where they connect; compilations may end further apart.
                     processes.barrier("step compiled")
             now, metrics = compiled(now, placed)
             if done == begun:
                 stop_signal.unsaved = True
-                watchdog.beat()
             done += 1
             profile.after(done, metrics)
             sums = sum_over_processes(
@@ -168,20 +191,28 @@ def run(
             goodput.stepped(done)
             stop = stop_signal.told if jax.process_count() == 1 else told
             if checkpoints.is_due(done) or stop or done == settings.steps:
-                finite = report_pending(saving=True)
-                pending = None
-                writer.flush()
-                bad.merge()
-                # A run that is failing must not push its last good checkpoints out.
-                if finite or stop or done == settings.steps:
-                    with goodput.spend("checkpoint"):
-                        checkpoints.save(done, now)
-                    goodput.saved(done)
-                watchdog.beat()
+                save(last=stop or done == settings.steps)
             if stop:
                 logging.info("told to stop: saving step %d in %s", done, workdir / "checkpoints")
                 break
     return now
+
+
+def _gives_up_reading(stop_signal: StopSignal) -> bool:
+    """One process alone can save what it has done at once; of several, each gives a read time."""
+    if not stop_signal.told:
+        return False
+    return jax.process_count() == 1 or time.monotonic() - stop_signal.since > HANGING_SECONDS
+
+
+def _leave_the_others(stop_signal: StopSignal, done: int) -> None:
+    """The others are in the midst of the next step, and wait for this process's rows."""
+    report = (
+        f"error: told to stop, but the batch after step {done} has not been read within "
+        f"{HANGING_SECONDS:.0f} s: a file or a file server hangs. What was done after the newest "
+        "checkpoint is lost."
+    )
+    processes.fail(report, expected=True, status=stop_signal.status)
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:

@@ -15,8 +15,10 @@ from unime_jax import (
     config,
     config_help,
     config_reader,
+    exits,
     processes,
     recipes,
+    stop,
 )
 from unime_jax.jobs import embed, export, plan, train
 
@@ -131,6 +133,11 @@ def run() -> None:
     )
     try:
         app.run(main, flags_parser=_parse)
+    except KeyboardInterrupt:  # where no job sees to it itself
+        text = "told to stop by Ctrl-C: the same command goes on from what is complete"
+        processes.fail(text, expected=True, status=stop.INTERRUPTED)
+        sys.stderr.write(f"{text}\n")
+        exits.exit_now(stop.INTERRUPTED)  # Python would wait for threads that read
     except Exception as error:
         if not says_it_all(error) or logging.level_debug():
             processes.fail(traceback.format_exc(), expected=False)

@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from unime_jax import files
+
 _SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is a file and a bar would be noise
 
 
@@ -166,6 +168,8 @@ class _TensorBoard:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        if folder.exists() and not folder.is_dir():
+            files.set_aside(folder, "not a folder")
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
         # Readers drop what an earlier process wrote of this step and later ones.
@@ -246,29 +250,37 @@ def _import_wandb(project: str):
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it."""
-    if not path.exists():
-        return
-    kept, dropped = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and _step_of(line) <= step:
-            kept.append(line)
-        else:
-            dropped += 1
-    if not dropped:
-        return
-    logging.info("%s: dropping %d lines that are not of a step up to %d", path, dropped, step)
-    replacement = path.with_name(path.name + ".tmp")
-    with replacement.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(replacement, path)
+    """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it.
 
-
-def _step_of(line: str) -> float:
-    """The line's step; infinity, which is after every step, if a crash left it unreadable."""
+    Where lines are damaged, other than the last, which a crash may have cut, the file is kept under
+    another name as well.
+    """
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        files.set_aside(path, error.strerror)
+        return
+    steps = [_step_of(line) for line in lines]
+    kept = [line + b"\n" for line, own in zip(lines, steps) if own is not None and own <= step]
+    if len(kept) == len(lines) and not last:
+        return
+    logging.info(
+        "%s: dropping %d lines that are not of a step up to %d",
+        path,
+        len(lines) - len(kept) + bool(last),
+        step,
+    )
+    if None in steps:
+        files.set_aside(path, f"{steps.count(None)} lines are not a step's metrics")
+    files.write_whole(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line; None if it is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int | float) and math.isfinite(step) else None

@@ -1,11 +1,14 @@
 """Several processes that are one run: they join, and when one of them fails, all end and say why.
 
 A process that raises tells the others through JAX's coordination service. One that is killed
-cannot: its silence is noticed there after the heartbeat timeout, and JAX aborts the others.
+cannot: its silence is noticed there after the heartbeat timeout, and JAX aborts the others, with
+words for its developers. Each process therefore has a witness: a shell that reads from a pipe, and
+says what to do when the process ends without having said it.
 """
 
-import os
+import atexit
 import pathlib
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +20,8 @@ from absl import logging
 # The service's key-value store is what Orbax uses, too, but its client has no public name.
 from jax._src import distributed
 
+from unime_jax import exits
+
 RESUMES = "The same command, given to all of them again, resumes from the newest checkpoint."
 _FAILED = "unime_jax/failed"
 _POLL_SECONDS = 1.0
@@ -27,6 +32,11 @@ _DAYS = 7 * 24 * 3600 * 1000  # in ms: who is done early waits as long as the ot
 _leaving = threading.Event()
 _ending = threading.Lock()  # taken for good by the thread that ends the process
 _watcher: threading.Thread | None = None
+
+# A line through the pipe: all is said. Its end without one: the process was aborted or killed.
+# Signals to the whole group, as schedulers send them, are not for the witness.
+_WITNESS = 'trap "" HUP INT TERM; read -r said || printf "%s\\n" "$1" >&2'
+_witness: subprocess.Popen[bytes] | None = None
 
 
 def join(
@@ -81,6 +91,7 @@ def join(
         heartbeat_seconds,
     )
     _leaving.clear()
+    _call_a_witness(state.process_id, state.num_processes)
     _watcher = threading.Thread(target=_watch, name="other processes", daemon=True)
     _watcher.start()
 
@@ -137,9 +148,10 @@ def leave() -> None:
     _watcher.join()
     _watcher = None
     jax.distributed.shutdown()
+    _dismiss_witness()
 
 
-def fail(report: str, *, expected: bool) -> None:
+def fail(report: str, *, expected: bool, status: int = 1) -> None:
     """Prints what went wrong, tells the others, and exits; nothing where there are none.
 
     It does not wait for the others, who may be waiting for this process. What is not `expected`,
@@ -162,7 +174,7 @@ def fail(report: str, *, expected: bool) -> None:
         _linger()
     except Exception as error:  # the service may be what is gone
         logging.warning("the other processes could not be told: %s", error)
-    os._exit(1)
+    exits.exit_now(status)
 
 
 def _watch() -> None:
@@ -181,7 +193,41 @@ def _watch() -> None:
                 f"{report}\n{RESUMES}"
             )
             _linger()
-            os._exit(1)
+            exits.exit_now(1)
+
+
+def _call_a_witness(process: int, count: int) -> None:
+    """Starts the witness of this process, who speaks up if the process no longer can."""
+    global _witness
+    said = (
+        f"error: process {process} of {count} was ended from outside: killed (by hand, by the "
+        "scheduler, or for want of memory), or aborted by JAX, because another process died or "
+        f"its host is gone; lines above may say which. {RESUMES}"
+    )
+    command = ["/bin/sh", "-c", _WITNESS, "witness", said]
+    try:
+        _witness = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        logging.warning("no witness of this process's end: %s", error)
+        return
+    atexit.register(_dismiss_witness)
+    exits.before_exit(_dismiss_witness)
+
+
+def _dismiss_witness() -> None:
+    """Ends the witness: this process ends by itself, and has said why."""
+    global _witness
+    witness, _witness = _witness, None
+    if witness is None or witness.stdin is None:
+        return
+    try:
+        witness.stdin.write(b"said\n")
+        witness.stdin.close()
+        witness.wait(exits.SECONDS)
+    except (OSError, subprocess.TimeoutExpired):  # it was ended before
+        return
 
 
 def _give_up(seconds: int) -> None:
@@ -198,7 +244,7 @@ def _give_up(seconds: int) -> None:
         "that the coordinator is a host name that all of them can reach, with the port open; and "
         "that no process of an earlier run is left."
     )
-    os._exit(1)
+    exits.exit_now(1)
 
 
 def _check(coordinator: str | None, process_id: int | None, num_processes: int | None) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize, write_backbone
+from data_pipelines.preparing import preparing
 
 NAME, VERSION = "mini_mmeb", "1.0.0"
 CONFIGS = ("train", "eval", "composition", "images")
@@ -33,7 +34,8 @@ def prepare(
 
     `train_rows` counts the rows of each training source, `eval_rows` those of each evaluation
     dataset and composition split. Everything follows from the arguments, byte for byte. Each part
-    appears under its name only when it is whole, so an interrupted build is simply taken up again.
+    appears under its name only when it is whole, so an interrupted build is simply taken up again,
+    and a build by another process is waited for.
 
     Raises ValueError if the folder was built with other arguments, or if a number of rows is < 1.
     """
@@ -41,35 +43,59 @@ def prepare(
         raise ValueError(f"train_rows={train_rows}, eval_rows={eval_rows}: both must be positive")
     folder = Path(data_dir).expanduser() / NAME
     rows = {"seed": seed, "train_rows": train_rows, "eval_rows": eval_rows}
-    _check_parameters(folder, rows | {"backbone": dataclasses.asdict(backbone)})
-    missing = [name for name in CONFIGS if not (folder / name / VERSION).is_dir()]
-    if missing:
-        _build(folder, missing, rows)
-    if not (folder / "backbone").is_dir():
-        from data_pipelines.mini_mmeb.content import texts
+    wanted = rows | {"backbone": dataclasses.asdict(backbone)}
+    if _check_parameters(folder, wanted) and not _missing(folder):
+        return  # nothing is written, so that it may lie on a disk that only can be read
+    with preparing(folder):
+        if not _check_parameters(folder, wanted):
+            _note_parameters(folder, wanted)
+        missing = _missing(folder)
+        configs = [name for name in CONFIGS if name in missing]
+        if configs:
+            _build(folder, configs, rows)
+        if "backbone" in missing:
+            from data_pipelines.mini_mmeb.content import texts
 
-        write_backbone(folder / "backbone", texts(seed, train_rows), backbone)
+            write_backbone(folder / "backbone", texts(seed, train_rows), backbone)
 
 
-def _check_parameters(folder: Path, wanted: dict) -> None:
-    """Note the arguments before anything is built; refuse a folder begun with others."""
+def _missing(folder: Path) -> list[str]:
+    """The parts that are not there, in the order in which they are built."""
+    places = {name: folder / name / VERSION for name in CONFIGS} | {"backbone": folder / "backbone"}
+    return [name for name, place in places.items() if not place.is_dir()]
+
+
+def _check_parameters(folder: Path, wanted: dict) -> bool:
+    """Whether the arguments were noted; refuses a folder begun with others."""
     path = folder / PARAMETERS
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            differ = [name for name in wanted if found.get(name) != wanted[name]]
-            raise ValueError(
-                f"{folder}: built with "
-                + ", ".join(f"{name}={found.get(name)}" for name in differ)
-                + "; asked for "
-                + ", ".join(f"{name}={wanted[name]}" for name in differ)
-                + ". Use another data_dir, or delete this one to build it anew."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}), so that nobody can say what {folder} was built with."
+            " Use another data_dir, or delete this one to build it anew."
+        ) from error
+    if found != wanted:
+        differ = [name for name in wanted if found.get(name) != wanted[name]]
+        raise ValueError(
+            f"{folder}: built with "
+            + ", ".join(f"{name}={found.get(name)}" for name in differ)
+            + "; asked for "
+            + ", ".join(f"{name}={wanted[name]}" for name in differ)
+            + ". Use another data_dir, or delete this one to build it anew."
+        )
+    return True
+
+
+def _note_parameters(folder: Path, wanted: dict) -> None:
+    """Before anything is built."""
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".parameters_", delete=False) as file:
         json.dump(wanted, file, indent=2)
-    os.replace(file.name, path)
+    os.replace(file.name, folder / PARAMETERS)
 
 
 def _build(folder: Path, configs: list[str], rows: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float16
 
 from data_pipelines import mini_mmeb, texts
 from data_pipelines.mini_nli.content import triples
+from data_pipelines.preparing import preparing
 from data_pipelines.texts import Triple
 from unime_jax.data import embeddings_writer
 from unime_jax.embedder import Embedder
@@ -34,7 +35,11 @@ def prepare(data_dir: str | os.PathLike, *, seed: int, train_rows: int, eval_row
     mini_mmeb.prepare(data_dir, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
     folder = Path(data_dir).expanduser() / NAME
     texts.write(folder / "texts", *rows(seed))
-    if not (folder / "teacher").exists():
+    if (folder / "teacher").exists():
+        return
+    with preparing(folder):
+        if (folder / "teacher").exists():  # another process was faster
+            return
         found = sentences(seed)
         vectors, provenance = teach(found)
         embeddings_writer.write(folder / "teacher", found, vectors, provenance=provenance)

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from data_pipelines.preparing import preparing
+
 COLUMNS = ("sent0", "sent1", "hard_neg")  # of nli_for_simcse.csv
 
 
@@ -83,8 +85,11 @@ def read(file: Path) -> Iterator[Triple]:
 
 def write(folder: str | os.PathLike, train: Sequence[Triple], test: Sequence[Triple]) -> None:
     """Builds the folder, unless it is there; it appears only when it is whole."""
-    with tempfile.TemporaryDirectory() as nothing_is_downloaded:
-        builder = Texts(Path(folder).expanduser(), {"train": train, "test": test})
+    folder = Path(folder).expanduser()
+    if (folder / str(Texts.VERSION)).is_dir():
+        return
+    with preparing(folder), tempfile.TemporaryDirectory() as nothing_is_downloaded:
+        builder = Texts(folder, {"train": train, "test": test})
         builder.download_and_prepare(download_dir=nothing_is_downloaded)
 
 

@@ -47,13 +47,15 @@ case $TOPOLOGY in
   v5p:*) type=v5p-$((2 * chips)) ;;  # by cores; a chip has two
 esac
 
-# "exec", so that SIGTERM reaches the run and not a shell around it. 1 is also how a run ends whose
-# other processes failed, so it is no reason to give up.
+# "exec", so that SIGTERM reaches the run and not a shell around it. GKE restarts what ends with 42
+# or 127 to 255 (143: SIGTERM, 134: aborted by JAX, 137: killed), and what is named here: 75, a run
+# that hung and was ended by its watchdog, and 1, which is also how a run ends whose other processes
+# failed. A mistake in the flags ends with 1 as well; RESTARTS bounds what that costs.
 main=$(printf '%q ' python -m unime_jax.main --distributed "--workdir=$WORKDIR" "$@")
 command=(
   xpk workload create "--workload=$NAME" "--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE"
   "--tpu-type=$type" "--num-slices=$SLICES" "--docker-image=$IMAGE" "--storage=$STORAGE"
-  "--priority=$PRIORITY" "--max-restarts=$RESTARTS" --restart-on-exit-codes=1
+  "--priority=$PRIORITY" "--max-restarts=$RESTARTS" --restart-on-exit-codes=1,75
   "--termination-grace-period-seconds=$GRACE" "--command=exec ${main% }"
 )
 printf '%q ' "${command[@]}"; echo

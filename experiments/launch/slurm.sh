@@ -23,6 +23,7 @@ PER_GPU=${PER_GPU:-0}          # 1: a process for every GPU, not one for every n
 CPUS=${CPUS:-64}               # of a node, for reading and decoding
 GRACE=${GRACE:-180}            # seconds between SIGTERM and the end of the time
 RESTARTS=${RESTARTS:-20}       # of a job, interruptions included, before it gives up
+QUICK=${QUICK:-300}            # seconds: three errors in a row so soon after the start end it
 VENV=${VENV:-$PWD/.venv}
 (($#)) || { echo "error: give the flags of unime_jax.main, first of all --config=..." >&2; exit 2; }
 if [[ $WORKDIR == *://* || $WORKDIR != /* ]]; then
@@ -41,7 +42,7 @@ devices=$(seq -s, 0 $((GPUS - 1)))  # JAX takes one GPU a process under SLURM un
 if ((PER_GPU)); then tasks=$GPUS devices=; fi
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
-  export WORKDIR NODES TIME NAME GPUS PER_GPU CPUS GRACE RESTARTS VENV
+  export WORKDIR NODES TIME NAME GPUS PER_GPU CPUS GRACE RESTARTS QUICK VENV
   run mkdir -p "$WORKDIR"
   run sbatch "--job-name=$NAME" "--nodes=$NODES" "--ntasks-per-node=$tasks" \
     "--gpus-per-node=$GPUS" "--cpus-per-task=$((CPUS / tasks))" "--time=$TIME" \
@@ -60,7 +61,21 @@ status=0
 # saving before the others are is no reason for SLURM to end those.
 run srun --kill-on-bad-exit=0 "--cpus-per-task=$((CPUS / tasks))" "$VENV/bin/python" \
   -m unime_jax.main --distributed "--workdir=$WORKDIR" "$@" || status=$?
-if ((status)) && ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
+# 143 (SIGTERM), 75 (it hung, and its watchdog ended it), 134 and 137 (aborted, killed): again. So is
+# 1, which is also how a run ends whose other processes failed, but not for ever: a mistake in the
+# flags or the data ends with 1 soon after each start. 130 is Ctrl-C: somebody wants it to end.
+quick=$WORKDIR/slurm.quick_failures
+if ((status == 1 && SECONDS < QUICK)); then
+  { echo failed >>"$quick"; } 2>/dev/null || true
+  if [[ -f $quick ]] && (($(wc -l <"$quick") >= 3)); then
+    echo "error: three errors in a row within $QUICK s of the start; see above why" >&2
+    rm -f "$quick"
+    exit "$status"
+  fi
+else
+  rm -f "$quick"
+fi
+if ((status && status != 130)) && ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
   run scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -27,6 +27,7 @@ RUNTIME=${RUNTIME:-}       # the hosts' image; by default the one for the chip
 PYTHON=${PYTHON:-3.12}     # uv installs it, images have older ones
 RESTARTS=${RESTARTS:-100}  # failures, preemptions included, before it gives up
 POLL=${POLL:-120}          # seconds between looks; hosts take 100 to see that another one is gone
+QUICK=${QUICK:-300}        # seconds: five failures in a row so soon after the start end it
 KEEP=${KEEP:-0}            # 1: leave the slice when the run is finished
 (($#)) || { echo "error: give the flags of unime_jax.main, first of all --config=..." >&2; exit 2; }
 if [[ $WORKDIR == *://* || $WORKDIR != /* ]]; then
@@ -103,18 +104,30 @@ failed() {
   fi
   sleep "$POLL"
 }
+# Any status is a reason to go on: 143 (SIGTERM), 75 (it hung, and its watchdog ended it), 1 (another
+# process failed), and ssh's own. A mistake in the flags or the data fails soon after each start.
+quick=0
+failed_soon() {
+  if (($1 >= QUICK)); then quick=0; return; fi
+  if ((++quick >= 5)); then
+    echo "error: failed $quick times in a row within $QUICK s of the start; see above why" >&2
+    exit 1
+  fi
+}
 installed=0
 while true; do
   case $(state) in
     ACTIVE)
       if ((installed)) || install; then
         installed=1
+        began=$SECONDS
         if train; then break; fi
+        failed_soon $((SECONDS - began))
       fi
       failed
       ;;
     NONE) installed=0; create || failed ;;
-    SUSPENDED | FAILED) installed=0; delete || failed ;;  # preempted: ask for another one
+    SUSPENDED | FAILED) installed=0 quick=0; delete || failed ;;  # preempted: ask for another one
     *) sleep "$POLL" ;;
   esac
 done

@@ -153,3 +153,60 @@ assert "tensorflow" not in sys.modules
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+# Several at once, and after a kill
+
+PROGRAM = """
+import sys, time
+from data_pipelines import mini_mmeb
+from data_pipelines.mini_mmeb import builder
+encode = builder.encode
+def slow(picture):
+    time.sleep(float(sys.argv[2]))
+    return encode(picture)
+builder.encode = slow
+mini_mmeb.prepare(sys.argv[1], seed=1, train_rows=6, eval_rows=3)
+"""
+
+
+def preparation(folder, seconds=0.0):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), str(seconds)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_at_once_build_it_once_also_after_one_that_was_killed(data_dir, tmp_path):
+    killed = preparation(tmp_path, 0.1)
+    while not list(tmp_path.glob("mini_mmeb/train/incomplete.*")):
+        assert killed.poll() is None, killed.communicate()[1]
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    (tmp_path / "mini_mmeb" / ".incomplete_backbone").mkdir()
+    running = [preparation(tmp_path) for _ in range(2)]
+    said = [one.communicate(timeout=120)[1] for one in running]
+    assert [one.returncode for one in running] == [0, 0], said
+    built, expected = contents(tmp_path), contents(data_dir)  # a row's columns have no order
+    assert {n: len(b) for n, b in built.items()} == {n: len(b) for n, b in expected.items()}
+    names = {path.name for path in (tmp_path / "mini_mmeb").rglob("*")}
+    assert not [name for name in names if "incomplete" in name or "lock" in name]
+
+
+def test_what_is_built_may_be_read_only(data_dir):
+    """Nothing is written, not even a lock."""
+    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
+    mini_mmeb.prepare(data_dir, seed=1, **SMALL)
+    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"\xff\x00", b'{"seed": '])
+def test_a_record_that_cannot_be_read_is_named(tmp_path, damage):
+    (tmp_path / "mini_mmeb").mkdir()
+    (tmp_path / "mini_mmeb" / "parameters.json").write_bytes(damage)
+    with pytest.raises(ValueError, match="parameters.json cannot be read .*another data_dir"):
+        mini_mmeb.prepare(tmp_path, seed=1, **SMALL)

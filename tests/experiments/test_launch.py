@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from unime_jax import stop, watchdog, workdir_lock
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 FLAGS = ["--config=experiments/llave.py:llava_onevision_7b", "--config.data.suffix=it's two words"]
@@ -137,7 +139,7 @@ def test_gke_command():
     assert {
         *("--workload=llave", "--cluster=pods", "--project=lab", "--zone=us-central1-a"),
         *("--num-slices=2", "--docker-image=registry/image:1", "--storage=runs"),
-        *("--max-restarts=50", "--restart-on-exit-codes=1"),
+        *("--max-restarts=50", "--restart-on-exit-codes=1,75"),
     } <= set(command)
     exec_, *started = shlex.split(remote(command))
     assert exec_ == "exec" and started == [
@@ -222,8 +224,55 @@ def test_a_run_that_always_fails_is_given_up(tmp_path):
     assert not any("delete" in line for line in found)
 
 
+def test_what_gke_restarts_is_what_a_run_ends_with_when_it_is_to_go_on():
+    """Besides what it restarts by itself: 42 and 127 to 255."""
+    (command,) = dry("gke_xpk.sh", GKE)
+    (codes,) = (part for part in command if part.startswith("--restart-on-exit-codes="))
+    named = {int(code) for code in codes.partition("=")[2].split(",")}
+    for status in (watchdog.STATUS, stop.STATUS, 1, 134, 137):
+        assert status in named or 127 <= status <= 255, status
+    assert workdir_lock.LOST not in named  # another run has the folder
+
+
+def test_a_mistake_is_not_started_for_ever_on_tpus(tmp_path):
+    stand_in(tmp_path, "gcloud", '[[ $* == *describe* ]] && echo ACTIVE; [[ $* != *"main"* ]]')
+    stand_in(tmp_path, "git", "")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = call("tpu_queued_resource.sh", TPU, *FLAGS, POLL="0", PATH=path)
+    assert done.returncode == 1 and "failed 5 times in a row within 300 s" in done.stderr
+    assert sum("unime_jax.main" in line for line in calls(tmp_path)) == 5
+
+
+def test_a_mistake_is_not_queued_for_ever_by_slurm(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "run").mkdir()
+    stand_in(tmp_path / "bin", "python", "")
+    stand_in(tmp_path, "scontrol", "")
+    said = []
+    for number, status in enumerate([1, 143, 1, 1, 1]):
+        stand_in(tmp_path, "srun", f"exit {status}")
+        given = SLURM | {"WORKDIR": str(tmp_path / "run"), "VENV": str(tmp_path)}
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(number)}
+        said.append(call("slurm.sh", given, *FLAGS, PATH=path, **job))
+    assert [done.returncode for done in said] == [1, 143, 1, 1, 1]
+    assert sum("requeue" in line for line in calls(tmp_path)) == 4  # SIGTERM begins a new row
+    assert "three errors in a row" in said[-1].stderr and "error" not in said[-2].stderr
+
+
 @pytest.mark.parametrize(
-    ("status", "restarts", "requeued"), [(0, 0, False), (143, 3, True), (1, 20, False)]
+    ("status", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (143, 3, True),
+        (75, 3, True),
+        (134, 0, True),
+        (137, 0, True),
+        (1, 0, True),
+        (130, 0, False),
+        (1, 20, False),
+        (75, 20, False),
+    ],
 )
 def test_an_interrupted_slurm_job_is_queued_again(tmp_path, status, restarts, requeued):
     stand_in(tmp_path, "srun", f"echo $JAX_LOCAL_DEVICE_IDS; exit {status}")

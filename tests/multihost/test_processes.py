@@ -53,6 +53,7 @@ def test_who_is_done_early_waits_for_the_others():
     found, seconds = members("slow", "wait")
     assert [code for code, _ in found] == [0, 0], found
     assert all("left" in text for _, text in found) and seconds > LATER
+    assert not any("ended from outside" in text for _, text in found)
 
 
 @pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -65,6 +66,7 @@ def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing):
         assert "error: this one has no data" in text and "The same command" in text
         other = f"process {failing} failed, so process {number} ends"
         assert (other in text) == (number != failing)
+        assert "ended from outside" not in text
     assert seconds < 60
 
 
@@ -82,6 +84,8 @@ def test_a_process_that_is_killed_ends_the_others(killed):
         assert f"process {number} of 3 joined through localhost" in text
         assert "if one dies, all end within about 4 s; the same command then resumes" in text
         assert "This most likely indicates that another task died" in text
+        assert f"error: process {number} of 3 was ended from outside: killed" in text
+        assert text.rstrip().endswith(processes.RESUMES)  # the last word, not JAX's
         if killed:  # by process 0, which all ask; without it, nobody can say which it is
             assert "stopped sending heartbeats):\n1\n" in text
     assert seconds < 60

@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import pathlib
 
+from unime_jax import watchdog
 from unime_jax.backbones.backbone import Backbone
 
 # Everything that decides an embedding: configurations (sentence-transformers has some in folders
@@ -33,4 +34,6 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
 
 def _hash(file: pathlib.Path) -> str:
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    watchdog.progress()
+    return found

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from unime_jax import watchdog
 from unime_jax.backbones import quantized
 from unime_jax.backbones.checkpoint import Checkpoint
 from unime_jax.backbones.merging import Adapter
@@ -89,6 +90,7 @@ def load(
                 )
             else:
                 parameters[path] = _read(checkpoint, entry, targets[path], pool)
+            watchdog.progress()
     return parameters
 
 
@@ -168,6 +170,7 @@ def save(
                     part.to_file(value[i] if part.stacked else value).astype(dtype, copy=False)
                     for part, value in zip(parts, values, strict=True)
                 ]
+                watchdog.progress()
                 yield name, layers[0] if len(layers) == 1 else np.concatenate(layers)
         yield from carried
 

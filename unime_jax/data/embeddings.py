@@ -24,6 +24,15 @@ from unime_jax.batch import Item
 
 RECORD = "embeddings.json"
 IDENTITY = "texts and content of images"  # what ids are made of, for provenance
+FORM: Mapping[str, Any] = {
+    "count": int | None,
+    "dimension": int,
+    "dtype": str,
+    "block": int,
+    "blocks": int,
+    "complete": bool,
+    "provenance": dict,
+}  # of the record
 MAPPED = 256  # blocks that stay open: each costs a file descriptor
 
 
@@ -221,10 +230,14 @@ def check_folder(folder: pathlib.Path) -> None:
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
     """embeddings.json; ValueError if it is not one."""
     try:
-        record = json.loads((folder / RECORD).read_text())
-        keys = ("count", "dimension", "dtype", "block", "blocks", "complete", "provenance")
-        return {key: record[key] for key in keys}
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads((folder / RECORD).read_bytes())
+        for key, kind in FORM.items():
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key} is {record[key]!r}")
+        return {key: record[key] for key in FORM}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"{folder / RECORD} is not as written here: {error!r}") from error
 
 

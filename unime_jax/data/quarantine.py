@@ -140,7 +140,9 @@ def read_quarantine(path: str | os.PathLike) -> list[BadItem]:
     items = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            items.append(BadItem(**json.loads(line)))
-        except (ValueError, TypeError):
+            item = BadItem(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
+        if all(isinstance(value, str) for value in item):
+            items.append(item)
     return items

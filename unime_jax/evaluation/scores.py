@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from unime_jax import files
 from unime_jax.data.strange_texts import shown
 
 METAS = ("CLS", "VQA", "RET", "VG")
@@ -87,9 +88,29 @@ def read_scores(workdir: str | os.PathLike[str]) -> dict[str, Scores]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        found = files.read_object(path)
+        for side, scores in found.items():
+            _check_side(side, scores)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it and evaluate again") from error
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise ValueError(f"{where}{error}; remove it and evaluate again") from error
+    return found
+
+
+def _check_side(side: str, scores: Any) -> None:
+    if side not in ("before", "after") or not isinstance(scores, dict):
+        raise ValueError(f"{side!r} holds no scores")
+    for group in ("datasets", "composition"):
+        values = scores.get(group, {})
+        if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
+            raise ValueError(f"{side!r} has {group} that are not numbers by name")
+    for column in (*COLUMNS, "meta_mean"):
+        if not (scores.get(column) is None or _is_number(scores[column])):
+            raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_scores(
@@ -102,13 +123,7 @@ def write_scores(
     both = read_scores(workdir) | {when: scores}
     ordered = {side: both[side] for side in ("before", "after") if side in both}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(ordered, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    files.write_whole(path, json.dumps(ordered, indent=2, allow_nan=False) + "\n")
 
 
 def forget_scores(workdir: str | os.PathLike[str], when: Literal["before", "after"]) -> None:
@@ -116,10 +131,7 @@ def forget_scores(workdir: str | os.PathLike[str], when: Literal["before", "afte
     both = read_scores(workdir)
     if both.pop(when, None) is None:
         return
-    path = Path(workdir) / "evaluation.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(both, indent=2) + "\n")
-    os.replace(temporary, path)
+    files.write_whole(Path(workdir) / "evaluation.json", json.dumps(both, indent=2) + "\n")
 
 
 def _mean(values: list[float]) -> float | None:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import compilation_cache, config, config_reader, sharding
+from unime_jax import compilation_cache, config, config_reader, files, sharding, workdir_lock
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.fingerprint import fingerprint
 from unime_jax.backbones.prompts import name_of
@@ -62,8 +62,9 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     lines. What was left out is not tried again when a run is resumed.
 
     Raises:
-      ValueError: the config does not make sense, too much is bad, or `workdir` was begun with
-        another model, instruction or corpus.
+      ValueError: the config does not make sense, too much is bad, `workdir` was begun with another
+        model, instruction or corpus, or another process writes the same part of it.
+      RuntimeError: a disk takes no more.
     """
     settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
     problems = preflight.Problems()
@@ -73,14 +74,20 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         same_run.open_workdir(workdir)
     preflight.check_embedding(settings, problems)
     problems.raise_any()
-    compilation_cache.use_for_job(settings.compilation_cache, workdir)
-    work = begin(settings, workdir)
-    write_config(workdir, config_dict)
-    complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())
-    while not complete:  # JAX ends all processes when one leaves, so the first waits for the last
-        time.sleep(POLL_SECONDS)
-        complete = work.writer.finish()
-    logging.info("%s is complete", workdir)
+    # Hosts share the folder: each owns its part of it.
+    lock = f"embed-{jax.process_index()}-of-{jax.process_count()}.lock"
+    with (
+        files.disk_errors(workdir),
+        workdir_lock.owned(workdir, lock, what="writes this part of the embeddings in"),
+    ):
+        compilation_cache.use_for_job(settings.compilation_cache, workdir)
+        work = begin(settings, workdir)
+        write_config(workdir, config_dict)
+        complete = embed(work, process_index=jax.process_index(), process_count=jax.process_count())
+        while not complete:  # JAX ends all processes when one leaves: the first waits for the last
+            time.sleep(POLL_SECONDS)
+            complete = work.writer.finish()
+        logging.info("%s is complete", workdir)
 
 
 def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:

@@ -4,6 +4,7 @@ Training ends with it; `--config.job=export` does it at any time, also for a run
 With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapter on it merged.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +15,17 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import compilation_cache, config, config_reader, paths, processes, sharding
+from unime_jax import (
+    compilation_cache,
+    config,
+    config_reader,
+    files,
+    paths,
+    processes,
+    sharding,
+    watchdog,
+    workdir_lock,
+)
 from unime_jax.backbones import adapters
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import sources
@@ -24,6 +35,7 @@ from unime_jax.jobs import preflight, same_run
 from unime_jax.jobs.setup import Setup, examples, make_mesh, set_up, write_config
 from unime_jax.models.vlm import Execution
 from unime_jax.step import TrainState
+from unime_jax.watchdog import Watchdog
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -42,25 +54,36 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         same_run.open_workdir(workdir)
     preflight.check_export(settings, problems)
     problems.raise_any()
-    compilation_cache.use_for_job(settings.compilation_cache, workdir)
-    if settings.steps:
-        same_run.check_config(workdir, config_dict.to_dict())
-    if not (workdir / "config.json").exists():
-        write_config(workdir, config_dict)
-    with jax.set_mesh(mesh):
-        setup = set_up(settings, mesh)
-        train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
-        rows = sources.open_dataset(train) if settings.data.train else {}
+    watch = settings.watchdog
+    stacks = workdir / f"stacks-export-{jax.process_index()}.txt"
+    with (
+        files.disk_errors(workdir),
+        Watchdog(stacks, seconds=watch.seconds, exit=watch.exit),
+    ):
+        compilation_cache.use_for_job(settings.compilation_cache, workdir)
         if settings.steps:
-            now = _restore(setup, workdir)
-            if int(now.skipped) >= int(now.step) > 0:
-                raise ValueError(
-                    f"every one of the {int(now.step)} steps of {workdir} was skipped, so there is "
-                    "nothing to export; config.steps=0 exports the backbone as it is"
-                )
-            write(setup, now.trainable | now.frozen, int(now.step), rows, workdir)
-        else:
-            write(setup, setup.initial(), 0, rows, workdir)
+            same_run.check_config(workdir, config_dict.to_dict())
+        if not (workdir / "config.json").exists():
+            write_config(workdir, config_dict)
+        with jax.set_mesh(mesh):
+            with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+                setup = set_up(settings, mesh)
+                train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
+                rows = sources.open_dataset(train) if settings.data.train else {}
+                if settings.steps:
+                    now = _restore(setup, workdir)
+                    if int(now.skipped) >= int(now.step) > 0:
+                        raise ValueError(
+                            f"every one of the {int(now.step)} steps of {workdir} was skipped, so"
+                            " there is nothing to export; config.steps=0 exports the backbone as"
+                            " it is"
+                        )
+                    parameters, steps = now.trainable | now.frozen, int(now.step)
+                    del now
+                else:
+                    parameters, steps = setup.initial(), 0
+            with watchdog.phase("the export has not gone on", watch.export_seconds):
+                write(setup, parameters, steps, rows, workdir)
 
 
 def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
@@ -92,11 +115,27 @@ def write(
 ) -> None:
     """Everything that a run hands on after so many steps; process 0 writes, all take part.
 
-    `rows` are the training data, from which the self-check takes its inputs.
+    Another export into the same folder, of a run that goes on, is waited for. `rows` are the
+    training data, from which the self-check takes its inputs.
 
     Raises:
       RuntimeError: the export does not reproduce the model.
     """
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            held = workdir_lock.owned(workdir, "export.lock", what="exports into", wait=True)
+            stack.enter_context(held)
+        processes.barrier("export begins")
+        _write(setup, parameters, steps, rows, workdir)
+
+
+def _write(
+    setup: Setup,
+    parameters: paths.Parameters,
+    steps: int,
+    rows: Mapping[str, sources.Source],
+    workdir: pathlib.Path,
+) -> None:
     settings, backbone = setup.settings, setup.backbone
     dtype = np.dtype(settings.export.dtype)
     target = workdir / "hf"

@@ -17,10 +17,10 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import backbones, config, config_reader, few_shapes, sharding
+from unime_jax import backbones, config, config_reader, few_shapes, files, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.plan import Bucket
-from unime_jax.jobs import setup
+from unime_jax.jobs import boundary, setup
 from unime_jax.planning import chips, compiler, estimate, program, report, suggest
 from unime_jax.planning.report import Entry
 
@@ -34,19 +34,21 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
 
     Raises:
-      ValueError: a config does not make sense, or names slices that there are none of.
-      RuntimeError: every single plan failed; the table says why, too.
+      ValueError: a config does not make sense, names slices that there are none of, or another
+        process plans in `workdir`.
+      RuntimeError: every single plan failed, and the table says why, too; or a disk takes no more.
     """
     recipes = {name: read(values) for name, values in _recipes(config_dict, workdir).items()}
     for settings in recipes.values():
         for topology in settings.plan.topologies:
             chips.parse(topology)  # a wrong name is best said before the first compilation
     entries: list[Entry] = []
-    for name, settings in recipes.items():
-        recipe = Recipe(name, settings, workdir / "cache")
-        for topology in settings.plan.topologies:
-            entries.append(recipe.plan(topology))
-            _write(entries, workdir)  # what is done is kept if a later one is interrupted
+    with boundary.owning(workdir, "plan.lock", "plans in"):
+        for name, settings in recipes.items():
+            recipe = Recipe(name, settings, workdir / "cache")
+            for topology in settings.plan.topologies:
+                entries.append(recipe.plan(topology))
+                _write(entries, workdir)  # what is done is kept if a later one is interrupted
     logging.info("%s\n\n%s\n%s", workdir, report.table(entries), workdir / "plan.json")
     problems = {f"{entry.recipe} on {entry.topology}": entry.problem for entry in entries}
     if problems and all(problems.values()):
@@ -71,8 +73,8 @@ def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any
 def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(entries), indent=2) + "\n"
-    (workdir / "plan.json").write_text(text)
-    (workdir / "plan.md").write_text(report.table(entries) + "\n")
+    files.write_whole(workdir / "plan.json", text)
+    files.write_whole(workdir / "plan.md", report.table(entries) + "\n")
 
 
 class Recipe:
@@ -90,14 +92,17 @@ class Recipe:
         key = self._key(topology)
         kept = self.cache / f"plan_{key}.json"
         if kept.exists():
-            return report.entry_from_json(json.loads(kept.read_text()))
+            try:
+                return report.entry_from_json(files.read_object(kept))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                files.set_aside(kept, error)
         entry = self.attempt(topology, self.settings)
         if entry.compiler and entry.memory and self.settings.plan.suggest:
             look = suggest.faster if entry.memory.fits else suggest.suggest
             entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one
             self.cache.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(report.entry_to_json(entry)) + "\n")
+            files.write_whole(kept, json.dumps(report.entry_to_json(entry)) + "\n")
         return entry
 
     def attempt(self, topology: str, settings: Settings, *, compiled: bool = True) -> Entry:

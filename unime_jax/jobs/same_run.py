@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from unime_jax import checkpoint, files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.fingerprint import fingerprint
 
@@ -52,8 +53,9 @@ def open_workdir(workdir: pathlib.Path) -> None:
     """Makes the folder, and sees that it can be written, which is better known before a long run.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: it cannot, or checkpoints in a folder of this name could not be read again.
     """
+    checkpoint.check_name(workdir)
     probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,14 +85,14 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         return
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
-    if not file.exists():
+    try:
+        earlier = files.read_object(file)
+    except FileNotFoundError:
         logging.warning("%s is gone, so that the config cannot be compared with it", file)
         return
-    try:
-        earlier = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(
-            f"{file} is not JSON ({error}); repair it, or remove it if the config has not changed."
+            f"{error}; repair it, or remove it if the config has not changed."
         ) from error
     found = changes(earlier, config)
     free: tuple[str, ...] = FREE

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
-from unime_jax import backbones, config, optimizer, paths, sharding, state, step
+from unime_jax import backbones, config, files, optimizer, paths, sharding, state, step
 from unime_jax.backbones.st_folder import Defaults
 from unime_jax.batch import Item
 from unime_jax.chunks import Encode
@@ -273,6 +272,4 @@ def write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
     """Leaves the whole config in <workdir>/config.json."""
     if jax.process_index() == 0:
         text = json.dumps(config_dict.to_dict(), indent=2) + "\n"
-        temporary = workdir / "config.json.tmp"  # half a file would be taken for a change
-        temporary.write_text(text)
-        os.replace(temporary, workdir / "config.json")
+        files.write_whole(workdir / "config.json", text)  # half of it would count as a change

@@ -23,23 +23,26 @@ from unime_jax import (
     compilation_cache,
     config,
     config_reader,
+    exits,
     loop,
     metrics,
     outcome,
     processes,
     state,
-    stop,
     together,
+    watchdog,
 )
 from unime_jax.checkpoint import Checkpoints
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embeddings import open_embeddings
+from unime_jax.data.reader import Reader
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import mmeb, report, run_facts, scores, suite
+from unime_jax.evaluation import earlier, mmeb, report, run_facts, scores, suite
 from unime_jax.goodput import Goodput
-from unime_jax.jobs import export, preflight, same_run
+from unime_jax.jobs import boundary, export, preflight, same_run
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
 from unime_jax.stop import StopSignal
+from unime_jax.watchdog import Watchdog
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -48,10 +51,10 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     Raises:
       ValueError: the config does not make sense, or not in this work directory; nothing has been
         trained then.
-      RuntimeError: too many non-finite steps in a row, a checkpoint that cannot be written, or an
-        export that fails its check.
-      SystemExit: SIGTERM has come, and the same command goes on from here; or every step was
-        skipped (status `outcome.STATUS`), and nothing is exported.
+      RuntimeError: too many non-finite steps in a row, a checkpoint that cannot be written, a disk
+        that takes no more, or an export that fails its check.
+      SystemExit: SIGTERM or Ctrl-C has come, and the same command goes on from here; or every step
+        was skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
     problems = preflight.Problems()
@@ -61,24 +64,34 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         same_run.open_workdir(workdir)
     preflight.check_training(settings, problems)
     problems.raise_any()
-    same_run.check_config(workdir, config_dict.to_dict())
-    write_config(workdir, config_dict)
-    compilation_cache.use_for_job(settings.compilation_cache, workdir)
-    goodput = Goodput(workdir, writes=jax.process_index() == 0)
     folder = pathlib.Path(settings.data.folder).expanduser()
-    with StopSignal() as stop_signal:
-        _prepare(settings.data.prepare, folder)
-        with jax.set_mesh(mesh):
-            try:
-                _train(settings, mesh, workdir, folder, goodput, stop_signal)
-            except outcome.EveryStepSkipped as error:
-                logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
-                _write_outcome(settings, workdir)
-                outcome.say(workdir)
-                _write_report(settings, workdir, None, goodput)
-                sys.exit(outcome.STATUS)
-        goodput.write()
-        goodput.log()
+    with (
+        boundary.owning(workdir, "run.lock", "trains in", folder),
+        Watchdog(
+            workdir / f"stacks-{jax.process_index()}.txt",
+            seconds=settings.watchdog.seconds,
+            exit=settings.watchdog.exit,
+        ),
+    ):
+        same_run.check_config(workdir, config_dict.to_dict())
+        if jax.process_index() == 0:
+            earlier.set_damaged_aside(workdir)
+        write_config(workdir, config_dict)
+        compilation_cache.use_for_job(settings.compilation_cache, workdir)
+        goodput = Goodput(workdir, writes=jax.process_index() == 0)
+        with StopSignal() as stop_signal:
+            _prepare(settings.data.prepare, folder)
+            with jax.set_mesh(mesh):
+                try:
+                    _train(settings, mesh, workdir, folder, goodput, stop_signal)
+                except outcome.EveryStepSkipped as error:
+                    logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
+                    _write_outcome(settings, workdir)
+                    outcome.say(workdir)
+                    _write_report(settings, workdir, None, goodput)
+                    sys.exit(outcome.STATUS)
+            goodput.write()
+            goodput.log()
 
 
 def _train(
@@ -89,25 +102,32 @@ def _train(
     goodput: Goodput,
     stop_signal: StopSignal,
 ) -> None:
-    whole = set_up(settings, mesh)
-    teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
-    setup = whole if teacher is None else student(whole, teacher)
-    rows = sources.open_dataset(folder / settings.data.train)
-    make_loader = _loader(setup, rows)
-    table = state.parameter_table(setup.blueprint)
-    logging.info("parameters:\n%s", table)
-    if jax.process_index() == 0:
-        (workdir / "parameters.txt").write_text(table + "\n")
-    tests = suite.open_suite(settings, folder, teacher)
+    watch = settings.watchdog
+    with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+        whole = set_up(settings, mesh)
+        teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
+        setup = whole if teacher is None else student(whole, teacher)
+        rows = sources.open_dataset(folder / settings.data.train)
+        make_loader = _loader(setup, rows)
+        table = state.parameter_table(setup.blueprint)
+        logging.info("parameters:\n%s", table)
+        if jax.process_index() == 0:
+            (workdir / "parameters.txt").write_text(table + "\n")
+        tests = suite.open_suite(settings, folder, teacher)
+        facts = same_run.facts(whole.backbone, {name: len(rows[name]) for name in rows})
 
     with Checkpoints(
         workdir / "checkpoints",
         every=settings.checkpoint.every,
         keep=settings.checkpoint.keep,
-        facts=same_run.facts(whole.backbone, {name: len(rows[name]) for name in rows}),
+        facts=facts,
     ) as checkpoints:
-        now = setup.initial_state()
-        with goodput.spend("checkpoint"):
+        with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
+            now = setup.initial_state()
+        with (
+            goodput.spend("checkpoint"),
+            watchdog.phase("restoring a checkpoint has not gone on", watch.setup_seconds),
+        ):
             restored = checkpoints.restore(now)
         if restored is not None:
             now = restored
@@ -123,8 +143,9 @@ def _train(
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
         names = sorted(settings.data.weights or rows)  # as the loader numbers them
-        earlier = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
-        with contextlib.closing(make_loader(first_batch=int(now.step))) as data:
+        before = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
+        batches = make_loader(first_batch=int(now.step))
+        with contextlib.closing(Reader(batches, batches.close)) as data:
             now = loop.run(
                 settings,
                 mesh,
@@ -136,16 +157,21 @@ def _train(
                 goodput,
                 stop_signal,
                 sources=names,
-                monitor=outcome.Monitor(settings, earlier),
+                monitor=outcome.Monitor(settings, before),
             )
-        with goodput.spend("checkpoint"):
+        with (
+            goodput.spend("checkpoint"),
+            watchdog.phase("the last checkpoint has not been written", watch.setup_seconds),
+        ):
             checkpoints.close()
     goodput.write()
     stop_signal.unsaved = False  # from here on a signal ends this process at once
     # One that has come until here may have come to one process alone; all go, or all go on.
     told = together.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
     if int(now.step) < settings.steps or told:
-        sys.exit(stop.STATUS)
+        if data.hangs:  # Python would wait for the thread that reads
+            exits.exit_now(stop_signal.status)
+        sys.exit(stop_signal.status)
     if int(now.skipped) >= int(now.step) > 0:
         raise outcome.EveryStepSkipped(f"none of {int(now.step)} steps was finite")
     _write_outcome(settings, workdir)
@@ -154,8 +180,12 @@ def _train(
     # need not wait for an evaluation.
     trainable = now.trainable
     del now  # the frozen weights, too, are made again: they may just fit once
-    initial = whole.initial()
-    with goodput.spend("evaluation"):
+    with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
+        initial = whole.initial()
+    with (
+        goodput.spend("evaluation"),
+        watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds),
+    ):
         if "before" not in scores.read_scores(workdir):
             _evaluate(tests, whole.encoder(initial), workdir, "before")
         trained = initial | trainable
@@ -165,7 +195,10 @@ def _train(
             metrics.write_evaluation(workdir, scores.read_scores(workdir), settings.steps)
     goodput.write()
     _write_report(settings, workdir, tests, goodput)  # also there if the export fails its check
-    with goodput.spend("export"):
+    with (
+        goodput.spend("export"),
+        watchdog.phase("the export has not gone on", watch.export_seconds),
+    ):
         export.write(whole, trained, settings.steps, rows, workdir)
     if jax.process_index() == 0:
         if found := scores.read_scores(workdir):

@@ -9,13 +9,14 @@ import math
 import pathlib
 import re
 import time
+import zlib
 from typing import Any
 
 import jax
 from absl import logging
 from jax.experimental import topologies
 
-from unime_jax import quiet
+from unime_jax import files, quiet
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.program import Program
 
@@ -91,16 +92,19 @@ def compile_program(program: Program, where: Slice, cache: pathlib.Path) -> Comp
     key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
     facts, hlo = cache / f"{key}.json", cache / f"{key}.hlo.gz"
     if facts.exists():
-        known = json.loads(facts.read_text())
-        optimised = "" if known["too_large"] else gzip.decompress(hlo.read_bytes()).decode()
-        return Compiled(**known, text=optimised, cached=True)
+        try:
+            known = files.read_object(facts)
+            optimised = "" if known["too_large"] else gzip.decompress(hlo.read_bytes()).decode()
+            return Compiled(**known, text=optimised, cached=True)
+        except (ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
+            files.set_aside(facts, error)
     logging.info("compiling for %s; a 7B step takes minutes", where.name)
     found = _compile(lowered, program, cache / f"{key}.error.txt")
     cache.mkdir(parents=True, exist_ok=True)
-    hlo.write_bytes(gzip.compress(found.text.encode(), 6))
+    files.write_whole(hlo, gzip.compress(found.text.encode(), 6))
     kept = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     del kept["text"], kept["cached"]
-    facts.write_text(json.dumps(kept) + "\n")  # last: it says that the other is whole
+    files.write_whole(facts, json.dumps(kept) + "\n")  # last: it says that the other is whole
     return found
 
 

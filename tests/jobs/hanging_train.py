@@ -1,0 +1,30 @@
+"""unime_jax.main whose data hang after some time, as on a dead file server.
+
+    python -m tests.jobs.hanging_train <reads> <flags of unime_jax.main>
+
+So many examples are read; whoever wants another one waits on a pipe that nobody writes to.
+"""
+
+import itertools
+import os
+import sys
+
+from unime_jax import main
+from unime_jax.data import loader
+
+
+def hang_after(reads: int) -> None:
+    read_example, count = loader.read_example, itertools.count(1)
+    pipe, _ = os.pipe()
+
+    def read_or_hang(*arguments, **options):
+        if next(count) > reads:
+            os.read(pipe, 1)
+        return read_example(*arguments, **options)
+
+    loader.read_example = read_or_hang
+
+
+if __name__ == "__main__":
+    hang_after(int(sys.argv.pop(1)))
+    main.run()

@@ -1,0 +1,84 @@
+"""Reads that hang: SIGTERM and Ctrl-C save what is done and leave; the watchdog sees all phases."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.jobs import tiny_run
+from tests.jobs.tiny_run import checkpoint_steps, metrics
+from unime_jax import watchdog
+from unime_jax.jobs import train
+
+
+def start(config, workdir, reads):
+    command = [sys.executable, "-m", "tests.jobs.hanging_train", str(reads)]
+    return subprocess.Popen(
+        [*command, *tiny_run.flags(config), f"--workdir={workdir}"],
+        cwd=tiny_run.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until_it_hangs(process, workdir):
+    """Its third step is done, and one more was dispatched at most."""
+    end = time.monotonic() + 200
+    while not any(line["step"] >= 3 for line in metrics(workdir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_told_to_stop_while_a_read_hangs(config, straight, workdir, number, status):
+    config.checkpoint.every = 100
+    process = start(config, workdir, reads=4 * 16 + 4)
+    until_it_hangs(process, workdir)
+    began = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status and time.monotonic() - began < 30, output
+    assert "Traceback" not in output and "told to stop: saving step" in output
+    assert "the same command goes on" in output or number == signal.SIGTERM
+    (stopped,) = checkpoint_steps(workdir)
+    assert stopped >= 3 and metrics(workdir)[-1]["step"] == stopped
+    assert not (workdir / "run.lock").exists()
+    if number == signal.SIGTERM:
+        train.run(config, workdir)
+        assert metrics(workdir)[-1]["loss"] == metrics(straight)[-1]["loss"]
+
+
+@pytest.mark.slow
+def test_the_watchdog_ends_a_run_whose_first_batch_never_comes(config, workdir):
+    config.watchdog.seconds = 3.0
+    process = start(config, workdir, reads=0)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == watchdog.STATUS, output
+    assert "no step has finished for 3 s" in output
+    assert "read_or_hang" in (workdir / "stacks-0.txt").read_text()
+    assert not (workdir / "run.lock").exists()
+
+
+def test_the_watchdog_ends_a_run_with_a_pipe_in_place_of_a_file(config, data, workdir, tmp_path):
+    """It is opened long before the first step."""
+    shutil.copytree(data / "mini_mmeb", tmp_path / "data" / "mini_mmeb")
+    config.data.folder = str(tmp_path / "data")
+    config.backbone = str(tmp_path / "data" / "mini_mmeb" / "backbone")
+    file = tmp_path / "data" / "mini_mmeb" / "backbone" / "config.json"
+    file.unlink()
+    os.mkfifo(file)
+    config.watchdog.setup_seconds = 3.0
+    process = tiny_run.start(config, workdir)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == watchdog.STATUS, output
+    assert "the set-up has not gone on for 3 s" in output

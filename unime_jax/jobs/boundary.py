@@ -1,0 +1,29 @@
+"""What every job does around its work: it owns its folder, and words what a disk says."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from unime_jax import files, processes, workdir_lock
+
+
+@contextlib.contextmanager
+def owning(workdir: pathlib.Path, lock: str, what: str, *others: pathlib.Path) -> Iterator[None]:
+    """Holds <workdir>/<lock> for a run; in one of several processes, process 0 does for all.
+
+    Args:
+      what: what only one run may do there: "trains in".
+      others: further folders that the job may write to.
+
+    Raises:
+      LockedError: another run is alive there.
+      RuntimeError: a disk takes no more.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.disk_errors(workdir, *others))
+        if jax.process_index() == 0:
+            stack.enter_context(workdir_lock.owned(workdir, lock, what=what))
+        processes.barrier(f"{lock} is held")
+        yield
