@@ -270,6 +270,7 @@ def test_a_mistake_is_not_queued_for_ever_by_slurm(tmp_path):
         (137, 0, True),
         (1, 0, True),
         (130, 0, False),
+        (76, 0, False),
         (1, 20, False),
         (75, 20, False),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics
+from tests.multihost import launch
 from unime_jax import watchdog
 from unime_jax.jobs import train
 
@@ -56,6 +57,22 @@ def test_told_to_stop_while_a_read_hangs(config, straight, workdir, number, stat
     if number == signal.SIGTERM:
         train.run(config, workdir)
         assert metrics(workdir)[-1]["loss"] == metrics(straight)[-1]["loss"]
+
+
+@pytest.mark.slow
+def test_of_several_processes_all_leave_a_read_that_hangs(config, workdir):
+    """They cannot save: the state of the last step went into the next one, which waits for rows."""
+    config.checkpoint.every = 2
+    script = ("-m", "tests.jobs.hanging_train", str(4 * 8 + 2))
+    run = launch.start(config, workdir, 2, script=script)
+    run.wait_until(lambda: any(line["step"] >= 3 for line in metrics(workdir)))
+    time.sleep(2)
+    for process in run.processes:
+        process.send_signal(signal.SIGTERM)
+    seconds, codes = run.seconds_to_end(), run.wait()
+    assert 143 in codes and set(codes) <= {1, 143} and seconds < 30, run.said(0) + run.said(1)
+    assert any("has not been read within 15 s" in run.said(process) for process in range(2))
+    assert checkpoint_steps(workdir) and not (workdir / "run.lock").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,135 @@
+"""Files that are whole or not there, and one message for every disk that takes no more."""
+
+import errno
+import os
+import pathlib
+import subprocess
+
+import pytest
+from safetensors.numpy import save_file
+
+from unime_jax import files, main
+from unime_jax.jobs import boundary
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 256 kB, full."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        pytest.skip("no permission to mount a file system")
+    with (place / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def by_numpy(path):
+    import numpy as np
+
+    np.savez(path, a=np.zeros(100_000))
+
+
+def by_safetensors(path):
+    import numpy as np
+
+    save_file({"a": np.zeros(100_000)}, path)
+
+
+def by_tensorstore(path):
+    import numpy as np
+    import tensorstore as ts
+
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
+    array = ts.open(spec, dtype=ts.float64, shape=[100_000], create=True).result()
+    array.write(np.random.default_rng(0).normal(size=100_000)).result()
+
+
+def by_matplotlib(path):
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(20, 20))
+    figure.savefig(path, format="png")
+
+
+WRITES = {
+    "text": lambda path: path.write_text("a" * 100_000),
+    "whole": lambda path: files.write_whole(path, "a" * 100_000),
+    "folder of files": lambda path: (path.mkdir(), (path / "a").write_bytes(bytes(100_000))),
+    "numpy": by_numpy,
+    "safetensors": by_safetensors,
+    "tensorstore": by_tensorstore,
+    "matplotlib": by_matplotlib,
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_whoever_writes_a_full_disk_is_named(disk, tmp_path, how):
+    with (
+        pytest.raises(
+            RuntimeError, match="No space left.*there is room.*the same command"
+        ) as raised,
+        files.disk_errors(tmp_path, disk / "run"),
+    ):
+        WRITES[how](disk / "a")
+    assert str(disk) in str(raised.value) and main.says_it_all(raised.value)
+
+
+def test_what_was_there_before_stays(disk):
+    path = disk / "filler"
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="No space left.*filler"):
+        files.write_whole(path, b"a" * 10**6)
+    assert path.read_bytes() == before and [p.name for p in disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_every_way_that_disks_refuse(tmp_path, number):
+    """Also from a library that has caught it and raised an error of its own."""
+    with (
+        pytest.raises(RuntimeError, match=f"{os.strerror(number)}.*the same command"),
+        boundary.owning(tmp_path, "run.lock", "trains in"),
+    ):
+        try:
+            raise OSError(number, os.strerror(number), "a/b")
+        except OSError as error:
+            raise KeyError("generator") from error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "a"),
+        KeyError("a"),
+        PermissionError(13, "no"),
+    ],
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised, files.disk_errors(tmp_path):
+        raise error
+    assert raised.value is error
+
+
+def test_what_is_said_already_is_not_said_again(tmp_path):
+    error = RuntimeError("No space left on device: ...; then the same command goes on")
+    with pytest.raises(RuntimeError) as raised, files.disk_errors(pathlib.Path(tmp_path)):
+        raise error
+    assert raised.value is error
+
+
+def test_set_aside_keeps_the_content_and_needs_no_luck(tmp_path, caplog):
+    (tmp_path / "a.json").write_text("[]")
+    files.set_aside(tmp_path / "a.json", "a list")
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("a.json.damaged-") and kept.read_text() == "[]"
+    files.set_aside(tmp_path / "gone", "nothing")
+    assert "cannot be renamed" in caplog.text
