@@ -330,6 +330,8 @@ def test_every_dataset_and_average_has_an_interval(tmp_path, results):
     for name, result in results[1].items():
         low, high = intervals.wilson(int((result.rank == 0).sum()), 20)
         assert f"{low:.0f} to {high:.0f} of 20 rows" in words, name
+    _, page = write(tmp_path, *results, composition_rows={"swap": 80})
+    assert "50 to 71 of 80 rows" in words_of(page)  # 49 of 80
     assert words.count("±") == len(scores.COLUMNS)
 
 

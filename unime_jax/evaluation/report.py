@@ -48,6 +48,7 @@ def write_report(
     images: Images,
     title: str = "Run report",
     facts: Mapping[str, str] | None = None,
+    composition_rows: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes <workdir>/report.html and returns its path.
 
@@ -58,6 +59,7 @@ def write_report(
       images: encoded bytes of an image path, for the thumbnails.
       title: headline, a few words.
       facts: what a reader should know first (backbone, loss, hardware), shown under the headline.
+      composition_rows: how many a subset of composition has; those not named have no interval.
     """
     workdir = Path(workdir)
     scores = scores_lib.read_scores(workdir)
@@ -100,7 +102,7 @@ def write_report(
         before=scores.get("before"),
         after=scores.get("after"),
         groups=_bars(scores, table, after or before),
-        composition=_composition(scores),
+        composition=_composition(scores, composition_rows or {}),
         distilled=any(_sides(scores, "distillation")),
         curves=[panel for panel in panels if panel],
         dropped=len(figures.dropped_steps(records)),
@@ -334,13 +336,19 @@ def _bars(
     return groups
 
 
-def _composition(scores: Mapping[str, scores_lib.Scores]) -> list[dict[str, Any]]:
+def _composition(
+    scores: Mapping[str, scores_lib.Scores], rows: Mapping[str, int]
+) -> list[dict[str, Any]]:
     first, last = _sides(scores, "composition")
-    shared = {"split": "", "chance": 50, "tied": 0, "interval": None, "rows": None}
-    return [
-        {"name": name, "before": first.get(name), "after": last.get(name)} | shared
-        for name in dict.fromkeys([*first, *last])
-    ]
+    bars: list[dict[str, Any]] = []
+    for name in dict.fromkeys([*first, *last]):
+        percent, count = last.get(name, first.get(name, 0.0)), rows.get(name)
+        interval = intervals.wilson(round(percent * count / 100), count) if count else None
+        bar = {"name": name, "before": first.get(name), "after": last.get(name)}
+        bars.append(
+            bar | {"split": "", "chance": 50, "tied": 0, "interval": interval, "rows": count}
+        )
+    return bars
 
 
 def _sides(scores: Mapping[str, scores_lib.Scores], key: str) -> list[dict[str, float]]:

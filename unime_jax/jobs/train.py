@@ -290,4 +290,5 @@ def _write_report(
         images=tests.images if tests else lambda path: b"",
         title=f"Training {workdir.name}",
         facts=run_facts.run_facts(settings, goodput.summary()),
+        composition_rows={n: len(r) for n, r in tests.composition.items()} if tests else {},
     )
