@@ -90,7 +90,7 @@ def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
-            sources.dataset_folder(folder / settings.data.train)
+            sources.open_dataset(folder / settings.data.train)
 
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
@@ -108,7 +108,7 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
         problems.add("config.data.datasets and config.data.texts name nothing to embed")
     for name in settings.data.datasets:
         with problems.collected("config.data.datasets"):
-            sources.dataset_folder(folder / name)
+            sources.open_dataset(folder / name)
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
