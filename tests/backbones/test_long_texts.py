@@ -48,11 +48,13 @@ def prompt(tokenizer, kind=Prompt, image_token="<image>", **changes):
         "image_token": image_token,
         "image_token_id": tokenizer.token_to_id(image_token) or -1,
         "special_tokens": True,
+        "vocab_size": VOCABULARY,
         "max_length": 24,
     }
     return kind(tokenizer=tokenizer, **options | changes)
 
 
+VOCABULARY = 10**6  # embeddings: enough for every tokenizer here
 FRAMES = tuple(("user: " + "<image>" * n, "\nassistant:") for n in range(3))
 PROMPTS = {
     "bytes": prompt(_qwen2_tokenizer(), image_token="<|image_pad|>"),
@@ -60,9 +62,10 @@ PROMPTS = {
     "sentencepiece": prompt(_llama_tokenizer()),
     "sentencepiece, verbatim": prompt(_llama_tokenizer(), style="verbatim", frames=FRAMES),
     "numbered": prompt(_llama_tokenizer(), NumberedPrompt, "<|image_1|>"),
-    "wordpiece": TextPrompt(_wordpiece(True), " end", 24),
-    "unigram": TextPrompt(unigram(), "", 24),
-    "minilm": TextPrompt(minilm(), "", 24),
+    "wordpiece": TextPrompt(_wordpiece(True), " end", VOCABULARY, 24),
+    "unigram": TextPrompt(unigram(), "", VOCABULARY, 24),
+    "minilm": TextPrompt(minilm(), "", VOCABULARY, 24),
+    "minilm, cut on the left": TextPrompt(minilm(), "", VOCABULARY, 24, cut="left"),
 }
 TRIES = 200
 WORDS = ["a", "red", "circle", "größe", "左边", "of", "3 blue", "1.5", "it's", "e\u0301", "x" * 40]
@@ -160,7 +163,7 @@ def test_without_seams_a_text_is_tokenised_whole():
 
 def test_more_is_read_where_few_characters_make_tokens():
     """A tokenizer that drops most of a text's beginning still gets as many tokens as there are."""
-    bert = TextPrompt(minilm(), "", 40)
+    bert = TextPrompt(minilm(), "", VOCABULARY, 40)
     text = "\u200b a" * 3 + " " * 50_000 + "red circle " * 20_000
     assert bert(Item(text))[0] == tokenised(bert, Item(text), at_once=True)[0]
     assert len(bert(Item(text))[0]) == 40

@@ -98,7 +98,7 @@ def test_scores_without_results_are_made_again(straight, tmp_path, kind):
     assert scores.read_scores(tmp_path) == {}
 
 
-@pytest.mark.parametrize("kind", DAMAGES.keys() - {"folder"})
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "folder"])
 def test_quarantine_keeps_the_lines_that_are_whole(tmp_path, kind):
     path = tmp_path / "quarantine.jsonl"
     item = quarantine.BadItem("a", "1", "", "broken")

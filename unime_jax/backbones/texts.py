@@ -48,7 +48,7 @@ class TextPrompt:
         if item.pictures:
             raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the image")
         before = len(item.prefix)
-        for part in shortened(item.text, self.tokenizer, room=self.max_length):
+        for part in shortened(item.text, self.tokenizer, room=self.max_length, cut=self.cut):
             encoding = self.tokenizer.encode(item.prefix + part.text + item.suffix + self.ending)
             ids = encoding.ids
             if not ids:
@@ -60,7 +60,7 @@ class TextPrompt:
                 for i, (first, last) in enumerate(encoding.offsets)
                 if excess and first in span and last in span and first < last
             ]
-            if part.is_enough(before, encoding.offsets, loose, excess):
+            if part.is_enough(before, encoding.offsets, loose, excess, cut=self.cut):
                 break
         if excess:
             if len(loose) < excess:
