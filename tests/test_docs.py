@@ -48,5 +48,7 @@ def test_keys_and_recipes_are_there(page, keys):
     named = {key for key in KEY.findall(text) if key.rpartition(".")[0] not in NAMED_BY_USERS}
     assert named <= keys
     for recipe, variant in RECIPE.findall(text):
+        if recipe == "mine":  # the reader's own
+            continue
         module = importlib.import_module(f"experiments.{recipe}")
         module.get_config(*([variant] if variant else []))

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
-from unime_jax.backbones.image_markers import without_markers
+from unime_jax.backbones.image_markers import DEEPEST, without_markers
 from unime_jax.backbones.prompts import Prompt, open_prompt
 from unime_jax.batch import Item, Picture
 from unime_jax.export import folder as hf_folder
@@ -42,6 +42,16 @@ def test_what_a_marker_is(text, expected, count):
 
 def test_an_image_token_is_a_marker():
     assert without_markers("<im<image>age>\nx <|image_2|>", "<image>") == ("x ", 3)
+
+
+@pytest.mark.parametrize("depth", [90, 200_000])
+def test_deep_nesting_is_done_or_refused_at_once(depth):
+    text = "<|image_1" * depth + "|>" * depth
+    if depth < DEEPEST:
+        assert without_markers(text) == ("", depth)
+        return
+    with pytest.raises(ValueError, match="more than 100 deep"):
+        without_markers(text)
 
 
 @pytest.fixture(scope="module")

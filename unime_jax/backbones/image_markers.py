@@ -13,6 +13,7 @@ and then those that this has formed, until there is none. The chat template of
 import re
 
 NUMBERED = r"<\|image_[0-9]+\|>"
+DEEPEST = 100  # markers within each other; each level is one more look at the whole text
 
 
 def number(marker: str) -> int:
@@ -31,8 +32,19 @@ def without_markers(text: str, image_token: str | None = None) -> tuple[str, int
     `image_token` is left out like the numbered ones; None: there is none.
     """
     one = NUMBERED if image_token is None else marker(image_token).pattern
-    count, removed = 0, 1
-    while removed:
-        text, removed = re.subn(f"(?:{one})\n?", "", text)
-        count += removed
-    return text, count
+    return removed(f"(?:{one})\n?", text)
+
+
+def removed(pattern: str, text: str) -> tuple[str, int]:
+    """A text without what matches, and without what that forms, and how often it matched.
+
+    Raises:
+      ValueError: matches lie within each other more than `DEEPEST` deep, which no writer means.
+    """
+    count = 0
+    for _ in range(DEEPEST):
+        text, found = re.subn(pattern, "", text)
+        count += found
+        if not found:
+            return text, count
+    raise ValueError(f"image markers lie within each other, more than {DEEPEST} deep")

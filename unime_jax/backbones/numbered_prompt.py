@@ -49,10 +49,7 @@ class NumberedPrompt(Prompt):
         own = [f"<|image_{number + 1}|>" for number in range(images)]
         known = "|".join(map(re.escape, own)) or "(?!)"
         others = f"(?!{known}){image_markers.NUMBERED}\n?"
-        orphans, found = 0, 1
-        while found:  # leaving one out may form another
-            text, found = re.subn(others, "", text)
-            orphans += found
+        text, orphans = image_markers.removed(others, text)
         placed = set(_PLACE.findall(text))
         lines = (f"{place}\n" for place in own if place not in placed)
         return "".join(lines) + text, orphans
