@@ -63,7 +63,12 @@ def prompts(tmp_path_factory) -> dict[tuple[str, str], Prompt]:
         token = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[family])
         for style in ("chat", "verbatim", "raw"):
             found[family, style] = open_prompt(
-                folder, tokenizer, image_token_id=token, style=style, max_length=10_000
+                folder,
+                tokenizer,
+                image_token_id=token,
+                vocab_size=len(tokenizer),
+                style=style,
+                max_length=10_000,
             )
     return found
 
