@@ -1,5 +1,6 @@
 """A work directory holds one run: what may change when it goes on, and what makes it another."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -44,6 +45,9 @@ FREE = (
 )
 
 
+PROBE = 2**20  # bytes: with less room than that, a run does not get far
+
+
 def open_workdir(workdir: pathlib.Path) -> None:
     """Makes the folder, and sees that it can be written, which is better known before a long run.
 
@@ -54,9 +58,11 @@ def open_workdir(workdir: pathlib.Path) -> None:
     probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))  # a full disk has room for an empty file
+        probe.write_bytes(bytes(PROBE))  # a full disk has room for an empty file
         probe.unlink()
     except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
         raise ValueError(
             f"--workdir={workdir} cannot be written: {error.strerror}. Everything that a run "
             "leaves goes there: give one that can be, with room for its checkpoints."
