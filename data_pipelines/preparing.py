@@ -8,7 +8,7 @@ from pathlib import Path
 from unime_jax import workdir_lock
 
 # Names under which TFDS and the builders here collect what is not whole yet.
-UNFINISHED = ("incomplete.*", "*/incomplete.*", ".incomplete_*", ".parameters_*", "*.partial")
+UNFINISHED = ("incomplete.*", "*/incomplete.*", ".incomplete_*", "*.partial")
 
 
 @contextlib.contextmanager

@@ -100,8 +100,8 @@ def disk_errors(*folders: pathlib.Path) -> Iterator[None]:
         reason, path = trouble
         where = path or ", ".join(map(str, _full(folders) or folders[:1]))
         raise RuntimeError(
-            f"{where}: {reason}. See to it that there is room on that disk and that it can be "
-            "written; then the same command goes on from what is complete."
+            f"{where} cannot be written: {reason}. See to it that there is room on that disk and "
+            "that it works; then the same command goes on from what is complete."
         ) from error
 
 

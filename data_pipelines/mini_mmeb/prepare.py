@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize, write_backbone
 from data_pipelines.preparing import preparing
+from unime_jax import files
 
 NAME, VERSION = "mini_mmeb", "1.0.0"
 CONFIGS = ("train", "eval", "composition", "images")
@@ -93,9 +94,7 @@ def _check_parameters(folder: Path, wanted: dict) -> bool:
 
 def _note_parameters(folder: Path, wanted: dict) -> None:
     """Before anything is built."""
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".parameters_", delete=False) as file:
-        json.dump(wanted, file, indent=2)
-    os.replace(file.name, folder / PARAMETERS)
+    files.write_whole(folder / PARAMETERS, json.dumps(wanted, indent=2))
 
 
 def _build(folder: Path, configs: list[str], rows: dict[str, int]) -> None:

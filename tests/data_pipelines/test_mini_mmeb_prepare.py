@@ -43,6 +43,13 @@ def contents(data_dir):
     }
 
 
+def test_all_files_have_the_permissions_of_new_files(data_dir, tmp_path):
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    files = [path for path in (data_dir / "mini_mmeb").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.stat().st_mode != usual]
+
+
 def test_another_seed_gives_other_bytes(data_dir, tmp_path):
     mini_mmeb.prepare(tmp_path, seed=2, **SMALL)
     first, other = contents(data_dir), contents(tmp_path)

@@ -1,5 +1,6 @@
 """A work directory holds one run: what may change when it goes on, and what makes it another."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -47,6 +48,7 @@ FREE = (
 
 # Keys of the length of a run, and of its schedule.
 LENGTH = ("steps", "optimizer.schedule_steps")
+PROBE = 2**20  # bytes: with less room than that, a run does not get far
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
@@ -59,9 +61,11 @@ def open_workdir(workdir: pathlib.Path) -> None:
     probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))  # a full disk has room for an empty file
+        probe.write_bytes(bytes(PROBE))  # a full disk has room for an empty file
         probe.unlink()
     except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
         raise ValueError(
             f"--workdir={workdir} cannot be written: {error.strerror}. Everything that a run "
             "leaves goes there: give one that can be, with room for its checkpoints."
