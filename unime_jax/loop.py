@@ -33,7 +33,6 @@ def run(
     checkpoints: Checkpoints,
     goodput: Goodput,
     stop_signal: StopSignal,
-    *,
     sources: Sequence[str],
     monitor: outcome.Monitor,
 ) -> step.TrainState:

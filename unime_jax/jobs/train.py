@@ -127,8 +127,8 @@ def _train(
                 checkpoints,
                 goodput,
                 stop_signal,
-                sources=names,
-                monitor=outcome.Monitor(settings, earlier),
+                names,
+                outcome.Monitor(settings, earlier),
             )
         with goodput.spend("checkpoint"):
             checkpoints.close()
