@@ -46,7 +46,6 @@ def run(
     checkpoints: Checkpoints,
     goodput: Goodput,
     stop_signal: StopSignal,
-    *,
     sources: Sequence[str],
     monitor: outcome.Monitor,
 ) -> step.TrainState:

@@ -65,7 +65,7 @@ run srun --kill-on-bad-exit=0 "--cpus-per-task=$((CPUS / tasks))" "$VENV/bin/pyt
 # 143 (SIGTERM), 75 (it hung, and its watchdog ended it), 134 and 137 (aborted, killed): again. So is
 # 1, which is also how a run ends whose other processes failed, but not for ever: a mistake in the
 # flags or the data ends with 1 soon after each start. 130 is Ctrl-C: somebody wants it to end; 76:
-# another run has its folder.
+# another run has its folder; 65: no step was finite, nor would one be next time.
 quick=$WORKDIR/slurm.quick_failures
 if ((status == 1 && SECONDS < QUICK)); then
   { echo failed >>"$quick"; } 2>/dev/null || true
@@ -77,7 +77,7 @@ if ((status == 1 && SECONDS < QUICK)); then
 else
   rm -f "$quick"
 fi
-if ((status && status != 130 && status != 76)) && ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
+if ((status && status != 130 && status != 76 && status != 65)) && ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
   run scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

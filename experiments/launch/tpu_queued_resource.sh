@@ -104,7 +104,7 @@ failed() {
   fi
   sleep "$POLL"
 }
-# Any status is a reason to go on: 143 (SIGTERM), 75 (it hung, and its watchdog ended it), 1 (another
+# Any status but 65 is a reason to go on: 143 (SIGTERM), 75 (it hung, and its watchdog ended it), 1 (another
 # process failed), and ssh's own. A mistake in the flags or the data fails soon after each start.
 quick=0
 failed_soon() {
@@ -121,7 +121,13 @@ while true; do
       if ((installed)) || install; then
         installed=1
         began=$SECONDS
-        if train; then break; fi
+        status=0
+        train || status=$?
+        ((status)) || break
+        if ((status == 65)); then  # nor would one be next time
+          echo "error: no step of the run was finite; see above why" >&2
+          exit "$status"
+        fi
         failed_soon $((SECONDS - began))
       fi
       failed

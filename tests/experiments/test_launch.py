@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from unime_jax import stop, watchdog, workdir_lock
+from unime_jax import outcome, stop, watchdog, workdir_lock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -232,6 +232,7 @@ def test_what_gke_restarts_is_what_a_run_ends_with_when_it_is_to_go_on():
     for status in (watchdog.STATUS, stop.STATUS, 1, 134, 137):
         assert status in named or 127 <= status <= 255, status
     assert workdir_lock.LOST not in named  # another run has the folder
+    assert outcome.STATUS not in named  # no step was finite
 
 
 def test_a_mistake_is_not_started_for_ever_on_tpus(tmp_path):
@@ -241,6 +242,16 @@ def test_a_mistake_is_not_started_for_ever_on_tpus(tmp_path):
     done = call("tpu_queued_resource.sh", TPU, *FLAGS, POLL="0", PATH=path)
     assert done.returncode == 1 and "failed 5 times in a row within 300 s" in done.stderr
     assert sum("unime_jax.main" in line for line in calls(tmp_path)) == 5
+
+
+def test_a_run_that_learnt_nothing_is_not_started_again(tmp_path):
+    answers = {"queued-resources describe": "echo ACTIVE", "unime_jax.main": "exit 65"}
+    cases = "".join(f'*"{words}"*) {then};; ' for words, then in answers.items())
+    stand_in(tmp_path, "gcloud", f'case "$*" in {cases} esac')
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = call("tpu_queued_resource.sh", TPU, *FLAGS, POLL="0", PATH=path)
+    assert done.returncode == 65 and "no step of the run was finite" in done.stderr
+    assert sum("unime_jax.main" in line for line in calls(tmp_path)) == 1
 
 
 def test_a_mistake_is_not_queued_for_ever_by_slurm(tmp_path):
@@ -271,6 +282,7 @@ def test_a_mistake_is_not_queued_for_ever_by_slurm(tmp_path):
         (1, 0, True),
         (130, 0, False),
         (76, 0, False),
+        (65, 0, False),
         (1, 20, False),
         (75, 20, False),
     ],

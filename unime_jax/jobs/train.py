@@ -156,8 +156,8 @@ def _train(
                 checkpoints,
                 goodput,
                 stop_signal,
-                sources=names,
-                monitor=outcome.Monitor(settings, before),
+                names,
+                outcome.Monitor(settings, before),
             )
         with (
             goodput.spend("checkpoint"),
