@@ -118,16 +118,18 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         (workdir / "evaluation.json").unlink(missing_ok=True)
 
 
-def _schedule_end(config: Mapping[str, Any]) -> int:
-    """The step where the learning rate stops falling."""
-    return config["optimizer"].get("schedule_steps") or config["steps"]
+def _schedule_end(config: Mapping[str, Any]) -> Any:
+    """The step where the learning rate stops falling, as far as a config says it."""
+    values = dict(_leaves(config))
+    return values.get("optimizer.schedule_steps") or values.get("steps")
 
 
 def _is_longer(
     serious: Mapping[str, Any], earlier: Mapping[str, Any], config: Mapping[str, Any]
 ) -> bool:
     """Whether the run is to be extended, and that is all that is in the way."""
-    return set(serious) <= {*LENGTH} and config["steps"] > earlier["steps"]
+    before = earlier.get("steps")
+    return set(serious) <= {*LENGTH} and isinstance(before, int) and config["steps"] > before
 
 
 def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str:
