@@ -33,6 +33,7 @@ def card_of(folder, backbone="org/model", sources=("a", "b"), prompt="a <image> 
         ),
         dimension=8,
         caveats=(),
+        commits={"org/model`x": "0" * 40},
     )
     model_card.write(
         folder, folder, settings, model, steps=3, cosine=1.0, items=[Item(EVIL)], sources=sources

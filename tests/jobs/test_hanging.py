@@ -104,7 +104,7 @@ def test_the_watchdog_ends_a_run_with_a_pipe_in_place_of_a_file(config, data, wo
 def test_ctrl_c_in_any_job_has_no_traceback():
     code = (
         "from unime_jax import main\n"
-        "def interrupted(_):\n"
+        "def interrupted(*_, **__):\n"
         "  raise KeyboardInterrupt\n"
         "main.app.run = interrupted\n"
         "main.run()\n"

@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 from absl import logging
 
@@ -36,7 +37,11 @@ def main(arguments: str, what: str, folder: str | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "slow":
         time.sleep(LATER)
-    processes.leave()
+    try:
+        processes.leave()
+    except Exception:  # as unime_jax.main
+        processes.fail(traceback.format_exc(), expected=False)
+        raise
     sys.stdout.write("left\n")
 
 

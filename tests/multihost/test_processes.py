@@ -84,7 +84,9 @@ def test_a_process_that_is_killed_ends_the_others(killed):
         assert f"process {number} of 3 joined through localhost" in text
         assert "if one dies, all end within about 4 s; the same command then resumes" in text
         assert "This most likely indicates that another task died" in text
-        assert f"error: process {number} of 3 was ended from outside: killed" in text
+        # Aborted by JAX at once, or told by the failed wait what has happened.
+        ended = f"error: process {number} of 3 was ended from outside: killed" in text
+        assert ended or "another process failed first: see what it says" in text
         assert text.rstrip().endswith(processes.RESUMES)  # the last word, not JAX's
         if killed:  # by process 0, which all ask; without it, nobody can say which it is
             assert "stopped sending heartbeats):\n1\n" in text

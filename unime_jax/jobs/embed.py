@@ -35,7 +35,7 @@ from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder, kept, truncated
 from unime_jax.encode import NonFiniteError
-from unime_jax.jobs import preflight, same_run
+from unime_jax.jobs import preflight
 from unime_jax.jobs.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -67,13 +67,11 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       RuntimeError: a disk takes no more.
     """
     settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
-    problems = preflight.Problems()
-    with problems.collected():
-        _make_mesh(settings)
-    with problems.collected():
-        same_run.open_workdir(workdir)
-    preflight.check_embedding(settings, problems)
-    problems.raise_any()
+    preflight.check(
+        lambda: _make_mesh(settings),
+        workdir,
+        lambda problems: preflight.check_embedding(settings, problems),
+    )
     # Hosts share the folder: each owns its part of it.
     lock = f"embed-{jax.process_index()}-of-{jax.process_count()}.lock"
     with (

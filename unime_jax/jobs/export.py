@@ -47,19 +47,18 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       RuntimeError: the export does not reproduce the model.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    problems = preflight.Problems()
-    with problems.collected():
-        mesh = make_mesh(settings)
-    with problems.collected():
-        same_run.open_workdir(workdir)
-    preflight.check_export(settings, problems)
-    problems.raise_any()
     watch = settings.watchdog
     stacks = workdir / f"stacks-export-{jax.process_index()}.txt"
     with (
         files.disk_errors(workdir),
         Watchdog(stacks, seconds=watch.seconds, exit=watch.exit),
     ):
+        with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+            mesh = preflight.check(
+                lambda: make_mesh(settings),
+                workdir,
+                lambda problems: preflight.check_export(settings, problems),
+            )
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
         if settings.steps:
             same_run.check_config(workdir, config_dict.to_dict())

@@ -8,16 +8,17 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from unime_jax import backbones, config, optimizer, paths
 from unime_jax.backbones import Backbone, Processing, tensor_files
 from unime_jax.data import embeddings, items, mixture, sources
 from unime_jax.data.plan import Bucket, pair_plan
-from unime_jax.jobs import setup
+from unime_jax.jobs import same_run, setup
 from unime_jax.objectives import Distillation
 
 
@@ -49,6 +50,31 @@ class Problems:
             )
         if self._found:
             raise ValueError(self._found[0])
+
+
+def check(
+    make_mesh: Callable[[], Mesh], workdir: pathlib.Path, of_job: Callable[[Problems], None]
+) -> Mesh:
+    """The mesh of a job, of which all has been looked at that is cheap.
+
+    Args:
+      make_mesh: raises ValueError if it does not fit the devices.
+      workdir: made if absent.
+      of_job: adds what is wrong with a job's own keys.
+
+    Raises:
+      ValueError: all that is wrong.
+    """
+    problems = Problems()
+    mesh = None
+    with problems.collected():
+        mesh = make_mesh()
+    with problems.collected():
+        same_run.open_workdir(workdir)
+    of_job(problems)
+    problems.raise_any()
+    assert mesh is not None
+    return mesh
 
 
 def check_training(settings: config.TrainConfig, problems: Problems) -> None:

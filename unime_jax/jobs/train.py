@@ -57,22 +57,17 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         was skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    problems = preflight.Problems()
-    with problems.collected():
-        mesh = make_mesh(settings)
-    with problems.collected():
-        same_run.open_workdir(workdir)
-    preflight.check_training(settings, problems)
-    problems.raise_any()
     folder = pathlib.Path(settings.data.folder).expanduser()
-    with (
-        boundary.owning(workdir, "run.lock", "trains in", folder),
-        Watchdog(
-            workdir / f"stacks-{jax.process_index()}.txt",
-            seconds=settings.watchdog.seconds,
-            exit=settings.watchdog.exit,
-        ),
-    ):
+    watch = settings.watchdog
+    stacks = workdir / f"stacks-{jax.process_index()}.txt"
+    with Watchdog(stacks, seconds=watch.seconds, exit=watch.exit), contextlib.ExitStack() as stack:
+        with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+            mesh = preflight.check(
+                lambda: make_mesh(settings),
+                workdir,
+                lambda problems: preflight.check_training(settings, problems),
+            )
+        stack.enter_context(boundary.owning(workdir, "run.lock", "trains in", folder))
         same_run.check_config(workdir, config_dict.to_dict())
         if jax.process_index() == 0:
             earlier.set_damaged_aside(workdir)
