@@ -61,7 +61,7 @@ class MetricsWriter:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
-        _cut_after(path, resume_step)
+        cut_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
         self._workdir = workdir
         self._tensorboard = _TensorBoard(workdir / "tensorboard", resume_step + 1)
@@ -249,7 +249,7 @@ def _import_wandb(project: str):
     return wandb
 
 
-def _cut_after(path: Path, step: int) -> None:
+def cut_after(path: Path, step: int) -> None:
     """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it.
 
     Where lines are damaged, other than the last, which a crash may have cut, the file is kept under
@@ -262,7 +262,7 @@ def _cut_after(path: Path, step: int) -> None:
     except OSError as error:
         files.set_aside(path, error.strerror)
         return
-    steps = [_step_of(line) for line in lines]
+    steps = [step_of(line) for line in lines]
     kept = [line + b"\n" for line, own in zip(lines, steps) if own is not None and own <= step]
     if len(kept) == len(lines) and not last:
         return
@@ -277,7 +277,7 @@ def _cut_after(path: Path, step: int) -> None:
     files.write_whole(path, b"".join(kept))
 
 
-def _step_of(line: bytes) -> float | None:
+def step_of(line: bytes | str) -> float | None:
     """The step of a line; None if it is damaged."""
     try:
         step = json.loads(line)["step"]

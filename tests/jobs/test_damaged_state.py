@@ -148,19 +148,23 @@ def test_so_is_one_of_other_kinds(tmp_path, key, value):
 # A whole run, all of it damaged
 
 
-def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, caplog):
+@pytest.mark.parametrize("kind", ["wrong kinds", "folder"])
+def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, kind):
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     for name in ("goodput.json", "evaluation.json"):
         damage(workdir / name, "list")
     damage(workdir / "quarantine.jsonl", "wrong kinds")
     damage(workdir / "run.lock", "cut")
-    with (workdir / "metrics.jsonl").open("ab") as file:
-        file.write(b"\xff\xfe\n")
+    if kind == "folder":
+        damage(workdir / "metrics.jsonl", kind)
+    else:
+        whole = (workdir / "metrics.jsonl").read_bytes()
+        (workdir / "metrics.jsonl").write_bytes(DAMAGES[kind] + whole + b"\xff\xfe\n")
     os.utime(workdir / "run.lock", (0, 0))
     train.run(tiny_run.with_evaluation(config), workdir)
     lines = metrics(workdir)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines] == ([5, 6] if kind == "folder" else [1, 2, 3, 4, 5, 6])
     assert lines[-1]["loss"] == metrics(straight)[-1]["loss"]
     assert json.loads((workdir / "evaluation.json").read_text()) == json.loads(
         (straight / "evaluation.json").read_text()

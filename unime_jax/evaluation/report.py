@@ -15,7 +15,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from unime_jax import outcome, tally
+from unime_jax import metrics, outcome, tally
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import figures, gallery, intervals
 from unime_jax.evaluation import scores as scores_lib
@@ -135,13 +135,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     records = {}
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            records[record["step"]] = record
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                message = f"{path}, line {number} is not a step's metrics: {line!r}"
-                raise ValueError(message) from error
+        step = metrics.step_of(line)
+        if step is not None:
+            records[step] = json.loads(line)
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number} is not a step's metrics: {line[:100]!r}")
     return [records[step] for step in sorted(records)]
 
 

@@ -138,6 +138,8 @@ def _train(
         goodput.resumed(int(now.step))
         # A step takes one batch, so the number of steps says which batch comes next.
         names = sorted(settings.data.weights or rows)  # as the loader numbers them
+        if jax.process_index() == 0:
+            metrics.cut_after(workdir / "metrics.jsonl", int(now.step))  # and what is damaged
         before = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
         batches = make_loader(first_batch=int(now.step))
         with contextlib.closing(Reader(batches, batches.close)) as data:
@@ -256,7 +258,7 @@ def _evaluate(
 def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     try:
         return report.read_metrics(workdir / "metrics.jsonl")
-    except ValueError as error:  # a run does not end for its statistics
+    except (ValueError, OSError) as error:  # a run does not end for its statistics
         logging.warning("%s; whether the run learns is told from now on", error)
         return []
 
