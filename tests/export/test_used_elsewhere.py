@@ -106,7 +106,7 @@ def test_the_same_call_for_pictures(one, tmp_path):
 
 
 def test_sentence_transformers_leaves_our_file_out(one):
-    """And yet the model is used as it was trained; without weights, whose names may be others."""
+    """And yet the model is used as it was trained."""
     assert not (one.saved / processing.FILE).exists()
     first, second = (
         backbones.open_backbone(str(folder), max_length=None) for folder in (one.folder, one.saved)
@@ -120,12 +120,18 @@ def test_sentence_transformers_leaves_our_file_out(one):
     assert second.defaults.prompts["query"] == "find: "
 
 
-def test_embeddings_of_what_sentence_transformers_saved(exports):
-    one = exports("llava_next")
-    items = [LONG, "<|image_1|>\na", RED, {"text": "a red circle", "image": RED}]
+ITEMS = [LONG, "<|image_1|>\na", RED, {"text": "a red circle", "image": RED}]
+
+
+def test_embeddings_of_what_sentence_transformers_saved(one):
+    """Under whatever names it has written the weights."""
     model = opened(one.saved)
-    assert_same(model.encode(items), opened(one.folder).encode(items))
-    assert_same(model.encode(items[:2]), one.theirs.encode(items[:2]))
+    assert_same(model.encode(ITEMS), opened(one.folder).encode(ITEMS))
+    assert_same(model.encode(ITEMS[:2]), one.theirs.encode(ITEMS[:2]))
+
+
+def test_the_wrong_prompt_gives_other_embeddings(exports):
+    one, items = exports("llava_next"), ITEMS
     wrong = opened(one.saved, processing=Processing(prompt="raw")).encode(items)
     assert np.sum(wrong * one.theirs.encode(items), axis=1).max() < 0.99
 
