@@ -9,14 +9,13 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from absl import logging
 
-from unime_jax import tally
+from unime_jax import files, tally
 from unime_jax.config import TrainConfig
 from unime_jax.objectives import Contrastive
 
@@ -219,21 +218,29 @@ def say(workdir: pathlib.Path) -> None:
 
 def write(workdir: pathlib.Path, outcome: Outcome) -> None:
     """Writes <workdir>/outcome.json."""
-    temporary = workdir / (FILE + ".tmp")
+    text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
     try:
-        temporary.write_text(json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")
-        os.replace(temporary, workdir / FILE)
+        files.write_whole(workdir / FILE, text)
     except OSError as error:  # a run does not end for its statistics
         logging.warning("%s cannot be written: %s", workdir / FILE, error)
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-    """<workdir>/outcome.json; {} if it is not there or cannot be read."""
+    """<workdir>/outcome.json; {} if it is not there or is damaged."""
     try:
-        found = json.loads((workdir / FILE).read_text())
-    except (OSError, ValueError):
+        found = files.read_object(workdir / FILE)
+    except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    findings = found.get("findings")
+    whole = isinstance(found.get("steps"), int) and isinstance(findings, list)
+    if not whole or not all(_is_finding(finding) for finding in findings or ()):
+        return {}
+    return found
+
+
+def _is_finding(finding: Any) -> bool:
+    names = ("name", "message")
+    return isinstance(finding, dict) and all(isinstance(finding.get(n), str) for n in names)
 
 
 def _objective_of(settings: TrainConfig, step: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import metrics
-from unime_jax import files, main
+from unime_jax import files, main, outcome
 from unime_jax.data import embeddings, quarantine
 from unime_jax.evaluation import earlier, scores
 from unime_jax.goodput import Goodput
@@ -78,6 +78,16 @@ def test_a_last_line_that_was_cut_is_no_damage(tmp_path, caplog):
     with MetricsWriter(tmp_path, total_steps=9, wandb_project=None, resume_step=2):
         pass
     assert [line["step"] for line in metrics(tmp_path)] == [1] and "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "findings"])
+def test_an_outcome_is_as_good_as_none(tmp_path, kind):
+    if kind == "findings":
+        (tmp_path / outcome.FILE).write_text('{"steps": 3, "findings": [{"name": 1}]}')
+    else:
+        damage(tmp_path / outcome.FILE, kind)
+    assert outcome.read(tmp_path) == {}
+    outcome.say(tmp_path)
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
