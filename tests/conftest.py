@@ -1,7 +1,10 @@
 """Before jax starts: eight virtual CPU devices, and compilers in a hurry."""
 
+import faulthandler
 import os
+import sys
 import tempfile
+from typing import NoReturn
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -22,6 +25,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.torchvision_ops import import_torchvision  # noqa: E402
+from unime_jax import exits  # noqa: E402
 
 import_torchvision()
 
@@ -30,6 +34,20 @@ settings.register_profile(
     "compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("compiled")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def told_exits():
+    """A test whose process is ended by `exits.exit_now` would leave no word of why."""
+    end = exits.exit_now
+
+    def exit_now(status: int) -> NoReturn:
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        end(status)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exits, "exit_now", exit_now)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
