@@ -166,15 +166,18 @@ def test_an_end_without_finally_releases_it(tmp_path):
 
 @pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
 def test_of_many_who_take_over_one_gets_it(tmp_path, quick, monkeypatch, links):
-    # A busy machine may keep an owner from touching its lock for as long as `quick` lets it.
+    # A busy machine may hold up a thread for longer than `quick` lets it.
     monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 60.0)
+    monkeypatch.setattr(workdir_lock, "SETTLE_SECONDS", 0.5)
+    lost = []
+    monkeypatch.setattr(workdir_lock.exits, "exit_now", lost.append)  # not the test's process
     if not links:
 
         def link(*_):
             raise PermissionError("no links on this file system")
 
         monkeypatch.setattr(os, "link", link)
-    for _ in range(5):
+    for _ in range(3):
         left_behind(tmp_path, pid=2**22 + 1)
         inside, most, got = [], [], []
         together = threading.Barrier(8)
@@ -196,7 +199,7 @@ def test_of_many_who_take_over_one_gets_it(tmp_path, quick, monkeypatch, links):
             thread.start()
         for thread in threads:
             thread.join()
-        assert max(most) == 1 and got
+        assert max(most) == 1 and got and not lost
         assert list(tmp_path.iterdir()) == []
 
 

@@ -29,7 +29,7 @@ from unime_jax import exits
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 90.0  # NFS and gcsfuse may show a file's time as it was a minute ago
 POLL_SECONDS = 0.5
-SETTLE_SECONDS = 0.5  # after a takeover: whoever tried the same has put things in order then
+SETTLE_SECONDS = 0.5  # in a takeover: whoever tried the same has put things in order then
 SAY_SECONDS = 60.0  # between lines of a process that waits for another one
 LOST = 76  # status of a process whose lock another one has taken ("protocol error" in sysexits.h)
 
@@ -89,7 +89,13 @@ def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     said = -SAY_SECONDS
     seen: tuple[str, float] | None = None  # token and time of the last touch, when first looked at
-    while not _create(path, mine):
+    contested = False
+    while True:
+        if _create(path, mine):
+            contested = contested or any(path.parent.glob(f"{path.name}.*.stale"))
+            if not contested or _is_settled(path, mine):
+                return
+            continue
         found = _look(path)
         if found is None:  # it is gone
             continue
@@ -97,8 +103,8 @@ def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
         where = f"{path.parent} ({path.name})"
         if owner is not None and _died_here(owner, mine):
             logging.warning("%s: taking over from %s, which is gone", where, owner)
-            if _take_over(path, owner, touched, mine):
-                return
+            contested = True
+            _remove_stale(path, owner, touched, mine)
             continue
         if age > STALE_SECONDS:
             logging.warning(
@@ -107,8 +113,8 @@ def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
                 owner or "a lock that cannot be read",
                 age,
             )
-            if _take_over(path, owner, touched, mine):
-                return
+            contested = True
+            _remove_stale(path, owner, touched, mine)
             continue
         token = owner.token if owner else ""
         alive = owner is not None and (
@@ -152,26 +158,33 @@ def _create(path: pathlib.Path, mine: Owner) -> bool:
         draft.unlink(missing_ok=True)
 
 
-def _take_over(path: pathlib.Path, owner: Owner | None, touched: float, mine: Owner) -> bool:
-    """Moves a stale lock out of the way and makes a new one; False: somebody else was faster."""
+def _remove_stale(path: pathlib.Path, owner: Owner | None, touched: float, mine: Owner) -> None:
+    """Moves a stale lock out of the way, unless somebody else was faster."""
     aside = path.with_name(f"{path.name}.{mine.token}.stale")
+    if not _is_still(path, owner, touched):
+        return
     try:
         path.rename(aside)
     except FileNotFoundError:
-        return False
-    found = _look(aside)
-    if found is None or found[0] != owner or (owner is None and found[1] != touched):
+        return
+    if not _is_still(aside, owner, touched):
         # That was the lock of one who took over meanwhile: it goes back.
         with contextlib.suppress(OSError):
             os.link(aside, path)
-        aside.unlink(missing_ok=True)
-        return False
     aside.unlink(missing_ok=True)
-    if not _create(path, mine):
-        return False
+
+
+def _is_settled(path: pathlib.Path, mine: Owner) -> bool:
+    """Whether a lock that was made while others took over is still there when they are done."""
     time.sleep(SETTLE_SECONDS)
     found = _look(path)
     return found is not None and found[0] == mine
+
+
+def _is_still(path: pathlib.Path, owner: Owner | None, touched: float) -> bool:
+    """Whether the lock is the one that was looked at; of one without an owner its time tells."""
+    found = _look(path)
+    return found is not None and found[0] == owner and (owner is not None or found[1] == touched)
 
 
 def _look(path: pathlib.Path) -> tuple[Owner | None, float, float] | None:
