@@ -5,7 +5,7 @@ import pytest
 from experiments import embed as embed_recipe
 from tests.jobs import tiny_run
 from unime_jax import main
-from unime_jax.jobs import embed, export, train
+from unime_jax.jobs import embed, export, same_run, train
 
 
 @pytest.fixture
@@ -97,3 +97,10 @@ def test_an_embedding_job_is_checked(tmp_path):
     expected = "(?s)^4 things.*mesh.tensor=3.*config.backbone: .*nowhere.*datasets: .*texts.txt is"
     with pytest.raises(ValueError, match=expected):
         embed.run(config, tmp_path / "run")
+
+
+def test_only_training_minds_a_work_directory_that_is_a_pattern(config, tmp_path, nothing_is_built):
+    """Checkpoints could not be read again there; embeddings and exports hold none."""
+    with pytest.raises(ValueError, match=r"'\[' in a path is a pattern for Orbax"):
+        train.run(config, tmp_path / "lr[1e-4]")
+    same_run.open_workdir(tmp_path / "embeddings[1]")

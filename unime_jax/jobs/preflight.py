@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from unime_jax import backbones, config, optimizer, paths
+from unime_jax import backbones, checkpoint, config, optimizer, paths
 from unime_jax.backbones import Backbone, Processing, tensor_files
 from unime_jax.data import embeddings, items, mixture, sources
 from unime_jax.data.plan import Bucket, pair_plan
@@ -77,8 +77,10 @@ def check(
     return mesh
 
 
-def check_training(settings: config.TrainConfig, problems: Problems) -> None:
-    """Backbone, data, evaluation data, schedule and rules of a training run."""
+def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems: Problems) -> None:
+    """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run."""
+    with problems.collected():
+        checkpoint.check_name(workdir)
     folder = pathlib.Path(settings.data.folder).expanduser()
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():

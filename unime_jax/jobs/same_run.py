@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from unime_jax import checkpoint, files
+from unime_jax import files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.fingerprint import fingerprint
 
@@ -55,9 +55,8 @@ def open_workdir(workdir: pathlib.Path) -> None:
     """Makes the folder, and sees that it can be written, which is better known before a long run.
 
     Raises:
-      ValueError: it cannot, or checkpoints in a folder of this name could not be read again.
+      ValueError: it cannot.
     """
-    checkpoint.check_name(workdir)
     probe = workdir / f".writable-{jax.process_index()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             mesh = preflight.check(
                 lambda: make_mesh(settings),
                 workdir,
-                lambda problems: preflight.check_training(settings, problems),
+                lambda problems: preflight.check_training(settings, workdir, problems),
             )
         stack.enter_context(boundary.owning(workdir, "run.lock", "trains in", folder))
         same_run.check_config(workdir, config_dict.to_dict())
