@@ -25,7 +25,7 @@ class BuildWithRecipes(build_py):
             return
         for file in RECIPES:
             inside = pathlib.PurePath(file).relative_to("experiments")
-            target = pathlib.Path(self.build_lib, "unime_jax/recipes", inside)
+            target = pathlib.Path(self.build_lib, "unime_jax/operations/recipes", inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, target)
 

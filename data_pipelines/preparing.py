@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from unime_jax import workdir_lock
+from unime_jax.operations import workdir_lock
 
 # Names under which TFDS and the builders here collect what is not whole yet.
 UNFINISHED = ("incomplete.*", "*/incomplete.*", ".incomplete_*", "*.partial")

@@ -8,7 +8,7 @@ What is not said here is as in stage2.py.
 
 from ml_collections import ConfigDict
 
-from unime_jax.recipes import stage2
+from unime_jax.operations.recipes import stage2
 
 
 def get_config(variant: str = "mini") -> ConfigDict:

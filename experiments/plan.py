@@ -14,7 +14,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from unime_jax.recipes import embed, llave, stage1, stage2
+from unime_jax.operations.recipes import embed, llave, stage1, stage2
 
 # Relative where it can be, so that plans made in a clone name no machine's folders.
 MODELS = os.path.relpath(pathlib.Path(__file__).parent / "plans" / "models") + "/"

@@ -14,7 +14,7 @@ experiments/embed.py. What is not said here is as in stage2.py.
 
 from ml_collections import ConfigDict, config_dict
 
-from unime_jax.recipes import stage2
+from unime_jax.operations.recipes import stage2
 
 # What the published checkpoints are asked at evaluation; the paper words it in three ways.
 SUFFIX = "\nSummary above sentence in one word:"

@@ -25,7 +25,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.torchvision_ops import import_torchvision  # noqa: E402
-from unime_jax import exits  # noqa: E402
+from unime_jax.operations import exits  # noqa: E402
 
 import_torchvision()
 

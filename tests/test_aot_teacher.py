@@ -9,7 +9,7 @@ import pytest
 
 from tests.backbones.tiny_texts import MISTRAL, write_nv_embed
 from unime_jax import backbones, sharding
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.planning import chips, compiler
 from unime_jax.planning.program import Program, embed_program
 
@@ -35,7 +35,7 @@ def backbone(tmp_path_factory):
 
 def draw(backbone, mesh, chunk=CHUNK, tokens=TOKENS) -> Program:
     """The program that encodes a window of rows in bfloat16, as the planner has it."""
-    plan = Plan((Bucket(tokens, 0),), backbone.layout, chunk, chunk * CHUNKS)
+    plan = BatchShapes((Bucket(tokens, 0),), backbone.layout, chunk, chunk * CHUNKS)
     return embed_program(backbone, mesh, plan, jnp.dtype("bfloat16"))
 
 

@@ -16,10 +16,10 @@ from PIL import Image, ImageFile
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
-from unime_jax import Embedder, embedder, few_shapes, sharding
+from unime_jax import Embedder, embedder, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item, Picture, Row
-from unime_jax.data import ahead
+from unime_jax.data import ahead, inference_shapes
 from unime_jax.models.vlm import Vlm
 
 FAMILIES = {
@@ -107,7 +107,7 @@ def test_batches_and_devices_change_nothing(
     """Several chunks and several batches of a shape, among them batches that are not full."""
     elements = [element for element, _ in cases]
     expected = model.encode(elements, prompt=PROMPT)
-    monkeypatch.setattr(few_shapes, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(inference_shapes, "CHUNK_TOKENS", chunk_tokens)
     again = opened(one, devices=devices).encode(elements, prompt=PROMPT, batch_size=batch_size)
     np.testing.assert_allclose(again, expected, atol=EXACT)
 
@@ -230,7 +230,7 @@ LADDER = [64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5000]
 
 @given(tokens=st.integers(1, 5000), tiles=st.integers(0, 40))
 def test_buckets(tokens, tiles):
-    bucket = few_shapes.bucket_of(row(tokens, tiles), max_length=5000)
+    bucket = inference_shapes.bucket_of(row(tokens, tiles), max_length=5000)
     assert bucket.tokens == min(size for size in LADDER if size >= tokens)
     rungs = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
     assert bucket.tiles == min(size for size in rungs if size >= tiles)
@@ -244,7 +244,7 @@ def test_buckets(tokens, tiles):
 )
 def test_every_row_is_in_one_batch_of_its_shape(model, lengths, batch_size, chunk_tokens):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_shapes, "CHUNK_TOKENS", chunk_tokens)
+        patch.setattr(inference_shapes, "CHUNK_TOKENS", chunk_tokens)
         rows = [row(length, 0) for length in lengths]
         batches = list(model._batches(rows, batch_size))
     assert sorted(i for _, indices, _ in batches for i in indices) == list(range(len(rows)))
@@ -252,7 +252,7 @@ def test_every_row_is_in_one_batch_of_its_shape(model, lengths, batch_size, chun
     for plan, indices, batch in reversed(batches):  # of a shape, only the last is not full
         assert all(rows[i] is row for i, row in zip(indices, batch, strict=True))
         (bucket,) = plan.buckets
-        assert all(few_shapes.bucket_of(row, model.max_length) == bucket for row in batch)
+        assert all(inference_shapes.bucket_of(row, model.max_length) == bucket for row in batch)
         assert len(batch) == plan.rows or bucket not in seen
         assert batch_size <= plan.rows < 2 * batch_size
         assert plan.chunk_size * bucket.tokens <= max(chunk_tokens, bucket.tokens)

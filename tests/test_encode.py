@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from tests.models.oracle import EXACT, make_pair, picture
-from unime_jax import paths, sharding, step
+from unime_jax import paths, sharding
 from unime_jax.batch import Item
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
+from unime_jax.training import step
 
 SIZES = [(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]  # of two to five tiles
 BUCKETS = (Bucket(32, 0), Bucket(80, 3, share=0.5), Bucket(150, 5))
@@ -40,7 +41,7 @@ def encoder(pair, *, buckets, chunk_size, rows, mesh=(1, 1, 1)):
         path: jax.device_put(np.asarray(x), placed[path]) for path, x in parameters.items()
     }
     trainable = {path: parameters.pop(path) for path in list(parameters) if "norm" in path}
-    plan = Plan(buckets, pair.backbone.layout, chunk_size, rows)
+    plan = BatchShapes(buckets, pair.backbone.layout, chunk_size, rows)
     encode = step.make_encode(graph, EXACT)
     return make_encoder(encode, (trainable, parameters), pair.backbone.preprocess, plan, mesh)
 

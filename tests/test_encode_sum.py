@@ -12,7 +12,7 @@ from tests.models.oracle import pair_of, picture
 from unime_jax import Embedder, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item
-from unime_jax.elements import IMAGE_SUFFIX, TEXT_SUFFIX
+from unime_jax.data.user_inputs import IMAGE_SUFFIX, TEXT_SUFFIX
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "prompts" / "rendered.json"
 A, B = picture(28, 28, 0), picture(20, 28, 1)

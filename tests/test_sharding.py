@@ -16,7 +16,8 @@ from tests.models.oracle import EXACT, make_pair, packed, pair_of, picture
 from tests.test_aot import TEXT as TEXT_7B
 from tests.test_aot import VISION as VISION_7B
 from unime_jax import paths, sharding
-from unime_jax.backbones import open_backbone, qwen2_vl
+from unime_jax.backbones import open_backbone
+from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.batch import Item, Picture
 from unime_jax.models import lora
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from unime_jax import quiet
+from unime_jax.operations import quiet
 
 if TYPE_CHECKING:
     from unime_jax.embedder import Embedder

@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unime_jax.backbones.processing import Processing
+from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.data.items import Side
 from unime_jax.models import attention, scan
 from unime_jax.models.lora import LoraConfig
-from unime_jax.objectives import Contrastive, Distillation
-from unime_jax.optimizer import OptimizerConfig
 from unime_jax.paths import Rules
+from unime_jax.training.objectives import Contrastive, Distillation
+from unime_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,28 +14,29 @@ from jaxtyping import Float, Float32
 from PIL import Image
 from tqdm import tqdm
 
-from unime_jax import compilation_cache, paths, sharding
+from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
-from unime_jax.backbones.prompts import name_of
-from unime_jax.backbones.st_folder import Defaults
+from unime_jax.backbones.io.st_folder import Defaults
+from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.plan import Plan
-from unime_jax.elements import (
+from unime_jax.data.inference_shapes import bucket_of, plan_of, power_of_two
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.user_inputs import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
-    Element,
     Part,
+    UserInput,
     apart,
     names_image,
     parts,
     to_item,
 )
 from unime_jax.encode import NonFiniteError, make_row_encoder
-from unime_jax.few_shapes import bucket_of, plan_of, power_of_two
 from unime_jax.models import layers
 from unime_jax.models.vlm import EmbeddingModel, Execution
-from unime_jax.step import make_encode
+from unime_jax.operations import compilation_cache
+from unime_jax.training.step import make_encode
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class Embedder:
 
     def encode(
         self,
-        items: Iterable[Element],
+        items: Iterable[UserInput],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -142,9 +143,9 @@ class Embedder:
         An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3];
         a list of them is several images. `prompt` + text + `suffix` is what the model's template
         gets; images go where prompt or text have markers `<|image_1|>`, else in front of it
-        (`backbones.prompts.Prompt`). A str is a text, always: where it names an image, for which
-        sentence-transformers takes it, there is a warning; {"image": path} and {"text": text}
-        mean the same in both.
+        (`preprocessing.prompts.Prompt`). A str is a text, always: where it names an image, for
+        which sentence-transformers takes it, there is a warning; {"image": path} and
+        {"text": text} mean the same in both.
 
         Items run in batches of one shape: lengths are rounded up to a few, each of which compiles
         once. Texts beyond `max_length` are cut before the suffix, with one warning a call.
@@ -175,7 +176,7 @@ class Embedder:
 
     def encode_sum(
         self,
-        items: Iterable[Element],
+        items: Iterable[UserInput],
         *,
         image_suffix: str = IMAGE_SUFFIX,
         text_suffix: str = TEXT_SUFFIX,
@@ -218,7 +219,7 @@ class Embedder:
         """How many numbers of an embedding a call keeps."""
         return kept(self._width, self.truncate_dim if truncate_dim is None else truncate_dim)
 
-    def _warn_of_names(self, items: Sequence[Element]) -> None:
+    def _warn_of_names(self, items: Sequence[UserInput]) -> None:
         """Says once where texts are embedded that another library would open as images."""
         if not self._layout.patches:
             return
@@ -302,7 +303,7 @@ class Embedder:
 
     def rendered(
         self,
-        item: Element,
+        item: UserInput,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -314,7 +315,7 @@ class Embedder:
 
     def rendered_sum(
         self,
-        item: Element,
+        item: UserInput,
         *,
         image_suffix: str = IMAGE_SUFFIX,
         text_suffix: str = TEXT_SUFFIX,
@@ -325,9 +326,9 @@ class Embedder:
 
     def _batches(
         self, rows: Iterable[Row], batch_size: int
-    ) -> Iterator[tuple[Plan, list[int], list[Row]]]:
+    ) -> Iterator[tuple[BatchShapes, list[int], list[Row]]]:
         """Rows of one shape and their numbers: full batches as they fill, at the end the rest."""
-        waiting: dict[Plan, tuple[list[int], list[Row]]] = {}
+        waiting: dict[BatchShapes, tuple[list[int], list[Row]]] = {}
         for index, row in enumerate(rows):
             bucket = bucket_of(row, self.max_length)
             plan = plan_of(bucket, self._layout, self._shards, batch_size)
@@ -395,7 +396,7 @@ def activations(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype("bfloat16") if dtype == jnp.int8 else dtype
 
 
-def _listed(items: Iterable[Element]) -> list[Element]:
+def _listed(items: Iterable[UserInput]) -> list[UserInput]:
     if isinstance(items, str | bytes | Mapping | Image.Image):
         raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
     items = list(items)

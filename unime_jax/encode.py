@@ -13,16 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from unime_jax import paths, sharding, watchdog
-from unime_jax.backbones.prompts import name_of
+from unime_jax import paths, sharding
+from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
-from unime_jax.chunks import Encode, encode_in_chunks
-from unime_jax.compilation_cache import announced
-from unime_jax.data.pack import fill_buckets, row_numbers
-from unime_jax.data.plan import Plan, described
+from unime_jax.data.packing import fill_buckets, row_numbers
+from unime_jax.data.shapes import BatchShapes, described
+from unime_jax.operations import watchdog
+from unime_jax.operations.compilation_cache import announced
+from unime_jax.training.gradcache import Encode, encode_in_chunks
 
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
-RowEncoder = Callable[[Sequence[Row], Plan], Float32[np.ndarray, "n D"]]
+RowEncoder = Callable[[Sequence[Row], BatchShapes], Float32[np.ndarray, "n D"]]
 
 
 class NonFiniteError(ValueError):
@@ -50,7 +51,7 @@ def make_encoder(
     encode: Encode,
     parameters: tuple[paths.Parameters, paths.Parameters],
     preprocess: Callable[[Item], Row],
-    plan: Plan,
+    plan: BatchShapes,
     mesh: Mesh,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
@@ -85,7 +86,7 @@ def make_row_encoder(
     run, compiled = _program(encode, mesh), _compiled(encode, mesh)
     spread = sharding.chunked_rows(mesh)
 
-    def encode_rows(rows: Sequence[Row], plan: Plan) -> np.ndarray:
+    def encode_rows(rows: Sequence[Row], plan: BatchShapes) -> np.ndarray:
         groups, places = fill_buckets(rows, plan)
         # Every process packs all rows and hands over its own part.
         on_device = jax.tree.map(
@@ -139,12 +140,14 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _compiled(encode: Encode, mesh: Mesh) -> set[Plan]:
+def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
     """The plans that `_program` of the same arguments has been called for."""
     return set()
 
 
-def _announced(plan: Plan, compiled: set[Plan]) -> contextlib.AbstractContextManager[None]:
+def _announced(
+    plan: BatchShapes, compiled: set[BatchShapes]
+) -> contextlib.AbstractContextManager[None]:
     """Says that the first call for a plan compiles; it computes its rows as well."""
     if plan in compiled:
         return contextlib.nullcontext()

@@ -9,18 +9,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from unime_jax import (
-    __version__,
-    command_line,
-    config,
-    config_help,
-    config_reader,
-    exits,
-    processes,
-    recipes,
-    stop,
-)
+from unime_jax import __version__, config, config_reader
 from unime_jax.jobs import embed, export, plan, train
+from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
 JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
 

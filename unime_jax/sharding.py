@@ -105,7 +105,7 @@ def chunked_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, ROWS))
 
 
-def rows_apart(x: jax.Array) -> jax.Array:
+def shard_rows(x: jax.Array) -> jax.Array:
     """Activations [rows, ...] of which every device computes its own rows, as it has the inputs.
 
     Where a weight lies over "fsdp", as the rows do, the compiler is otherwise free to split the

@@ -13,7 +13,7 @@ from data_pipelines import mini_mmeb, texts
 from data_pipelines.mini_nli.content import triples
 from data_pipelines.preparing import preparing
 from data_pipelines.texts import Triple
-from unime_jax.data import embeddings_writer
+from unime_jax.data import embedding_store_writer
 from unime_jax.embedder import Embedder
 
 NAME = "mini_nli"
@@ -42,7 +42,7 @@ def prepare(data_dir: str | os.PathLike, *, seed: int, train_rows: int, eval_row
             return
         found = sentences(seed)
         vectors, provenance = teach(found)
-        embeddings_writer.write(folder / "teacher", found, vectors, provenance=provenance)
+        embedding_store_writer.write(folder / "teacher", found, vectors, provenance=provenance)
 
 
 def rows(seed: int) -> tuple[list[Triple], list[Triple]]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.models.oracle import Pair, make_pair, pair_of
 from unime_jax import backbones, paths, sharding
-from unime_jax.backbones import tensor_files
+from unime_jax.backbones.io import tensor_files
 
 Tensors = dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ from tests.backbones.checkpoints import PAIRS
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
 from unime_jax import backbones, paths
-from unime_jax.backbones import adapters, merging
+from unime_jax.backbones.io import adapters, merging
 from unime_jax.batch import Item
 from unime_jax.models import lora
 

@@ -24,7 +24,7 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 
 from tests.backbones.images import noise
 from tests.backbones.tiny_folders import NARROW, pinpoints, tiny_config
-from unime_jax.backbones import anyres
+from unime_jax.backbones.llava import anyres
 
 TILE, PATCH = 384, 14
 SIDE = TILE // PATCH

@@ -15,13 +15,14 @@ from safetensors.numpy import save_file
 
 from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
 from tests.torchvision_ops import import_torchvision
-from unime_jax import Embedder, backbones, paths, sharding, step
+from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item
-from unime_jax.data.pack import fill_buckets
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.packing import fill_buckets
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
+from unime_jax.training import step
 
 import_torchvision()
 
@@ -333,7 +334,7 @@ def test_encoder_on_meshes(tiny, shape):
     parameters = backbone.load(targets(backbone, mesh))
     kernel = parameters["encoder.layer.attention.self.query.kernel"]
     assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
-    plan = Plan((Bucket(16, 0), Bucket(64, 0)), backbone.layout, 8, 8)
+    plan = BatchShapes((Bucket(16, 0), Bucket(64, 0)), backbone.layout, 8, 8)
     encode = step.make_encode(graph, EXACT)
     encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, plan, mesh)
     found = encoder([Item(text) for text in TEXTS])
@@ -358,7 +359,7 @@ def test_gradients_are_finite_and_reach_every_parameter(tiny):
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     parameters = load(backbone)
     rows = [backbone.preprocess(Item(text)) for text in TEXTS[3:6]]
-    groups, _ = fill_buckets(rows, Plan((Bucket(24, 0),), backbone.layout, 4, 4))
+    groups, _ = fill_buckets(rows, BatchShapes((Bucket(24, 0),), backbone.layout, 4, 4))
     inputs = jax.tree.map(lambda x: x[0], groups[0])  # three rows, and one of padding
 
     def gradient(remat):

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, ProcessorMixin
 from tests.backbones.tiny_families import QWEN2_VL_TEMPLATE, write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
-from unime_jax.backbones import Processing, chat_templates, open_backbone
+from unime_jax.backbones import Processing, open_backbone
+from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.batch import Item
 
 CHAT = Processing(prompt="chat")

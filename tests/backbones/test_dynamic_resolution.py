@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
 from transformers.vision_utils import get_vision_position_ids
 
 from tests.backbones.images import noise
-from unime_jax.backbones import dynamic_resolution
+from unime_jax.backbones.qwen2_vl import dynamic_resolution
 
 SIDES = st.integers(1, 3000)
 

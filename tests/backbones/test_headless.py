@@ -18,8 +18,8 @@ from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import load
 from unime_jax import backbones, paths
-from unime_jax.backbones import merging, names
-from unime_jax.backbones.names import table
+from unime_jax.backbones.io import merging, names
+from unime_jax.backbones.io.names import table
 
 FLOAT32 = DTYPES["float32"]
 

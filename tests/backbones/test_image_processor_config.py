@@ -15,10 +15,17 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
-from unime_jax.backbones import Backbone, image_processor_config, open_backbone
+from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.backbone import Preprocessor
-from unime_jax.backbones.image_processor_config import AREAS, FILE, KEYS, NESTED, PROCESSOR_FILE
-from unime_jax.backbones.processing import Processing
+from unime_jax.backbones.preprocessing import image_processor_config
+from unime_jax.backbones.preprocessing.image_processor_config import (
+    AREAS,
+    FILE,
+    KEYS,
+    NESTED,
+    PROCESSOR_FILE,
+)
+from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.batch import Item
 from unime_jax.export import folder as export_folder
 from unime_jax.models.vlm import normalise

@@ -25,9 +25,10 @@ from transformers import (
 from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
-from unime_jax.backbones import Backbone, Processing, anyres, open_backbone
-from unime_jax.backbones.llava_rows import LlavaPreprocessor
-from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones import Backbone, Processing, open_backbone
+from unime_jax.backbones.llava import anyres
+from unime_jax.backbones.llava.rows import LlavaPreprocessor
+from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Item, Picture
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

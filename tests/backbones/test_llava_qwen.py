@@ -10,7 +10,8 @@ from PIL import Image
 from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_llava_qwen import TOWER, write_llava_qwen
 from unime_jax import backbones
-from unime_jax.backbones import Processing, llava, llava_qwen_config
+from unime_jax.backbones import Processing
+from unime_jax.backbones.llava import llava, llava_qwen_config
 from unime_jax.batch import Item, Picture
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"

@@ -13,10 +13,10 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from tests.backbones.tiny_families import TEXTS, _llama_tokenizer, _qwen2_tokenizer
 from tests.backbones.tiny_texts import _wordpiece
-from unime_jax.backbones import long_texts
-from unime_jax.backbones.numbered_prompt import NumberedPrompt
-from unime_jax.backbones.prompts import Prompt
-from unime_jax.backbones.texts import TextPrompt
+from unime_jax.backbones.phi3_v.numbered_prompt import NumberedPrompt
+from unime_jax.backbones.preprocessing import long_texts
+from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item
 from unime_jax.data.strange_texts import MAX_BYTES
 

@@ -22,7 +22,7 @@ from tests.backbones.checkpoints import (
 )
 from tests.models.oracle import load
 from unime_jax import backbones, sharding
-from unime_jax.backbones import merging
+from unime_jax.backbones.io import merging
 
 FLOAT32 = np.dtype(np.float32)
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")

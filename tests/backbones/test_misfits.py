@@ -17,7 +17,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
-from unime_jax.backbones import names, tensor_files, weights
+from unime_jax.backbones.io import names, tensor_files, weights
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,14 @@ from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
 from tests.backbones.tiny_texts import write_nv_embed
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
-from unime_jax import Embedder, backbones, paths, sharding, step
-from unime_jax.backbones import Processing, processing
+from unime_jax import Embedder, backbones, paths, sharding
+from unime_jax.backbones import Processing
+from unime_jax.backbones.preprocessing import processing
 from unime_jax.batch import Item, Picture
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
+from unime_jax.training import step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "nv_embed"
 INSTRUCTION = "Instruct: name the shape\nQuery: "
@@ -322,7 +324,7 @@ def test_encoder_over_chunks_and_buckets(recorded, alone, shape):
     mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     parameters = backbone.load(targets(backbone, mesh))
-    plan = Plan((Bucket(60, 0), Bucket(240, 0)), backbone.layout, 4, 8)
+    plan = BatchShapes((Bucket(60, 0), Bucket(240, 0)), backbone.layout, 4, 8)
     encode = step.make_encode(graph, EXACT)
     encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, plan, mesh)
     items = [Item(text, prefix=prompt) for text in TEXTS for prompt in alone]

@@ -14,8 +14,8 @@ from tests.backbones.checkpoints import PAIRS, assert_same, family
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import load
 from unime_jax import backbones
-from unime_jax.backbones import merging
-from unime_jax.backbones.peft_targets import is_target
+from unime_jax.backbones.io import merging
+from unime_jax.backbones.io.peft_targets import is_target
 
 MODULES = (
     "model.language_model.layers.0.self_attn.q_proj",

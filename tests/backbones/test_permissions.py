@@ -8,7 +8,7 @@ import pytest
 
 from tests.backbones.tiny_texts import write_bert
 from unime_jax import backbones, paths
-from unime_jax.backbones import adapters, tensor_files, weights
+from unime_jax.backbones.io import adapters, tensor_files, weights
 from unime_jax.export import folder as hf_folder
 from unime_jax.models import lora
 

@@ -28,7 +28,9 @@ from tests.backbones.tiny_phi3_v import (
 )
 from tests.models.oracle import load
 from unime_jax import Embedder, paths, sharding
-from unime_jax.backbones import Processing, adapters, hd_transform, merging, open_backbone, weights
+from unime_jax.backbones import Processing, open_backbone
+from unime_jax.backbones.io import adapters, merging, weights
+from unime_jax.backbones.phi3_v import hd_transform
 from unime_jax.batch import Item, Picture
 from unime_jax.models import lora
 

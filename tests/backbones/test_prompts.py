@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
-from unime_jax.backbones import chat_frames
-from unime_jax.backbones.prompts import Prompt, open_prompt
+from unime_jax.backbones.preprocessing import chat_frames
+from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
 from unime_jax.batch import Item, Picture
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "rendered.json"

@@ -14,10 +14,11 @@ from tests.backbones.test_merging import open_adapter, write_adapter
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.models.oracle import load
-from unime_jax import backbones, embedder, sharding, state
-from unime_jax.backbones import quantized
-from unime_jax.backbones.names import Entry
+from unime_jax import backbones, embedder, sharding
+from unime_jax.backbones.io import quantized
+from unime_jax.backbones.io.names import Entry
 from unime_jax.models import lora, quantization
+from unime_jax.training import state
 
 MESHES = ((1, 2, 1), (1, 4, 1), (1, 1, 4), (1, 8, 1), (2, 2, 2))
 DORA = lora.LoraConfig(
@@ -39,11 +40,11 @@ def backbone(request, tmp_path_factory):
 
 def make(backbone, mesh, init="pretrained"):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
-    blueprint = state.draw(
+    abstract_model = state.abstract_model(
         backbone, mesh, adapters=DORA, trainable=ADAPTERS, frozen_dtype=jnp.dtype("int8")
     )
-    found = state.make_parameters(backbone, blueprint, adapters=DORA, init=init, seed=0)
-    for path, target in blueprint.parameters.items():
+    found = state.make_parameters(backbone, abstract_model, adapters=DORA, init=init, seed=0)
+    for path, target in abstract_model.parameters.items():
         x = found[path]
         assert (x.shape, x.dtype, x.sharding) == (target.shape, target.dtype, target.sharding)
     return found

@@ -29,10 +29,12 @@ from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.models.oracle import load, pair_of
 from unime_jax import paths
-from unime_jax.backbones import Processing, open_backbone, qwen2_vl, weights
+from unime_jax.backbones import Processing, open_backbone
+from unime_jax.backbones.io import weights
+from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.batch import Item, Picture
-from unime_jax.data.pack import fill_buckets
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.packing import fill_buckets
+from unime_jax.data.shapes import BatchShapes, Bucket
 
 RAW, CHAT = Processing(prompt="raw"), Processing(prompt="chat")
 START, PAD, END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
@@ -175,7 +177,7 @@ def test_rows_and_columns_follow_vision_start_also_in_raw_text(folder):
 def test_rows_fit_the_layout(folder):
     backbone = opened(folder)
     items = [Item("a text"), item("<|image_1|>", picture(100, 100), picture(20, 9, 1))]
-    plan = Plan((Bucket(256, 5),), backbone.layout, 2, 2)
+    plan = BatchShapes((Bucket(256, 5),), backbone.layout, 2, 2)
     groups, _ = fill_buckets([backbone.preprocess(one) for one in items], plan)
     assert groups[0].patches.shape[-2:] == (256, 48)
     assert (groups[0].patch_position[0, 0] == -1).all()

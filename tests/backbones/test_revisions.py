@@ -12,7 +12,8 @@ import transformers
 from tests.backbones.test_peft_targets import write_adapter
 from tests.backbones.tiny_texts import write_bert
 from unime_jax import Embedder, backbones, paths
-from unime_jax.backbones import adapters, merging, processing
+from unime_jax.backbones.io import adapters, merging
+from unime_jax.backbones.preprocessing import processing
 from unime_jax.export import folder as hf_folder
 from unime_jax.models import lora
 

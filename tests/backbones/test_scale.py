@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from tests.backbones.tiny_families import write_qwen2_vl
 from unime_jax import backbones, paths
-from unime_jax.backbones import merging, tensor_files
-from unime_jax.backbones.names import table
+from unime_jax.backbones.io import merging, tensor_files
+from unime_jax.backbones.io.names import table
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TEXT = dict(  # Qwen2-VL-2B's

@@ -15,7 +15,7 @@ import pytest
 from tests.backbones.tiny_families import write_llava_next
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, sharding
-from unime_jax.backbones import st_folder
+from unime_jax.backbones.io import st_folder
 from unime_jax.export import self_check
 
 import_torchvision()

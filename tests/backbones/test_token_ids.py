@@ -13,8 +13,8 @@ from tests.backbones.test_headless import WRITE
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item
-from unime_jax.data.pack import fill_buckets
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.packing import fill_buckets
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.layers import Embedding
 
 
@@ -126,7 +126,7 @@ def test_nothing_beyond_the_tables_is_packed(folder):
     """Whatever made the rows: on a device it would read as NaN, or as another row."""
     backbone = opened(folder)
     layout = backbone.layout
-    plan = Plan((Bucket(64, 0),), layout, 1, 1)
+    plan = BatchShapes((Bucket(64, 0),), layout, 1, 1)
     fill_buckets([backbone.preprocess(Item("a b"))], plan)
     wrong = [("tokens", layout.vocabulary), ("tokens", -1)]
     wrong += [("slot", 0), ("slot", -2)] if layout.patches else []
@@ -144,7 +144,7 @@ def test_slots_end_with_the_images_of_the_row(tmp_path, family):
     WRITE[family](tmp_path / family)
     backbone = backbones.open_backbone(str(tmp_path / family), max_length=512)
     row = backbone.preprocess(Item("<|image_1|>\nx", "a.png", picture(40, 30, 1)))
-    plan = Plan((Bucket(512, 64),), backbone.layout, 1, 1)
+    plan = BatchShapes((Bucket(512, 64),), backbone.layout, 1, 1)
     fill_buckets([row], plan)
     first, per_tile = backbone.layout.table
     most = first + len(row.patches) * per_tile

@@ -25,7 +25,7 @@ from tests.backbones.checkpoints import (
 )
 from tests.models.oracle import load
 from unime_jax import backbones, sharding
-from unime_jax.backbones import names, tensor_files, weights
+from unime_jax.backbones.io import names, tensor_files, weights
 
 SPELLINGS = ("saved", "modules", "hub")
 

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from unime_jax import backbones, paths
-from unime_jax.backbones.names import table
+from unime_jax.backbones.io.names import table
 
 TOKENIZER = pathlib.Path(__file__).parents[1] / "golden" / "llave" / "model" / "tokenizer.json"
 ORIGINAL = (  # from LLaVA-OneVision's published names

@@ -15,17 +15,17 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests.backbones.images import encoded, noise
-from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Row
 from unime_jax.data.loader import make_loader
-from unime_jax.data.plan import Bucket, Layout, pair_plan
 from unime_jax.data.quarantine import Quarantine
+from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 from unime_jax.data.sources import open_dataset
 
 ROWS, BATCH = 400, 16
 SIZE = 4  # pixels a side, that all images are brought to
 LAYOUT = Layout(patches=1, patch_bytes=SIZE * SIZE * 3)
-PLAN = pair_plan([Bucket(2, 0), Bucket(2, 1)], LAYOUT, batch_size=BATCH, chunk_size=8)
+PLAN = pair_shapes([Bucket(2, 0), Bucket(2, 1)], LAYOUT, batch_size=BATCH, chunk_size=8)
 
 
 def bomb() -> bytes:

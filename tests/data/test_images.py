@@ -17,12 +17,12 @@ from transformers.image_utils import load_image
 
 from tests.backbones.images import noise
 from tests.data.image_files import GREY16, every_format, png, saved, smooth, tiff
-from unime_jax.backbones.pictures import open_pictures
+from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.images import ImageError, decode, read, read_below
 from unime_jax.data.sources import to_example
-from unime_jax.elements import to_item
+from unime_jax.data.user_inputs import to_item
 from unime_jax.evaluation import mmeb
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unime_jax.batch import Item
 from unime_jax.data import items as items_module
-from unime_jax.data.embeddings import item_id
+from unime_jax.data.embedding_store import item_id
 from unime_jax.data.items import Items, Lines, Pairs
 
 words = st.sampled_from(["", " ", "a", "b", "c", "größe", "a b"])

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from unime_jax.batch import Row
 from unime_jax.data.loader import make_loader, read_example
 from unime_jax.data.mixture import Pick
-from unime_jax.data.pack import target_hash
-from unime_jax.data.plan import Bucket, Layout, pair_plan
+from unime_jax.data.packing import target_hash
 from unime_jax.data.quarantine import Quarantine, UnusableSource, read_quarantine
+from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 
 BATCH = 8
-PLAN = pair_plan([Bucket(8, 0), Bucket(8, 1)], Layout(), batch_size=BATCH, chunk_size=4)
+PLAN = pair_shapes([Bucket(8, 0), Bucket(8, 1)], Layout(), batch_size=BATCH, chunk_size=4)
 
 
 def rows(name, count, bad=()):

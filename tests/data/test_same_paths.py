@@ -7,8 +7,8 @@ from tests.backbones.images import encoded, noise
 from unime_jax.batch import Item, Picture, Row
 from unime_jax.data.items import Items, Pairs
 from unime_jax.data.loader import make_loader
-from unime_jax.data.pack import prepare, target_hash
-from unime_jax.data.plan import Bucket, Layout, pair_plan
+from unime_jax.data.packing import prepare, target_hash
+from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 from unime_jax.data.sources import to_example
 from unime_jax.evaluation import mmeb, suite
 
@@ -35,7 +35,7 @@ def first_byte(item: Item) -> Row:
 
 
 def batch_of(**sources):
-    plan = pair_plan([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    plan = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
     return next(
         make_loader(
             sources,
@@ -107,6 +107,6 @@ def test_two_pictures_at_one_path_cannot_be_evaluated(monkeypatch, tmp_path):
 
 
 def test_what_is_prepared_is_known_by_content():
-    plan = pair_plan([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    plan = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
     keys = [prepare(to_example("s", rows(x)[0]), first_byte, plan).keys for x in (A, B)]
     assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unime_jax.backbones.prompts import name_of
+from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.items import Lines
 from unime_jax.data.quarantine import BadExample
@@ -20,7 +20,7 @@ from unime_jax.data.strange_texts import (
     shown,
     text_fault,
 )
-from unime_jax.elements import parts
+from unime_jax.data.user_inputs import parts
 from unime_jax.evaluation import mmeb
 
 HUGE = "größe " * (MAX_BYTES // 8 + 1)

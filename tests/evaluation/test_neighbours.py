@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unime_jax.batch import Item
 from unime_jax.evaluation import neighbours
-from unime_jax.objectives import Distillation
+from unime_jax.training.objectives import Distillation
 
 OBJECTIVE = Distillation(
     objective="distillation",

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from unime_jax import outcome, stop, watchdog, workdir_lock
+from unime_jax.operations import stop, watchdog, workdir_lock
+from unime_jax.training import outcome
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"

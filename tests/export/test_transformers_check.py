@@ -14,13 +14,8 @@ from tests.backbones.tiny_families import MISTRAL_LM_TEMPLATE, write_llava_next,
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
-from unime_jax.backbones import (
-    Backbone,
-    Processing,
-    chat_templates,
-    image_processor_config,
-    open_backbone,
-)
+from unime_jax.backbones import Backbone, Processing, open_backbone
+from unime_jax.backbones.preprocessing import chat_templates, image_processor_config
 from unime_jax.batch import Item, Picture
 from unime_jax.export import folder as export_folder
 from unime_jax.export.transformers_check import check

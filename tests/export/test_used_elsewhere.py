@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, embedder, paths, sharding
-from unime_jax.backbones import Processing, processing
+from unime_jax.backbones import Processing
+from unime_jax.backbones.preprocessing import processing
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from unime_jax.data import embeddings_writer
+from unime_jax.data import embedding_store_writer
 from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
@@ -46,19 +46,19 @@ def status_of(child: int) -> int:
 
 def kill_at(moment: int, stage: str) -> None:
     """Lets this process kill itself in the midst of writing a file."""
-    replace, calls = embeddings_writer._replace, itertools.count(1)
+    replace, calls = embedding_store_writer._replace, itertools.count(1)
 
     def dies(file: pathlib.Path, content: bytes | memoryview) -> None:
         last = next(calls) == moment
         if last and stage == "half":
-            embeddings_writer.open = Half
+            embedding_store_writer.open = Half
         elif last and stage == "unnamed":
             os.fsync = kill
         replace(file, content)
         if last:
             kill()
 
-    embeddings_writer._replace = dies
+    embedding_store_writer._replace = dies
 
 
 def kill(*_: object) -> None:

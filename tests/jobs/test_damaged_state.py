@@ -8,12 +8,13 @@ import pytest
 
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import metrics
-from unime_jax import files, main, outcome
-from unime_jax.data import embeddings, quarantine
+from unime_jax import files, main
+from unime_jax.data import embedding_store, quarantine
 from unime_jax.evaluation import earlier, scores
-from unime_jax.goodput import Goodput
-from unime_jax.jobs import same_run, train
-from unime_jax.metrics import MetricsWriter
+from unime_jax.jobs import train
+from unime_jax.operations.goodput import Goodput
+from unime_jax.training import outcome, resume
+from unime_jax.training.metrics import MetricsWriter
 
 DAMAGES = {
     "empty": b"",
@@ -129,16 +130,16 @@ def test_a_config_is_refused_or_compared(tmp_path, config, kind):
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     damage(tmp_path / "config.json", kind)
     with pytest.raises(ValueError, match=r"config\.json|another config") as raised:
-        same_run.check_config(tmp_path, config.to_dict())
+        resume.check_config(tmp_path, config.to_dict())
     assert main.says_it_all(raised.value)
     assert "remove it if the config" in str(raised.value) or "Changed since" in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_record_of_embeddings_is_refused(tmp_path, kind):
-    damage(tmp_path / embeddings.RECORD, kind)
+    damage(tmp_path / embedding_store.RECORD, kind)
     with pytest.raises(ValueError, match=r"embeddings\.json is not as written here") as raised:
-        embeddings.open_embeddings(tmp_path)
+        embedding_store.open_embeddings(tmp_path)
     assert main.says_it_all(raised.value)
 
 
@@ -150,9 +151,9 @@ def test_so_is_one_of_other_kinds(tmp_path, key, value):
     record = dict(
         count=1, dimension=8, dtype="float32", block=1, blocks=1, complete=True, provenance={}
     )
-    (tmp_path / embeddings.RECORD).write_text(json.dumps(record | {key: value}))
+    (tmp_path / embedding_store.RECORD).write_text(json.dumps(record | {key: value}))
     with pytest.raises(ValueError, match=f"embeddings.json .*{key} is"):
-        embeddings.read_record(tmp_path)
+        embedding_store.read_record(tmp_path)
 
 
 # A whole run, all of it damaged

@@ -20,9 +20,10 @@ from tests.models.oracle import TEXT, VISION, pair_of
 from tests.multihost import launch
 from unime_jax import config, config_reader
 from unime_jax.batch import Item
-from unime_jax.data import embeddings_writer
-from unime_jax.data.embeddings import open_embeddings
-from unime_jax.jobs import export, setup, train
+from unime_jax.data import embedding_store_writer
+from unime_jax.data.embedding_store import open_embeddings
+from unime_jax.jobs import export, train
+from unime_jax.training import setup
 
 WORDS = 24  # width of the teacher
 
@@ -45,7 +46,7 @@ def sentences(data) -> list[str]:
     train_rows, test_rows = triples(0, "train", 48), triples(0, "test", 12)
     texts.write(data / "mini_nli" / "texts", train_rows, test_rows)
     found = sorted({sentence for row in (*train_rows, *test_rows) for sentence in row})
-    embeddings_writer.write(data / "mini_nli" / "teacher", found, teach(found))
+    embedding_store_writer.write(data / "mini_nli" / "teacher", found, teach(found))
     return found
 
 
@@ -192,7 +193,7 @@ def test_lora_on_pretrained_weights(data, sentences, tmp_path):
 
 def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp_path):
     known = [sentence for number, sentence in enumerate(sentences) if number % 6]
-    embeddings_writer.write(data / "half", known, teach(known))
+    embedding_store_writer.write(data / "half", known, teach(known))
     made = make_config(data)
     made.data.teacher = "half"
     made.evaluation.texts = ""

@@ -24,7 +24,7 @@ from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, config_reader, sharding
 from unime_jax.data import sources
-from unime_jax.data.embeddings import item_id, open_embeddings
+from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
 from unime_jax.jobs import embed
 

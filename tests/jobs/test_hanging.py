@@ -12,8 +12,8 @@ import pytest
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics
 from tests.multihost import launch
-from unime_jax import watchdog
 from unime_jax.jobs import train
+from unime_jax.operations import watchdog
 
 
 def start(config, workdir, reads):

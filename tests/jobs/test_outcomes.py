@@ -11,10 +11,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from tests.jobs import tiny_run
-from unime_jax import outcome, tally
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
-from unime_jax.jobs.setup import Setup
+from unime_jax.training import outcome, tally
+from unime_jax.training.setup import Setup
 
 
 def test_a_run_leaves_what_it_counted_and_what_became_of_it(straight):

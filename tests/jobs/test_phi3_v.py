@@ -14,7 +14,7 @@ from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones
-from unime_jax.backbones import merging
+from unime_jax.backbones.io import merging
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
 

@@ -5,7 +5,8 @@ import pytest
 from experiments import embed as embed_recipe
 from tests.jobs import tiny_run
 from unime_jax import main
-from unime_jax.jobs import embed, export, same_run, train
+from unime_jax.jobs import embed, export, train
+from unime_jax.training import resume
 
 
 @pytest.fixture
@@ -103,4 +104,4 @@ def test_only_training_minds_a_work_directory_that_is_a_pattern(config, tmp_path
     """Checkpoints could not be read again there; embeddings and exports hold none."""
     with pytest.raises(ValueError, match=r"'\[' in a path is a pattern for Orbax"):
         train.run(config, tmp_path / "lr[1e-4]")
-    same_run.open_workdir(tmp_path / "embeddings[1]")
+    resume.open_workdir(tmp_path / "embeddings[1]")

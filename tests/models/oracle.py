@@ -21,8 +21,8 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, paths, sharding
 from unime_jax.batch import Inputs, Item
-from unime_jax.data.pack import fill_buckets, row_numbers
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.packing import fill_buckets, row_numbers
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.vlm import Execution, Vlm
 
 EXACT = Execution(jnp.float32, "none", "xla")
@@ -146,7 +146,7 @@ def _torch_pixels(pair: Pair, items: list[Item]) -> dict[str, torch.Tensor]:
 
 def packed(pair: Pair, items: list[Item], tokens: int, tiles: int) -> tuple[Inputs, np.ndarray]:
     """The items as one chunk of one bucket, and each one's row in it."""
-    plan = Plan((Bucket(tokens, tiles),), pair.backbone.layout, len(items), len(items))
+    plan = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, len(items), len(items))
     groups, places = fill_buckets([pair.backbone.preprocess(item) for item in items], plan)
     chunk = jax.tree.map(lambda x: jnp.asarray(x[0]), groups[0])
     return chunk, row_numbers(places, plan)

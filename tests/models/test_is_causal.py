@@ -25,7 +25,8 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import EXACT, TEXT, VISION, Pair, packed, pair_of, picture, torch_hidden
-from unime_jax.backbones import hf_config, open_backbone
+from unime_jax.backbones import open_backbone
+from unime_jax.backbones.io import hf_config
 from unime_jax.batch import Item
 
 ITEMS = [

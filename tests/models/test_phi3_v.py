@@ -15,7 +15,8 @@ from tests.backbones.tiny_phi3_v import GOLDEN, write_golden
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
 from unime_jax import backbones, paths, sharding
-from unime_jax.backbones import anyres, hd_transform
+from unime_jax.backbones.llava import anyres
+from unime_jax.backbones.phi3_v import hd_transform
 from unime_jax.batch import Inputs
 from unime_jax.models import rope
 from unime_jax.models.global_view import fill_global_views

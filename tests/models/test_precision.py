@@ -13,11 +13,12 @@ import pytest
 from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_texts
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION
-from unime_jax import backbones, encode, objectives, sharding, state, step
-from unime_jax.data.plan import Bucket, pair_plan
+from unime_jax import backbones, encode, sharding
+from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import lora, precision
 from unime_jax.models.vlm import Execution
 from unime_jax.planning.program import abstract_batch, abstract_rows
+from unime_jax.training import objectives, state, step
 
 FAMILIES = {
     "llava_onevision": lambda f: write_folder(f, vision=VISION, text=TEXT),
@@ -83,23 +84,25 @@ def opened(tmp_path_factory):
 def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1, tiles=3):
     """A training step: forward, backward and update, as StableHLO."""
     mesh = sharding.make_mesh(1, devices, 1, jax.devices()[:devices])
-    blueprint = state.draw(
+    abstract_model = state.abstract_model(
         backbone,
         mesh,
         adapters=DORA,
         trainable=((r".*\.lora_.*", True), (".*", frozen == "float32")),
         frozen_dtype=jnp.dtype(frozen),
     )
-    plan = pair_plan([Bucket(64, tiles)], backbone.layout, batch_size=8, negatives=1, chunk_size=8)
+    plan = pair_shapes(
+        [Bucket(64, tiles)], backbone.layout, batch_size=8, negatives=1, chunk_size=8
+    )
     optimizer = optax.sgd(1e-3)
     run = step.make_train_step(
-        step.make_encode(blueprint.graph, Execution(jnp.dtype(dtype), "none", "xla")),
+        step.make_encode(abstract_model.graph, Execution(jnp.dtype(dtype), "none", "xla")),
         optimizer,
         optax.constant_schedule(1e-3),
         loss,
         recompute=True,
     )
-    now = state.abstract_state(blueprint, optimizer, mesh)
+    now = state.abstract_state(abstract_model, optimizer, mesh)
     with jax.set_mesh(mesh):
         return jax.jit(run).lower(now, abstract_batch(plan, mesh, 8))
 
@@ -139,18 +142,18 @@ def test_bfloat16_stays_the_platforms_own(opened, family):
 def test_of_the_encoder_of_evaluation_export_and_embedder_too(opened):
     backbone = opened("phi3_v")
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    blueprint = state.draw(
+    abstract_model = state.abstract_model(
         backbone,
         mesh,
         adapters=DORA,
         trainable=((".*", True),),
         frozen_dtype=jnp.dtype("float32"),
     )
-    plan = pair_plan([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
+    plan = pair_shapes([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
     exact = Execution(jnp.dtype("float32"), "none", "xla")
-    run = encode._program(step.make_encode(blueprint.graph, exact), mesh)
+    run = encode._program(step.make_encode(abstract_model.graph, exact), mesh)
     with jax.set_mesh(mesh):
-        found = products(run.lower(blueprint.parameters, {}, abstract_rows(plan, mesh)))
+        found = products(run.lower(abstract_model.parameters, {}, abstract_rows(plan, mesh)))
     assert len(found) > 10 and set(found) == {("f32", "f32", True)}
 
 

@@ -16,7 +16,8 @@ from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
 from unime_jax import backbones, paths, sharding
-from unime_jax.backbones import dynamic_resolution, hf_config, qwen2_vl, weights
+from unime_jax.backbones.io import hf_config, weights
+from unime_jax.backbones.qwen2_vl import dynamic_resolution, qwen2_vl
 from unime_jax.batch import Inputs, Item, Picture
 from unime_jax.models import attention, rope
 from unime_jax.models.pooling import last_token, unit_norm

@@ -15,7 +15,7 @@ import traceback
 
 from absl import logging
 
-from unime_jax import processes
+from unime_jax.operations import processes
 
 LATER = 6.0  # seconds that a slow process needs more than others
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unime_jax import backbones, paths, processes, sharding
-from unime_jax.backbones import weights
+from unime_jax import backbones, paths, sharding
+from unime_jax.backbones.io import weights
+from unime_jax.operations import processes
 
 
 def main(arguments: str, model: str, folder: pathlib.Path) -> None:

@@ -14,8 +14,9 @@ import threading
 
 import jax
 
-from unime_jax import main, processes
+from unime_jax import main
 from unime_jax.data import loader
+from unime_jax.operations import processes
 
 EVENTS = {"os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0}
 

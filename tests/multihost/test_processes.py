@@ -11,7 +11,7 @@ import pytest
 from tests.jobs.tiny_run import ROOT
 from tests.multihost.launch import free_port
 from tests.multihost.member import LATER
-from unime_jax import processes
+from unime_jax.operations import processes
 
 HEARTBEAT = 4  # seconds; LATER is longer
 

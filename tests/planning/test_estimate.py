@@ -8,7 +8,7 @@ import pytest
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config, config_reader, sharding
-from unime_jax.data.plan import Bucket, Layout, Plan
+from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.planning import chips, compiler, estimate, flops, traffic
 from unime_jax.planning.program import abstract_mesh, train_program
 
@@ -163,7 +163,7 @@ def test_7b_lora_needs_4n_and_runs_nearly_6n(big):
     assert memory.weights == frozen + memory.gradients and memory.fits is None
 
 
-PLAN = Plan((Bucket(16, 0, 0.5), Bucket(32, 2)), Layout(), 4, 16)
+PLAN = BatchShapes((Bucket(16, 0, 0.5), Bucket(32, 2)), Layout(), 4, 16)
 
 
 def test_loads():

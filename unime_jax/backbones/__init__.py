@@ -15,19 +15,13 @@ from absl import logging
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from unime_jax.backbones import (
-    bert,
-    llava_next,
-    llava_onevision,
-    llava_qwen,
-    merging,
-    nv_embed,
-    phi3_v,
-    qwen2_vl,
-    st_folder,
-)
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
-from unime_jax.backbones.processing import Processing, Record, read_record
+from unime_jax.backbones.io import merging, st_folder
+from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
+from unime_jax.backbones.phi3_v import phi3_v
+from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
+from unime_jax.backbones.qwen2_vl import qwen2_vl
+from unime_jax.backbones.texts import bert, nv_embed
 
 __all__ = [
     "FAMILIES",

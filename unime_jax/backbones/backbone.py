@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unime_jax.backbones import merging, weights
-from unime_jax.backbones.processing import Processing
-from unime_jax.backbones.prompts import Prompt
-from unime_jax.backbones.st_folder import Defaults
-from unime_jax.backbones.texts import TextPrompt
+from unime_jax.backbones.io import merging, weights
+from unime_jax.backbones.io.st_folder import Defaults
+from unime_jax.backbones.preprocessing.processing import Processing
+from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item, Row
-from unime_jax.data.plan import Layout
+from unime_jax.data.shapes import Layout
 from unime_jax.models.vlm import EmbeddingModel, LanguageModel, Vlm
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from unime_jax.batch import Item
 from unime_jax.data.ahead import THREADS, map_ahead
-from unime_jax.data.embeddings import item_id, read_lines
+from unime_jax.data.embedding_store import item_id, read_lines
 from unime_jax.data.quarantine import BadExample, BadItem
 from unime_jax.data.sources import Source, to_example
 from unime_jax.data.strange_texts import text_fault

@@ -12,9 +12,9 @@ from absl import flags
 
 from unime_jax.data.images import MAX_PIXELS
 from unime_jax.data.mixture import Pick, mixture
-from unime_jax.data.pack import Prepared, Preprocess, pack, prepare
-from unime_jax.data.plan import Plan
+from unime_jax.data.packing import Prepared, Preprocess, pack, prepare
 from unime_jax.data.quarantine import BadExample, UnusableSource
+from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.sources import Source, to_example
 
 BATCHES_AHEAD = 2
@@ -29,7 +29,7 @@ def make_loader(
     homogeneous: int,
     seed: int,
     preprocess: Preprocess,
-    plan: Plan,
+    plan: BatchShapes,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -115,7 +115,7 @@ def read_example(
     pick: Pick,
     *,
     preprocess: Preprocess,
-    plan: Plan,
+    plan: BatchShapes,
     max_pixels: int = MAX_PIXELS,
 ) -> Prepared:
     """The picked row, or the next one of its source that is good; the bad ones on the way noted.

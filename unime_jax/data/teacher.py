@@ -3,12 +3,12 @@
 import dataclasses
 
 from unime_jax.batch import Item, Row
-from unime_jax.data.embeddings import Embeddings
-from unime_jax.data.pack import Preprocess
+from unime_jax.data.embedding_store import Embeddings
+from unime_jax.data.packing import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Taught:
+class WithTeacher:
     """Callable `Item -> Row`; picklable if its parts are.
 
     Rows are `preprocess`'s, of the item with `suffix` after its text, and carry the teacher's

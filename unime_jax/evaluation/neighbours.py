@@ -10,10 +10,10 @@ from jaxtyping import Float, Float32
 
 from unime_jax import losses
 from unime_jax.batch import Item
-from unime_jax.data.embeddings import Embeddings
+from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.sources import check_names, open_dataset, to_example
 from unime_jax.encode import Encoder
-from unime_jax.objectives import Distillation
+from unime_jax.training.objectives import Distillation
 
 NEIGHBOURS = 10
 HELD_OUT = "test"

@@ -8,12 +8,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from unime_jax.config import TrainConfig
-from unime_jax.data.embeddings import Embeddings
+from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.images import read_below
 from unime_jax.data.sources import dataset_folder, open_dataset
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import composition, mmeb, neighbours, scores
-from unime_jax.objectives import Distillation
+from unime_jax.training.objectives import Distillation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,10 @@ import numpy as np
 from flax import nnx
 
 from unime_jax import paths
-from unime_jax.backbones import (
-    Backbone,
-    chat_templates,
-    image_processor_config,
-    processing,
-    weights,
-)
-from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones import Backbone
+from unime_jax.backbones.io import weights
+from unime_jax.backbones.preprocessing import chat_templates, image_processor_config, processing
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
 from unime_jax.models.layers import Linear, linears

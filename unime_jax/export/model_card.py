@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 import jinja2
 
-from unime_jax import outcome
-from unime_jax.backbones import Backbone, json_files
-from unime_jax.backbones.prompts import Prompt
+from unime_jax.backbones import Backbone
+from unime_jax.backbones.io import json_files
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers
-from unime_jax.objectives import Distillation, Objective
+from unime_jax.training import outcome
+from unime_jax.training.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
 LENGTH = 1000  # characters of them

@@ -24,13 +24,13 @@ from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import images
-from unime_jax.data.plan import Plan
-from unime_jax.elements import to_item
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.user_inputs import to_item
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
 from unime_jax.models.vlm import Execution
-from unime_jax.step import make_encode
+from unime_jax.training.step import make_encode
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
 NEARLY_ONE = 0.99  # cosine of inputs that have nothing in common
@@ -42,7 +42,7 @@ def self_check(
     items: Sequence[Item],
     trained: Encoder,
     *,
-    plan: Plan,
+    plan: BatchShapes,
     mesh: Mesh,
     execution: Execution,
     max_length: int,

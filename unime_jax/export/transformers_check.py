@@ -18,9 +18,11 @@ from absl import logging
 from PIL import Image
 from transformers import AutoTokenizer
 
-from unime_jax.backbones import Backbone, image_processor_config, json_files
-from unime_jax.backbones.pictures import open_pictures
-from unime_jax.backbones.prompts import Prompt, name_of
+from unime_jax.backbones import Backbone
+from unime_jax.backbones.io import json_files
+from unime_jax.backbones.preprocessing import image_processor_config
+from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item
 from unime_jax.models.vlm import normalise
 

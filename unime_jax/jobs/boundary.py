@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import jax
 
-from unime_jax import files, processes, workdir_lock
+from unime_jax import files
+from unime_jax.operations import processes, workdir_lock
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Embed what data sets and text files hold: vectors on disk, see data/embeddings.py.
+"""Embed what data sets and text files hold: vectors on disk, see data/embedding_store.py.
 
 Every process works alone, on its own devices, on every n-th block of items; nothing but files is
 exchanged between hosts. So hosts need not keep step, nor have as many items or shapes as others,
@@ -22,21 +22,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import compilation_cache, config, config_reader, files, sharding, workdir_lock
+from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone, open_backbone
-from unime_jax.backbones.fingerprint import fingerprint
-from unime_jax.backbones.prompts import name_of
+from unime_jax.backbones.io.fingerprint import fingerprint
+from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data import sources
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.embeddings import IDENTITY
-from unime_jax.data.embeddings_writer import Writer
+from unime_jax.data.embedding_store import IDENTITY
+from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder, kept, truncated
 from unime_jax.encode import NonFiniteError
 from unime_jax.jobs import preflight
-from unime_jax.jobs.setup import write_config
+from unime_jax.operations import compilation_cache, workdir_lock
+from unime_jax.training.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
 POLL_SECONDS = 5

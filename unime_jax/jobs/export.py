@@ -15,27 +15,19 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import (
-    compilation_cache,
-    config,
-    config_reader,
-    files,
-    paths,
-    processes,
-    sharding,
-    watchdog,
-    workdir_lock,
-)
-from unime_jax.backbones import adapters
-from unime_jax.checkpoint import Checkpoints
+from unime_jax import config, config_reader, files, paths, sharding
+from unime_jax.backbones.io import adapters
 from unime_jax.data import sources
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
-from unime_jax.jobs import preflight, same_run
-from unime_jax.jobs.setup import Setup, examples, make_mesh, set_up, write_config
+from unime_jax.jobs import preflight
 from unime_jax.models.vlm import Execution
-from unime_jax.step import TrainState
-from unime_jax.watchdog import Watchdog
+from unime_jax.operations import compilation_cache, processes, watchdog, workdir_lock
+from unime_jax.operations.watchdog import Watchdog
+from unime_jax.training import resume
+from unime_jax.training.checkpoint import Checkpoints
+from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_config
+from unime_jax.training.step import TrainState
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -61,7 +53,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             )
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
         if settings.steps:
-            same_run.check_config(workdir, config_dict.to_dict())
+            resume.check_config(workdir, config_dict.to_dict())
         if not (workdir / "config.json").exists():
             write_config(workdir, config_dict)
         with jax.set_mesh(mesh):
@@ -90,7 +82,7 @@ def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
         workdir / "checkpoints",
         every=setup.settings.checkpoint.every,
         keep=setup.settings.checkpoint.keep,
-        facts=same_run.facts(setup.backbone),
+        facts=resume.facts(setup.backbone),
         read_only=True,  # the run may be going on
     )
     with checkpoints:
@@ -141,7 +133,7 @@ def _write(
     hf_folder.write(
         target,
         backbone,
-        setup.blueprint.graph,
+        setup.abstract_model.graph,
         parameters,
         dtype=dtype,
         prompts=settings.export.prompts,

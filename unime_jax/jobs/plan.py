@@ -17,12 +17,14 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import backbones, config, config_reader, few_shapes, files, sharding
+from unime_jax import backbones, config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
-from unime_jax.data.plan import Bucket
-from unime_jax.jobs import boundary, setup
+from unime_jax.data import inference_shapes
+from unime_jax.data.shapes import Bucket
+from unime_jax.jobs import boundary
 from unime_jax.planning import chips, compiler, estimate, program, report, suggest
 from unime_jax.planning.report import Entry
+from unime_jax.training import setup
 
 Settings = config.TrainConfig | config.EmbedConfig
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -174,7 +176,7 @@ class Recipe:
         if isinstance(settings, config.TrainConfig):
             setup.check_sizes(settings, mesh)
             return program.train_program(settings, backbone, mesh, teacher=settings.plan.teacher)
-        plan = few_shapes.plan_of(
+        plan = inference_shapes.plan_of(
             Bucket(backbone.preprocess.prompt.max_length, 0),
             backbone.layout,
             sharding.row_shards(mesh),

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from unime_jax import backbones, checkpoint, config, optimizer, paths
-from unime_jax.backbones import Backbone, Processing, tensor_files
-from unime_jax.data import embeddings, items, mixture, sources
-from unime_jax.data.plan import Bucket, pair_plan
-from unime_jax.jobs import same_run, setup
-from unime_jax.objectives import Distillation
+from unime_jax import backbones, config, paths
+from unime_jax.backbones import Backbone, Processing
+from unime_jax.backbones.io import tensor_files
+from unime_jax.data import embedding_store, items, mixture, sources
+from unime_jax.data.shapes import Bucket, pair_shapes
+from unime_jax.training import checkpoint, optimizer, resume, setup
+from unime_jax.training.objectives import Distillation
 
 
 class Problems:
@@ -70,7 +71,7 @@ def check(
     with problems.collected():
         mesh = make_mesh()
     with problems.collected():
-        same_run.open_workdir(workdir)
+        resume.open_workdir(workdir)
     of_job(problems)
     problems.raise_any()
     assert mesh is not None
@@ -108,7 +109,7 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
     teacher = folder / settings.data.teacher
     if settings.data.teacher and not made.later(teacher):
         with problems.collected("config.data.teacher"):
-            embeddings.check_folder(teacher)
+            embedding_store.check_folder(teacher)
     _check_evaluation(settings, folder, made, problems)
 
 
@@ -171,7 +172,7 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
         revision = None if settings.init_from else settings.revision
         backbone = _open(source, revision, longest, settings.processing, weights=weights)
         buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
-        pair_plan(
+        pair_shapes(
             buckets,
             backbone.layout,
             batch_size=settings.batch_size,

@@ -19,30 +19,20 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import (
-    compilation_cache,
-    config,
-    config_reader,
-    exits,
-    loop,
-    metrics,
-    outcome,
-    processes,
-    state,
-    together,
-    watchdog,
-)
-from unime_jax.checkpoint import Checkpoints
+from unime_jax import config, config_reader
 from unime_jax.data import loader, mixture, sources
-from unime_jax.data.embeddings import open_embeddings
+from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import earlier, mmeb, report, run_facts, scores, suite
-from unime_jax.goodput import Goodput
-from unime_jax.jobs import boundary, export, preflight, same_run
-from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
-from unime_jax.stop import StopSignal
-from unime_jax.watchdog import Watchdog
+from unime_jax.jobs import boundary, export, preflight
+from unime_jax.operations import compilation_cache, cross_process, exits, processes, watchdog
+from unime_jax.operations.goodput import Goodput
+from unime_jax.operations.stop import StopSignal
+from unime_jax.operations.watchdog import Watchdog
+from unime_jax.training import loop, metrics, outcome, resume, state
+from unime_jax.training.checkpoint import Checkpoints
+from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_config
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -68,7 +58,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
                 lambda problems: preflight.check_training(settings, workdir, problems),
             )
         stack.enter_context(boundary.owning(workdir, "run.lock", "trains in", folder))
-        same_run.check_config(workdir, config_dict.to_dict())
+        resume.check_config(workdir, config_dict.to_dict())
         if jax.process_index() == 0:
             earlier.set_damaged_aside(workdir)
         write_config(workdir, config_dict)
@@ -104,12 +94,12 @@ def _train(
         setup = whole if teacher is None else student(whole, teacher)
         rows = sources.open_dataset(folder / settings.data.train)
         make_loader = _loader(setup, rows)
-        table = state.parameter_table(setup.blueprint)
+        table = state.parameter_table(setup.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
             (workdir / "parameters.txt").write_text(table + "\n")
         tests = suite.open_suite(settings, folder, teacher)
-        facts = same_run.facts(whole.backbone, {name: len(rows[name]) for name in rows})
+        facts = resume.facts(whole.backbone, {name: len(rows[name]) for name in rows})
 
     with Checkpoints(
         workdir / "checkpoints",
@@ -164,7 +154,7 @@ def _train(
     goodput.write()
     stop_signal.unsaved = False  # from here on a signal ends this process at once
     # One that has come until here may have come to one process alone; all go, or all go on.
-    told = together.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
+    told = cross_process.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
     if int(now.step) < settings.steps or told:
         if data.hangs:  # Python would wait for the thread that reads
             exits.exit_now(stop_signal.status)

@@ -157,7 +157,7 @@ class Bert(EmbeddingModel):
         hidden = scan.run(
             self.encoder.layer,
             lambda layer, x: layer(x, inputs.length, execution.attention),
-            sharding.rows_apart(x),
+            sharding.shard_rows(x),
             remat=execution.remat,
         )
-        return sharding.rows_apart(hidden)
+        return sharding.shard_rows(hidden)

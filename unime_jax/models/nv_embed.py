@@ -30,17 +30,17 @@ class NvEmbed(EmbeddingModel):
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
         """The mean over the pooled tokens, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
-        hidden = sharding.rows_apart(self.latent_attention_model(hidden))
+        hidden = sharding.shard_rows(self.latent_attention_model(hidden))
         return unit_norm(token_mean(hidden, inputs.pool_start, inputs.length))
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
         """Of the decoder, after its final norm; padded positions hold values of no meaning."""
         x = self.embedding_model.embed_tokens(inputs.tokens, execution.dtype)
         hidden = self.embedding_model(
-            sharding.rows_apart(x),
+            sharding.shard_rows(x),
             inputs.positions,
             remat=execution.remat,
             implementation=execution.attention,
             length=inputs.length,
         )
-        return sharding.rows_apart(hidden)
+        return sharding.shard_rows(hidden)

@@ -37,9 +37,9 @@ def run(
     """
 
     def body(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        return sharding.rows_apart(call(layer, x)), None
+        return sharding.shard_rows(call(layer, x)), None
 
     if remat != "none":
         # Inside a scan the loop itself keeps XLA from merging the two forwards.
         body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, sharding.rows_apart(x), layers)[0]
+    return jax.lax.scan(body, sharding.shard_rows(x), layers)[0]

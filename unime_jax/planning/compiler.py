@@ -16,7 +16,8 @@ import jax
 from absl import logging
 from jax.experimental import topologies
 
-from unime_jax import files, quiet
+from unime_jax import files
+from unime_jax.operations import quiet
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.program import Program
 

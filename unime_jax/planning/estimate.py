@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from unime_jax import sharding, step
+from unime_jax import sharding
 from unime_jax.batch import Inputs
-from unime_jax.data.pack import bucket_shapes
-from unime_jax.data.plan import Bucket, Plan
+from unime_jax.data.packing import bucket_shapes
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.planning import flops, traffic
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
+from unime_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Estimate:
     items_per_second: float
 
 
-def assume(plan: Plan, items: int, shares: Sequence[float], tokens: Sequence[int]) -> Load:
+def assume(plan: BatchShapes, items: int, shares: Sequence[float], tokens: Sequence[int]) -> Load:
     """The load of a batch in which all items are distinct.
 
     Args:
@@ -128,7 +129,7 @@ def assume(plan: Plan, items: int, shares: Sequence[float], tokens: Sequence[int
     return Load(rows, tuple(tokens))
 
 
-def trips(plan: Plan, load: Load) -> tuple[int, ...]:
+def trips(plan: BatchShapes, load: Load) -> tuple[int, ...]:
     """Live chunks by bucket."""
     return tuple(
         math.ceil(rows / plan.chunk_rows(bucket)) for rows, bucket in zip(load.rows, plan.buckets)
@@ -251,7 +252,7 @@ def _kept(program: Program, rows: int, bucket: Bucket) -> float:
 def _abstract(program: Program, rows: int, tokens: int, tiles: int) -> tuple[Any, Any, Inputs]:
     """Trainable and frozen parameters and a chunk, anywhere."""
     bucket = Bucket(tokens, tiles)
-    group = bucket_shapes(Plan((bucket,), program.plan.layout, rows, rows), bucket)
+    group = bucket_shapes(BatchShapes((bucket,), program.plan.layout, rows, rows), bucket)
     trainable, frozen = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.parameters
     )

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
-from unime_jax import backbones, config, embedder, encode, sharding, state, step
+from unime_jax import backbones, config, embedder, encode, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
-from unime_jax.data.pack import bucket_shapes
-from unime_jax.data.plan import Plan
-from unime_jax.jobs import setup
+from unime_jax.data.packing import bucket_shapes
+from unime_jax.data.shapes import BatchShapes
 from unime_jax.models.vlm import Execution
-from unime_jax.objectives import Distillation
+from unime_jax.training import setup, state, step
+from unime_jax.training.objectives import Distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Program:
     mesh: Mesh
     run: Any
     arguments: tuple[Any, ...]
-    plan: Plan
+    plan: BatchShapes
     graph: Any
     parameters: tuple[dict[str, Any], dict[str, Any]]
     execution: Execution
@@ -102,13 +102,13 @@ def train_program(
     if isinstance(settings.loss, Distillation):
         backbone = backbones.language_only(backbone, teacher)
     found = setup.trace(settings, mesh, backbone, backbone.preprocess)
-    now = state.abstract_state(found.blueprint, found.optimizer(), mesh)
+    now = state.abstract_state(found.abstract_model, found.optimizer(), mesh)
     return Program(
         mesh=mesh,
         run=found.train_step(now),
         arguments=(now, abstract_batch(found.plan, mesh, settings.batch_size)),
         plan=found.plan,
-        graph=found.blueprint.graph,
+        graph=found.abstract_model.graph,
         parameters=(now.trainable, now.frozen),
         execution=found.execution,
         keeps=not settings.execution.recompute,
@@ -116,7 +116,7 @@ def train_program(
     )
 
 
-def embed_program(backbone: Backbone, mesh: Mesh, plan: Plan, dtype: jnp.dtype) -> Program:
+def embed_program(backbone: Backbone, mesh: Mesh, plan: BatchShapes, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
     graph, targets = embedder.targets(backbone, mesh, dtype)
     execution = Execution(embedder.activations(dtype), "none", "xla")
@@ -133,7 +133,7 @@ def embed_program(backbone: Backbone, mesh: Mesh, plan: Plan, dtype: jnp.dtype) 
     )
 
 
-def abstract_batch(plan: Plan, mesh: Mesh, batch_size: int) -> Batch:
+def abstract_batch(plan: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
     """A batch of pairs by shapes, dtypes and shardings."""
     groups = abstract_rows(plan, mesh)
     pairs = NamedSharding(mesh, jax.P(sharding.ROWS))
@@ -151,7 +151,7 @@ def abstract_batch(plan: Plan, mesh: Mesh, batch_size: int) -> Batch:
     )
 
 
-def abstract_rows(plan: Plan, mesh: Mesh) -> tuple[Inputs, ...]:
+def abstract_rows(plan: BatchShapes, mesh: Mesh) -> tuple[Inputs, ...]:
     """The rows of all buckets by shapes, dtypes and shardings."""
     groups = tuple(bucket_shapes(plan, bucket) for bucket in plan.buckets)
     rows = sharding.chunked_rows(mesh)

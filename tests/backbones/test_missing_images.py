@@ -1,0 +1,114 @@
+"""What becomes of image markers without an image, in families and in exported folders."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
+from unime_jax import backbones
+from unime_jax.backbones import Processing
+from unime_jax.backbones.preprocessing import processing
+from unime_jax.batch import Item
+
+FOLDERS = {
+    "llava_onevision": write_folder,
+    "llava_next": write_llava_next,
+    "llava_qwen": write_llava_qwen,
+    "qwen2_vl": write_qwen2_vl,
+}
+SUPPORTED = {
+    "llava_onevision": {"strip", "token", "image"},
+    "llava_next": {"strip", "token"},
+    "llava_qwen": {"strip", "image"},
+    "qwen2_vl": {"strip", "token"},
+}
+ORPHAN = Item("<|image_1|>\nFind a Wikipedia image that answers this question: Where is it?\n")
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_a_family_without_a_choice_says_so(tmp_path, family):
+    folder = FOLDERS[family](tmp_path)
+    for orphans in ("strip", "token", "image"):
+        choice = Processing(prompt="raw", orphans=orphans)
+        if orphans in SUPPORTED[family]:
+            backbone = backbones.open_backbone(str(folder), max_length=512, processing=choice)
+            assert len(backbone.caveats) >= (orphans != "strip")
+            continue
+        with pytest.raises(ValueError, match=f'orphans is "{orphans}"; this family supports'):
+            backbones.open_backbone(str(folder), max_length=512, processing=choice)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next", "qwen2_vl"])
+def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
+    """In a batch with images, too, whose tokens it must not take."""
+    choice = Processing(prompt="raw", orphans="token")
+    pair = pair_of(FOLDERS[family](tmp_path), processing=choice)
+    image = picture(30, 40, 0)
+    items = [
+        Item("<|image_1|>\nRepresent the given image.", "a.png", image),
+        ORPHAN,
+        Item("Where is it?"),
+    ]
+    inputs, numbers = packed(pair, items, 256, 8)
+    embeddings = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(inputs))[numbers]
+    last = np.stack([torch_hidden(pair, item)[-1] for item in items])
+    expected = last / np.linalg.norm(last, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    stripped = dataclasses.replace(choice, orphans="strip")
+    opened = backbones.open_backbone(str(pair.backbone.folder), max_length=512, processing=stripped)
+    other, _ = packed(dataclasses.replace(pair, backbone=opened), [ORPHAN], 256, 8)
+    without = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(other))[0]
+    assert np.abs(without - embeddings[1]).max() > 1e-3
+    assert opened.preprocess(ORPHAN).orphan_images == 1
+
+
+def test_qwen2_vls_positions_of_an_orphan(tmp_path):
+    """Plain, also where images have rows and columns."""
+    choice = Processing(prompt="raw", orphans="token", grid_positions=True)
+    backbone = backbones.open_backbone(
+        str(write_qwen2_vl(tmp_path)), max_length=512, processing=choice
+    )
+    row = backbone.preprocess(ORPHAN)
+    assert (row.positions == np.arange(len(row.tokens))[:, None]).all()
+    both = Item("<|image_1|> and <|image_2|>", "a.png", picture(60, 90, 0))
+    row = backbone.preprocess(both)
+    assert row.orphan_images == 1 and (row.slot[-1, 0], row.slot[0, 0]) == (-1, 0)
+    assert len(set(row.positions[-1])) == 1 and (np.ptp(row.positions, axis=1) > 0).any()
+
+
+def test_an_image_of_zeros_in_a_chat_template(tmp_path):
+    """LLaVA-OneVision's own prompt, with one more image."""
+    choice = Processing(prompt="chat", orphans="image")
+    backbone = backbones.open_backbone(
+        str(write_folder(tmp_path)), max_length=512, processing=choice
+    )
+    assert backbone.layout.positioned
+    prompt = backbone.preprocess.prompt
+    assert prompt.rendered(ORPHAN).startswith("<|im_start|>user <image>\nFind a")
+    row = backbone.preprocess(ORPHAN)
+    slots = row.slot[row.slot[:, 0] >= 0, 0]
+    np.testing.assert_array_equal(slots, [*range(1, 17), 0])
+    assert row.orphan_images == 1 and (row.patch_position == -1).all()
+
+
+@pytest.mark.parametrize("orphans", ["strip", "token", "image"])
+def test_the_choice_is_recorded(tmp_path, orphans):
+    choice = Processing(prompt="verbatim", orphans=orphans)
+    processing.write(tmp_path, choice)
+    assert processing.read(tmp_path) == choice
+    assert len(processing.caveats(choice)) == (orphans != "strip")
+
+
+def test_folders_from_before_there_was_a_choice(tmp_path):
+    processing.write(tmp_path, Processing(prompt="chat", orphans="image"))
+    file = tmp_path / processing.FILE
+    record = json.loads(file.read_text())
+    del record["orphans"]
+    file.write_text(json.dumps(record))
+    assert processing.read(tmp_path) == Processing(prompt="chat", orphans="strip")

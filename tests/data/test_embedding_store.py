@@ -1,0 +1,411 @@
+"""The store of vectors: what was put in comes out by id; what is half-written does not."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unime_jax.batch import Item, Picture
+from unime_jax.data import embedding_store, embedding_store_writer
+from unime_jax.data.embedding_store import item_id, open_embeddings, read_lines
+from unime_jax.data.embedding_store_writer import Writer, write
+
+TEXTS = ["a red circle", "größe\u2028two", "", "blue\nsquare", "a\rb"]
+VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+ids = st.lists(st.text("abc", max_size=4), min_size=1, max_size=30, unique=True)
+
+
+def writer(folder, *, items=5, block=2, dtype="float32", provenance=None) -> Writer:
+    arguments = {"items": items, "dimension": 3, "dtype": dtype, "block": block}
+    return Writer(folder, provenance=provenance or {}, **arguments)
+
+
+def put(folder, *numbers, block=2) -> Writer:
+    """The test's vectors, these blocks of them."""
+    made = writer(folder, block=block)
+    for n in numbers:
+        span = slice(n * block, (n + 1) * block)
+        made.put(n, np.array([item_id(text) for text in TEXTS[span]]), VECTORS[span])
+    return made
+
+
+def test_id_can_be_made_without_this_package():
+    expected = hashlib.blake2b("größe".encode(), digest_size=16).hexdigest().encode()
+    assert item_id("größe") == item_id(Item("größe")) == expected
+    content = b"blake2b:" + hashlib.blake2b(b"?", digest_size=16).hexdigest().encode()
+    expected = hashlib.blake2b(b"a\0" + content + b"\0y.png", digest_size=16).hexdigest().encode()
+    assert item_id(Item("a", "x.png", b"?", (Picture("y.png", None),))) == expected
+
+
+def test_images_are_known_by_content_wherever_they_lie():
+    assert item_id(Item("a", "x.png", b"1")) == item_id(Item("a", "moved/y.png", b"1"))
+    assert item_id(Item("a", "x.png", b"1")) != item_id(Item("a", "x.png", b"2"))
+
+
+def test_a_folder_that_knows_images_by_path_is_refused(tmp_path):
+    """What older versions wrote: the same text and path, but perhaps another picture."""
+    picture = Item("a", "x.png", b"pixels")
+    by_path = hashlib.blake2b(b"a\0x.png", digest_size=16).hexdigest()
+    np.save(tmp_path / "vectors.npy", VECTORS[:2])
+    np.save(tmp_path / "ids.npy", np.array([item_id("a"), by_path.encode()]))
+    store = open_embeddings(tmp_path)
+    np.testing.assert_array_equal(store.vector_of("a"), VECTORS[0])
+    for call in (store.vector_of, lambda item: store.vectors_of(["a", item])):
+        with pytest.raises(ValueError, match="knew images by their paths.*Write it again"):
+            call(picture)
+    with pytest.raises(KeyError, match="no vector of 'b', image 'x.png'"):
+        store.vectors_of(["a", Item("b", "x.png", b"pixels")])
+
+
+def test_instructions_are_no_part_of_an_id():
+    assert item_id(Item("a", "x", prefix="Represent ", suffix=".")) == item_id(Item("a", "x"))
+
+
+def test_images_are_part_of_an_id():
+    items = [Item("a"), Item("a", "x"), Item("a", "y"), Item("a", "x", None, (Picture("y", b""),))]
+    assert len({item_id(item) for item in items}) == 4
+    with pytest.raises(ValueError, match="'a'.* no path"):
+        item_id(Item("a", "", b"pixels"))
+
+
+@given(data=st.data(), texts=ids, block=st.integers(1, 7), half=st.booleans())
+def test_round_trip(tmp_path_factory, data, texts, block, half):
+    """In whatever order they are asked for, several times, one by one and many at once."""
+    folder = tmp_path_factory.mktemp("store") / "vectors"
+    vectors = np.random.default_rng(len(texts)).normal(size=(len(texts), 4))
+    vectors = vectors.astype(np.float16 if half else np.float32)
+    write(folder, texts, vectors, block=block)
+    store = open_embeddings(folder)
+    assert len(store) == len(texts) and store.dimension == 4
+    assert list(store.ids) == [item_id(text) for text in texts]
+    asked = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=20))
+    found = store.vectors([item_id(texts[i]) for i in asked])
+    assert found.dtype == np.float32 and found.shape == (len(asked), 4)
+    np.testing.assert_array_equal(found, vectors[asked].astype(np.float32))
+    for i in asked[:3]:
+        np.testing.assert_array_equal(store.vector(item_id(texts[i])), vectors[i])
+        np.testing.assert_array_equal(store.vector_of(texts[i]), vectors[i])
+    assert item_id("d") not in store
+    shutil.rmtree(folder)
+
+
+def test_files_are_plain_numpy(tmp_path):
+    write(tmp_path / "a", TEXTS, VECTORS.astype(np.float16), block=2, provenance={"by": "me"})
+    blocks = [np.load(tmp_path / "a" / "vectors" / f"00000{n}.npy") for n in range(3)]
+    assert [len(block) for block in blocks] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(blocks), VECTORS.astype(np.float16))
+    assert np.load(tmp_path / "a" / "ids.npy").dtype == "S32"
+    assert json.loads((tmp_path / "a" / "embeddings.json").read_text()) == {
+        "count": 5,
+        "dimension": 3,
+        "dtype": "float16",
+        "block": 2,
+        "blocks": 3,
+        "complete": True,
+        "provenance": {"by": "me"},
+    }
+    files = {path.name for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert files == {"embeddings.json", "ids.npy", *(f"00000{n}.npy" for n in range(3))}
+    assert open_embeddings(tmp_path / "a").provenance == {"by": "me"}
+
+
+@pytest.mark.parametrize("give", [jnp.asarray, lambda x: jnp.asarray(x, jnp.bfloat16), list])
+def test_arrays_of_any_library(tmp_path, give):
+    given = give(VECTORS)
+    write(tmp_path / "a", [Item(text) for text in TEXTS], given)
+    found = open_embeddings(tmp_path / "a").vectors([item_id(text) for text in TEXTS])
+    np.testing.assert_array_equal(found, np.asarray(given, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_plain_pair_of_files(tmp_path, dtype):
+    np.save(tmp_path / "vectors.npy", VECTORS.astype(dtype))
+    np.save(tmp_path / "ids.npy", np.array([item_id(text).decode() for text in TEXTS]))
+    found = open_embeddings(tmp_path).vectors([item_id(text) for text in TEXTS])
+    np.testing.assert_array_equal(found, VECTORS.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_plain_vectors_and_lines(tmp_path, end):
+    """Only a line feed ends a line, also where Python would see other ends."""
+    lines = ["a red circle", "größe\u2028two", "", "last"]
+    np.save(tmp_path / "vectors.npy", VECTORS[:4])
+    (tmp_path / "texts.txt").write_bytes(((end or "\n").join(lines) + end).encode())
+    assert read_lines(tmp_path / "texts.txt") == lines
+    store = open_embeddings(tmp_path)
+    for line, vector in zip(lines, VECTORS):
+        np.testing.assert_array_equal(store.vector_of(line), vector)
+
+
+def test_missing_vectors_are_named(tmp_path):
+    write(tmp_path / "a", TEXTS, VECTORS)
+    store = open_embeddings(tmp_path / "a")
+    with pytest.raises(KeyError, match="no vectors of 2 of 3 ids.*" + item_id("x").decode()):
+        store.vectors([item_id(""), item_id("x"), item_id("y")])
+    with pytest.raises(KeyError, match="no vector of 'a blue circle', image 'x.png'"):
+        store.vector_of(Item("a blue circle", "x.png"))
+    with pytest.raises(ValueError, match="bytes"):
+        store.vector(7)
+    assert store.vectors([]).shape == (0, 3)
+
+
+def test_ids_longer_than_those_here_are_not_cut(tmp_path):
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    np.save(tmp_path / "ids.npy", np.array([b"x", b"y", b"z", b"v", b"w"]))
+    store = open_embeddings(tmp_path)
+    assert b"x" in store and b"xy" not in store and b"" not in store
+    np.testing.assert_array_equal(store.vector(b"v"), VECTORS[3])
+
+
+def test_workers_reopen_it(tmp_path):
+    write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    store = open_embeddings(tmp_path / "a")
+    store.vector_of("")  # blocks are open
+    packed = pickle.dumps(store)
+    assert len(packed) < 1000
+    np.testing.assert_array_equal(pickle.loads(packed).vector_of("a\rb"), VECTORS[4])
+
+
+def test_more_blocks_than_are_kept_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_store, "MAPPED", 2)
+    write(tmp_path / "a", TEXTS, VECTORS, block=1)
+    store = open_embeddings(tmp_path / "a")
+    for _ in range(2):
+        for text, vector in zip(TEXTS, VECTORS):
+            np.testing.assert_array_equal(store.vector_of(text), vector)
+
+
+def test_many_ids_stay_cheap(tmp_path):
+    """Many seconds would be a loop over them."""
+    count = 300_000
+    np.save(tmp_path / "vectors.npy", np.arange(2 * count, dtype=np.float32).reshape(count, 2))
+    np.save(tmp_path / "ids.npy", np.array([b"%032x" % (i * 7919 % count) for i in range(count)]))
+    store = open_embeddings(tmp_path)
+    code = "store.vectors(store.ids[::-1][:100_000])"
+    timer = __import__("timeit").Timer(code, globals={"store": store})
+    assert timer.timeit(1) < 4
+    np.testing.assert_array_equal(store.vector(b"%032x" % 7919), [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "names", "message"),
+    [
+        (VECTORS[:4], TEXTS, r"shape \(4, 3\), for 5 items"),
+        (VECTORS[0], TEXTS, r"shape \(3,\)"),
+        (VECTORS[:0], [], "at least one"),
+        (VECTORS[:3], ["a", "b", "a"], r"1 of 3 items came before.*items\[2\]: 'a'"),
+        (VECTORS[:1] * np.nan, ["a"], "not finite"),
+        (VECTORS[:1].astype(np.float64) * 1e300, ["a"], "not finite in float32"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, vectors, names, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "a", names, vectors)
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    write(tmp_path / "a", ["a"], VECTORS[:1])
+    with pytest.raises(ValueError, match="exists already"):
+        write(tmp_path / "a", ["b"], VECTORS[:1])
+    assert open_embeddings(tmp_path / "a").ids == item_id("a")
+
+
+def change(folder, **values):
+    record = json.loads((folder / "embeddings.json").read_text()) | values
+    (folder / "embeddings.json").write_text(json.dumps(record))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "block": (lambda f: (f / "vectors" / "000001.npy").unlink(), "000001.npy is missing, one of 1"),
+    "ids": (lambda f: (f / "ids.npy").unlink(), "ids.npy is missing"),
+    "cut block": (lambda f: cut(f / "vectors" / "000001.npy"), "000001.npy is no whole npy"),
+    "cut ids": (lambda f: cut(f / "ids.npy"), "ids.npy"),
+    "empty": (lambda f: (f / "vectors" / "000002.npy").write_bytes(b""), "000002.npy is no whole"),
+    "objects": (lambda f: np.save(f / "ids.npy", np.array([1, "a"], object)), "ids.npy"),
+    "numbers": (lambda f: np.save(f / "ids.npy", np.arange(5)), "ids are bytes"),
+    "count": (lambda f: change(f, count=4), "counts 4, ids.npy 5"),
+    "rows": (lambda f: np.save(f / "vectors" / "000002.npy", VECTORS[:2]), "5 ids for 6 vectors"),
+    "width": (lambda f: np.save(f / "vectors" / "000002.npy", VECTORS[:1, :2]), r"\[2, 3\]"),
+    "whole numbers": (
+        lambda f: np.save(f / "vectors" / "000002.npy", np.ones((1, 3), int)),
+        "int64; vectors are",
+    ),
+    "twice": (
+        lambda f: np.save(f / "ids.npy", np.array([b"a", b"b", b"c", b"d", b"b"])),
+        "1 and 4",
+    ),
+    "unfinished": (lambda f: change(f, complete=False), "not complete, 0 of 3 blocks"),
+    "no record": (lambda f: (f / "embeddings.json").write_text("{"), "not as written here"),
+    "no key": (lambda f: (f / "embeddings.json").write_text("{}"), "not as written here"),
+    "nothing": (lambda f: (f / "embeddings.json").unlink(), "has no embeddings"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(tmp_path, damage):
+    write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    harm, message = DAMAGE[damage]
+    harm(tmp_path / "a")
+    with pytest.raises(ValueError, match=message):
+        open_embeddings(tmp_path / "a")
+
+
+def test_bfloat16_is_not_a_dtype_of_npy(tmp_path):
+    np.save(tmp_path / "vectors.npy", np.asarray(jnp.asarray(VECTORS, jnp.bfloat16)))
+    (tmp_path / "texts.txt").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(ValueError, match=r"vectors.npy .*V2; vectors are"):
+        open_embeddings(tmp_path)
+
+
+def test_vectors_that_are_not_finite_are_named(tmp_path):
+    np.save(tmp_path / "vectors.npy", np.array([[1.0, 2], [np.nan, 0]]))
+    np.save(tmp_path / "ids.npy", np.array([b"good", b"bad"]))
+    store = open_embeddings(tmp_path)
+    assert list(store.vector(b"good")) == [1, 2]
+    with pytest.raises(ValueError, match="vector of b'bad' has values that are not finite"):
+        store.vectors([b"good", b"bad"])
+
+
+def test_blocks_in_any_order(tmp_path):
+    made = put(tmp_path, 2, 0)
+    assert made.missing() == [1] and not made.finish()
+    with pytest.raises(ValueError, match="not complete, 1 of 3 blocks"):
+        open_embeddings(tmp_path)
+    again = put(tmp_path, 1)
+    assert again.missing() == [] and again.finish() and made.finish()
+    store = open_embeddings(tmp_path)
+    np.testing.assert_array_equal(store.vectors(map(item_id, TEXTS)), VECTORS)
+    assert writer(tmp_path).missing() == [] and writer(tmp_path).finish()
+
+
+def test_items_that_were_left_out(tmp_path):
+    """Shorter blocks, also empty ones, put nothing out of its place."""
+    made = writer(tmp_path, items=7, block=2)
+    names = np.array([b"a", b"b", b"c"])
+    made.put(0, names[:1], VECTORS[:1])
+    made.put(1, names[:0], VECTORS[:0])
+    made.put(2, names[1:], VECTORS[1:3])
+    made.put(3, names[:0], VECTORS[:0])
+    assert made.finish()
+    store = open_embeddings(tmp_path)
+    assert list(store.ids) == [b"a", b"b", b"c"]
+    np.testing.assert_array_equal(store.vectors([b"c", b"a", b"b"]), VECTORS[[2, 0, 1]])
+
+
+def test_without_a_single_vector_nothing_is_complete(tmp_path):
+    made = writer(tmp_path, items=1)
+    made.put(0, np.array([], "S32"), VECTORS[:0])
+    with pytest.raises(ValueError, match="not one could be embedded"):
+        made.finish()
+
+
+def test_half_a_file_is_written_again(tmp_path):
+    made = put(tmp_path, 0, 1, 2)
+    cut(tmp_path / "vectors" / "000001.npy")
+    (tmp_path / "vectors" / "000002.ids").unlink()
+    assert made.missing() == [1, 2] and not made.finish()
+    assert put(tmp_path, 1, 2).finish()
+    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
+
+
+def test_another_process_was_faster(tmp_path, monkeypatch):
+    """It completes the folder, and tidies up, between any two steps of this one."""
+    first, second = put(tmp_path, 0, 1, 2), writer(tmp_path)
+    whole = Writer.missing
+
+    def overtaken(self):
+        found = whole(self)
+        monkeypatch.setattr(Writer, "missing", whole)
+        assert second.finish()
+        return found
+
+    monkeypatch.setattr(Writer, "missing", overtaken)
+    assert first.finish()
+    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
+
+
+def test_another_job_is_refused(tmp_path):
+    before = {"prefix": "", "model": {"files": {"a": "1", "b": "2"}}, "sides": ("query",)}
+    made = writer(tmp_path, provenance=before | {"backbone": "x", "versions": {"jax": "1"}})
+    made.put(0, np.array([b"a", b"b"]), VECTORS[:2])
+    moved = before | {"backbone": "y", "versions": {"jax": "2"}}
+    assert writer(tmp_path, provenance=moved).missing() == [1, 2]
+    now = before | {"prefix": "Find ", "model": {"files": {"a": "1", "b": "3", "c": "4"}}}
+    with pytest.raises(ValueError) as error:
+        writer(tmp_path, provenance=now, dtype="float16")
+    assert str(error.value).splitlines()[1:] == [
+        '  dtype: "float32" before, "float16" now',
+        '  provenance.model.files.b: "2" before, "3" now',
+        '  provenance.model.files.c: null before, "4" now',
+        '  provenance.prefix: "" before, "Find " now',
+    ]
+    with pytest.raises(ValueError, match="block: 2 before, 3 now"):
+        writer(tmp_path, provenance=before, block=3)
+
+
+def test_vectors_of_nobody_knows_what_are_refused(tmp_path):
+    put(tmp_path, 0)
+    (tmp_path / "embeddings.json").unlink()
+    with pytest.raises(ValueError, match="no embeddings.json that says what they are"):
+        writer(tmp_path)
+
+
+def test_wrong_blocks_are_refused(tmp_path):
+    made = writer(tmp_path, dtype="float16")
+    names = np.array([b"a", b"b", b"c"])
+    for vectors in (VECTORS[:1], VECTORS[:2, :2], VECTORS[:3]):
+        with pytest.raises(ValueError, match="block 0: "):
+            made.put(0, names[: max(2, len(vectors))], vectors)
+    with pytest.raises(ValueError, match="vector of .*b'b'.*, row 1, is not finite in float16"):
+        made.put(0, names[:2], np.array([[1, 2, 3], [1e6, 0, 0]], np.float32))
+    assert made.missing() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "bfloat16"}, {"block": 0}, {"items": 0}])
+def test_wrong_sizes(tmp_path, wrong):
+    with pytest.raises(ValueError, match="there must be at least one"):
+        writer(tmp_path, **wrong)
+
+
+def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
+    replace, calls = embedding_store_writer._replace, []
+
+    def dies(file, content):
+        calls.append(file)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        replace(file, content)
+
+    monkeypatch.setattr(embedding_store_writer, "_replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(embedding_store_writer, "_replace", replace)
+    write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    assert len(open_embeddings(tmp_path / "a")) == 5
+
+
+def test_reading_needs_no_jax_backend(tmp_path):
+    """Data workers open it, and must not take the devices."""
+    write(tmp_path / "a", TEXTS, VECTORS)
+    code = (
+        "import sys; from unime_jax.data.embedding_store import open_embeddings\n"
+        f"print(len(open_embeddings({str(tmp_path / 'a')!r})))\n"
+        "import jax._src.xla_bridge as x; assert not x._backends\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "5\n", found.stderr

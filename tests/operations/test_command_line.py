@@ -1,0 +1,195 @@
+"""--config.<key>=<value>: by the types of the config, at every level, mistakes named together."""
+
+import dataclasses
+import typing
+
+import pytest
+from ml_collections import ConfigDict
+
+from unime_jax import config, config_reader
+from unime_jax.operations import command_line, recipes
+
+
+def given(*arguments: str, recipe: str = "stage2") -> ConfigDict:
+    values = recipes.load(recipe)
+    overrides, others = command_line.split(arguments)
+    assert not others
+    command_line.apply(values, overrides)
+    return values
+
+
+def optional_keys(cls, prefix=""):
+    """Dotted keys that take None, with the dataclass whose keys they are."""
+    return [key for key, hint in command_line.keys(cls) if config_reader.is_optional(hint)]
+
+
+@pytest.mark.parametrize("key", optional_keys(config.TrainConfig))
+@pytest.mark.parametrize("recipe", ["stage1", "stage2", "llave"])
+def test_every_optional_key_takes_none_and_a_value(recipe, key):
+    group, _, name = key.rpartition(".")
+    values = recipes.load(recipe)
+    at = typing.cast(ConfigDict, values[group] if group else values)
+    if name not in at:
+        pytest.skip("of the other loss")
+    hint = dict(command_line.keys(config.TrainConfig))[key]
+    (kind,) = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    text, expected = {
+        int: ("4", 4),
+        float: ("0.5", 0.5),
+        str: ("x", "x"),
+    }.get(kind, ("(336, 672)", (336, 672)))
+    for value, wanted in (("None", None), (text, expected), ("None", None)):
+        command_line.apply(values, [(key, value)])
+        assert at[name] == wanted
+        config_reader.read(config.TrainConfig, values.to_dict())
+
+
+def test_an_optional_group_takes_none_and_its_keys():
+    assert given(recipe="embed").processing is None
+    values = given("--config.processing.prompt=raw", "--config.processing.crops=4", recipe="embed")
+    settings = config_reader.read(config.EmbedConfig, values.to_dict())
+    assert settings.processing and settings.processing.prompt == "raw"
+    assert settings.processing.crops == 4 and settings.processing.pinpoints == ()
+    values = given("--config.processing.prompt=raw", "--config.processing=None", recipe="embed")
+    assert values.processing is None
+    with pytest.raises(ValueError, match="config.processing must be a group of keys, not None"):
+        given("--config.processing=None")
+
+
+def test_values_have_the_type_of_their_key():
+    values = given(
+        "--config.loss.hardness=9",
+        "--config.optimizer.clip_norm=inf",
+        "--config.export.adapter",
+        "--noconfig.export.verify",
+        "--config.execution.recompute=FALSE",
+        "--config.mesh.data", "-1",
+        "--config.backbone=None",
+        "--config.data.suffix=",
+        "--config.data.weights.digits=2",
+        "--config.export.prompts={'query': 'Find '}",
+        '--config.trainable=((r"vision_tower\\..*", False), (".*", True))',
+        "--config.data.buckets=[(40, 0, 1.0), (56, 3, 1.0)]",
+    )  # fmt: skip
+    assert (values.loss.hardness, type(values.loss.hardness)) == (9.0, float)
+    assert values.optimizer.clip_norm == float("inf") and values.mesh.data == -1
+    assert values.export.adapter is True and values.export.verify is False
+    assert values.execution.recompute is False
+    assert values.backbone == "None" and values.data.suffix == ""  # which are texts
+    assert values.data.weights.to_dict() == {"digits": 2.0}
+    assert values.export.prompts.to_dict() == {"query": "Find "}
+    assert values.trainable == ((r"vision_tower\..*", False), (".*", True))
+    assert values.data.buckets == ((40, 0, 1.0), (56, 3, 1.0))
+    config_reader.read(config.TrainConfig, values.to_dict())
+
+
+def test_elements_of_a_tuple_may_come_one_by_one():
+    values = given("--config.plan.topologies=v5e:4x4", "--config.plan.topologies", "v6e:4x4")
+    assert values.plan.topologies == ("v5e:4x4", "v6e:4x4")
+    assert given("--config.plan.topologies=v5e:2x4").plan.topologies == ("v5e:2x4",)
+    assert given("--config.plan.rows=0.5").plan.rows == (0.5,)
+
+
+def test_what_refers_to_a_key_follows_it():
+    values = given("--config.data.folder=/elsewhere")
+    assert values.backbone == "/elsewhere/mini_mmeb/backbone"
+    assert given("--config.data.folder=/x", "--config.backbone=/y").backbone == "/y"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("optimizer.learning_rte=1", 'did you mean --config.optimizer.learning_rate, "learning_ra'),
+        ("lss.hardness=1", 'did you mean --config.loss.hardness, "loss" instead of "lss"?'),
+        ("lss.hardnes=1", 'did you mean --config.loss, "loss" instead of "lss"?'),
+        ("batchsize=1", "did you mean --config.batch_size,"),
+        ("hardness=1", "did you mean --config.loss.hardness?"),
+        ("data.learning_rate=1", "did you mean --config.optimizer.learning_rate?"),
+        ("data.prepare.sed=1", "did you mean --config.data.prepare.seed,"),
+        ("data.foo=1", "--config.data.foo: there is no such key; config.data has folder, prepare,"),
+        ("zzz.qqq=1", "--config.zzz.qqq: there is no such key; config has job, seed, steps,"),
+        ("steps.x=1", "--config.steps.x: config.steps is no group of keys, but a value"),
+        ("steps=many", "config.steps must be of type int, not 'many'"),
+        ("steps=1.5", "config.steps must be of type int, not '1.5'"),
+        ("steps=None", "config.steps must be of type int, not 'None'"),
+        ("loss.tile=x", "config.loss.tile must be of type int, not 'x' (or None)"),
+        ("loss.symmetric=maybe", "config.loss.symmetric must be of type bool, not 'maybe'"),
+        ("loss.texts=all", "--config.loss.texts: there is no such key;"),
+        ("execution.dtype=float16", "config.execution.dtype is 'float16'; use one of 'floa"),
+        ("processing.image_size=(3,)", "config.processing.image_size must be (int, int), not (3,)"),
+        ("trainable=.*", "config.trainable must be a sequence, not '.*'"),
+        ("data.weights.digits=x", "config.data.weights.digits must be of type float, not 'x'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_what_is_nearest(argument, message):
+    with pytest.raises(ValueError) as error:
+        given(f"--config.{argument}")
+    assert message in str(error.value)
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ValueError) as error:
+        given("--config.stps=1", "--config.seed=x", "--config.lora.rnk=3")
+    assert [line.split(":")[0].split(" ")[0] for line in str(error.value).splitlines()] == [
+        "--config.stps", "config.seed", "--config.lora.rnk",
+    ]  # fmt: skip
+
+
+def test_keys_of_recipes_in_a_plan():
+    values = given("--config.recipes.llave_7b.loss.hard_negatives=4", recipe="plan")
+    assert values.recipes.llave_7b.loss.hard_negatives == 4
+    with pytest.raises(ValueError, match='"llave_7b" instead of "llave_7"'):
+        given("--config.recipes.llave_7.steps=1", recipe="plan")
+    with pytest.raises(ValueError, match='"loss" instead of "lss"'):
+        given("--config.recipes.llave_7b.lss.tile=1", recipe="plan")
+
+
+def test_other_arguments_are_left_alone():
+    overrides, others = command_line.split(
+        ["--config=stage2", "--workdir=/x", "--config.steps=3", "--", "--config.steps=4"]
+    )
+    assert overrides == [("steps", "3")]
+    assert others == ["--config=stage2", "--workdir=/x", "--", "--config.steps=4"]
+
+
+# Short runs
+
+
+def fitted(*arguments: str, recipe: str = "stage2"):
+    before = recipes.load(recipe).to_dict()
+    overrides, _ = command_line.split(arguments)
+    values = given(*arguments, recipe=recipe)
+    said = command_line.fit_short_run(values, before, {key for key, _ in overrides})
+    return values, "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "expected"),
+    [("stage2", 12, 1), ("stage2", 1, 0), ("stage2:qwen2_vl_7b", 100, 10), ("llave", 15, 1)],
+)
+def test_a_short_run_has_the_recipes_share_of_warmup(recipe, steps, expected):
+    values, said = fitted(f"--config.steps={steps}", recipe=recipe)
+    assert values.optimizer.warmup_steps == expected
+    assert f"-> {expected}, as a run of {steps} steps would have none at the full" in said
+    config_reader.read(config.TrainConfig, values.to_dict())
+
+
+def test_a_warmup_that_fits_or_was_asked_for_stays():
+    values, said = fitted("--config.steps=61")
+    assert values.optimizer.warmup_steps == 15 and said == ""
+    values, said = fitted("--config.steps=12", "--config.optimizer.warmup_steps=20")
+    assert values.optimizer.warmup_steps == 20 and "warmup" not in said
+    values, said = fitted("--config.steps=12", "--config.optimizer.schedule_steps=290")
+    assert values.optimizer.warmup_steps == 15 and "warmup" not in said
+    assert fitted("--config.job=export", "--config.steps=0")[1] == ""
+
+
+def test_a_run_of_infonce_alone_says_so():
+    assert "all 12 steps are plain InfoNCE" in fitted("--config.steps=12")[1]
+    assert "InfoNCE" not in fitted("--config.steps=12", "--config.infonce_steps=0")[1]
+
+
+def test_keys_are_those_of_the_dataclasses():
+    found = dict(command_line.keys(config.TrainConfig))
+    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
+    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())

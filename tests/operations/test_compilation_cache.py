@@ -1,0 +1,138 @@
+"""Where compiled programs are kept, by whom, and what is said while something compiles."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.backbones.tiny_texts import write_bert
+from tests.jobs import tiny_run
+from unime_jax.operations import compilation_cache
+
+FILES, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What JAX is told, in place of telling it; nobody has chosen anything yet."""
+    told = {}
+    monkeypatch.setattr(compilation_cache, "_chosen", False)
+    monkeypatch.setattr(compilation_cache.jax.config, "update", told.__setitem__)
+    before = {FILES: None, ENABLED: True}
+    monkeypatch.setattr(compilation_cache, "_told", before.get)
+    return told
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "unime_jax" / "compiled"
+
+
+def test_programs_of_a_cpu_are_the_users_and_the_cpus(chosen, home, tmp_path, monkeypatch):
+    compilation_cache.use_for_job("auto", tmp_path / "run")
+    (folder,) = home.iterdir()
+    assert folder.name.startswith("cpu-") and chosen[FILES] == str(folder)
+    assert folder.stat().st_mode & 0o077 == 0  # programs of others would be run
+    monkeypatch.setattr(compilation_cache.platform, "machine", lambda: "another")
+    assert compilation_cache.folder_for(None) != folder
+
+
+def test_programs_of_an_accelerator_are_the_runs(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation_cache.jax, "default_backend", lambda: "tpu")
+    assert compilation_cache.folder_for(tmp_path) == tmp_path / "compilation_cache"
+    assert compilation_cache.folder_for(None) == home / "tpu"
+
+
+def test_what_was_asked_for_is_used(chosen, home, tmp_path):
+    compilation_cache.use_for_job(str(tmp_path / "mine"), tmp_path)
+    assert chosen == {FILES: str(tmp_path / "mine")}
+    compilation_cache.use_for_library()  # within a job
+    assert chosen == {FILES: str(tmp_path / "mine")} and not home.exists()
+
+
+def test_a_job_without_a_cache_has_none(chosen, home, tmp_path):
+    compilation_cache.use_for_job("", tmp_path)
+    compilation_cache.use_for_library()
+    assert not chosen and not home.exists()
+
+
+@pytest.mark.parametrize(
+    "theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}]
+)
+def test_jaxs_own_settings_come_first(chosen, home, tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(compilation_cache, "_told", theirs.get)
+    compilation_cache.use_for_job("auto", tmp_path)
+    compilation_cache.use_for_library()
+    assert not chosen and not home.exists()
+
+
+def test_no_cache_is_no_error(chosen, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compilation_cache.use_for_library()
+    assert not chosen
+
+
+def test_the_oldest_programs_go_first(chosen, home, monkeypatch):
+    folder = compilation_cache.folder_for(None)
+    folder.mkdir(parents=True)
+    for age, name in enumerate(["new", "middle", "old"]):
+        (folder / name).write_bytes(bytes(100))
+        seconds = 1e9 - age
+        os.utime(folder / name, (seconds, seconds))
+    monkeypatch.setattr(compilation_cache, "MOST_BYTES", 250)
+    compilation_cache.use_for_library()
+    assert {file.name for file in folder.iterdir()} == {"new", "middle"}
+
+
+def test_what_compiles_is_said_and_for_how_long(monkeypatch, caplog):
+    monkeypatch.setattr(compilation_cache, "SECONDS_BETWEEN_LINES", 0.02)
+    with caplog.at_level("INFO"), compilation_cache.announced("the step"):
+        time.sleep(0.1)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "compiling the step"
+    assert lines[1].startswith("still compiling the step, for 0 s now")
+    assert lines[-1].startswith("compiled the step in 0.1 s")
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from absl import logging
+logging.set_verbosity(logging.INFO)
+from unime_jax import Embedder
+model = Embedder.from_pretrained(sys.argv[1], dtype="float32", max_length=32)
+np.save(sys.argv[2], model.encode(["a red circle", "a blue square"]))
+"""
+
+
+def test_an_embedder_compiles_once_a_machine(tmp_path):
+    """A second process reads its programs, and its embeddings are the same to the bit."""
+    folder, found = write_bert(tmp_path / "model"), []
+    for number in range(2):
+        environment = {
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": "",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        file = tmp_path / f"{number}.npy"
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(folder), str(file)],
+            cwd=tiny_run.ROOT,
+            capture_output=True,
+            text=True,
+            env=tiny_run.environment(**environment),
+        )
+        assert done.returncode == 0, done.stderr
+        found.append((file.read_bytes(), done.stderr))
+    (first, said), (second, again) = found
+    assert first == second
+    assert re.search(r"compiling the encoder of \d+ rows, 32 tokens", said)
+    assert "kept from" not in said
+    assert "kept from an earlier start" in again
+    assert len(list(pathlib.Path(tmp_path / "cache").rglob("*-cache"))) > 0

@@ -1,0 +1,88 @@
+"""SIGTERM, with something to save and without; processes of their own, because they end."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from unime_jax.operations.stop import StopSignal
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Compiled code that no signal interrupts, as a compilation by XLA is.
+COMPILE = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+
+
+def start(*lines: str) -> subprocess.Popen:
+    code = "\n".join(
+        ["import time", "from unime_jax.operations.stop import StopSignal, STATUS", *lines]
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("busy", [COMPILE, "time.sleep(60)"])
+def test_without_anything_to_save_it_ends_at_once(busy):
+    process = start("with StopSignal():", "  print('ready', flush=True)", f"  {busy}")
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143 and time.monotonic() - began < 5
+
+
+def test_with_something_to_save_the_caller_ends_it():
+    process = start(
+        "with StopSignal() as stop:",
+        "  stop.unsaved = True",
+        "  print('ready', flush=True)",
+        "  while not stop.told: time.sleep(0.01)",
+        "  time.sleep(0.5)",
+        "  print('saved', flush=True)",
+        "raise SystemExit(STATUS)",
+    )
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)  # impatience changes nothing
+    assert process.communicate(timeout=30)[0] == b"saved\n" and process.returncode == 143
+
+
+@pytest.mark.parametrize("busy", [COMPILE, "time.sleep(60)"])
+def test_ctrl_c_without_anything_to_save_ends_at_once(busy):
+    process = start("with StopSignal():", "  print('ready', flush=True)", f"  {busy}")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once():
+    lines = (
+        "with StopSignal() as stop:",
+        "  stop.unsaved = True",
+        "  print('ready', flush=True)",
+        "  while not stop.told: time.sleep(0.01)",
+        "  print('told', flush=True)",
+        "  time.sleep({})",
+        "  print('saved', flush=True)",
+        "raise SystemExit(stop.status)",
+    )
+    process = start(*(line.format(0.3) for line in lines))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b"told\nsaved\n" and process.returncode == 130
+    process = start(*(line.format(60) for line in lines))
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == b"told\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b"" and process.returncode == 130
+
+
+def test_everything_is_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in range(3):
+        with StopSignal() as stop:
+            assert signal.getsignal(signal.SIGTERM) != before and not stop.told
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,93 @@
+"""A loop that hangs, in a process of its own, because the watchdog ends it."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from unime_jax.operations.watchdog import STATUS, Watchdog
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+SLOW = """
+import pathlib, sys, time
+from unime_jax.watchdog import Watchdog
+
+def train_step(seconds):
+    time.sleep(seconds)
+
+with Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=sys.argv[2] == "exit") as watchdog:
+    train_step(1.5)  # compiles
+    for seconds in (0.1, 0.1, 2.0, 0.1):
+        train_step(seconds)
+        watchdog.beat()
+time.sleep(1.0)  # evaluates
+"""
+
+
+@pytest.mark.parametrize("exit", [True, False])
+def test_a_step_that_hangs(tmp_path, exit):
+    file = tmp_path / "stacks-0.txt"
+    command = [sys.executable, "-c", SLOW, str(file), "exit" if exit else "stay"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (STATUS if exit else 0)
+    assert "no step has finished for 0.5 s" in done.stderr and "stacks-0.txt" in done.stderr
+    for text in (done.stderr, file.read_text()):
+        assert text.count("in train_step") == 1  # neither the first step nor what comes after
+        assert "in _watch" in text  # all threads
+
+
+def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
+    with Watchdog(tmp_path / "no" / "folder", seconds=0.1, exit=False) as watchdog:
+        watchdog.beat()
+        time.sleep(0.5)
+    assert "no stacks in" in caplog.text
+
+
+PHASES = """
+import pathlib, sys, time
+from unime_jax import watchdog
+
+def hang():
+    time.sleep(60)
+
+with watchdog.Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=True):
+    time.sleep(1.0)  # no step yet
+    with watchdog.phase("the set-up has not gone on", 0.6):
+        for _ in range(4):
+            time.sleep(0.3)
+            watchdog.progress()
+    watchdog.progress()  # of something that nobody waits for
+    time.sleep(1.0)
+    with watchdog.phase("no step has finished", 0.5):
+        watchdog.progress()
+        with watchdog.phase("the step has not compiled", 0):
+            time.sleep(1.0)
+        watchdog.progress()
+    with watchdog.phase("the export has not gone on", 0.5):
+        hang()
+"""
+
+
+def test_each_phase_has_a_bound_of_its_own(tmp_path):
+    """Also where Python's `finally` is not reached: what is registered is done before the end."""
+    file = tmp_path / "stacks-0.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", PHASES, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == STATUS, done.stderr
+    assert "the export has not gone on for 0.5 s" in done.stderr
+    assert "in hang" in file.read_text() and file.read_text().count("Current thread") <= 1
+
+
+def test_off(tmp_path):
+    with Watchdog(tmp_path / "stacks.txt", seconds=0, exit=True) as watchdog:
+        watchdog.beat()
+        time.sleep(0.3)
+    assert not (tmp_path / "stacks.txt").exists()

@@ -1,0 +1,366 @@
+"""Checkpoints that are damaged, cannot be written, or are read on another mesh."""
+
+import dataclasses
+import errno
+import logging
+import pathlib
+import shutil
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unime_jax import sharding
+from unime_jax.training import checkpoint
+from unime_jax.training.checkpoint import Checkpoints, checksums
+from unime_jax.training.step import TrainState
+
+FACTS = {"backbone": "abc", "data": {"a": 3}}
+
+
+def mesh_of(data=1, fsdp=4, tensor=2):
+    return sharding.make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])
+
+
+def make_state(step, mesh=None, size=64):
+    """Noise, another for every step, spread over the mesh."""
+    mesh = mesh or mesh_of()
+    random = np.random.default_rng(step)
+
+    def place(array, *spec):
+        return jax.device_put(array, NamedSharding(mesh, P(*spec)))
+
+    def part():
+        return {
+            "kernel": place(random.normal(size=(3, size, 16)).astype("f4"), None, "fsdp", "tensor"),
+            "bias": place(random.normal(size=5).astype("f4")),
+        }
+
+    counters = [place(np.int32(n)) for n in (step, 0, 0)]
+    opt_state = {
+        "count": place(np.int32(step)),
+        "mu": part(),
+        "half": place(jnp.ones(7, "bfloat16")),
+    }
+    frozen = {"frozen": place(np.zeros(4, "f4"))}
+    return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2])
+
+
+def open_checkpoints(folder, keep=3, facts=FACTS, **options):
+    return Checkpoints(folder, every=2, keep=keep, facts=facts, **options)
+
+
+def assert_same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints."""
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(step, make_state(step))
+    return tmp_path / "checkpoints"
+
+
+def test_none_yet(tmp_path):
+    with open_checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest_step() is None and checkpoints.restore(make_state(0)) is None
+
+
+def test_reading_where_nothing_is(tmp_path):
+    with open_checkpoints(tmp_path / "new", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() is None
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (8, 1, 1), (1, 2, 2), (1, 1, 2), (1, 1, 1)])
+def test_any_mesh_restores_the_same_values(folder, shape):
+    """Saved on 8 devices; read on 8, 4, 2 and 1, each by the sharding it has there."""
+    start = make_state(0, mesh_of(*shape))
+    with open_checkpoints(folder) as checkpoints:
+        found = checkpoints.restore(start)
+    assert_same(found, dataclasses.replace(make_state(6), frozen=start.frozen))
+    assert found.trainable["kernel"].sharding == start.trainable["kernel"].sharding
+
+
+# Checksums
+
+
+def test_checksums_see_any_value_and_no_mesh():
+    state = make_state(1)
+    expected = checksums(state)
+    assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
+    assert checksums(make_state(1, mesh_of(1, 1, 1))) == expected
+    kernel = np.array(state.trainable["kernel"])
+    found = {expected[name] for name in expected if "trainable" in name and "kernel" in name}
+    for place in [(0, 0, 0), (1, 5, 3), (2, 63, 15)]:
+        changed = kernel.copy()
+        changed.view("u4")[place] ^= 1  # the last bit of one number
+        placed = jax.device_put(changed, state.trainable["kernel"].sharding)
+        found |= set(checksums({"trainable": placed}).values())
+    swapped = jax.device_put(kernel[[1, 0, 2]], state.trainable["kernel"].sharding)
+    found |= set(checksums({"trainable": swapped}).values())
+    assert len(found) == 5
+
+
+# Damage
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    return max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
+def flip(step: pathlib.Path):
+    file = largest_file(step)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def truncate(step: pathlib.Path):
+    file = largest_file(step)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def record_of(content):
+    """Damage: the record says this instead."""
+    return lambda step: (step / "record" / "metadata").write_bytes(content)
+
+
+DAMAGES = {
+    "record without facts": record_of(b'{"checksums": {}}'),
+    "record of no facts": record_of(b'{"facts": {}, "checksums": {}}'),
+    "record of fewer facts": record_of(b'{"facts": {"data": {"a": 3}}, "checksums": {}}'),
+    "facts that are a list": record_of(b'{"facts": ["backbone", "data"], "checksums": {}}'),
+    "facts that are null": record_of(b'{"facts": null, "checksums": {}}'),
+    "checksums that are a list": record_of(b'{"facts": {"backbone": "abc"}, "checksums": []}'),
+    "record that is a list": record_of(b"[]"),
+    "record that is null": record_of(b"null"),
+    "record that is not UTF-8": record_of(b"\xff\xfe{}"),
+    "record that is a file": lambda step: (
+        shutil.rmtree(step / "record"),
+        (step / "record").write_text(""),
+    ),
+    "nothing at all": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "state's metadata that are a list": lambda step: (step / "state" / "_METADATA").write_text(
+        "[]"
+    ),
+    "flipped": flip,
+    "truncated": truncate,
+    "no record": lambda step: (step / "record").rename(step.parent / "elsewhere"),
+    "no state": lambda step: shutil.rmtree(step / "state"),
+    "no index": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "empty record": lambda step: largest_file(step / "record").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_one_before_a_damaged_checkpoint_is_used(folder, damage, caplog):
+    DAMAGES[damage](folder / "6")
+    with caplog.at_level(logging.WARNING), open_checkpoints(folder) as checkpoints:
+        found = checkpoints.restore(make_state(0))
+        assert_same(found, make_state(4))
+        assert "checkpoint of step 6" in caplog.text and "step 4 is used instead" in caplog.text
+        assert checkpoints.latest_step() == 4
+        checkpoints.save(6, make_state(6))  # the run gets there again
+    assert steps(folder) == [2, 4, 6]
+    assert len(list(folder.with_name("checkpoints_bad").iterdir())) == 1
+    with open_checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(6))
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"7", b"\xff\xfe", b'{"item_handlers": 7}', b"{"]
+)
+def test_notes_on_a_checkpoint_are_no_part_of_it(folder, content):
+    for step in steps(folder):
+        notes = folder / str(step) / checkpoint.NOTES
+        notes.unlink()
+        if content is not None:
+            notes.write_bytes(content)
+    with open_checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(6))
+        checkpoints.save(8, make_state(8))
+    assert steps(folder) == [4, 6, 8]
+
+
+def test_values_that_no_file_format_would_notice(folder, monkeypatch):
+    """As if a wrong array had been read in full health."""
+    restore = Checkpoints._restore
+
+    def restore_badly(self, step, **parts):
+        found = restore(self, step, **parts)
+        if step == 6 and "state" in parts:
+            found["state"]["trainable"]["bias"] = found["state"]["trainable"]["bias"] + 1e-7
+        return found
+
+    monkeypatch.setattr(Checkpoints, "_restore", restore_badly)
+    with open_checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(make_state(0)).step) == 4
+
+
+def test_no_good_checkpoint(folder):
+    for step in steps(folder):
+        flip(folder / str(step))
+    with (
+        open_checkpoints(folder) as checkpoints,
+        pytest.raises(ValueError, match="No checkpoint.*\n  step 6.*\n  step 4.*\n  step 2.*\nBr"),
+    ):
+        checkpoints.restore(make_state(0))
+    assert steps(folder) == [2, 4, 6]
+
+
+def test_reading_changes_nothing(folder):
+    """An export of a run that goes on: neither its save in progress nor a bad one is touched."""
+    flip(folder / "6")
+    (folder / "8.orbax-checkpoint-tmp").mkdir()
+    with open_checkpoints(folder, read_only=True) as checkpoints:
+        assert int(checkpoints.restore(make_state(0)).step) == 4
+    assert steps(folder) == [2, 4, 6] and (folder / "8.orbax-checkpoint-tmp").exists()
+
+
+def test_other_facts_are_refused(folder):
+    for name, other in (("backbone", "abd"), ("data", {"a": 4})):
+        with (
+            open_checkpoints(folder, facts=FACTS | {name: other}) as checkpoints,
+            pytest.raises(ValueError, match=f"step 6 .* another {name}: .* then, .* now"),
+        ):
+            checkpoints.restore(make_state(0))
+    with open_checkpoints(folder, facts={"backbone": "abc"}) as checkpoints:  # knows less
+        assert int(checkpoints.restore(make_state(0)).step) == 6
+
+
+# Names of folders
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"])
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
+    with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another name"):
+        checkpoint.check_name(tmp_path / name)
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match="in a path is a pattern"):
+        checkpoint.check_name(pathlib.Path("runs/plain"))
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    checkpoint.check_name(tmp_path / "link" / "run")
+
+
+@pytest.mark.parametrize("name", ["{a,b}", "a]b", "a b", "seed=0,lr=1e-4", "ünï#%20'", "link"])
+def test_other_names_work(tmp_path, name):
+    """Also a link without such characters to a folder that has some."""
+    if name == "link":
+        (tmp_path / "lr[1e-4]").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / "lr[1e-4]")
+    checkpoint.check_name(tmp_path / name)
+    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        checkpoints.save(2, make_state(2))
+    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(2))
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["between steps", "at the end"])
+def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path, later):
+    """As one in a folder whose name is a pattern, which nobody has refused here."""
+    with (
+        pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*plainer"),
+        open_checkpoints(tmp_path / "lr[1e-4]") as checkpoints,
+    ):
+        checkpoints.save(2, make_state(2))
+        if not later:
+            checkpoints._manager.wait_until_finished()
+            checkpoints.check()
+            raise AssertionError("it was relied on")
+
+
+def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """Processes agree while they save; the connection may break then."""
+
+    def save(*_, **__):
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: connection reset by peer")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(jax.errors.JaxRuntimeError, match="^Gloo AllGather failed"),
+    ):
+        checkpoints.save(2, make_state(2))
+
+
+# Disks
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of one megabyte, to be unmounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        pytest.skip("no permission to mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(disk):
+    folder = disk / "checkpoints"
+    with open_checkpoints(folder) as checkpoints:
+        checkpoints.save(2, make_state(2))
+    with (
+        pytest.raises(RuntimeError, match=r"could not be written in .*[Nn]o space.*step 2.*room"),
+        open_checkpoints(folder) as checkpoints,
+    ):
+        for step in range(4, 100, 2):
+            checkpoints.save(step, make_state(step, size=4096))
+            checkpoints.check()
+    assert steps(folder) == [2]
+    with open_checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(2))
+        checkpoints.save(4, make_state(4))  # the failed one does not stay in the way
+    assert steps(folder) == [2, 4]
+
+
+def test_a_save_that_fails_later_is_noticed_between_steps(tmp_path, monkeypatch):
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(2, make_state(2))
+        checkpoints._manager.wait_until_finished()
+        checkpoints.check()
+
+        def fails(*_, **__):
+            raise OSError(errno.EIO, "Input/output error")
+
+        handler = checkpoint.ocp.AsyncCheckpointer
+        monkeypatch.setattr(handler, "_save_step_metadata", fails)  # in the background thread
+        checkpoints.save(4, make_state(4))
+        with pytest.raises(RuntimeError, match="Input/output error.*Complete: step 2"):
+            for _ in range(3000):
+                checkpoints.check()
+                time.sleep(0.01)
+        monkeypatch.undo()
+    assert steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_failed_last_save_is_not_lost(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with (
+        pytest.raises(RuntimeError, match="Input/output error"),
+        open_checkpoints(tmp_path / "checkpoints") as checkpoints,
+    ):
+        monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "_save_step_metadata", fails)
+        checkpoints.save(2, make_state(2))

@@ -1,0 +1,164 @@
+"""The optimizer against optax.adamw, its schedules, and rules by path."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unime_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+CONFIG = OptimizerConfig(
+    learning_rate=1e-2,
+    warmup_steps=4,
+    schedule="cosine",
+    final_learning_rate=1e-3,
+    beta1=0.9,
+    beta2=0.95,
+    epsilon=1e-6,
+    clip_norm=1.0,
+    learning_rates=((".*", 1.0),),
+    weight_decays=((".*", 0.1),),
+)
+STEPS = 20
+
+
+def configured(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def parameters():
+    a, b, c = jax.random.split(jax.random.key(0), 3)
+    return {
+        "text.kernel": jax.random.normal(a, (3, 4)),
+        "text.bias": jax.random.normal(b, (4,)),
+        "vision.kernel": jax.random.normal(c, (2, 3)),
+    }
+
+
+def trajectory(optimizer, steps=6):
+    """Parameters after each step on gradients that are sometimes above the clip norm."""
+    now = parameters()
+    state = optimizer.init(now)
+    update = jax.jit(optimizer.update)
+    for i in range(steps):
+        gradient = jax.tree.map(lambda p, i=i: jnp.sin(7 * p + i) * (0.01 if i % 2 else 1), now)
+        updates, state = update(gradient, state, now)
+        now = optax.apply_updates(now, updates)
+        yield now
+
+
+def test_equals_adamw_where_rules_are_uniform():
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(make_schedule(CONFIG, STEPS), b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.1),
+    )
+    ours = make_optimizer(CONFIG, STEPS, parameters())
+    for mine, theirs in zip(trajectory(ours), trajectory(reference), strict=True):
+        for path in mine:
+            np.testing.assert_allclose(mine[path], theirs[path], rtol=1e-6)
+
+
+def one_update(config, gradient):
+    optimizer = make_optimizer(config, STEPS, parameters())
+    return optimizer.update(gradient, optimizer.init(parameters()), parameters())[0]
+
+
+def test_step_zero_moves():
+    gradient = jax.tree.map(jnp.ones_like, parameters())
+    for leaf in one_update(CONFIG, gradient).values():
+        assert np.all(np.abs(leaf) > 1e-4)
+
+
+def test_learning_rates_and_decays_by_first_matching_rule():
+    """At step 0 Adam's direction is the gradient's sign, so updates can be written down."""
+    config = configured(
+        warmup_steps=0,
+        clip_norm=float("inf"),
+        learning_rates=((r"vision\..*", 0.1), (".*", 1.0)),
+        weight_decays=((r".*\.kernel", 0.5), (".*", 0.0)),
+    )
+    updates = one_update(config, jax.tree.map(jnp.ones_like, parameters()))
+    for path, p in parameters().items():
+        rate = 0.1 if path.startswith("vision") else 1.0
+        decay = 0.5 if path.endswith("kernel") else 0.0
+        np.testing.assert_allclose(updates[path], -1e-2 * rate * (1 + decay * p), rtol=1e-4)
+
+
+def test_a_multiplier_of_zero_stands_still():
+    config = configured(learning_rates=((r"vision\..*", 0.0), (".*", 1.0)))
+    last = list(trajectory(make_optimizer(config, STEPS, parameters())))[-1]
+    np.testing.assert_array_equal(last["vision.kernel"], parameters()["vision.kernel"])
+    assert np.all(last["text.kernel"] != parameters()["text.kernel"])
+
+
+@pytest.mark.parametrize("key", ["learning_rates", "weight_decays"])
+def test_a_path_without_rule_is_an_error(key):
+    config = configured(**{key: ((r"text\..*", 1.0),)})
+    with pytest.raises(ValueError, match=rf"optimizer\.{key}(.|\n)*vision\.kernel"):
+        make_optimizer(config, STEPS, parameters())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [("linear", 5.5e-3, 1e-3), ("cosine", 5.5e-3, 1e-3), ("constant", 1e-2, 1e-2)],
+)
+def test_schedules(schedule, middle, end):
+    """Warm-up over steps 0-3, the peak at step 4, half-way at 12, the final rate at 20."""
+    rate = make_schedule(configured(schedule=schedule), STEPS)
+    np.testing.assert_allclose([rate(i) for i in range(5)], np.arange(1, 6) * 2e-3, rtol=1e-6)
+    np.testing.assert_allclose([rate(12), rate(20), rate(30)], [middle, end, end], rtol=1e-5)
+    assert rate(19) >= end
+
+
+def test_linear_and_cosine_differ():
+    linear, cosine = (make_schedule(configured(schedule=s), STEPS) for s in ("linear", "cosine"))
+    np.testing.assert_allclose(linear(8), 1e-2 - 9e-3 / 4, rtol=1e-5)
+    np.testing.assert_allclose(cosine(8), 1e-3 + 9e-3 * (1 + 0.5**0.5) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_part_of_a_schedule_is_as_in_the_whole(schedule):
+    """With `schedule_steps` the rate is no matter of how many of its steps are run."""
+    whole = make_schedule(configured(schedule=schedule), STEPS)
+    for steps in (3, 20, 40):
+        part = make_schedule(configured(schedule=schedule, schedule_steps=STEPS), steps)
+        assert [float(part(i)) for i in range(45)] == [float(whole(i)) for i in range(45)]
+
+
+def test_steps_without_a_learning_rate_are_refused():
+    config = configured(schedule_steps=10, final_learning_rate=0.0)
+    with pytest.raises(ValueError, match="schedule_steps=10 ends .* before steps=20"):
+        make_schedule(config, STEPS)
+    make_schedule(dataclasses.replace(config, schedule="constant"), STEPS)
+    with pytest.raises(ValueError, match="warmup_steps=4 .* optimizer.schedule_steps=4"):
+        make_schedule(configured(schedule_steps=4), STEPS)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_no_warmup_starts_at_the_peak(schedule):
+    rate = make_schedule(configured(warmup_steps=0, schedule=schedule), STEPS)
+    np.testing.assert_allclose(rate(0), 1e-2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [-1, 20, 21])
+def test_warmup_must_leave_a_step(warmup):
+    with pytest.raises(ValueError, match=f"warmup_steps={warmup}.*steps=20"):
+        make_schedule(configured(warmup_steps=warmup), STEPS)
+    make_schedule(configured(warmup_steps=19), STEPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "step"}, '"step"; use "linear"'),
+        ({"final_learning_rate": 2e-2}, "final_learning_rate"),
+        ({"final_learning_rate": -1e-3}, "final_learning_rate"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        configured(**changes)

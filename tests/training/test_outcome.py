@@ -1,0 +1,138 @@
+"""Whether a run learns, told from its metrics: right ones are left alone, wrong ones named."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import pytest
+
+from experiments import stage2
+from unime_jax.config import TrainConfig
+from unime_jax.config_reader import read
+from unime_jax.training import outcome
+
+CHANCE = math.log(9)
+
+
+@pytest.fixture(scope="module")
+def settings() -> TrainConfig:
+    """The default run: 15 steps of warm-up, 60 of InfoNCE, then the 8 hardest negatives."""
+    return read(TrainConfig, stage2.get_config().to_dict())
+
+
+@pytest.fixture
+def finetune(settings):
+    return dataclasses.replace(settings, infonce_steps=0)
+
+
+def lines(losses, cosine=0.4, chance=CHANCE, skipped=0):
+    return [
+        {
+            "step": step,
+            "loss": loss,
+            "chance_loss": chance,
+            "mean_cosine": cosine,
+            "skipped_steps": skipped,
+        }
+        for step, loss in enumerate(losses, 1)
+    ]
+
+
+def judged(settings, records):
+    return outcome.Monitor(settings, records).outcome()
+
+
+def names(found):
+    return [finding.name for finding in found.findings]
+
+
+def falling(steps, start=2.0, end=0.5):
+    return [start + (end - start) * n / steps for n in range(steps)]
+
+
+def test_a_loss_that_falls_is_learning(finetune):
+    found = judged(finetune, lines(falling(100)))
+    assert found.verdict == "learnt" and not found.findings
+    assert found.start.first_step == 1 and found.end.last_step == 100
+    assert found.end.loss < found.start.loss
+
+
+def test_a_collapse_is_named_with_what_to_change(finetune):
+    found = judged(finetune, lines([1.0] * 20 + [CHANCE] * 80, cosine=0.9998))
+    assert found.verdict == "learnt_nothing" and names(found) == ["collapsed"]
+    message = found.findings[0].message
+    for word in ("0.9998", "2.197", "learning_rate (now 0.0015)", "warmup_steps (now 15)",
+                 "infonce_steps (now 0)", "hard_negatives (now 8)"):  # fmt: skip
+        assert word in message
+
+
+def test_alike_embeddings_that_are_still_told_apart_are_no_collapse(finetune):
+    """As of a pretrained model that was no embedder."""
+    assert not judged(finetune, lines(falling(100), cosine=0.995)).findings
+
+
+def test_a_loss_of_chance_is_nothing_learnt_however_spread(finetune):
+    found = judged(finetune, lines([CHANCE * 1.3] * 100))
+    assert names(found) == ["chance"] and found.verdict == "learnt_nothing"
+
+
+def test_a_loss_that_is_not_below_its_start_is_doubtful(finetune):
+    found = judged(finetune, lines(falling(100, 0.5, 0.9)))
+    assert names(found) == ["no_progress"] and found.verdict == "doubtful"
+
+
+def test_losses_of_two_objectives_are_not_compared(settings):
+    """InfoNCE ends at 0.4; the hardest negatives begin at 1.5, which is no loss of progress."""
+    found = judged(settings, lines([*falling(60, 4.0, 0.4), *falling(100, 1.5, 0.7)]))
+    assert found.verdict == "learnt" and found.start.first_step == 61
+    back = judged(settings, lines([*falling(60, 4.0, 2.5), *falling(100, 0.7, 1.5)]))
+    assert names(back) == ["no_progress"]  # though below where InfoNCE began
+
+
+def test_a_short_trial_is_not_judged(finetune):
+    found = judged(finetune, lines([CHANCE] * 12, cosine=0.9999))
+    assert found.verdict == "too_short" and not found.findings
+
+
+def test_skipped_steps_are_a_share_and_all_of_them_nothing(finetune):
+    some = judged(finetune, [*lines(falling(79)), lines([0.5] * 80, skipped=20)[-1]])
+    assert names(some) == ["skipped_steps"] and "20 of 80 steps (25%)" in some.findings[0].message
+    bad = [line | {"skipped_steps": line["step"]} for line in lines([None] * 6)]
+    every = judged(finetune, bad)
+    assert names(every) == ["all_skipped"] and every.verdict == "learnt_nothing"
+    few = judged(finetune, [*lines(falling(79)), lines([0.5] * 80, skipped=2)[-1]])
+    assert not few.findings
+
+
+def test_warnings_come_while_it_happens_and_ever_less_often(finetune, caplog):
+    monitor = outcome.Monitor(finetune)
+    with caplog.at_level(logging.WARNING):
+        for line in lines([CHANCE] * 400, cosine=0.9998):
+            monitor.observe(line["step"], line)
+    said = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
+    assert [text.split(":")[0] for text in said] == ["step 50", "step 100", "step 200", "step 400"]
+
+
+def test_a_resumed_run_is_judged_from_its_start(finetune):
+    every = lines(falling(40, 0.5, 0.6) + falling(60, 0.9, 0.8))
+    resumed = outcome.Monitor(finetune, every[:40])
+    for line in every[40:]:
+        resumed.observe(line["step"], line)
+    assert resumed.outcome() == judged(finetune, every)
+    assert names(resumed.outcome()) == ["no_progress"]
+
+
+def test_the_file_says_it_to_machines(finetune, tmp_path, caplog):
+    records = [line | {"truncated_rows": 2} for line in lines([CHANCE] * 100, cosine=0.9998)]
+    found = judged(finetune, records)
+    with caplog.at_level(logging.ERROR):
+        outcome.write(tmp_path, found)
+        outcome.say(tmp_path)
+    assert "after 100 steps: the model has collapsed" in caplog.text
+    content = json.loads((tmp_path / "outcome.json").read_text())
+    assert content["verdict"] == "learnt_nothing"
+    assert content["counts"]["truncated_rows"] == 200
+    assert outcome.read(tmp_path)["findings"][0]["name"] == "collapsed"
+    (tmp_path / "outcome.json").write_text("[]")
+    assert outcome.read(tmp_path) == {} == outcome.read(tmp_path / "absent")

@@ -1,0 +1,247 @@
+"""What may change between two starts in one work directory, and what is refused with a diff."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.jobs import tiny_run
+from unime_jax.jobs import train
+from unime_jax.training import resume, setup
+
+
+@pytest.fixture
+def workdir(workdir, config):
+    """Of a run that has a checkpoint."""
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
+    setup.write_config(workdir, config)
+    return workdir
+
+
+def check(workdir, config):
+    resume.check_config(workdir, config.to_dict())
+
+
+def test_the_same_config_says_nothing(workdir, config, caplog):
+    check(workdir, config)
+    assert not caplog.text
+
+
+REFUSED = {
+    "seed": 1,
+    "batch_size": 32,
+    "infonce_steps": 3,
+    "init": "pretrained",
+    "loss.temperature": 0.05,
+    "loss.hard_negatives": 4,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.weight_decays": ((".*", 0.1),),
+    "lora.rank": 4,
+    "trainable": ((".*embed.*", False), (".*", True)),
+    "processing.orphans": "keep",
+    "data.train": "mini_mmeb/eval",
+    "data.homogeneous": 0,
+    "data.buckets": ((40, 0, 1.0), (64, 3, 1.0)),
+    "execution.dtype": "bfloat16",
+    "execution.frozen_dtype": "bfloat16",
+    "steps": 12,
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_would_train_something_else_is_refused(workdir, config, key):
+    old = json.dumps(config.to_dict()[key] if "." not in key else _value(config, key))
+    config.log_every = 5  # not what it is about
+    config.update_from_flattened_dict({key: REFUSED[key]})
+    with pytest.raises(ValueError, match="(?s)another config.*another work directory") as raised:
+        check(workdir, config)
+    line = f"  config.{key}: {old} -> {json.dumps(REFUSED[key])}\n"
+    assert line in str(raised.value) and "log_every" not in str(raised.value)
+    assert json.loads((workdir / "config.json").read_text())["log_every"] == 1
+
+
+ALLOWED = {
+    "log_every": 5,
+    "chunk_size": 8,
+    "mesh.fsdp": 2,
+    "checkpoint.every": 3,
+    "data.workers": 2,
+    "data.max_bad_share": 0.5,
+    "execution.remat": "full",
+    "execution.recompute": False,
+    "export.verify": True,
+    "watchdog.seconds": 5.0,
+    "profile.steps": 2,
+    "max_skipped": 3,
+}
+
+
+def test_the_rest_is_applied_and_logged(workdir, config, caplog):
+    (workdir / "evaluation.json").write_text("{}")
+    config.update_from_flattened_dict(ALLOWED)
+    with caplog.at_level("INFO"):
+        check(workdir, config)
+    for key, value in ALLOWED.items():
+        assert f"  config.{key}: " in caplog.text and f" -> {json.dumps(value)}" in caplog.text
+    assert (workdir / "evaluation.json").exists()
+
+
+def test_another_evaluation_forgets_the_scores_before(workdir, config):
+    (workdir / "evaluation.json").write_text("{}")
+    config.evaluation.limit = 7
+    check(workdir, config)
+    assert not (workdir / "evaluation.json").exists()
+
+
+def test_steps_may_change_where_the_rates_so_far_do_not(workdir, config):
+    config.optimizer.schedule = "constant"
+    setup.write_config(workdir, config)
+    config.steps = 12
+    check(workdir, config)
+    config.optimizer.schedule = "cosine"
+    with pytest.raises(ValueError, match="(?s)optimizer.schedule: .*config.steps: 6 -> 12\n"):
+        check(workdir, config)
+
+
+def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
+    """Also one that goes on at the rate where its schedule ended."""
+    config.optimizer.schedule_steps = 12
+    setup.write_config(workdir, config)
+    config.steps = 12
+    check(workdir, config)
+    config.optimizer.schedule_steps = 0  # the same, said otherwise
+    check(workdir, config)
+    config.optimizer.schedule_steps, config.steps = 6, 6
+    with pytest.raises(ValueError, match="config.optimizer.schedule_steps: 12 -> 6"):
+        check(workdir, config)
+
+
+def test_a_run_of_before_there_was_schedule_steps_goes_on(workdir, config):
+    earlier = json.loads((workdir / "config.json").read_text())
+    del earlier["optimizer"]["schedule_steps"]
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    check(workdir, config)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-4])
+def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config, rate):
+    config.optimizer.final_learning_rate = rate
+    setup.write_config(workdir, config)
+    config.steps = 12
+    with pytest.raises(ValueError) as raised:
+        check(workdir, config)
+    text = str(raised.value)
+    assert f"ends at step 6 with a learning rate of {rate}. " in text
+    assert "at its start: --config.optimizer.schedule_steps=12, or --config.optimizer.sche" in text
+    assert ("add --config.optimizer.schedule_steps=6" in text) == bool(rate)
+    if rate:
+        config.optimizer.schedule_steps = 6
+        check(workdir, config)
+
+
+def test_a_key_that_is_new_or_gone_counts_as_changed(workdir, config):
+    found = config.to_dict()
+    found["optimizer"]["momentum"] = 0.9
+    del found["seed"]
+    with pytest.raises(
+        ValueError, match=r"config.seed: 0 -> -\n  config.optimizer.mom.*: - -> 0.9"
+    ):
+        resume.check_config(workdir, found)
+
+
+def test_nothing_trained_nothing_compared(workdir, config):
+    (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "2.orbax-checkpoint-tmp")
+    config.seed = 1
+    check(workdir, config)
+
+
+def test_a_record_that_is_gone_or_broken(workdir, config, caplog):
+    config.seed = 1
+    (workdir / "config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match="config.json is not JSON"):
+        check(workdir, config)
+    (workdir / "config.json").unlink()
+    check(workdir, config)
+    assert "cannot be compared" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--workdir=.*file/run cannot be written: Not a dir"):
+        resume.open_workdir(tmp_path / "file" / "run")
+
+
+# The job itself, on a work directory that has been trained in
+
+
+def test_a_run_is_not_continued_as_another_one(config, straight):
+    before = {file: file.read_bytes() for file in straight.rglob("*") if file.is_file()}
+    config = tiny_run.with_evaluation(config)
+    config.optimizer.learning_rate = 1e-2
+    with pytest.raises(ValueError, match="config.optimizer.learning_rate: 0.0015 -> 0.01"):
+        train.run(config, straight)
+    assert before == {file: file.read_bytes() for file in straight.rglob("*") if file.is_file()}
+
+
+def test_a_backbone_may_move_but_not_change(config, straight, tmp_path, monkeypatch):
+    workdir, moved = tmp_path / "run", tmp_path / "backbone"
+    shutil.copytree(straight, workdir)
+    shutil.copytree(config.backbone, moved)
+    config = tiny_run.with_evaluation(config)
+    config.backbone = str(moved)
+    monkeypatch.setattr(train.loop, "run", lambda *_: _reached())
+    with pytest.raises(Reached):
+        train.run(config, workdir)
+    file = moved / "tokenizer.json"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(ValueError, match="step 6 .* belongs to another backbone: .* then, .* now"):
+        train.run(config, workdir)
+
+
+def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path):
+    """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
+    workdir = tmp_path / "extended"
+    config = tiny_run.with_evaluation(config)
+    config.optimizer.schedule_steps = 6
+    config.steps = 4
+    train.run(config, workdir)
+    before = json.loads((workdir / "evaluation.json").read_text())
+    config.steps = 6
+    train.run(config, workdir)
+    arrays, others = tiny_run.saved(workdir, 6), tiny_run.saved(straight, 6)
+    assert [key for key in arrays if arrays[key].tobytes() != others[key].tobytes()] == []
+    now = json.loads((workdir / "evaluation.json").read_text())
+    assert now == json.loads((straight / "evaluation.json").read_text())
+    assert now["before"] == before["before"]
+    exports = [(run / "hf" / "model.safetensors").read_bytes() for run in (workdir, straight)]
+    assert exports[0] == exports[1]
+    assert "6 of 16 pairs" in (workdir / "report.html").read_text()
+
+
+def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, tmp_path, monkeypatch):
+    """Else a run that is stopped on the way would be exported with them."""
+    workdir = tmp_path / "extended"
+    shutil.copytree(straight, workdir)
+    config = tiny_run.with_evaluation(config)
+    config.optimizer.schedule = "constant"
+    setup.write_config(workdir, config)
+    config.steps = 8
+    monkeypatch.setattr(train.loop, "run", lambda *_: _reached())
+    with pytest.raises(Reached):
+        train.run(config, workdir)
+    assert json.loads((workdir / "evaluation.json").read_text()).keys() == {"before"}
+
+
+class Reached(Exception):  # noqa: N818
+    """The loop would begin."""
+
+
+def _reached():
+    raise Reached
+
+
+def _value(config, key):
+    found = config.to_dict()
+    for part in key.split("."):
+        found = found[part]
+    return found

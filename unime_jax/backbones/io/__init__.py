@@ -1,0 +1,1 @@
+"""Hugging Face folders on disk: tensors, names, adapters, configurations."""

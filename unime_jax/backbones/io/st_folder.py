@@ -1,0 +1,266 @@
+"""Files of sentence-transformers in a model folder: what they say, honoured or refused by name.
+
+A folder is one of sentence-transformers if it has a modules.json. Its first module is the model
+itself, which a family opens; the others pool its last hidden states and scale them to length one.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from unime_jax.backbones.preprocessing.prompts import Style
+
+MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+# Of the first module, the first that exists; newer folders have the first name.
+SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+FLAGS = "pooling_mode_"  # older files have one for each kind of pooling
+# Older names of keys in SETTINGS.
+RENAMED = {
+    "model_args": "model_kwargs",
+    "tokenizer_args": "processor_kwargs",
+    "config_args": "config_kwargs",
+}
+# What may stand in SETTINGS because it changes no embedding, or because it is honoured.
+PROCESSOR_KWARGS = ("model_max_length", "use_fast", "padding_side", "truncation_side", "backend")
+TEXT_KWARGS = ("max_length", "padding", "padding_side", "truncation", "pad_to_multiple_of")
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a folder asks for where its user does not.
+
+    Attributes:
+      prompts: before a text, by name.
+      default_prompt_name: of the one that is used where none is asked for; None: no prompt.
+      truncate_dim: how many numbers of an embedding are kept; None: all.
+      max_length: the most tokens of a row; None: the folder does not say.
+    """
+
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt_name: str | None = None
+    truncate_dim: int | None = None
+    max_length: int | None = None
+
+    def prompt(self, text: str | None, name: str | None) -> str:
+        """The prompt that a call asks for: by itself, by its name, or the folder's default.
+
+        Raises:
+          ValueError: both are given, or there is no prompt of that name.
+        """
+        if text is not None and name is not None:
+            raise ValueError(f"prompt is {text!r} and prompt_name is {name!r}; give one of them")
+        if text is not None:
+            return text
+        name = self.default_prompt_name if name is None else name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, sorted(self.prompts))) or "none at all"
+            raise ValueError(
+                f"there is no prompt {name!r}; the folder's {PROMPTS} has {known}. Give the prompt"
+                " itself as `prompt`"
+            )
+        return self.prompts[name]
+
+
+def is_one(folder: pathlib.Path) -> bool:
+    """Whether sentence-transformers has its own files in the folder."""
+    return (folder / MODULES).exists()
+
+
+def read_defaults(folder: pathlib.Path) -> Defaults:
+    """Prompts and dimension of a folder, those of one that has no such files; without a length.
+
+    Raises:
+      ValueError: they contradict each other, or ask for scores that are not done here.
+    """
+    if not is_one(folder):
+        return Defaults()
+    file = folder / PROMPTS
+    content = _read(file)
+    prompts = {name: text or "" for name, text in (content.get("prompts") or {}).items()}
+    default, dim = content.get("default_prompt_name"), content.get("truncate_dim")
+    if default is not None and default not in prompts:
+        known = ", ".join(map(repr, sorted(prompts))) or "none"
+        raise ValueError(f"{file}: default_prompt_name is {default!r}, and prompts are {known}")
+    if dim is not None and (not isinstance(dim, int) or dim < 1):
+        raise ValueError(f"{file}: truncate_dim is {dim!r}; it must be a positive number, or null")
+    similarity = content.get("similarity_fn_name") or "cosine"
+    normalized = kinds(folder)[-1] == "Normalize"
+    # Of vectors of length one, all but "manhattan" order neighbours as the cosine does.
+    if similarity != "cosine" and (similarity == "manhattan" or not normalized):
+        raise ValueError(
+            f"{file}: similarity_fn_name is {similarity!r}, of embeddings"
+            f" {'of length one' if normalized else 'of any length'}; embeddings have length one"
+            " here, and are compared by their cosine. Set it to 'cosine' if that will do"
+        )
+    return Defaults(prompts, default, dim)
+
+
+def files(folder: pathlib.Path) -> tuple[str, ...]:
+    """The folder's files of sentence-transformers."""
+    pooling = pooling_file(folder).relative_to(folder).as_posix()
+    return (MODULES, *(name for name in SETTINGS if (folder / name).exists()), PROMPTS, pooling)
+
+
+def kinds(folder: pathlib.Path) -> list[str]:
+    """The modules, in order.
+
+    Raises:
+      ValueError: others than Transformer, Pooling and maybe Normalize, or ones with other input.
+    """
+    file = folder / MODULES
+    modules = _read(file)
+    found = [module["type"].rpartition(".")[2] for module in modules]
+    for module in modules:
+        if not module["type"].startswith("sentence_transformers."):
+            raise ValueError(
+                f"{file}: {module['type']} is code of the folder's own, which is not run. Without"
+                f" {MODULES} the folder is opened as a plain model"
+            )
+    if found not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ValueError(
+            f"{file}: the modules are {', '.join(found)}; only Transformer, Pooling and"
+            " Normalize are supported"
+        )
+    if modules[0]["path"]:
+        raise ValueError(
+            f"{file}: path of Transformer is {modules[0]['path']!r}; it must be '', the folder"
+            " itself"
+        )
+    for module in modules[2:]:
+        settings = folder / module["path"] / "config.json"
+        for key, place in _read(settings).items():
+            if key.startswith("module_") and place not in (None, "sentence_embedding"):
+                raise ValueError(f"{settings}: {key} is {place!r}; it must be 'sentence_embedding'")
+    return found
+
+
+def pooling_file(folder: pathlib.Path) -> pathlib.Path:
+    """The settings of the module that pools."""
+    return folder / _read(folder / MODULES)[1]["path"] / "config.json"
+
+
+def pooling(folder: pathlib.Path, supported: Sequence[str]) -> str:
+    """How tokens are pooled, one of `supported`.
+
+    Raises:
+      ValueError: in another way, or in several.
+    """
+    file = pooling_file(folder)
+    settings = _read(file)
+    on = [key.removeprefix(FLAGS) for key in settings if key.startswith(FLAGS) and settings[key]]
+    flags = " and ".join(key.removesuffix("_tokens").removesuffix("_token") for key in on)
+    mode = settings.get("pooling_mode", flags or "mean")
+    if isinstance(mode, list) and len(mode) == 1:
+        (mode,) = mode
+    everything = settings.get("include_prompt", True)
+    # The last token is never a prompt's; NV-Embed leaves the prompt out itself.
+    if mode not in supported or ("cls" in supported and not everything):
+        raise ValueError(
+            f"{file}: pooling is {mode}, include_prompt {everything}; only"
+            f" {' and '.join(supported)} over all tokens, the prompt's too, are supported"
+        )
+    return cast(str, mode)
+
+
+def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
+    """Raises ValueError where the folder's files ask for what is not done here, by name."""
+    kinds(folder)
+    pooling(folder, poolings)
+    file, settings = _settings(folder)
+
+    def expect(key: str, found: Any, *allowed: Any) -> None:
+        if found not in (None, *allowed):
+            raise ValueError(f"{file}: {key} is {found!r}; only {allowed[0]!r} is supported")
+
+    expect("transformer_task", settings.get("transformer_task"), "feature-extraction")
+    expect("module_output_name", settings.get("module_output_name"), "token_embeddings")
+    for name, how in settings.get("modality_config", {}).items():
+        where = f"modality_config.{name}"
+        expect(f"{where}.method", how.get("method"), "forward")
+        output = how.get("method_output_name")
+        expect(f"{where}.method_output_name", output, "last_hidden_state", ["last_hidden_state"])
+    if "cls" not in poolings:  # which is of encoders, which have their own way with it
+        expect("do_lower_case", settings.get("do_lower_case"), False)
+    processing = settings.get("processing_kwargs", {})
+    groups = {
+        "processor_kwargs": (settings.get("processor_kwargs", {}), PROCESSOR_KWARGS),
+        "config_kwargs": (settings.get("config_kwargs", {}), ()),
+        "processing_kwargs.common": (processing.get("common", {}), ("return_tensors", "padding")),
+        "processing_kwargs.text": (processing.get("text", {}), TEXT_KWARGS),
+        "processing_kwargs.image": (processing.get("image", {}), ()),
+    }
+    for group, (values, allowed) in groups.items():
+        for key in values:
+            if key not in (*allowed, "trust_remote_code"):
+                raise ValueError(
+                    f"{file}: {group}.{key} is {values[key]!r}, which is not supported; take it"
+                    " out if embeddings may do without it"
+                )
+    truncation = processing.get("text", {}).get("truncation", True)
+    expect("processing_kwargs.text.truncation", truncation, True, "longest_first", "only_first")
+
+
+def setting(folder: pathlib.Path, key: str) -> Any:
+    """What the first module's file says of a key; None: nothing."""
+    return _settings(folder)[1].get(key)
+
+
+def max_seq_length(folder: pathlib.Path) -> int | None:
+    """The most tokens of a row, by the first module's own file; None: it leaves that open."""
+    _, settings = _settings(folder)
+    text = settings.get("processing_kwargs", {}).get("text", {})
+    processor = settings.get("processor_kwargs", {})
+    return (
+        text.get("max_length")
+        or processor.get("model_max_length")
+        or settings.get("max_seq_length")
+        or None
+    )
+
+
+def tokenizer_setting(folder: pathlib.Path, key: str) -> Any:
+    """What the tokenizer is told of a key, by the first module's file or its own; None: nothing."""
+    processor = _settings(folder)[1].get("processor_kwargs", {})
+    return processor.get(key, _read(folder / "tokenizer_config.json").get(key))
+
+
+def style(folder: pathlib.Path) -> Style | None:
+    """The prompt that a chat template of our exports words; None: there is none, or another's.
+
+    Folders that get such a template have nothing else that another library could not be told of:
+    no resizing, no old padding, markers without an image left out.
+    """
+    if not is_one(folder):
+        return None
+    processing = setting(folder, "processing_kwargs") or {}
+    template = processing.get("chat_template", {}).get("chat_template", "")
+    if not template.startswith("{%- set frames = ") or "turn = namespace(" not in template:
+        return None
+    found = re.findall(r"^\{%- set (frames|strip|in_front) = (.*) -%\}$", template, re.MULTILINE)
+    values = {name: json.loads(value) for name, value in found}
+    if values["strip"]:
+        return "chat"
+    # Older ones do not say whether the image goes to the front.
+    in_front = values.get("in_front", values["frames"][0] != ["", ""])
+    return "verbatim" if in_front else "raw"
+
+
+def _settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    for name in SETTINGS:
+        if (folder / name).exists():
+            found = _read(folder / name)
+            return folder / name, {RENAMED.get(key, key): x for key, x in found.items()}
+    return folder / SETTINGS[0], {}
+
+
+def _read(file: pathlib.Path) -> Any:
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}

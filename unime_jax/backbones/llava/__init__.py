@@ -1,0 +1,1 @@
+"""LLaVA families: LLaVA-1.6, LLaVA-OneVision, and LLaVE's layout of the latter."""

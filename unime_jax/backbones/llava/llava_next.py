@@ -1,0 +1,44 @@
+"""LLaVA-1.6, or LLaVA-NeXT: Mistral or Llama decoder, CLIP tower; maps are never shrunk."""
+
+import pathlib
+
+from transformers import PretrainedConfig
+
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.llava import llava
+from unime_jax.backbones.preprocessing.processing import Processing
+
+PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
+POOLINGS = ("lasttoken",)
+
+DEFAULTS = llava.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+}
+
+
+def open_folder(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+) -> Backbone:
+    """Opens a checkpoint in Hugging Face form.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this family does not do.
+    """
+    return llava.open_folder(
+        folder,
+        config,
+        processing,
+        text_types=("mistral", "llama"),
+        max_tiles=None,
+        tiles_of_many=True,
+        orphans=("strip", "token"),
+        image_processor="LlavaNextImageProcessor",
+        image_defaults=DEFAULTS,
+        processor_config={
+            "processor_class": "LlavaNextProcessor",
+            "patch_size": config.vision_config.patch_size,
+            "num_additional_image_tokens": 1,  # the class token, which is then dropped
+        },
+        max_length=max_length,
+    )

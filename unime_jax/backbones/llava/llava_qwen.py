@@ -1,0 +1,196 @@
+"""LLaVE's checkpoints as published: LLaVA-OneVision's model in the files of its original code base.
+
+The folder is read as the LLaVA-OneVision in Hugging Face form that it is equal to, and exports are
+written in that form. What the code base has in code lies here, the prompt and the normalisation of
+pixels, and in `llava_qwen_config`, the vision tower. Its video inputs are not supported.
+
+Maps are unpadded as in transformers, whose rounding drops one more row or column of patches for
+two sizes in 300 000 (792 x 748 pixels, for example).
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import (
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.io import json_files
+from unime_jax.backbones.io.hf_config import require
+from unime_jax.backbones.llava import llava
+from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_config, read_config
+from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
+from unime_jax.backbones.preprocessing.processing import Processing, require_orphans
+from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
+
+PROCESSING = Processing(prompt="verbatim")
+POOLINGS = ("lasttoken",)
+
+IMAGE_TOKEN = "<image>"
+# The turn of the assistant is a line end; the line end after it is the token that is pooled.
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\\n\\n<|im_end|>\\n' }}"
+)
+ALIASES = (  # to LLaVA-OneVision's names; a model without head has no `model.` in front
+    (r"^(?:model\.)?vision_tower\.vision_tower\.", "vision_tower."),
+    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    (r"^(?:model\.)?mm_projector\.0\.", "multi_modal_projector.linear_1."),
+    (r"^(?:model\.)?mm_projector\.2\.", "multi_modal_projector.linear_2."),
+    (r"^model\.image_newline$", "image_newline"),
+    (r"^(?:model\.)?(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+# The original code's modules, with and without head, in older and newer versions of transformers.
+MODULES = tuple(
+    (
+        ("language_model.model.", model),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.vision_model.", f"{model}vision_tower.vision_tower.{tower}"),
+        ("multi_modal_projector.linear_1.", f"{model}mm_projector.0."),
+        ("multi_modal_projector.linear_2.", f"{model}mm_projector.2."),
+        ("image_newline", f"{model}image_newline"),
+    )
+    for model in ("model.", "")
+    for tower in ("vision_model.", "")
+)
+
+
+def open_folder(
+    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+) -> Backbone:
+    """Opens a checkpoint in the original form.
+
+    Raises:
+      ValueError: the files contradict each other, or ask for what this family does not do.
+    """
+    require_orphans(processing, "strip", "image")  # the image token has no embedding of its own
+    own = read_config(folder)
+    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
+    converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
+    tower = llava.tower_config(converted)
+    require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
+    names = dataclasses.replace(llava.names(converted, tower), aliases=ALIASES, modules=MODULES)
+    backbone = llava.assemble(
+        folder,
+        converted,
+        processing,
+        tower=tower,
+        prompt=open_prompt(
+            folder,
+            tokenizer,
+            image_token_id=converted.image_token_index,
+            vocab_size=own["vocab_size"],
+            style=processing.prompt,
+            max_length=max_length,
+            orphans=processing.orphans,
+            template=TEMPLATE,
+        ),
+        processor=image_processor(converted),
+        tensor_names=names,
+        text_types=("qwen2",),
+        max_tiles=int(converted.vision_aspect_ratio.removeprefix("anyres_max_")),
+        tiles_of_many=False,
+        processor_config={
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": tower.side**2,
+            "vision_aspect_ratio": converted.vision_aspect_ratio,
+        },
+        max_length=max_length,
+    )
+    return dataclasses.replace(backbone, convert=functools.partial(convert_files, converted))
+
+
+def add_image_token(
+    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> int:
+    """The id of the image token, which the tokenizer gets if it has none, as in the original.
+
+    Raises:
+      ValueError: the model has no row of embeddings that it could have.
+    """
+    tokenizer.add_tokens([_image_token()], special_tokens=True)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    assert isinstance(image_token_id, int)
+    if image_token_id >= vocab_size:
+        raise ValueError(
+            f"{folder}: {IMAGE_TOKEN} is token {image_token_id} and vocab_size is {vocab_size};"
+            " resize the embeddings of the checkpoint to more tokens"
+        )
+    return image_token_id
+
+
+def image_processor(config: PretrainedConfig) -> dict[str, Any]:
+    """What the code base does to pixels, as settings of transformers' image processor."""
+    tile = config.vision_config.image_size
+    return llava.DEFAULTS | {
+        "do_pad": True,
+        "image_grid_pinpoints": config.image_grid_pinpoints,
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "image_std": [0.5] * 3,
+        "processor_class": "LlavaOnevisionProcessor",
+        "size": {"height": tile, "width": tile},
+    }
+
+
+def convert_files(config: PretrainedConfig, folder: pathlib.Path) -> None:
+    """Makes copies of a checkpoint's files those of a LLaVA-OneVision that transformers loads."""
+    (folder / TOWER_FILE).unlink(missing_ok=True)
+    for name in (PROCESSOR_FILE, "chat_template.json"):  # not read, and for another processor
+        (folder / name).unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    content = json.loads(config.to_json_string(use_diff=False))
+    rope = config.text_config.rope_parameters
+    content["text_config"]["rope_theta"] = rope["rope_theta"]  # transformers 4 looks here
+    json_files.write(folder / "config.json", content)
+    json_files.write(folder / "preprocessor_config.json", image_processor(config))
+    _convert_tokenizer(folder, config.text_config)
+
+
+def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
+    """Adds the image token to each file that lists tokens; the rest stays as it is."""
+    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
+    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
+        tokenizer.add_tokens([_image_token()], special_tokens=True)
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.save(str(folder / "tokenizer.json"))
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    file = folder / "tokenizer_config.json"
+    if file.exists():
+        settings = json.loads(file.read_text())
+    else:
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for key, token_id in (("eos_token", text.eos_token_id), ("pad_token", text.pad_token_id)):
+            token_id = text.bos_token_id if token_id is None else token_id
+            settings[key] = tokenizer.convert_ids_to_tokens(token_id)
+    settings.pop("chat_template", None)  # the language model's
+    settings["processor_class"] = "LlavaOnevisionProcessor"
+    if "added_tokens_decoder" in settings:
+        token = {"content": IMAGE_TOKEN, "special": True}
+        token |= dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        settings["added_tokens_decoder"].setdefault(str(image_token_id), token)
+    json_files.write(file, settings)
+    others = folder / "added_tokens.json"
+    if others.exists():
+        json_files.write(others, {IMAGE_TOKEN: image_token_id} | json.loads(others.read_text()))
+
+
+def _image_token() -> AddedToken:
+    return AddedToken(IMAGE_TOKEN, special=True, normalized=False)

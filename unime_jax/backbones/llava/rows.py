@@ -1,0 +1,122 @@
+"""Items to rows for LLaVA-NeXT and LLaVA-OneVision: tokens, image slots and uint8 patches.
+
+The same numbers as transformers' processors, without torch or torchvision and without floats: the
+pixels stay bytes (the device rescales and normalises) and the image token is expanded here, with
+`anyres` saying what every copy of it reads. Padding and batching are the loader's.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from unime_jax.backbones.llava import anyres
+from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.batch import Item, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaPreprocessor:
+    """Callable `Item -> Row`; picklable.
+
+    A row has token ids in reading order, positions 0, 1, ... (A = 1), and slots of
+    `slots_per_token` table rows as `anyres.image_slots` gives them (-1 for text); of several
+    images, each one's rows follow those of the one before. If the prompt's `orphans` is "image",
+    rows have `patch_position`: 0 for the pixels of images, -1 for a tile of zeros, which is all
+    that is seen where an image is marked and there is none (LLaVE's image of shape (1, 3, h, w)).
+    """
+
+    prompt: Prompt
+    pinpoints: tuple[anyres.Size, ...]
+    tile: int  # pixels along a side of a tile
+    patch: int  # pixels along a side of a patch
+    max_tiles: int | None  # larger maps are shrunk; None: never
+    tiles_of_many: bool  # whether several images of one item are cut into tiles, too
+    background: tuple[int, int, int]  # around those that are not cut
+    resample: int  # Pillow's number of the resizing filter
+    image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
+    legacy: anyres.Legacy | None
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a tile; pixels that fill no patch are dropped, as in a conv."""
+        return self.tile // self.patch
+
+    @functools.cached_property
+    def slots_per_token(self) -> int:
+        """S of every row: 4 if maps can be shrunk under these pinpoints, else 1."""
+        blended = anyres.resamples(
+            self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
+        )
+        return 4 if blended else 1
+
+    def as_patches(self, pixel_values: Float[np.ndarray, "1 n 3 h w"]) -> Float[np.ndarray, "m F"]:
+        """What transformers' image processor makes of one image, patch by patch as in a row."""
+        patches = anyres.cut_patches(pixel_values[0].transpose(0, 2, 3, 1), self.patch)
+        return patches.reshape(-1, patches.shape[-1])
+
+    def __call__(self, item: Item) -> Row:
+        """One row.
+
+        Image markers without image are counted in `orphan_images`, left out or kept; text that is
+        cut off because the row would be longer than the prompt's `max_length`, in `truncated`.
+
+        Raises:
+          ValueError: an image is missing or unreadable, or the row cannot be made short enough.
+        """
+        images = open_pictures(item, self.image_size)
+        tiled = len(images) == 1 or self.tiles_of_many
+        absent = self.prompt.empty_places(item) if self.prompt.orphans == "image" else 0
+        seen = [self._slots(image, tiled=tiled) for image in images]
+        seen += [anyres.untiled_slots(self.side, self.slots_per_token)] * absent
+        ids, truncated, orphans = self.prompt(item, [len(slot) for slot, _ in seen])
+        tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
+        slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
+        weight = np.zeros(slot.shape, np.float32)
+        patches = position = None
+        if seen:
+            cut = [self._tiles(image, tiled=tiled) for image in images]
+            cut += [np.zeros((1, self.tile, self.tile, 3), np.uint8)] * absent
+            tiles_before = np.cumsum([0, *map(len, cut[:-1])])
+            slot[is_image] = np.concatenate(
+                [
+                    np.where(s == anyres.NEWLINE, s, s + before * self.side**2)
+                    for (s, _), before in zip(seen, tiles_before, strict=True)
+                ]
+            )
+            weight[is_image] = np.concatenate([w for _, w in seen])
+            patches = anyres.cut_patches(np.concatenate(cut), self.patch)
+            if self.prompt.orphans == "image":
+                position = np.zeros((*patches.shape[:2], 3), np.int32)
+                position[len(patches) - absent :] = -1
+        return Row(
+            tokens=tokens,
+            positions=np.arange(len(tokens), dtype=np.int32)[:, None],
+            slot=slot,
+            slot_weight=weight if self.slots_per_token > 1 else None,
+            patches=patches,
+            patch_position=position,
+            truncated=truncated,
+            orphan_images=orphans,
+        )
+
+    def _slots(self, image: Image.Image, *, tiled: bool) -> tuple[np.ndarray, np.ndarray]:
+        if not tiled:
+            return anyres.untiled_slots(self.side, self.slots_per_token)
+        slot, weight = anyres.image_slots(
+            image.height,
+            image.width,
+            pinpoints=self.pinpoints,
+            tile=self.tile,
+            side=self.side,
+            max_tiles=self.max_tiles,
+        )
+        return slot, np.ones(slot.shape, np.float32) if weight is None else weight
+
+    def _tiles(self, image: Image.Image, *, tiled: bool) -> np.ndarray:
+        if not tiled:
+            return anyres.square_tile(image, self.tile, self.resample, self.background)[None]
+        return anyres.cut_tiles(image, self.pinpoints, self.tile, self.resample, self.legacy)

@@ -1,0 +1,1 @@
+"""Phi-3-Vision and Phi-3.5-Vision."""

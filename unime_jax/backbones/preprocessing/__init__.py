@@ -1,0 +1,1 @@
+"""Texts and images to tokens, by a folder's own files."""

@@ -1,0 +1,146 @@
+"""The chat template of a folder: which file's counts, and how exports carry it.
+
+transformers 5's processors take the key `chat_template` of processor_config.json, then
+chat_template.json, then chat_template.jinja with its namesakes in additional_chat_templates/. Its
+tokenizers know the last, then tokenizer_config.json, which in many checkpoints holds the language
+model's own template. Here all of them are looked through, in this order.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from absl import logging
+
+from unime_jax.backbones.io import json_files
+
+KEY = "chat_template"
+PROCESSOR, LEGACY, TOKENIZER = (
+    "processor_config.json",
+    "chat_template.json",
+    "tokenizer_config.json",
+)
+JINJA, MORE = "chat_template.jinja", "additional_chat_templates"
+DEFAULT = "default"  # of several templates, the one that is used unless another is asked for
+
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """A file, and the templates in it by name."""
+
+    file: str
+    templates: Mapping[str, str]
+
+
+def use(folder: pathlib.Path, make: Callable[[str], T]) -> T:
+    """What `make` gives for the template that counts.
+
+    Raises:
+      ValueError: the folder has no template, or `make` raises it for the one that counts. The
+        message says whose template would do.
+    """
+    found = _sources(folder)
+    if not found:
+        raise ValueError(
+            f"{folder} has no chat template: no {JINJA} or {LEGACY}, and no {KEY!r} in {PROCESSOR}"
+            f" or {TOKENIZER}; copy the one of the checkpoint it was made from"
+        )
+    _warn_of_differences(folder, found)
+    first, *others = found
+    try:
+        return make(_default(first))
+    except ValueError as error:
+        usable = [source.file for source in others if _works(make, source)]
+        hint = ""
+        if usable:
+            hint = (
+                f". This template counts before that of {usable[0]}, which would do: delete the"
+                f" one in {first.file}"
+            )
+        raise ValueError(f"{folder / first.file}: {error}{hint}") from error
+
+
+def write(folder: pathlib.Path) -> None:
+    """Makes all files of an export that have a template have the one that counts.
+
+    It is written to chat_template.jinja in any case. Templates by other names are left out. Where
+    none is called "default", so that no library has one to use, the files stay as they are.
+    """
+    found = _sources(folder)
+    if not found or DEFAULT not in found[0].templates:
+        return
+    template = found[0].templates[DEFAULT]
+    (folder / JINJA).write_text(template, "utf-8")
+    if (folder / LEGACY).exists():
+        json_files.write(folder / LEGACY, {KEY: template})
+    for file, value in ((PROCESSOR, None), (TOKENIZER, template)):
+        content = json_files.read(folder / file)
+        if content.pop(KEY, None) is not None:
+            json_files.write(folder / file, content | ({KEY: value} if value else {}))
+
+
+def _sources(folder: pathlib.Path) -> list[Source]:
+    """Those that there are; the first counts."""
+    jinja = {file.stem: file.read_text("utf-8") for file in sorted((folder / MORE).glob("*.jinja"))}
+    if (folder / JINJA).exists():
+        jinja[DEFAULT] = (folder / JINJA).read_text("utf-8")
+    values = [
+        (PROCESSOR, json_files.read(folder / PROCESSOR).get(KEY)),
+        (LEGACY, json_files.read(folder / LEGACY).get(KEY)),
+        (JINJA if (folder / JINJA).exists() else MORE, jinja),
+        (TOKENIZER, json_files.read(folder / TOKENIZER).get(KEY)),
+    ]
+    return [Source(file, _named(folder / file, value)) for file, value in values if value]
+
+
+def _named(file: pathlib.Path, value: Any) -> dict[str, str]:
+    """A template, a dict by names, or a list of {"name", "template"}, as a dict by names."""
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    try:
+        named = {x["name"]: x["template"] for x in value} if isinstance(value, list) else value
+        if all(isinstance(text, str) for text in named.values()):
+            return dict(named)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{file}: {KEY} is {str(value)[:200]!r}; it must be a template, a dict of templates by"
+        " name, or a list of {'name': ..., 'template': ...}"
+    )
+
+
+def _default(source: Source) -> str:
+    if DEFAULT not in source.templates:
+        names = ", ".join(map(repr, source.templates))
+        raise ValueError(f"its chat templates are {names}, and none is {DEFAULT!r}: rename one")
+    return source.templates[DEFAULT]
+
+
+def _works(make: Callable[[str], Any], source: Source) -> bool:
+    if DEFAULT not in source.templates:
+        return False
+    try:
+        make(source.templates[DEFAULT])
+    except ValueError:
+        return False
+    return True
+
+
+def _warn_of_differences(folder: pathlib.Path, found: list[Source]) -> None:
+    """That a tokenizer has another one is usual, and no sign of a mistake."""
+    first, *others = [source for source in found if source.file != TOKENIZER] or found[:1]
+    differing = [
+        source.file
+        for source in others
+        if source.templates.get(DEFAULT) != first.templates.get(DEFAULT)
+    ]
+    if differing:
+        logging.warning(
+            "%s: the chat templates of %s and %s differ; that of %s counts, as in transformers'"
+            " processors. Delete the wrong one.",
+            folder,
+            first.file,
+            " and ".join(differing),
+            first.file,
+        )

@@ -1,0 +1,139 @@
+"""How items become rows, as far as a checkpoint's own files leave it open."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+
+from unime_jax.backbones.preprocessing.prompts import Orphans, Style
+
+FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
+KEY = "unime_jax"  # of the same in config.json
+
+_IN_IMAGE_PROCESSOR = ("pinpoints", "pixels", "crops")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processing:
+    """A run's choices; a family's `PROCESSING` has those that its published embedders made.
+
+    Attributes:
+      prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
+        `prompts.Prompt`.
+      image_size: (height, width) that every image is resized to first; None: not resized.
+      pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
+      pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
+      grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
+        if not, only those that stand after a vision_start token, as when UniME-V2 was trained.
+      legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
+        checkpoints were trained with: where the padding is odd, the last tile is one pixel short
+        and stretched.
+      crops: the most crops of an image of Phi-3.5-Vision; None: the checkpoint's own.
+      orphans: an image marker without an image (MMEB's WebQA and EDIS have such queries) is left
+        out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or stands
+        for an image of zeros, one tile and a newline ("image", LLaVE).
+    """
+
+    prompt: Style
+    image_size: tuple[int, int] | None = None
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    pixels: tuple[int, int] | None = None
+    grid_positions: bool = False
+    legacy_padding: bool = False
+    crops: int | None = None
+    orphans: Orphans = "strip"
+
+
+def require_orphans(processing: Processing, *supported: Orphans) -> None:
+    """Raises ValueError for a choice of `orphans` that a family does not have."""
+    if processing.orphans not in supported:
+        raise ValueError(
+            f'processing.orphans is "{processing.orphans}"; this family supports'
+            f" {', '.join(map(repr, supported))}"
+        )
+
+
+def caveats(processing: Processing) -> tuple[str, ...]:
+    """What transformers cannot be told of in a folder's files, in sentences for its users."""
+    found = []
+    if processing.image_size:
+        height, width = processing.image_size
+        found.append(
+            f"Every image must first be resized to {height} x {width} pixels (height x width, by"
+            " Pillow's bicubic filter, whatever its aspect)."
+        )
+    if processing.legacy_padding:
+        found.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
+    if processing.orphans == "token":
+        found.append("An image marker without an image is one image token, without features.")
+    if processing.orphans == "image":
+        found.append(
+            "An image marker without an image is the image tokens of one tile whose normalised"
+            " pixels are zero, and a newline."
+        )
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What an exported folder says of how it was trained.
+
+    `max_length` is the most tokens of a row; None: of before it was recorded. `commits` are those
+    of the hub repositories that it was made of, by their ids.
+    """
+
+    processing: Processing
+    max_length: int | None = None
+    commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(
+    folder: pathlib.Path,
+    processing: Processing,
+    *,
+    max_length: int | None = None,
+    commits: Mapping[str, str] | None = None,
+) -> None:
+    """Records in an exported folder how its inputs are made, and what it was made of.
+
+    Beside `FILE` there is a copy in config.json, if there is one: other libraries carry unknown
+    keys of it along when they save a model, and leave out files that they do not know. The copy
+    is without what lies in the image processor's own files, which may be changed there.
+    """
+    record = dataclasses.asdict(processing)
+    record |= {"max_length": max_length, "commits": dict(commits or {})}
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n")
+    config = folder / "config.json"
+    if config.exists():
+        copy = {key: value for key, value in record.items() if key not in _IN_IMAGE_PROCESSOR}
+        content = json.loads(config.read_text()) | {KEY: copy}
+        config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read(folder: pathlib.Path) -> Processing | None:
+    """The processing that `write` recorded; None for a folder that was not exported from here."""
+    record = read_record(folder)
+    return record.processing if record else None
+
+
+def read_record(folder: pathlib.Path) -> Record | None:
+    """What `write` recorded, in `FILE` or else in config.json; None: nothing."""
+    file, config = folder / FILE, folder / "config.json"
+    record = json.loads(file.read_text()) if file.exists() else None
+    if record is None and config.exists():
+        record = json.loads(config.read_text()).get(KEY)
+    if record is None:
+        return None
+    image_size, pixels = record["image_size"], record.get("pixels")
+    processing = Processing(
+        prompt=record["prompt"],
+        image_size=image_size and tuple(image_size),
+        pinpoints=tuple(map(tuple, record.get("pinpoints", ()))),
+        pixels=pixels and tuple(pixels),
+        grid_positions=record["grid_positions"],
+        legacy_padding=record["legacy_padding"],
+        # Not in folders of before they could be chosen.
+        crops=record.get("crops"),
+        orphans=record.get("orphans", "strip"),
+    )
+    return Record(processing, record.get("max_length"), record.get("commits", {}))

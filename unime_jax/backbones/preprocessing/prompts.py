@@ -1,0 +1,256 @@
+"""From an item to token ids: the text around it, the places of its images, and its length."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int32
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from unime_jax.backbones.preprocessing import chat_templates
+from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frames_of
+from unime_jax.backbones.preprocessing.long_texts import shortened
+from unime_jax.backbones.preprocessing.token_ids import check_ids, check_tokenizer
+from unime_jax.batch import Item
+from unime_jax.data import image_markers
+
+Style = Literal["chat", "verbatim", "raw"]
+Orphans = Literal["strip", "token", "image"]  # what becomes of image markers without an image
+
+
+class Tokenised(NamedTuple):
+    """Token ids with one image token for each image, and what was left out of the text."""
+
+    ids: list[int]
+    truncated: int  # tokens cut off; at least so many, of a very long text
+    orphan_images: int  # image markers without an image
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a run words its items; picklable. Build it with `open_prompt`.
+
+    "chat" puts the stripped text, its image markers left out, into the checkpoint's chat template.
+    "raw" takes the text as it is, with image tokens where MMEB's markers `<|image_1|>` stand (in
+    their order, whatever their numbers), and in front of it, each on a line, for images that have
+    no marker: what VLM2Vec and UniME-V2 feed Qwen2-VL. "verbatim" puts such a text into the chat
+    template's turn without images, and as LLaVE does, it moves the image of a text with a single
+    one to the front, the rest stripped, if it is not there already.
+
+    `image_markers` says what a marker is; the image token itself counts as one. A marker that has
+    no image is left out, with the newline after it, if `orphans` is "strip"; else it is treated as
+    those that have one, and is the image token where an image would be.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    style: Style
+    frames: tuple[tuple[str, str], ...]  # before and after the text, by number of images
+    image_token: str
+    image_token_id: int
+    special_tokens: bool  # whether the tokenizer adds its own, a BOS in front
+    vocab_size: int  # rows of the model's embedding
+    max_length: int
+    orphans: Orphans = "strip"
+
+    def rendered(self, item: Item) -> str:
+        """The prompt of an item as text, with a single image token where an image goes."""
+        prefix, text, suffix, _ = self._parts(item)
+        return prefix + text + suffix
+
+    def __call__(self, item: Item, image_tokens: Sequence[int]) -> Tokenised:
+        """Token ids of an item whose images will take so many tokens each.
+
+        What is longer than `max_length` loses tokens from the end of its text; never image tokens,
+        the template around the text, or the last token, which is pooled.
+
+        Raises:
+          ValueError: it cannot be made short enough, has more images than there are places for, or
+            a token that the model has no embedding of.
+        """
+        prefix, text, suffix, orphans = self._parts(item)
+        marker = image_markers.marker(self.image_token)
+        keep = max((found.end() for found in marker.finditer(text)), default=0)
+        for part in shortened(text, self.tokenizer, room=self.max_length, keep=keep):
+            ids, offsets = self._encode(prefix + part.text + suffix)
+            if not ids:
+                raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
+            excess = max(0, len(ids) + sum(image_tokens) - len(image_tokens) - self.max_length)
+            span = range(len(prefix), len(prefix) + len(part.text) + 1)
+            loose = [
+                i
+                for i, (first, last) in enumerate(offsets[:-1])  # the last token is pooled
+                if excess and first in span and last in span and first < last
+                if ids[i] != self.image_token_id
+            ]
+            if part.is_enough(len(prefix), offsets, loose, excess):
+                break
+        if excess:
+            if len(loose) < excess:
+                fixed = self.max_length + excess - len(loose)
+                what, how = "prompt template and last token", "raise it"
+                if image_tokens:
+                    what = f"image tokens, {what}"
+                    how = f"{how}, or process images at a lower resolution"
+                raise ValueError(
+                    f"{name_of(item)}: its {what} are {fixed} tokens, and max_length is"
+                    f" {self.max_length}; {how}"
+                )
+            cut = set(loose[-excess:])
+            ids = [token for i, token in enumerate(ids) if i not in cut]
+        check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
+        return Tokenised(ids, excess, orphans)
+
+    def expand(
+        self, ids: Sequence[int], image_tokens: Sequence[int]
+    ) -> tuple[Int32[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
+        """Ids with each image token as often as its image needs it, and where those are.
+
+        Image tokens beyond those of `image_tokens` have no image: they are tokens like any other.
+        """
+        counts, is_image = np.ones(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        places = np.flatnonzero(np.asarray(ids) == self.image_token_id)[: len(image_tokens)]
+        counts[places], is_image[places] = image_tokens, True
+        return np.repeat(np.asarray(ids, np.int32), counts), np.repeat(is_image, counts)
+
+    def empty_places(self, item: Item) -> int:
+        """Markers that are kept though they have no image; those of an item's images come first."""
+        if self.orphans == "strip":
+            return 0
+        marker = image_markers.marker(self.image_token)
+        markers = len(marker.findall(item.prefix + item.text))
+        return max(0, markers - len(item.pictures))
+
+    def image_frames(self) -> tuple[tuple[str, str], ...]:
+        """What stands before and after a text without markers, by number of images."""
+        if self.style == "chat":
+            return self.frames
+        (before, after), line = self._turn(), f"{self.image_token}\n"
+        return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
+
+    def check_tokenizer(self, folder: pathlib.Path) -> None:
+        """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
+        around = [text for frame in self.frames for text in frame]
+        always = [self._encode(text)[0] for text in ("", self.image_token, *around)]
+        check_tokenizer(folder, self.tokenizer, self.vocab_size, always=always)
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and the part of the text that each one is of."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=self.special_tokens)
+        return encoding.ids, encoding.offsets
+
+    def _parts(self, item: Item) -> tuple[str, str, str, int]:
+        """Prefix, text, suffix, and how many markers had no image."""
+        kept = self.empty_places(item)
+        images = len(item.pictures) + kept
+        text, suffix = item.prefix + item.text, item.suffix
+        if self.style == "chat":
+            if images >= len(self.frames):
+                raise ValueError(
+                    f"{name_of(item)} has {images} images; a prompt in this chat template has"
+                    f" places for {len(self.frames) - 1}"
+                )
+            text, markers = image_markers.without_markers(text, self.image_token)
+            before, after = self.frames[images]
+            return before, text.strip(), suffix + after, max(0, markers - len(item.pictures))
+        text, stripped = self._placed(text, images)
+        if self.style == "verbatim" and images == 1 and not text.startswith(self.image_token):
+            rest = text.replace(self.image_token, "", 1).lstrip()
+            rest = rest if suffix else rest.rstrip()
+            text = f"{self.image_token}\n{rest}" if rest + suffix else self.image_token
+        before, after = self._turn()
+        return before, text, suffix + after, kept + stripped
+
+    def _turn(self) -> tuple[str, str]:
+        """What stands around a text that has its image tokens in it."""
+        return self.frames[0] if self.frames else ("", "")
+
+    def _placed(self, text: str, images: int) -> tuple[str, int]:
+        """A text with an image token for each image, and how many markers were left over."""
+        marker = image_markers.marker(self.image_token)
+        pieces: list[str] = []
+        while len(pieces) < images and (found := marker.search(text)):
+            pieces.append(text[: found.start()])
+            text = text[found.end() :]
+        rest, orphans = image_markers.without_markers(text, self.image_token)
+        unplaced = f"{self.image_token}\n" * (images - len(pieces))
+        return unplaced + self.image_token.join([*pieces, rest]), orphans
+
+
+def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, by a class of transformers.
+
+    Raises:
+      ValueError: the folder has no tokenizer.json; without it transformers may make up another one;
+        or its tokenizer is code of its own.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise ValueError(
+            f"{folder} has no tokenizer.json: copy the one of the checkpoint it was made from."
+        )
+    # Left open, it would ask on the terminal whether a repository's code may run.
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer
+
+
+def open_prompt(
+    folder: pathlib.Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_token_id: int,
+    vocab_size: int,
+    style: Style,
+    max_length: int,
+    orphans: Orphans = "strip",
+    template: str | None = None,
+) -> Prompt:
+    """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
+
+    `template` is Jinja source that takes the place of the folder's own. `vocab_size` is the number
+    of rows of the model's embedding.
+
+    Raises:
+      ValueError: the files contradict each other, there is no usable chat template, or the model
+        has no embedding of tokens in ordinary use.
+    """
+    image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
+    if image_token not in tokenizer.get_added_vocab():
+        raise ValueError(
+            f"{folder}: the image token of config.json is {image_token_id}, which is"
+            f" {image_token!r} in tokenizer.json and not an added (special) token"
+        )
+    frames: tuple[tuple[str, str], ...] = ()
+    special_tokens = True
+    if style != "raw":
+
+        def make(source: str) -> tuple[tuple[str, str], ...]:
+            return frames_of(tokenizer, source, image_token)
+
+        frames = make(template) if template else chat_templates.use(folder, make)
+        # As transformers: a BOS that the template writes is not added once more.
+        bos = tokenizer.bos_token
+        special_tokens = bos is None or not frames[0][0].startswith(bos)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json may carry a length or padding of its own
+    backend.no_padding()
+    prompt = Prompt(
+        tokenizer=backend,
+        style=style,
+        frames=frames,
+        image_token=image_token,
+        image_token_id=image_token_id,
+        special_tokens=special_tokens,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        orphans=orphans,
+    )
+    prompt.check_tokenizer(folder)
+    return prompt
+
+
+def name_of(item: Item) -> str:
+    """An item in an error message."""
+    text = item.text if len(item.text) <= 60 else item.text[:57] + "..."
+    return f"item {text!r} with image {item.image_path!r}" if item.image_path else f"item {text!r}"

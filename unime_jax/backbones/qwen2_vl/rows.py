@@ -1,0 +1,120 @@
+"""Items to rows for Qwen2-VL: images keep their aspect, and about their size, in runs of patches.
+
+The same numbers as transformers' processor, without torch or torchvision and without floats: the
+pixels stay bytes. What a bucket counts as tiles are runs of `TILE` patches, so rows of any mixture
+of image shapes have constant shapes on the device; every image starts a tile of its own.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt8
+from PIL import Image
+
+from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
+from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
+    Size,
+    cut_patches,
+    patch_places,
+    positions,
+    smart_resize,
+)
+from unime_jax.batch import Item, Row
+
+TILE = 256  # patches: 64 tokens, or 224 x 224 pixels, of the published models
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2VlPreprocessor:
+    """Callable `Item -> Row`; picklable.
+
+    A row has token ids in reading order, positions of time, row and column (A = 3), and slots of
+    one table row (S = 1): the tokens merged of the patches, in their order.
+    """
+
+    prompt: Prompt
+    patch: int  # pixels along a side of a patch
+    merge: int  # merge x merge patches become one token
+    tile: int  # patches, a multiple of merge**2
+    pixels: tuple[int, int]  # least and most of an image
+    resample: int  # Pillow's number of the resizing filter
+    image_size: Size | None  # (height, width) that every image is resized to first
+    vision_start_id: int
+    grid_positions: bool  # of every image, not only of those after a vision_start token
+
+    def as_patches(self, pixel_values: Float[np.ndarray, "m G"]) -> Float[np.ndarray, "m F"]:
+        """What transformers' image processor makes of one image, patch by patch as in a row.
+
+        There every patch has its pixels once for each of the video frames that one patch spans.
+        """
+        count, area = len(pixel_values), self.patch**2
+        frames = pixel_values.reshape(count, 3, -1, area)
+        return frames[:, :, 0].reshape(count, 3 * area)
+
+    def __call__(self, item: Item) -> Row:
+        """One row.
+
+        Image markers without image are counted in `orphan_images`, left out or kept; text that is
+        cut off because the row would be longer than the prompt's `max_length`, in `truncated`.
+
+        Raises:
+          ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
+            short enough.
+        """
+        images = open_pictures(item, self.image_size)
+        try:
+            grids = [self._grid(image) for image in images]
+        except ValueError as error:
+            raise ValueError(f"{name_of(item)}: {error}") from error
+        merged = [(height // self.merge, width // self.merge) for height, width in grids]
+        counts = [rows * columns for rows, columns in merged]
+        ids, truncated, orphans = self.prompt(item, counts)
+        tokens, is_image = self.prompt.expand(ids, counts)
+        slot = np.full((len(tokens), 1), -1, np.int32)
+        patches = place = None
+        if images:
+            cut = [self._tiles(i, image, grids[i]) for i, image in enumerate(images)]
+            patches, place = (np.concatenate(parts) for parts in zip(*cut))
+            tiles_before = np.cumsum([0, *(len(part) for part, _ in cut[:-1])])
+            first = tiles_before * self.tile // self.merge**2
+            slot[is_image, 0] = np.concatenate(
+                [start + np.arange(count) for start, count in zip(first, counts, strict=True)]
+            )
+        return Row(
+            tokens=tokens,
+            positions=self._positions(ids, merged),
+            slot=slot,
+            patches=patches,
+            patch_position=place,
+            truncated=truncated,
+            orphan_images=orphans,
+        )
+
+    def _grid(self, image: Image.Image) -> Size:
+        """Patches along the height and the width."""
+        height, width = smart_resize(
+            image.height, image.width, self.patch * self.merge, *self.pixels
+        )
+        return height // self.patch, width // self.patch
+
+    def _tiles(
+        self, number: int, image: Image.Image, grid: Size
+    ) -> tuple[UInt8[np.ndarray, "n P F"], Int32[np.ndarray, "n P 3"]]:
+        """An image's patches and their positions, the last tile filled up."""
+        patches = cut_patches(
+            image, grid, patch=self.patch, merge=self.merge, resample=self.resample
+        )
+        place = np.pad(patch_places(grid, self.merge), ((0, 0), (1, 0)), constant_values=number)
+        fill = (0, -len(patches) % self.tile), (0, 0)
+        patches, place = np.pad(patches, fill), np.pad(place, fill, constant_values=-1)
+        return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)
+
+    def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
+        image, rest = self.prompt.image_token_id, iter(merged)
+        sizes = [next(rest, None) if token == image else None for token in ids]
+        before = [None, *ids[:-1]]
+        return positions(
+            sizes, [self.grid_positions or token == self.vision_start_id for token in before]
+        )

@@ -1,0 +1,1 @@
+"""Text encoders: BERT and NV-Embed."""

@@ -1,0 +1,305 @@
+"""Rows into length buckets of constant shape, and who is who among them.
+
+Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
+into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from unime_jax.batch import Batch, Example, Inputs, Item, Row
+from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.shapes import BatchShapes, Bucket, Layout
+
+Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An example as rows: query, positive, then the negatives that are kept.
+
+    `keys` are the items' identities, text and content of images.
+    `bad` are the examples that failed before this one was taken in their place.
+    """
+
+    source: str
+    keys: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    dropped_negatives: int = 0
+    bad: tuple[BadItem, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PackInfo:
+    """What happened while packing this process's part of a batch."""
+
+    read: int  # examples looked at, the bad ones included
+    bad: tuple[BadItem, ...]  # for the quarantine; the same item may come again
+    rows: tuple[int, ...]  # live rows, by bucket
+    chunks: tuple[int, ...]  # chunks with a live row, by bucket
+    pad_fraction: float  # of the tokens in those chunks
+    overflowed: int  # rows in a larger bucket than they need
+    duplicates: int  # items that were there already
+    dropped_negatives: int  # beyond the plan's H
+    truncated: int  # rows whose text the preprocessor shortened
+    orphan_images: int  # image markers without image that it stripped
+
+
+def prepare(example: Example, preprocess: Preprocess, plan: BatchShapes) -> Prepared:
+    """Preprocesses an example's items.
+
+    Raises BadExample where `preprocess` raises ValueError or a row fits no bucket.
+    """
+    items = (example.query, example.positive, *example.negatives[: plan.negatives])
+    rows = []
+    for item in items:
+        try:
+            row = preprocess(item)
+            smallest_bucket(row, plan)
+        except ValueError as error:
+            raise BadExample(example.source, example.id, item.image_path, str(error)) from error
+        rows.append(row)
+    dropped = max(len(example.negatives) - plan.negatives, 0)
+    return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
+
+
+def pack(
+    prepared: Sequence[Prepared],
+    plan: BatchShapes,
+    sources: Sequence[str],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[Batch, PackInfo]:
+    """One process's part of a batch, as numpy arrays: its rows of every chunk, its pairs.
+
+    Equal keys become one row. Row numbers are those of the assembled batch; assemble every
+    [C, R, ...] array along R and every [B, ...] array along B, in process order. `sources` are
+    the names that `Batch.source` counts.
+    """
+    number_of: dict[tuple[str, str], int] = {}
+    rows: list[Row] = []
+    targets: list[tuple[str, str]] = []
+    for one in prepared:
+        targets += one.keys[1:]
+        for key, row in zip(one.keys, one.rows, strict=True):
+            if number_of.setdefault(key, len(rows)) == len(rows):
+                rows.append(row)
+    groups, places = fill_buckets(
+        rows, plan, process_index=process_index, process_count=process_count
+    )
+    numbers = row_numbers(places, plan, process_index=process_index, process_count=process_count)
+
+    target_id = tuple(np.zeros(group.length.shape, np.uint32) for group in groups)
+    for key in targets:
+        group, chunk, row = places[number_of[key]]
+        target_id[group][chunk, row] = target_hash(key)
+    negative = np.full((len(prepared), plan.negatives), -1, np.int32)
+    for i, one in enumerate(prepared):
+        negative[i, : len(one.keys) - 2] = [numbers[number_of[key]] for key in one.keys[2:]]
+    batch = Batch(
+        groups=groups,
+        query=np.array([numbers[number_of[one.keys[0]]] for one in prepared], np.int32),
+        positive=np.array([numbers[number_of[one.keys[1]]] for one in prepared], np.int32),
+        negative=negative,
+        target_id=target_id,
+        source=np.array([sources.index(one.source) for one in prepared], np.int32),
+    )
+    return batch, _info(prepared, rows, groups, places, plan)
+
+
+def fill_buckets(
+    rows: Sequence[Row], plan: BatchShapes, *, process_index: int = 0, process_count: int = 1
+) -> tuple[tuple[Inputs, ...], np.ndarray]:
+    """Lays rows out in this process's part of every bucket, in order, each in the smallest free.
+
+    Returns the groups, with shapes that depend on the plan only, and where each row is:
+    int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
+
+    Raises:
+      TypeError: a row has another form than the plan's layout says.
+      ValueError: there are too many rows, or one would look up what the model does not have.
+    """
+    if plan.chunk_size % process_count:
+        raise ValueError(
+            f"chunk_size = {plan.chunk_size} rows cannot be spread over {process_count} "
+            "processes: make it a multiple"
+        )
+    if len(rows) > plan.rows // process_count:
+        raise ValueError(
+            f"{len(rows)} rows in process {process_index}, the plan has room for "
+            f"{plan.rows} in {process_count} processes"
+        )
+    groups = tuple(_empty(plan, bucket, process_count) for bucket in plan.buckets)
+    used = [0] * len(groups)
+    places = np.zeros((len(rows), 3), np.int32)
+    for i, row in enumerate(rows):
+        _check_layout(row, plan.layout)
+        _check_bounds(row, plan.layout)
+        g = smallest_bucket(row, plan)
+        while not _fits(row, plan.buckets[g]) or used[g] == groups[g].length.size:
+            g += 1
+        chunk, place = divmod(used[g], groups[g].length.shape[1])
+        used[g] += 1
+        places[i] = g, chunk, place
+        _write(row, groups[g], chunk, place)
+    return groups, places
+
+
+def row_numbers(
+    places: np.ndarray, plan: BatchShapes, *, process_index: int = 0, process_count: int = 1
+) -> np.ndarray:
+    """Numbers of rows in the assembled batch, int32 [rows]; `places` as from `fill_buckets`."""
+    width = np.array([plan.chunk_rows(bucket) for bucket in plan.buckets])
+    size = width * [plan.chunks(bucket) for bucket in plan.buckets]
+    group, chunk, row = np.moveaxis(places, -1, 0)
+    local = width // process_count
+    first = (np.cumsum(size) - size)[group] + chunk * width[group]
+    return (first + process_index * local[group] + row).astype(np.int32)
+
+
+def smallest_bucket(row: Row, plan: BatchShapes) -> int:
+    """Index of the first bucket that the row fits; ValueError if it fits none."""
+    for i, bucket in enumerate(plan.buckets):
+        if _fits(row, bucket):
+            return i
+    largest = plan.buckets[-1]
+    raise ValueError(
+        f"{len(row.tokens)} tokens and {_tiles(row)} tiles do not fit the largest bucket of "
+        f"{largest.tokens} tokens and {largest.tiles} tiles"
+    )
+
+
+def target_hash(key: tuple[str, str]) -> int:
+    """The id of a target: 32 bits of its key, the same in every process and run, never 0."""
+    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def _tiles(row: Row) -> int:
+    return 0 if row.patches is None else len(row.patches)
+
+
+def _fits(row: Row, bucket: Bucket) -> bool:
+    return len(row.tokens) <= bucket.tokens and _tiles(row) <= bucket.tiles
+
+
+def bucket_shapes(plan: BatchShapes, bucket: Bucket, *, process_count: int = 1) -> Inputs:
+    """Shapes and dtypes of one process's part of a bucket."""
+    layout = plan.layout
+    grid = plan.chunks(bucket), plan.chunk_rows(bucket) // process_count
+    tokens = *grid, bucket.tokens
+    pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
+    positioned = bucket.tiles and layout.positioned
+
+    def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return Inputs(
+        tokens=array(np.int32, *tokens),
+        length=array(np.int32, *grid),
+        positions=array(np.int32, *tokens, layout.axes),
+        slot=array(np.int32, *tokens, layout.slots),
+        slot_weight=array(np.float32, *tokens, layout.slots) if layout.blended else None,
+        patches=array(np.uint8, *pixels) if bucket.tiles else None,
+        patch_position=array(np.int32, *pixels[:-1], 3) if positioned else None,
+        pool_start=array(np.int32, *grid) if layout.pooled else None,
+        teacher=array(np.float32, *grid, layout.teacher) if layout.teacher else None,
+    )
+
+
+def _empty(plan: BatchShapes, bucket: Bucket, process_count: int) -> Inputs:
+    shapes = bucket_shapes(plan, bucket, process_count=process_count)
+    group = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    group.slot[...] = -1
+    if group.patch_position is not None:
+        group.patch_position[...] = -1
+    return group
+
+
+def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
+    length = len(row.tokens)
+    group.length[chunk, place] = length
+    group.tokens[chunk, place, :length] = row.tokens
+    group.positions[chunk, place, :length] = row.positions
+    group.slot[chunk, place, :length] = row.slot
+    if group.slot_weight is not None:
+        group.slot_weight[chunk, place, :length] = row.slot_weight
+    if group.patches is not None and row.patches is not None:
+        group.patches[chunk, place, : len(row.patches)] = row.patches
+        if group.patch_position is not None:
+            group.patch_position[chunk, place, : len(row.patches)] = row.patch_position
+    if group.pool_start is not None:
+        group.pool_start[chunk, place] = row.pool_start
+    if group.teacher is not None:
+        group.teacher[chunk, place] = row.teacher
+
+
+def _check_layout(row: Row, layout: Layout) -> None:
+    """A row of another form than the plan's is an error in the program, not in the data."""
+    length = len(row.tokens)
+    found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
+    wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
+    if layout.teacher:
+        found.append(None if row.teacher is None else row.teacher.shape)
+        wanted.append((layout.teacher,))
+    if row.patches is not None and len(row.patches):
+        found += [np.shape(row.patches)[1:], row.patch_position is not None]
+        wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
+    if not length or found != wanted:
+        raise TypeError(
+            f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
+            f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
+        )
+
+
+def _check_bounds(row: Row, layout: Layout) -> None:
+    """Nothing that is looked up on a device may lie beyond what there is.
+
+    Raises:
+      ValueError: a token, position or slot does.
+    """
+    first, per_tile = layout.table or (0, 0)
+    bounds = {
+        "token": (row.tokens, layout.vocabulary),
+        "position": (row.positions, layout.learned_positions),
+        "slot": (row.slot, layout.table and (first + _tiles(row) * per_tile) * bool(_tiles(row))),
+    }
+    least = {"token": 0, "position": 0, "slot": -1}
+    for name, (found, bound) in bounds.items():
+        if bound is not None and (np.max(found) >= bound or np.min(found) < least[name]):
+            raise ValueError(
+                f"a row of {len(row.tokens)} tokens and {_tiles(row)} tiles has {name}s from"
+                f" {np.min(found)} to {np.max(found)}; they must be from {least[name]} to"
+                f" {bound - 1}: its preprocessing does not fit the model"
+            )
+
+
+def _info(
+    prepared: Sequence[Prepared],
+    rows: Sequence[Row],
+    groups: Sequence[Inputs],
+    places: np.ndarray,
+    plan: BatchShapes,
+) -> PackInfo:
+    bad = tuple(item for one in prepared for item in one.bad)
+    live = [group.length.any(axis=1).sum() for group in groups]
+    tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
+    return PackInfo(
+        read=len(prepared) + len(bad),
+        bad=bad,
+        rows=tuple(int((group.length > 0).sum()) for group in groups),
+        chunks=tuple(int(n) for n in live),
+        pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
+        overflowed=sum(
+            int(smallest_bucket(row, plan) != g) for row, g in zip(rows, places[:, 0], strict=True)
+        ),
+        duplicates=sum(len(one.rows) for one in prepared) - len(rows),
+        dropped_negatives=sum(one.dropped_negatives for one in prepared),
+        truncated=sum(row.truncated > 0 for row in rows),
+        orphan_images=sum(row.orphan_images for row in rows),
+    )

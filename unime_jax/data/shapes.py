@@ -1,0 +1,101 @@
+"""The shapes of a batch, before there is one: buckets, what their rows look like, how many."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Rows of up to `tokens` tokens and `tiles` tiles; `tiles` = 0 keeps the vision tower out.
+
+    `share` is the part of all rows it has room for: 1 is safe, less saves host memory and
+    transfer. What finds no room goes to the next larger bucket.
+    """
+
+    tokens: int
+    tiles: int
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the rows of a model family have in common; 0 patches: no images.
+
+    `vocabulary`, `learned_positions` and `table` bound what rows look up on a device, which would
+    read no number beyond; None: there is no bound. A row of n tiles has `table[0]` + n * `table[1]`
+    vectors for its image tokens to choose from.
+    """
+
+    axes: int = 1  # A
+    slots: int = 1  # S
+    blended: bool = False  # rows have slot_weight
+    patches: int = 0  # P
+    patch_bytes: int = 0  # F
+    positioned: bool = False  # rows have patch_position
+    pooled: bool = False  # rows have pool_start
+    teacher: int = 0  # width of a row's teacher embedding
+    vocabulary: int | None = None
+    learned_positions: int | None = None
+    table: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShapes:
+    """Everything the shapes of a batch follow from. Sizes are of the whole batch, all processes.
+
+    Buckets go from small to large; the last holds every row that is let in, so it has room for
+    all `rows`. `chunk_size` rows of it are encoded at once; a smaller bucket takes as many times
+    more as it fits into the largest, by tokens and by tiles, so that every chunk costs about the
+    same memory.
+    """
+
+    buckets: tuple[Bucket, ...]
+    layout: Layout
+    chunk_size: int
+    rows: int
+    negatives: int = 0  # H
+
+    def __post_init__(self):
+        if not self.buckets or self.chunk_size < 1 or self.rows < 1:
+            raise ValueError(f"a plan needs buckets, chunk_size and rows of at least 1: {self}")
+        largest = self.buckets[-1]
+        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
+        if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
+            raise ValueError(
+                "buckets must go from small to large, the last with the most tokens and tiles, "
+                f"not {sizes} (tokens, tiles)"
+            )
+        if largest.share != 1 or not all(0 < bucket.share <= 1 for bucket in self.buckets):
+            raise ValueError("a bucket's share is in (0, 1]; the largest has room for all rows: 1")
+
+    def chunk_rows(self, bucket: Bucket) -> int:
+        """R: rows of a chunk over all processes, a multiple of chunk_size."""
+        largest = self.buckets[-1]
+        times = largest.tokens // bucket.tokens
+        if bucket.tiles:
+            times = min(times, largest.tiles // bucket.tiles)
+        return self.chunk_size * min(times, math.ceil(self.rows / self.chunk_size))
+
+    def chunks(self, bucket: Bucket) -> int:
+        """C: enough chunks for the bucket's share of all rows."""
+        return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
+
+
+def described(buckets: Sequence[Bucket]) -> str:
+    """Buckets for people: "20, 52 tokens, 0, 2 tiles"."""
+    tokens, tiles = zip(*((bucket.tokens, bucket.tiles) for bucket in buckets), strict=True)
+    images = f", {', '.join(map(str, tiles))} tiles" if any(tiles) else ""
+    return f"{', '.join(map(str, tokens))} tokens{images}"
+
+
+def pair_shapes(
+    buckets: Sequence[Bucket],
+    layout: Layout,
+    *,
+    batch_size: int,
+    negatives: int = 0,
+    chunk_size: int,
+) -> BatchShapes:
+    """The plan of a batch of pairs: in the worst case all queries and candidates are distinct."""
+    return BatchShapes(tuple(buckets), layout, chunk_size, batch_size * (2 + negatives), negatives)

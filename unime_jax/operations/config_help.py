@@ -1,0 +1,174 @@
+"""What --help and --print_config say: jobs, recipes and keys, each from where it is defined."""
+
+import dataclasses
+import functools
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from unime_jax import config, config_reader
+from unime_jax.operations import recipes
+
+WIDTH = 100
+
+
+def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
+    """All of --help.
+
+    Args:
+      jobs: name -> a function whose module's docstring says in its first line what it does.
+      own_flags: the flags besides --config.<key>.
+    """
+    lines = [
+        "unime-jax --config=<recipe>[:variant] [--config.<key>=<value> ...] [--workdir=<folder>]",
+        "",
+        "For example: unime-jax --config=stage2:qwen2_vl_7b --config.data.folder=/data"
+        " --config.steps=12",
+        "",
+        "JOBS  (--config.job; a recipe has the one that it is for)",
+    ]
+    for name, run in jobs.items():
+        summary = (inspect.getdoc(inspect.getmodule(run)) or "").splitlines()[0]
+        lines += _entry(name, summary)
+    lines += ["", "RECIPES  (a name of these, or a file of your own that ends in .py)"]
+    for name, (summary, variants) in recipes.described().items():
+        lines += _entry(name, summary)
+        for variant, what in variants.items():
+            lines += _entry(f"  {name}:{variant}" if variant else f"  {name}", what)
+    lines += ["", "FLAGS"]
+    for flag in own_flags:
+        lines += _entry(f"--{flag.name}", flag.help or "")
+    for cls, title in (
+        (config.TrainConfig, "KEYS OF TRAINING, EXPORT AND THEIR PLANS"),
+        (config.EmbedConfig, "KEYS OF EMBEDDING AND ITS PLANS"),
+    ):
+        lines += ["", f"{title}  (--config.<key>=<value>)"]
+        for key, hint, meaning in described_keys(cls):
+            lines += _entry(f"{key}: {config_reader.type_name(hint)}", meaning)
+    return "\n".join(lines) + "\n"
+
+
+def config_text(values: ConfigDict, headline: str) -> str:
+    """A whole config as lines `config.key = value`, each with what the key means.
+
+    Raises:
+      ValueError: the config is not valid.
+    """
+    found = values.to_dict()
+    cls = config.kind_of(found)
+    config_reader.read(cls, found)
+    lines = [f"# {headline}"]
+    if cls is config.PlansConfig:
+        lines.append(f"config.job = {found['job']!r}")
+        for name, recipe in found["recipes"].items():
+            lines += ["", *_assignments(recipe, f"config.recipes.{name}")]
+    else:
+        lines += _assignments(found, "config")
+    return "\n".join(lines) + "\n"
+
+
+def described_keys(cls: type) -> Iterator[tuple[str, Any, str]]:
+    """Dotted key, type and meaning of every key of a config's dataclass; of alternatives all."""
+    seen = set()
+    for path, owner, name in _fields(cls, ""):
+        if path not in seen:
+            seen.add(path)
+            yield path, typing.get_type_hints(owner)[name], meanings(owner).get(name, "")
+
+
+@functools.cache
+def meanings(cls: type) -> dict[str, str]:
+    """What a dataclass says of each of its fields.
+
+    That is the comment beside the field and those directly above it, or else the field's entry
+    under "Attributes:" in the docstring of the class.
+    """
+    found = _attributes(inspect.getdoc(cls) or "")
+    comments: dict[int, tuple[bool, str]] = {}  # line -> whether it is alone there, and the text
+    source = textwrap.dedent(inspect.getsource(cls))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[: token.start[1]].strip()
+            comments[token.start[0]] = alone, token.string.removeprefix("#").strip()
+    names = {field.name for field in dataclasses.fields(cls)}
+    for number, line in enumerate(source.splitlines(), start=1):
+        match = re.match(r"    (\w+): ", line)
+        if not match or match[1] not in names:
+            continue
+        parts = [comments[number][1]] if number in comments else []
+        above = number - 1
+        while above in comments and comments[above][0]:
+            parts.insert(0, comments[above][1])
+            above -= 1
+        if parts:
+            found[match[1]] = " ".join(parts)
+    return found
+
+
+def _fields(cls: type, prefix: str) -> Iterator[tuple[str, type, str]]:
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = (hint, *typing.get_args(hint))
+        groups = [k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        if not groups:
+            yield prefix + name, cls, name
+        for group in groups:
+            yield from _fields(group, f"{prefix}{name}.")
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """The entries of a docstring's section "Attributes:"."""
+    _, _, section = docstring.partition("\nAttributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        entry = re.match(r"  (\w+): (.*)", line)
+        if entry:
+            name, found[entry[1]] = entry[1], entry[2]
+        elif name and line.startswith("    "):
+            found[name] += " " + line.strip()
+        else:
+            break
+    return found
+
+
+def _assignments(values: Mapping[str, Any], where: str) -> list[str]:
+    """Lines of one run's config, in the order of the dataclass."""
+    lines = []
+    for key, value, owner, name in _leaves(values, config.kind_of(values), ""):
+        text, meaning = f"{where}.{key} = {value!r}", meanings(owner).get(name, "")
+        if meaning and len(text) + len(meaning) + 4 > WIDTH:
+            lines += [*(f"# {line}" for line in textwrap.wrap(meaning, WIDTH - 2)), text]
+        else:
+            lines.append(f"{text}  # {meaning}" if meaning else text)
+    return lines
+
+
+def _leaves(
+    values: Mapping[str, Any], cls: Any, prefix: str
+) -> Iterator[tuple[str, Any, type, str]]:
+    """Dotted key, value, and the dataclass and field that the key is of."""
+    for name, hint in typing.get_type_hints(cls).items():
+        value = values[name]
+        group = config_reader.chosen_group(hint, value, f"config.{prefix}{name}")
+        if group is None or value is None:
+            yield prefix + name, value, cls, name
+        else:
+            yield from _leaves(value, group, f"{prefix}{name}.")
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """A name, and beside or below it what it means."""
+    column = 34
+    head = f"  {name}"
+    lines = textwrap.wrap(text, WIDTH - column) or [""]
+    if len(head) >= column - 1:
+        return [head, *(" " * column + line for line in lines if line)]
+    return [head.ljust(column) + lines[0], *(" " * column + line for line in lines[1:])]

@@ -1,0 +1,82 @@
+"""SIGTERM and Ctrl-C: what is not saved is saved first; where nothing is, the end is at once.
+
+Schedulers send SIGTERM some time before they take a machine away. The exit status is 143 = 128 +
+SIGTERM either way, which they read as "not finished": the same command goes on from there. Ctrl-C
+(SIGINT) does the same with status 130; a second one does not wait for anything.
+"""
+
+import os
+import signal
+import threading
+import time
+
+from absl import logging
+
+from unime_jax.operations import exits
+
+STATUS = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+RESUMES = "the same command goes on from there"
+
+
+class StopSignal:
+    """A context manager for the main thread; in it, `told` says whether to stop.
+
+    While `unsaved` is set, the caller sees to the end itself. Otherwise the process ends without
+    delay, also where Python cannot react to a signal: in a long compilation.
+
+    Attributes:
+      status: the exit status of a run that is told to stop, by the first signal that came.
+      since: when that came, by `time.monotonic`.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+        self.unsaved = False
+        self.status: int = STATUS
+        self.since = 0.0
+
+    def __enter__(self) -> "StopSignal":
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        # Handlers in Python wait for the main thread to leave compiled code. The byte that the
+        # interpreter writes for each signal does not, and a thread can wait for that.
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in NAMES}
+        self._thread = threading.Thread(target=self._listen, name="stop_signal", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _listen(self) -> None:
+        while byte := os.read(self._read, 1):
+            number = byte[0]
+            if number not in NAMES:
+                continue
+            if self.told and number == signal.SIGINT:
+                logging.info("Ctrl-C once more: ending with status %d, nothing more is saved", 130)
+                exits.exit_now(INTERRUPTED)
+            if not self.told:
+                self.status, self.since = 128 + number, time.monotonic()
+            self.told = True
+            if not self.unsaved:
+                logging.info(
+                    "told to stop by %s: nothing to save, ending with status %d; the same command "
+                    "goes on from what is there",
+                    NAMES[signal.Signals(number)],
+                    self.status,
+                )
+                exits.exit_now(self.status)
+            if number == signal.SIGINT:
+                logging.info(
+                    "told to stop by Ctrl-C: saving first, then %s; Ctrl-C once more ends at once",
+                    RESUMES,
+                )

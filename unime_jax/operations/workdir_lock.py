@@ -1,0 +1,316 @@
+"""A folder's lock: one owner at a time, over processes, hosts and shared file systems.
+
+The lock is a file with the owner's host, process id and start. It is made in one step (a hard
+link, or an exclusive open where there are no links), so that of several who want it one gets it.
+Its owner touches it every few seconds. One that a dead process has left is taken over:
+
+- on the same host, when no process has that id, or one that started at another time;
+- on another host, or in another container, when it was not touched for `STALE_SECONDS`. Its age is
+  told by the file system's own clock, so that hosts need not agree on the time.
+
+`flock` is not used: on NFS and in buckets it may be kept per host, or not at all.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from absl import logging
+
+from unime_jax.operations import exits
+
+TOUCH_SECONDS = 10.0
+STALE_SECONDS = 90.0  # NFS and gcsfuse may show a file's time as it was a minute ago
+POLL_SECONDS = 0.5
+SETTLE_SECONDS = 0.5  # in a takeover: whoever tried the same has put things in order then
+SAY_SECONDS = 60.0  # between lines of a process that waits for another one
+LOST = 76  # status of a process whose lock another one has taken ("protocol error" in sysexits.h)
+
+
+class LockedError(ValueError):
+    """The folder has another owner, who is alive; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who holds a lock; `token` is new for each holding, `namespace` that of process ids."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    began: str
+    since: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@contextlib.contextmanager
+def owned(folder: pathlib.Path, name: str, *, what: str, wait: bool = False) -> Iterator[None]:
+    """Holds <folder>/<name> while the body runs.
+
+    Args:
+      what: what only one process may do there, for messages: "trains in".
+      wait: until the other owner is done, however long that is; else it is an error.
+
+    Raises:
+      LockedError: another owner is alive, and `wait` is False.
+      OSError: the lock cannot be written.
+    """
+    path = folder / name
+    mine = _myself()
+    _acquire(path, mine, what, wait)
+    _tidy(path)
+    end = threading.Event()
+    thread = threading.Thread(
+        target=_touch, args=(path, mine, end, what), name=f"lock {name}", daemon=True
+    )
+    thread.start()
+    forget = exits.before_exit(lambda: _release(path, mine))
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        forget()
+        _release(path, mine)
+
+
+def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = -SAY_SECONDS
+    seen: tuple[str, float] | None = None  # token and time of the last touch, when first looked at
+    contested = False
+    while True:
+        if _create(path, mine):
+            contested = contested or any(path.parent.glob(f"{path.name}.*.stale"))
+            if not contested or _is_settled(path, mine):
+                return
+            continue
+        found = _look(path)
+        if found is None:  # it is gone
+            continue
+        owner, touched, age = found
+        where = f"{path.parent} ({path.name})"
+        if owner is not None and _died_here(owner, mine):
+            logging.warning("%s: taking over from %s, which is gone", where, owner)
+            contested = True
+            _remove_stale(path, owner, touched, mine)
+            continue
+        if age > STALE_SECONDS:
+            logging.warning(
+                "%s: taking over from %s, which was not heard of for %.0f s",
+                where,
+                owner or "a lock that cannot be read",
+                age,
+            )
+            contested = True
+            _remove_stale(path, owner, touched, mine)
+            continue
+        token = owner.token if owner else ""
+        alive = owner is not None and (
+            _is_here(owner, mine) or seen not in (None, (token, touched))
+        )
+        if alive and not wait:
+            raise LockedError(
+                f"{path.parent} is in use: {owner} {what} it, and one process at a time may. Wait "
+                "for it, end it, or give another folder. If there is no such process, nothing "
+                f"need be done: its lock, {path}, is taken over {STALE_SECONDS:.0f} s after it was "
+                "last heard of."
+            )
+        seen = seen or (token, touched)
+        if time.monotonic() - said >= SAY_SECONDS:
+            said = time.monotonic()
+            why = "waiting until it is done" if alive else "waiting for a sign of life"
+            logging.info("%s: %s %s it; %s", where, owner or "somebody", what, why)
+        time.sleep(POLL_SECONDS)
+
+
+def _create(path: pathlib.Path, mine: Owner) -> bool:
+    """Makes the lock, whole, unless there is one."""
+    content = json.dumps(dataclasses.asdict(mine), indent=2) + "\n"
+    draft = path.with_name(f"{path.name}.{mine.token}")
+    try:
+        draft.write_text(content)
+        try:
+            os.link(draft, path)
+            return True
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here: buckets, some network shares
+            pass
+        try:
+            with path.open("x") as file:
+                file.write(content)
+            return True
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _remove_stale(path: pathlib.Path, owner: Owner | None, touched: float, mine: Owner) -> None:
+    """Moves a stale lock out of the way, unless somebody else was faster."""
+    aside = path.with_name(f"{path.name}.{mine.token}.stale")
+    if not _is_still(path, owner, touched):
+        return
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if not _is_still(aside, owner, touched):
+        # That was the lock of one who took over meanwhile: it goes back.
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _is_settled(path: pathlib.Path, mine: Owner) -> bool:
+    """Whether a lock that was made while others took over is still there when they are done."""
+    time.sleep(SETTLE_SECONDS)
+    found = _look(path)
+    return found is not None and found[0] == mine
+
+
+def _is_still(path: pathlib.Path, owner: Owner | None, touched: float) -> bool:
+    """Whether the lock is the one that was looked at; of one without an owner its time tells."""
+    found = _look(path)
+    return found is not None and found[0] == owner and (owner is not None or found[1] == touched)
+
+
+def _look(path: pathlib.Path) -> tuple[Owner | None, float, float] | None:
+    """Owner (None: cannot be read), time of the last touch, and seconds since; None: no lock.
+
+    Opening a file makes NFS ask the server; a new file's time is the server's now.
+    """
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.now")
+    try:
+        with path.open("rb") as file:
+            content, touched = file.read(), os.fstat(file.fileno()).st_mtime
+        probe.touch()
+        age = probe.stat().st_mtime - touched
+    except FileNotFoundError:
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+    return _read(content), touched, age
+
+
+def _read(content: bytes) -> Owner | None:
+    try:
+        record = json.loads(content)
+        owner = Owner(**record)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return owner if isinstance(owner.pid, int) and isinstance(owner.token, str) else None
+
+
+def _touch(path: pathlib.Path, mine: Owner, end: threading.Event, what: str) -> None:
+    while not end.wait(TOUCH_SECONDS):
+        try:
+            owner = _read(path.read_bytes())
+            if owner == mine:
+                os.utime(path)
+                continue
+        except FileNotFoundError:  # removed by hand, or on its way back in a takeover
+            if end.is_set() or _create(path, mine):
+                continue
+            owner = None
+        except OSError as error:
+            logging.warning("%s cannot be touched: %s", path, error)
+            continue
+        time.sleep(SETTLE_SECONDS)
+        found = _look(path)
+        if end.is_set() or found is None or found[0] == mine:
+            continue
+        logging.error(
+            "%s now belongs to %s, which %s it: this process was not heard of for more than %.0f s "
+            "and ends, so that both do not",
+            path,
+            found[0] or "somebody else",
+            what,
+            STALE_SECONDS,
+        )
+        exits.exit_now(LOST)
+
+
+def _release(path: pathlib.Path, mine: Owner) -> None:
+    try:
+        if _read(path.read_bytes()) == mine:
+            path.unlink()
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            logging.warning("%s could not be removed: %s", path, error)
+
+
+def _tidy(path: pathlib.Path) -> None:
+    """Removes what processes that were killed while they looked at the lock have left."""
+    with contextlib.suppress(OSError):
+        now = path.stat().st_mtime
+        for left in path.parent.glob(f"{path.name}.*"):
+            if now - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink()
+
+
+def _is_here(owner: Owner, mine: Owner) -> bool:
+    """Whether its process id means something to this process."""
+    return (owner.host, owner.boot, owner.namespace) == (mine.host, mine.boot, mine.namespace)
+
+
+def _died_here(owner: Owner, mine: Owner) -> bool:
+    return _is_here(owner, mine) and _began(owner.pid) != owner.began
+
+
+def _myself() -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        boot=_first_line("/proc/sys/kernel/random/boot_id"),
+        namespace=_namespace(),
+        pid=os.getpid(),
+        began=_began(os.getpid()),
+        since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        token=uuid.uuid4().hex,
+    )
+
+
+def _began(pid: int) -> str:
+    """When a process started, which tells it from a later one of its id; "": there is none."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if pathlib.Path("/proc/self/stat").exists():
+            return ""
+    except (OSError, ValueError):
+        return ""
+    else:
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie does nothing any more
+    try:  # without /proc its id has to do
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "unknown"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _first_line(path: str) -> str:
+    try:
+        return pathlib.Path(path).read_text().strip()
+    except OSError:
+        return ""

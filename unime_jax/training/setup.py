@@ -1,0 +1,278 @@
+"""What every job on a training config starts from: mesh, model, plans of batches, parameters."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+from jax.sharding import AbstractMesh, Mesh
+from jax.stages import Wrapped
+from ml_collections import ConfigDict
+
+from unime_jax import backbones, config, files, paths, sharding
+from unime_jax.backbones.io.st_folder import Defaults
+from unime_jax.batch import Item
+from unime_jax.data import packing, quarantine, sources
+from unime_jax.data.embedding_store import Embeddings
+from unime_jax.data.shapes import BatchShapes, Bucket, pair_shapes
+from unime_jax.data.teacher import WithTeacher
+from unime_jax.encode import Encoder, make_encoder
+from unime_jax.models.vlm import Execution
+from unime_jax.training import optimizer, state, step
+from unime_jax.training.gradcache import Encode
+from unime_jax.training.objectives import Contrastive
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run before anything is computed; `test_plan` is for rows that have no partner."""
+
+    settings: config.TrainConfig
+    mesh: Mesh
+    backbone: backbones.Backbone
+    preprocess: packing.Preprocess
+    execution: Execution
+    abstract_model: state.AbstractModel
+    encode: Encode
+    plan: BatchShapes
+    test_plan: BatchShapes
+
+    def initial(self) -> paths.Parameters:
+        """The parameters before the first step, always the same."""
+        if self.settings.init == "pretrained" or self.settings.init_from:
+            logging.info("reading the weights of %s", self.backbone.base)
+        return state.make_parameters(
+            self.backbone,
+            self.abstract_model,
+            adapters=self.settings.lora,
+            init="pretrained" if self.settings.init_from else self.settings.init,
+            seed=self.settings.seed,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The config's optimizer for what is trained."""
+        settings = self.settings
+        return optimizer.make_optimizer(
+            settings.optimizer, settings.steps, self.abstract_model.trainable
+        )
+
+    def train_step(self, now: step.TrainState, *, sources: int = 0) -> Wrapped:
+        """The compiled step of a state that lies as `now` does; `now` may be abstract.
+
+        `sources`: how many `Batch.source` counts, for losses by source.
+        """
+        settings = self.settings
+        run = step.make_train_step(
+            self.encode,
+            self.optimizer(),
+            optimizer.make_schedule(settings.optimizer, settings.steps),
+            settings.loss,
+            recompute=settings.execution.recompute,
+            infonce_steps=settings.infonce_steps,
+            sources=sources,
+        )
+        placed = jax.tree.map(lambda x: x.sharding, now)
+        return jax.jit(
+            run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
+        )
+
+    def initial_state(self) -> step.TrainState:
+        """The state before the first step."""
+        return state.make_state(self.abstract_model, self.initial(), self.optimizer(), self.mesh)
+
+    def encoder(self, parameters: paths.Parameters) -> Encoder:
+        """Embeddings of items under these parameters, trainable and frozen."""
+        parts = (
+            self.abstract_model.part(parameters, trainable=True),
+            self.abstract_model.part(parameters, trainable=False),
+        )
+        return make_encoder(self.encode, parts, self.preprocess, self.test_plan, self.mesh)
+
+
+def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The config's mesh over `devices` (default: all).
+
+    Raises:
+      ValueError: it does not fit them, or the sizes of batches do not fit it.
+    """
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices)
+    check_sizes(settings, mesh)
+    return mesh
+
+
+def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raises ValueError if the sizes of batches do not fit the mesh, or each other."""
+    shards = sharding.row_shards(mesh)
+    problems = [
+        f"config.{key}={size} must be a multiple of {shards}, the number of row shards (mesh.data "
+        "x mesh.fsdp)."
+        for key, size in (("batch_size", settings.batch_size), ("chunk_size", settings.chunk_size))
+        if size % shards
+    ]
+    loss = settings.loss
+    k = loss.hard_negatives if isinstance(loss, Contrastive) else None
+    if k is not None and k >= settings.batch_size:
+        problems.append(
+            f"config.loss.hard_negatives={k} must be below config.batch_size="
+            f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
+    """Opens the backbone, or the model of the run that this one starts from, and traces it.
+
+    Raises:
+      ValueError: a part of the config does not fit the backbone.
+    """
+    source = exported(settings.init_from) if settings.init_from else settings.backbone
+    longest = max(tokens for tokens, _, _ in settings.data.buckets)
+    backbone = backbones.open_backbone(
+        source,
+        max_length=longest,
+        revision=None if settings.init_from else settings.revision,
+        processing=settings.processing,
+    )
+    say_what_is_not_used(source, backbone.defaults, longest)
+    return trace(settings, mesh, backbone, backbone.preprocess)
+
+
+def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
+    """Logs which defaults of the backbone's folder training and evaluation do not follow."""
+    found = []
+    if asked.default_prompt_name is not None:
+        prompt = asked.prompts[asked.default_prompt_name]
+        found.append(f"its default prompt {prompt!r}: texts are as the data and prompts of config")
+    if asked.truncate_dim is not None:
+        found.append(f"its truncate_dim {asked.truncate_dim}: embeddings are whole")
+    if found:
+        logging.warning("of %s, training and evaluation do not use %s", source, "; ".join(found))
+    if asked.max_length is not None and asked.max_length != longest:
+        logging.info(
+            "rows have up to %d tokens, as config.data.buckets say; %s asks for %d",
+            longest,
+            source,
+            asked.max_length,
+        )
+
+
+def student(whole: Setup, teacher: Embeddings) -> Setup:
+    """The language component of a model alone, and texts that come with a teacher's embeddings.
+
+    Its parameters have the paths and values that they have in the whole model (UniME, section
+    3.2.1: the language model is taken out of the MLLM and distilled on texts).
+
+    Raises:
+      ValueError: the config trains or adapts what is not in the language model.
+    """
+    settings = whole.settings
+    backbone = backbones.language_only(whole.backbone, teacher.dimension)
+    preprocess = WithTeacher(backbone.preprocess, teacher, settings.data.suffix)
+    found = trace(settings, whole.mesh, backbone, preprocess)
+    others = sorted(whole.abstract_model.trainable - found.abstract_model.trainable)
+    if others:
+        raise ValueError(
+            "Distillation sees texts only, so the language model is all that it can train; "
+            f"config.trainable also names {len(others)} other parameters, for example {others[0]}."
+        )
+    return found
+
+
+def exported(workdir: str) -> str:
+    """The folder of the model that a run exported, or a ValueError."""
+    folder = pathlib.Path(workdir).expanduser() / "hf"
+    if not (folder / "self_check.json").exists():
+        raise ValueError(
+            f"config.init_from={workdir}: there is no exported model in {folder}. Let that run "
+            "finish, or export its newest checkpoint with --config.job=export."
+        )
+    return str(folder)
+
+
+def trace(
+    settings: config.TrainConfig,
+    mesh: Mesh,
+    backbone: backbones.Backbone,
+    preprocess: packing.Preprocess,
+) -> Setup:
+    """The run of an open backbone, by shapes alone: nothing is computed or read."""
+    buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
+    execution = Execution(
+        jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
+    )
+    abstract_model = state.abstract_model(
+        backbone,
+        mesh,
+        adapters=settings.lora,
+        trainable=settings.trainable,
+        frozen_dtype=jnp.dtype(settings.execution.frozen_dtype),
+    )
+    if settings.export.adapter:
+        _check_adapter(backbone, abstract_model)
+    return Setup(
+        settings=settings,
+        mesh=mesh,
+        backbone=backbone,
+        preprocess=preprocess,
+        execution=execution,
+        abstract_model=abstract_model,
+        encode=step.make_encode(abstract_model.graph, execution),
+        plan=pair_shapes(
+            buckets,
+            backbone.layout,
+            batch_size=settings.batch_size,
+            negatives=settings.data.negatives,
+            chunk_size=settings.chunk_size,
+        ),
+        test_plan=BatchShapes(
+            buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
+        ),
+    )
+
+
+def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractModel) -> None:
+    """Better said before a long run than after it."""
+    if backbone.convert:
+        raise ValueError(
+            "config.export.adapter=True: other libraries cannot open the adapter's base,"
+            f" {backbone.base}. Export that first (config.job=export with config.steps=0), and"
+            " train what is written then."
+        )
+    others = sorted(path for path in abstract_model.trainable if ".lora_" not in path)
+    if others or backbone.adapter:
+        why = (
+            f"the backbone is an adapter itself, {backbone.adapter}; export it merged first"
+            if backbone.adapter
+            else f"parameters besides the adapters are trained, for example {others[0]}"
+        )
+        raise ValueError(f"config.export.adapter=True cannot hold the whole model: {why}.")
+
+
+def examples(
+    rows: Mapping[str, sources.Source], preprocess: packing.Preprocess, plan: BatchShapes
+) -> Sequence[Item]:
+    """Text, images and both at once, out of the training data, for the export's self-check."""
+    items = [Item("A plain text without any image.")]
+    for name in sorted(rows)[:8]:
+        for index in range(min(len(rows[name]), 100)):
+            try:
+                example = sources.to_example(name, rows[name][index], str(index))
+                packing.prepare(example, preprocess, plan)
+            except quarantine.BadExample:
+                continue
+            items += [example.query, example.positive]
+            break
+    pictured = [item for item in items if item.image]
+    return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in pictured[:1])]
+
+
+def write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
+    """Leaves the whole config in <workdir>/config.json."""
+    if jax.process_index() == 0:
+        text = json.dumps(config_dict.to_dict(), indent=2) + "\n"
+        files.write_whole(workdir / "config.json", text)  # half of it would count as a change

@@ -1,0 +1,132 @@
+"""One training step, pure: chunked encoding, loss, gradients, update."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from unime_jax import paths
+from unime_jax.batch import ArrayLike, Batch, Inputs
+from unime_jax.models.vlm import Execution
+from unime_jax.training import objectives
+from unime_jax.training.gradcache import Encode, encode_in_chunks
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes; `frozen` passes through untouched."""
+
+    step: Int[ArrayLike, ""]
+    trainable: paths.Parameters
+    frozen: paths.Parameters
+    opt_state: Any
+    skipped: Int[ArrayLike, ""]  # non-finite steps so far
+    skipped_in_a_row: Int[ArrayLike, ""]
+
+
+def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
+    """Embeddings of one chunk as a function of the two parts of the parameters."""
+
+    def encode(
+        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
+    ) -> Float[Array, "R D"]:
+        return paths.merge(graph, trainable, frozen)(inputs, execution)
+
+    return encode
+
+
+def batch_loss(
+    encode: Encode,
+    trainable: paths.Parameters,
+    frozen: paths.Parameters,
+    batch: Batch,
+    objective: objectives.Objective,
+    *,
+    recompute: bool,
+    plain: Bool[Array, ""] | None = None,
+    sources: int = 0,
+) -> tuple[Float[Array, ""], objectives.Metrics]:
+    """The loss of a whole batch, and its metrics; `plain`, `sources`: see `objectives.contrastive`.
+
+    `mean_cosine` is among the metrics whatever the objective.
+    """
+    embeddings = [
+        encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
+        for group in batch.groups
+    ]
+    if isinstance(objective, objectives.Distillation):
+        loss, metrics = objectives.distillation(embeddings, batch, objective, sources=sources)
+    else:
+        loss, metrics = objectives.contrastive(
+            embeddings, batch, objective, plain=plain, sources=sources
+        )
+    return loss, metrics | {"mean_cosine": objectives.mean_cosine(embeddings, batch)}
+
+
+def make_train_step(
+    encode: Encode,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    objective: objectives.Objective,
+    *,
+    recompute: bool,
+    infonce_steps: int = 0,
+    sources: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
+    """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
+
+    A step whose loss or gradient norm is not finite changes nothing but the counters. The first
+    `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
+    ever sees its hardest negatives. `sources`: how many `Batch.source` counts; with them, metrics
+    have `source_loss` and `source_rows`, float32 [S].
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
+        plain = state.step < infonce_steps if infonce_steps else None
+        (value, metrics), gradient = jax.value_and_grad(
+            lambda p: batch_loss(
+                encode,
+                p,
+                state.frozen,
+                batch,
+                objective,
+                recompute=recompute,
+                plain=plain,
+                sources=sources,
+            ),
+            has_aux=True,
+        )(state.trainable)
+        norm = optax.global_norm(gradient)
+        ok = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
+        new = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            frozen=state.frozen,
+            opt_state=opt_state,
+            skipped=state.skipped + ~ok,
+            skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+        )
+        metrics = {
+            **metrics,
+            "loss": value,
+            "gradient_norm": norm,
+            "learning_rate": schedule(state.step),
+            "skipped_steps": new.skipped,
+            "skipped_in_a_row": new.skipped_in_a_row,
+        }
+        return new, metrics
+
+    return step

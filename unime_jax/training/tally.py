@@ -1,0 +1,67 @@
+"""Counts and losses by source between two lines of metrics.jsonl, so that their sum is complete."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from unime_jax.data.packing import PackInfo
+
+# Of the rows and examples of a batch, over all processes; metrics.jsonl has them by these names.
+COUNTS = {
+    "replaced_examples": "examples that could not be used, the next of their source in their place",
+    "duplicate_items": "items that were in their process's part of the batch already",
+    "truncated_rows": "rows whose text was cut to fit the longest bucket",
+    "overflowed_rows": "rows in a larger bucket than they need, as theirs was full",
+    "dropped_negatives": "explicit negatives beyond data.negatives",
+    "missing_images": "image markers without an image",
+}
+BY_SOURCE = "source_loss/"  # and the name of the source
+
+
+def counts(info: PackInfo) -> dict[str, float]:
+    """`COUNTS` of one process's part of a batch."""
+    return {
+        "replaced_examples": len(info.bad),
+        "duplicate_items": info.duplicates,
+        "truncated_rows": info.truncated,
+        "overflowed_rows": info.overflowed,
+        "dropped_negatives": info.dropped_negatives,
+        "missing_images": info.orphan_images,
+    }
+
+
+class Tally:
+    """Sums over steps. `sources` are the names that `Batch.source` counts."""
+
+    def __init__(self, sources: Sequence[str]):
+        self._sources = tuple(sources)
+        self._start()
+
+    def _start(self) -> None:
+        self._counts = dict.fromkeys(COUNTS, 0.0)
+        self._loss = np.zeros(len(self._sources))
+        self._rows = np.zeros(len(self._sources))
+
+    def add(
+        self,
+        counted: Mapping[str, float],
+        source_loss: Float32[np.ndarray, " S"],
+        source_rows: Float32[np.ndarray, " S"],
+    ) -> None:
+        """One step: its counts, and each source's mean loss over so many rows."""
+        for name in COUNTS:
+            self._counts[name] += counted[name]
+        self._loss += np.where(source_rows > 0, source_loss * source_rows, 0)
+        self._rows += source_rows
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call, and the mean loss of each source that had rows."""
+        means = {
+            BY_SOURCE + name: float(loss / rows)
+            for name, loss, rows in zip(self._sources, self._loss, self._rows, strict=True)
+            if rows
+        }
+        found = self._counts | means
+        self._start()
+        return found
