@@ -121,7 +121,7 @@ def with_loss(config: ConfigDict) -> ConfigDict:
     config.loss.direction = "teacher_student"
     config.loss.mask_diagonal = True
     config.loss.reduction = "mean"
-    config.data.homogeneous = 0
+    config.data.source_run = 0
     config.data.negatives = 1
     config.data.suffix = SUFFIX
     return config

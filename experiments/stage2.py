@@ -55,7 +55,7 @@ def mini() -> ConfigDict:
     config.processing.crops = config_dict.placeholder(int)
     config.processing.grid_positions = False
     config.processing.legacy_padding = False
-    config.processing.orphans = "strip"  # image markers without an image
+    config.processing.missing_images = "strip"  # image markers without an image
 
     config.lora = ConfigDict()
     config.lora.rank = 0
@@ -74,7 +74,7 @@ def mini() -> ConfigDict:
     config.loss.false_negative_margin = 0.1
     config.loss.hardness = 0.0
     config.loss.symmetric = False
-    config.loss.tile = config_dict.placeholder(int)  # for batches of 16k: columns at a time
+    config.loss.column_block = config_dict.placeholder(int)  # for batches of 16k: columns at a time
     config.loss.mask_same_target = True
 
     config.optimizer = ConfigDict()
@@ -110,7 +110,7 @@ def mini() -> ConfigDict:
     config.data.prepare.eval_rows = 100
     config.data.train = "mini_mmeb/train"
     config.data.weights = ConfigDict()
-    config.data.homogeneous = 16
+    config.data.source_run = 16
     config.data.negatives = 2
     config.data.suffix = ""  # an instruction after every text
     config.data.teacher = ""
@@ -172,7 +172,7 @@ def llava_onevision_7b() -> ConfigDict:
     config.checkpoint.every = 100
     config.data.prepare.module = ""
     config.data.train = "mmeb_train"
-    config.data.homogeneous = 64
+    config.data.source_run = 64
     config.data.negatives = 0
     config.data.buckets = ((128, 0, 1.0), (512, 0, 0.25), (1792, 2, 1.0))
     config.data.workers = 8

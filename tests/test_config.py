@@ -83,6 +83,7 @@ def test_values_arrive(values):
     [
         ("optimizer.learning_rat", 1.0, "unknown key config.optimizer.learning_rat; did you mean "
          "config.optimizer.learning_rate?"),
+        ("data.homogeneous", 4, "did you mean config.data.source_run?"),
         ("batchsize", 1, "did you mean config.batch_size"),
         ("mesh.zzz", 1, "unknown key config.mesh.zzz; known: data, fsdp, tensor"),
         ("optimizer.beta1", ..., "missing key config.optimizer.beta1 (float)"),

@@ -75,7 +75,7 @@ class DataConfig:
     prepare: PrepareConfig
     train: str  # a TFDS folder in MMEB-train's columns, below `folder`
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
-    homogeneous: int  # examples in a row from one source; 0: mixed freely
+    source_run: int  # examples in a row from one source; 0: mixed freely
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
     teacher: str  # a teacher's embeddings of the items, below `folder`; "": none

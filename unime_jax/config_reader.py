@@ -9,6 +9,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+# Last parts of keys by the names that they had before.
+RENAMED = {"homogeneous": "source_run", "orphans": "missing_images", "tile": "column_block"}
+
 
 def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """A dataclass from a mapping, recursively.
@@ -33,8 +36,11 @@ def check(hint: Any, value: Any, where: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Known names that are spelled like `name`, the nearest first."""
-    return difflib.get_close_matches(name, list(known), n=count)
+    """Known names that are spelled like `name`, the nearest first; or its name of today."""
+    known = list(known)
+    if name in RENAMED and name not in known:
+        return [now for now in [RENAMED[name]] if now in known]
+    return difflib.get_close_matches(name, known, n=count)
 
 
 def chosen_group(hint: Any, value: Any, where: str) -> Any:

@@ -27,7 +27,8 @@ class Contrastive:
     false_negative_margin: float | None
     hardness: float  # weight of a negative by its similarity (LLaVE: 9); 0: none
     symmetric: bool  # also candidates to queries (LLaVE)
-    tile: int | None  # columns of scores at a time, round a ring of devices; None: all at once
+    # columns of the score matrix at a time, round a ring of devices; None: all at once
+    column_block: int | None
     mask_same_target: bool  # equal targets are never each other's negatives
 
 
@@ -68,7 +69,7 @@ def contrastive(
         representative = representatives(target_id)
         candidate &= representative == jnp.arange(representative.size)
         negative = jnp.where(negative < 0, -1, representative[negative])
-    if config.tile is None:
+    if config.column_block is None:
         table = _by_number(embeddings)
         query, positive = table[batch.query], batch.positive
     else:
@@ -93,7 +94,7 @@ def contrastive(
             target_id=target_id if config.mask_same_target else None,
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
-            tile=config.tile,
+            column_block=config.column_block,
             source=batch.source,
             sources=sources,
         )

@@ -42,7 +42,7 @@ def run_config(data: pathlib.Path, folder: pathlib.Path, family: str) -> ConfigD
     config.lora.alpha = 8.0
     config.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
     config.optimizer.learning_rate = 2e-2
-    config.data.homogeneous = 16
+    config.data.source_run = 16
     config.data.buckets = ((320, 0, 1.0), (512, FAMILIES[family][1], 1.0))
     config.execution.frozen_dtype = "int8"
     config.execution.remat = "full"

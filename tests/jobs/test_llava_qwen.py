@@ -149,7 +149,7 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.loss.hard_negatives = 4
     config.data.buckets = ((448, 5, 1.0),)
     config.optimizer.learning_rate = 1e-3
-    config.processing.orphans = "image"
+    config.processing.missing_images = "image"
     train.run(config, base / "run")
     return folder, base / "run" / "hf"
 

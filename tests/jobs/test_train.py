@@ -337,7 +337,7 @@ def put(config, path, value):
         ({"optimizer.warmup_steps": 6}, "optimizer.warmup_steps=6 .* steps=6"),
         ({"steps": "many"}, "config.steps must be of type int, not 'many'"),
         ({"trainable": (("language_model.*", True),)}, "trainable: no rule matches"),
-        ({"data.homogeneous": 5}, "homogeneous = 5 must divide batch_size = 16"),
+        ({"data.source_run": 5}, "source_run = 5 must divide batch_size = 16"),
         ({"data.buckets": ((56, 3, 1.0), (40, 0, 1.0))}, "buckets must go from small to large"),
         ({"init": "pretrained"}, "holds no model.safetensors"),
     ],

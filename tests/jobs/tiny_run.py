@@ -42,7 +42,7 @@ def make_config(folder: pathlib.Path) -> ConfigDict:
     config.checkpoint.every = 2
     config.data.negatives = 1
     config.data.buckets = ((40, 0, 1.0), (56, 3, 1.0))
-    config.data.homogeneous = 4
+    config.data.source_run = 4
     config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
     config.evaluation.rows = 64
     config.export.verify = False  # a process more for each run

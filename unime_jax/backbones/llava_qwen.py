@@ -26,7 +26,7 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.hf_config import require
 from unime_jax.backbones.image_processor_config import PROCESSOR_FILE
 from unime_jax.backbones.llava_qwen_config import TOWER_FILE, convert_config, read_config
-from unime_jax.backbones.processing import Processing, require_orphans
+from unime_jax.backbones.processing import Processing, require_missing_images
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
 
 PROCESSING = Processing(prompt="verbatim")
@@ -77,7 +77,8 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    require_orphans(processing, "strip", "image")  # the image token has no embedding of its own
+    # The image token has no embedding of its own.
+    require_missing_images(processing, "strip", "image")
     own = read_config(folder)
     tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
@@ -96,7 +97,7 @@ def open_folder(
             vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
-            orphans=processing.orphans,
+            missing_images=processing.missing_images,
             template=TEMPLATE,
         ),
         processor=image_processor(converted),

@@ -102,7 +102,7 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
                 rows,
                 weights,
                 settings.batch_size,
-                settings.data.homogeneous,
+                settings.data.source_run,
                 jax.process_count(),
             )
     teacher = folder / settings.data.teacher
