@@ -111,7 +111,7 @@ def draw(experiment, variant, folder, devices, changes=()) -> Program:
     assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "full"
     changed.update_from_flattened_dict(dict(changes))
     settings = config_reader.read(config.TrainConfig, changed.to_dict())
-    longest = max(tokens for tokens, _, _ in settings.data.buckets)
+    longest = max(bucket.tokens for bucket in settings.data.buckets)
     backbone = backbones.open_backbone(
         str(folder), max_length=longest, processing=settings.processing
     )

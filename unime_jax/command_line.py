@@ -69,11 +69,13 @@ def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
             problems.append(str(error))
             continue
         try:
-            config_reader.check(hint, value, f"config.{key}")
+            checked = config_reader.typed(hint, value, f"config.{key}")
         except ValueError as error:
             also = " (or None)" if config_reader.is_optional(hint) else ""
             problems.append(f"{error}{also}")
             continue
+        if isinstance(checked, tuple):  # of dataclasses, for example; groups stay mappings
+            value = checked
         with values.ignore_type(), values.unlocked():
             group[name] = value
     if problems:
@@ -117,17 +119,13 @@ def fit_short_run(values: ConfigDict, recipe: Mapping[str, Any], given: set[str]
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of a dataclass and their types; of alternatives all."""
     for name, hint in typing.get_type_hints(cls).items():
-        groups = [
-            kind
-            for kind in (hint, *typing.get_args(hint))
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        ]
+        groups = config_reader.groups(hint)
         if not groups:
             yield prefix + name, hint
-        found: dict[str, Any] = {}
+        below: dict[str, Any] = {}
         for group in groups:
-            found |= {key: h for key, h in keys(group, f"{prefix}{name}.") if key not in found}
-        yield from found.items()
+            below |= {key: h for key, h in keys(group, f"{prefix}{name}.") if key not in below}
+        yield from below.items()
 
 
 def _find(values: ConfigDict, key: str) -> tuple[ConfigDict, str, Any]:
@@ -159,10 +157,8 @@ def _type_of(kind: Any, group: ConfigDict, name: str, key: str, values: ConfigDi
     """The type of a group's key; `kind` is the group's dataclass, or its type of mapping."""
     if typing.get_origin(kind) is Mapping:
         of_values = typing.get_args(kind)[1]
-        if of_values is not Any:
-            return of_values  # of whichever name
-        if name in group:  # a whole config, by its name
-            return config.kind_of(group[name])
+        if name in group or not config_reader.groups(of_values):
+            return of_values  # numbers and texts may have new names, whole configs may not
         known = list(group)
     else:
         hints = typing.get_type_hints(kind)
@@ -224,16 +220,49 @@ def _parse(hint: Any, text: str) -> Any:
             return text
     if origin is Literal:
         return {str(value): value for value in arguments}.get(text, text)
+    each = arguments[0] if origin in (tuple, Sequence) else None
     try:
-        value = ast.literal_eval(text)
+        value = _literal(text, each)
     except (ValueError, SyntaxError):
         value = text
-    if origin in (tuple, Sequence):
-        if isinstance(value, tuple | list):
-            return tuple(value)
-        if arguments[0] in (str, int, float) and arguments[-1] is Ellipsis:
-            return _Element(_parse(arguments[0], text))
+    if each is None:
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(value)
+    if arguments[-1] is Ellipsis:
+        if each in (str, int, float):
+            return _Element(_parse(each, text))
+        if dataclasses.is_dataclass(each) and isinstance(value, Mapping):
+            return _Element(value)
     return value
+
+
+def _literal(text: str, kind: Any) -> Any:
+    """The Python literal that a text is; calls of the dataclass `kind` become mappings."""
+    tree = ast.parse(text.strip(), mode="eval")
+    if dataclasses.is_dataclass(kind):
+        tree = _CallsAsMappings(typing.cast(type, kind)).visit(tree)
+    return ast.literal_eval(tree)
+
+
+class _CallsAsMappings(ast.NodeTransformer):
+    """Turns `Bucket(tokens=8, tiles=0)` into {"tokens": 8, "tiles": 0, "share": 1.0}."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802
+        fields = dataclasses.fields(self.kind)
+        named = [keyword.arg for keyword in node.keywords]
+        called = isinstance(node.func, ast.Name) and node.func.id == self.kind.__name__
+        if not called or None in named or len(node.args) > len(fields):
+            return node  # which is no literal
+        values: dict[str | None, ast.expr] = {
+            f.name: ast.Constant(f.default) for f in fields if f.default is not dataclasses.MISSING
+        }
+        values |= {field.name: value for field, value in zip(fields, node.args)}
+        values |= {keyword.arg: keyword.value for keyword in node.keywords}
+        return ast.Dict([ast.Constant(name) for name in values], list(values.values()))
 
 
 def _boolean(text: str) -> bool | str:

@@ -114,8 +114,7 @@ def meanings(cls: type) -> dict[str, str]:
 
 def _fields(cls: type, prefix: str) -> Iterator[tuple[str, type, str]]:
     for name, hint in typing.get_type_hints(cls).items():
-        kinds = (hint, *typing.get_args(hint))
-        groups = [k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        groups = config_reader.groups(hint)
         if not groups:
             yield prefix + name, cls, name
         for group in groups:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -15,9 +15,7 @@ from unime_jax.backbones.chat_frames import MAX_IMAGES, frames_of
 from unime_jax.backbones.long_texts import shortened
 from unime_jax.backbones.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
-
-Style = Literal["chat", "verbatim", "raw"]
-MissingImages = Literal["strip", "token", "image"]  # what becomes of image markers without an image
+from unime_jax.data.settings import MissingImages, Style
 
 
 class Tokenised(NamedTuple):

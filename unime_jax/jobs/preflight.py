@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from unime_jax import backbones, checkpoint, config, optimizer, paths
 from unime_jax.backbones import Backbone, Processing, tensor_files
 from unime_jax.data import embeddings, items, mixture, sources
-from unime_jax.data.plan import Bucket, pair_plan
+from unime_jax.data.plan import pair_plan
 from unime_jax.jobs import same_run, setup
 from unime_jax.objectives import Distillation
 
@@ -166,13 +166,12 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
     elif made.later(pathlib.Path(source).expanduser()):
         return
     with problems.collected(key):
-        longest = max((tokens for tokens, _, _ in settings.data.buckets), default=0)
+        longest = max((bucket.tokens for bucket in settings.data.buckets), default=0)
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
         backbone = _open(source, revision, longest, settings.processing, weights=weights)
-        buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
         pair_plan(
-            buckets,
+            settings.data.buckets,
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,

@@ -1,6 +1,7 @@
 """A work directory holds one run: what may change when it goes on, and what makes it another."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -27,7 +28,6 @@ FREE = (
     "compilation_cache",
     "profile",
     "watchdog",
-    "plan",
     "wandb_project",
     "export",
     "evaluation",
@@ -150,7 +150,10 @@ def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str
 def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Keys whose values differ, with both values as JSON; "-" where there is no such key."""
     before, after = (
-        {key: json.dumps(value, sort_keys=True) for key, value in _leaves(config)}
+        {
+            key: json.dumps(value, sort_keys=True, default=dataclasses.asdict)
+            for key, value in _leaves(config)
+        }
         for config in (earlier, now)
     )
     return {
