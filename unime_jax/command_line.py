@@ -1,13 +1,14 @@
-"""`--config.<key>=<value>` on the command line: keys are found, and values read, by their types.
+"""Overrides on the command line, `--config.<key>=<value>`, read by the types of the keys.
 
-The types are those of the dataclasses that the config is read into, not of the values that a recipe
-happens to have, so that an optional key takes None and a key that is None takes a value.
+The types are those of the dataclasses that the config is read into, not of a recipe's values, so
+that an optional key takes None and a key that is None takes a value.
 """
 
 import ast
 import dataclasses
 import math
 import re
+import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -49,13 +50,13 @@ def split(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
-    """Sets keys of a config in place, in order; what refers to a key follows it.
+    """Sets keys of a config in place, in order. Keys that refer to another one follow it.
 
     A tuple key that is given several times, an element each, takes them all.
 
     Raises:
-      ValueError: keys that there are none of, with the nearest that there are, and values that are
-        not of a key's type; a line each.
+      ValueError: unknown keys, with the nearest known ones, and values of a wrong type; a line
+        each.
     """
     problems = []
     several: dict[str, tuple[Any, ...]] = {}
@@ -82,38 +83,64 @@ def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
         raise ValueError("\n".join(problems))
 
 
-def fit_short_run(values: ConfigDict, recipe: Mapping[str, Any], given: set[str]) -> list[str]:
-    """Lets a run of fewer steps than the recipe's warm-up have the recipe's share of warm-up.
+def refuse_plan(recipe: str, overrides: Sequence[Override]) -> None:
+    """Raises ValueError, with the right command, if a plan is asked of a recipe for another job."""
+    if not any(
+        (key, text) == ("job", "plan") or key.startswith("plan.") for key, text in overrides
+    ):
+        return
+    flags = [
+        f"--config.{key.removeprefix('plan.') if key.startswith('plan.') else f'run.{key}'}={text}"
+        for key, text in overrides
+        if key != "job"
+    ]
+    command = shlex.join([f"--config=plan:{recipe}", *flags])
+    raise ValueError(
+        f"--config={recipe}: a plan has a config of its own, with the recipe below config.run. "
+        f"Instead: {command}"
+    )
+
+
+def fit_short_run(
+    values: ConfigDict, recipe: Mapping[str, Any], given: set[str], where: str = "config"
+) -> list[str]:
+    """Shortens the warm-up of a run with fewer steps than it, to the recipe's share of all steps.
 
     A warm-up that is itself `given` on the command line stays as it is.
 
     Args:
-      values: the config, changed in place.
+      values: the config, changed in place; of a plan, its run is meant.
       recipe: the config before anything was overridden.
+      where: what the config is called in sentences.
 
     Returns:
-      what was changed, or is as good as left out in so few steps; sentences for the user.
+      sentences for the user: what was changed, and what so few steps leave unused.
     """
-    if config.kind_of(values) is not config.TrainConfig:
+    kind = config.kind_of(values)
+    if kind is config.PlanConfig:
+        given_of_run = {key.removeprefix("run.") for key in given if key.startswith("run.")}
+        return fit_short_run(values.run, recipe["run"], given_of_run, f"{where}.run")
+    if kind is not config.TrainConfig:
         return []
     steps, optimizer = values.steps, values.optimizer
-    said = []
+    remarks = []
     length = optimizer.schedule_steps or steps
     if 0 < length <= optimizer.warmup_steps and "optimizer.warmup_steps" not in given:
         longest = min(length - 1, optimizer.warmup_steps)
         share = optimizer.warmup_steps / max(recipe["steps"], optimizer.warmup_steps)
         fitting = min(longest, math.ceil(share * length))
-        said.append(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
+        remarks.append(
+            f"{where}.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
             f"{length} steps would have none at the full learning rate; set it for another value"
         )
         optimizer.warmup_steps = fitting
     if 0 < steps <= values.infonce_steps and values.job == "train":
-        said.append(
-            f"all {steps} steps are plain InfoNCE, as config.infonce_steps={values.infonce_steps}, "
-            "so that config.loss is not used; set config.infonce_steps to try it"
+        remarks.append(
+            f"all {steps} steps are plain InfoNCE, as {where}.infonce_steps="
+            f"{values.infonce_steps}, so that {where}.loss is not used; set "
+            f"{where}.infonce_steps to try it"
         )
-    return said
+    return remarks
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -129,7 +156,7 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _find(values: ConfigDict, key: str) -> tuple[ConfigDict, str, Any]:
-    """Where a dotted key lies: the group that holds it, its name in there, and its type."""
+    """The group that holds a dotted key, the key's name in the group, and its type."""
     *above, name = key.split(".")
     kind: Any = config.kind_of(values)
     group, at = values, "config"
@@ -172,7 +199,8 @@ def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence
     parts = key.split(".")
     place = len(parts) - 1 if parts[-1] == name and name not in parts[:-1] else parts.index(name)
     said = f"--config.{key}: there is no such key"
-    near = config_reader.nearest(name, known)
+    today = config_reader.RENAMED.get(name)
+    near = [] if today and today not in known else config_reader.nearest(name, known)
     if near:
         whole = ".".join([*parts[:place], near[0], *parts[place + 1 :]])
         if place + 1 < len(parts) and whole not in everywhere:
@@ -190,14 +218,14 @@ def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence
 
 
 def _defaults(kind: Any) -> ConfigDict:
-    """A new group: what the dataclass itself gives of its values."""
+    """A new group, with the defaults of its dataclass."""
     given = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     return ConfigDict({f.name: f.default for f in given if f.default is not dataclasses.MISSING})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Element:
-    """A part of a tuple that is given in several flags."""
+    """An element of a tuple that is given in several flags."""
 
     value: Any
 

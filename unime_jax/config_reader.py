@@ -39,14 +39,14 @@ def typed(hint: Any, value: Any, where: str) -> Any:
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Known names that are spelled like `name`, the nearest first; or its name of today."""
     known = list(known)
-    if name in RENAMED and name not in known:
-        return [now for now in [RENAMED[name]] if now in known]
+    if name not in known and RENAMED.get(name) in known:
+        return [RENAMED[name]]
     return difflib.get_close_matches(name, known, n=count)
 
 
 def groups(hint: Any) -> list[type]:
     """The dataclasses that a key's group may be read into; none for a key that is no group."""
-    return [kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
+    return [typing.cast(type, kind) for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
 
 
 def chosen_group(hint: Any, value: Any, where: str) -> Any:

@@ -1,11 +1,13 @@
 """What may change between two starts in one work directory, and what is refused with a diff."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from tests.jobs import tiny_run
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import same_run, setup, train
 
 
@@ -40,7 +42,7 @@ REFUSED = {
     "processing.missing_images": "keep",
     "data.train": "mini_mmeb/eval",
     "data.source_run": 0,
-    "data.buckets": ((40, 0, 1.0), (64, 3, 1.0)),
+    "data.buckets": (Bucket(tokens=40, tiles=0), Bucket(tokens=64, tiles=3)),
     "execution.dtype": "bfloat16",
     "execution.frozen_dtype": "bfloat16",
     "steps": 12,
@@ -49,12 +51,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_would_train_something_else_is_refused(workdir, config, key):
-    old = json.dumps(config.to_dict()[key] if "." not in key else _value(config, key))
+    old = _json(config.to_dict()[key] if "." not in key else _value(config, key))
     config.log_every = 5  # not what it is about
     config.update_from_flattened_dict({key: REFUSED[key]})
     with pytest.raises(ValueError, match="(?s)another config.*another work directory") as raised:
         check(workdir, config)
-    line = f"  config.{key}: {old} -> {json.dumps(REFUSED[key])}\n"
+    line = f"  config.{key}: {old} -> {_json(REFUSED[key])}\n"
     assert line in str(raised.value) and "log_every" not in str(raised.value)
     assert json.loads((workdir / "config.json").read_text())["log_every"] == 1
 
@@ -237,6 +239,10 @@ class Reached(Exception):  # noqa: N818
 
 def _reached():
     raise Reached
+
+
+def _json(value):
+    return json.dumps(value, sort_keys=True, default=dataclasses.asdict)
 
 
 def _value(config, key):

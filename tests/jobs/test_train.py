@@ -26,6 +26,7 @@ from unime_jax import main
 from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read as read_config
 from unime_jax.data import quarantine, sources
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
 LOGGED = {
@@ -338,7 +339,10 @@ def put(config, path, value):
         ({"steps": "many"}, "config.steps must be of type int, not 'many'"),
         ({"trainable": (("language_model.*", True),)}, "trainable: no rule matches"),
         ({"data.source_run": 5}, "source_run = 5 must divide batch_size = 16"),
-        ({"data.buckets": ((56, 3, 1.0), (40, 0, 1.0))}, "buckets must go from small to large"),
+        (
+            {"data.buckets": (Bucket(tokens=56, tiles=3), Bucket(tokens=40, tiles=0))},
+            "buckets must go from small to large",
+        ),
         ({"init": "pretrained"}, "holds no model.safetensors"),
     ],
 )
