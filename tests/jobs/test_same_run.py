@@ -124,6 +124,24 @@ def test_a_run_of_before_there_was_schedule_steps_goes_on(workdir, config):
     check(workdir, config)
 
 
+def test_a_run_of_before_keys_were_renamed_goes_on(workdir, config, caplog):
+    """Buckets were (tokens, tiles, share), and the keys of planning a part of every config."""
+    earlier = json.loads((workdir / "config.json").read_text())
+    data, loss, processing = earlier["data"], earlier["loss"], earlier["processing"]
+    data["homogeneous"] = data.pop("source_run")
+    loss["tile"] = loss.pop("column_block")
+    processing["orphans"] = processing.pop("missing_images")
+    data["buckets"] = [list(bucket.values()) for bucket in data["buckets"]]
+    earlier["plan"] = {"topologies": ["v5e:1x1"]}
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    with caplog.at_level("INFO"):
+        check(workdir, config)
+    assert not caplog.text
+    config.data.source_run = 8
+    with pytest.raises(ValueError, match="config.data.source_run: 4 -> 8"):
+        check(workdir, config)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-4])
 def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config, rate):
     config.optimizer.final_learning_rate = rate
