@@ -268,7 +268,7 @@ def test_a_frozen_tower_stays_as_it_was(pretrained, workdir):
     """LLaVE's options, as far as they differ from stage 2's."""
     config, before = pretrained
     recipe = llave.get_config("llava_onevision_7b")
-    llave.with_loss(config)
+    config.loss = recipe.loss
     config.trainable, config.optimizer.schedule = recipe.trainable, recipe.optimizer.schedule
     config.optimizer.weight_decays = recipe.optimizer.weight_decays
     train.run(config, workdir)
