@@ -1,12 +1,14 @@
-"""The plan before you rent: what the recipes of this folder need on TPU slices.
+"""The plan before you rent: memory and time of a run on TPU slices that are not at hand.
 
---config=experiments/plan.py                  all recipes below
---config=experiments/plan.py:stage2_7b_lora   one of them, likewise the others
+--config=experiments/plan.py                       all plans named below
+--config=experiments/plan.py:stage2_7b_lora        one of them, likewise the others
+--config=experiments/plan.py:stage2:qwen2_vl_7b    any recipe and variant, or file of your own
 
-Each program takes minutes to compile, so a first call with all of them takes hours; what is done
-stays in <workdir>/cache, so it may be interrupted, or come one recipe at a time. Any other run:
---config=experiments/<name>.py:<variant> --config.job=plan. The models here have the published
-shapes, kept in experiments/plans/models, so that no hub is asked.
+The keys of the run are below config.run: --config=plan:stage2:qwen2_vl_7b
+--config.topologies=v5e:4x4 --config.run.batch_size=512. Each program takes minutes to compile, so a
+first call with all plans takes hours; finished ones stay in <workdir>/cache, so it may be
+interrupted, or come one plan at a time. The named plans have the published shapes of their models
+in experiments/plans/models, so that no hub is asked.
 """
 
 import os
@@ -14,45 +16,86 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from unime_jax.operations.recipes import embed, llave, stage1, stage2
+from unime_jax.operations import recipes
 
 # Relative where it can be, so that plans made in a clone name no machine's folders.
 MODELS = os.path.relpath(pathlib.Path(__file__).parent / "plans" / "models") + "/"
-ONEVISION_7B = MODELS + "llava_onevision_7b"
+
+SINGLE_CHIPS = ("v5e:1x1", "v6e:1x1")  # as Colab has them
+SLICES = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 PODS = ("v5e:4x4", "v5e:8x8", "v6e:4x4", "v5p:2x2x4")
+
+# Batches as they are expected, by recipe: shares of the rows and tokens of a row, by bucket. For a
+# recipe that is not here, all rows are in the largest bucket and full, the most there can be.
+PAIRS = (0.5, 0.0, 0.5)  # an image on one side, a short text on the other
+SENTENCES = {"rows": (1.0, 0.0), "tokens": (48, 96), "teacher": 4096}  # NV-Embed-v2's width
+EXPECTED = {
+    "stage1:llava_next_7b": {"topologies": SLICES, **SENTENCES},
+    "stage1:llava_onevision_7b": {"topologies": SLICES, **SENTENCES},
+    "stage1:qwen2_vl_7b": {"topologies": SLICES, **SENTENCES},
+    "stage1:phi3_v_4b": {"topologies": SLICES, **SENTENCES},
+    "stage2:llava_onevision_05b": {"rows": PAIRS, "tokens": (48, 512, 1536)},
+    "stage2:llava_onevision_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1536)},
+    "stage2:llava_next_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1280)},
+    "stage2:qwen2_vl_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
+    "stage2:phi3_v_4b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 832)},
+    "llave:llava_onevision_7b": {
+        "topologies": SLICES,
+        "rows": (0.5, 0.0, 0.0, 0.5),
+        "tokens": (48, 512, 1536, 3712),
+    },
+    "embed:nv_embed_v2": {"topologies": ("v5e:2x4",)},
+}
+
+
+# This project's own plans: recipe, slices, and the model whose shapes are in this folder.
+NAMED = {
+    "stage2_05b_lora": ("stage2:llava_onevision_05b", SINGLE_CHIPS, "llava_onevision_05b"),
+    "stage1_7b_lora": ("stage1:llava_onevision_7b", PODS, "llava_onevision_7b"),
+    "stage2_7b_lora": ("stage2:llava_onevision_7b", PODS, "llava_onevision_7b"),
+    "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
+    "llave_7b_4096_pairs": ("llave:llava_onevision_7b", ("v5p:4x4x4",), "llava_onevision_7b"),
+    "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
+}
 
 
 def get_config(variant: str = "all") -> ConfigDict:
-    config = ConfigDict()
-    config.job = "plan"
-    config.recipes = ConfigDict(recipes())
-    if variant != "all":
-        if variant not in config.recipes:
-            raise KeyError(f'no variant "{variant}"; use one of all, {", ".join(config.recipes)}')
-        config.recipes = ConfigDict({variant: config.recipes[variant]})
+    if variant == "all":
+        plans = {name: named(name) for name in NAMED}
+        return ConfigDict({"job": "plan", "recipes": plans})
+    if variant in NAMED:
+        return named(variant)
+    if ".py" in variant or variant.partition(":")[0] in recipes.names():
+        return plan_of(variant)
+    raise KeyError(
+        f'no plan "{variant}"; use one of all, {", ".join(NAMED)}; or a recipe, '
+        f"{', '.join(recipes.names())}, with a variant or without; or a file of your own"
+    )
+
+
+def named(name: str) -> ConfigDict:
+    """One of this project's own plans."""
+    recipe, topologies, model = NAMED[name]
+    config = plan_of(recipe)
+    config.name, config.topologies, config.model = name, topologies, MODELS + model
+    if name == "llave_7b_4096_pairs":
+        config.run.batch_size, config.run.chunk_size = 4096, 128
+        config.run.execution.remat = "dots"  # a chip of v5p has room for that
+        config.run.steps, config.run.optimizer.warmup_steps = 162, 5  # one epoch, as of 256 pairs
     return config
 
 
-def recipes() -> dict[str, ConfigDict]:
-    """Single chips as Colab has them, UniME's two stages and LLaVE at 7B, and stage 1's teacher."""
-    full = llave.llava_onevision_7b()
-    full.batch_size, full.chunk_size = 4096, 128
-    full.execution.remat = "dots"  # a chip of v5p has room for that
-    full.steps, full.optimizer.warmup_steps = 162, 5  # one epoch, as the recipe of 256 pairs
-    return {
-        "stage2_05b_lora": on(
-            ("v5e:1x1", "v6e:1x1"), stage2.llava_onevision_05b(), MODELS + "llava_onevision_05b"
-        ),
-        "stage1_7b_lora": on(PODS, stage1.llava_onevision_7b()),
-        "stage2_7b_lora": on(PODS, stage2.llava_onevision_7b()),
-        "llave_7b": on(("v5e:8x8",), llave.llava_onevision_7b()),
-        "llave_7b_4096_pairs": on(("v5p:4x4x4",), full),
-        "embed_nv_embed_v2": on(("v5e:2x4",), embed.nv_embed_v2(), MODELS + "nv_embed_v2"),
-    }
-
-
-def on(topologies: tuple[str, ...], config: ConfigDict, model: str = ONEVISION_7B) -> ConfigDict:
-    """A recipe for these slices."""
-    config.plan.topologies = topologies
-    config.plan.model = model
+def plan_of(recipe: str) -> ConfigDict:
+    """A recipe's plan with its expected batches; config.run is the recipe, to be changed."""
+    config = ConfigDict()
+    config.job = "plan"
+    config.name = recipes.short(recipe)  # of its lines in the table
+    config.topologies = SINGLE_CHIPS  # slices of TPUs
+    config.rows = ()  # share of the rows by bucket; empty: all in the largest
+    config.tokens = ()  # of a row, by bucket; empty: full
+    config.model = ""  # a folder whose config.json stands in for the backbone's
+    config.teacher = 0  # width of its embeddings
+    config.suggest = True  # changes that fit, or that fill a slice
+    config.update(EXPECTED.get(recipes.short(recipe), {}))
+    config.run = recipes.load(recipe)
     return config

@@ -111,7 +111,7 @@ def draw(experiment, variant, folder, devices, changes=()) -> Program:
     assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "full"
     changed.update_from_flattened_dict(dict(changes))
     settings = config_reader.read(config.TrainConfig, changed.to_dict())
-    longest = max(tokens for tokens, _, _ in settings.data.buckets)
+    longest = max(bucket.tokens for bucket in settings.data.buckets)
     backbone = backbones.open_backbone(
         str(folder), max_length=longest, processing=settings.processing
     )
@@ -147,7 +147,7 @@ def test_the_7b_step_traces(sized):
 
 
 def test_a_7b_step_of_16384_pairs_traces_in_tiles(tmp_path):
-    changes = {"batch_size": 16384, "loss.tile": 1024, "data.negatives": 1}
+    changes = {"batch_size": 16384, "loss.column_block": 1024, "data.negatives": 1}
     folder = write_onevision_7b(tmp_path)
     check_trace(draw(stage2, "llava_onevision_7b", folder, jax.devices(), changes.items()))
 

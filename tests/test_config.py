@@ -2,53 +2,56 @@
 
 import copy
 import dataclasses
-import pathlib
+import json
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pytest
 
 from unime_jax import config, config_reader
+from unime_jax.data.settings import Bucket
+from unime_jax.operations import recipes
 
-EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*.py"))
-DATACLASSES = {
-    "train": config.TrainConfig,
-    "embed": config.EmbedConfig,
-    "plan": config.PlansConfig,
-}
-
-
-def variants():
-    """(file, variant) of every experiment; a file names its variants in its first lines."""
-    for file in EXPERIMENTS:
-        text = file.read_text()
-        named = re.findall(rf"--config=experiments/{file.name}:(\w+)", text)
-        yield file, None
-        yield from ((file, name) for name in named)
+VARIANTS = [
+    (name, variant) for name, (_, variants) in recipes.described().items() for variant in variants
+]
 
 
-def get_config(file, variant):
-    get = runpy.run_path(str(file))["get_config"]
+def get_config(name, variant):
+    """As a file that is run, which may be anywhere."""
+    get = runpy.run_path(str(recipes.FOLDER / f"{name}.py"))["get_config"]
     return (get(variant) if variant else get()).to_dict()
 
 
-@pytest.mark.parametrize(
-    ("file", "variant"), variants(), ids=lambda x: x.stem if isinstance(x, pathlib.Path) else x
-)
-def test_every_experiment_is_read(file, variant):
-    values = get_config(file, variant)
-    settings = config_reader.read(DATACLASSES[values["job"]], values)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_every_experiment_is_read(name, variant):
+    values = get_config(name, variant)
+    settings = config_reader.read(config.kind_of(values), values)
     assert settings.job == values["job"]
     if isinstance(settings, config.TrainConfig):
         hash(settings.trainable), hash(settings.data.buckets)  # rules and buckets are values
 
 
+def test_configs_need_no_jax():
+    """So that --help and recipes are quick, and settings are plain data."""
+    script = (
+        "import sys, unime_jax.config, unime_jax.config_reader\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'grain', 'transformers', 'numpy'}\n"
+        "print(*sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
 @pytest.fixture(scope="module")
 def values():
-    (file,) = [file for file in EXPERIMENTS if file.stem == "stage2"]
-    return get_config(file, "mini")
+    return get_config("stage2", "mini")
 
 
 def changed(values, path, value):
@@ -83,6 +86,7 @@ def test_values_arrive(values):
     [
         ("optimizer.learning_rat", 1.0, "unknown key config.optimizer.learning_rat; did you mean "
          "config.optimizer.learning_rate?"),
+        ("data.homogeneous", 4, "did you mean config.data.source_run?"),
         ("batchsize", 1, "did you mean config.batch_size"),
         ("mesh.zzz", 1, "unknown key config.mesh.zzz; known: data, fsdp, tensor"),
         ("optimizer.beta1", ..., "missing key config.optimizer.beta1 (float)"),
@@ -100,8 +104,17 @@ def test_values_arrive(values):
         ("trainable", ".*", "config.trainable must be a sequence, not '.*'"),
         ("trainable", (".*", True), "config.trainable[0] must be a sequence, not '.*'"),
         ("trainable", ((".*", 1),), "config.trainable[0][1] must be of type bool, not 1"),
-        ("data.buckets", ((48, 0),), "config.data.buckets[0] must be (int, int, float), not (48,"),
-        ("data.buckets", ((48, 0.5, 1),), "config.data.buckets[0][1] must be of type int"),
+        ("data.buckets", ((48, 0),), "config.data.buckets[0] must be Bucket(tokens=int, tiles=int, "
+         "share=float), not (48, 0); write Bucket(tokens=48, tiles=0)"),
+        ("data.buckets", (Bucket(tokens=9, tiles=0), (4, 1, 0.5)),
+         "config.data.buckets[1] must be Bucket(tokens=int, tiles=int, share=float), not (4, 1, 0.5"
+         "); write Bucket(tokens=4, tiles=1, share=0.5)"),
+        ("data.buckets", (Bucket(tokens=48, tiles=0.5),), "config.data.buckets[0].tiles must be of "
+         "type int, not 0.5"),
+        ("data.buckets", ({"tokens": 4, "tiles": 1, "shar": 1.0},), "unknown key "
+         "config.data.buckets[0].shar; did you mean config.data.buckets[0].share?"),
+        ("data.buckets", Bucket(tokens=48, tiles=0), "config.data.buckets must be a sequence of "
+         "Bucket(tokens=int, tiles=int, share=float), not Bucket("),
         ("data.weights", (1, 2), "config.data.weights must be a group of keys"),
         ("data.weights", {"hatespeech": "1"}, "config.data.weights.hatespeech must be of type"),
     ],
@@ -109,6 +122,23 @@ def test_values_arrive(values):
 def test_mistakes_are_named(values, path, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         read(values, path, value)
+
+
+def test_buckets_are_the_same_from_a_recipe_and_from_json(values):
+    """<workdir>/config.json has them as objects."""
+    written = json.dumps(values, default=dataclasses.asdict)
+    settings = config_reader.read(config.TrainConfig, json.loads(written))
+    assert settings == config_reader.read(config.TrainConfig, values)
+    assert settings.data.buckets[0] == Bucket(tokens=20, tiles=0, share=1.0)
+
+
+def test_a_plan_reads_the_run_by_its_job():
+    for recipe, kind in (("stage2", config.TrainConfig), ("embed", config.EmbedConfig)):
+        values = recipes.load(f"plan:{recipe}").to_dict()
+        assert type(config_reader.read(config.PlanConfig, values).run) is kind
+    values["run"]["job"] = "plan"
+    with pytest.raises(ValueError, match="run.job is 'plan'; use one of train, export, embed"):
+        config_reader.read(config.PlanConfig, values)
 
 
 def test_all_unknown_and_missing_keys_of_a_group_come_at_once(values):

@@ -7,11 +7,13 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
+from unime_jax.operations import recipes
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 PATH = re.compile(r"`((?:unime_jax|experiments|data_pipelines|tests|docs)/[\w/.-]+)`")
-RECIPE = re.compile(r"--config=(?:experiments/)?(\w+)(?:\.py)?(?::(\w+))?(?=[\s`)])")
+RECIPE = re.compile(r"--config=(?:experiments/)?(\w+)(?:\.py)?(?::([\w:]+))?(?=[\s`)])")
 KEY = re.compile(r"--config\.([a-z_0-9.]+)=")
 NAMED_BY_USERS = ("data.weights", "export.prompts")  # the keys below these
 
@@ -19,12 +21,8 @@ NAMED_BY_USERS = ("data.weights", "export.prompts")  # the keys below these
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
     """Every config key of every recipe, groups too."""
-    found: set[str] = set()
-    for file in (ROOT / "experiments").glob("*.py"):
-        if file.stem != "__init__":
-            config = importlib.import_module(f"experiments.{file.stem}").get_config()
-            found |= set(_keys(config))
-    return found
+    configs = map(recipes.load, [*recipes.names(), "plan:stage2"])
+    return {key for config in configs for key in _keys(config)}
 
 
 def _keys(config: ConfigDict, prefix: str = ""):

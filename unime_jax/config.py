@@ -1,19 +1,15 @@
-"""Every key of a run, and what it means: the dataclasses that a ConfigDict is read into.
+"""Every key of a run: the dataclasses that a ConfigDict is read into. Imports plain settings only.
 
-The comment beside a key, or above it, is what --help and --print_config say of it.
+The comment beside a key, or above it, is its text in --help and --print_config.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.data.items import Side
-from unime_jax.models import attention, scan
-from unime_jax.models.lora import LoraConfig
-from unime_jax.paths import Rules
-from unime_jax.training.objectives import Contrastive, Distillation
-from unime_jax.training.optimizer import OptimizerConfig
+from unime_jax.data.settings import Bucket, Processing, Side
+from unime_jax.models.settings import Implementation, LoraConfig, Remat
+from unime_jax.training.settings import Contrastive, Distillation, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +39,7 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """What happens when nothing goes on for so many seconds (0: it may for ever).
+    """The end of a run that hangs: seconds without a sign of life (0: no limit).
 
     Preparing data is not watched.
     """
@@ -69,18 +65,18 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read and how it is cut into batches."""
+    """Training data and its batches."""
 
     folder: str  # that all paths of `data` and `evaluation` are relative to
     prepare: PrepareConfig
     train: str  # a TFDS folder in MMEB-train's columns, below `folder`
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
-    homogeneous: int  # examples in a row from one source; 0: mixed freely
+    source_run: int  # examples in a row from one source; 0: mixed freely
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
     teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
-    # (tokens, tiles, share of all rows that it has room for) from small to large
-    buckets: tuple[tuple[int, int, float], ...]
+    # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0)
+    buckets: tuple[Bucket, ...]
     workers: int  # processes that read and preprocess; 0: threads of this one
     max_bad_share: float  # of the examples read that may be unusable before the run stops
 
@@ -101,20 +97,21 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig:
-    """How the model is computed: dtypes, memory against time."""
+    """Dtypes, and memory against time."""
 
     dtype: Literal["float32", "bfloat16"]  # of activations
     # of weights that are not trained; "int8": codes with a scale per output channel for the
     # kernels of linear layers, and bfloat16 for the rest
     frozen_dtype: Literal["float32", "bfloat16", "int8"]
-    remat: scan.Remat  # what a layer computes again when gradients are taken: memory against time
-    attention: attention.Implementation  # "cudnn" on GPUs only
+    # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
+    remat: Remat
+    attention: Implementation  # "cudnn" on GPUs only
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What <workdir>/hf is like."""
+    """The model in <workdir>/hf."""
 
     dtype: Literal["float32", "bfloat16"]  # of the weights
     adapter: bool  # also write <workdir>/hf_adapter in PEFT's format
@@ -124,23 +121,10 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanConfig:
-    """What job "plan" compiles for, and what it takes batches to hold."""
-
-    topologies: tuple[str, ...]  # slices, such as "v5e:4x4"; "2*v5e:4x4" are two of them
-    rows: tuple[float, ...]  # share of the live rows by bucket; empty: all in the largest
-    tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
-    # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
-    model: str
-    teacher: int  # width of a teacher's embeddings, for distillation
-    suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run, or the export of one."""
 
-    job: Literal["train", "export", "plan"]  # what to do with this config
+    job: Literal["train", "export"]  # what to do with this config
     seed: int  # of initial weights and of the order of the data
     steps: int  # of the whole run; an export of 0 steps is the backbone itself
     batch_size: int  # pairs in one softmax, over all devices
@@ -153,7 +137,8 @@ class TrainConfig:
     init_from: str  # work directory of a run whose export takes the backbone's place; "": none
     processing: Processing
     init: Literal["pretrained", "random"]  # the backbone's weights, or its configuration only
-    trainable: Rules[bool]  # (path regex, whether it is trained); the first that matches decides
+    # (path regex, whether it is trained); the first that matches decides
+    trainable: Sequence[tuple[str, bool]]
     lora: LoraConfig
     mesh: MeshConfig
     loss: Contrastive | Distillation
@@ -168,7 +153,6 @@ class TrainConfig:
     evaluation: EvaluationConfig
     execution: ExecutionConfig
     export: ExportConfig
-    plan: PlanConfig
     wandb_project: str | None  # metrics go to this Weights & Biases project, too; None: they don't
 
     def __post_init__(self) -> None:
@@ -192,7 +176,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """What is embedded: each distinct item once, in order."""
+    """The items that are embedded: each distinct one once, in order."""
 
     folder: str  # that the paths below are relative to
     datasets: tuple[str, ...]  # TFDS folders in MMEB-train's columns
@@ -204,7 +188,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """Files of vectors: what a run that is killed may lose is one of them."""
+    """Files of vectors. A run that is killed loses one of them at most."""
 
     block: int  # vectors of a file
     dtype: Literal["float16", "float32"]  # of the vectors
@@ -214,7 +198,7 @@ class OutputConfig:
 class EmbedConfig:
     """Embeddings of a corpus by a model, on disk."""
 
-    job: Literal["embed", "plan"]  # what to do with this config
+    job: Literal["embed"]  # what to do with this config
     backbone: str  # a folder or a hub id
     revision: str | None  # as in a training run
     processing: Processing | None  # None: as the backbone was exported or published
@@ -230,7 +214,22 @@ class EmbedConfig:
     mesh: MeshConfig  # of each process's own devices
     data: CorpusConfig
     output: OutputConfig
-    plan: PlanConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """The plan of a run on slices of TPUs, and the batches that it assumes."""
+
+    job: Literal["plan"]  # what to do with this config
+    name: str  # of the plan's lines in the table
+    topologies: tuple[str, ...]  # slices, such as "v5e:4x4"; "2*v5e:4x4" are two of them
+    rows: tuple[float, ...]  # share of the live rows by bucket; empty: all in the largest
+    tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
+    # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
+    model: str
+    teacher: int  # width of a teacher's embeddings, for distillation
+    suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
+    run: TrainConfig | EmbedConfig  # what is planned: a whole config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,14 +237,16 @@ class PlansConfig:
     """Plans of many runs at once."""
 
     job: Literal["plan"]  # what to do with this config
-    recipes: Mapping[str, Any]  # whole configs by name, of training and of embedding
+    recipes: Mapping[str, PlanConfig]  # plans by name
 
 
-Settings = TrainConfig | EmbedConfig | PlansConfig
+Settings = TrainConfig | EmbedConfig | PlanConfig | PlansConfig
 
 
 def kind_of(values: Mapping[str, Any]) -> type[Settings]:
     """The dataclass that a whole config is read into."""
     if "recipes" in values:
         return PlansConfig
+    if "run" in values:
+        return PlanConfig
     return TrainConfig if "loss" in values else EmbedConfig

@@ -1,4 +1,4 @@
-"""From a ConfigDict to frozen dataclasses, with errors that name the key, all of them at once."""
+"""A reader of ConfigDicts into frozen dataclasses; its errors name the key, all of them at once."""
 
 import dataclasses
 import difflib
@@ -9,6 +9,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+# Last parts of keys by the names that they had before.
+RENAMED = {"homogeneous": "source_run", "orphans": "missing_images", "tile": "column_block"}
+
 
 def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """A dataclass from a mapping, recursively.
@@ -18,37 +21,42 @@ def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
         dataclass itself says of its values; a line each.
     """
     problems: list[str] = []
-    found = _group(cls, config, where, problems)
+    settings = _group(cls, config, where, problems)
     if problems:
         raise ValueError("\n".join(problems))
-    return found
+    return settings
 
 
-def check(hint: Any, value: Any, where: str) -> None:
-    """Raises ValueError if a value is not of a key's type."""
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A value as a dataclass holds it. Raises ValueError if it is not of the key's type."""
     problems: list[str] = []
-    _value(hint, value, where, problems)
+    value = _value(hint, value, where, problems)
     if problems:
         raise ValueError("\n".join(problems))
+    return value
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Known names that are spelled like `name`, the nearest first."""
-    return difflib.get_close_matches(name, list(known), n=count)
+    """Known names that are spelled like `name`, the nearest first; or its name of today."""
+    known = list(known)
+    if name not in known and RENAMED.get(name) in known:
+        return [RENAMED[name]]
+    return difflib.get_close_matches(name, known, n=count)
+
+
+def groups(hint: Any) -> list[type]:
+    """The dataclasses that a key's group may be read into; none for a key that is no group."""
+    return [typing.cast(type, kind) for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
 
 
 def chosen_group(hint: Any, value: Any, where: str) -> Any:
     """The dataclass that a key's group is read into; None for a key that is no group.
 
-    Of several, the one whose literal `objective` the value names.
-
     Raises:
-      ValueError: the value names none of them.
+      ValueError: there are several, and the value names none of them.
     """
-    kinds = [kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
-    if not kinds:
-        return None
-    return _meant(kinds, value, where)
+    kinds = groups(hint)
+    return _named(kinds, value, where) if kinds else None
 
 
 def is_optional(hint: Any) -> bool:
@@ -66,7 +74,7 @@ def type_name(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin in (tuple, Sequence):
-        each = [type_name(kind) for kind in arguments if kind is not Ellipsis]
+        each = [_element_name(kind) for kind in arguments if kind is not Ellipsis]
         if origin is Sequence or arguments[-1] is Ellipsis:
             return f"({each[0]}, ...)"
         return f"({', '.join(each)})"
@@ -76,7 +84,7 @@ def type_name(hint: Any) -> str:
 
 
 def _group(cls: type[T], config: Mapping[str, Any], where: str, problems: list[str]) -> T:
-    """The dataclass; of no use if there are problems then."""
+    """The dataclass; None if there are problems."""
     hints = typing.get_type_hints(cls)
     before = len(problems)
     for key in config:
@@ -105,6 +113,8 @@ def _group(cls: type[T], config: Mapping[str, Any], where: str, problems: list[s
 
 def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            value = {field.name: getattr(value, field.name) for field in dataclasses.fields(hint)}
         if not isinstance(value, Mapping):
             problems.append(f"{where} must be a group of keys, not {value!r}")
             return None
@@ -116,7 +126,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if value is None and is_optional(hint):
             return None
         try:
-            return _value(_meant(_kinds(hint), value, where), value, where, problems)
+            return _value(_named(_kinds(hint), value, where), value, where, problems)
         except ValueError as error:
             problems.append(str(error))
             return None
@@ -142,26 +152,51 @@ def _kinds(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _meant(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    """The one of several dataclasses whose literal `objective` the value names."""
+def _named(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """The dataclass whose first key, a Literal of names, takes the value's name."""
     if len(kinds) == 1 or not isinstance(value, Mapping):
         return kinds[0]
-    named = {typing.get_args(typing.get_type_hints(k)["objective"])[0]: k for k in kinds}
-    chosen = value.get("objective")
-    if chosen not in named:
-        raise ValueError(f"{where}.objective is {chosen!r}; use one of {', '.join(named)}")
-    return named[chosen]
+    key = dataclasses.fields(kinds[0])[0].name
+    by_name = {
+        name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)[key])
+    }
+    name = value.get(key)
+    if name not in by_name:
+        raise ValueError(f"{where}.{key} is {name!r}; use one of {', '.join(by_name)}")
+    return by_name[name]
 
 
 def _values(hint: Any, value: Any, where: str, problems: list[str]) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        problems.append(f"{where} must be a sequence, not {value!r}")
-        return ()
     each = typing.get_args(hint)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        of = f" of {_element_name(each[0])}" if dataclasses.is_dataclass(each[0]) else ""
+        problems.append(f"{where} must be a sequence{of}, not {value!r}")
+        return ()
     if typing.get_origin(hint) is not tuple or each[-1] is Ellipsis:
         each = (each[0],) * len(value)
     if len(each) != len(value):
         problems.append(f"{where} must be ({', '.join(map(type_name, each))}), not {value!r}")
         return ()
     pairs = enumerate(zip(each, value))
-    return tuple(_value(h, v, f"{where}[{i}]", problems) for i, (h, v) in pairs)
+    return tuple(_element(h, v, f"{where}[{i}]", problems) for i, (h, v) in pairs)
+
+
+def _element(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """An element of a sequence. A dataclass is written as a call, and the error shows how."""
+    if not dataclasses.is_dataclass(hint) or isinstance(value, (Mapping, typing.cast(type, hint))):
+        return _value(hint, value, where, problems)
+    problem = f"{where} must be {_element_name(hint)}, not {value!r}"
+    names = [field.name for field in dataclasses.fields(hint)]
+    if isinstance(value, tuple | list) and len(value) <= len(names):
+        arguments = ", ".join(f"{name}={part!r}" for name, part in zip(names, value))
+        problem += f"; write {type_name(hint)}({arguments})"
+    problems.append(problem)
+    return None
+
+
+def _element_name(hint: Any) -> str:
+    """The type of a sequence's element; of a dataclass with its arguments."""
+    if not dataclasses.is_dataclass(hint):
+        return type_name(hint)
+    hints = typing.get_type_hints(hint)
+    return f"{type_name(hint)}({', '.join(f'{k}={type_name(h)}' for k, h in hints.items())})"

@@ -244,14 +244,14 @@ class Embedder:
         batch_size = min(batch_size, power_of_two(len(work)))
 
         vectors = np.zeros((len(work), self._width), np.float32)
-        cut = orphans = 0
+        cut = missing_images = 0
         with tqdm(total=len(work), unit="item", disable=not show_progress_bar) as bar:
             made = self._rows(work, ahead=batch_size)
             try:
                 for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
                     vectors[indices] = part
                     cut += sum(row.truncated > 0 for row in rows)
-                    orphans += sum(row.orphan_images > 0 for row in rows)
+                    missing_images += sum(row.orphan_images > 0 for row in rows)
                     bar.update(len(rows))
             except NonFiniteError as error:
                 first = work[error.rows[0]]
@@ -264,8 +264,10 @@ class Embedder:
                 len(work),
                 self.max_length,
             )
-        if orphans:
-            logging.warning("%d of %d items have image markers without image", orphans, len(work))
+        if missing_images:
+            logging.warning(
+                "%d of %d items have image markers without image", missing_images, len(work)
+            )
         return vectors
 
     def encode_rows(

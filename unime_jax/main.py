@@ -98,6 +98,8 @@ def main(argv: list[str]) -> None:
 def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:
     """The config that a command asks for, and what there is to say of it."""
     values = recipes.load(recipe)
+    if values.job != "plan":
+        command_line.refuse_plan(recipe, overrides)
     before = values.to_dict()
     command_line.apply(values, overrides)
     config_reader.read(config.kind_of(values), values.to_dict())

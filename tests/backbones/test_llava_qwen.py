@@ -182,14 +182,16 @@ def test_raw_has_no_turn(tmp_path):
 def test_orphans(tmp_path):
     """Left out, or an image of zeros; there is no token that could stand for an image."""
     folder = write_llava_qwen(tmp_path)
-    with pytest.raises(ValueError, match='orphans is "token"; this family supports .*image'):
-        opened(folder, Processing(prompt="verbatim", orphans="token"))
+    with pytest.raises(ValueError, match='missing_images is "token"; this family supports .*image'):
+        opened(folder, Processing(prompt="verbatim", missing_images="token"))
     text, image = "<|image_1|>\nFind it.", encoded(noise(30, 64))
     rows = {
-        orphans: opened(folder, Processing(prompt="verbatim", orphans=orphans)).preprocess
-        for orphans in ("strip", "image")
+        missing_images: opened(
+            folder, Processing(prompt="verbatim", missing_images=missing_images)
+        ).preprocess
+        for missing_images in ("strip", "image")
     }
-    for item in (Item("Find it."), Item(text, "a.png", image)):  # no orphans, no difference
+    for item in (Item("Find it."), Item(text, "a.png", image)):  # none is missing: no difference
         a, b = (row(item) for row in rows.values())
         np.testing.assert_array_equal(a.tokens, b.tokens)
         assert a.orphan_images == b.orphan_images == 0
@@ -207,7 +209,7 @@ def test_orphans(tmp_path):
 def test_a_marker_too_many(tmp_path):
     """The first one is the image's."""
     folder = write_llava_qwen(tmp_path)
-    preprocess = opened(folder, Processing(prompt="verbatim", orphans="image")).preprocess
+    preprocess = opened(folder, Processing(prompt="verbatim", missing_images="image")).preprocess
     row = preprocess(Item("<|image_1|> or <|image_1|>", "a.png", encoded(noise(28, 28))))
     assert row.orphan_images == 1 and len(row.patches) == 3
     assert (row.patch_position[:2] == 0).all() and (row.patch_position[2] == -1).all()

@@ -34,20 +34,22 @@ ORPHAN = Item("<|image_1|>\nFind a Wikipedia image that answers this question: W
 @pytest.mark.parametrize("family", FOLDERS)
 def test_a_family_without_a_choice_says_so(tmp_path, family):
     folder = FOLDERS[family](tmp_path)
-    for orphans in ("strip", "token", "image"):
-        choice = Processing(prompt="raw", orphans=orphans)
-        if orphans in SUPPORTED[family]:
+    for missing_images in ("strip", "token", "image"):
+        choice = Processing(prompt="raw", missing_images=missing_images)
+        if missing_images in SUPPORTED[family]:
             backbone = backbones.open_backbone(str(folder), max_length=512, processing=choice)
-            assert len(backbone.caveats) >= (orphans != "strip")
+            assert len(backbone.caveats) >= (missing_images != "strip")
             continue
-        with pytest.raises(ValueError, match=f'orphans is "{orphans}"; this family supports'):
+        with pytest.raises(
+            ValueError, match=f'missing_images is "{missing_images}"; this family supports'
+        ):
             backbones.open_backbone(str(folder), max_length=512, processing=choice)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "llava_next", "qwen2_vl"])
 def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
     """In a batch with images, too, whose tokens it must not take."""
-    choice = Processing(prompt="raw", orphans="token")
+    choice = Processing(prompt="raw", missing_images="token")
     pair = pair_of(FOLDERS[family](tmp_path), processing=choice)
     image = picture(30, 40, 0)
     items = [
@@ -60,7 +62,7 @@ def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
     last = np.stack([torch_hidden(pair, item)[-1] for item in items])
     expected = last / np.linalg.norm(last, axis=1, keepdims=True)
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
-    stripped = dataclasses.replace(choice, orphans="strip")
+    stripped = dataclasses.replace(choice, missing_images="strip")
     opened = backbones.open_backbone(str(pair.backbone.folder), max_length=512, processing=stripped)
     other, _ = packed(dataclasses.replace(pair, backbone=opened), [ORPHAN], 256, 8)
     without = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(other))[0]
@@ -70,7 +72,7 @@ def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
 
 def test_qwen2_vls_positions_of_an_orphan(tmp_path):
     """Plain, also where images have rows and columns."""
-    choice = Processing(prompt="raw", orphans="token", grid_positions=True)
+    choice = Processing(prompt="raw", missing_images="token", grid_positions=True)
     backbone = backbones.open_backbone(
         str(write_qwen2_vl(tmp_path)), max_length=512, processing=choice
     )
@@ -84,7 +86,7 @@ def test_qwen2_vls_positions_of_an_orphan(tmp_path):
 
 def test_an_image_of_zeros_in_a_chat_template(tmp_path):
     """LLaVA-OneVision's own prompt, with one more image."""
-    choice = Processing(prompt="chat", orphans="image")
+    choice = Processing(prompt="chat", missing_images="image")
     backbone = backbones.open_backbone(
         str(write_folder(tmp_path)), max_length=512, processing=choice
     )
@@ -97,18 +99,35 @@ def test_an_image_of_zeros_in_a_chat_template(tmp_path):
     assert row.orphan_images == 1 and (row.patch_position == -1).all()
 
 
-@pytest.mark.parametrize("orphans", ["strip", "token", "image"])
-def test_the_choice_is_recorded(tmp_path, orphans):
-    choice = Processing(prompt="verbatim", orphans=orphans)
+@pytest.mark.parametrize("missing_images", ["strip", "token", "image"])
+def test_the_choice_is_recorded(tmp_path, missing_images):
+    choice = Processing(prompt="verbatim", missing_images=missing_images)
     processing.write(tmp_path, choice)
     assert processing.read(tmp_path) == choice
-    assert len(processing.caveats(choice)) == (orphans != "strip")
+    assert len(processing.caveats(choice)) == (missing_images != "strip")
 
 
 def test_folders_from_before_there_was_a_choice(tmp_path):
-    processing.write(tmp_path, Processing(prompt="chat", orphans="image"))
+    processing.write(tmp_path, Processing(prompt="chat", missing_images="image"))
     file = tmp_path / processing.FILE
     record = json.loads(file.read_text())
-    del record["orphans"]
+    del record["missing_images"]
     file.write_text(json.dumps(record))
-    assert processing.read(tmp_path) == Processing(prompt="chat", orphans="strip")
+    assert processing.read(tmp_path) == Processing(prompt="chat", missing_images="strip")
+
+
+@pytest.mark.parametrize("missing_images", ["token", "image"])
+@pytest.mark.parametrize("name", [processing.FILE, "config.json"])
+def test_folders_exported_when_the_key_was_called_orphans(tmp_path, name, missing_images):
+    """In embedder.json, or where another library has saved the folder in config.json alone."""
+    (tmp_path / "config.json").write_text("{}")
+    choice = Processing(prompt="chat", missing_images=missing_images)
+    processing.write(tmp_path, choice)
+    for file in (tmp_path / processing.FILE, tmp_path / "config.json"):
+        record = json.loads(file.read_text())
+        inner = record.get(processing.KEY, record)
+        inner["orphans"] = inner.pop("missing_images")
+        file.write_text(json.dumps(record))
+    if name == "config.json":
+        (tmp_path / processing.FILE).unlink()
+    assert processing.read(tmp_path) == choice

@@ -166,7 +166,7 @@ def test_chat_tokens_begin_each_piece_with_a_bos(folder):
 
 
 def places(folder, text, count):
-    """The rendered text of an item with so many images, and its orphans."""
+    """The rendered text of an item with so many images, and how many are missing."""
     preprocess = opened(folder, RAW).preprocess
     one = item(text, *(picture(9, 9, i) for i in range(count)))
     row = preprocess(one)
@@ -177,7 +177,7 @@ def places(folder, text, count):
 
 
 @pytest.mark.parametrize(
-    ("text", "count", "rendered", "orphans"),
+    ("text", "count", "rendered", "missing_images"),
     [
         ("<|image_2|> then <|image_1|>", 2, "<|image_2|> then <|image_1|>", 0),
         ("<|image_1|> and <|image_1|>", 1, "<|image_1|> and <|image_1|>", 0),
@@ -189,8 +189,8 @@ def places(folder, text, count):
         ("<|image_12|><|image_1|>", 1, "<|image_1|>", 1),
     ],
 )
-def test_numbers_of_images_count(folder, text, count, rendered, orphans):
-    assert places(folder, text, count) == (rendered, orphans)
+def test_numbers_of_images_count(folder, text, count, rendered, missing_images):
+    assert places(folder, text, count) == (rendered, missing_images)
 
 
 def test_long_texts_are_cut_inside(folder):

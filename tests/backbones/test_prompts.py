@@ -105,22 +105,22 @@ def test_unime_v1_llava_on_texts(every_prompt):
 def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
     (entry,) = recorded(backbone, "MMEB")
     prompt = every_prompt[family, "raw"]
-    orphans = 0
+    missing_images = 0
     for text, image, expected in zip(
         entry["inputs"], entry["has_image"], entry["rendered"], strict=True
     ):
         if not image:  # the originals leave a marker's token in a text without image: we do not
-            orphans += expected.count(prompt.image_token)
+            missing_images += expected.count(prompt.image_token)
             expected = expected.replace(prompt.image_token + "\n", "")
         assert prompt.rendered(item(text, image)) == expected
-    assert orphans == 1
+    assert missing_images == 1
 
 
 @pytest.mark.parametrize("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
 def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
     """A marker without an image stays an image token, which is then a token like any other."""
     (entry,) = recorded(backbone, "MMEB")
-    prompt = dataclasses.replace(every_prompt[family, "raw"], orphans="token")
+    prompt = dataclasses.replace(every_prompt[family, "raw"], missing_images="token")
     for text, image, expected in zip(
         entry["inputs"], entry["has_image"], entry["rendered"], strict=True
     ):
@@ -128,8 +128,10 @@ def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
         found = prompt(item(text, image), [6] * image)
         tokens, is_image = prompt.expand(found.ids, [6] * image)
         assert is_image.sum() == 6 * image
-        orphans = (tokens == prompt.image_token_id).sum() - 6 * image
-        assert found.orphan_images == orphans == (prompt.image_token in expected and not image)
+        missing_images = (tokens == prompt.image_token_id).sum() - 6 * image
+        assert (
+            found.orphan_images == missing_images == (prompt.image_token in expected and not image)
+        )
 
 
 def test_unime_v2_qwen2_vl_on_captions(every_prompt):
@@ -273,7 +275,7 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
 
 
 @pytest.mark.parametrize(
-    "text, images, expected, orphans",
+    "text, images, expected, missing_images",
     [
         ("<|image_1|>\nx\n", 1, "@\nx\n", 0),
         (" compare <|image_1|> with <|image_2|>.", 2, " compare @ with @.", 0),
@@ -288,13 +290,13 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
 )
 @pytest.mark.parametrize("family", ["mistral", "qwen2_vl"])
 def test_raw_images_stand_where_their_markers_are(
-    every_prompt, family, text, images, expected, orphans
+    every_prompt, family, text, images, expected, missing_images
 ):
     prompt = every_prompt[family, "raw"]
     text, expected = (x.replace("@", prompt.image_token) for x in (text, expected))
     assert prompt.rendered(item(text, images)) == expected
     if expected:
-        assert prompt(item(text, images), [1] * images).orphan_images == orphans
+        assert prompt(item(text, images), [1] * images).orphan_images == missing_images
 
 
 def test_an_empty_raw_prompt_is_an_error(every_prompt):
@@ -350,9 +352,9 @@ def test_every_image_has_one_token_whatever_the_text(every_prompt, key, pieces, 
     st.lists(st.sampled_from(MARKERS + WORDS), max_size=12),
     st.integers(0, 3),
 )
-def test_orphans_that_are_kept_come_last(every_prompt, key, orphans, pieces, images):
+def test_orphans_that_are_kept_come_last(every_prompt, key, missing_images, pieces, images):
     """They are image tokens as those of images are, and none of their expanded tokens."""
-    prompt = dataclasses.replace(every_prompt[key], orphans=orphans)
+    prompt = dataclasses.replace(every_prompt[key], missing_images=missing_images)
     pieces = [prompt.image_token if piece == "<image>" else piece for piece in pieces]
     markers = re.findall(
         rf"<\|image_\d+\|>|{re.escape(prompt.image_token)}", "".join([*pieces, "."])

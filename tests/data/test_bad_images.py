@@ -128,7 +128,7 @@ def loader(rows, process=0, processes=1):
         rows,
         {"pictures": 1.0},
         batch_size=BATCH,
-        homogeneous=0,
+        source_run=0,
         seed=0,
         preprocess=preprocess,
         plan=PLAN,

@@ -52,7 +52,7 @@ def make_preprocess():
 def loader(sources=SOURCES, weights=None, **changes):
     options = {
         "batch_size": BATCH,
-        "homogeneous": 4,
+        "source_run": 4,
         "seed": 0,
         "preprocess": make_preprocess(),
         "plan": PLAN,

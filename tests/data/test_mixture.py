@@ -1,4 +1,4 @@
-"""The mixture: deterministic, weighted, homogeneous in runs, and the same for any process count."""
+"""The mixture: deterministic, weighted, in runs of one source, the same for any process count."""
 
 import collections
 
@@ -13,12 +13,12 @@ SOURCES = {"b": range(2000), "a": range(700), "c": range(1000), "unused": range(
 WEIGHTS = {"a": 0.2, "b": 0.7, "c": 0.1}
 
 
-def picks(count, *, weights=WEIGHTS, batch_size=12, homogeneous=0, seed=0, process=(0, 1), first=0):
+def picks(count, *, weights=WEIGHTS, batch_size=12, source_run=0, seed=0, process=(0, 1), first=0):
     order = mixture(
         SOURCES,
         weights,
         batch_size=batch_size,
-        homogeneous=homogeneous,
+        source_run=source_run,
         seed=seed,
         process_index=process[0],
         process_count=process[1],
@@ -34,15 +34,15 @@ def test_seed_decides():
 
 
 def test_pickled_order_is_the_order():
-    order = mixture(SOURCES, WEIGHTS, batch_size=4, homogeneous=2, seed=3)
+    order = mixture(SOURCES, WEIGHTS, batch_size=4, source_run=2, seed=3)
     copy = cloudpickle.loads(cloudpickle.dumps(order))
     assert [order[i] for i in range(50)] == [copy[i] for i in range(50)]
 
 
-@pytest.mark.parametrize("homogeneous", [0, 3, 12])
-def test_every_row_once_an_epoch_and_another_order_next(homogeneous):
+@pytest.mark.parametrize("source_run", [0, 3, 12])
+def test_every_row_once_an_epoch_and_another_order_next(source_run):
     sources = {"b": range(300), "a": range(200)}
-    order = mixture(sources, {"a": 1, "b": 2}, batch_size=12, homogeneous=homogeneous, seed=0)
+    order = mixture(sources, {"a": 1, "b": 2}, batch_size=12, source_run=source_run, seed=0)
     indices = [order[i].row for i in range(1200) if order[i].source == "b"]
     first, second = indices[:300], indices[300:600]
     assert sorted(first) == sorted(second) == list(range(300))
@@ -51,44 +51,44 @@ def test_every_row_once_an_epoch_and_another_order_next(homogeneous):
 
 def test_sources_do_not_share_a_permutation():
     sources = {"x": range(1000), "y": range(1000)}
-    order = mixture(sources, {"x": 1, "y": 1}, batch_size=8, homogeneous=0, seed=0)
+    order = mixture(sources, {"x": 1, "y": 1}, batch_size=8, source_run=0, seed=0)
     x, y = ([order[i].row for i in range(128) if order[i].source == name] for name in "xy")
     assert x != y
 
 
 @given(
     weights=st.dictionaries(st.sampled_from("abc"), st.floats(0.05, 10), min_size=1),
-    homogeneous=st.sampled_from([0, 1, 2, 4, 12]),
+    source_run=st.sampled_from([0, 1, 2, 4, 12]),
 )
 @settings(max_examples=20, deadline=None)
-def test_weights_are_respected(weights, homogeneous):
+def test_weights_are_respected(weights, source_run):
     count = 12 * 100
     counts = collections.Counter(
-        pick.source for pick in picks(count, weights=weights, homogeneous=homogeneous)
+        pick.source for pick in picks(count, weights=weights, source_run=source_run)
     )
     total = sum(weights.values())
     for name, weight in weights.items():
-        tolerance = 0.02 * weight / total + 2 * max(homogeneous, 1) / count
+        tolerance = 0.02 * weight / total + 2 * max(source_run, 1) / count
         assert counts[name] / count == pytest.approx(weight / total, abs=tolerance)
 
 
-@pytest.mark.parametrize("homogeneous", [2, 3, 4, 6, 12])
-def test_runs_are_homogeneous(homogeneous):
-    chosen = picks(12 * 30, homogeneous=homogeneous)
-    for start in range(0, len(chosen), homogeneous):
-        assert len({pick.source for pick in chosen[start : start + homogeneous]}) == 1
+@pytest.mark.parametrize("source_run", [2, 3, 4, 6, 12])
+def test_runs_are_homogeneous(source_run):
+    chosen = picks(12 * 30, source_run=source_run)
+    for start in range(0, len(chosen), source_run):
+        assert len({pick.source for pick in chosen[start : start + source_run]}) == 1
 
 
 def test_zero_mixes_within_a_batch():
     assert len({pick.source for pick in picks(12)}) == 3
 
 
-@pytest.mark.parametrize("homogeneous", [0, 4, 12])
+@pytest.mark.parametrize("source_run", [0, 4, 12])
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_processes_together_read_the_same_batches(processes, homogeneous):
+def test_processes_together_read_the_same_batches(processes, source_run):
     batches, local = 20, 12 // processes
     parts = [
-        picks(batches * local, homogeneous=homogeneous, process=(p, processes))
+        picks(batches * local, source_run=source_run, process=(p, processes))
         for p in range(processes)
     ]
     together = [
@@ -97,28 +97,28 @@ def test_processes_together_read_the_same_batches(processes, homogeneous):
         for part in parts
         for pick in part[batch * local : (batch + 1) * local]
     ]
-    assert together == picks(batches * 12, homogeneous=homogeneous)
+    assert together == picks(batches * 12, source_run=source_run)
 
 
 @given(
     first=st.integers(0, 10**6),
     processes=st.sampled_from([1, 2, 3, 4]),
-    homogeneous=st.sampled_from([0, 4, 12]),
+    source_run=st.sampled_from([0, 4, 12]),
 )
 @settings(max_examples=20, deadline=None)
-def test_any_batch_can_be_the_first(first, processes, homogeneous):
+def test_any_batch_can_be_the_first(first, processes, source_run):
     """Whatever number of processes goes on there, it is the batch that one process had."""
     local = 12 // processes
     parts = [
-        picks(local, homogeneous=homogeneous, process=(p, processes), first=first)
+        picks(local, source_run=source_run, process=(p, processes), first=first)
         for p in range(processes)
     ]
-    order = mixture(SOURCES, WEIGHTS, batch_size=12, homogeneous=homogeneous, seed=0)
+    order = mixture(SOURCES, WEIGHTS, batch_size=12, source_run=source_run, seed=0)
     assert sum(parts, []) == [order[i] for i in range(first * 12, (first + 1) * 12)]
 
 
 def test_far_positions_are_as_cheap_as_near_ones():
-    order = mixture(SOURCES, WEIGHTS, batch_size=12, homogeneous=4, seed=0)
+    order = mixture(SOURCES, WEIGHTS, batch_size=12, source_run=4, seed=0)
     assert order[10**12].source in WEIGHTS
 
 
@@ -129,9 +129,9 @@ def test_far_positions_are_as_cheap_as_near_ones():
         ({"weights": {"aa": 1}}, "did you mean a"),
         ({"weights": {"a": 0}}, "must be positive"),
         ({"weights": {"a": float("nan")}}, "must be positive"),
-        ({"homogeneous": 5}, "must divide batch_size = 12"),
-        ({"homogeneous": -1}, "must divide"),
-        ({"homogeneous": 24}, "must divide"),
+        ({"source_run": 5}, "must divide batch_size = 12"),
+        ({"source_run": -1}, "must divide"),
+        ({"source_run": 24}, "must divide"),
         ({"process": (0, 5)}, "cannot be shared by 5 processes"),
     ],
 )
@@ -142,4 +142,4 @@ def test_readable_errors(changes, message):
 
 def test_empty_source():
     with pytest.raises(ValueError, match="'a' is empty"):
-        mixture({"a": []}, {"a": 1}, batch_size=1, homogeneous=0, seed=0)
+        mixture({"a": []}, {"a": 1}, batch_size=1, source_run=0, seed=0)

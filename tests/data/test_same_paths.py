@@ -41,7 +41,7 @@ def batch_of(**sources):
             sources,
             dict.fromkeys(sources, 1.0),
             batch_size=2,
-            homogeneous=1,
+            source_run=1,
             seed=0,
             preprocess=first_byte,
             plan=plan,

@@ -1,48 +1,93 @@
-"""The committed plans are those of the recipes as they are now, and what the README shows."""
+"""The committed plans, an artefact of their day: schema, units, and totals that follow from parts.
+
+They are not compared with the recipes as they are now; docs/plans.md says when they were made.
+"""
 
 import json
+import math
+import re
 
 import pytest
 
-from experiments import plan as plans
 from tests.jobs.tiny_run import ROOT
-from unime_jax.jobs import plan
-from unime_jax.planning import report
 
-FOLDER = ROOT / "experiments" / "plans"
+PLANS = json.loads((ROOT / "experiments" / "plans" / "plan.json").read_text())["plans"]
+PAGE = (ROOT / "docs" / "plans.md").read_text()
+
+each_plan = pytest.mark.parametrize(
+    "plan", PLANS, ids=lambda plan: f"{plan['recipe']}-{plan['topology']}"
+)
 
 
-@pytest.fixture(scope="module")
-def entries() -> list[report.Entry]:
-    return [
-        report.entry_from_json(one)
-        for one in json.loads((FOLDER / "plan.json").read_text())["plans"]
+@each_plan
+def test_it_was_compiled_and_fits(plan):
+    memory = plan["memory"]
+    assert "libtpu" in plan["compiler"] and plan["problem"] == ""
+    assert plan["fits"] is True and memory["peak"] < 0.95 * memory["capacity"]
+    assert not plan["suggestion"] or plan["suggestion"].startswith("has room for --config.")
+    assert (ROOT / plan["stand_in"] / "config.json").exists()
+
+
+@each_plan
+def test_chips_are_those_of_the_slice_and_of_the_mesh(plan):
+    sides = map(int, plan["topology"].partition(":")[2].split("x"))
+    assert plan["chips"] == math.prod(sides) == math.prod(plan["settings"]["mesh"].values())
+
+
+@each_plan
+def test_the_load_is_whole_batches(plan):
+    settings = plan["settings"]
+    load = settings["load"]
+    assert len(load["rows"]) == len(load["tokens"])
+    assert sum(load["rows"]) % settings["batch_size"] == 0 < sum(load["rows"])
+
+
+@each_plan
+def test_bytes_of_a_chip_add_up_to_the_peak(plan):
+    """Outputs that take no argument's place are all that is not listed."""
+    memory = plan["memory"]
+    assert all(isinstance(size, int) and size >= 0 for size in memory.values())
+    parts = sum(memory[key] for key in ("weights", "optimizer", "inputs", "temporaries"))
+    assert parts <= memory["peak"] < 1.01 * parts
+    assert memory["activations"] <= memory["temporaries"]
+    assert 0 <= memory["gradients"] <= memory["optimizer"]
+
+
+@each_plan
+def test_seconds_follow_from_flops_and_bytes(plan):
+    work, estimate = plan["work"], plan["estimate"]
+    assert 0 < work["useful"] <= work["executed"] and work["hbm"] > 0
+    assert (sum(work["ici"].values()) > 0) == (plan["chips"] > 1) == (estimate["ici"] > 0)
+    parts = {key: estimate[key] for key in ("compute", "hbm", "ici")}
+    assert estimate["seconds"] == parts[estimate["bound"]] == max(parts.values())
+    assert estimate["without_overlap"] == pytest.approx(sum(parts.values()))
+    busy = parts["compute"] / estimate["seconds"]
+    assert estimate["mfu"] == pytest.approx(busy * work["useful"] / work["executed"])
+
+
+@each_plan
+def test_rates_and_hours_follow_from_seconds(plan):
+    settings, seconds = plan["settings"], plan["estimate"]["seconds"]
+    items = plan["estimate"]["items_per_second"]
+    assert items == pytest.approx(settings["batch_size"] / seconds)
+    if "steps" not in settings:
+        assert plan["hours"] is None
+    else:
+        assert plan["hours"] == pytest.approx(settings["steps"] * seconds / 3600)
+
+
+def test_the_page_has_a_line_for_every_plan():
+    """With the same peak in GB, and fits."""
+    lines = [line.split(" | ") for line in PAGE.splitlines() if re.match(r"\| \w+ \| v\d", line)]
+    assert [(cells[0].removeprefix("| "), cells[1]) for cells in lines] == [
+        (plan["recipe"], plan["topology"]) for plan in PLANS
     ]
+    for cells, plan in zip(lines, PLANS):
+        memory = plan["memory"]
+        assert f"{memory['peak'] / 1e9:.2f} of {memory['capacity'] / 1e9:.2f}" in cells
 
 
-def test_every_recipe_is_planned_with_its_settings(entries):
-    """As `--config=experiments/plan.py --workdir=<folder>` leaves it."""
-    given = plans.get_config().to_dict()["recipes"]
-    recipes = {name: plan.read(values) for name, values in given.items()}
-    expected = [(name, where) for name, one in recipes.items() for where in one.plan.topologies]
-    assert [(entry.recipe, entry.topology) for entry in entries] == expected
-    for entry in entries:
-        settings = recipes[entry.recipe]
-        now = json.loads(json.dumps(plan.facts(settings)))
-        assert {key: entry.settings[key] for key in now} == now, entry.recipe
-        assert (entry.backbone, entry.stand_in) == (settings.backbone, settings.plan.model)
-
-
-def test_every_recipe_was_compiled_and_fits(entries):
-    for entry in entries:
-        assert "libtpu" in entry.compiler and entry.problem == ""
-        assert not entry.suggestion or entry.suggestion.startswith("has room for --config.")
-        assert entry.memory and entry.memory.fits, (entry.recipe, entry.topology)
-        assert entry.memory.peak < 0.95 * entry.memory.capacity, (entry.recipe, entry.topology)
-
-
-def test_tables_are_of_these_plans(entries):
-    table = report.table(entries)
-    assert (FOLDER / "plan.md").read_text() == table + "\n"
-    rows = table.partition("\n\n")[0]
-    assert rows in (ROOT / "README.md").read_text()
+def test_the_page_says_when_and_with_what_they_were_made():
+    assert re.search(r"\d+ \w+ 20\d\d", PAGE)
+    for compiler in {plan["compiler"] for plan in PLANS}:
+        assert compiler in PAGE

@@ -1,5 +1,6 @@
 """The model card of a run whose data set, names and backbone were thought up by an enemy."""
 
+import dataclasses
 import json
 import types
 
@@ -22,7 +23,8 @@ def card_of(folder, backbone="org/model", sources=("a", "b"), prompt="a <image> 
     config = stage2.get_config()
     config.backbone = backbone
     settings = config_reader.read(TrainConfig, config.to_dict())
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+    text = json.dumps(config.to_dict(), indent=2, default=dataclasses.asdict)
+    (folder / "config.json").write_text(text)
     percent = dict.fromkeys(["d1", FENCE], 50.0)
     table = {name: ("RET", "IND") for name in percent}
     for when in ("before", "after"):

@@ -64,9 +64,9 @@ def edit(file: pathlib.Path, **changes: Any) -> None:
         CHAT,
         Processing(prompt="verbatim"),
         dataclasses.replace(RAW, image_size=(40, 56)),
-        dataclasses.replace(RAW, orphans="token"),
+        dataclasses.replace(RAW, missing_images="token"),
     ],
-    ids=["raw", "chat", "verbatim", "resized", "orphans"],
+    ids=["raw", "chat", "verbatim", "resized", "missing_images"],
 )
 def test_exports_pass(tmp_path, family, processing, caplog):
     folder = tmp_path / "folder"

@@ -19,6 +19,7 @@ from tests.backbones.tiny_families import (
 from tests.jobs import tiny_run
 from tests.models.oracle import pair_of, picture
 from unime_jax import Embedder
+from unime_jax.data.settings import Bucket
 from unime_jax.export import self_check
 from unime_jax.jobs import export
 
@@ -54,7 +55,7 @@ def folders(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config = tiny_run.make_config(data)
     config.update({"job": "export", "steps": 0, "backbone": str(folder), "init": "pretrained"})
     config.processing.prompt = "chat"
-    config.data.buckets = ((64, 0, 1.0), (192, 5, 1.0))
+    config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=192, tiles=5))
     workdir = tmp_path_factory.mktemp("odds_run")
     export.run(config, workdir)
     return folder, workdir / "hf"

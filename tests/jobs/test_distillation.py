@@ -22,6 +22,7 @@ from unime_jax import config, config_reader
 from unime_jax.batch import Item
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.embedding_store import open_embeddings
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 from unime_jax.training import setup
 
@@ -59,7 +60,7 @@ def make_config(data: pathlib.Path, variant: str = "mini") -> ConfigDict:
     made.optimizer.warmup_steps = 1
     made.optimizer.learning_rate = 5e-3
     made.evaluation.rows = 64
-    made.data.buckets = ((112, 0, 1.0),)
+    made.data.buckets = (Bucket(tokens=112, tiles=0),)
     made.export.verify = False
     return made
 
@@ -179,7 +180,7 @@ def test_lora_on_pretrained_weights(data, sentences, tmp_path):
     made.lora.rank, made.lora.dora = 4, False
     made.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
     made.optimizer.learning_rate = 1e-2
-    made.data.buckets = ((160, 0, 1.0),)
+    made.data.buckets = (Bucket(tokens=160, tiles=0),)
     made.export.adapter = True
     train.run(made, tmp_path / "run")
     before = load_file(folder / "model.safetensors")

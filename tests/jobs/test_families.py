@@ -20,6 +20,7 @@ from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
 from unime_jax import Embedder, backbones
 from unime_jax.batch import Item
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
 FAMILIES = {  # and the most tiles of an image
@@ -55,7 +56,7 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
         (".*", False),
     )
     config.optimizer.learning_rate = 1e-2
-    config.data.buckets = ((64, 0, 1.0), (192, tiles, 1.0))
+    config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=192, tiles=tiles))
     config.export.adapter = True
     config.export.prompts = {"classify": "Represent the image: "}
     workdir = tmp_path_factory.mktemp(f"{request.param}_run")

@@ -1,6 +1,7 @@
 """Runs that are killed, told to stop, or left without a disk, and go on as if nothing had been."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -36,7 +37,7 @@ def assert_undisturbed(workdir, straight):
 def disturbed(config, folder, ends, **environment):
     """What tests/jobs/forked_train.py prints."""
     file = folder / "config.json"
-    file.write_text(json.dumps(config.to_dict()))
+    file.write_text(json.dumps(config.to_dict(), default=dataclasses.asdict))
     done = subprocess.run(
         [sys.executable, "-m", "tests.jobs.forked_train", file, folder, json.dumps(ends)],
         cwd=tiny_run.ROOT,

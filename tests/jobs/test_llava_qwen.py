@@ -18,6 +18,7 @@ from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones
 from unime_jax.batch import Item
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
 FRAME = (
@@ -38,7 +39,7 @@ def run_config(data: pathlib.Path, folder: pathlib.Path) -> ConfigDict:
     config.backbone = str(folder)
     config.init = "pretrained"
     config.processing.prompt = "verbatim"
-    config.data.buckets = ((320, 0, 1.0), (448, 5, 1.0))
+    config.data.buckets = (Bucket(tokens=320, tiles=0), Bucket(tokens=448, tiles=5))
     return config
 
 
@@ -147,9 +148,9 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.steps = 2
     config.batch_size = config.chunk_size = 8
     config.loss.hard_negatives = 4
-    config.data.buckets = ((448, 5, 1.0),)
+    config.data.buckets = (Bucket(tokens=448, tiles=5),)
     config.optimizer.learning_rate = 1e-3
-    config.processing.orphans = "image"
+    config.processing.missing_images = "image"
     train.run(config, base / "run")
     return folder, base / "run" / "hf"
 

@@ -95,7 +95,7 @@ def test_each_process_reads_its_own_rows(pair, config):
             rows,
             dict.fromkeys(rows, 1.0),
             batch_size=config.batch_size,
-            homogeneous=config.data.homogeneous,
+            source_run=config.data.source_run,
             seed=config.seed,
             process_index=process,
             process_count=2,

@@ -15,6 +15,7 @@ from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones
 from unime_jax.backbones.io import merging
+from unime_jax.data.settings import Bucket
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
 
@@ -46,7 +47,7 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
         (".*", False),
     )
     config.optimizer.learning_rate = 1e-2
-    config.data.buckets = ((64, 0, 1.0), (192, 3, 1.0))
+    config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=192, tiles=3))
     config.export.adapter = True
     workdir = tmp_path_factory.mktemp("phi3_v_run")
     train.run(config, workdir)

@@ -8,11 +8,12 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import embed, stage2
 from experiments import plan as plans
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
 from unime_jax.planning import chips, compiler, estimate, report, suggest
 
@@ -25,14 +26,20 @@ def model(tmp_path_factory):
 @pytest.fixture
 def given(model):
     """A step of a tiny model on what has the size of a v5e:2x4."""
-    found = stage2.get_config()
-    found.job = "plan"
-    found.batch_size, found.chunk_size = 16, 8
-    found.mesh.data, found.mesh.fsdp = 1, -1
-    found.data.buckets = ((16, 0, 1.0),)
-    found.plan.topologies = ("v5e:2x4",)
-    found.plan.model = model
-    return found
+    planned = plans.get_config("stage2")
+    planned.topologies, planned.model = ("v5e:2x4",), model
+    run = planned.run
+    run.batch_size, run.chunk_size = 16, 8
+    run.mesh.data, run.mesh.fsdp = 1, -1
+    run.data.buckets = (Bucket(tokens=16, tiles=0),)
+    return planned
+
+
+def embedding(model, *topologies):
+    """The plan of an embedding job, which compiles in a second or two."""
+    planned = plans.get_config("embed")
+    planned.run.max_length, planned.model, planned.topologies = 64, model, topologies
+    return planned
 
 
 @pytest.fixture
@@ -109,10 +116,7 @@ def test_without_a_compiler(given, no_compiler, tmp_path):
 
 
 def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
-    given = embed.get_config()  # which compiles in a second or two
-    given.job = "plan"
-    given.max_length, given.plan.model = 64, model
-    given.plan.topologies = ("v5e:2x4",)
+    given = embedding(model, "v5e:2x4")
     plan.run(given, tmp_path)
     (found,) = read(tmp_path)
     memory, work = found["memory"], found["work"]
@@ -126,7 +130,7 @@ def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
 
     plan.run(given, tmp_path)  # the same plan: nothing is compiled, or even opened
     assert read(tmp_path) == [found] and len(cpu_compiler) == 1
-    given.prefix = "another plan of the same program"
+    given.run.prefix = "another plan of the same program"
     plan.run(given, tmp_path)
     assert read(tmp_path)[0]["memory"] == memory and len(cpu_compiler) == 2
     assert len(list(tmp_path.glob("cache/*.hlo.gz"))) == 1
@@ -136,7 +140,7 @@ def test_a_slice_that_is_too_small_and_what_would_fit(
     given, proportional_compiler, with_hbm, tmp_path
 ):
     """Chunks of 8 rows fit: by proportion those of 16 should not, and are not tried."""
-    given.chunk_size = 32
+    given.run.chunk_size = 32
     plan.run(given, tmp_path / "all")
     (found,) = read(tmp_path / "all")
     assert found["fits"] and found["suggestion"] == ""
@@ -149,21 +153,23 @@ def test_a_slice_that_is_too_small_and_what_would_fit(
     assert "at chunk_size 32: the slice is too small" in text and "| no |" in text
 
     with_hbm(1000)  # the weights alone are more
-    given.execution.remat = "full"
+    given.run.execution.remat = "full"
     plan.run(given, tmp_path / "tiny")
     assert "nothing fits of 3 changes" in read(tmp_path / "tiny")[0]["suggestion"]
-    given.execution.recompute = False
+    given.run.execution.recompute = False
     plan.run(given, tmp_path / "kept")
     assert "nothing fits of 4 changes" in read(tmp_path / "kept")[0]["suggestion"]
 
 
 def test_a_slice_with_room_and_what_would_fill_it(given, proportional_compiler, with_hbm, tmp_path):
     """What layers keep is known without compiling; what would not fit is not compiled."""
-    given.execution.remat = "full"
+    given.run.execution.remat = "full"
     kept, seconds = {}, {}
     for remat in ("none", "dots", "full"):
-        settings = plan.read(given.to_dict() | {"execution": {**given.execution, "remat": remat}})
-        draft = plan.Recipe("x", settings, tmp_path).attempt("v5e:2x4", settings, compiled=False)
+        given.run.execution.remat = remat
+        (planned,) = plan.read(given.to_dict())
+        recipe = plan.Recipe(planned, tmp_path)
+        draft = recipe.attempt("v5e:2x4", planned.run, compiled=False)
         assert draft.compiler == "" and draft.memory.peak is None
         kept[remat], seconds[remat] = draft.memory.activations, draft.estimate.seconds
     assert kept["none"] > kept["dots"] > kept["full"] and not proportional_compiler
@@ -192,7 +198,7 @@ def test_a_slice_with_room_and_what_would_fill_it(given, proportional_compiler, 
 
 
 def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_compiler, tmp_path):
-    given.plan.topologies = ("v5e:4x4", "v5e:2x4")
+    given.topologies = ("v5e:4x4", "v5e:2x4")
     plan.run(given, tmp_path)
     first, second = read(tmp_path)
     assert "config.chunk_size=8 must be a multiple of 16" in first["problem"]
@@ -201,17 +207,14 @@ def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_
 
 
 def test_a_plan_of_which_nothing_could_be_made_fails(given, no_compiler, tmp_path):
-    given.plan.topologies = ("v5e:4x4", "v5e:4x8")
+    given.topologies = ("v5e:4x4", "v5e:4x8")
     with pytest.raises(RuntimeError, match="(?s)not one of 2 plans.*on v5e:4x4: .*on v5e:4x8: "):
         plan.run(given, tmp_path)
     assert len(read(tmp_path)) == 2 and "multiple of 16" in (tmp_path / "plan.md").read_text()
 
 
 def test_an_embed_job(model, no_compiler, tmp_path):
-    given = embed.get_config()
-    given.job = "plan"
-    given.max_length, given.plan.model = 64, model
-    given.plan.topologies = ("v5e:2x2",)
+    given = embedding(model, "v5e:2x2")
     plan.run(given, tmp_path)
     (found,) = read(tmp_path)
     assert found["memory"]["optimizer"] == found["memory"]["gradients"] == 0
@@ -219,27 +222,25 @@ def test_an_embed_job(model, no_compiler, tmp_path):
 
 
 def test_an_embed_job_in_int8_holds_half_of_the_weights(model, no_compiler, tmp_path):
-    given = embed.get_config()
-    given.job = "plan"
-    given.max_length, given.plan.model = 64, model
-    given.plan.topologies = ("v5e:1x1",)
+    given = embedding(model, "v5e:1x1")
     held = {}
     for dtype in ("bfloat16", "int8"):
-        given.dtype = dtype
+        given.run.dtype = dtype
         plan.run(given, tmp_path / dtype)
         held[dtype] = read(tmp_path / dtype)[0]["memory"]["weights"]
     assert held["bfloat16"] / 2 < held["int8"] < 0.9 * held["bfloat16"]
 
 
 def test_several_recipes_in_one_call(given, no_compiler, tmp_path):
-    both = plans.get_config("stage2_05b_lora")
-    both.recipes = {"one": given.to_dict(), "other": given.to_dict()}
+    both = ConfigDict({"job": "plan", "recipes": {}})
+    for name in ("one", "other"):
+        both.recipes[name] = given.to_dict() | {"name": name}
     plan.run(both, tmp_path)
     assert [found["recipe"] for found in read(tmp_path)] == ["one", "other"]
 
 
 def test_wrong_names_are_said_before_anything_is_compiled(given, cpu_compiler, tmp_path):
-    given.plan.topologies = ("v5e:2x4", "v5e:8")
+    given.topologies = ("v5e:2x4", "v5e:8")
     with pytest.raises(ValueError, match="slices of TPU v5e have 2 sides"):
         plan.run(given, tmp_path)
     assert not cpu_compiler
@@ -294,7 +295,7 @@ def test_the_hub_is_not_asked_for_weights(model, given, no_compiler, tmp_path, m
 
     monkeypatch.setattr(backbones, "snapshot_download", download)
     backbones._download.cache_clear()
-    given.backbone, given.plan.model = "someone/model", ""
+    given.run.backbone, given.model = "someone/model", ""
     plan.run(given, tmp_path)
     backbones._download.cache_clear()
     ((hub_id, patterns),) = asked
@@ -305,20 +306,19 @@ def test_the_hub_is_not_asked_for_weights(model, given, no_compiler, tmp_path, m
 
 def test_committed_recipes_are_configs_of_known_slices():
     """Every model has its shapes in the repository, and every load fits its buckets."""
-    for name, values in plans.get_config().to_dict()["recipes"].items():
-        settings = plan.read(values)
-        assert settings.plan.topologies, name
-        for topology in settings.plan.topologies:
+    for planned in plan.read(plans.get_config().to_dict()):
+        assert planned.topologies, planned.name
+        for topology in planned.topologies:
             where = chips.parse(topology)
-            if isinstance(settings, config.TrainConfig):
-                assert settings.chunk_size % where.chips == 0, (name, topology)
-        backbones.open_backbone(settings.plan.model, max_length=64)
+            if isinstance(planned.run, config.TrainConfig):
+                assert planned.run.chunk_size % where.chips == 0, (planned.name, topology)
+        backbones.open_backbone(planned.model, max_length=64)
 
 
 @pytest.mark.slow
 def test_a_tiny_step_compiles_for_a_real_slice(given, tmp_path):
     pytest.importorskip("libtpu")
-    given.plan.topologies = ("v5e:2x4", "v5e:1x1")
+    given.topologies = ("v5e:2x4", "v5e:1x1")
     plan.run(given, tmp_path)
     with pytest.raises(ValueError, match="libtpu gives no slice v5e:3x3"):
         compiler.devices(chips.parse("v5e:3x3"))
@@ -331,10 +331,11 @@ def test_a_tiny_step_compiles_for_a_real_slice(given, tmp_path):
 def test_a_real_slice_that_is_too_small(given, tmp_path):
     """libtpu refuses, we understand by how much, and what is suggested was compiled."""
     pytest.importorskip("libtpu")
-    given.plan.topologies = ("v5e:1x1",)
-    given.mesh.fsdp = 1
-    given.batch_size = given.chunk_size = 512
-    given.data.buckets = ((2048, 0, 1.0),)  # 512 rows' attention weights alone are 17 GB
+    given.topologies = ("v5e:1x1",)
+    given.run.mesh.fsdp = 1
+    given.run.batch_size = given.run.chunk_size = 512
+    # The attention weights of 512 rows alone are 17 GB.
+    given.run.data.buckets = (Bucket(tokens=2048, tiles=0),)
     plan.run(given, tmp_path)
     (found,) = read(tmp_path)
     assert found["fits"] is False and found["problem"] == ""

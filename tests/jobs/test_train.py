@@ -26,6 +26,7 @@ from unime_jax import main
 from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read as read_config
 from unime_jax.data import quarantine, sources
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
 LOGGED = {
@@ -267,7 +268,7 @@ def test_a_frozen_tower_stays_as_it_was(pretrained, workdir):
     """LLaVE's options, as far as they differ from stage 2's."""
     config, before = pretrained
     recipe = llave.get_config("llava_onevision_7b")
-    llave.with_loss(config)
+    config.loss = recipe.loss
     config.trainable, config.optimizer.schedule = recipe.trainable, recipe.optimizer.schedule
     config.optimizer.weight_decays = recipe.optimizer.weight_decays
     train.run(config, workdir)
@@ -337,8 +338,11 @@ def put(config, path, value):
         ({"optimizer.warmup_steps": 6}, "optimizer.warmup_steps=6 .* steps=6"),
         ({"steps": "many"}, "config.steps must be of type int, not 'many'"),
         ({"trainable": (("language_model.*", True),)}, "trainable: no rule matches"),
-        ({"data.homogeneous": 5}, "homogeneous = 5 must divide batch_size = 16"),
-        ({"data.buckets": ((56, 3, 1.0), (40, 0, 1.0))}, "buckets must go from small to large"),
+        ({"data.source_run": 5}, "source_run = 5 must divide batch_size = 16"),
+        (
+            {"data.buckets": (Bucket(tokens=56, tiles=3), Bucket(tokens=40, tiles=0))},
+            "buckets must go from small to large",
+        ),
         ({"init": "pretrained"}, "holds no model.safetensors"),
     ],
 )

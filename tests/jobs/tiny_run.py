@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.mini_mmeb import prepare
 from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize
 from experiments import stage2
+from unime_jax.data.settings import Bucket
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -41,8 +42,8 @@ def make_config(folder: pathlib.Path) -> ConfigDict:
     config.optimizer.warmup_steps = 1
     config.checkpoint.every = 2
     config.data.negatives = 1
-    config.data.buckets = ((40, 0, 1.0), (56, 3, 1.0))
-    config.data.homogeneous = 4
+    config.data.buckets = (Bucket(tokens=40, tiles=0), Bucket(tokens=56, tiles=3))
+    config.data.source_run = 4
     config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
     config.evaluation.rows = 64
     config.export.verify = False  # a process more for each run

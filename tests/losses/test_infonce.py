@@ -607,23 +607,25 @@ def test_impossible_arguments(message, change):
 # --- what a run that learns nothing shows, and losses by source ---------------------------------
 
 
-@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("column_block", [None, 3])
 @pytest.mark.parametrize("name", ["plain", "two_hardest", "more_than_columns", "hardness"])
-def test_the_loss_of_a_constant_model_is_that_of_chance(name, tile):
+def test_the_loss_of_a_constant_model_is_that_of_chance(name, column_block):
     one = np.repeat(unit(np.random.default_rng(0), 1, 5), 8, axis=0)
-    loss, metrics = contrastive(one, one, **OPTIONS[name], tile=tile)
+    loss, metrics = contrastive(one, one, **OPTIONS[name], column_block=column_block)
     np.testing.assert_allclose(loss, metrics["chance_loss"], rtol=1e-5)
     if name == "two_hardest":
         np.testing.assert_allclose(loss, np.log(3), rtol=1e-5)
 
 
-@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("column_block", [None, 4])
 @pytest.mark.parametrize("name", ["plain", "two_hardest"])
-def test_losses_by_source_are_means_over_their_queries(name, tile):
+def test_losses_by_source_are_means_over_their_queries(name, column_block):
     rng = np.random.default_rng(5)
     queries, candidates = unit(rng, 6, 5), unit(rng, 11, 5)
     source = np.array([0, 2, 0, 2, 2, 0], np.int32)
-    options = {"positive": np.arange(6, dtype=np.int32), "tile": tile} | OPTIONS[name]
+    options = {"positive": np.arange(6, dtype=np.int32), "column_block": column_block} | OPTIONS[
+        name
+    ]
     loss, metrics = contrastive(queries, candidates, source=source, sources=3, **options)
     assert metrics["source_rows"].tolist() == [3, 0, 3] and metrics["source_loss"][1] == 0
     np.testing.assert_allclose(np.mean(metrics["source_loss"][np.array([0, 2])]), loss, rtol=1e-5)

@@ -56,13 +56,17 @@ OPTIONS = strategies.fixed_dictionaries(
 
 
 @settings(max_examples=12)
-@given(options=OPTIONS, tile=strategies.sampled_from([1, 5, 24, 100]), seed=strategies.integers(0))
-def test_tiles_change_nothing(options, tile, seed):
+@given(
+    options=OPTIONS,
+    column_block=strategies.sampled_from([1, 5, 24, 100]),
+    seed=strategies.integers(0),
+)
+def test_tiles_change_nothing(options, column_block, seed):
     rng = np.random.default_rng(seed)
     queries, candidates, arrays = unit(rng, PAIRS, WIDTH), unit(rng, COLUMNS, WIDTH), labels(rng)
     whole = run(queries, candidates, arrays, options)
     assert np.isfinite(whole[0][0]) and all(np.isfinite(g).all() for g in whole[1])
-    assert_same(run(queries, candidates, arrays, options | {"tile": tile}), whole)
+    assert_same(run(queries, candidates, arrays, options | {"column_block": column_block}), whole)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1), (2, 2, 2), (1, 8, 1)])
@@ -77,20 +81,20 @@ def test_meshes_change_nothing(shape, hard_negatives):
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, P(sharding.ROWS))
         queries, candidates = jax.device_put((queries, candidates), rows)
-        assert_same(run(queries, candidates, arrays, options | {"tile": 2}), whole)
+        assert_same(run(queries, candidates, arrays, options | {"column_block": 2}), whole)
 
 
 @pytest.mark.parametrize("hard_negatives", [None, 8])
 def test_no_device_holds_all_of_anything(hard_negatives):
     """16384 pairs over 8 devices: neither the scores nor all candidates are anywhere."""
-    pairs, width, tile = 16384, 64, 512
+    pairs, width, column_block = 16384, 64, 512
     mesh = sharding.make_mesh(2, 4, 1)
     rows = NamedSharding(mesh, P(sharding.ROWS))
     x = jax.ShapeDtypeStruct((pairs, width), jnp.float32, sharding=rows)
 
     def loss(queries, candidates):
         options = dict(hard_negatives=hard_negatives, false_negative_margin=0.1, symmetric=True)
-        return contrastive(queries, candidates, tile=tile, **options)[0]
+        return contrastive(queries, candidates, column_block=column_block, **options)[0]
 
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, x).compile()
@@ -99,7 +103,7 @@ def test_no_device_holds_all_of_anything(hard_negatives):
     shapes = re.findall(rf"= \(?\w+\[([\d,]*)\]\S* (?:{kinds})(?:-start)?\(", text)
     assert {len(shape.split(",")) for shape in shapes} <= {1}  # ids and sums, no vectors
     assert "collective-permute" in text
-    scores = pairs // 8 * tile * 4
+    scores = pairs // 8 * column_block * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 12 * scores < pairs // 8 * pairs * 4
 
 
@@ -116,7 +120,7 @@ def test_rows_are_picked_from_all_devices():
 
 def test_what_cannot_be_meant():
     x = np.eye(6, dtype=np.float32)
-    with pytest.raises(ValueError, match="tile is 0"):
-        contrastive(x, x, tile=0)
+    with pytest.raises(ValueError, match="column_block is 0"):
+        contrastive(x, x, column_block=0)
     with jax.set_mesh(sharding.make_mesh(4, 2, 1)), pytest.raises(ValueError, match="8 row shards"):
-        contrastive(x, x, tile=2)
+        contrastive(x, x, column_block=2)

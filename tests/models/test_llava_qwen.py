@@ -38,7 +38,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def backbone():
     """As the original: a marker without an image is an image of zeros."""
-    processing = Processing(prompt="verbatim", orphans="image")
+    processing = Processing(prompt="verbatim", missing_images="image")
     return backbones.open_backbone(str(GOLDEN / "model"), max_length=4096, processing=processing)
 
 

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from unime_jax import config, config_reader
+from unime_jax.data.settings import Bucket
 from unime_jax.operations import command_line, recipes
 
 
@@ -69,7 +70,7 @@ def test_values_have_the_type_of_their_key():
         "--config.data.weights.digits=2",
         "--config.export.prompts={'query': 'Find '}",
         '--config.trainable=((r"vision_tower\\..*", False), (".*", True))',
-        "--config.data.buckets=[(40, 0, 1.0), (56, 3, 1.0)]",
+        "--config.data.buckets=[Bucket(tokens=40, tiles=0), Bucket(tokens=56, tiles=3, share=0.5)]",
     )  # fmt: skip
     assert (values.loss.hardness, type(values.loss.hardness)) == (9.0, float)
     assert values.optimizer.clip_norm == float("inf") and values.mesh.data == -1
@@ -79,15 +80,19 @@ def test_values_have_the_type_of_their_key():
     assert values.data.weights.to_dict() == {"digits": 2.0}
     assert values.export.prompts.to_dict() == {"query": "Find "}
     assert values.trainable == ((r"vision_tower\..*", False), (".*", True))
-    assert values.data.buckets == ((40, 0, 1.0), (56, 3, 1.0))
+    assert values.data.buckets == (
+        Bucket(tokens=40, tiles=0),
+        Bucket(tokens=56, tiles=3, share=0.5),
+    )
     config_reader.read(config.TrainConfig, values.to_dict())
 
 
 def test_elements_of_a_tuple_may_come_one_by_one():
-    values = given("--config.plan.topologies=v5e:4x4", "--config.plan.topologies", "v6e:4x4")
-    assert values.plan.topologies == ("v5e:4x4", "v6e:4x4")
-    assert given("--config.plan.topologies=v5e:2x4").plan.topologies == ("v5e:2x4",)
-    assert given("--config.plan.rows=0.5").plan.rows == (0.5,)
+    plan = "plan:stage2"
+    values = given("--config.topologies=v5e:4x4", "--config.topologies", "v6e:4x4", recipe=plan)
+    assert values.topologies == ("v5e:4x4", "v6e:4x4")
+    assert given("--config.topologies=v5e:2x4", recipe=plan).topologies == ("v5e:2x4",)
+    assert given("--config.rows=0.5", recipe=plan).rows == (0.5,)
 
 
 def test_what_refers_to_a_key_follows_it():
@@ -104,6 +109,10 @@ def test_what_refers_to_a_key_follows_it():
         ("lss.hardnes=1", 'did you mean --config.loss, "loss" instead of "lss"?'),
         ("batchsize=1", "did you mean --config.batch_size,"),
         ("hardness=1", "did you mean --config.loss.hardness?"),
+        ("data.homogeneous=4", "did you mean --config.data.source_run,"),
+        ("loss.tile=4", "did you mean --config.loss.column_block,"),
+        ("processing.orphans=token", "did you mean --config.processing.missing_images,"),
+        ("tile=4", "did you mean --config.loss.column_block?"),
         ("data.learning_rate=1", "did you mean --config.optimizer.learning_rate?"),
         ("data.prepare.sed=1", "did you mean --config.data.prepare.seed,"),
         ("data.foo=1", "--config.data.foo: there is no such key; config.data has folder, prepare,"),
@@ -112,7 +121,7 @@ def test_what_refers_to_a_key_follows_it():
         ("steps=many", "config.steps must be of type int, not 'many'"),
         ("steps=1.5", "config.steps must be of type int, not '1.5'"),
         ("steps=None", "config.steps must be of type int, not 'None'"),
-        ("loss.tile=x", "config.loss.tile must be of type int, not 'x' (or None)"),
+        ("loss.column_block=x", "config.loss.column_block must be of type int, not 'x' (or None)"),
         ("loss.symmetric=maybe", "config.loss.symmetric must be of type bool, not 'maybe'"),
         ("loss.texts=all", "--config.loss.texts: there is no such key;"),
         ("execution.dtype=float16", "config.execution.dtype is 'float16'; use one of 'floa"),
@@ -135,13 +144,81 @@ def test_all_mistakes_come_at_once():
     ]  # fmt: skip
 
 
-def test_keys_of_recipes_in_a_plan():
-    values = given("--config.recipes.llave_7b.loss.hard_negatives=4", recipe="plan")
-    assert values.recipes.llave_7b.loss.hard_negatives == 4
+def test_keys_of_runs_in_a_plan():
+    values = given("--config.recipes.llave_7b.run.loss.hard_negatives=4", recipe="plan")
+    assert values.recipes.llave_7b.run.loss.hard_negatives == 4
     with pytest.raises(ValueError, match='"llave_7b" instead of "llave_7"'):
-        given("--config.recipes.llave_7.steps=1", recipe="plan")
+        given("--config.recipes.llave_7.run.steps=1", recipe="plan")
     with pytest.raises(ValueError, match='"loss" instead of "lss"'):
-        given("--config.recipes.llave_7b.lss.tile=1", recipe="plan")
+        given("--config.recipes.llave_7b.run.lss.tile=1", recipe="plan")
+    values = given("--config.run.data.folder=/x", "--config.rows=1", recipe="plan:stage2")
+    assert values.run.backbone == "/x/mini_mmeb/backbone" and values.rows == (1.0,)
+    with pytest.raises(ValueError, match="did you mean --config.run.optimizer.learning_rate,"):
+        given("--config.run.optimizer.learning_rat=1", recipe="plan:stage2")
+    with pytest.raises(ValueError, match="did you mean --config.run.batch_size"):
+        given("--config.batch_size=1", recipe="plan:stage2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["job=plan"], "--config=plan:stage2:qwen2_vl_7b"),
+        (["plan.suggest=False"], "--config=plan:stage2:qwen2_vl_7b --config.suggest=False"),
+        (
+            ["batch_size=8", "job=plan", 'plan.topologies=("v5e:4x4",)'],
+            "--config=plan:stage2:qwen2_vl_7b --config.run.batch_size=8"
+            """ '--config.topologies=("v5e:4x4",)'""",
+        ),
+    ],
+)
+def test_who_plans_a_recipe_by_its_job_is_told_the_command(arguments, command):
+    overrides, _ = command_line.split([f"--config.{argument}" for argument in arguments])
+    with pytest.raises(ValueError) as error:
+        command_line.refuse_plan("stage2:qwen2_vl_7b", overrides)
+    assert str(error.value).endswith(f"Instead: {command}")
+    command_line.refuse_plan("stage2", [("job", "export"), ("steps", "0")])
+
+
+# Buckets
+
+SMALL, LARGE = Bucket(tokens=40, tiles=0), Bucket(tokens=56, tiles=3, share=0.5)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [f"({SMALL}, {LARGE})"],
+        ["Bucket(tokens=40, tiles=0), Bucket(tokens=56, tiles=3, share=0.5)"],
+        ["[Bucket(40, 0), Bucket(56, 3, share=0.5)]"],
+        ["Bucket(tokens=40, tiles=0)", "Bucket(tokens=56, tiles=3, share=0.5)"],
+        ["[{'tokens': 40, 'tiles': 0, 'share': 1}, {'tokens': 56, 'tiles': 3, 'share': 0.5}]"],
+    ],
+)
+def test_buckets_are_written_as_in_recipes_as_objects_or_one_by_one(texts):
+    values = given(*(f"--config.data.buckets={text}" for text in texts))
+    assert values.data.buckets == (SMALL, LARGE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("((40, 0, 1.0), (56, 3, 0.5))", "buckets[1] must be Bucket(tokens=int, tiles=int, share="
+         "float), not (56, 3, 0.5); write Bucket(tokens=56, tiles=3, share=0.5)"),
+        ("(Bucket(tokens=40),)", "missing key config.data.buckets[0].tiles (int)"),
+        ("(Bucket(tokens=40, tile=0),)", "did you mean config.data.buckets[0].tiles?"),
+        ("(Bucket(tokens=1.5, tiles=0),)", "buckets[0].tokens must be of type int, not 1.5"),
+        ("(Buckets(tokens=40, tiles=0),)", "must be a sequence of Bucket(tokens=int, "),
+        ("(Bucket(tokens=40, tiles=0)", "must be a sequence of Bucket(tokens=int, "),
+        ("(Bucket(**{}),)", "must be a sequence of Bucket(tokens=int, "),
+        ("Bucket(1, 2, 3, 4)", "must be a sequence of Bucket(tokens=int, "),
+        ("(Bucket(open('x'), 2),)", "must be a sequence of Bucket(tokens=int, "),
+        ("40", "must be a sequence of Bucket(tokens=int, tiles=int, share=float), not 40"),
+    ],
+)  # fmt: skip
+def test_buckets_that_are_none_show_the_spelling(text, message):
+    with pytest.raises(ValueError) as error:
+        given(f"--config.data.buckets={text}")
+    assert message in str(error.value)
 
 
 def test_other_arguments_are_left_alone():
@@ -182,6 +259,14 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     values, said = fitted("--config.steps=12", "--config.optimizer.schedule_steps=290")
     assert values.optimizer.warmup_steps == 15 and "warmup" not in said
     assert fitted("--config.job=export", "--config.steps=0")[1] == ""
+
+
+def test_a_short_run_is_planned_as_it_would_be_trained():
+    values, said = fitted("--config.run.steps=12", recipe="plan:stage2")
+    assert values.run.optimizer.warmup_steps == 1
+    assert "config.run.optimizer.warmup_steps: 15 -> 1" in said
+    given = "--config.run.steps=12", "--config.run.optimizer.warmup_steps=11"
+    assert fitted(*given, recipe="plan:stage2")[0].run.optimizer.warmup_steps == 11
 
 
 def test_a_run_of_infonce_alone_says_so():

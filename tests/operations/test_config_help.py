@@ -9,10 +9,11 @@ import pytest
 
 from tests.jobs import tiny_run
 from unime_jax import config
+from unime_jax.data.settings import Bucket
 from unime_jax.operations import command_line, config_help, recipes
 
 
-@pytest.mark.parametrize("cls", [config.TrainConfig, config.EmbedConfig, config.PlansConfig])
+@pytest.mark.parametrize("cls", [config.TrainConfig, config.EmbedConfig, config.PlanConfig])
 def test_every_key_has_a_meaning(cls):
     meanings = {key: meaning for key, _, meaning in config_help.described_keys(cls)}
     assert meanings.keys() == dict(command_line.keys(cls)).keys()
@@ -47,7 +48,7 @@ def test_meanings_are_comments_or_attributes():
     }
 
 
-@pytest.mark.parametrize("recipe", ["stage1", "stage2:qwen2_vl_7b", "embed", "plan"])
+@pytest.mark.parametrize("recipe", ["stage1", "stage2:qwen2_vl_7b", "embed", "plan", "plan:embed"])
 def test_the_printed_config_is_the_config(recipe):
     """Its lines are Python, and what they assign is all there is."""
     values = recipes.load(recipe)
@@ -57,17 +58,17 @@ def test_the_printed_config_is_the_config(recipe):
     for line in text.splitlines():
         match = re.match(r"config\.([\w.]+) = (.*)", line)
         if match:
-            found[match[1]] = eval(match[2], {"inf": float("inf")})  # noqa: S307
+            found[match[1]] = eval(match[2], {"inf": float("inf"), "Bucket": Bucket})  # noqa: S307
         else:
             assert line == "" or line.startswith("# "), line
-    assert found == dict(_leaves(values.to_dict(), recipe == "plan"))
+    assert found == dict(_leaves(values.to_dict()))
 
 
-def _leaves(values, plans, prefix=""):
+def _leaves(values, prefix=""):
     for key, value in values.items():
         # Of weights and prompts the names are the user's own.
         if isinstance(value, dict) and key not in ("weights", "prompts"):
-            yield from _leaves(value, plans, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -77,7 +78,8 @@ def test_help_lists_jobs_recipes_flags_and_keys():
     for expected in (
         "  train  ", "  embed  ", "stage2:qwen2_vl_7b", "stage1:paper_literal", "--print_config",
         "--workdir", "loss.hard_negatives: int or None", "output.block: int",
-        "pairs in one softmax, over all devices",
+        "pairs in one softmax, over all devices", "plan:stage2:qwen2_vl_7b", "  topologies: (str,",
+        "  data.buckets: (Bucket(tokens=int, tiles=int, share=float), ...)",
     ):  # fmt: skip
         assert expected in shown
     every = [key for key, _ in command_line.keys(config.TrainConfig)]

@@ -9,7 +9,10 @@ import sys
 import pytest
 
 import unime_jax
+from experiments import plan
 from tests.jobs import tiny_run
+from unime_jax import config, config_reader
+from unime_jax.data.settings import Bucket
 from unime_jax.operations import recipes
 
 FOLDER = tiny_run.ROOT / "experiments"
@@ -37,6 +40,46 @@ def test_a_file_of_ones_own(tmp_path):
     assert recipes.load(f"{file}:qwen2_vl_7b").batch_size == 1024
 
 
+def test_a_file_of_ones_own_is_planned(tmp_path):
+    """Its batches are not known, so they are taken to be full."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from unime_jax.data.settings import Bucket\n"
+        "from unime_jax.operations.recipes import base\n"
+        "def get_config(variant='large'):\n"
+        "    config = base.pretrained('qwen2_vl_7b')\n"
+        "    config.batch_size = {'large': 64, 'small': 32}[variant]\n"
+        "    config.data.buckets = (Bucket(tokens=2048, tiles=4),)\n"
+        "    return config\n"
+    )
+    for recipe, size in ((f"plan:{file}", 64), (f"{FOLDER}/plan.py:{file}:small", 32)):
+        planned = recipes.load(recipe)
+        assert planned.run.batch_size == size and planned.rows == planned.tokens == ()
+        settings = config_reader.read(config.PlanConfig, planned.to_dict())
+        assert settings.run.data.buckets == (Bucket(tokens=2048, tiles=4),)
+
+
+def test_a_recipe_given_as_a_file_is_planned_as_by_name():
+    by_file = recipes.load("experiments/plan.py:experiments/stage2.py:qwen2_vl_7b")
+    assert by_file.to_dict() == recipes.load("plan:stage2:qwen2_vl_7b").to_dict()
+    assert by_file.name == "stage2:qwen2_vl_7b"
+
+
+def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
+    """One share and one length a bucket; the shares are all rows."""
+    for recipe in plan.EXPECTED:
+        planned = recipes.load(f"plan:{recipe}")
+        config_reader.read(config.PlanConfig, planned.to_dict())
+        if planned.rows:
+            buckets = planned.run.data.buckets
+            assert len(planned.rows) == len(planned.tokens) == len(buckets), recipe
+            assert sum(planned.rows) == 1 and all(
+                tokens <= bucket.tokens for tokens, bucket in zip(planned.tokens, buckets)
+            )
+        distils = planned.run.job == "train" and planned.run.loss.objective == "distillation"
+        assert bool(planned.teacher) == distils, recipe
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -45,6 +88,10 @@ def test_a_file_of_ones_own(tmp_path):
         ("/tmp/absent.py", "--config=/tmp/absent.py: there is no such file"),
         ("elsewhere/stage2.py:x", "the recipe of this package is --config=stage2"),
         ("unime_jax/paths.py", "has no function get_config"),
+        ("base", "there is no such recipe; "),  # what recipes share is none
+        ("experiments/families.py", "has no function get_config"),
+        ("plan:stge2", 'no plan "stge2"; use one of all, stage2_05b_lora, '),
+        ("plan:stage2:qwen", "--config=stage2:qwen: no variant"),
     ],
 )
 def test_what_there_is_none_of(recipe, message):
@@ -83,13 +130,15 @@ def test_an_installed_package_has_its_recipes(installed, tmp_path):
         "from unime_jax.operations import recipes\n"
         "print(unime_jax.__file__, recipes.FOLDER, unime_jax.__version__)\n"
         "plan = recipes.load('plan').recipes.stage1_7b_lora\n"
-        "print((pathlib.Path(plan.plan.model) / 'config.json').exists())\n"
+        "print((pathlib.Path(plan.model) / 'config.json').exists(), plan.run.batch_size)\n"
+        "print(recipes.load('plan:llave').run.loss.hardness)\n"
     )
     out = in_installed(installed, tmp_path, "-c", script)
     assert out.splitlines() == [
         f"{installed}/unime_jax/__init__.py {installed}/unime_jax/operations/recipes "
         f"{unime_jax.__version__}",
-        "True",
+        "True 768",
+        "9.0",
     ]
     for name in ("mini_nli/minilm.npz", "mini_mmeb/render.py"):
         assert (installed / "data_pipelines" / name).exists()

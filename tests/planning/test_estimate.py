@@ -39,7 +39,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(backbone):
-    return step_of(backbone, (16, 0, 1.0), (32, 0, 1.0))
+    return step_of(backbone, Bucket(tokens=16, tiles=0), Bucket(tokens=32, tiles=0))
 
 
 def decoder_flops(layers, width, hidden, heads, kv, dim, tokens):
@@ -69,19 +69,19 @@ def test_executed_flops_follow_live_chunks(tiny):
 
 def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
     """3 of 16 chunks, forward and backward; there is room for what is kept of all 16."""
-    kept = step_of(backbone, (32, 0, 1.0), recompute=False)
+    kept = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=False)
     load = estimate.Load((24,), (32,))
     work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
     encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
     assert work.useful == encoding <= work.executed < 1.4 * encoding
-    again = step_of(backbone, (32, 0, 1.0))
+    again = step_of(backbone, Bucket(tokens=32, tiles=0))
     where, costs = chips.parse("v5e:2x4"), estimate.row_costs(kept, load)
     one, all_chunks = (estimate.memory(p, where, costs, None).activations for p in (again, kept))
     assert all_chunks == 16 * one > 0  # there is room for 128 rows
 
 
 def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(backbone):
-    kept = step_of(backbone, (32, 0, 1.0), recompute=False)
+    kept = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=False)
     text = str(kept.traced().jaxpr)
 
     def somewhere(*sides):
@@ -108,7 +108,7 @@ def test_memory_is_that_of_the_shards(tiny):
 @pytest.mark.parametrize("recompute", [True, False])
 def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone, recompute):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
-    tiny = step_of(backbone, (32, 0, 1.0), recompute=recompute)
+    tiny = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=recompute)
     with jax.set_mesh(tiny.mesh):
         text = tiny.run.lower(*tiny.arguments).compile().as_text()
     kernels = sum(

@@ -107,5 +107,5 @@ def test_a_loss_in_tiles_gathers_no_embeddings(backbone):
 
     dense, kinds = gathered(LOSS)
     assert dense & embeddings and "collective-permute" not in kinds
-    tiled, kinds = gathered(dataclasses.replace(LOSS, tile=8))
+    tiled, kinds = gathered(dataclasses.replace(LOSS, column_block=8))
     assert not tiled & embeddings and "collective-permute" in kinds

@@ -17,6 +17,7 @@ from tests.jobs import test_distillation, tiny_run
 from tests.jobs.test_distillation import sentences  # noqa: F401
 from tests.jobs.test_families import assert_equal, by_torch, embedded
 from tests.models.oracle import TEXT, VISION, pair_of
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
 
 FAMILIES = {  # and the most tiles of an image
@@ -42,8 +43,11 @@ def run_config(data: pathlib.Path, folder: pathlib.Path, family: str) -> ConfigD
     config.lora.alpha = 8.0
     config.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
     config.optimizer.learning_rate = 2e-2
-    config.data.homogeneous = 16
-    config.data.buckets = ((320, 0, 1.0), (512, FAMILIES[family][1], 1.0))
+    config.data.source_run = 16
+    config.data.buckets = (
+        Bucket(tokens=320, tiles=0),
+        Bucket(tokens=512, tiles=FAMILIES[family][1]),
+    )
     config.execution.frozen_dtype = "int8"
     config.execution.remat = "full"
     config.export.adapter = True
@@ -62,7 +66,7 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """A LLaVA-OneVision, and the work directory of a run on it."""
     folder = write("llava_onevision", tmp_path_factory.mktemp("int8"))
     config = run_config(data, folder, "llava_onevision")
-    config.data.buckets = ((64, 0, 1.0), (192, 5, 1.0))
+    config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=192, tiles=5))
     workdir = tmp_path_factory.mktemp("int8_run")
     train.run(config, workdir)
     return folder, workdir

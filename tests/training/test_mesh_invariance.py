@@ -41,7 +41,7 @@ LOSS = objectives.Contrastive(
     false_negative_margin=0.2,
     hardness=2.0,
     symmetric=True,
-    tile=None,
+    column_block=None,
     mask_same_target=True,
 )
 MESHES = [

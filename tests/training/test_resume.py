@@ -1,11 +1,13 @@
 """What may change between two starts in one work directory, and what is refused with a diff."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from tests.jobs import tiny_run
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
 from unime_jax.training import resume, setup
 
@@ -38,10 +40,10 @@ REFUSED = {
     "optimizer.weight_decays": ((".*", 0.1),),
     "lora.rank": 4,
     "trainable": ((".*embed.*", False), (".*", True)),
-    "processing.orphans": "keep",
+    "processing.missing_images": "keep",
     "data.train": "mini_mmeb/eval",
-    "data.homogeneous": 0,
-    "data.buckets": ((40, 0, 1.0), (64, 3, 1.0)),
+    "data.source_run": 0,
+    "data.buckets": (Bucket(tokens=40, tiles=0), Bucket(tokens=64, tiles=3)),
     "execution.dtype": "bfloat16",
     "execution.frozen_dtype": "bfloat16",
     "steps": 12,
@@ -50,12 +52,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_would_train_something_else_is_refused(workdir, config, key):
-    old = json.dumps(config.to_dict()[key] if "." not in key else _value(config, key))
+    old = _json(config.to_dict()[key] if "." not in key else _value(config, key))
     config.log_every = 5  # not what it is about
     config.update_from_flattened_dict({key: REFUSED[key]})
     with pytest.raises(ValueError, match="(?s)another config.*another work directory") as raised:
         check(workdir, config)
-    line = f"  config.{key}: {old} -> {json.dumps(REFUSED[key])}\n"
+    line = f"  config.{key}: {old} -> {_json(REFUSED[key])}\n"
     assert line in str(raised.value) and "log_every" not in str(raised.value)
     assert json.loads((workdir / "config.json").read_text())["log_every"] == 1
 
@@ -121,6 +123,24 @@ def test_a_run_of_before_there_was_schedule_steps_goes_on(workdir, config):
     del earlier["optimizer"]["schedule_steps"]
     (workdir / "config.json").write_text(json.dumps(earlier))
     check(workdir, config)
+
+
+def test_a_run_of_before_keys_were_renamed_goes_on(workdir, config, caplog):
+    """Buckets were (tokens, tiles, share), and the keys of planning a part of every config."""
+    earlier = json.loads((workdir / "config.json").read_text())
+    data, loss, processing = earlier["data"], earlier["loss"], earlier["processing"]
+    data["homogeneous"] = data.pop("source_run")
+    loss["tile"] = loss.pop("column_block")
+    processing["orphans"] = processing.pop("missing_images")
+    data["buckets"] = [list(bucket.values()) for bucket in data["buckets"]]
+    earlier["plan"] = {"topologies": ["v5e:1x1"]}
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    with caplog.at_level("INFO"):
+        check(workdir, config)
+    assert not caplog.text
+    config.data.source_run = 8
+    with pytest.raises(ValueError, match="config.data.source_run: 4 -> 8"):
+        check(workdir, config)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-4])
@@ -238,6 +258,10 @@ class Reached(Exception):  # noqa: N818
 
 def _reached():
     raise Reached
+
+
+def _json(value):
+    return json.dumps(value, sort_keys=True, default=dataclasses.asdict)
 
 
 def _value(config, key):

@@ -21,7 +21,7 @@ LOSS = objectives.Contrastive(
     false_negative_margin=0.2,
     hardness=3.0,
     symmetric=True,
-    tile=None,
+    column_block=None,
     mask_same_target=True,
 )
 
@@ -164,20 +164,20 @@ def test_loss_does_not_depend_on_chunking(batch):
     assert_close(value_and_grad(batch, recompute=False), expected)
 
 
-IN_TILES = dataclasses.replace(LOSS, tile=5)
+IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
 
 
 @pytest.mark.parametrize("loss", [IN_TILES, ALL_IN_TILES], ids=["hardest", "all"])
 def test_a_loss_in_tiles_is_the_same(batch, loss):
-    expected = value_and_grad(batch, loss=dataclasses.replace(loss, tile=None))
+    expected = value_and_grad(batch, loss=dataclasses.replace(loss, column_block=None))
     assert_close(value_and_grad(batch, loss=loss), expected)
 
 
 @pytest.mark.parametrize("loss", [LOSS, IN_TILES, ALL_IN_TILES], ids=["dense", "hardest", "all"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_loss_and_gradient_on_meshes(batch, shape, loss):
-    expected = value_and_grad(batch, loss=dataclasses.replace(loss, tile=None))
+    expected = value_and_grad(batch, loss=dataclasses.replace(loss, column_block=None))
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     rows = sharding.chunked_rows(mesh)
     pairs = jax.sharding.NamedSharding(mesh, jax.P(sharding.ROWS))

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -11,10 +11,9 @@ from unime_jax.batch import Item
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.embedding_store import item_id, read_lines
 from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.settings import Side
 from unime_jax.data.sources import Source, to_example
 from unime_jax.data.strange_texts import text_fault
-
-Side = Literal["query", "positive", "negatives"]
 
 ROWS = 64  # that a thread reads at a time
 

@@ -26,7 +26,7 @@ def mixture(
     weights: Mapping[str, float],
     *,
     batch_size: int,
-    homogeneous: int,
+    source_run: int,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -34,7 +34,7 @@ def mixture(
 ) -> grain.MapDataset:
     """Endless picks for one process; every batch_size / process_count of them are a batch.
 
-    Each source is shuffled anew every epoch and cut into runs of `homogeneous` rows; the runs are
+    Each source is shuffled anew every epoch and cut into runs of `source_run` rows; the runs are
     mixed evenly in proportion to the weights, to within 1 % (VLM2Vec-V2's sub-batches, arXiv
     2507.04590 section 3.4). 0: every example is drawn on its own; batch_size: one source a batch.
     The sources used are those of `weights`.
@@ -45,9 +45,9 @@ def mixture(
     Raises ValueError for unknown or empty sources, weights that are not positive, and sizes that
     do not divide.
     """
-    check(sources, weights, batch_size, homogeneous, process_count)
+    check(sources, weights, batch_size, source_run, process_count)
     names = sorted(weights)
-    run = max(homogeneous, 1)
+    run = max(source_run, 1)
     rows = {
         name: grain.MapDataset.range(len(sources[name]))
         .shuffle(seed=_source_seed(seed, name))
@@ -83,7 +83,7 @@ def check(
     sources: Mapping[str, Source],
     weights: Mapping[str, float],
     batch_size: int,
-    homogeneous: int,
+    source_run: int,
     process_count: int,
 ) -> None:
     """Raises ValueError as `mixture` does."""
@@ -100,8 +100,8 @@ def check(
             f"a batch of {batch_size} pairs cannot be shared by {process_count} processes: make "
             "batch_size a multiple of the process count"
         )
-    if homogeneous < 0 or (homogeneous and batch_size % homogeneous):
+    if source_run < 0 or (source_run and batch_size % source_run):
         raise ValueError(
-            f"homogeneous = {homogeneous} must divide batch_size = {batch_size} (or be 0: every "
+            f"source_run = {source_run} must divide batch_size = {batch_size} (or be 0: every "
             "example drawn on its own)"
         )

@@ -4,18 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """Rows of up to `tokens` tokens and `tiles` tiles; `tiles` = 0 keeps the vision tower out.
-
-    `share` is the part of all rows it has room for: 1 is safe, less saves host memory and
-    transfer. What finds no room goes to the next larger bucket.
-    """
-
-    tokens: int
-    tiles: int
-    share: float = 1.0
+from unime_jax.data.settings import Bucket
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ def write(
         base_model=hub_id,
         origin=_origin(settings, backbone),
         dimension=backbone.dimension,
-        max_length=settings.data.buckets[-1][0],
+        max_length=settings.data.buckets[-1].tokens,
         caveats=backbone.caveats,
         bidirectional=_is_bidirectional(folder),
         differences=_differences(backbone),

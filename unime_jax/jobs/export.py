@@ -148,7 +148,7 @@ def _write(
         plan=setup.test_plan,
         mesh=mesh,
         execution=execution,
-        max_length=settings.data.buckets[-1][0],
+        max_length=settings.data.buckets[-1].tokens,
         dtype=dtype,
     )
     if settings.export.adapter and settings.lora.rank:

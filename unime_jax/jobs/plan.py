@@ -40,15 +40,15 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         process plans in `workdir`.
       RuntimeError: every single plan failed, and the table says why, too; or a disk takes no more.
     """
-    recipes = {name: read(values) for name, values in _recipes(config_dict, workdir).items()}
-    for settings in recipes.values():
-        for topology in settings.plan.topologies:
+    plans = read(config_dict.to_dict())
+    for planned in plans:
+        for topology in planned.topologies:
             chips.parse(topology)  # a wrong name is best said before the first compilation
     entries: list[Entry] = []
     with boundary.owning(workdir, "plan.lock", "plans in"):
-        for name, settings in recipes.items():
-            recipe = Recipe(name, settings, workdir / "cache")
-            for topology in settings.plan.topologies:
+        for planned in plans:
+            recipe = Recipe(planned, workdir / "cache")
+            for topology in planned.topologies:
                 entries.append(recipe.plan(topology))
                 _write(entries, workdir)  # what is done is kept if a later one is interrupted
     logging.info("%s\n\n%s\n%s", workdir, report.table(entries), workdir / "plan.json")
@@ -58,18 +58,11 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         raise RuntimeError(f"not one of {len(problems)} plans could be made:\n{listed}")
 
 
-def read(values: Mapping[str, Any]) -> Settings:
-    """The config of one run, of whichever kind it is."""
-    if "loss" in values:
-        return config_reader.read(config.TrainConfig, values)
-    return config_reader.read(config.EmbedConfig, values)
-
-
-def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any]:
-    values = config_dict.to_dict()
-    if "recipes" in values:
-        return config_reader.read(config.PlansConfig, values).recipes
-    return {workdir.name: values}
+def read(values: Mapping[str, Any]) -> list[config.PlanConfig]:
+    """The plans that a config asks for: one, or several by name."""
+    if config.kind_of(values) is config.PlansConfig:
+        return list(config_reader.read(config.PlansConfig, values).recipes.values())
+    return [config_reader.read(config.PlanConfig, values)]
 
 
 def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
@@ -80,11 +73,12 @@ def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
 
 
 class Recipe:
-    """One run's settings, and what is the same on all slices."""
+    """A run to be planned, with its backbone and costs, which are the same on all slices."""
 
-    def __init__(self, name: str, settings: Settings, cache: pathlib.Path):
-        self.name = name
-        self.settings = settings
+    def __init__(self, planned: config.PlanConfig, cache: pathlib.Path):
+        self.planned = planned
+        self.name = planned.name
+        self.settings = planned.run
         self.cache = cache
         self._backbone: Backbone | None = None
         self._costs: dict[Any, estimate.RowCosts] = {}
@@ -99,7 +93,7 @@ class Recipe:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 files.set_aside(kept, error)
         entry = self.attempt(topology, self.settings)
-        if entry.compiler and entry.memory and self.settings.plan.suggest:
+        if entry.compiler and entry.memory and self.planned.suggest:
             look = suggest.faster if entry.memory.fits else suggest.suggest
             entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one
@@ -114,7 +108,7 @@ class Recipe:
             recipe=self.name,
             topology=topology,
             backbone=settings.backbone,
-            stand_in=settings.plan.model,
+            stand_in=self.planned.model,
             settings=facts(settings),
             compiler="",
             memory=None,
@@ -140,7 +134,7 @@ class Recipe:
     ) -> Entry:
         training = isinstance(settings, config.TrainConfig)
         items = made.items * (2 + made.plan.negatives) if training else made.items
-        load = estimate.assume(made.plan, items, settings.plan.rows, settings.plan.tokens)
+        load = estimate.assume(made.plan, items, self.planned.rows, self.planned.tokens)
         key = (made.plan.buckets, load, made.execution)
         if key not in self._costs:
             self._costs[key] = estimate.row_costs(made, load)
@@ -175,7 +169,7 @@ class Recipe:
         mesh = _mesh(settings, where)
         if isinstance(settings, config.TrainConfig):
             setup.check_sizes(settings, mesh)
-            return program.train_program(settings, backbone, mesh, teacher=settings.plan.teacher)
+            return program.train_program(settings, backbone, mesh, teacher=self.planned.teacher)
         plan = inference_shapes.plan_of(
             Bucket(backbone.preprocess.prompt.max_length, 0),
             backbone.layout,
@@ -188,14 +182,14 @@ class Recipe:
         if self._backbone is None:
             settings = self.settings
             longest = (
-                max(tokens for tokens, _, _ in settings.data.buckets)
+                max(bucket.tokens for bucket in settings.data.buckets)
                 if isinstance(settings, config.TrainConfig)
                 else settings.max_length
             )
             self._backbone = backbones.open_backbone(
-                settings.plan.model or settings.backbone,
+                self.planned.model or settings.backbone,
                 max_length=longest,
-                revision=None if settings.plan.model else settings.revision,
+                revision=None if self.planned.model else settings.revision,
                 processing=settings.processing,
                 weights=False,
             )
@@ -203,13 +197,13 @@ class Recipe:
 
     def _key(self, topology: str) -> str:
         """Of everything that a plan follows from."""
-        values = dataclasses.asdict(self.settings)
-        del values["job"], values["plan"]["topologies"]
-        model = self.settings.plan.model or self.settings.backbone
+        values = dataclasses.asdict(self.planned)
+        del values["topologies"]
+        model = self.planned.model or self.settings.backbone
         folder = pathlib.Path(model).expanduser()
         files = [*sorted(PACKAGE.rglob("*.py")), *sorted(folder.glob("*.json"))]
         digest = hashlib.blake2b(digest_size=12)
-        for text in (self.name, topology, repr(values), compiler.versions()):
+        for text in (topology, repr(values), compiler.versions()):
             digest.update(text.encode() + b"\0")
         for file in files:
             digest.update(file.read_bytes())
@@ -237,7 +231,7 @@ def facts(settings: Settings) -> dict[str, Any]:
             "objective": settings.loss.objective,
             "lora_rank": settings.lora.rank,
             "execution": dataclasses.asdict(settings.execution),
-            "buckets": settings.data.buckets,
+            "buckets": [dataclasses.asdict(bucket) for bucket in settings.data.buckets],
         }
     else:
         longest = settings.max_length or "the folder's"

@@ -18,7 +18,7 @@ from unime_jax import backbones, config, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, items, mixture, sources
-from unime_jax.data.shapes import Bucket, pair_shapes
+from unime_jax.data.shapes import pair_shapes
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.objectives import Distillation
 
@@ -103,7 +103,7 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
                 rows,
                 weights,
                 settings.batch_size,
-                settings.data.homogeneous,
+                settings.data.source_run,
                 jax.process_count(),
             )
     teacher = folder / settings.data.teacher
@@ -167,13 +167,12 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
     elif made.later(pathlib.Path(source).expanduser()):
         return
     with problems.collected(key):
-        longest = max((tokens for tokens, _, _ in settings.data.buckets), default=0)
+        longest = max((bucket.tokens for bucket in settings.data.buckets), default=0)
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
         backbone = _open(source, revision, longest, settings.processing, weights=weights)
-        buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
         pair_shapes(
-            buckets,
+            settings.data.buckets,
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,

@@ -200,13 +200,13 @@ def _loader(
     """`make_loader` for all but the first batch; what is wrong with the config is said here."""
     settings, processes = setup.settings, jax.process_count()
     weights = settings.data.weights or dict.fromkeys(rows, 1.0)
-    mixture.check(rows, weights, settings.batch_size, settings.data.homogeneous, processes)
+    mixture.check(rows, weights, settings.batch_size, settings.data.source_run, processes)
     return functools.partial(
         loader.make_loader,
         rows,
         weights,
         batch_size=settings.batch_size,
-        homogeneous=settings.data.homogeneous,
+        source_run=settings.data.source_run,
         seed=settings.seed,
         preprocess=setup.preprocess,
         plan=setup.plan,

@@ -23,7 +23,7 @@ def contrastive(
     target_id: Int[Array, " M"] | None = None,
     explicit_negatives: Int32[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
-    tile: int | None = None,
+    column_block: int | None = None,
     source: Int32[Array, " B"] | None = None,
     sources: int = 0,
 ) -> tuple[Float32[Array, ""], Metrics]:
@@ -59,9 +59,9 @@ def contrastive(
         none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.
       candidate_mask: False for padding and repeated columns, which are nobody's negatives. They
         must be finite all the same, and labels must name the copy that is not masked.
-      tile: columns that a device compares its rows with at a time, candidates passing round the
-        ring of devices: the same values without a [B, M] array, and without all candidates on one
-        device. None: all columns at once.
+      column_block: columns that a device compares its rows with at a time, candidates passing round
+        the ring of devices: the same values without a [B, M] array, and without all candidates on
+        one device. None: all columns at once.
       source: each query's number of where it comes from, in [0, sources); metrics only.
       sources: how many there are; 0: no loss by source.
 
@@ -80,7 +80,7 @@ def contrastive(
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.
     """
-    _check_settings(temperature, hard_negatives, tile)
+    _check_settings(temperature, hard_negatives, column_block)
     _check_arrays(queries, candidates, positive, target_id, explicit_negatives, candidate_mask)
     pairs, columns = queries.shape[0], candidates.shape[0]
     positive = jnp.arange(pairs) if positive is None else positive
@@ -98,7 +98,9 @@ def contrastive(
         explicit_negatives,
         settings,
     )
-    forth, back = dense_rows(*arguments) if tile is None else tiled_rows(*arguments, tile)
+    forth, back = (
+        dense_rows(*arguments) if column_block is None else tiled_rows(*arguments, column_block)
+    )
     loss, metrics = summarise(forth, settings)
     both = [forth]
     if back is not None:
@@ -113,7 +115,9 @@ def contrastive(
     return loss, metrics
 
 
-def _check_settings(temperature: float, hard_negatives: int | None, tile: int | None) -> None:
+def _check_settings(
+    temperature: float, hard_negatives: int | None, column_block: int | None
+) -> None:
     if not temperature > 0:
         raise ValueError(f"contrastive: temperature is {temperature}; it must be greater than 0")
     if hard_negatives is not None and hard_negatives < 1:
@@ -121,8 +125,10 @@ def _check_settings(temperature: float, hard_negatives: int | None, tile: int | 
             f"contrastive: hard_negatives is {hard_negatives}; "
             "give 1 or more, or None to contrast all negatives"
         )
-    if tile is not None and tile < 1:
-        raise ValueError(f"contrastive: tile is {tile}; give 1 or more columns, or None for all")
+    if column_block is not None and column_block < 1:
+        raise ValueError(
+            f"contrastive: column_block is {column_block}; give 1 or more columns, or None for all"
+        )
 
 
 def _check_arrays(

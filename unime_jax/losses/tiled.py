@@ -1,8 +1,8 @@
 """InfoNCE row by row without a [B, M] array, in memory or on the wire.
 
-Candidates pass round the ring of devices; of the scores a device has one tile at a time, and what
-it keeps of them are running sums, or the hardest. The backward pass makes the tiles again. Letters
-as in infonce.py, of a device's own rows and block of columns; T columns of a tile.
+Candidates pass round the ring of devices; a device has the scores of one block of columns at a
+time, and keeps running sums of them, or the hardest. The backward pass computes the blocks again.
+Letters as in infonce.py, of a device's own rows and its share of the columns; T columns of a block.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def tiled_rows(
     mask: Bool[Array, " M"],
     labelled: Int[Array, "B H"],
     settings: Settings,
-    tile: int,
+    column_block: int,
 ) -> tuple[RowLosses, RowLosses | None]:
     """As `rows.dense_rows` of the queries and, if the settings ask for it, of their positives."""
     positive_id = target_id[positive]
@@ -51,11 +51,13 @@ def tiled_rows(
 
     def block(positive, positive_id, labelled, columns, back_columns):
         queries, own = back_columns.embedding, ring.pick(positive, columns.embedding)
-        forth = _direction(queries, own, positive_id, labelled, columns, settings, tile)
+        forth = _direction(queries, own, positive_id, labelled, columns, settings, column_block)
         if not settings.symmetric:
             return forth, None
         none = labelled[:, :0]
-        return forth, _direction(own, queries, positive_id, none, back_columns, settings, tile)
+        return forth, _direction(
+            own, queries, positive_id, none, back_columns, settings, column_block
+        )
 
     return ring.blockwise(block, positive, positive_id, labelled, columns, back_columns)
 
@@ -67,17 +69,17 @@ def _direction(
     labelled: Int[Array, "B H"],
     columns: _Columns,
     settings: Settings,
-    tile: int,
+    column_block: int,
 ) -> RowLosses:
     highest = jax.lax.Precision.HIGHEST
     positive_score = jnp.einsum("bd,bd->b", embedding, positive, precision=highest)
     rows = _Rows(embedding, target_id, labelled, positive_score)
-    tile = min(tile, columns.number.size)
+    column_block = min(column_block, columns.number.size)
     fixed_rows, fixed_columns = jax.lax.stop_gradient((rows, columns))
-    found = _survey(fixed_rows, fixed_columns, settings, tile)
+    found = _survey(fixed_rows, fixed_columns, settings, column_block)
     live = found.count > 0
     if settings.hard_negatives is None:
-        log_sum = _with_gradient(settings, tile, found.log_sum, rows, columns)
+        log_sum = _with_gradient(settings, column_block, found.log_sum, rows, columns)
         gap = jnp.where(live, log_sum - positive_score / settings.temperature, 0)
         losses = jnp.where(live, jax.nn.softplus(gap), 0)
     else:
@@ -111,7 +113,7 @@ class _Survey:
     index: Int[Array, "B K"]  # numbers of the hardest
 
 
-def _survey(rows: _Rows, columns: _Columns, settings: Settings, tile: int) -> _Survey:
+def _survey(rows: _Rows, columns: _Columns, settings: Settings, column_block: int) -> _Survey:
     size = rows.target_id.size
     width = settings.hard_negatives or 0
     lowest = jnp.full(size, -jnp.inf)
@@ -148,7 +150,7 @@ def _survey(rows: _Rows, columns: _Columns, settings: Settings, tile: int) -> _S
         ), None
 
     def visit(seen: _Survey, columns: _Columns) -> tuple[_Survey, _Columns]:
-        return jax.lax.scan(look, seen, _cut(columns, tile))[0], columns
+        return jax.lax.scan(look, seen, _cut(columns, column_block))[0], columns
 
     return ring.visit(visit, ring.vary(start), columns)[0]
 
@@ -156,7 +158,7 @@ def _survey(rows: _Rows, columns: _Columns, settings: Settings, tile: int) -> _S
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _with_gradient(
     settings: Settings,
-    tile: int,
+    column_block: int,
     log_sum: Float32[Array, " B"],
     rows: _Rows,
     columns: _Columns,
@@ -165,11 +167,11 @@ def _with_gradient(
     return log_sum
 
 
-def _forward(settings, tile, log_sum, rows, columns):
+def _forward(settings, column_block, log_sum, rows, columns):
     return log_sum, (log_sum, rows, columns)
 
 
-def _backward(settings, tile, saved, cotangent):
+def _backward(settings, column_block, saved, cotangent):
     log_sum, rows, columns = saved
     highest = jax.lax.Precision.HIGHEST
 
@@ -184,7 +186,9 @@ def _backward(settings, tile, saved, cotangent):
 
     def visit(d_rows, block):
         columns, d_columns = block
-        d_rows, parts = jax.lax.scan(look, d_rows, (_cut(columns, tile), _cut(d_columns, tile)))
+        d_rows, parts = jax.lax.scan(
+            look, d_rows, (_cut(columns, column_block), _cut(d_columns, column_block))
+        )
         return d_rows, (columns, parts.reshape(-1, parts.shape[-1])[: columns.number.size])
 
     no_rows, no_columns, nothing = ring.vary(
@@ -223,12 +227,12 @@ def _logits(scores: Float[Array, "B T"], settings: Settings) -> Float[Array, "B 
     return scores / settings.temperature + settings.hardness * scores
 
 
-def _cut(block: Any, tile: int) -> Any:
-    """[M, ...] as [tiles, T, ...]; what fills the last tile is zeros, and so masked out."""
+def _cut(block: Any, column_block: int) -> Any:
+    """[M, ...] as [blocks, T, ...]; the last block is filled with zeros, which are masked out."""
 
     def cut(x: Array) -> Array:
-        tiles = math.ceil(x.shape[0] / tile)
-        fill = [(0, tiles * tile - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, fill).reshape(tiles, tile, *x.shape[1:])
+        blocks = math.ceil(x.shape[0] / column_block)
+        fill = [(0, blocks * column_block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, fill).reshape(blocks, column_block, *x.shape[1:])
 
     return jax.tree.map(cut, block)

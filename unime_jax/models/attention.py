@@ -1,14 +1,11 @@
 """Scaled dot-product attention: one function in front of the implementations that jax ships."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from unime_jax.models import precision
-
-Implementation = Literal["xla", "cudnn"]
+from unime_jax.models.settings import Implementation
 
 
 def attend(

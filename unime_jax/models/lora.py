@@ -1,6 +1,5 @@
 """LoRA and DoRA adapters: attached to layers by path rules, and folded back into the kernels."""
 
-import dataclasses
 import zlib
 
 import jax
@@ -11,16 +10,7 @@ from jaxtyping import Array, Float, Float32
 from unime_jax import paths
 from unime_jax.models import quantization
 from unime_jax.models.layers import TINY, Linear, linears
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021)."""
-
-    rank: int  # of an adapter; 0: no adapters
-    alpha: float  # adapters are scaled by alpha / rank
-    dora: bool  # also train a magnitude by output (Liu et al. 2024)
-    targets: paths.Rules[bool]  # (path regex of linear layers, whether an adapter goes there)
+from unime_jax.models.settings import LoraConfig
 
 
 def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:

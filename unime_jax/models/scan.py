@@ -1,14 +1,14 @@
 """Stacks of equal layers: built by vmap, run by scan, so that depth costs no compile time."""
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax
 from flax import nnx
 
 from unime_jax import sharding
+from unime_jax.models.settings import Remat
 
-Remat = Literal["none", "dots", "full"]
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 _POLICIES = {

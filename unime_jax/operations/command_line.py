@@ -1,13 +1,14 @@
-"""`--config.<key>=<value>` on the command line: keys are found, and values read, by their types.
+"""Overrides on the command line, `--config.<key>=<value>`, read by the types of the keys.
 
-The types are those of the dataclasses that the config is read into, not of the values that a recipe
-happens to have, so that an optional key takes None and a key that is None takes a value.
+The types are those of the dataclasses that the config is read into, not of a recipe's values, so
+that an optional key takes None and a key that is None takes a value.
 """
 
 import ast
 import dataclasses
 import math
 import re
+import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -49,13 +50,13 @@ def split(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
-    """Sets keys of a config in place, in order; what refers to a key follows it.
+    """Sets keys of a config in place, in order. Keys that refer to another one follow it.
 
     A tuple key that is given several times, an element each, takes them all.
 
     Raises:
-      ValueError: keys that there are none of, with the nearest that there are, and values that are
-        not of a key's type; a line each.
+      ValueError: unknown keys, with the nearest known ones, and values of a wrong type; a line
+        each.
     """
     problems = []
     several: dict[str, tuple[Any, ...]] = {}
@@ -69,69 +70,93 @@ def apply(values: ConfigDict, overrides: Sequence[Override]) -> None:
             problems.append(str(error))
             continue
         try:
-            config_reader.check(hint, value, f"config.{key}")
+            checked = config_reader.typed(hint, value, f"config.{key}")
         except ValueError as error:
             also = " (or None)" if config_reader.is_optional(hint) else ""
             problems.append(f"{error}{also}")
             continue
+        if isinstance(checked, tuple):  # of dataclasses, for example; groups stay mappings
+            value = checked
         with values.ignore_type(), values.unlocked():
             group[name] = value
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def fit_short_run(values: ConfigDict, recipe: Mapping[str, Any], given: set[str]) -> list[str]:
-    """Lets a run of fewer steps than the recipe's warm-up have the recipe's share of warm-up.
+def refuse_plan(recipe: str, overrides: Sequence[Override]) -> None:
+    """Raises ValueError, with the right command, if a plan is asked of a recipe for another job."""
+    if not any(
+        (key, text) == ("job", "plan") or key.startswith("plan.") for key, text in overrides
+    ):
+        return
+    flags = [
+        f"--config.{key.removeprefix('plan.') if key.startswith('plan.') else f'run.{key}'}={text}"
+        for key, text in overrides
+        if key != "job"
+    ]
+    command = shlex.join([f"--config=plan:{recipe}", *flags])
+    raise ValueError(
+        f"--config={recipe}: a plan has a config of its own, with the recipe below config.run. "
+        f"Instead: {command}"
+    )
+
+
+def fit_short_run(
+    values: ConfigDict, recipe: Mapping[str, Any], given: set[str], where: str = "config"
+) -> list[str]:
+    """Shortens the warm-up of a run with fewer steps than it, to the recipe's share of all steps.
 
     A warm-up that is itself `given` on the command line stays as it is.
 
     Args:
-      values: the config, changed in place.
+      values: the config, changed in place; of a plan, its run is meant.
       recipe: the config before anything was overridden.
+      where: what the config is called in sentences.
 
     Returns:
-      what was changed, or is as good as left out in so few steps; sentences for the user.
+      sentences for the user: what was changed, and what so few steps leave unused.
     """
-    if config.kind_of(values) is not config.TrainConfig:
+    kind = config.kind_of(values)
+    if kind is config.PlanConfig:
+        given_of_run = {key.removeprefix("run.") for key in given if key.startswith("run.")}
+        return fit_short_run(values.run, recipe["run"], given_of_run, f"{where}.run")
+    if kind is not config.TrainConfig:
         return []
     steps, optimizer = values.steps, values.optimizer
-    said = []
+    remarks = []
     length = optimizer.schedule_steps or steps
     if 0 < length <= optimizer.warmup_steps and "optimizer.warmup_steps" not in given:
         longest = min(length - 1, optimizer.warmup_steps)
         share = optimizer.warmup_steps / max(recipe["steps"], optimizer.warmup_steps)
         fitting = min(longest, math.ceil(share * length))
-        said.append(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
+        remarks.append(
+            f"{where}.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
             f"{length} steps would have none at the full learning rate; set it for another value"
         )
         optimizer.warmup_steps = fitting
     if 0 < steps <= values.infonce_steps and values.job == "train":
-        said.append(
-            f"all {steps} steps are plain InfoNCE, as config.infonce_steps={values.infonce_steps}, "
-            "so that config.loss is not used; set config.infonce_steps to try it"
+        remarks.append(
+            f"all {steps} steps are plain InfoNCE, as {where}.infonce_steps="
+            f"{values.infonce_steps}, so that {where}.loss is not used; set "
+            f"{where}.infonce_steps to try it"
         )
-    return said
+    return remarks
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of a dataclass and their types; of alternatives all."""
     for name, hint in typing.get_type_hints(cls).items():
-        groups = [
-            kind
-            for kind in (hint, *typing.get_args(hint))
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        ]
+        groups = config_reader.groups(hint)
         if not groups:
             yield prefix + name, hint
-        found: dict[str, Any] = {}
+        below: dict[str, Any] = {}
         for group in groups:
-            found |= {key: h for key, h in keys(group, f"{prefix}{name}.") if key not in found}
-        yield from found.items()
+            below |= {key: h for key, h in keys(group, f"{prefix}{name}.") if key not in below}
+        yield from below.items()
 
 
 def _find(values: ConfigDict, key: str) -> tuple[ConfigDict, str, Any]:
-    """Where a dotted key lies: the group that holds it, its name in there, and its type."""
+    """The group that holds a dotted key, the key's name in the group, and its type."""
     *above, name = key.split(".")
     kind: Any = config.kind_of(values)
     group, at = values, "config"
@@ -159,10 +184,8 @@ def _type_of(kind: Any, group: ConfigDict, name: str, key: str, values: ConfigDi
     """The type of a group's key; `kind` is the group's dataclass, or its type of mapping."""
     if typing.get_origin(kind) is Mapping:
         of_values = typing.get_args(kind)[1]
-        if of_values is not Any:
-            return of_values  # of whichever name
-        if name in group:  # a whole config, by its name
-            return config.kind_of(group[name])
+        if name in group or not config_reader.groups(of_values):
+            return of_values  # numbers and texts may have new names, whole configs may not
         known = list(group)
     else:
         hints = typing.get_type_hints(kind)
@@ -176,7 +199,8 @@ def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence
     parts = key.split(".")
     place = len(parts) - 1 if parts[-1] == name and name not in parts[:-1] else parts.index(name)
     said = f"--config.{key}: there is no such key"
-    near = config_reader.nearest(name, known)
+    today = config_reader.RENAMED.get(name)
+    near = [] if today and today not in known else config_reader.nearest(name, known)
     if near:
         whole = ".".join([*parts[:place], near[0], *parts[place + 1 :]])
         if place + 1 < len(parts) and whole not in everywhere:
@@ -194,14 +218,14 @@ def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence
 
 
 def _defaults(kind: Any) -> ConfigDict:
-    """A new group: what the dataclass itself gives of its values."""
+    """A new group, with the defaults of its dataclass."""
     given = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     return ConfigDict({f.name: f.default for f in given if f.default is not dataclasses.MISSING})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Element:
-    """A part of a tuple that is given in several flags."""
+    """An element of a tuple that is given in several flags."""
 
     value: Any
 
@@ -224,16 +248,49 @@ def _parse(hint: Any, text: str) -> Any:
             return text
     if origin is Literal:
         return {str(value): value for value in arguments}.get(text, text)
+    each = arguments[0] if origin in (tuple, Sequence) else None
     try:
-        value = ast.literal_eval(text)
+        value = _literal(text, each)
     except (ValueError, SyntaxError):
         value = text
-    if origin in (tuple, Sequence):
-        if isinstance(value, tuple | list):
-            return tuple(value)
-        if arguments[0] in (str, int, float) and arguments[-1] is Ellipsis:
-            return _Element(_parse(arguments[0], text))
+    if each is None:
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(value)
+    if arguments[-1] is Ellipsis:
+        if each in (str, int, float):
+            return _Element(_parse(each, text))
+        if dataclasses.is_dataclass(each) and isinstance(value, Mapping):
+            return _Element(value)
     return value
+
+
+def _literal(text: str, kind: Any) -> Any:
+    """The Python literal that a text is; calls of the dataclass `kind` become mappings."""
+    tree = ast.parse(text.strip(), mode="eval")
+    if dataclasses.is_dataclass(kind):
+        tree = _CallsAsMappings(typing.cast(type, kind)).visit(tree)
+    return ast.literal_eval(tree)
+
+
+class _CallsAsMappings(ast.NodeTransformer):
+    """Turns `Bucket(tokens=8, tiles=0)` into {"tokens": 8, "tiles": 0, "share": 1.0}."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802
+        fields = dataclasses.fields(self.kind)
+        named = [keyword.arg for keyword in node.keywords]
+        called = isinstance(node.func, ast.Name) and node.func.id == self.kind.__name__
+        if not called or None in named or len(node.args) > len(fields):
+            return node  # which is no literal
+        values: dict[str | None, ast.expr] = {
+            f.name: ast.Constant(f.default) for f in fields if f.default is not dataclasses.MISSING
+        }
+        values |= {field.name: value for field, value in zip(fields, node.args)}
+        values |= {keyword.arg: keyword.value for keyword in node.keywords}
+        return ast.Dict([ast.Constant(name) for name in values], list(values.values()))
 
 
 def _boolean(text: str) -> bool | str:

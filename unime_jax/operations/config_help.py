@@ -1,4 +1,4 @@
-"""What --help and --print_config say: jobs, recipes and keys, each from where it is defined."""
+"""The texts of --help and --print_config: jobs, recipes and keys, each from its definition."""
 
 import dataclasses
 import functools
@@ -47,12 +47,14 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
     for flag in own_flags:
         lines += _entry(f"--{flag.name}", flag.help or "")
     for cls, title in (
-        (config.TrainConfig, "KEYS OF TRAINING, EXPORT AND THEIR PLANS"),
-        (config.EmbedConfig, "KEYS OF EMBEDDING AND ITS PLANS"),
+        (config.TrainConfig, "KEYS OF TRAINING AND EXPORT"),
+        (config.EmbedConfig, "KEYS OF EMBEDDING"),
+        (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),
     ):
         lines += ["", f"{title}  (--config.<key>=<value>)"]
         for key, hint, meaning in described_keys(cls):
-            lines += _entry(f"{key}: {config_reader.type_name(hint)}", meaning)
+            if not key.startswith("run."):
+                lines += _entry(f"{key}: {config_reader.type_name(hint)}", meaning)
     return "\n".join(lines) + "\n"
 
 
@@ -62,17 +64,10 @@ def config_text(values: ConfigDict, headline: str) -> str:
     Raises:
       ValueError: the config is not valid.
     """
-    found = values.to_dict()
-    cls = config.kind_of(found)
-    config_reader.read(cls, found)
-    lines = [f"# {headline}"]
-    if cls is config.PlansConfig:
-        lines.append(f"config.job = {found['job']!r}")
-        for name, recipe in found["recipes"].items():
-            lines += ["", *_assignments(recipe, f"config.recipes.{name}")]
-    else:
-        lines += _assignments(found, "config")
-    return "\n".join(lines) + "\n"
+    plain = values.to_dict()
+    cls = config.kind_of(plain)
+    config_reader.read(cls, plain)
+    return "\n".join([f"# {headline}", *_assignments(plain, cls)]) + "\n"
 
 
 def described_keys(cls: type) -> Iterator[tuple[str, Any, str]]:
@@ -86,12 +81,12 @@ def described_keys(cls: type) -> Iterator[tuple[str, Any, str]]:
 
 @functools.cache
 def meanings(cls: type) -> dict[str, str]:
-    """What a dataclass says of each of its fields.
+    """The meaning of each field of a dataclass, from its source.
 
     That is the comment beside the field and those directly above it, or else the field's entry
     under "Attributes:" in the docstring of the class.
     """
-    found = _attributes(inspect.getdoc(cls) or "")
+    by_name = _attributes(inspect.getdoc(cls) or "")
     comments: dict[int, tuple[bool, str]] = {}  # line -> whether it is alone there, and the text
     source = textwrap.dedent(inspect.getsource(cls))
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -109,14 +104,13 @@ def meanings(cls: type) -> dict[str, str]:
             parts.insert(0, comments[above][1])
             above -= 1
         if parts:
-            found[match[1]] = " ".join(parts)
-    return found
+            by_name[match[1]] = " ".join(parts)
+    return by_name
 
 
 def _fields(cls: type, prefix: str) -> Iterator[tuple[str, type, str]]:
     for name, hint in typing.get_type_hints(cls).items():
-        kinds = (hint, *typing.get_args(hint))
-        groups = [k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        groups = config_reader.groups(hint)
         if not groups:
             yield prefix + name, cls, name
         for group in groups:
@@ -126,24 +120,24 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, type, str]]:
 def _attributes(docstring: str) -> dict[str, str]:
     """The entries of a docstring's section "Attributes:"."""
     _, _, section = docstring.partition("\nAttributes:\n")
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
         entry = re.match(r"  (\w+): (.*)", line)
         if entry:
-            name, found[entry[1]] = entry[1], entry[2]
+            name, entries[entry[1]] = entry[1], entry[2]
         elif name and line.startswith("    "):
-            found[name] += " " + line.strip()
+            entries[name] += " " + line.strip()
         else:
             break
-    return found
+    return entries
 
 
-def _assignments(values: Mapping[str, Any], where: str) -> list[str]:
-    """Lines of one run's config, in the order of the dataclass."""
+def _assignments(values: Mapping[str, Any], cls: type) -> list[str]:
+    """Lines of a config, in the order of its dataclass."""
     lines = []
-    for key, value, owner, name in _leaves(values, config.kind_of(values), ""):
-        text, meaning = f"{where}.{key} = {value!r}", meanings(owner).get(name, "")
+    for key, value, owner, name in _leaves(values, cls, ""):
+        text, meaning = f"config.{key} = {value!r}", meanings(owner).get(name, "")
         if meaning and len(text) + len(meaning) + 4 > WIDTH:
             lines += [*(f"# {line}" for line in textwrap.wrap(meaning, WIDTH - 2)), text]
         else:
@@ -154,18 +148,22 @@ def _assignments(values: Mapping[str, Any], where: str) -> list[str]:
 def _leaves(
     values: Mapping[str, Any], cls: Any, prefix: str
 ) -> Iterator[tuple[str, Any, type, str]]:
-    """Dotted key, value, and the dataclass and field that the key is of."""
+    """Dotted keys and values, each with its dataclass and field."""
     for name, hint in typing.get_type_hints(cls).items():
-        value = values[name]
-        group = config_reader.chosen_group(hint, value, f"config.{prefix}{name}")
+        value, key = values[name], prefix + name
+        if typing.get_origin(hint) is Mapping and config_reader.groups(typing.get_args(hint)[1]):
+            for inner, of_name in value.items():
+                yield from _leaves(of_name, typing.get_args(hint)[1], f"{key}.{inner}.")
+            continue
+        group = config_reader.chosen_group(hint, value, f"config.{key}")
         if group is None or value is None:
-            yield prefix + name, value, cls, name
+            yield key, value, cls, name
         else:
-            yield from _leaves(value, group, f"{prefix}{name}.")
+            yield from _leaves(value, group, f"{key}.")
 
 
 def _entry(name: str, text: str) -> list[str]:
-    """A name, and beside or below it what it means."""
+    """A name with its meaning beside or below it."""
     column = 34
     head = f"  {name}"
     lines = textwrap.wrap(text, WIDTH - column) or [""]

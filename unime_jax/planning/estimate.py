@@ -113,18 +113,18 @@ def assume(plan: BatchShapes, items: int, shares: Sequence[float], tokens: Seque
     tokens = tokens or tuple(bucket.tokens for bucket in buckets)
     if len(shares) != len(buckets) or len(tokens) != len(buckets):
         raise ValueError(
-            f"config.plan: rows={tuple(shares)} and tokens={tuple(tokens)} must have one number "
+            f"config.rows={tuple(shares)} and config.tokens={tuple(tokens)} must have one number "
             f"for each of the {len(buckets)} buckets, or be empty"
         )
     if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
-        raise ValueError(f"config.plan.rows={tuple(shares)} are shares of all rows: they add to 1")
+        raise ValueError(f"config.rows={tuple(shares)} are shares of all rows: they add to 1")
     rows = tuple(round(share * items) for share in shares)
     for count, length, bucket in zip(rows, tokens, buckets):
         room = plan.chunks(bucket) * plan.chunk_rows(bucket)
         if count > room or not 0 < length <= bucket.tokens:
             raise ValueError(
-                f"config.plan: {count} rows of {length} tokens do not fit the bucket {bucket}, "
-                f"which has room for {room} rows"
+                f"config.rows, config.tokens: {count} rows of {length} tokens do not fit the "
+                f"bucket {bucket}, which has room for {room} rows"
             )
     return Load(rows, tuple(tokens))
 

@@ -1,1 +1,1 @@
-"""A training run: set-up, state, step, loop, checkpoints."""
+"""Training: from a config to a state, step by step."""

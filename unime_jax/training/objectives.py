@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,41 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import Metrics, ring
-
-Result = tuple[Float[Array, ""], Metrics]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contrastive:
-    """The options of `losses.contrastive`, by the same names."""
-
-    objective: Literal["contrastive"]  # InfoNCE, UniME's and LLaVE's losses
-    temperature: float  # similarities are divided by it
-    hard_negatives: int | None  # keep so many hardest negatives (UniME: 8); None: all
-    # drop candidates that are more similar than the positive by this (UniME: 0.1); None: none
-    false_negative_margin: float | None
-    hardness: float  # weight of a negative by its similarity (LLaVE: 9); 0: none
-    symmetric: bool  # also candidates to queries (LLaVE)
-    tile: int | None  # columns of scores at a time, round a ring of devices; None: all at once
-    mask_same_target: bool  # equal targets are never each other's negatives
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-    """The options of `losses.relational_distillation`, and which texts it is about."""
-
-    objective: Literal["distillation"]  # KL divergence of rows of the similarity matrices
-    # "all" texts of the batch with each other, only those that are "queries" (sent0 of the NLI
-    # triples), or "pairs": the queries with their positives
-    texts: Literal["all", "queries", "pairs"]
-    temperature: float  # the student's similarities are divided by it
-    teacher_temperature: float | None  # the teacher's are divided by it; None: the same
-    direction: losses.Direction  # which distribution the divergence is taken under
-    mask_diagonal: bool  # leave out the similarity of a text with itself
-    reduction: losses.Reduction  # of the rows' divergences
-
+from unime_jax.training.settings import Contrastive, Distillation
 
 Objective = Contrastive | Distillation
+Result = tuple[Float[Array, ""], Metrics]
 
 
 def contrastive(
@@ -68,7 +36,7 @@ def contrastive(
         representative = representatives(target_id)
         candidate &= representative == jnp.arange(representative.size)
         negative = jnp.where(negative < 0, -1, representative[negative])
-    if config.tile is None:
+    if config.column_block is None:
         table = _by_number(embeddings)
         query, positive = table[batch.query], batch.positive
     else:
@@ -93,7 +61,7 @@ def contrastive(
             target_id=target_id if config.mask_same_target else None,
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
-            tile=config.tile,
+            column_block=config.column_block,
             source=batch.source,
             sources=sources,
         )

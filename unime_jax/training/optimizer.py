@@ -1,48 +1,11 @@
 """AdamW with warm-up, clipping, and per-path learning rates and weight decay."""
 
-import dataclasses
 from collections.abc import Iterable
-from typing import Literal
 
 import optax
 
 from unime_jax import paths
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, its schedule, and rules by path."""
-
-    learning_rate: float  # at the end of the warm-up, the highest
-    warmup_steps: int  # of a linear ramp, before the first step at the full rate
-    schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
-    final_learning_rate: float  # where "linear" and "cosine" end
-    beta1: float  # decay of the first moment
-    beta2: float  # decay of the second moment
-    epsilon: float  # added to the root of the second moment
-    clip_norm: float  # of the whole gradient; inf: no clipping
-    # (path regex, multiplier of the rate); 0 still spends memory on moments: rather freeze
-    learning_rates: paths.Rules[float]
-    weight_decays: paths.Rules[float]  # (path regex, decoupled weight decay)
-    # the step where "linear" and "cosine" end; 0: config.steps. Set it to the steps of the whole
-    # plan in a run that is to be extended
-    schedule_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(
-                f'optimizer.schedule is "{self.schedule}"; use "linear", "cosine" or "constant".'
-            )
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
-            raise ValueError(
-                "optimizer.final_learning_rate must lie between 0 and optimizer.learning_rate, "
-                f"not {self.final_learning_rate} (learning_rate {self.learning_rate})."
-            )
-        if not self.clip_norm > 0:
-            raise ValueError(
-                f"optimizer.clip_norm={self.clip_norm} would clip every gradient to zero; it must "
-                "be above 0 (float('inf'): no clipping)."
-            )
+from unime_jax.training.settings import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -1,6 +1,7 @@
 """A work directory holds one run: what may change when it goes on, and what makes it another."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -12,9 +13,10 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from unime_jax import files
+from unime_jax import config_reader, files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
+from unime_jax.data.settings import Bucket
 
 # Keys, and groups of keys, that are no part of what is trained. Whatever is not named here is.
 FREE = (
@@ -27,7 +29,6 @@ FREE = (
     "compilation_cache",
     "profile",
     "watchdog",
-    "plan",
     "wandb_project",
     "export",
     "evaluation",
@@ -89,7 +90,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
     try:
-        earlier = files.read_object(file)
+        earlier = _with_keys_of_today(files.read_object(file))
     except FileNotFoundError:
         logging.warning("%s is gone, so that the config cannot be compared with it", file)
         return
@@ -115,6 +116,24 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         logging.info("the config has changed, applied from now on:\n%s", _listed(found))
     if config["job"] == "train" and any(_is_in(key, ("evaluation",)) for key in found):
         (workdir / "evaluation.json").unlink(missing_ok=True)
+
+
+def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of before keys were renamed and buckets had names, so that its run can go on."""
+    config = {
+        group: {config_reader.RENAMED.get(key, key): value for key, value in values.items()}
+        if group in ("data", "loss", "processing") and isinstance(values, Mapping)
+        else values
+        for group, values in earlier.items()
+        if group != "plan"  # which has a config of its own now
+    }
+    data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
+    if isinstance(data, dict) and isinstance(data.get("buckets"), list):
+        data["buckets"] = [
+            dict(zip(names, bucket)) if isinstance(bucket, list) else bucket
+            for bucket in data["buckets"]
+        ]
+    return config
 
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
@@ -150,7 +169,10 @@ def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str
 def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Keys whose values differ, with both values as JSON; "-" where there is no such key."""
     before, after = (
-        {key: json.dumps(value, sort_keys=True) for key, value in _leaves(config)}
+        {
+            key: json.dumps(value, sort_keys=True, default=dataclasses.asdict)
+            for key, value in _leaves(config)
+        }
         for config in (earlier, now)
     )
     return {

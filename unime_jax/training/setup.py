@@ -18,7 +18,7 @@ from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.batch import Item
 from unime_jax.data import packing, quarantine, sources
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.shapes import BatchShapes, Bucket, pair_shapes
+from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models.vlm import Execution
@@ -131,7 +131,7 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
       ValueError: a part of the config does not fit the backbone.
     """
     source = exported(settings.init_from) if settings.init_from else settings.backbone
-    longest = max(tokens for tokens, _, _ in settings.data.buckets)
+    longest = max(bucket.tokens for bucket in settings.data.buckets)
     backbone = backbones.open_backbone(
         source,
         max_length=longest,
@@ -201,7 +201,6 @@ def trace(
     preprocess: packing.Preprocess,
 ) -> Setup:
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
-    buckets = tuple(Bucket(*bucket) for bucket in settings.data.buckets)
     execution = Execution(
         jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
     )
@@ -223,14 +222,14 @@ def trace(
         abstract_model=abstract_model,
         encode=step.make_encode(abstract_model.graph, execution),
         plan=pair_shapes(
-            buckets,
+            settings.data.buckets,
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
         ),
         test_plan=BatchShapes(
-            buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
+            settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
         ),
     )
 
@@ -274,5 +273,5 @@ def examples(
 def write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
     """Leaves the whole config in <workdir>/config.json."""
     if jax.process_index() == 0:
-        text = json.dumps(config_dict.to_dict(), indent=2) + "\n"
+        text = json.dumps(config_dict.to_dict(), indent=2, default=dataclasses.asdict) + "\n"
         files.write_whole(workdir / "config.json", text)  # half of it would count as a change

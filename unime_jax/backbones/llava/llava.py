@@ -10,8 +10,13 @@ from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_orphans
-from unime_jax.backbones.preprocessing.prompts import Orphans, Prompt, open_prompt, open_tokenizer
+from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_missing_images
+from unime_jax.backbones.preprocessing.prompts import (
+    MissingImages,
+    Prompt,
+    open_prompt,
+    open_tokenizer,
+)
 from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
@@ -36,7 +41,7 @@ def open_folder(
     text_types: tuple[str, ...],
     max_tiles: int | None,
     tiles_of_many: bool,
-    orphans: tuple[Orphans, ...],
+    missing_images: tuple[MissingImages, ...],
     image_processor: str,
     image_defaults: dict[str, Any],
     processor_config: dict[str, Any],
@@ -47,7 +52,7 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this code does not do.
     """
-    require_orphans(processing, *orphans)
+    require_missing_images(processing, *missing_images)
     tower = tower_config(config)
     backbone = assemble(
         folder,
@@ -61,7 +66,7 @@ def open_folder(
             vocab_size=config.text_config.vocab_size,
             style=processing.prompt,
             max_length=max_length,
-            orphans=processing.orphans,
+            missing_images=processing.missing_images,
         ),
         processor=open_image_processor(
             folder, config, tower.image_size, types=(image_processor,), defaults=image_defaults
@@ -143,7 +148,7 @@ def assemble(
             blended=preprocess.slots_per_token > 1,
             patches=tower.side**2,
             patch_bytes=3 * tower.patch_size**2,
-            positioned=processing.orphans == "image",
+            positioned=processing.missing_images == "image",
             vocabulary=text.vocab_size,
             table=(1, tower.side**2),
         ),

@@ -32,7 +32,7 @@ def open_folder(
         text_types=("mistral", "llama"),
         max_tiles=None,
         tiles_of_many=True,
-        orphans=("strip", "token"),
+        missing_images=("strip", "token"),
         image_processor="LlavaNextImageProcessor",
         image_defaults=DEFAULTS,
         processor_config={

@@ -35,7 +35,7 @@ def open_folder(
         text_types=("qwen2",),
         max_tiles=int(aspect.group(1)),
         tiles_of_many=False,
-        orphans=("strip", "token", "image"),
+        missing_images=("strip", "token", "image"),
         image_processor="LlavaOnevisionImageProcessor",
         image_defaults=llava.DEFAULTS,
         processor_config={

@@ -27,7 +27,7 @@ from unime_jax.backbones.io.hf_config import require
 from unime_jax.backbones.llava import llava
 from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_config, read_config
 from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
-from unime_jax.backbones.preprocessing.processing import Processing, require_orphans
+from unime_jax.backbones.preprocessing.processing import Processing, require_missing_images
 from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
 
 PROCESSING = Processing(prompt="verbatim")
@@ -78,7 +78,8 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    require_orphans(processing, "strip", "image")  # the image token has no embedding of its own
+    # The image token has no embedding of its own.
+    require_missing_images(processing, "strip", "image")
     own = read_config(folder)
     tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
@@ -97,7 +98,7 @@ def open_folder(
             vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
-            orphans=processing.orphans,
+            missing_images=processing.missing_images,
             template=TEMPLATE,
         ),
         processor=image_processor(converted),

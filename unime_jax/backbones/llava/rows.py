@@ -24,9 +24,9 @@ class LlavaPreprocessor:
 
     A row has token ids in reading order, positions 0, 1, ... (A = 1), and slots of
     `slots_per_token` table rows as `anyres.image_slots` gives them (-1 for text); of several
-    images, each one's rows follow those of the one before. If the prompt's `orphans` is "image",
-    rows have `patch_position`: 0 for the pixels of images, -1 for a tile of zeros, which is all
-    that is seen where an image is marked and there is none (LLaVE's image of shape (1, 3, h, w)).
+    images, each one's rows follow those of the one before. If the prompt's `missing_images` is
+    "image", rows have `patch_position`: 0 for the pixels of images, -1 for a tile of zeros, which
+    is all that is seen of a marked image that is missing (LLaVE's image of shape (1, 3, h, w)).
     """
 
     prompt: Prompt
@@ -69,10 +69,10 @@ class LlavaPreprocessor:
         """
         images = open_pictures(item, self.image_size)
         tiled = len(images) == 1 or self.tiles_of_many
-        absent = self.prompt.empty_places(item) if self.prompt.orphans == "image" else 0
+        absent = self.prompt.empty_places(item) if self.prompt.missing_images == "image" else 0
         seen = [self._slots(image, tiled=tiled) for image in images]
         seen += [anyres.untiled_slots(self.side, self.slots_per_token)] * absent
-        ids, truncated, orphans = self.prompt(item, [len(slot) for slot, _ in seen])
+        ids, truncated, missing_images = self.prompt(item, [len(slot) for slot, _ in seen])
         tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
         slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
         weight = np.zeros(slot.shape, np.float32)
@@ -89,7 +89,7 @@ class LlavaPreprocessor:
             )
             weight[is_image] = np.concatenate([w for _, w in seen])
             patches = anyres.cut_patches(np.concatenate(cut), self.patch)
-            if self.prompt.orphans == "image":
+            if self.prompt.missing_images == "image":
                 position = np.zeros((*patches.shape[:2], 3), np.int32)
                 position[len(patches) - absent :] = -1
         return Row(
@@ -100,7 +100,7 @@ class LlavaPreprocessor:
             patches=patches,
             patch_position=position,
             truncated=truncated,
-            orphan_images=orphans,
+            orphan_images=missing_images,
         )
 
     def _slots(self, image: Image.Image, *, tiled: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -50,10 +50,10 @@ class NumberedPrompt(Prompt):
         own = [f"<|image_{number + 1}|>" for number in range(images)]
         known = "|".join(map(re.escape, own)) or "(?!)"
         others = f"(?!{known}){image_markers.NUMBERED}\n?"
-        text, orphans = image_markers.removed(others, text)
+        text, missing_images = image_markers.removed(others, text)
         placed = set(_PLACE.findall(text))
         lines = (f"{place}\n" for place in own if place not in placed)
-        return "".join(lines) + text, orphans
+        return "".join(lines) + text, missing_images
 
 
 def open_numbered_prompt(

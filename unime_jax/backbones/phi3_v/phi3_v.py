@@ -16,7 +16,7 @@ from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.phi3_v.numbered_prompt import open_numbered_prompt
 from unime_jax.backbones.phi3_v.rows import Phi3VPreprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_orphans
+from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_missing_images
 from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
@@ -69,7 +69,7 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    require_orphans(processing, "strip")
+    require_missing_images(processing, "strip")
     content = json.loads((folder / "config.json").read_text())  # as it is; `config` is reworded
     # The original's attention is causal whatever this says.
     hf_config.require("is_causal", content.get("is_causal", True), (True,))

@@ -58,7 +58,7 @@ class Phi3VPreprocessor:
         places = [slots(canvas.grid, side, int(start)) for canvas, start in zip(canvases, first)]
         shown = [places[image] for image in self.prompt.shown(item)]
         counts = [len(place) for place in shown]
-        ids, truncated, orphans = self.prompt(item, counts)
+        ids, truncated, missing_images = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = position = None
@@ -76,7 +76,7 @@ class Phi3VPreprocessor:
             patches=patches,
             patch_position=position,
             truncated=truncated,
-            orphan_images=orphans,
+            orphan_images=missing_images,
         )
 
     def _canvas(self, image: Image.Image) -> Canvas:

@@ -1,11 +1,11 @@
-"""How items become rows, as far as a checkpoint's own files leave it open."""
+"""The record in an exported folder of how items become rows, where other files don't say."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
 
-from unime_jax.backbones.preprocessing.prompts import Orphans, Style
+from unime_jax.data.settings import MissingImages, Processing
 
 FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
 KEY = "unime_jax"  # of the same in config.json
@@ -13,42 +13,11 @@ KEY = "unime_jax"  # of the same in config.json
 _IN_IMAGE_PROCESSOR = ("pinpoints", "pixels", "crops")
 
 
-@dataclasses.dataclass(frozen=True)
-class Processing:
-    """A run's choices; a family's `PROCESSING` has those that its published embedders made.
-
-    Attributes:
-      prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
-        `prompts.Prompt`.
-      image_size: (height, width) that every image is resized to first; None: not resized.
-      pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
-      pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
-      grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
-        if not, only those that stand after a vision_start token, as when UniME-V2 was trained.
-      legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
-        checkpoints were trained with: where the padding is odd, the last tile is one pixel short
-        and stretched.
-      crops: the most crops of an image of Phi-3.5-Vision; None: the checkpoint's own.
-      orphans: an image marker without an image (MMEB's WebQA and EDIS have such queries) is left
-        out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or stands
-        for an image of zeros, one tile and a newline ("image", LLaVE).
-    """
-
-    prompt: Style
-    image_size: tuple[int, int] | None = None
-    pinpoints: tuple[tuple[int, int], ...] = ()
-    pixels: tuple[int, int] | None = None
-    grid_positions: bool = False
-    legacy_padding: bool = False
-    crops: int | None = None
-    orphans: Orphans = "strip"
-
-
-def require_orphans(processing: Processing, *supported: Orphans) -> None:
-    """Raises ValueError for a choice of `orphans` that a family does not have."""
-    if processing.orphans not in supported:
+def require_missing_images(processing: Processing, *supported: MissingImages) -> None:
+    """Raises ValueError for a choice of `missing_images` that a family does not have."""
+    if processing.missing_images not in supported:
         raise ValueError(
-            f'processing.orphans is "{processing.orphans}"; this family supports'
+            f'processing.missing_images is "{processing.missing_images}"; this family supports'
             f" {', '.join(map(repr, supported))}"
         )
 
@@ -64,9 +33,9 @@ def caveats(processing: Processing) -> tuple[str, ...]:
         )
     if processing.legacy_padding:
         found.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
-    if processing.orphans == "token":
+    if processing.missing_images == "token":
         found.append("An image marker without an image is one image token, without features.")
-    if processing.orphans == "image":
+    if processing.missing_images == "image":
         found.append(
             "An image marker without an image is the image tokens of one tile whose normalised"
             " pixels are zero, and a newline."
@@ -132,8 +101,8 @@ def read_record(folder: pathlib.Path) -> Record | None:
         pixels=pixels and tuple(pixels),
         grid_positions=record["grid_positions"],
         legacy_padding=record["legacy_padding"],
-        # Not in folders of before they could be chosen.
+        # Folders exported before have neither key, or an earlier name of the second.
         crops=record.get("crops"),
-        orphans=record.get("orphans", "strip"),
+        missing_images=record.get("missing_images", record.get("orphans", "strip")),
     )
     return Record(processing, record.get("max_length"), record.get("commits", {}))

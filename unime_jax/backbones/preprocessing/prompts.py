@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -16,9 +16,7 @@ from unime_jax.backbones.preprocessing.long_texts import shortened
 from unime_jax.backbones.preprocessing.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
-
-Style = Literal["chat", "verbatim", "raw"]
-Orphans = Literal["strip", "token", "image"]  # what becomes of image markers without an image
+from unime_jax.data.settings import MissingImages, Style
 
 
 class Tokenised(NamedTuple):
@@ -41,8 +39,8 @@ class Prompt:
     one to the front, the rest stripped, if it is not there already.
 
     `image_markers` says what a marker is; the image token itself counts as one. A marker that has
-    no image is left out, with the newline after it, if `orphans` is "strip"; else it is treated as
-    those that have one, and is the image token where an image would be.
+    no image is left out, with the newline after it, if `missing_images` is "strip"; else it
+    is treated as those that have one, and is the image token where an image would be.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -53,7 +51,7 @@ class Prompt:
     special_tokens: bool  # whether the tokenizer adds its own, a BOS in front
     vocab_size: int  # rows of the model's embedding
     max_length: int
-    orphans: Orphans = "strip"
+    missing_images: MissingImages = "strip"
 
     def rendered(self, item: Item) -> str:
         """The prompt of an item as text, with a single image token where an image goes."""
@@ -70,7 +68,7 @@ class Prompt:
           ValueError: it cannot be made short enough, has more images than there are places for, or
             a token that the model has no embedding of.
         """
-        prefix, text, suffix, orphans = self._parts(item)
+        prefix, text, suffix, missing_images = self._parts(item)
         marker = image_markers.marker(self.image_token)
         keep = max((found.end() for found in marker.finditer(text)), default=0)
         for part in shortened(text, self.tokenizer, room=self.max_length, keep=keep):
@@ -101,7 +99,7 @@ class Prompt:
             cut = set(loose[-excess:])
             ids = [token for i, token in enumerate(ids) if i not in cut]
         check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
-        return Tokenised(ids, excess, orphans)
+        return Tokenised(ids, excess, missing_images)
 
     def expand(
         self, ids: Sequence[int], image_tokens: Sequence[int]
@@ -117,7 +115,7 @@ class Prompt:
 
     def empty_places(self, item: Item) -> int:
         """Markers that are kept though they have no image; those of an item's images come first."""
-        if self.orphans == "strip":
+        if self.missing_images == "strip":
             return 0
         marker = image_markers.marker(self.image_token)
         markers = len(marker.findall(item.prefix + item.text))
@@ -174,9 +172,9 @@ class Prompt:
         while len(pieces) < images and (found := marker.search(text)):
             pieces.append(text[: found.start()])
             text = text[found.end() :]
-        rest, orphans = image_markers.without_markers(text, self.image_token)
+        rest, missing_images = image_markers.without_markers(text, self.image_token)
         unplaced = f"{self.image_token}\n" * (images - len(pieces))
-        return unplaced + self.image_token.join([*pieces, rest]), orphans
+        return unplaced + self.image_token.join([*pieces, rest]), missing_images
 
 
 def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
@@ -203,7 +201,7 @@ def open_prompt(
     vocab_size: int,
     style: Style,
     max_length: int,
-    orphans: Orphans = "strip",
+    missing_images: MissingImages = "strip",
     template: str | None = None,
 ) -> Prompt:
     """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
@@ -244,7 +242,7 @@ def open_prompt(
         special_tokens=special_tokens,
         vocab_size=vocab_size,
         max_length=max_length,
-        orphans=orphans,
+        missing_images=missing_images,
     )
     prompt.check_tokenizer(folder)
     return prompt

@@ -10,7 +10,7 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
-from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_orphans
+from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_missing_images
 from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.qwen2_vl.rows import TILE, Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
@@ -46,7 +46,7 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    require_orphans(processing, "strip", "token")
+    require_missing_images(processing, "strip", "token")
     text = hf_config.decoder_config(
         config.text_config,
         model_types=("qwen2_vl_text",),
@@ -70,7 +70,7 @@ def open_folder(
             vocab_size=text.vocab_size,
             style=processing.prompt,
             max_length=max_length,
-            orphans=processing.orphans,
+            missing_images=processing.missing_images,
         ),
         patch=vision.patch_size,
         merge=vision.merge,

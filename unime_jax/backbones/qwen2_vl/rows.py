@@ -70,7 +70,7 @@ class Qwen2VlPreprocessor:
             raise ValueError(f"{name_of(item)}: {error}") from error
         merged = [(height // self.merge, width // self.merge) for height, width in grids]
         counts = [rows * columns for rows, columns in merged]
-        ids, truncated, orphans = self.prompt(item, counts)
+        ids, truncated, missing_images = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = place = None
@@ -89,7 +89,7 @@ class Qwen2VlPreprocessor:
             patches=patches,
             patch_position=place,
             truncated=truncated,
-            orphan_images=orphans,
+            orphan_images=missing_images,
         )
 
     def _grid(self, image: Image.Image) -> Size:

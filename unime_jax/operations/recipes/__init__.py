@@ -24,13 +24,23 @@ __path__ = [str(FOLDER)]
 
 
 def names() -> list[str]:
-    """The recipes that come with this package."""
-    return sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
+    """The recipes that come with this package; what they share is in files without get_config."""
+    files = FOLDER.glob("[!_]*.py")
+    return sorted(file.stem for file in files if "\ndef get_config(" in file.read_text())
 
 
 def name_of(recipe: str) -> str:
-    """What a recipe is called: of "experiments/stage2.py:qwen2_vl_7b" it is "stage2"."""
+    """The name of a recipe's file: "stage2" for "experiments/stage2.py:qwen2_vl_7b"."""
     return pathlib.PurePath(_split(recipe)[0]).stem
+
+
+def short(recipe: str) -> str:
+    """A recipe of this package by name, also if it is given as a file; others as they are."""
+    source, variant = _split(recipe)
+    name = pathlib.PurePath(source).stem
+    if not source.endswith(".py") or not _is_ours(pathlib.Path(source)):
+        return recipe
+    return f"{name}:{variant}" if variant else name
 
 
 def load(recipe: str) -> ConfigDict:
@@ -54,21 +64,26 @@ def load(recipe: str) -> ConfigDict:
 
 
 def described() -> Mapping[str, tuple[str, Mapping[str, str]]]:
-    """For every recipe what it is, and what each of its variants is; "" is that without a name.
+    """Summaries of every recipe and of its variants, by name; "" is the variant without a name.
 
-    This is read from the first lines of the files, which nothing is run for.
+    They are read from the docstrings of the files, without running them.
     """
-    found = {}
+    summaries = {}
     for name in names():
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
-        lines = re.findall(rf"--config=experiments/{name}\.py(?::(\w+))?  +(.+)", text)
-        found[name] = text.splitlines()[0], dict(lines)
-    return found
+        lines = re.findall(rf"--config=experiments/{name}\.py(?::([\w:]+))?  +(.+)", text)
+        summaries[name] = text.splitlines()[0], dict(lines)
+    return summaries
 
 
 def _split(recipe: str) -> tuple[str, str]:
-    source, _, variant = recipe.partition(".py:") if ".py:" in recipe else recipe.partition(":")
-    return (f"{source}.py" if ".py:" in recipe else source), variant
+    """Name or file, and variant, which may be a recipe itself: "plan:folder/mine.py:x"."""
+    parts = re.fullmatch(r"(?P<source>[^:/]*[^:/.]|.*?\.py)(?::(?P<variant>.*))?", recipe)
+    return (parts["source"], parts["variant"] or "") if parts else (recipe, "")
+
+
+def _is_ours(file: pathlib.Path) -> bool:
+    return file.resolve().parent == FOLDER.resolve() and file.stem in names()
 
 
 def _by_name(name: str) -> Any:
@@ -89,7 +104,7 @@ def _from_file(file: pathlib.Path) -> Any:
             f"--config={file}: there is no such file"
             + (f"; the recipe of this package is --config={file.stem}" if packaged else "")
         )
-    if file.resolve().parent == FOLDER.resolve() and file.stem in names():
+    if _is_ours(file):
         return _by_name(file.stem)
     spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
     assert spec and spec.loader

@@ -1,0 +1,68 @@
+"""Differences between the published checkpoints: where they are, images, prompts, adapters, memory.
+
+Keys of a training run by checkpoint, for base.pretrained. Chunk sizes and shapes are those of pairs
+with an image on one side.
+"""
+
+from unime_jax.data.settings import Bucket
+
+# The layers that VLM2Vec's and UniME's target names reach: of the decoder all but gate and up, of
+# a CLIP or SigLIP tower the attention's; no layer of Qwen2-VL's tower has such a name.
+ADAPTED = r"(language_model|vision_tower)\..*\.(q|k|v|o|down|out)_proj"
+# Phi-3.5-Vision's targets name its fused layers, so gate and up have adapters, too. The parts of a
+# fused layer have one each here; exported, they are one of two or three times the rank.
+GATE_AND_UP = r"language_model\..*\.(gate|up)_proj"
+
+TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
+
+LLAVA_ONEVISION = {
+    "processing": {"pinpoints": ((384, 384),)},  # UniME trains at a low resolution
+    "lora": {"targets": ((ADAPTED, True), (".*", False))},
+    "data": {"buckets": (*TEXTS, Bucket(tokens=1792, tiles=2))},
+}
+
+FAMILIES = {
+    "llava_onevision_7b": LLAVA_ONEVISION
+    | {
+        "backbone": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "chunk_size": 64,
+    },
+    # For a single chip, for example Colab's.
+    "llava_onevision_05b": LLAVA_ONEVISION
+    | {
+        "backbone": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        "chunk_size": 4,
+        "batch_size": 256,
+        "evaluation": {"rows": 512},
+    },
+    # One 336-pixel tile an image and the base tile. UniME's own way to a low resolution is
+    # `processing.image_size = (336, 336)` with the checkpoint's canvases, of which the smallest
+    # then is half empty: 1176 tokens, too. Other libraries can be told of canvases, but not of
+    # resizing first.
+    "llava_next_7b": {
+        "backbone": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "chunk_size": 32,
+        "processing": {"prompt": "raw", "pinpoints": ((336, 336),)},
+        "lora": {"targets": ((ADAPTED, True), (".*", False))},
+        "data": {"buckets": (*TEXTS, Bucket(tokens=1536, tiles=2))},
+    },
+    # Images of up to 672 x 672 pixels (UniME-V2, table 7), in the chat template. UniME-V2's own way
+    # is `processing.prompt = "raw"`, bare text whose image tokens have plain positions, and
+    # `processing.image_size = (672, 672)`. Other libraries give image tokens rows and columns, and
+    # don't resize first, so such a model only works with care there.
+    "qwen2_vl_7b": {
+        "backbone": "Qwen/Qwen2-VL-7B-Instruct",
+        "chunk_size": 32,
+        "processing": {"pixels": (56 * 56, 672 * 672)},
+        "lora": {"targets": ((ADAPTED, True), (".*", False))},
+        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
+    },
+    # 4 crops an image, bare text (VLM2Vec); UniME adds `processing.image_size = (336, 336)`.
+    "phi3_v_4b": {
+        "backbone": "microsoft/Phi-3.5-vision-instruct",
+        "chunk_size": 32,
+        "processing": {"prompt": "raw", "crops": 4},
+        "lora": {"targets": ((ADAPTED, True), (GATE_AND_UP, True), (".*", False))},
+        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=5))},
+    },
+}

@@ -1,0 +1,55 @@
+"""Settings of how items become rows, and rows batches. Plain data, so that configs need no JAX.
+
+The comment beside a key, or its entry under "Attributes:", is its text in --help.
+"""
+
+import dataclasses
+from typing import Literal
+
+Side = Literal["query", "positive", "negatives"]
+Style = Literal["chat", "verbatim", "raw"]  # of a prompt
+MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The shape of a row, and how many rows of it a batch has room for.
+
+    A share of 1 is safe, less saves host memory and transfer. Rows that find no room go to the next
+    larger bucket.
+    """
+
+    tokens: int  # of a row, at most
+    tiles: int  # of a row's images, at most; 0: texts only, the vision tower is left out
+    share: float = 1.0  # of all rows of a batch that it has room for, in (0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processing:
+    """A prompt and the size of images; a family's `PROCESSING` is that of its published embedders.
+
+    Attributes:
+      prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
+        `prompts.Prompt`.
+      image_size: (height, width) that every image is resized to first; None: not resized.
+      pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
+      pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
+      grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
+        if not, only those that stand after a vision_start token, as when UniME-V2 was trained.
+      legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
+        checkpoints were trained with: where the padding is odd, the last tile is one pixel short
+        and stretched.
+      crops: the most crops of an image of Phi-3.5-Vision; None: the checkpoint's own.
+      missing_images: an image marker without an image (MMEB's WebQA and EDIS have such queries) is
+        left out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or
+        stands for an image of zeros, one tile and a newline ("image", LLaVE).
+    """
+
+    prompt: Style
+    image_size: tuple[int, int] | None = None
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    pixels: tuple[int, int] | None = None
+    grid_positions: bool = False
+    legacy_padding: bool = False
+    crops: int | None = None
+    missing_images: MissingImages = "strip"

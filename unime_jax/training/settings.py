@@ -1,0 +1,76 @@
+"""Settings of a training step: the loss and the optimizer. Plain data, so that configs need no JAX.
+
+The comment beside a key, or above it, is its text in --help.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """The options of `losses.contrastive`, by the same names."""
+
+    objective: Literal["contrastive"]  # InfoNCE, UniME's and LLaVE's losses
+    temperature: float  # similarities are divided by it
+    hard_negatives: int | None  # keep so many hardest negatives (UniME: 8); None: all
+    # drop candidates that are more similar than the positive by this (UniME: 0.1); None: none
+    false_negative_margin: float | None
+    hardness: float  # weight of a negative by its similarity (LLaVE: 9); 0: none
+    symmetric: bool  # also candidates to queries (LLaVE)
+    # columns of the score matrix at a time, round a ring of devices; None: all at once
+    column_block: int | None
+    mask_same_target: bool  # equal targets are never each other's negatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """The options of `losses.relational_distillation`, and which texts it is about."""
+
+    objective: Literal["distillation"]  # KL divergence of rows of the similarity matrices
+    # "all" texts of the batch with each other, only those that are "queries" (sent0 of the NLI
+    # triples), or "pairs": the queries with their positives
+    texts: Literal["all", "queries", "pairs"]
+    temperature: float  # the student's similarities are divided by it
+    teacher_temperature: float | None  # the teacher's are divided by it; None: the same
+    # the distribution that the divergence is taken under
+    direction: Literal["teacher_student", "student_teacher", "symmetric"]
+    mask_diagonal: bool  # leave out the similarity of a text with itself
+    reduction: Literal["mean", "sum"]  # of the rows' divergences
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule, and rules by path."""
+
+    learning_rate: float  # at the end of the warm-up, the highest
+    warmup_steps: int  # of a linear ramp, before the first step at the full rate
+    schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
+    final_learning_rate: float  # where "linear" and "cosine" end
+    beta1: float  # decay of the first moment
+    beta2: float  # decay of the second moment
+    epsilon: float  # added to the root of the second moment
+    clip_norm: float  # of the whole gradient; inf: no clipping
+    # (path regex, multiplier of the rate); 0 still spends memory on moments: rather freeze
+    learning_rates: Sequence[tuple[str, float]]
+    weight_decays: Sequence[tuple[str, float]]  # (path regex, decoupled weight decay)
+    # the step where "linear" and "cosine" end; 0: config.steps. Set it to the steps of the whole
+    # plan in a run that is to be extended
+    schedule_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(
+                f'optimizer.schedule is "{self.schedule}"; use "linear", "cosine" or "constant".'
+            )
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                "optimizer.final_learning_rate must lie between 0 and optimizer.learning_rate, "
+                f"not {self.final_learning_rate} (learning_rate {self.learning_rate})."
+            )
+        if not self.clip_norm > 0:
+            raise ValueError(
+                f"optimizer.clip_norm={self.clip_norm} would clip every gradient to zero; it must "
+                "be above 0 (float('inf'): no clipping)."
+            )
