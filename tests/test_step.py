@@ -58,6 +58,7 @@ def regroup(ids, length, chunks):
     return Inputs(
         tokens=jnp.asarray(ids).reshape(*grid, tokens),
         length=jnp.asarray(length).reshape(grid),
+        live=jnp.asarray(length).reshape(grid) > 0,
         positions=jnp.zeros((*grid, tokens, 1), jnp.int32),
         slot=jnp.full((*grid, tokens, 1), -1, jnp.int32),
         slot_weight=None,
@@ -149,6 +150,20 @@ def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
         assert not np.any(out[used:])
         assert np.all(np.linalg.norm(out[:used], axis=-1) > 0.99)
     assert run._cache_size() == 1
+
+
+def test_live_rows_without_tokens_are_encoded_and_counted():
+    """Liveness is said, not read off the tokens: rows of a dual encoder's images have none."""
+    trainable, frozen = parameters()
+    inputs = group(4, 8, 0, seed=1)
+    inputs = dataclasses.replace(inputs, live=jnp.arange(32).reshape(4, 8) < 11)
+    for recompute in (True, False):
+        out = encode_in_chunks(encode, trainable, frozen, inputs, recompute=recompute)
+        np.testing.assert_allclose(np.linalg.norm(out[:2], axis=-1), 1, rtol=1e-5)
+        assert not np.any(out[2:])
+    nobody = jnp.zeros(0, jnp.int32)
+    batch = Batch((inputs,), nobody, nobody, jnp.zeros((0, 0), jnp.int32), (), nobody)
+    np.testing.assert_allclose(objectives.mean_cosine([out], batch), 1, rtol=1e-5)  # all are alike
 
 
 def test_loss_does_not_depend_on_chunking(batch):

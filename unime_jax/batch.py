@@ -11,7 +11,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float32, Int32, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
 
@@ -108,14 +108,16 @@ class Row:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """All rows of one bucket, laid out in chunks; a row of length 0 is padding.
+    """All rows of one bucket, laid out in chunks.
 
-    Every chunk is spread over all data shards. Live rows fill the chunks in order, so the number
-    of chunks worth encoding follows from `length`.
+    Every chunk is spread over all data shards. Live rows fill the chunks in order; the others are
+    padding, whose embeddings nothing reads. A live row may have no tokens (an image for a dual
+    encoder).
     """
 
     tokens: Int32[ArrayLike, "C R T"]
-    length: Int32[ArrayLike, "C R"]
+    length: Int32[ArrayLike, "C R"]  # tokens of a row
+    live: Bool[ArrayLike, "C R"]  # False: padding
     positions: Int32[ArrayLike, "C R T A"]
     slot: Int32[ArrayLike, "C R T S"]
     slot_weight: Float32[ArrayLike, "C R T S"] | None

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import Inputs
@@ -31,8 +31,8 @@ def encode_in_chunks(
     chunk again while it accumulates parameter gradients; without it, activations are kept, in room
     for all chunks.
     """
-    live = live_chunks(inputs.length)
-    chunks, rows = inputs.length.shape
+    live = live_chunks(inputs.live)
+    chunks, rows = inputs.live.shape
     width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
 
     @jax.custom_vjp
@@ -108,9 +108,9 @@ def _sum_of_live(
     return jax.lax.fori_loop(0, live, body, jax.tree.map(jnp.zeros_like, like))
 
 
-def live_chunks(length: Int[Array, "C R"]) -> Int[Array, ""]:
-    """Chunks up to the last one that holds a row."""
-    used = jnp.any(length > 0, axis=1)
+def live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
+    """Number of chunks up to the last that holds a live row."""
+    used = jnp.any(live, axis=1)
     return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
 
 

@@ -164,7 +164,7 @@ def distillation(
     if len(given) < len(batch.groups):
         raise ValueError("distillation: the rows of the batch have no teacher embeddings")
     student, teacher = _by_number(embeddings), _by_number(given)
-    live = _by_number([group.length for group in batch.groups]) > 0
+    live = _by_number([group.live for group in batch.groups])
     every = jnp.arange(live.size)
     if config.texts == "all":
         live &= representatives(text_id(batch)) == every
@@ -206,10 +206,9 @@ def mean_cosine(embeddings: Sequence[Float[Array, "C R D"]], batch: Batch) -> Fl
     """
     count, total = jnp.zeros(()), jnp.zeros(())
     for part, group in zip(embeddings, batch.groups, strict=True):
-        live = group.length > 0
         fixed = jax.lax.stop_gradient(part).astype(jnp.float32)
-        total += jnp.where(live[..., None], fixed, 0).sum(axis=(0, 1))
-        count += live.sum()
+        total += jnp.where(group.live[..., None], fixed, 0).sum(axis=(0, 1))
+        count += group.live.sum()
     mean = total / jnp.maximum(count, 1)
     found = (jnp.sum(mean * mean) * count - 1) / jnp.maximum(count - 1, 1)
     return jnp.where(count > 1, found, 0)

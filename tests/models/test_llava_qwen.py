@@ -143,6 +143,7 @@ def inputs_of(rows: list[Row]) -> Inputs:
     return Inputs(
         tokens=jnp.asarray(tokens),
         length=jnp.asarray(length),
+        live=jnp.ones(count, bool),
         positions=jnp.broadcast_to(jnp.arange(longest)[None, :, None], (count, longest, 1)),
         slot=jnp.asarray(slot),
         slot_weight=jnp.asarray(weight) if blend > 1 else None,

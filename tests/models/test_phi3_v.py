@@ -87,6 +87,7 @@ def case_of(name: str, *, pixel_order: bool = False) -> Case:
     inputs = Inputs(
         tokens=jnp.asarray(np.maximum(ids, 0)),
         length=jnp.asarray(lengths.astype(np.int32)),
+        live=jnp.ones(len(lengths), bool),
         positions=jnp.asarray(np.where(arange < lengths[:, None], arange, 0)[..., None]),
         slot=jnp.asarray(slot),
         slot_weight=None,

@@ -342,6 +342,7 @@ def test_recorded_embeddings(recorded_model, case):
     inputs = Inputs(
         tokens=jnp.asarray(ids),
         length=jnp.asarray(lengths),
+        live=jnp.ones(rows, bool),
         positions=jnp.broadcast_to(jnp.arange(tokens)[None, :, None], (rows, tokens, 3)),
         slot=jnp.asarray(slot),
         slot_weight=None,

@@ -202,6 +202,7 @@ def bucket_shapes(plan: Plan, bucket: Bucket, *, process_count: int = 1) -> Inpu
     return Inputs(
         tokens=array(np.int32, *tokens),
         length=array(np.int32, *grid),
+        live=array(np.bool_, *grid),
         positions=array(np.int32, *tokens, layout.axes),
         slot=array(np.int32, *tokens, layout.slots),
         slot_weight=array(np.float32, *tokens, layout.slots) if layout.blended else None,
@@ -224,6 +225,7 @@ def _empty(plan: Plan, bucket: Bucket, process_count: int) -> Inputs:
 def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
     length = len(row.tokens)
     group.length[chunk, place] = length
+    group.live[chunk, place] = True
     group.tokens[chunk, place, :length] = row.tokens
     group.positions[chunk, place, :length] = row.positions
     group.slot[chunk, place, :length] = row.slot
@@ -250,11 +252,13 @@ def _check_layout(row: Row, layout: Layout) -> None:
     if row.patches is not None and len(row.patches):
         found += [np.shape(row.patches)[1:], row.patch_position is not None]
         wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
-    if not length or found != wanted:
+    if found != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
             f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
         )
+    if not length and not _tiles(row):
+        raise TypeError("a row has neither tokens nor tiles; there is nothing to encode")
 
 
 def _check_bounds(row: Row, layout: Layout) -> None:
@@ -271,7 +275,9 @@ def _check_bounds(row: Row, layout: Layout) -> None:
     }
     least = {"token": 0, "position": 0, "slot": -1}
     for name, (found, bound) in bounds.items():
-        if bound is not None and (np.max(found) >= bound or np.min(found) < least[name]):
+        if bound is None or not np.size(found):
+            continue
+        if np.max(found) >= bound or np.min(found) < least[name]:
             raise ValueError(
                 f"a row of {len(row.tokens)} tokens and {_tiles(row)} tiles has {name}s from"
                 f" {np.min(found)} to {np.max(found)}; they must be from {least[name]} to"
@@ -287,12 +293,12 @@ def _info(
     plan: Plan,
 ) -> PackInfo:
     bad = tuple(item for one in prepared for item in one.bad)
-    live = [group.length.any(axis=1).sum() for group in groups]
+    live = [group.live.any(axis=1).sum() for group in groups]
     tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
     return PackInfo(
         read=len(prepared) + len(bad),
         bad=bad,
-        rows=tuple(int((group.length > 0).sum()) for group in groups),
+        rows=tuple(int(group.live.sum()) for group in groups),
         chunks=tuple(int(n) for n in live),
         pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
         overflowed=sum(
