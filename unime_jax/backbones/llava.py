@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from unime_jax.backbones import anyres, hf_config, image_processor_config, weights
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.llava_rows import LlavaPreprocessor
 from unime_jax.backbones.processing import Processing, caveats, require_orphans
 from unime_jax.backbones.prompts import Orphans, Prompt, open_prompt, open_tokenizer
@@ -14,6 +14,7 @@ from unime_jax.data.plan import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
+from unime_jax.models.vlm import LanguageModel
 
 DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "do_resize": True,
@@ -149,7 +150,12 @@ def assemble(
         config_changes=changes,
         image_processor_changes=changes,
         processor_config=processor_config,
+        loads_in_transformers=not caveats(processing),
         caveats=caveats(processing),
+        text_only=TextOnly(
+            make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
+            unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from unime_jax.backbones import hf_config, image_processor_config, weights
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.image_processor_config import LEAST, MOST
 from unime_jax.backbones.processing import Processing, caveats, require_orphans
 from unime_jax.backbones.prompts import open_prompt, open_tokenizer
@@ -17,6 +17,7 @@ from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
+from unime_jax.models.vlm import LanguageModel
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
 POOLINGS = ("lasttoken",)
@@ -81,6 +82,7 @@ def open_folder(
         grid_positions=processing.grid_positions,
     )
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
+    differences = caveats(processing) + _position_caveats(processing)
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
@@ -99,7 +101,12 @@ def open_folder(
         processing=processing,
         config_changes={},
         image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
-        caveats=caveats(processing) + _position_caveats(processing),
+        loads_in_transformers=not differences,
+        caveats=differences,
+        text_only=TextOnly(
+            make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
+            unread=(r"visual\..*",),
+        ),
     )
 
 

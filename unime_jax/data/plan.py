@@ -39,6 +39,10 @@ class Layout:
     learned_positions: int | None = None
     table: tuple[int, int] | None = None
 
+    def without_images(self) -> "Layout":
+        """The layout of the family's rows where no model part reads images."""
+        return dataclasses.replace(self, patches=0, patch_bytes=0, positioned=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

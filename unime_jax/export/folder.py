@@ -79,7 +79,7 @@ def write(
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
-    if isinstance(prompt, Prompt) and not backbone.caveats:
+    if isinstance(prompt, Prompt) and backbone.loads_in_transformers:
         sentence_transformers.write(
             partial,
             **wording(prompt),
