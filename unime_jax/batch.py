@@ -88,9 +88,12 @@ class Row:
 
     `slot[t]` is -1 for a text token, else rows of this item's image-token table, which the family's
     model makes of `patches`. With S > 1 they are blended by `slot_weight`: the token's embedding is
-    sum_s slot_weight[t, s] * table[slot[t, s]]. `patch_position` is (number of the image, row,
-    column) for towers that need it, -1 where a tile is not filled. `pool_start` is the first token
-    that is pooled over, of models that pool over tokens.
+    sum_s slot_weight[t, s] * table[slot[t, s]].
+
+    A patch is flattened as (channel, frame, y, x); images have one frame. `patch_position` is
+    (number of the image, row, column) for towers that need it, -1 where a tile is not filled;
+    patches see those of the same number, and every time step of a clip has a number of its own.
+    `pool_start` is the first token that is pooled over, of models that pool over tokens.
     """
 
     tokens: Int32[ArrayLike, " t"]

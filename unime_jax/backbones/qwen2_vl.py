@@ -163,10 +163,11 @@ def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionCon
     hf_config.require_bidirectional_tower(vision)
     rope_type = vision.rope_parameters["rope_type"]
     hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
-    if len(text.rope_sections) != 3 or 2 * sum(text.rope_sections) != text.head_dim:
+    sections = config.text_config.rope_parameters.get("mrope_section", ())
+    if len(sections) != 3 or 2 * sum(sections) != text.head_dim:
         raise ValueError(
             "config.json: mrope_section must be three numbers that add up to half a head,"
-            f" {text.head_dim // 2}, and is {list(text.rope_sections)}"
+            f" {text.head_dim // 2}, and is {list(sections)}"
         )
     if TILE % vision.spatial_merge_size**2:
         raise ValueError(
