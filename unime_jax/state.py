@@ -63,7 +63,6 @@ def draw(
         graph, shapes = _trace(backbone, adapters, kernels)
         frozen_dtype = jnp.dtype("bfloat16")
     trained = {path for path in shapes if chosen.get(path, False)}  # scales are never
-    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
 
     def dtype(path: str) -> jnp.dtype:
         if path in kernels:
@@ -71,10 +70,7 @@ def draw(
         float32 = path in trained or path not in chosen  # or a scale
         return jnp.dtype("float32") if float32 else frozen_dtype
 
-    parameters = {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=placed[path])
-        for path, shape in shapes.items()
-    }
+    parameters = sharding.abstract_parameters(shapes, mesh, dtype)
     return Blueprint(graph, parameters, frozenset(trained))
 
 
