@@ -1,4 +1,4 @@
-"""What travels: an item on the host, a row ready for a bucket, and the batch a step consumes.
+"""Items on the host, rows ready for a bucket, and the batch that a step consumes.
 
 Letters: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended into one token,
 N tiles, P patches a tile, F bytes a patch, E width of a teacher, B pairs, H explicit negatives,
@@ -86,9 +86,9 @@ class Example:
 class Row:
     """One item after a family's host preprocessing, unpadded.
 
-    `slot[t]` is -1 for a text token, else rows of this item's image-token table, which the family's
-    model makes of `patches`. With S > 1 they are blended by `slot_weight`: the token's embedding is
-    sum_s slot_weight[t, s] * table[slot[t, s]].
+    `slot[t]` is -1 for a text token, else rows of the item's image-token table, which the family's
+    model computes from `patches`. With S > 1 they are blended by `slot_weight`: the token's
+    embedding is sum_s slot_weight[t, s] * table[slot[t, s]].
 
     A patch is flattened as (channel, frame, y, x); images have one frame. `patch_position` is
     (number of the image, row, column) for towers that need it, -1 where a tile is not filled;
@@ -133,7 +133,7 @@ class Inputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows by bucket, and who is who among them.
+    """Rows by bucket, and pairs as numbers of rows.
 
     Row numbers count through the groups in order: chunk by chunk, row by row, G = sum of C * R.
     """

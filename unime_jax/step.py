@@ -1,4 +1,4 @@
-"""One training step, pure: chunked encoding, loss, gradients, update."""
+"""The training step, a pure function: chunked encoding, loss, gradients, update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes; `frozen` passes through untouched."""
+    """Parameters, optimizer state and counters; `frozen` passes through a step untouched."""
 
     step: Int[ArrayLike, ""]
     trainable: paths.Parameters

@@ -1,4 +1,4 @@
-"""A checkpoint folder, opened: its model, its host preprocessing and its names."""
+"""Backbone: an opened checkpoint folder, with its model, host preprocessing and tensor names."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ class Preprocessor(Protocol):
 
     @property
     def prompt(self) -> Prompt | TextPrompt:
-        """How it words items."""
+        """The prompt that words items."""
         ...
 
 

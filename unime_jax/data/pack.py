@@ -1,4 +1,4 @@
-"""Rows into length buckets of constant shape, and who is who among them.
+"""Packing of rows into length buckets of constant shape, and of pairs as numbers of rows.
 
 Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
 into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
@@ -115,13 +115,13 @@ def pack(
 def fill_buckets(
     rows: Sequence[Row], plan: Plan, *, process_index: int = 0, process_count: int = 1
 ) -> tuple[tuple[Inputs, ...], np.ndarray]:
-    """Lays rows out in this process's part of every bucket, in order, each in the smallest free.
+    """Rows in this process's part of every bucket, in order, each in the smallest with room.
 
-    Returns the groups, with shapes that depend on the plan only, and where each row is:
+    Returns the groups, whose shapes depend on the plan alone, and the place of each row:
     int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
 
     Raises:
-      TypeError: a row has another form than the plan's layout says.
+      TypeError: a row has another form than the plan's layout, or neither tokens nor tiles.
       ValueError: there are too many rows, or one would look up what the model does not have.
     """
     if plan.chunk_size % process_count:
@@ -262,11 +262,7 @@ def _check_layout(row: Row, layout: Layout) -> None:
 
 
 def _check_bounds(row: Row, layout: Layout) -> None:
-    """Nothing that is looked up on a device may lie beyond what there is.
-
-    Raises:
-      ValueError: a token, position or slot does.
-    """
+    """Raises ValueError for a token, position or slot beyond the table that a device looks up."""
     first, per_tile = layout.table or (0, 0)
     bounds = {
         "token": (row.tokens, layout.vocabulary),

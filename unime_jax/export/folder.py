@@ -119,7 +119,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """The kernel that does what a layer with an adapter or int8 codes does, made when needed.
+    """A lazily merged kernel, from an adapter or int8 codes.
 
     So that there is never a second model beside the first.
     """

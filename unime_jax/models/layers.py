@@ -1,7 +1,7 @@
-"""Dense layers and norms; LoRA and DoRA live inside `Linear` as a side path.
+"""Dense layers and norms; LoRA and DoRA are a side path inside `Linear`.
 
-Because the adapter is a side path, the frozen kernel takes part in the forward and in the gradient
-of its input, but never costs a weight gradient.
+A frozen kernel takes part in the forward and in the gradient of its input, and costs no weight
+gradient.
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -60,7 +60,7 @@ class Linear(nnx.Module):
     def column_norm(self) -> Float[Array, "*L out"]:
         """Norm of each column of the kernel with its adapter, a constant to the gradient (DoRA).
 
-        Of a stack, one layer at a time is in float32.
+        A stack is walked layer by layer, so that one layer at a time is in float32.
         """
         parts = self.kernel, self.kernel_scale, self.lora_a, self.lora_b
         leaves = [None if x is None else jax.lax.stop_gradient(x[...]) for x in parts]
@@ -95,8 +95,8 @@ def merged_norm(
 ) -> Float[Array, " out"]:
     """Norm of each column of kernel + a b, a constant to the gradient (DoRA, section 4.3).
 
-    Expanded so that no [in, out] temporary besides the kernel itself is made. Never zero: a dead
-    column of the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
+    Expanded so that no [in, out] temporary is made beside the kernel. Never zero: a dead column of
+    the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
     """
     w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (kernel, a, b))
     projected = _product(a.T, w)

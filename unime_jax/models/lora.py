@@ -94,7 +94,7 @@ def is_folded(linear: Linear) -> bool:
 def fold(linear: Linear, dtype: jnp.dtype) -> Float[Array, "*L in out"]:
     """The kernel with its adapter merged in: float32 arithmetic, the result in `dtype`.
 
-    Of a stack, one layer at a time is in float32.
+    A stack is merged layer by layer, so that one layer at a time is in float32.
     """
     parts = {
         name: leaf[...]

@@ -1,7 +1,7 @@
-"""The embedder: image tokens and a decoder, from integer inputs to unit vectors.
+"""Vision-language embedding models: integer inputs to unit vectors.
 
-Everything whose shape depends on an image was decided on the host: `slot` says which row of an
-example's image-token table each token takes, so the graph here is static.
+All shapes that depend on an image were decided on the host: `slot` numbers the row of an item's
+image-token table that each token takes, so the graph here is static.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a forward is run; none of it changes what is computed beyond rounding.
+    """Execution of a forward; it changes results by rounding alone.
 
     `dtype`: of activations, and with it the precision of products: float32 is multiplied as
-    float32, also where a platform's default is less (`models.precision`).
+    float32, even where a platform's default is less (`models.precision`).
     """
 
     dtype: jnp.dtype
@@ -111,7 +111,7 @@ class LanguageModel(Vlm):
 
 
 def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, "... F"]:
-    """Bytes, channel by channel, to the values the image processor would have made, float32."""
+    """Pixel values of bytes as the image processor computes them, float32; channels come first."""
     per_channel = patches.shape[-1] // 3
     mean, std = (jnp.repeat(jnp.asarray(x), per_channel) for x in (pixels.mean, pixels.std))
     return (patches.astype(jnp.float32) * pixels.scale - mean) / std
