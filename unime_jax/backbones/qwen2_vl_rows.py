@@ -112,8 +112,8 @@ class Qwen2VlPreprocessor:
         return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)
 
     def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
-        image, rest = self.prompt.image_token_id, iter(merged)
-        sizes = [next(rest, None) if token == image else None for token in ids]
+        image, grids = self.prompt.image_token_id, iter(merged)
+        sizes = [next(grids, None) if token == image else None for token in ids]
         before = [None, *ids[:-1]]
         return positions(
             sizes, [self.grid_positions or token == self.vision_start_id for token in before]

@@ -244,18 +244,18 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
 def _check_layout(row: Row, layout: Layout) -> None:
     """A row of another form than the plan's is an error in the program, not in the data."""
     length = len(row.tokens)
-    found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
+    form = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
     wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
     if layout.teacher:
-        found.append(None if row.teacher is None else row.teacher.shape)
+        form.append(None if row.teacher is None else row.teacher.shape)
         wanted.append((layout.teacher,))
     if row.patches is not None and len(row.patches):
-        found += [np.shape(row.patches)[1:], row.patch_position is not None]
+        form += [np.shape(row.patches)[1:], row.patch_position is not None]
         wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
-    if found != wanted:
+    if form != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
-            f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
+            f"patches of a tile, patch_position given {form}; the plan's layout says {wanted}"
         )
     if not length and not _tiles(row):
         raise TypeError("a row has neither tokens nor tiles; there is nothing to encode")
@@ -270,13 +270,13 @@ def _check_bounds(row: Row, layout: Layout) -> None:
         "slot": (row.slot, layout.table and (first + _tiles(row) * per_tile) * bool(_tiles(row))),
     }
     least = {"token": 0, "position": 0, "slot": -1}
-    for name, (found, bound) in bounds.items():
-        if bound is None or not np.size(found):
+    for name, (numbers, bound) in bounds.items():
+        if bound is None or not np.size(numbers):
             continue
-        if np.max(found) >= bound or np.min(found) < least[name]:
+        if np.max(numbers) >= bound or np.min(numbers) < least[name]:
             raise ValueError(
                 f"a row of {len(row.tokens)} tokens and {_tiles(row)} tiles has {name}s from"
-                f" {np.min(found)} to {np.max(found)}; they must be from {least[name]} to"
+                f" {np.min(numbers)} to {np.max(numbers)}; they must be from {least[name]} to"
                 f" {bound - 1}: its preprocessing does not fit the model"
             )
 

@@ -119,10 +119,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A lazily merged kernel, from an adapter or int8 codes.
-
-    So that there is never a second model beside the first.
-    """
+    """A lazily merged kernel; the merged model is never fully in memory."""
 
     linear: Linear
     dtype: np.dtype

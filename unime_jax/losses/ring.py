@@ -76,15 +76,15 @@ def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B 
     alone = jax.sharding.get_abstract_mesh().empty
     first = jnp.int32(0) if alone else jax.lax.axis_index(ROWS) * size
 
-    def take(found: Array, block: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    def take(picked: Array, block: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         part, first = block
         place = rows - first
         here = (place >= 0) & (place < size)
         taken = part[jnp.clip(place, 0, size - 1)]
-        return jnp.where(here[:, None], taken, found), block
+        return jnp.where(here[:, None], taken, picked), block
 
-    found = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
-    return visit(take, found, (table, first))[0]
+    picked = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
+    return visit(take, picked, (table, first))[0]
 
 
 def vary(constants: Any) -> Any:
