@@ -140,6 +140,32 @@ def test_what_is_kept_of_chunks_are_no_parameters():
     assert not shapes & {(4, *x.shape) for x in jax.tree.leaves((trainable, frozen))}
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_what_is_kept_of_chunks_follows_the_layers_remat(remat):
+    """With "full" the input of every layer is kept and nothing from inside it."""
+    inner, depth = 5, 3  # the width inside a layer
+    wide = {"up": jnp.ones((depth, WIDTH, inner)), "down": jnp.ones((depth, inner, WIDTH))}
+    inputs = group(4, 8, 32, seed=0)
+
+    def layers(trainable, frozen, inputs):
+        def layer(x, weights):
+            return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
+
+        if remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x = frozen["table"][inputs.tokens].mean(axis=1)
+        return jax.lax.scan(layer, x, trainable)[0]
+
+    def value(p):
+        frozen = {"table": parameters()[0]["table"]}
+        return jnp.sum(encode_in_chunks(layers, p, frozen, inputs, recompute=False))
+
+    forward, _ = [e for e in jax.make_jaxpr(jax.grad(value))(wide).eqns if "while" in str(e)]
+    shapes = {x.aval.shape for x in forward.outvars}
+    assert (4, depth, 8, WIDTH) in shapes
+    assert ((4, depth, 8, inner) in shapes) == (remat == "none")
+
+
 def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
     """The same executable; a chunk without rows is skipped, so it leaves zeros."""
     trainable, frozen = parameters()

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.models.oracle import EXACT
-from unime_jax import paths
+from unime_jax import paths, sharding
 from unime_jax.batch import Inputs
 from unime_jax.models import scan
 from unime_jax.models.decoder import Decoder, DecoderConfig
@@ -130,6 +132,17 @@ def test_levels_have_a_gradient_and_are_kept_once():
         jaxpr = str(jax.make_jaxpr(jax.grad(lambda v, r=remat: value(v, r)))(levels))
         assert f"f32[3,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
         assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
+
+
+def test_on_a_mesh_the_states_are_the_same(expected):
+    graph, parameters, ((_, states), _) = expected
+    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    rows = jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, P(sharding.ROWS))), inputs()
+    )
+    run = jax.jit(lambda p, i: paths.merge(graph, p).hidden_states(i, EXACT))
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(run(parameters, rows), states, atol=2e-5)
 
 
 def test_without_levels_the_program_has_no_branch():
