@@ -204,10 +204,10 @@ def test_few_programs(one, compiled):
 
 
 def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
-    def image_table(self, patches, position, execution):
+    def vision_features(self, patches, position, execution):
         raise AssertionError("traced")
 
-    monkeypatch.setattr(type(one.model), "image_table", image_table)
+    monkeypatch.setattr(type(one.model), "vision_features", vision_features)
     model = opened(one)
     model.encode(["red " * n for n in (1, 90)])
     with pytest.raises(AssertionError, match="traced"):

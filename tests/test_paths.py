@@ -20,7 +20,7 @@ TINY = DecoderConfig(
     head_dim=4,
     rms_norm_eps=1e-6,
     rope_theta=1e4,
-    rope_sections=(2,),
+    rope_axes=(0, 0),
     qkv_bias=True,
     hidden_act="silu",
 )

@@ -1,4 +1,4 @@
-"""What travels: an item on the host, a row ready for a bucket, and the batch a step consumes.
+"""Items on the host, rows ready for a bucket, and the batch that a step consumes.
 
 Letters: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended into one token,
 N tiles, P patches a tile, F bytes a patch, E width of a teacher, B pairs, H explicit negatives,
@@ -11,7 +11,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float32, Int32, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
 
@@ -86,11 +86,14 @@ class Example:
 class Row:
     """One item after a family's host preprocessing, unpadded.
 
-    `slot[t]` is -1 for a text token, else rows of this item's image-token table, which the family's
-    model makes of `patches`. With S > 1 they are blended by `slot_weight`: the token's embedding is
-    sum_s slot_weight[t, s] * table[slot[t, s]]. `patch_position` is (number of the image, row,
-    column) for towers that need it, -1 where a tile is not filled. `pool_start` is the first token
-    that is pooled over, of models that pool over tokens.
+    `slot[t]` is -1 for a text token, else rows of the item's image-token table, which the family's
+    model computes from `patches`. With S > 1 they are blended by `slot_weight`: the token's
+    embedding is sum_s slot_weight[t, s] * table[slot[t, s]].
+
+    A patch is flattened as (channel, frame, y, x); images have one frame. `patch_position` is
+    (number of the image, row, column) for towers that need it, -1 where a tile is not filled;
+    patches see those of the same number, and every time step of a clip has a number of its own.
+    `pool_start` is the first token that is pooled over, of models that pool over tokens.
     """
 
     tokens: Int32[ArrayLike, " t"]
@@ -108,14 +111,16 @@ class Row:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """All rows of one bucket, laid out in chunks; a row of length 0 is padding.
+    """All rows of one bucket, laid out in chunks.
 
-    Every chunk is spread over all data shards. Live rows fill the chunks in order, so the number
-    of chunks worth encoding follows from `length`.
+    Every chunk is spread over all data shards. Live rows fill the chunks in order; the others are
+    padding, whose embeddings nothing reads. A live row may have no tokens (an image for a dual
+    encoder).
     """
 
     tokens: Int32[ArrayLike, "C R T"]
-    length: Int32[ArrayLike, "C R"]
+    length: Int32[ArrayLike, "C R"]  # tokens of a row
+    live: Bool[ArrayLike, "C R"]  # False: padding
     positions: Int32[ArrayLike, "C R T A"]
     slot: Int32[ArrayLike, "C R T S"]
     slot_weight: Float32[ArrayLike, "C R T S"] | None
@@ -128,7 +133,7 @@ class Inputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows by bucket, and who is who among them.
+    """Rows by bucket, and pairs as numbers of rows.
 
     Row numbers count through the groups in order: chunk by chunk, row by row, G = sum of C * R.
     """

@@ -363,17 +363,13 @@ def targets(
         return model
 
     graph, shapes = paths.split(jax.eval_shape(make))
-    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
 
     def stored(path: str) -> jnp.dtype:
         codes = shapes[path].dtype == jnp.int8
         scale = path.endswith(".kernel_scale")
         return shapes[path].dtype if codes or scale else activations(dtype)
 
-    return graph, {
-        path: jax.ShapeDtypeStruct(shape.shape, stored(path), sharding=placed[path])
-        for path, shape in shapes.items()
-    }
+    return graph, sharding.abstract_parameters(shapes, mesh, stored)
 
 
 def kept(width: int, truncate_dim: int | None) -> int:

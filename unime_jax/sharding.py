@@ -1,9 +1,11 @@
 """The mesh, and which axis of which array lies on which mesh axis."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -89,6 +91,17 @@ def parameter_shardings(
     return {path: NamedSharding(mesh, fit(specs[path], shapes[path], mesh)) for path in shapes}
 
 
+def abstract_parameters(
+    shapes: Mapping[str, Any], mesh: Mesh, dtype: Callable[[str], jnp.dtype]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Parameters by shape, dtype (given a path) and sharding: targets of reading and tracing."""
+    placed = parameter_shardings(mesh, {path: leaf.shape for path, leaf in shapes.items()})
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype(path), sharding=placed[path])
+        for path, leaf in shapes.items()
+    }
+
+
 def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     """`spec` without the mesh axes that do not divide their array axis.
 
@@ -106,7 +119,7 @@ def chunked_rows(mesh: Mesh) -> NamedSharding:
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Activations [rows, ...] of which every device computes its own rows, as it has the inputs.
+    """Constrains activations, [rows, ...], to be sharded by row, like the inputs.
 
     Where a weight lies over "fsdp", as the rows do, the compiler is otherwise free to split the
     activations by features instead: as exact, but each device then holds all rows. Without a mesh

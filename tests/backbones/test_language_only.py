@@ -1,7 +1,5 @@
 """A backbone without its tower: the same embeddings of texts, of a folder without the tower."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
+from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import EXACT, TEXT, VISION, load, packed, pair_of
 from unime_jax import backbones, paths
 from unime_jax.batch import Item
@@ -67,6 +68,21 @@ def test_embeds_texts_alike_and_reads_nothing_else(pair):
     assert jnp.abs(jnp.linalg.norm(ours, axis=1) - 1).max() < 1e-5
 
 
+def written_phi3_v(folder):
+    write_phi3_v(folder)
+    write_weights(folder)
+
+
+@pytest.mark.parametrize("write", [write_llava_qwen, written_phi3_v])
+def test_in_checkpoints_of_original_code(write, tmp_path):
+    write(tmp_path)
+    whole = backbones.open_backbone(str(tmp_path), max_length=64)
+    expected, found = load(whole), load(backbones.language_only(whole, TEACHER))
+    assert found.keys() == {p for p in expected if p.startswith("language_model.")}
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
 def test_random_parameters_are_the_whole_models(pair):
     student = backbones.language_only(pair.backbone, TEACHER)
     key = jax.random.key(3)
@@ -76,7 +92,15 @@ def test_random_parameters_are_the_whole_models(pair):
         np.testing.assert_array_equal(leaf, whole[path])
 
 
-def test_a_text_encoder_has_none(pair):
-    names = dataclasses.replace(pair.backbone.names, prefixes=(("encoder.", "encoder."),))
+@pytest.mark.parametrize("write", [write_bert, write_nv_embed])
+def test_a_text_encoder_has_none(write, tmp_path):
+    write(tmp_path)
+    backbone = backbones.open_backbone(str(tmp_path), max_length=32)
     with pytest.raises(ValueError, match="no language component"):
-        backbones.language_only(dataclasses.replace(pair.backbone, names=names), TEACHER)
+        backbones.language_only(backbone, TEACHER)
+
+
+def test_the_language_component_has_none_of_its_own(pair):
+    student = backbones.language_only(pair.backbone, TEACHER)
+    with pytest.raises(ValueError, match="no language component"):
+        backbones.language_only(student, TEACHER)

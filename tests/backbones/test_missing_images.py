@@ -39,6 +39,7 @@ def test_a_family_without_a_choice_says_so(tmp_path, family):
         if missing_images in SUPPORTED[family]:
             backbone = backbones.open_backbone(str(folder), max_length=512, processing=choice)
             assert len(backbone.caveats) >= (missing_images != "strip")
+            assert not backbone.caveats or not backbone.loads_in_transformers
             continue
         with pytest.raises(
             ValueError, match=f'missing_images is "{missing_images}"; this family supports'

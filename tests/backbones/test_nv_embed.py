@@ -278,6 +278,7 @@ def test_an_exported_folder_embeds_the_same(recorded, tmp_path):
     assert_same(tensors(target), tensors(recorded))
     assert processing.read(target) == Processing(prompt="raw")
     assert not (target / "modules.json").exists() and backbone.caveats
+    assert not backbone.loads_in_transformers
     texts = ["a red circle", ""]
     found, expected = (
         Embedder.from_pretrained(folder, dtype="float32").encode(texts, prompt=INSTRUCTION)

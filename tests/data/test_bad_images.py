@@ -193,7 +193,7 @@ def test_odd_images_are_used_as_what_they_show(steps):
     pixels = {}
     for batch, _ in itertools.chain(*steps(1)):
         group = batch.groups[1]
-        live = group.length > 0
+        live = group.live
         numbers = group.tokens[live][:, 0]
         pixels |= dict(zip(numbers.tolist(), group.patches[live].reshape(-1, SIZE, SIZE, 3)))
     assert not pixels.keys() & BAD.keys()

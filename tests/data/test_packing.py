@@ -111,7 +111,7 @@ def assert_who_is_who(batch, examples):
             assert_is(batch, number, negative, True)
         assert SOURCES[batch.source[i]] == example.source
     used = {*batch.query, *batch.positive, *batch.negative[batch.negative >= 0]}
-    assert len(used) == sum(int((group.length > 0).sum()) for group in batch.groups)
+    assert len(used) == sum(int(group.live.sum()) for group in batch.groups)
 
 
 @given(batches)
@@ -124,10 +124,11 @@ def test_who_is_who_in_constant_shapes(examples):
     assert sum(info.rows) == len(distinct)
     assert info.dropped_negatives == sum(max(len(e.negatives) - NEGATIVES, 0) for e in examples)
     for group, live, chunks in zip(batch.groups, info.rows, info.chunks, strict=True):
-        length = group.length.reshape(-1)
-        assert (length[:live] > 0).all() and not length[live:].any()  # chunks fill in order
+        length, filled = group.length.reshape(-1), group.live.reshape(-1)
+        assert filled[:live].all() and not filled[live:].any()  # chunks fill in order
+        assert (length[:live] > 0).all() and not length[live:].any()
         assert chunks == -(-live // group.length.shape[1])
-        assert not group.tokens[group.length == 0].any()
+        assert not group.tokens[~group.live].any()
         beyond = np.arange(group.tokens.shape[-1]) >= group.length[..., None]
         assert (group.slot[beyond] == -1).all() and not group.tokens[beyond].any()
 
@@ -206,6 +207,30 @@ def test_overflow_skips_buckets_without_room_for_the_tiles():
     plan = BatchShapes((Bucket(4, 1, share=0.1), Bucket(8, 0), Bucket(8, 1)), LAYOUT, 2, 8)
     _, places = fill_buckets([toy(item(4, 1, str(i))) for i in range(8)], plan)
     assert places[:, 0].tolist() == [0] * 2 + [2] * 6
+
+
+def image_alone(name=""):
+    """The row of an image for a dual encoder: tiles, and not one token."""
+    row = toy(item(1, 1, name))
+    empty = {key: getattr(row, key)[:0] for key in ("tokens", "positions", "slot", "slot_weight")}
+    return dataclasses.replace(row, **empty)
+
+
+def test_a_row_without_tokens_is_live():
+    rows = [image_alone("a"), image_alone("b"), toy(item(2))]
+    groups, places = fill_buckets(rows, PLAN)
+    assert places[:, 0].tolist() == [2, 2, 0]
+    assert [int(group.live.sum()) for group in groups] == [1, 0, 2, 0]
+    assert not groups[2].length.any()
+    for (_, chunk, place), row in zip(places, rows[:2]):
+        np.testing.assert_array_equal(groups[2].patches[chunk, place, :1], row.patches)
+    keys = (("a", "1"), ("b", "1"))
+    batch, info = pack([Prepared("one", keys, tuple(rows[:2]))], PLAN, SOURCES)
+    assert info.rows == (0, 0, 2, 0) and info.chunks == (0, 0, 1, 0)
+    assert batch.query != batch.positive
+    nothing = dataclasses.replace(image_alone(), patches=None)
+    with pytest.raises(TypeError, match="neither tokens nor tiles"):
+        fill_buckets([nothing], PLAN)
 
 
 def test_info():

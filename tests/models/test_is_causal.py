@@ -166,7 +166,7 @@ def test_only_qwen2_has_a_switch_for_its_window():
 def test_rotary_settings_of_other_models_are_not_read():
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1]}
     text = LlamaConfig(**SIZES, rope_parameters=rope | {"partial_rotary_factor": 0.5})
-    assert decoder(text).rope_sections == (8,)
+    assert decoder(text).rope_axes == (0,) * 8
 
 
 def test_long_rope_has_the_scale_that_transformers_gives_it():

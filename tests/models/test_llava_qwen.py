@@ -143,6 +143,7 @@ def inputs_of(rows: list[Row]) -> Inputs:
     return Inputs(
         tokens=jnp.asarray(tokens),
         length=jnp.asarray(length),
+        live=jnp.ones(count, bool),
         positions=jnp.broadcast_to(jnp.arange(longest)[None, :, None], (count, longest, 1)),
         slot=jnp.asarray(slot),
         slot_weight=jnp.asarray(weight) if blend > 1 else None,
@@ -163,7 +164,7 @@ def run(model: Llava, inputs: Inputs):
         x = model.language_model.embed_tokens(inputs.tokens, EXACT.dtype)
         table = None
         if inputs.patches is not None:
-            table = model.image_table(inputs.patches, inputs.patch_position, EXACT)
+            table = model.vision_features(inputs.patches, inputs.patch_position, EXACT).table
             x = merge_image_tokens(x, table, inputs.slot, inputs.slot_weight)
         return model(inputs, EXACT), model.hidden_states(inputs, EXACT), x, table
 
@@ -282,7 +283,7 @@ def test_an_image_of_zeros_is_none_of_bytes(backbone, on_blocks):
     assert row.orphan_images == 1 and (row.slot[:, 0] >= 0).sum() == 730
     assert row.patches.shape == (1, 729, 588) and (row.patch_position == -1).all()
     patches, position = jnp.asarray(row.patches)[None], jnp.asarray(row.patch_position)[None]
-    table = jax.jit(lambda p, q: on_blocks.image_table(p, q, EXACT))
+    table = jax.jit(lambda p, q: on_blocks.vision_features(p, q, EXACT).table)
     zeros = table(patches, position)
     np.testing.assert_array_equal(zeros, table(patches + 77, position))
     np.testing.assert_array_equal(zeros, table(patches, position + 1))  # value 0 is byte 0 here

@@ -59,6 +59,7 @@ def inputs_of(data, *, extra=0, filler=0) -> Inputs:
     return Inputs(
         tokens=jnp.asarray(ids),
         length=jnp.asarray(length),
+        live=jnp.ones(rows, bool),
         positions=jnp.broadcast_to(jnp.arange(tokens)[None, :, None], (rows, tokens, 1)),
         slot=jnp.full((rows, tokens, 1), -1),
         slot_weight=None,
@@ -147,7 +148,9 @@ def test_instructions_are_seen_and_not_pooled(model):
 
 def test_rows_that_are_padding_are_finite(model):
     inputs = inputs_of(recorded("right_pad"))
-    empty = dataclasses.replace(inputs, length=inputs.length.at[1].set(0))
+    empty = dataclasses.replace(
+        inputs, length=inputs.length.at[1].set(0), live=inputs.live.at[1].set(False)
+    )
     plain, other = (jax.jit(lambda i: model(i, EXACT))(i) for i in (inputs, empty))
     assert jnp.isfinite(other).all()
     np.testing.assert_array_equal(np.delete(other, 1, axis=0), np.delete(plain, 1, axis=0))

@@ -68,7 +68,7 @@ def torch_rope(pair, x, positions):
 def our_rope(pair, tokens):
     text = pair.model.language_model
     positions = jnp.arange(tokens)[None, :, None].repeat(2, axis=0)
-    return rope.rotary_angles(positions, text.rope_sections, text.rope_theta)
+    return rope.rotary_angles(positions, text.rope_axes, text.rope_theta)
 
 
 @DECODERS
@@ -158,7 +158,7 @@ def test_image_table(pair):
         states = torch_tower(pair)(normal, output_hidden_states=True).hidden_states
         theirs = model.multi_modal_projector(states[config.vision_feature_layer][:, -16:])
     patches = pixels.reshape(3, 3, 4, 7, 4, 7).transpose(0, 2, 4, 1, 3, 5).reshape(1, 3, 16, 147)
-    table = pair.model.image_table(jnp.asarray(patches), None, EXACT)
+    table = pair.model.vision_features(jnp.asarray(patches), None, EXACT).table
     np.testing.assert_array_equal(table[0, 0], model.image_newline.detach().numpy())
     close(table[0, 1:].reshape(3, 16, 48), theirs)
 

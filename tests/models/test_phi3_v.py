@@ -88,6 +88,7 @@ def case_of(name: str, *, pixel_order: bool = False) -> Case:
     inputs = Inputs(
         tokens=jnp.asarray(np.maximum(ids, 0)),
         length=jnp.asarray(lengths.astype(np.int32)),
+        live=jnp.ones(len(lengths), bool),
         positions=jnp.asarray(np.where(arange < lengths[:, None], arange, 0)[..., None]),
         slot=jnp.asarray(slot),
         slot_weight=None,
@@ -187,7 +188,7 @@ def test_rotary_tables(model, name):
     case = case_of(name)
     decoder = model.language_model
     cos, sin = rope.rotary_angles(
-        case.inputs.positions, decoder.rope_sections, decoder.rope_theta, decoder.long_rope
+        case.inputs.positions, decoder.rope_axes, decoder.rope_theta, decoder.long_rope
     )
     for ours, theirs in ((cos, case.io["rope_cos"]), (sin, case.io["rope_sin"])):
         np.testing.assert_allclose(ours[0, -1, 0], theirs, atol=1e-4, rtol=0)
@@ -202,12 +203,12 @@ def test_layers_of_the_decoder_and_the_tower(model):
     @jax.jit
     def states(model, inputs):
         x = model.language_model.embed_tokens(inputs.tokens, jnp.float32)
-        table = model.image_table(inputs.patches, inputs.patch_position, EXACT)
+        table = model.vision_features(inputs.patches, inputs.patch_position, EXACT).table
         image = jnp.take_along_axis(table, jnp.maximum(inputs.slot, 0), axis=1)
         x = jnp.where(inputs.slot >= 0, image, x)
         decoder = model.language_model
         cos, sin = rope.rotary_angles(
-            inputs.positions, decoder.rope_sections, decoder.rope_theta, decoder.long_rope
+            inputs.positions, decoder.rope_axes, decoder.rope_theta, decoder.long_rope
         )
         found = [x]
         for i in range(2):

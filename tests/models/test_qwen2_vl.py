@@ -98,7 +98,7 @@ def chunk(pair, some):
 def table_of(model, row, execution=EXACT):
     """The image tokens of one row."""
     patches, position = (jnp.asarray(x)[None] for x in (row.patches, row.patch_position))
-    return jax.jit(lambda p, q: model.image_table(p, q, execution))(patches, position)[0]
+    return jax.jit(lambda p, q: model.vision_features(p, q, execution).table)(patches, position)[0]
 
 
 # Components
@@ -111,6 +111,16 @@ def test_patch_projection(pair):
     close(
         pair.model.visual.patch_embed(jnp.asarray(x)).reshape(10, -1), theirs(torch.tensor(frames))
     )
+
+
+def test_patches_of_a_clip_have_frames(pair):
+    """Two different frames a patch; a frame twice is a still image."""
+    x = random(10, 3, 2, 16)
+    theirs = pair.torch_model.model.visual.patch_embed(torch.tensor(x.reshape(10, 96)))
+    ours = pair.model.visual.patch_embed
+    close(ours(jnp.asarray(x.reshape(1, 10, 96)))[0], theirs)
+    still = jnp.asarray(x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96))
+    np.testing.assert_array_equal(ours(still), ours(jnp.asarray(x[:, :, 0].reshape(1, 10, 48))))
 
 
 def test_rows_and_columns_turn_the_frequencies(pair):
@@ -167,9 +177,9 @@ def test_sections_of_the_decoders_frequencies(pair):
     decoder = pair.torch_model.model.language_model
     theirs = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
     text = pair.model.language_model
-    assert text.rope_sections == (2, 3, 3)
+    assert text.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
     ours = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_sections, text.rope_theta
+        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
     )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(  # angles up to 2000 in float32
@@ -187,7 +197,7 @@ def test_decoder_attention_with_sections(pair):
     )
     text = pair.model.language_model
     cos, sin = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_sections, text.rope_theta
+        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
     )
     ours = first_layer(pair.model.language_model.layers).self_attn
     close(ours(jnp.asarray(x), cos, sin, "xla"), theirs)
@@ -343,6 +353,7 @@ def test_recorded_embeddings(recorded_model, case):
     inputs = Inputs(
         tokens=jnp.asarray(ids),
         length=jnp.asarray(lengths),
+        live=jnp.ones(rows, bool),
         positions=jnp.broadcast_to(jnp.arange(tokens)[None, :, None], (rows, tokens, 3)),
         slot=jnp.asarray(slot),
         slot_weight=None,
@@ -350,7 +361,7 @@ def test_recorded_embeddings(recorded_model, case):
         patch_position=jnp.asarray(position) if seen else None,
     )
     if seen:
-        table = jax.jit(lambda p, q: recorded_model.image_table(p, q, EXACT))
+        table = jax.jit(lambda p, q: recorded_model.vision_features(p, q, EXACT).table)
         table = table(inputs.patches, inputs.patch_position)
         images = table[data["has_image"].astype(bool), :6].reshape(12, -1)
         assert_same_rows(images, data["image_embeds"])

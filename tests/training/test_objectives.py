@@ -38,6 +38,7 @@ def batch_of(rows: list[int], texts: np.ndarray, lengths: np.ndarray, teacher: n
             Inputs(
                 tokens=tokens,
                 length=np.where(half < 0, 0, lengths[half])[None].astype(np.int32),
+                live=half[None] >= 0,
                 positions=np.zeros((1, len(half), width, 1), np.int32),
                 slot=np.full((1, len(half), width, 1), -1, np.int32),
                 slot_weight=None,

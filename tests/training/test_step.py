@@ -59,6 +59,7 @@ def regroup(ids, length, chunks):
     return Inputs(
         tokens=jnp.asarray(ids).reshape(*grid, tokens),
         length=jnp.asarray(length).reshape(grid),
+        live=jnp.asarray(length).reshape(grid) > 0,
         positions=jnp.zeros((*grid, tokens, 1), jnp.int32),
         slot=jnp.full((*grid, tokens, 1), -1, jnp.int32),
         slot_weight=None,
@@ -140,6 +141,32 @@ def test_what_is_kept_of_chunks_are_no_parameters():
     assert not shapes & {(4, *x.shape) for x in jax.tree.leaves((trainable, frozen))}
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_what_is_kept_of_chunks_follows_the_layers_remat(remat):
+    """With "full" the input of every layer is kept and nothing from inside it."""
+    inner, depth = 5, 3  # the width inside a layer
+    wide = {"up": jnp.ones((depth, WIDTH, inner)), "down": jnp.ones((depth, inner, WIDTH))}
+    inputs = group(4, 8, 32, seed=0)
+
+    def layers(trainable, frozen, inputs):
+        def layer(x, weights):
+            return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
+
+        if remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x = frozen["table"][inputs.tokens].mean(axis=1)
+        return jax.lax.scan(layer, x, trainable)[0]
+
+    def value(p):
+        frozen = {"table": parameters()[0]["table"]}
+        return jnp.sum(encode_in_chunks(layers, p, frozen, inputs, recompute=False))
+
+    forward, _ = [e for e in jax.make_jaxpr(jax.grad(value))(wide).eqns if "while" in str(e)]
+    shapes = {x.aval.shape for x in forward.outvars}
+    assert (4, depth, 8, WIDTH) in shapes
+    assert ((4, depth, 8, inner) in shapes) == (remat == "none")
+
+
 def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
     """The same executable; a chunk without rows is skipped, so it leaves zeros."""
     trainable, frozen = parameters()
@@ -150,6 +177,20 @@ def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
         assert not np.any(out[used:])
         assert np.all(np.linalg.norm(out[:used], axis=-1) > 0.99)
     assert run._cache_size() == 1
+
+
+def test_live_rows_without_tokens_are_encoded_and_counted():
+    """Liveness is said, not read off the tokens: rows of a dual encoder's images have none."""
+    trainable, frozen = parameters()
+    inputs = group(4, 8, 0, seed=1)
+    inputs = dataclasses.replace(inputs, live=jnp.arange(32).reshape(4, 8) < 11)
+    for recompute in (True, False):
+        out = encode_in_chunks(encode, trainable, frozen, inputs, recompute=recompute)
+        np.testing.assert_allclose(np.linalg.norm(out[:2], axis=-1), 1, rtol=1e-5)
+        assert not np.any(out[2:])
+    nobody = jnp.zeros(0, jnp.int32)
+    batch = Batch((inputs,), nobody, nobody, jnp.zeros((0, 0), jnp.int32), (), nobody)
+    np.testing.assert_allclose(objectives.mean_cosine([out], batch), 1, rtol=1e-5)  # all are alike
 
 
 def test_loss_does_not_depend_on_chunking(batch):

@@ -1,8 +1,7 @@
-"""A checkpoint folder, opened: its model, its host preprocessing and its names."""
+"""Backbone: an opened checkpoint folder, with its model, host preprocessing and tensor names."""
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.shapes import Layout
-from unime_jax.models.vlm import EmbeddingModel, LanguageModel, Vlm
+from unime_jax.models.vlm import EmbeddingModel
 
 
 class Preprocessor(Protocol):
@@ -28,23 +27,39 @@ class Preprocessor(Protocol):
 
     @property
     def prompt(self) -> Prompt | TextPrompt:
-        """How it words items."""
+        """The prompt that words items."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
+class TextOnly:
+    """The language component of a multimodal model, alone.
+
+    Attributes:
+      make_model: the component, with the parameters that the whole model draws from the same key.
+      unread: regexes of the published names of all other tensors.
+    """
+
+    make_model: Callable[[jax.Array], EmbeddingModel]
+    unread: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a family module makes of a folder.
+    """An opened checkpoint folder: model, preprocessing, tensor names, and what exports need.
 
     Attributes:
       dimension: D, of an embedding.
       make_model: the model with random parameters; under `jax.eval_shape`, just its shapes.
-      layout: what every row of this backbone looks like.
+      layout: the form of every row.
       config_changes: keys of config.json that `processing` overrules, for exports.
       image_processor_changes: the same for the image processor's configuration.
       processor_config: what transformers' processor must be told beside the image processor's
         settings; exports have it in processor_config.json.
-      caveats: what transformers' own processor and model do otherwise than `processing` says.
+      loads_in_transformers: whether transformers, given the exported files alone, makes the same
+        inputs and embeddings.
+      text_only: the language component alone; None: the model has none, or is one itself.
+      caveats: sentences for users of transformers, on where it differs from `processing`.
       own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
       base: `folder`, or the hub id that it was downloaded by.
@@ -61,6 +76,8 @@ class Backbone:
     preprocess: Preprocessor
     layout: Layout
     processing: Processing
+    loads_in_transformers: bool
+    text_only: TextOnly | None = None
     config_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_processor_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     processor_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -96,32 +113,24 @@ class Backbone:
 
 
 def language_only(backbone: Backbone, teacher: int) -> Backbone:
-    """A vision-language backbone without its tower, for texts that have a teacher's embedding.
+    """The language component of a multimodal backbone, for texts with a teacher's embedding.
 
-    What is left has the same parameters, by the same paths; of the checkpoint nothing else is read.
+    It has the same parameters, by the same paths; of the checkpoint nothing else is read.
 
     Args:
       teacher: E, the width of the teacher's embeddings.
 
     Raises:
-      ValueError: the backbone has no language component that it could do without the rest.
+      ValueError: the backbone has no language component apart from the rest.
     """
-    prefixes = backbone.names.prefixes
-    rest = [theirs for ours, theirs in prefixes if not ours.startswith("language_model.")]
-    if len(rest) == len(prefixes):
+    part = backbone.text_only
+    if part is None:
         raise ValueError(f"{backbone.folder}: this model has no language component to take out")
-
-    def make_model(key: jax.Array) -> EmbeddingModel:
-        whole = backbone.make_model(key)
-        assert isinstance(whole, Vlm)
-        return LanguageModel(whole.language_model)
-
-    unread = tuple(re.escape(prefix) + ".*" for prefix in rest)
+    names = dataclasses.replace(backbone.names, unused=backbone.names.unused + part.unread)
     return dataclasses.replace(
         backbone,
-        make_model=make_model,
-        names=dataclasses.replace(backbone.names, unused=backbone.names.unused + unread),
-        layout=dataclasses.replace(
-            backbone.layout, patches=0, patch_bytes=0, positioned=False, teacher=teacher
-        ),
+        make_model=part.make_model,
+        names=names,
+        layout=dataclasses.replace(backbone.layout.without_images(), teacher=teacher),
+        text_only=None,
     )

@@ -1,4 +1,4 @@
-"""Rows into length buckets of constant shape, and who is who among them.
+"""Packing of rows into length buckets of constant shape, and of pairs as numbers of rows.
 
 Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
 into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
@@ -115,13 +115,13 @@ def pack(
 def fill_buckets(
     rows: Sequence[Row], plan: BatchShapes, *, process_index: int = 0, process_count: int = 1
 ) -> tuple[tuple[Inputs, ...], np.ndarray]:
-    """Lays rows out in this process's part of every bucket, in order, each in the smallest free.
+    """Rows in this process's part of every bucket, in order, each in the smallest with room.
 
-    Returns the groups, with shapes that depend on the plan only, and where each row is:
+    Returns the groups, whose shapes depend on the plan alone, and the place of each row:
     int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
 
     Raises:
-      TypeError: a row has another form than the plan's layout says.
+      TypeError: a row has another form than the plan's layout, or neither tokens nor tiles.
       ValueError: there are too many rows, or one would look up what the model does not have.
     """
     if plan.chunk_size % process_count:
@@ -202,6 +202,7 @@ def bucket_shapes(plan: BatchShapes, bucket: Bucket, *, process_count: int = 1) 
     return Inputs(
         tokens=array(np.int32, *tokens),
         length=array(np.int32, *grid),
+        live=array(np.bool_, *grid),
         positions=array(np.int32, *tokens, layout.axes),
         slot=array(np.int32, *tokens, layout.slots),
         slot_weight=array(np.float32, *tokens, layout.slots) if layout.blended else None,
@@ -224,6 +225,7 @@ def _empty(plan: BatchShapes, bucket: Bucket, process_count: int) -> Inputs:
 def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
     length = len(row.tokens)
     group.length[chunk, place] = length
+    group.live[chunk, place] = True
     group.tokens[chunk, place, :length] = row.tokens
     group.positions[chunk, place, :length] = row.positions
     group.slot[chunk, place, :length] = row.slot
@@ -242,27 +244,25 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
 def _check_layout(row: Row, layout: Layout) -> None:
     """A row of another form than the plan's is an error in the program, not in the data."""
     length = len(row.tokens)
-    found = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
+    form = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
     wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
     if layout.teacher:
-        found.append(None if row.teacher is None else row.teacher.shape)
+        form.append(None if row.teacher is None else row.teacher.shape)
         wanted.append((layout.teacher,))
     if row.patches is not None and len(row.patches):
-        found += [np.shape(row.patches)[1:], row.patch_position is not None]
+        form += [np.shape(row.patches)[1:], row.patch_position is not None]
         wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
-    if not length or found != wanted:
+    if form != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
-            f"patches of a tile, patch_position given {found}; the plan's layout says {wanted}"
+            f"patches of a tile, patch_position given {form}; the plan's layout says {wanted}"
         )
+    if not length and not _tiles(row):
+        raise TypeError("a row has neither tokens nor tiles; there is nothing to encode")
 
 
 def _check_bounds(row: Row, layout: Layout) -> None:
-    """Nothing that is looked up on a device may lie beyond what there is.
-
-    Raises:
-      ValueError: a token, position or slot does.
-    """
+    """Raises ValueError for a token, position or slot beyond the table that a device looks up."""
     first, per_tile = layout.table or (0, 0)
     bounds = {
         "token": (row.tokens, layout.vocabulary),
@@ -270,11 +270,13 @@ def _check_bounds(row: Row, layout: Layout) -> None:
         "slot": (row.slot, layout.table and (first + _tiles(row) * per_tile) * bool(_tiles(row))),
     }
     least = {"token": 0, "position": 0, "slot": -1}
-    for name, (found, bound) in bounds.items():
-        if bound is not None and (np.max(found) >= bound or np.min(found) < least[name]):
+    for name, (numbers, bound) in bounds.items():
+        if bound is None or not np.size(numbers):
+            continue
+        if np.max(numbers) >= bound or np.min(numbers) < least[name]:
             raise ValueError(
                 f"a row of {len(row.tokens)} tokens and {_tiles(row)} tiles has {name}s from"
-                f" {np.min(found)} to {np.max(found)}; they must be from {least[name]} to"
+                f" {np.min(numbers)} to {np.max(numbers)}; they must be from {least[name]} to"
                 f" {bound - 1}: its preprocessing does not fit the model"
             )
 
@@ -287,12 +289,12 @@ def _info(
     plan: BatchShapes,
 ) -> PackInfo:
     bad = tuple(item for one in prepared for item in one.bad)
-    live = [group.length.any(axis=1).sum() for group in groups]
+    live = [group.live.any(axis=1).sum() for group in groups]
     tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
     return PackInfo(
         read=len(prepared) + len(bad),
         bad=bad,
-        rows=tuple(int((group.length > 0).sum()) for group in groups),
+        rows=tuple(int(group.live.sum()) for group in groups),
         chunks=tuple(int(n) for n in live),
         pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
         overflowed=sum(

@@ -1,4 +1,4 @@
-"""The shapes of a batch, before there is one: buckets, what their rows look like, how many."""
+"""Shapes of a batch: buckets, the form of their rows, and how many there are."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ from unime_jax.data.settings import Bucket
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the rows of a model family have in common; 0 patches: no images.
+    """The form of the rows of a model family; 0 patches: no images.
 
-    `vocabulary`, `learned_positions` and `table` bound what rows look up on a device, which would
-    read no number beyond; None: there is no bound. A row of n tiles has `table[0]` + n * `table[1]`
-    vectors for its image tokens to choose from.
+    `vocabulary`, `learned_positions` and `table` bound the numbers that rows look up on a device,
+    where one beyond the end reads NaN; None: there is no bound. A row of n tiles has
+    `table[0]` + n * `table[1]` vectors for its image tokens to choose from.
     """
 
     axes: int = 1  # A
@@ -27,6 +27,10 @@ class Layout:
     vocabulary: int | None = None
     learned_positions: int | None = None
     table: tuple[int, int] | None = None
+
+    def without_images(self) -> "Layout":
+        """The layout of the family's rows where no model part reads images."""
+        return dataclasses.replace(self, patches=0, patch_bytes=0, positioned=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ def write(
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
-    if isinstance(prompt, Prompt) and not backbone.caveats:
+    if isinstance(prompt, Prompt) and backbone.loads_in_transformers:
         sentence_transformers.write(
             partial,
             **wording(prompt),
@@ -115,10 +115,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """The kernel that does what a layer with an adapter or int8 codes does, made when needed.
-
-    So that there is never a second model beside the first.
-    """
+    """A lazily merged kernel; the merged model is never fully in memory."""
 
     linear: Linear
     dtype: np.dtype

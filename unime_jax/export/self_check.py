@@ -61,11 +61,7 @@ def self_check(
     """
     backbone = open_backbone(str(folder), max_length=max_length)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
-    targets = {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=placed[path])
-        for path, shape in shapes.items()
-    }
+    targets = sharding.abstract_parameters(shapes, mesh, lambda _: dtype)
     encoder = make_encoder(
         make_encode(graph, execution), ({}, backbone.load(targets)), backbone.preprocess, plan, mesh
     )

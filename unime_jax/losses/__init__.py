@@ -1,8 +1,7 @@
-"""The training objectives: pure functions of unit-norm float32 embeddings, and of nothing else.
+"""Training losses: pure functions of unit-norm float32 embeddings.
 
 Arrays are global views, so a sharded batch needs no gather, no rank and no factor here: the loss on
-a mesh is the loss on one device. How embeddings are made, and their gradients taken in chunks, is
-not this package's business.
+a mesh is the loss on one device.
 """
 
 from unime_jax.losses.infonce import contrastive

@@ -1,4 +1,4 @@
-"""Relational distillation: a student whose texts are as similar to each other as a teacher's are.
+"""Relational distillation: the student's similarity matrix fitted to the teacher's.
 
 Letters: R rows, K columns, S and T the widths of student and teacher.
 """

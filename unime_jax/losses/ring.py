@@ -1,4 +1,4 @@
-"""Blocks of a sharded array passed round the devices: all rows of it, a device's share at a time.
+"""Ring passes over the blocks of a sharded array: every device sees all rows, a block at a time.
 
 Rows lie over `sharding.ROWS` in equal blocks, device after device. Without a mesh
 (`jax.set_mesh`) there is one block, and it stays where it is.
@@ -16,7 +16,7 @@ from unime_jax.sharding import ROWS, row_shards
 
 
 def blockwise(function: Callable, *arrays: Any) -> Any:
-    """`function` of each device's rows of `arrays`; what it returns are the device's rows, too.
+    """`function` of each device's rows of `arrays`; its results are that device's rows as well.
 
     Raises:
       ValueError: rows that cannot be shared out equally; while tracing.
@@ -54,8 +54,8 @@ def visit(
 ) -> tuple[Any, Any]:
     """(carry, block) = function(carry, block) for every device's block, this device's own first.
 
-    For use in `blockwise`; what a device makes itself for the start goes through `vary`. What
-    `function` makes of a block goes on to the next device, and after the round every block is home.
+    For use in `blockwise`; a carry that a device starts with goes through `vary`. The block that
+    `function` returns goes on to the next device, and after the round every block is home.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else row_shards(mesh)
@@ -70,25 +70,25 @@ def visit(
 def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B D"]:
     """`table[rows]`, for use in `blockwise`: a device's rows out of the whole table.
 
-    Its memory is that of two blocks, and that of its gradient as well.
+    It takes the memory of two blocks, and so does its gradient.
     """
     size = table.shape[0]
     alone = jax.sharding.get_abstract_mesh().empty
     first = jnp.int32(0) if alone else jax.lax.axis_index(ROWS) * size
 
-    def take(found: Array, block: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    def take(picked: Array, block: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         part, first = block
         place = rows - first
         here = (place >= 0) & (place < size)
         taken = part[jnp.clip(place, 0, size - 1)]
-        return jnp.where(here[:, None], taken, found), block
+        return jnp.where(here[:, None], taken, picked), block
 
-    found = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
-    return visit(take, found, (table, first))[0]
+    picked = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
+    return visit(take, picked, (table, first))[0]
 
 
 def vary(constants: Any) -> Any:
-    """Constants as each device's own: the start of a loop that makes them so."""
+    """Constants marked as varying over devices, as the carry of a loop that makes them so."""
     if jax.sharding.get_abstract_mesh().empty:
         return constants
     return jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), constants)

@@ -1,4 +1,4 @@
-"""What InfoNCE is of one row: its positive against its negatives; and the mean over rows.
+"""Per-row InfoNCE terms and their reduction over the batch.
 
 Letters: B rows, M columns, D embedding width, H explicit negatives of a row, K hardest ones.
 """
@@ -29,11 +29,12 @@ class Settings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowLosses:
-    """By row; of all but `losses` without gradient, and of rows without negatives not all defined.
+    """Per-row results.
 
+    Only `losses` carries a gradient; other fields are undefined for rows without negatives.
     `positive`, `hard`, `easy`: similarities of the positive, the most and the least similar
-    negative. `count`: negatives. `unlabelled`, `dropped`: of the negatives by no label, those there
-    were, and those that the margin dropped.
+    negative. `count`: negatives kept. `unlabelled`: negatives that no label names, before the
+    margin; `dropped`: how many of those the margin dropped.
     """
 
     losses: Float32[Array, " B"]
@@ -54,7 +55,7 @@ def dense_rows(
     labelled: Int[Array, "B H"],
     settings: Settings,
 ) -> tuple[RowLosses, RowLosses | None]:
-    """Rows of the queries and, if the settings ask for it, of their positives against them.
+    """Results of queries against candidates and, if symmetric, of positives against queries.
 
     `labelled` are explicit negatives by column, -1 for none; the other arguments as in
     `contrastive`.
@@ -80,7 +81,7 @@ def _dense(
     labelled: Bool[Array, "B M"],
     settings: Settings,
 ) -> RowLosses:
-    """Every row's positive column against the row's negatives: `available` less the margin's."""
+    """Results of every row; its negatives are `available` less those that the margin drops."""
     margin = settings.false_negative_margin
     positive_score = jnp.take_along_axis(scores, positive[:, None], axis=1)
     fixed, fixed_positive = jax.lax.stop_gradient((scores, positive_score))
@@ -114,8 +115,8 @@ def hardest_losses(
 ) -> Float32[Array, " B"]:
     """Losses against the hardest negatives, in descending order, of which `count` are real."""
     assert settings.hard_negatives is not None
-    found = jnp.clip(count, 1, hardest.shape[1])[:, None]
-    slots = jnp.arange(settings.hard_negatives) % found  # fewer than asked for: round and round
+    available = jnp.clip(count, 1, hardest.shape[1])[:, None]
+    slots = jnp.arange(settings.hard_negatives) % available  # fewer than asked for: cyclically
     scores = jnp.take_along_axis(hardest, slots, axis=1)
     return _losses(scores, count[:, None] > 0, positive, settings)
 
@@ -137,7 +138,7 @@ def _losses(
 
 
 def chance_losses(rows: RowLosses, settings: Settings) -> Float32[Array, " B"]:
-    """Losses if every negative were as similar as the positive: ln(1 + k) for k of them."""
+    """Losses with every negative as similar as the positive: ln(1 + k) for k negatives."""
     count = rows.count.astype(jnp.float32)
     if settings.hard_negatives is not None:
         count = jnp.minimum(count, 1) * settings.hard_negatives
@@ -157,7 +158,7 @@ def by_source(
 ) -> Metrics:
     """`source_loss` [S], the mean loss of each source's live rows, and `source_rows`, their number.
 
-    A row of source -1 is of none.
+    Rows of source -1 count nowhere.
     """
     own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: S is small
     count = own.sum(axis=1)

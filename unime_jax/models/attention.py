@@ -21,9 +21,8 @@ def attend(
     """softmax(q k^T / sqrt(H)) v with grouped queries (N a multiple of K), softmax in float32.
 
     Rows are right-padded: with `causal` no real token sees padding, so no length mask is needed.
-    Without `causal` every key is attended, as of tiles of a vision tower, or with `length` so many
-    of a row from its start (of a row of none, the first). With `segment`, S = T, tokens attend to
-    those of their own segment only.
+    Without `causal` every key is attended (a vision tower's), or with `length` the first so many of
+    a row, at least one. With `segment`, S = T, tokens attend to those of their own segment only.
     """
     mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
     with precision.asked(q.dtype):

@@ -36,7 +36,7 @@ class BertConfig:
 
 
 class Embeddings(nnx.Module):
-    """Word, position and type of every token; there is one type, of a single text."""
+    """Word, position and type embeddings; all tokens have the type of a single text."""
 
     def __init__(self, config: BertConfig, *, key: jax.Array):
         word, position, token_type = jax.random.split(key, 3)
@@ -152,7 +152,7 @@ class Bert(EmbeddingModel):
         return unit_norm(token_mean(hidden, None, inputs.length))
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
-        """Of the last layer; padded positions hold values of no meaning."""
+        """Hidden states of the last layer; padded positions hold values of no meaning."""
         x = self.embeddings(inputs.tokens, inputs.positions[..., 0], execution.dtype)
         hidden = scan.run(
             self.encoder.layer,

@@ -1,9 +1,10 @@
 """The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3, without a language-model head.
 
-Encoders that were made of one by letting every token see all others are it, too.
+Also serves bidirectional models, with causal=False.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -24,7 +25,7 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    rope_sections: tuple[int, ...]  # frequencies by position axis; they add up to head_dim / 2
+    rope_axes: tuple[int, ...]  # position axis of each of head_dim / 2 frequencies, see `rope`
     qkv_bias: bool
     hidden_act: str
     causal: bool = True
@@ -59,8 +60,7 @@ class Attention(nnx.Module):
         q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
         k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
         v = self.v_proj(x).reshape(heads)
-        # Without padding's keys only where a token could see them; else the mask costs and does
-        # nothing.
+        # In a causal model no real token sees padding: a mask would cost and change nothing.
         length = None if self.causal else length
         y = attention.attend(
             q, k, v, causal=self.causal, length=length, implementation=implementation
@@ -113,7 +113,7 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=embed)
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
-        self.rope_sections = config.rope_sections
+        self.rope_axes = config.rope_axes
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
 
@@ -125,16 +125,19 @@ class Decoder(nnx.Module):
         remat: scan.Remat,
         implementation: attention.Implementation,
         length: Int[Array, " B"] | None = None,
+        deepstack: Sequence[Float[Array, "B T D"]] = (),
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves
-        padding out.
+        padding out. Array i of `deepstack` is added to the states after layer i.
         """
-        cos, sin = rope.rotary_angles(
-            positions, self.rope_sections, self.rope_theta, self.long_rope
-        )
+        cos, sin = rope.rotary_angles(positions, self.rope_axes, self.rope_theta, self.long_rope)
         x = scan.run(
-            self.layers, lambda layer, x: layer(x, cos, sin, implementation, length), x, remat=remat
+            self.layers,
+            lambda layer, x: layer(x, cos, sin, implementation, length),
+            x,
+            remat=remat,
+            added=deepstack,
         )
         return self.norm(x)

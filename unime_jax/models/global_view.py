@@ -1,8 +1,8 @@
-"""The small view of a large image, made on the device from the tiles that the image was cut into.
+"""Global views of tiled images, resized on the device from their tiles.
 
-Its values lie between those of bytes, so that it could not travel as bytes. A canvas of whole tiles
+Their values lie between those of bytes, so they could not travel as bytes. A canvas of whole tiles
 is shrunk by whole numbers, and resizing is separable: each tile's part in the view is a product of
-the tile with two matrices, which follow from where it lies. Shapes are static whatever the images.
+the tile with two matrices, which follow from its place. Shapes are static whatever the images.
 """
 
 import math

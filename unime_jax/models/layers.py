@@ -1,10 +1,11 @@
-"""Dense layers and norms; LoRA and DoRA live inside `Linear` as a side path.
+"""Dense layers and norms; LoRA and DoRA are a side path inside `Linear`.
 
-Because the adapter is a side path, the frozen kernel takes part in the forward and in the gradient
-of its input, but never costs a weight gradient.
+A frozen kernel takes part in the forward and in the gradient of its input, and costs no weight
+gradient.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ class Linear(nnx.Module):
         self.lora_a: nnx.Param | None = nnx.data(None)
         self.lora_b: nnx.Param | None = nnx.data(None)
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
+        self.lora_norm: nnx.Param | None = nnx.data(None)  # see `lora.column_norms`
         self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
@@ -49,12 +51,25 @@ class Linear(nnx.Module):
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
             y = y + _product(_product(x, a), b) * self.lora_scale
             if self.lora_magnitude is not None:
-                b = self.lora_b[...] * self.lora_scale
-                norm = merged_norm(self.kernel[...], scale, self.lora_a[...], b)
+                norm = self.column_norm() if self.lora_norm is None else self.lora_norm[...]
                 y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y
+
+    def column_norm(self) -> Float[Array, "*L out"]:
+        """Norm of each column of the kernel with its adapter, a constant to the gradient (DoRA).
+
+        A stack is walked layer by layer, so that one layer at a time is in float32.
+        """
+        parts = self.kernel, self.kernel_scale, self.lora_a, self.lora_b
+        leaves = [None if x is None else jax.lax.stop_gradient(x[...]) for x in parts]
+
+        def norm(leaves: Sequence[Any]) -> jax.Array:
+            kernel, scale, a, b = leaves
+            return merged_norm(kernel, scale, a, b * self.lora_scale)
+
+        return norm(leaves) if self.kernel[...].ndim == 2 else jax.lax.map(norm, leaves)
 
 
 def linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
@@ -80,8 +95,8 @@ def merged_norm(
 ) -> Float[Array, " out"]:
     """Norm of each column of kernel + a b, a constant to the gradient (DoRA, section 4.3).
 
-    Expanded so that no [in, out] temporary besides the kernel itself is made. Never zero: a dead
-    column of the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
+    Expanded so that no [in, out] temporary is made beside the kernel. Never zero: a dead column of
+    the kernel has magnitude zero, and stays dead instead of becoming 0 / 0.
     """
     w, a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (kernel, a, b))
     projected = _product(a.T, w)

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, UInt8
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS, Linear
 from unime_jax.models.vit import VisionConfig, VisionTower
-from unime_jax.models.vlm import Execution, Pixels, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaConfig:
-    """Facts of a checkpoint, read from its Hugging Face configuration files."""
+    """Configuration of a checkpoint, read from its Hugging Face configuration files."""
 
     text: DecoderConfig
     vision: VisionConfig
@@ -50,13 +50,13 @@ class Llava(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def image_table(
+    def vision_features(
         self,
         patches: UInt8[Array, "B N P F"],
         position: Int[Array, "B N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
-        """Row 0 is the newline, row 1 + n * P + p the projected feature of patch p of tile n.
+    ) -> VisionFeatures:
+        """Row 0 of the table is the newline, row 1 + n * P + p that of patch p of tile n.
 
         Patches whose `position` is negative are zeros, which no bytes normalise to.
         """
@@ -71,4 +71,4 @@ class Llava(Vlm):
         )
         x = self.multi_modal_projector(x).reshape(rows, tiles * count, -1)
         newline = jnp.broadcast_to(self.image_newline[...].astype(x.dtype), (rows, 1, x.shape[-1]))
-        return jnp.concatenate([newline, x], axis=1)
+        return VisionFeatures(jnp.concatenate([newline, x], axis=1))

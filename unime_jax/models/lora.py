@@ -12,6 +12,8 @@ from unime_jax.models import quantization
 from unime_jax.models.layers import TINY, Linear, linears
 from unime_jax.models.settings import LoraConfig
 
+NORM = "lora_norm"  # `Linear`'s attribute
+
 
 def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
     """Attaches adapters in place, float32; A is gaussian and B zero, so outputs are unchanged.
@@ -44,6 +46,26 @@ def _norm(linear: Linear) -> Float32[Array, "*L out"]:
     return jnp.sqrt(quantization.square_sum(linear.kernel[...], linear.kernel_scale[...]))
 
 
+def column_norms(model: nnx.Module) -> dict[str, Float32[Array, "*L out"]]:
+    """DoRA's column norms of all adapted layers, by the path that `set_column_norms` reads.
+
+    They depend on parameters alone and are constants to the gradient (Liu et al. 2024, section
+    4.3), so a step that encodes in chunks computes them once.
+    """
+    return {
+        f"{path}.{NORM}": linear.column_norm()
+        for path, linear in linears(model)
+        if linear.lora_magnitude is not None
+    }
+
+
+def set_column_norms(model: nnx.Module, parameters: paths.Parameters) -> None:
+    """Gives every layer its norm among `parameters`, if it is there, so as not to compute it."""
+    for path, linear in linears(model):
+        if f"{path}.{NORM}" in parameters:
+            linear.lora_norm = nnx.Param(parameters[f"{path}.{NORM}"])
+
+
 def merge(model: nnx.Module, dtype: jnp.dtype) -> None:
     """Folds every adapter into its kernel in place, and makes float kernels of int8 codes."""
     for _, linear in linears(model):
@@ -60,9 +82,9 @@ def is_folded(linear: Linear) -> bool:
 
 
 def fold(linear: Linear, dtype: jnp.dtype) -> Float[Array, "*L in out"]:
-    """The one kernel that does what a layer does: float32 arithmetic, the result in `dtype`.
+    """The kernel with its adapter merged in: float32 arithmetic, the result in `dtype`.
 
-    Of a stack, one layer at a time is in float32.
+    A stack is merged layer by layer, so that one layer at a time is in float32.
     """
     parts = {
         name: leaf[...]

@@ -34,7 +34,7 @@ class NvEmbed(EmbeddingModel):
         return unit_norm(token_mean(hidden, inputs.pool_start, inputs.length))
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
-        """Of the decoder, after its final norm; padded positions hold values of no meaning."""
+        """The decoder's states after its final norm; padded positions hold values of no meaning."""
         x = self.embedding_model.embed_tokens(inputs.tokens, execution.dtype)
         hidden = self.embedding_model(
             sharding.shard_rows(x),

@@ -12,14 +12,14 @@ from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.global_view import fill_global_views
 from unime_jax.models.layers import ACTIVATIONS, Linear
 from unime_jax.models.vit import VisionConfig, VisionTower
-from unime_jax.models.vlm import Execution, Pixels, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
 
 MERGE = 2  # MERGE x MERGE patches become one token
 
 
 @dataclasses.dataclass(frozen=True)
 class Phi3VConfig:
-    """Facts of a checkpoint, read from its configuration files."""
+    """Configuration of a checkpoint, read from its configuration files."""
 
     text: DecoderConfig
     vision: VisionConfig
@@ -52,15 +52,15 @@ class Phi3V(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def image_table(
+    def vision_features(
         self,
         patches: UInt8[Array, "B N P F"],
         position: Int[Array, "B N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
-        """Row 0 ends a line, row 1 the crops; then P / 4 rows a tile, line by line.
+    ) -> VisionFeatures:
+        """Row 0 of the table ends a line, row 1 the crops; then P / 4 rows a tile, line by line.
 
-        `position` says what tiles are global views, which are made here, see `fill_global_views`.
+        `position` marks the tiles of global views, which are filled here, see `fill_global_views`.
         """
         assert position is not None, "the family's layout is `positioned`"
         rows, tiles, count, values = patches.shape
@@ -75,4 +75,5 @@ class Phi3V(Vlm):
         x = x.reshape(rows, tiles * side**2, MERGE**2 * width)
         separators = [s[...].reshape(1, 1, -1).astype(x.dtype) for s in (self.sub_GN, self.glb_GN)]
         separators = [jnp.broadcast_to(s, (rows, 1, x.shape[-1])) for s in separators]
-        return self.multi_modal_projector(jnp.concatenate([*separators, x], axis=1))
+        table = self.multi_modal_projector(jnp.concatenate([*separators, x], axis=1))
+        return VisionFeatures(table)

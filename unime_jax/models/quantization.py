@@ -64,8 +64,8 @@ def matmul(
 ) -> Float[Array, "*B out"]:
     """x w in the dtype of x, with a gradient for x alone.
 
-    The gradient keeps the codes. Left to itself, autodiff would keep their conversion, a float
-    copy of every kernel, wherever activations are not recomputed.
+    The gradient keeps the codes. Autodiff by itself would keep their conversion, a float copy of
+    every kernel, wherever activations are not recomputed.
     """
     y = jnp.matmul(x, codes.astype(x.dtype), precision=precision.of(x.dtype))
     return (y.astype(jnp.float32) * scale).astype(x.dtype)

@@ -3,16 +3,16 @@
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig, QwenVisionTower
-from unime_jax.models.vlm import Execution, Pixels, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
 
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2VlConfig:
-    """Facts of a checkpoint, read from its Hugging Face configuration files."""
+    """Configuration of a checkpoint, read from its Hugging Face configuration files."""
 
     text: DecoderConfig
     vision: QwenVisionConfig
@@ -20,7 +20,7 @@ class Qwen2VlConfig:
 
 
 class Qwen2Vl(Vlm):
-    """Qwen2-VL. A tile is a run of patches, whatever the shape of the image they are from."""
+    """Qwen2-VL. A tile is a run of patches; image shapes are data."""
 
     def __init__(self, config: Qwen2VlConfig, *, key: jax.Array):
         tower, decoder = jax.random.split(key)
@@ -28,19 +28,20 @@ class Qwen2Vl(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def image_table(
+    def vision_features(
         self,
         patches: UInt8[Array, "B N P F"],
         position: Int[Array, "B N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
-        """Row g is the token merged of the g-th patches, counted through all tiles of a row."""
+    ) -> VisionFeatures:
+        """Row g of the table is the token merged of the g-th patches of all tiles of a row."""
         assert position is not None, "the family's layout is `positioned`"
         rows, tiles, count, values = patches.shape
         x = normalise(patches, self.pixels).astype(execution.dtype)
-        return self.visual(
+        table = self.visual(
             x.reshape(rows, tiles * count, values),
             position.reshape(rows, tiles * count, 3),
             remat=execution.remat,
             implementation=execution.attention,
         )
+        return VisionFeatures(table)

@@ -16,9 +16,9 @@ EPSILON = 1e-6  # of every norm; no configuration file says it
 
 @dataclasses.dataclass(frozen=True)
 class QwenVisionConfig:
-    """`frames`: images a patch reaches through in time; a still image is repeated.
+    """Sizes of the tower.
 
-    `merge`: merge x merge patches become one token.
+    `frames`: images that a patch spans in time. `merge`: merge x merge patches become one token.
     """
 
     hidden_size: int
@@ -58,8 +58,10 @@ class PatchEmbed(nnx.Module):
         self.frames = config.frames
 
     def __call__(self, patches: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
-        """Of patches of one frame, each flattened as (channel, y, x)."""
+        """Patches flattened as (channel, frame, y, x); one frame, a still image, is repeated."""
         rows, count, values = patches.shape
+        if values == self.proj.kernel.shape[0]:
+            return self.proj(patches)
         x = patches.reshape(rows, count, 3, 1, values // 3)
         x = jnp.broadcast_to(x, (rows, count, 3, self.frames, values // 3))
         return self.proj(x.reshape(rows, count, -1))
@@ -158,8 +160,8 @@ class QwenVisionTower(nnx.Module):
     ) -> Float[Array, "B G E"]:
         """Token g is made of patches g * merge**2 and on, see `PatchEmbed` and `PatchMerger`.
 
-        `position` is (number of the image, row, column). What fills a sequence has an image number
-        of its own and gives tokens of no meaning, but finite ones.
+        `position` is (number of the image, row, column), see `Row`. Patches that fill a sequence
+        up have an image number of their own and give finite tokens of no meaning.
         """
         segment = position[:, :, 0]
         cos, sin = axial_angles(position[:, :, 1:], self.head_dim, self.rope_theta)

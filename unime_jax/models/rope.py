@@ -23,18 +23,43 @@ class LongRope:
     scale: float
 
 
+def contiguous_axes(sections: Sequence[int]) -> tuple[int, ...]:
+    """Axis of every frequency, H/2 of them, in blocks of these sizes (M-RoPE, Qwen2-VL, 2.1)."""
+    return tuple(np.repeat(np.arange(len(sections)), sections).tolist())
+
+
+def interleaved_axes(sections: Sequence[int]) -> tuple[int, ...]:
+    """Axis of every frequency, H/2 of them, where the axes take turns (Qwen3-VL).
+
+    Axis a > 0 of A has every A-th frequency from the a-th on, as many as its section says; axis 0
+    has all others.
+
+    Raises:
+      ValueError: a section is larger than its turns.
+    """
+    axes = np.zeros(sum(sections), np.int64)
+    for axis, count in enumerate(sections[1:], start=1):
+        axes[axis :: len(sections)][:count] = axis
+    if np.bincount(axes, minlength=len(sections)).tolist() != list(sections):
+        raise ValueError(
+            f"sections of {list(sections)} frequencies cannot be interleaved: of {len(axes)}, each"
+            f" axis has a turn in {len(axes) // len(sections)}"
+        )
+    return tuple(axes.tolist())
+
+
 def rotary_angles(
     positions: Int[Array, "B T A"],
-    sections: Sequence[int],
+    axes: Sequence[int],
     theta: float,
     long_rope: LongRope | None = None,
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2).
 
-    Frequency i of H/2 turns with one of the A position axes: `sections` says how many, one after
-    the other, belong to each (M-RoPE, Qwen2-VL, section 2.1); plain rotary positions have one.
+    Frequency i of H/2 turns with the position on axis `axes[i]` of the A axes: see
+    `contiguous_axes` and `interleaved_axes`; plain rotary positions have one axis, 0.
     """
-    half = sum(sections)
+    half = len(axes)
     # On the host, as the originals: a device's own power may be a few roundings off, and an angle
     # of position 1500 has 1500 times as many.
     frequency = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32) / half)
@@ -44,8 +69,7 @@ def rotary_angles(
         short, long = (np.array(x, np.float32) for x in (long_rope.short, long_rope.long))
         frequency = frequency / jnp.where(beyond, long, short)  # [B, 1, H/2]
         scale = long_rope.scale
-    axis = np.repeat(np.arange(len(sections)), sections)
-    angle = positions.astype(jnp.float32)[..., axis] * frequency
+    angle = positions.astype(jnp.float32)[..., np.array(axes)] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 

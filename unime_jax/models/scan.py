@@ -1,9 +1,10 @@
 """Stacks of equal layers: built by vmap, run by scan, so that depth costs no compile time."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from unime_jax import sharding
@@ -28,18 +29,34 @@ def run(
     x: jax.Array,
     *,
     remat: Remat,
+    added: Sequence[jax.Array] = (),
 ) -> jax.Array:
     """Applies the stacked layers in turn to x, [rows, ...]. `remat`: what the backward recomputes.
 
     "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only layer inputs.
+    Array i of `added` is added to x after layer i (DeepStack, Meng et al. 2024).
     Every device keeps to its own rows: left to choose, XLA splits activations by features where
     weights lie over "fsdp", and reduces them over all devices in every layer.
-    """
 
-    def body(x: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        return sharding.shard_rows(call(layer, x)), None
+    Raises:
+      ValueError: more of `added` than layers.
+    """
+    # Layers that are sliced from their stack and run apart would be copies of their parameters,
+    # and one array a layer would be as large as all layers' inputs: so the loop picks.
+    levels = jnp.stack(added) if added else None
+    depth = len(jax.tree.leaves(layers)[0])
+    if len(added) > depth:
+        raise ValueError(f"{len(added)} arrays are to be added after layers, and there are {depth}")
+
+    def body(x: jax.Array, scanned: tuple[Layer, Any]) -> tuple[jax.Array, None]:
+        layer, i = scanned
+        x = call(layer, x)
+        if levels is not None:
+            x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
+        return sharding.shard_rows(x), None
 
     if remat != "none":
         # Inside a scan the loop itself keeps XLA from merging the two forwards.
         body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, sharding.shard_rows(x), layers)[0]
+    numbers = None if levels is None else jnp.arange(depth)
+    return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers))[0]

@@ -1,10 +1,11 @@
-"""The embedder: image tokens and a decoder, from integer inputs to unit vectors.
+"""Vision-language embedding models: integer inputs to unit vectors.
 
-Everything whose shape depends on an image was decided on the host: `slot` says which row of an
-example's image-token table each token takes, so the graph here is static.
+All shapes that depend on an image were decided on the host: `slot` numbers the row of an item's
+image-token table that each token takes, so the graph here is static.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,10 +28,10 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a forward is run; none of it changes what is computed beyond rounding.
+    """Execution of a forward; it changes results by rounding alone.
 
     `dtype`: of activations, and with it the precision of products: float32 is multiplied as
-    float32, also where a platform's default is less (`models.precision`).
+    float32, even where a platform's default is less (`models.precision`).
     """
 
     dtype: jnp.dtype
@@ -38,13 +39,24 @@ class Execution:
     attention: attention.Implementation
 
 
+class VisionFeatures(NamedTuple):
+    """Image features of the rows of a chunk.
+
+    `table`: the vectors that each row's image tokens choose from, see `Row.slot`. `deepstack[i]`,
+    chosen alike, is added to the decoder's states of image tokens after layer i (DeepStack).
+    """
+
+    table: Float[Array, "B G D"]
+    deepstack: tuple[Float[Array, "B G D"], ...] = ()
+
+
 class EmbeddingModel(nnx.Module):
-    """What a backbone is to the rest: rows to vectors."""
+    """Rows to vectors: the interface of every backbone's model."""
 
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
         """Unit-norm float32 embeddings of the rows of one chunk (`Inputs` without its C axis).
 
-        Rows of length 0 give a finite vector of no meaning.
+        Rows that are padding give a finite vector of no meaning.
         """
         raise NotImplementedError
 
@@ -52,18 +64,18 @@ class EmbeddingModel(nnx.Module):
 class Vlm(EmbeddingModel):
     """A vision-language model used as an embedder: no language-model head.
 
-    A family's class has `language_model` and says how `image_table` is made.
+    A family's class has `language_model` and makes the `vision_features`.
     """
 
     language_model: Decoder
 
-    def image_table(
+    def vision_features(
         self,
         patches: UInt8[Array, "B N P F"],
         position: Int[Array, "B N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
-        """The vectors that each row's image tokens choose from, see `Row.slot`."""
+    ) -> VisionFeatures:
+        """Features of all tiles of each row."""
         raise NotImplementedError
 
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
@@ -74,15 +86,20 @@ class Vlm(EmbeddingModel):
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""
         x = self.language_model.embed_tokens(inputs.tokens, execution.dtype)
+        deepstack = []
         if inputs.patches is not None:
-            table = self.image_table(inputs.patches, inputs.patch_position, execution)
-            x = merge_image_tokens(x, table, inputs.slot, inputs.slot_weight)
+            vision = self.vision_features(inputs.patches, inputs.patch_position, execution)
+            slots = inputs.slot, inputs.slot_weight
+            x = merge_image_tokens(x, vision.table, *slots)
+            nothing = jnp.zeros_like(x)
+            deepstack = [merge_image_tokens(nothing, level, *slots) for level in vision.deepstack]
         return self.language_model(
             x,
             inputs.positions,
             remat=execution.remat,
             implementation=execution.attention,
             length=inputs.length,
+            deepstack=deepstack,
         )
 
 
@@ -94,7 +111,7 @@ class LanguageModel(Vlm):
 
 
 def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, "... F"]:
-    """Bytes, channel by channel, to the values the image processor would have made, float32."""
+    """Pixel values of bytes as the image processor computes them, float32; channels come first."""
     per_channel = patches.shape[-1] // 3
     mean, std = (jnp.repeat(jnp.asarray(x), per_channel) for x in (pixels.mean, pixels.std))
     return (patches.astype(jnp.float32) * pixels.scale - mean) / std
@@ -108,8 +125,8 @@ def merge_image_tokens(
 ) -> Float[Array, "B T D"]:
     """Puts table rows where `slot` names them; -1 keeps the text embedding.
 
-    With S > 1 the named rows are blended by `weight` (features of a shrunk tile map). A row beyond
-    the table is NaN; the host rules that out.
+    With S > 1 the named rows are blended by `weight` (features of a shrunk tile map). A row number
+    beyond the table gives NaN; the host rules that out.
     """
     rows, tokens, blend = slot.shape
     index = jnp.maximum(slot, 0).reshape(rows, tokens * blend, 1)

@@ -160,12 +160,11 @@ def work(program: Program, load: Load, costs: RowCosts, compiled: Compiled | Non
     """What one call computes and moves under a load."""
     jaxpr = program.traced().jaxpr
     chunks = trips(program.plan, load)
-    lengths = {}
-    for group, rows, tokens in zip(program.groups, load.rows, load.tokens):
-        length = np.zeros(group.length.size, np.int32)
-        length[:rows] = tokens
-        lengths[id(group.length)] = length.reshape(group.length.shape)
-    known = [lengths.get(id(leaf)) for leaf in jax.tree.leaves(program.arguments)]
+    live = {}
+    for group, rows in zip(program.groups, load.rows):
+        places = np.arange(group.live.size).reshape(group.live.shape)
+        live[id(group.live)] = places < rows
+    known = [live.get(id(leaf)) for leaf in jax.tree.leaves(program.arguments)]
     moved = None
     if compiled and not compiled.too_large:
         moved = traffic.count(compiled.text, _loops(program, chunks))

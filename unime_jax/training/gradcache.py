@@ -1,6 +1,6 @@
-"""Embeddings of all rows with the memory of one chunk, as one differentiable function.
+"""GradCache (Gao et al. 2021): embeddings of all rows with the memory of one chunk, differentiable.
 
-This is GradCache (Gao et al. 2021): the loss sees the whole batch, whatever the mesh.
+The loss sees the whole batch, whatever the mesh.
 """
 
 from collections.abc import Callable
@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import Inputs
 
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
+Pullback = Callable[[Float[Array, "R D"]], tuple[paths.Parameters]]
 
 
 def encode_in_chunks(
@@ -24,15 +25,13 @@ def encode_in_chunks(
     *,
     recompute: bool,
 ) -> Float[Array, "C R D"]:
-    """Embeddings of all rows of a group; those of dead chunks are zero.
+    """Embeddings of all rows of a group; those of chunks without a live row are zero.
 
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
-    recompiles. With `recompute` the forward keeps only embeddings and the backward encodes each
-    chunk again while it accumulates parameter gradients; without it, activations are kept, in room
-    for all chunks.
+    recompiles. With `recompute` the forward keeps embeddings alone and the backward encodes each
+    chunk again; without it, activations are kept, in room for those of all chunks. Either backward
+    sums the gradient of `trainable` chunk by chunk.
     """
-    live = live_chunks(inputs.length)
-    chunks, rows = inputs.length.shape
     width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
 
     @jax.custom_vjp
@@ -42,7 +41,8 @@ def encode_in_chunks(
         def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
             return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
 
-        return jax.lax.fori_loop(0, live, body, jnp.zeros((chunks, rows, width), jnp.float32))
+        room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
+        return jax.lax.fori_loop(0, live, body, room)
 
     def forward(trainable, frozen, inputs, live):
         return encode_all(trainable, frozen, inputs, live), (trainable, frozen, inputs, live)
@@ -50,69 +50,105 @@ def encode_in_chunks(
     def backward(residual, cotangent):
         trainable, frozen, inputs, live = residual
 
-        def pull(i):
-            _, pullback = jax.vjp(lambda p: encode(p, frozen, chunk_at(inputs, i)), trainable)
-            return pullback(cotangent[i])[0]
+        def pullback(i):
+            return _encode_chunk(encode, trainable, frozen, inputs, i)[1]
 
-        return _sum_of_live(pull, trainable, live), None, None, None
-
-    static: list[Any] = []  # what `keep` finds out of a pullback, beside its arrays
-
-    def forward_and_keep(trainable, frozen, inputs, live):
-        parameters = {id(x): n for n, x in enumerate(jax.tree.leaves((trainable, frozen)))}
-
-        def keep(i):
-            """A chunk's embeddings, and the arrays of its pullback that are no parameters."""
-            out, pullback = jax.vjp(lambda p: encode(p, frozen, chunk_at(inputs, i)), trainable)
-            leaves, tree = jax.tree.flatten(pullback)
-            numbers = [parameters.get(id(leaf)) for leaf in leaves]
-            static[:] = tree, numbers
-            return out, [leaf for leaf, number in zip(leaves, numbers) if number is None]
-
-        def body(i, found):
-            return jax.tree.map(lambda all, one: all.at[i].set(one), found, keep(i))
-
-        room = jax.tree.map(
-            lambda x: jnp.zeros((chunks, *x.shape), x.dtype), jax.eval_shape(keep, 0)
-        )
-        out, kept = jax.lax.fori_loop(0, live, body, room)
-        return out, (trainable, frozen, live, kept)
-
-    def backward_of_kept(residual, cotangent):
-        trainable, frozen, live, kept = residual
-        parameters = jax.tree.leaves((trainable, frozen))
-        tree, numbers = static
-
-        def pull(i):
-            own = iter(kept)
-            leaves = [next(own)[i] if n is None else parameters[n] for n in numbers]
-            return jax.tree.unflatten(tree, leaves)(cotangent[i])[0]
-
-        return _sum_of_live(pull, trainable, live), None, None, None
+        return _gradient(pullback, cotangent, trainable, live), None, None, None
 
     if recompute:
         encode_all.defvjp(forward, backward)
     else:
-        encode_all.defvjp(forward_and_keep, backward_of_kept)
-    return encode_all(trainable, frozen, inputs, live)
+        encode_all.defvjp(*_keeping_activations(encode))
+    return encode_all(trainable, frozen, inputs, live_chunks(inputs.live))
 
 
-def _sum_of_live(
-    gradient: Callable[[Int[Array, ""]], paths.Parameters],
-    like: paths.Parameters,
+def _keeping_activations(encode: Encode) -> tuple[Callable, Callable]:
+    """Forward and backward of `encode_in_chunks` that keep the arrays of each chunk's pullback.
+
+    A pullback holds activations of its chunk and parameters, which all chunks have in common.
+    Activations get room for all chunks. Parameters, known by the identity of their tracers as in
+    `jax.vjp` itself, are put back in the backward, not stored for each chunk.
+
+    Each more declarative way has a cost that this one does not have:
+
+      * Autodiff of a `scan` over all chunks, with a `cond` for dead ones, stores parameters chunk
+        by chunk: what a branch keeps comes out of the `cond`, and so depends on the chunk.
+      * `jax.checkpoint` around that `cond`, with a policy that saves everything, stores no
+        parameters, but overrules the layers' own `jax.checkpoint` (`Execution.remat`): with "full"
+        all activations of a layer are kept, not its input alone. Dead chunks also add zeros to the
+        whole gradient.
+      * The pullback's `args_res`, with all parameters as arguments of `jax.vjp`, separates them,
+        but then activations are kept, and gradients traced, for frozen parameters, too.
+      * `jax.closure_convert` and `jax.linearize` give one list of arrays, which does not tell
+        activations from parameters.
+    """
+    structure: list[Any] = []  # tree of a pullback, and which of its leaves are which parameters
+
+    def forward(trainable, frozen, inputs, live):
+        number = {id(x): n for n, x in enumerate(jax.tree.leaves((trainable, frozen)))}
+
+        def keep(i):
+            out, pullback = _encode_chunk(encode, trainable, frozen, inputs, i)
+            leaves, tree = jax.tree.flatten(pullback)
+            numbers = [number.get(id(leaf)) for leaf in leaves]
+            structure[:] = tree, numbers
+            return out, [leaf for leaf, n in zip(leaves, numbers) if n is None]
+
+        def body(i, kept):
+            return jax.tree.map(lambda chunks, chunk: chunks.at[i].set(chunk), kept, keep(i))
+
+        chunks = inputs.live.shape[0]
+        shapes = jax.eval_shape(keep, 0)
+        room = jax.tree.map(lambda x: jnp.zeros((chunks, *x.shape), x.dtype), shapes)
+        out, kept = jax.lax.fori_loop(0, live, body, room)
+        return out, (trainable, frozen, live, kept)
+
+    def backward(residual, cotangent):
+        trainable, frozen, live, kept = residual
+        parameters = jax.tree.leaves((trainable, frozen))
+        tree, numbers = structure
+
+        def pullback(i):
+            activations = iter(kept)
+            leaves = [next(activations)[i] if n is None else parameters[n] for n in numbers]
+            return jax.tree.unflatten(tree, leaves)
+
+        return _gradient(pullback, cotangent, trainable, live), None, None, None
+
+    return forward, backward
+
+
+def _encode_chunk(
+    encode: Encode,
+    trainable: paths.Parameters,
+    frozen: paths.Parameters,
+    inputs: Inputs,
+    i: Int[Array, ""],
+) -> tuple[Float[Array, "R D"], Pullback]:
+    """Embeddings of a chunk, and the function from their cotangent to that of `trainable`."""
+    return jax.vjp(lambda p: encode(p, frozen, chunk_at(inputs, i)), trainable)
+
+
+def _gradient(
+    pullback: Callable[[Int[Array, ""]], Pullback],
+    cotangent: Float[Array, "C R D"],
+    trainable: paths.Parameters,
     live: Int[Array, ""],
 ) -> paths.Parameters:
+    """Sum over live chunks of what their pullbacks give."""
+
     def body(i: Int[Array, ""], total: paths.Parameters) -> paths.Parameters:
-        return jax.tree.map(jnp.add, total, gradient(i))
+        return jax.tree.map(jnp.add, total, pullback(i)(cotangent[i])[0])
 
-    return jax.lax.fori_loop(0, live, body, jax.tree.map(jnp.zeros_like, like))
+    return jax.lax.fori_loop(0, live, body, jax.tree.map(jnp.zeros_like, trainable))
 
 
-def live_chunks(length: Int[Array, "C R"]) -> Int[Array, ""]:
-    """Chunks up to the last one that holds a row."""
-    used = jnp.any(length > 0, axis=1)
+def live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
+    """Number of chunks up to the last that holds a live row."""
+    used = jnp.any(live, axis=1)
     return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
 
 
 def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
+    """Chunk i of a group: `Inputs` without the C axis."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)

@@ -1,4 +1,4 @@
-"""From a batch's embeddings to its loss: who is compared with whom, and by which function."""
+"""Objectives: from a batch's embeddings and pairs to a loss."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def contrastive(
 ) -> Result:
     """Queries against all candidates; rows are the candidates, one column a distinct target.
 
-    Where `plain` holds, the loss is InfoNCE over all negatives, whatever `config` says of them.
+    Where `plain` holds, the loss is InfoNCE over all negatives, whatever `config` selects.
     `sources`: how many `batch.source` counts, for metrics by source; 0: none.
     """
     target_id = _by_number(batch.target_id)
@@ -89,7 +89,7 @@ def _numbers(parts: Sequence[Array]) -> list[Int[Array, "C R"]]:
 
 
 def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
-    """For every row the one row that stands for its target, so that a target is one candidate.
+    """Number of the first row with the same target, for every row: one candidate a target.
 
     Sorting keeps this O(G log G) and independent of how rows were dealt to processes.
     """
@@ -119,7 +119,7 @@ def distillation(
     *,
     sources: int = 0,
 ) -> Result:
-    """The batch's texts against each other, by the student and by the teacher of its rows.
+    """Relational distillation of the batch's texts, from the teacher embeddings of its rows.
 
     With "all" a text counts once, also if several processes have read it; with "queries" and
     "pairs" one that several pairs have in common counts several times. `sources` as in
@@ -132,7 +132,7 @@ def distillation(
     if len(given) < len(batch.groups):
         raise ValueError("distillation: the rows of the batch have no teacher embeddings")
     student, teacher = _by_number(embeddings), _by_number(given)
-    live = _by_number([group.length for group in batch.groups]) > 0
+    live = _by_number([group.live for group in batch.groups])
     every = jnp.arange(live.size)
     if config.texts == "all":
         live &= representatives(text_id(batch)) == every
@@ -159,7 +159,7 @@ def distillation(
 
 
 def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:
-    """The source of the pairs that a row is in, of several the last by number; -1: of none."""
+    """Source of each row's pairs, the largest if there are several; -1: the row is in no pair."""
     pairs = jnp.concatenate([batch.query[:, None], batch.positive[:, None], batch.negative], axis=1)
     source = jnp.broadcast_to(batch.source[:, None], pairs.shape)
     place = jnp.where(pairs < 0, size, pairs)  # no negative: out of the array, so dropped
@@ -167,17 +167,16 @@ def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:
 
 
 def mean_cosine(embeddings: Sequence[Float[Array, "C R D"]], batch: Batch) -> Float[Array, ""]:
-    """The mean cosine of two different rows of the batch: 1 for a model that tells none apart.
+    """Mean cosine of two different rows of the batch: 1 for a collapsed model.
 
     It follows from the length of the sum of all N unit vectors, (|sum|^2 - N) / (N (N - 1)), so no
-    two of them need meet on a device. Without gradient; 0 of less than two rows.
+    two of them need meet on a device. Without gradient; 0 for fewer than two rows.
     """
     count, total = jnp.zeros(()), jnp.zeros(())
     for part, group in zip(embeddings, batch.groups, strict=True):
-        live = group.length > 0
         fixed = jax.lax.stop_gradient(part).astype(jnp.float32)
-        total += jnp.where(live[..., None], fixed, 0).sum(axis=(0, 1))
-        count += live.sum()
+        total += jnp.where(group.live[..., None], fixed, 0).sum(axis=(0, 1))
+        count += group.live.sum()
     mean = total / jnp.maximum(count, 1)
-    found = (jnp.sum(mean * mean) * count - 1) / jnp.maximum(count - 1, 1)
-    return jnp.where(count > 1, found, 0)
+    cosine = (jnp.sum(mean * mean) * count - 1) / jnp.maximum(count - 1, 1)
+    return jnp.where(count > 1, cosine, 0)

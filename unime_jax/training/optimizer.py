@@ -30,10 +30,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             "after it would have a learning rate of 0: set optimizer.final_learning_rate."
         )
     peak, final = config.learning_rate, config.final_learning_rate
-    rest = end - config.warmup_steps
+    decay_steps = end - config.warmup_steps
     after = {
-        "linear": optax.linear_schedule(peak, final, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0),
+        "linear": optax.linear_schedule(peak, final, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, final / peak if peak else 0.0),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
     # Step 0 already moves: the ramp reaches the peak at step `warmup_steps`.

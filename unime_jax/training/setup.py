@@ -72,6 +72,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
+            prepare=step.make_prepare(self.abstract_model.graph),
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )

@@ -1,4 +1,4 @@
-"""Making a run's parameters and optimizer state on a mesh, or just their shapes for planning."""
+"""Parameters and optimizer state of a run on a mesh, or their shapes alone for planning."""
 
 import dataclasses
 from collections.abc import Container
@@ -19,7 +19,7 @@ from unime_jax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModel:
-    """A model whose parameters are known by shape, dtype, sharding and trainability only."""
+    """A model with abstract parameters: shape, dtype, sharding and trainability."""
 
     graph: nnx.GraphDef
     parameters: dict[str, jax.ShapeDtypeStruct]  # with shardings
@@ -38,10 +38,10 @@ def abstract_model(
     trainable: paths.Rules[bool],
     frozen_dtype: jnp.dtype,
 ) -> AbstractModel:
-    """Traces the model; nothing is computed. Trainable parameters are float32.
+    """The model traced, with nothing computed. Trainable parameters are float32.
 
     With int8 as `frozen_dtype`, kernels of frozen linear layers are codes with float32 scales
-    beside them (`models.quantization`), and whatever else is frozen is bfloat16.
+    beside them (`models.quantization`); all other frozen parameters are bfloat16.
 
     Raises:
       ValueError: a parameter that no rule covers, nothing to train, or nothing to quantise.
@@ -63,7 +63,6 @@ def abstract_model(
         graph, shapes = _trace(backbone, adapters, kernels)
         frozen_dtype = jnp.dtype("bfloat16")
     trained = {path for path in shapes if chosen.get(path, False)}  # scales are never
-    placed = sharding.parameter_shardings(mesh, {path: s.shape for path, s in shapes.items()})
 
     def dtype(path: str) -> jnp.dtype:
         if path in kernels:
@@ -71,10 +70,7 @@ def abstract_model(
         float32 = path in trained or path not in chosen  # or a scale
         return jnp.dtype("float32") if float32 else frozen_dtype
 
-    parameters = {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype(path), sharding=placed[path])
-        for path, shape in shapes.items()
-    }
+    parameters = sharding.abstract_parameters(shapes, mesh, dtype)
     return AbstractModel(graph, parameters, frozenset(trained))
 
 
@@ -108,7 +104,7 @@ def make_parameters(
 ) -> paths.Parameters:
     """Parameters in their shardings and dtypes; adapters are always new.
 
-    Every device makes or reads just its own part, so the whole model need not fit in one place.
+    Every device makes or reads its own part alone: the whole model need not fit in one memory.
     """
     targets = abstract_model.parameters
     base, adapter = jax.random.split(jax.random.key(seed))

@@ -1,4 +1,4 @@
-"""One training step, pure: chunked encoding, loss, gradients, update."""
+"""The training step, a pure function: chunked encoding, loss, gradients, update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,15 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import ArrayLike, Batch, Inputs
+from unime_jax.models import lora
 from unime_jax.models.vlm import Execution
 from unime_jax.training import objectives
 from unime_jax.training.gradcache import Encode, encode_in_chunks
+
+Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes; `frozen` passes through untouched."""
+    """Parameters, optimizer state and counters; `frozen` passes through a step untouched."""
 
     step: Int[ArrayLike, ""]
     trainable: paths.Parameters
@@ -31,14 +34,30 @@ class TrainState:
 
 
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
-    """Embeddings of one chunk as a function of the two parts of the parameters."""
+    """Embeddings of one chunk as a function of trainable and frozen parameters.
+
+    The frozen ones may come from `make_prepare`.
+    """
 
     def encode(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
     ) -> Float[Array, "R D"]:
-        return paths.merge(graph, trainable, frozen)(inputs, execution)
+        norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
+        own = {path: leaf for path, leaf in frozen.items() if path not in norms}
+        model = paths.merge(graph, trainable, own)
+        lora.set_column_norms(model, norms)
+        return model(inputs, execution)
 
     return encode
+
+
+def make_prepare(graph: nnx.GraphDef) -> Prepare:
+    """The frozen parameters and, beside them, DoRA's column norms: a step's constants."""
+
+    def prepare(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
+        return frozen | lora.column_norms(paths.merge(graph, trainable, frozen))
+
+    return prepare
 
 
 def batch_loss(
@@ -49,15 +68,18 @@ def batch_loss(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    prepare: Prepare | None = None,
     plain: Bool[Array, ""] | None = None,
     sources: int = 0,
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
     """The loss of a whole batch, and its metrics; `plain`, `sources`: see `objectives.contrastive`.
 
-    `mean_cosine` is among the metrics whatever the objective.
+    `prepare(trainable, frozen)` gives the constants that every chunk is encoded with, in the place
+    of `frozen`; None: `frozen` itself. `mean_cosine` is among the metrics whatever the objective.
     """
+    constants = frozen if prepare is None else prepare(trainable, frozen)
     embeddings = [
-        encode_in_chunks(encode, trainable, frozen, group, recompute=recompute)
+        encode_in_chunks(encode, trainable, constants, group, recompute=recompute)
         for group in batch.groups
     ]
     if isinstance(objective, objectives.Distillation):
@@ -76,6 +98,7 @@ def make_train_step(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    prepare: Prepare | None = None,
     infonce_steps: int = 0,
     sources: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
@@ -84,7 +107,7 @@ def make_train_step(
     A step whose loss or gradient norm is not finite changes nothing but the counters. The first
     `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
     ever sees its hardest negatives. `sources`: how many `Batch.source` counts; with them, metrics
-    have `source_loss` and `source_rows`, float32 [S].
+    have `source_loss` and `source_rows`, float32 [S]. `prepare`: see `batch_loss`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
@@ -97,6 +120,7 @@ def make_train_step(
                 batch,
                 objective,
                 recompute=recompute,
+                prepare=prepare,
                 plain=plain,
                 sources=sources,
             ),

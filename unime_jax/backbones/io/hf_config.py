@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
-from unime_jax.models.rope import LongRope
+from unime_jax.models.rope import LongRope, contiguous_axes
 from unime_jax.models.vlm import Pixels
 
 
@@ -111,7 +111,7 @@ def decoder_config(
         head_dim=head_dim,
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=rope["rope_theta"],
-        rope_sections=tuple(
+        rope_axes=contiguous_axes(
             # Qwen2-VL's alone: of a plain Qwen2 it is not read.
             rope.get("mrope_section", (head_dim // 2,))
             if text.model_type == "qwen2_vl_text"

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
@@ -21,6 +21,7 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
+from unime_jax.models.vlm import LanguageModel
 
 DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "do_resize": True,
@@ -156,7 +157,12 @@ def assemble(
         config_changes=changes,
         image_processor_changes=changes,
         processor_config=processor_config,
+        loads_in_transformers=not caveats(processing),
         caveats=caveats(processing),
+        text_only=TextOnly(
+            make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
+            unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
+        ),
     )
 
 

@@ -1,8 +1,8 @@
 """Items to rows for LLaVA-NeXT and LLaVA-OneVision: tokens, image slots and uint8 patches.
 
 The same numbers as transformers' processors, without torch or torchvision and without floats: the
-pixels stay bytes (the device rescales and normalises) and the image token is expanded here, with
-`anyres` saying what every copy of it reads. Padding and batching are the loader's.
+pixels stay bytes (the device rescales and normalises) and the image token is expanded here;
+`anyres` gives the features that each copy reads. Padding and batching are the loader's.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class LlavaPreprocessor:
 
     A row has token ids in reading order, positions 0, 1, ... (A = 1), and slots of
     `slots_per_token` table rows as `anyres.image_slots` gives them (-1 for text); of several
-    images, each one's rows follow those of the one before. If the prompt's `missing_images` is
+    images, each one's rows follow those of the image before. If the prompt's `missing_images` is
     "image", rows have `patch_position`: 0 for the pixels of images, -1 for a tile of zeros, which
-    is all that is seen of a marked image that is missing (LLaVE's image of shape (1, 3, h, w)).
+    stands for an image that is marked and missing (LLaVE's image of shape (1, 3, h, w)).
     """
 
     prompt: Prompt
@@ -54,7 +54,7 @@ class LlavaPreprocessor:
         return 4 if blended else 1
 
     def as_patches(self, pixel_values: Float[np.ndarray, "1 n 3 h w"]) -> Float[np.ndarray, "m F"]:
-        """What transformers' image processor makes of one image, patch by patch as in a row."""
+        """Pixels of transformers' image processor for one image, patch by patch as in a row."""
         patches = anyres.cut_patches(pixel_values[0].transpose(0, 2, 3, 1), self.patch)
         return patches.reshape(-1, patches.shape[-1])
 

@@ -1,6 +1,6 @@
 """Items to rows for Phi-3.5-Vision: an image is a canvas of crops and a global view.
 
-Tokens of images have no id in the vocabulary; `hd_transform` says what each of them reads.
+Image tokens have no id in the vocabulary; `hd_transform` gives the features that each reads.
 """
 
 import dataclasses

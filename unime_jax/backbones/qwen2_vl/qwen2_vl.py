@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
@@ -18,6 +18,7 @@ from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
+from unime_jax.models.vlm import LanguageModel
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
 POOLINGS = ("lasttoken",)
@@ -82,6 +83,7 @@ def open_folder(
         grid_positions=processing.grid_positions,
     )
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
+    differences = caveats(processing) + _position_caveats(processing)
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
@@ -100,7 +102,12 @@ def open_folder(
         processing=processing,
         config_changes={},
         image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
-        caveats=caveats(processing) + _position_caveats(processing),
+        loads_in_transformers=not differences,
+        caveats=differences,
+        text_only=TextOnly(
+            make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
+            unread=(r"visual\..*",),
+        ),
     )
 
 
@@ -157,10 +164,11 @@ def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionCon
     hf_config.require_bidirectional_tower(vision)
     rope_type = vision.rope_parameters["rope_type"]
     hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
-    if len(text.rope_sections) != 3 or 2 * sum(text.rope_sections) != text.head_dim:
+    sections = config.text_config.rope_parameters.get("mrope_section", ())
+    if len(sections) != 3 or 2 * sum(sections) != text.head_dim:
         raise ValueError(
             "config.json: mrope_section must be three numbers that add up to half a head,"
-            f" {text.head_dim // 2}, and is {list(text.rope_sections)}"
+            f" {text.head_dim // 2}, and is {list(sections)}"
         )
     if TILE % vision.spatial_merge_size**2:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Items to rows for Qwen2-VL: images keep their aspect, and about their size, in runs of patches.
 
 The same numbers as transformers' processor, without torch or torchvision and without floats: the
-pixels stay bytes. What a bucket counts as tiles are runs of `TILE` patches, so rows of any mixture
-of image shapes have constant shapes on the device; every image starts a tile of its own.
+pixels stay bytes. A bucket's tiles are runs of `TILE` patches, so rows of any mixture of image
+shapes have constant shapes on the device; every image starts a tile of its own.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ class Qwen2VlPreprocessor:
     grid_positions: bool  # of every image, not only of those after a vision_start token
 
     def as_patches(self, pixel_values: Float[np.ndarray, "m G"]) -> Float[np.ndarray, "m F"]:
-        """What transformers' image processor makes of one image, patch by patch as in a row.
+        """Pixels of transformers' image processor for one image, patch by patch as in a row.
 
-        There every patch has its pixels once for each of the video frames that one patch spans.
+        There every patch has its pixels once for each of the video frames that a patch spans.
         """
         count, area = len(pixel_values), self.patch**2
         frames = pixel_values.reshape(count, 3, -1, area)
@@ -112,8 +112,8 @@ class Qwen2VlPreprocessor:
         return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)
 
     def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
-        image, rest = self.prompt.image_token_id, iter(merged)
-        sizes = [next(rest, None) if token == image else None for token in ids]
+        image, grids = self.prompt.image_token_id, iter(merged)
+        sizes = [next(grids, None) if token == image else None for token in ids]
         before = [None, *ids[:-1]]
         return positions(
             sizes, [self.grid_positions or token == self.vision_start_id for token in before]

@@ -82,6 +82,7 @@ def open_folder(
         preprocess=preprocess,
         layout=preprocess.layout,
         processing=processing,
+        loads_in_transformers=True,
         own_files=st_folder.files(folder),
     )
 

@@ -103,6 +103,7 @@ def open_folder(
         preprocess=preprocess,
         layout=preprocess.layout,
         processing=processing,
+        loads_in_transformers=False,
         caveats=(
             "transformers and sentence-transformers open this model only with the Python files of"
             " NV-Embed's own repository, which are not copied here.",

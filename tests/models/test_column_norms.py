@@ -1,0 +1,140 @@
+"""DoRA's column norms: once a step and not once a chunk, with the same loss and gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from tests.models.oracle import EXACT
+from tests.training.test_step import LOSS, regroup
+from unime_jax import paths
+from unime_jax.batch import Batch
+from unime_jax.models import layers, lora
+from unime_jax.models.decoder import Decoder, DecoderConfig
+from unime_jax.models.vlm import LanguageModel
+from unime_jax.training import step
+
+CONFIG = DecoderConfig(
+    vocab_size=50,
+    hidden_size=12,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=6,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    rope_axes=(0, 0, 0),
+    qkv_bias=True,
+    hidden_act="silu",
+)
+ADAPTERS = lora.LoraConfig(rank=3, alpha=5.0, dora=True, targets=((".*", True),))
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def parts(request):
+    """The graph of a decoder with adapters as after some training, its two parts of parameters."""
+    model = LanguageModel(Decoder(CONFIG, key=jax.random.key(0)))
+    if request.param == "int8":
+        layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
+    lora.add(model, ADAPTERS, key=jax.random.key(1))
+    graph, parameters = paths.split(model)
+    for i, (path, leaf) in enumerate(parameters.items()):
+        if path.endswith("lora_b"):
+            parameters[path] = 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
+    trainable = {path: leaf for path, leaf in parameters.items() if "lora" in path}
+    return graph, trainable, {p: leaf for p, leaf in parameters.items() if p not in trainable}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    group = regroup(rng.integers(0, 50, (16, 4)).astype(np.int32), np.full(16, 4, np.int32), 4)
+    pair = jnp.arange(8)
+    return Batch(
+        groups=(group,),
+        query=pair,
+        positive=8 + pair,
+        negative=jnp.zeros((8, 0), jnp.int32),
+        target_id=(jnp.where(jnp.arange(16) < 8, 0, jnp.arange(16)).astype(jnp.uint32),),
+        source=jnp.zeros(8, jnp.int32),
+    )
+
+
+def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
+    graph, _, frozen = parts
+    encode = step.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
+    prepare = step.make_prepare(graph) if prepared else None
+    loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
+
+    def value(trainable):
+        return step.batch_loss(
+            encode, trainable, frozen, batch, loss, recompute=recompute, prepare=prepare
+        )[0]
+
+    return jax.value_and_grad(value)
+
+
+@pytest.mark.parametrize(("recompute", "remat"), [(True, "full"), (False, "none")])
+def test_once_a_step_is_the_same(parts, batch, recompute, remat):
+    _, trainable, _ = parts
+    expected, gradient = jax.jit(loss_of(parts, batch, prepared=False))(trainable)
+    run = loss_of(parts, batch, prepared=True, recompute=recompute, remat=remat)
+    found, ours = jax.jit(run)(trainable)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert ours.keys() == gradient.keys()
+    for path, leaf in gradient.items():
+        scale = np.abs(leaf).max()
+        assert scale > 0
+        np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=path)
+
+
+def whole_kernels(jaxpr, shapes, inside=False):
+    """How many squares of whole kernels are outside of loops over chunks, and inside."""
+    counts = np.zeros(2, int)
+    for eqn in jaxpr.eqns:
+        square = eqn.primitive.name in ("mul", "square", "integer_pow")
+        if square and eqn.outvars[0].aval.shape in shapes:
+            counts[int(inside)] += 1
+        loop = inside or eqn.primitive.name == "while"
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+                counts += whole_kernels(inner, shapes, loop)
+    return counts
+
+
+def is_jaxpr(value):
+    return isinstance(value, (ClosedJaxpr, Jaxpr))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(parts, batch, recompute):
+    _, trainable, frozen = parts
+    kernels = {p: leaf.shape[1:] for p, leaf in frozen.items() if p.endswith(".kernel")}
+    shapes = set(kernels.values())
+
+    def count(prepared):
+        run = loss_of(parts, batch, prepared=prepared, recompute=recompute)
+        return whole_kernels(jax.make_jaxpr(run)(trainable).jaxpr, shapes).tolist()
+
+    outside, within = count(prepared=False)
+    assert not outside and within >= len(kernels)
+    assert count(prepared=True) == [len(kernels), 0]
+
+
+def test_norms_are_of_the_merged_kernels(parts):
+    graph, trainable, frozen = parts
+    norms = lora.column_norms(paths.merge(graph, trainable, frozen))
+    merged = paths.merge(graph, trainable, frozen)
+    for _, linear in layers.linears(merged):
+        linear.lora_magnitude = None  # so that the direction alone is merged
+    lora.merge(merged, jnp.float32)
+    kernels = {path: linear.kernel[...] for path, linear in layers.linears(merged)}
+    assert norms.keys() == {f"{path}.lora_norm" for path in kernels}
+    for path, kernel in kernels.items():
+        expected = np.linalg.norm(kernel, axis=1)
+        np.testing.assert_allclose(norms[f"{path}.lora_norm"], expected, rtol=1e-5)

@@ -1,0 +1,164 @@
+"""DeepStack: features of image tokens, added to the decoder's states after its first layers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.models.oracle import EXACT
+from unime_jax import paths, sharding
+from unime_jax.batch import Inputs
+from unime_jax.models import scan
+from unime_jax.models.decoder import Decoder, DecoderConfig
+from unime_jax.models.vlm import VisionFeatures, Vlm, merge_image_tokens
+
+ROWS, TOKENS, WIDTH, LAYERS = 2, 5, 8, 4
+CONFIG = DecoderConfig(
+    vocab_size=11,
+    hidden_size=WIDTH,
+    intermediate_size=12,
+    num_layers=LAYERS,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    rope_axes=(0, 0),
+    qkv_bias=True,
+    hidden_act="silu",
+)
+
+
+class Toy(Vlm):
+    """Image features are bytes times a matrix each: one table, and some levels."""
+
+    def __init__(self, levels: int):
+        self.language_model = Decoder(CONFIG, key=jax.random.key(0))
+        self.levels = levels
+
+    def vision_features(self, patches, position, execution):
+        rows, tiles, count, values = patches.shape
+        x = patches.reshape(rows, tiles * count, values).astype(execution.dtype) / 255
+        maps = jax.random.normal(jax.random.key(1), (1 + self.levels, values, WIDTH))
+        table, *deepstack = jnp.einsum("rgv,kvd->krgd", x, maps.astype(execution.dtype))
+        return VisionFeatures(table, tuple(deepstack))
+
+
+SLOT = np.array([[-1, 2, 0, 1, -1], [3, -1, -1, -1, -1]])
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    return Inputs(
+        tokens=jnp.asarray(rng.integers(0, 11, (ROWS, TOKENS))),
+        length=jnp.array([TOKENS, 3]),
+        live=jnp.ones(ROWS, bool),
+        positions=jnp.arange(TOKENS)[None, :, None].repeat(ROWS, axis=0),
+        slot=jnp.asarray(SLOT[..., None]),
+        slot_weight=None,
+        patches=jnp.asarray(rng.integers(0, 256, (ROWS, 1, 4, 6), np.uint8)),
+        patch_position=None,
+    )
+
+
+def layer_by_layer(model, inputs):
+    """The same in plain Python: one layer after the other, features put in token by token."""
+    decoder = model.language_model
+    x = decoder.embed_tokens(inputs.tokens, EXACT.dtype)
+    vision = model.vision_features(inputs.patches, None, EXACT)
+    x = merge_image_tokens(x, vision.table, inputs.slot, None)
+    for number in range(LAYERS):
+        one = dataclasses.replace(CONFIG, num_layers=1)
+        alone = Decoder(one, key=jax.random.key(0))
+        alone.layers = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], decoder.layers)
+        alone.norm = lambda x: x
+        x = alone(x, inputs.positions, remat="none", implementation="xla")
+        if number < len(vision.deepstack):
+            level = vision.deepstack[number]
+            for row in range(ROWS):
+                for token in range(TOKENS):
+                    if SLOT[row, token] >= 0:
+                        x = x.at[row, token].add(level[row, SLOT[row, token]])
+    return decoder.norm(x)
+
+
+def values(parameters, graph, remat, reference=False):
+    model = paths.merge(graph, parameters)
+    if reference:
+        states = layer_by_layer(model, inputs())
+    else:
+        states = model.hidden_states(inputs(), dataclasses.replace(EXACT, remat=remat))
+    weight = jax.random.normal(jax.random.key(2), states.shape)
+    return jnp.sum(states * weight), states
+
+
+@pytest.fixture(scope="module", params=[1, 3, LAYERS])
+def expected(request):
+    graph, parameters = paths.split(Toy(request.param))
+    run = jax.jit(jax.value_and_grad(lambda p: values(p, graph, "none", True), has_aux=True))
+    return graph, parameters, run(parameters)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_levels_are_added_after_the_first_layers(expected, remat):
+    graph, parameters, ((_, states), gradient) = expected
+    run = jax.jit(jax.value_and_grad(lambda p: values(p, graph, remat), has_aux=True))
+    (_, ours), own = run(parameters)
+    np.testing.assert_allclose(ours, states, atol=2e-5)
+    assert own.keys() == gradient.keys()
+    for path, leaf in gradient.items():
+        np.testing.assert_allclose(own[path], leaf, atol=1e-4, err_msg=path)
+
+
+def test_levels_have_a_gradient_and_are_kept_once():
+    """Of a loop over layers: no array of the levels for every layer is kept for the backward."""
+    model, levels = Toy(0), jax.random.normal(jax.random.key(3), (3, ROWS, TOKENS, WIDTH))
+    x, positions = jnp.ones((ROWS, TOKENS, WIDTH)), inputs().positions
+
+    def value(levels, remat):
+        decoder = model.language_model
+        y = decoder(x, positions, remat=remat, implementation="xla", deepstack=list(levels))
+        return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
+
+    for remat in ("none", "dots", "full"):
+        found = jax.jit(jax.grad(lambda v, r=remat: value(v, r)))(levels)
+        step = 1e-2 * jax.random.normal(jax.random.key(4), levels.shape)
+        slope = (value(levels + step, remat) - value(levels - step, remat)) / 2
+        np.testing.assert_allclose(jnp.sum(found * step), slope, rtol=2e-2)
+        jaxpr = str(jax.make_jaxpr(jax.grad(lambda v, r=remat: value(v, r)))(levels))
+        assert f"f32[3,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
+        assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
+
+
+def test_on_a_mesh_the_states_are_the_same(expected):
+    graph, parameters, ((_, states), _) = expected
+    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    rows = jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, P(sharding.ROWS))), inputs()
+    )
+    run = jax.jit(lambda p, i: paths.merge(graph, p).hidden_states(i, EXACT))
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(run(parameters, rows), states, atol=2e-5)
+
+
+def test_without_levels_the_program_has_no_branch():
+    model = Toy(0)
+    jaxpr = jax.make_jaxpr(lambda i: model.hidden_states(i, EXACT))(inputs())
+    assert "cond" not in str(jaxpr)
+    with_levels = Toy(1)
+    assert "cond" in str(jax.make_jaxpr(lambda i: with_levels.hidden_states(i, EXACT))(inputs()))
+
+
+def test_more_levels_than_layers_are_refused():
+    with pytest.raises(ValueError, match="5 arrays are to be added after layers, and there are 4"):
+        scan.run(
+            Toy(0).language_model.layers,
+            lambda layer, x: x,
+            jnp.zeros((1, 2)),
+            remat="none",
+            added=[jnp.zeros((1, 2))] * 5,
+        )
