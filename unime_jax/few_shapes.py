@@ -94,5 +94,5 @@ def _ladder(least: int, most: int, rungs: int, growth: float) -> list[int]:
         return [most]
     growth = max(growth, (most / least) ** (1 / (rungs - 1)))
     steps = math.ceil(math.log(most / least, growth) - 1e-9)
-    lengths = [round(least * growth**step) for step in range(steps)]
-    return [*sorted({-(-n // MULTIPLE) * MULTIPLE for n in lengths if n < most - 1}), most]
+    lengths = {MULTIPLE * math.ceil(least * growth**n / MULTIPLE - 1e-9) for n in range(steps)}
+    return [*sorted(n for n in lengths if n < most), most]

@@ -12,7 +12,9 @@ B = TypeVar("B")
 THREADS = min(16, os.cpu_count() or 1)
 
 
-def map_ahead(call: Callable[[A], B], values: Iterable[A], *, ahead: int) -> Generator[B, None, None]:
+def map_ahead(
+    call: Callable[[A], B], values: Iterable[A], *, ahead: int
+) -> Generator[B, None, None]:
     """`call` of every value, in order; threads are at work on up to `ahead` of the next ones.
 
     An exception is raised where its result would have come, and ends the iteration. Closing the
