@@ -24,9 +24,9 @@ from unime_jax.elements import (
     TEXT_SUFFIX,
     Element,
     Part,
-    apart,
     names_image,
     parts,
+    split_modalities,
     to_item,
 )
 from unime_jax.encode import Model, NonFiniteError, Shapes, encode_blocks
@@ -207,12 +207,11 @@ class Embedder:
         work = [
             part
             for index, item in enumerate(items)
-            for part in apart(index, item, image_suffix, text_suffix)
+            for part in split_modalities(index, item, image_suffix, text_suffix)
         ]
-        found = self._encode(work, batch_size, show_progress_bar)
         vectors = np.zeros((len(items), self._width), np.float32)
         numbers = np.array([part.number for part in work], int)
-        np.add.at(vectors, numbers, found)
+        np.add.at(vectors, numbers, self._encode(work, batch_size, show_progress_bar))
         several = np.bincount(numbers, minlength=len(items)) > 1
         length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
         vectors[several] /= np.maximum(length, 1e-12)
@@ -322,7 +321,9 @@ class Embedder:
     ) -> list[str]:
         """What the tokenizer gets in `encode_sum`: for the images, then for the text."""
         rendered = self._preprocess.prompt.rendered
-        return [rendered(part.item()) for part in apart(0, item, image_suffix, text_suffix)]
+        return [
+            rendered(part.item()) for part in split_modalities(0, item, image_suffix, text_suffix)
+        ]
 
 
 def targets(

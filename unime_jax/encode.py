@@ -276,24 +276,27 @@ def _collected(
 ) -> Iterator[Encoded]:
     """Each block's embeddings, put together from those of its batches."""
     vectors: np.ndarray | None = None
-    encoded: list[RowSize] = []
+    kept: list[np.ndarray] = []
+    truncated = orphans = 0
     for step in steps:
         if isinstance(step, _Running):
+            block, sizes = step.batch.block, step.batch.sizes
             numbers, found = _fetch(model, step)
             if vectors is None:
-                vectors = np.zeros((len(step.batch.block), found.shape[1]), np.float32)
-            vectors[numbers - step.batch.block.start] = found
-            encoded += step.batch.sizes
+                vectors = np.zeros((len(block), found.shape[1]), np.float32)
+            vectors[numbers - block.start] = found
+            kept.append(numbers)
+            truncated += sum(size.truncated for size in sizes)
+            orphans += sum(size.orphans for size in sizes)
             progress(len(numbers))
             continue
-        kept = np.array(sorted(size.number for size in encoded), int)
         if vectors is None:
             vectors = np.zeros((0, _width(model, shapes(1, 0))), np.float32)
-        elif len(kept) < len(step):
-            vectors = vectors[kept - step.start]
-        truncated = sum(size.truncated for size in encoded)
-        yield Encoded(kept, vectors, truncated, sum(size.orphans for size in encoded))
-        vectors, encoded = None, []
+        numbers = np.sort(np.concatenate([np.zeros(0, np.int32), *kept]))
+        if len(numbers) < len(vectors):
+            vectors = vectors[numbers - step.start]
+        yield Encoded(numbers, vectors, truncated, orphans)
+        vectors, kept, truncated, orphans = None, [], 0, 0
 
 
 def _fetch(
