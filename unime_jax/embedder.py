@@ -19,6 +19,7 @@ from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.prompts import name_of
 from unime_jax.backbones.st_folder import Defaults
 from unime_jax.batch import Row
+from unime_jax.data.inference_batches import Shapes
 from unime_jax.elements import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
@@ -29,7 +30,7 @@ from unime_jax.elements import (
     split_modalities,
     to_item,
 )
-from unime_jax.encode import Model, NonFiniteError, Shapes, encode_blocks
+from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.models import layers
 from unime_jax.models.vlm import EmbeddingModel, Execution
 from unime_jax.step import make_encode

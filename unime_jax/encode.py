@@ -25,13 +25,13 @@ from unime_jax.batch import Inputs, Item, Row
 from unime_jax.chunks import Encode, encode_in_chunks
 from unime_jax.compilation_cache import announced
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.pack import bucket_shapes, fill_buckets, smallest_bucket
+from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, prepare
+from unime_jax.data.pack import bucket_shapes, fill_buckets
 from unime_jax.data.plan import Plan, described
-from unime_jax.data.shared_rows import Prepared, RowSize, own_part, replicate, sizes_of_all
+from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
-Shapes = Callable[[int, int], Plan]  # the shapes of a row's batch, by its tokens and tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,96 +139,27 @@ def encode_blocks(
     part, parts = own_part(model.mesh)
     each = -(-window // parts)
     rows = map_ahead(
-        functools.partial(_prepare, items, preprocess, shapes),
+        functools.partial(prepare, items, preprocess, shapes),
         range(part, len(items), parts),
         ahead=each,
     )
-    blocks = _blocks(len(items), block or len(items))
+    blocks = blocks_of(len(items), block or len(items))
     with contextlib.closing(rows):  # whatever happens, threads end with this
         sized = sizes_of_all(rows, model.mesh, total=len(items), each=each)
-        steps = _launched(model, _batches(sized, blocks, shapes, parts), part, parts)
+        steps = _launched(model, batches(sized, blocks, shapes, parts), part, parts)
         yield from _collected(model, steps, shapes, progress)
-
-
-class _Batch(NamedTuple):
-    """Rows of all processes by their sizes, and this process's own rows among them by number."""
-
-    block: range
-    plan: Plan
-    sizes: list[RowSize]
-    rows: dict[int, Row]
 
 
 class _Running(NamedTuple):
     """A batch on the devices: item numbers [C, R] (-1: padding) and embeddings, by bucket."""
 
-    batch: _Batch
+    batch: Batch
     numbers: Sequence[jax.Array | np.ndarray]
     vectors: Sequence[jax.Array]
 
 
-def _blocks(total: int, size: int) -> list[range]:
-    """The numbers of each block's items; one empty block where there are no items."""
-    starts = range(0, total, max(size, 1)) or [0]
-    return [range(start, min(start + size, total)) for start in starts]
-
-
-def _prepare(
-    items: Sequence[T], preprocess: Callable[[T], Row | None], shapes: Shapes, number: int
-) -> Prepared:
-    """An item's row and its size; an error is kept until all processes know of it."""
-    try:
-        row = preprocess(items[number])
-        if row is None:
-            return RowSize(number), None
-        tiles = 0 if row.patches is None else len(row.patches)
-        size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.orphan_images > 0)
-        smallest_bucket(row, shapes(size.tokens, size.tiles))  # raises where it fits none
-    except Exception as error:
-        return RowSize(number, failed=True), error
-    return size, row
-
-
-def _batches(
-    sized: Iterator[Prepared],
-    blocks: Sequence[range],
-    shapes: Shapes,
-    parts: int,
-) -> Iterator[_Batch | range]:
-    """Full batches as they fill, then the rest of a block, then the block itself.
-
-    All processes make the same batches of it, each with its own rows.
-    """
-    for block in blocks:
-        waiting: dict[Plan, _Batch] = {}
-        room: dict[Plan, list[int]] = {}
-        for number in block:
-            size, row = next(sized)
-            if isinstance(row, Exception):
-                raise row
-            if size.failed:
-                raise RuntimeError(
-                    f"item {number} could not be preprocessed by process {number % parts} of"
-                    f" {parts}, whose turn it was: see what that process says"
-                )
-            if not size.tokens:
-                continue
-            plan = shapes(size.tokens, size.tiles)
-            batch = waiting.setdefault(plan, _Batch(block, plan, [], {}))
-            left = room.setdefault(plan, [plan.rows // parts] * parts)
-            batch.sizes.append(size)
-            if row is not None:
-                batch.rows[number] = row
-            left[number % parts] -= 1
-            if not left[number % parts]:
-                del room[plan]
-                yield waiting.pop(plan)
-        yield from waiting.values()
-        yield block
-
-
 def _launched(
-    model: Model, steps: Iterator[_Batch | range], part: int, parts: int
+    model: Model, steps: Iterator[Batch | range], part: int, parts: int
 ) -> Iterator[_Running | range]:
     """Batches at work, each handed on after the next one is launched; blocks in their place."""
     held: collections.deque[_Running | range] = collections.deque()
@@ -246,7 +177,7 @@ def _launched(
     yield from held
 
 
-def _launch(model: Model, batch: _Batch, part: int, parts: int) -> _Running:
+def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
     """Packs this process's rows and starts the program; nothing is waited for, but a compiler."""
     plan, mesh = batch.plan, model.mesh
     groups, places = fill_buckets(
