@@ -38,6 +38,7 @@ class Layout:
     vocabulary: int | None = None
     learned_positions: int | None = None
     table: tuple[int, int] | None = None
+    unpadded: bool = False  # tokens of an image leave out what is padding in its tiles
 
 
 @dataclasses.dataclass(frozen=True)

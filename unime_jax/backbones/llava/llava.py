@@ -146,6 +146,7 @@ def assemble(
             positioned=processing.orphans == "image",
             vocabulary=text.vocab_size,
             table=(1, tower.side**2),
+            unpadded=True,
         ),
         processing=processing,
         config_changes=changes,
