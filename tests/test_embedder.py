@@ -9,16 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
-from unime_jax import Embedder, embedder, sharding
+from unime_jax import Embedder, embedder, encode, sharding
 from unime_jax.backbones import Processing
-from unime_jax.batch import Item, Picture, Row
+from unime_jax.batch import Item, Picture
 from unime_jax.data import ahead, inference_shapes
 from unime_jax.models.vlm import Vlm
 
@@ -219,64 +217,24 @@ def test_few_items_are_not_padded_to_a_batch(one, compiled):
     assert {shape for shape, _ in compiled} == {(4, 64, 0)}
 
 
-def row(tokens: int, tiles: int) -> Row:
-    patches = np.zeros((tiles, 1, 3), np.uint8) if tiles else None
-    zeros = np.zeros(tokens, np.int32)
-    return Row(zeros, zeros[:, None], zeros[:, None], patches=patches)
-
-
-LADDER = [64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 5000]
-
-
-@given(tokens=st.integers(1, 5000), tiles=st.integers(0, 40))
-def test_buckets(tokens, tiles):
-    bucket = inference_shapes.bucket_of(row(tokens, tiles), max_length=5000)
-    assert bucket.tokens == min(size for size in LADDER if size >= tokens)
-    rungs = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
-    assert bucket.tiles == min(size for size in rungs if size >= tiles)
-
-
-@settings(max_examples=50)
-@given(
-    lengths=st.lists(st.sampled_from([3, 70, 200, 900]), max_size=30),
-    batch_size=st.integers(1, 12),
-    chunk_tokens=st.integers(1, 2000),
-)
-def test_every_row_is_in_one_batch_of_its_shape(model, lengths, batch_size, chunk_tokens):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference_shapes, "CHUNK_TOKENS", chunk_tokens)
-        rows = [row(length, 0) for length in lengths]
-        batches = list(model._batches(rows, batch_size))
-    assert sorted(i for _, indices, _ in batches for i in indices) == list(range(len(rows)))
-    seen = set()
-    for plan, indices, batch in reversed(batches):  # of a shape, only the last is not full
-        assert all(rows[i] is row for i, row in zip(indices, batch, strict=True))
-        (bucket,) = plan.buckets
-        assert all(inference_shapes.bucket_of(row, model.max_length) == bucket for row in batch)
-        assert len(batch) == plan.rows or bucket not in seen
-        assert batch_size <= plan.rows < 2 * batch_size
-        assert plan.chunk_size * bucket.tokens <= max(chunk_tokens, bucket.tokens)
-        seen.add(bucket)
-
-
-def test_rows_in_memory_are_bounded(monkeypatch, model):
-    """Items are read as they are needed, not all at once."""
-    ready, most = 0, 0
-    preprocess, encode_rows = model._preprocess, model._encode_rows
+def test_items_are_read_as_they_are_needed(monkeypatch, model):
+    """Ahead of the batch that waits for the devices there is one batch of items, not all."""
+    read, most = 0, 0
+    preprocess, launch = model._preprocess, encode._launch
 
     def counted(item):
-        nonlocal ready, most
-        ready += 1
-        most = max(most, ready)
+        nonlocal read, most
+        read += 1
+        most = max(most, read)
         return preprocess(item)
 
-    def encoded(rows, plan):
-        nonlocal ready
-        ready -= len(rows)
-        return encode_rows(rows, plan)
+    def launched(model, batch, part, parts):
+        nonlocal read
+        read -= len(batch.rows)
+        return launch(model, batch, part, parts)
 
     monkeypatch.setattr(model, "_preprocess", counted)
-    monkeypatch.setattr(model, "_encode_rows", encoded)
+    monkeypatch.setattr(encode, "_launch", launched)
     model.encode(["red"] * 60, batch_size=4)
     assert 4 <= most <= 4 + 4 + 1
 
@@ -316,7 +274,7 @@ def test_a_bad_item_is_named(model, name):
 
 
 def test_a_wrong_type_shows_before_anything_is_encoded(monkeypatch, model):
-    monkeypatch.setattr(model, "_encode_rows", None)
+    monkeypatch.setattr(model, "_preprocess", None)
     with pytest.raises(TypeError, match=r"^items\[7\]"):
         model.encode(["a"] * 7 + [None], batch_size=1)
 

@@ -1,7 +1,7 @@
 """Embeddings without configs or data sets: open a model folder, hand over texts and images."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import jax
@@ -19,20 +19,19 @@ from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Row
-from unime_jax.data.ahead import map_ahead
-from unime_jax.data.inference_shapes import bucket_of, plan_of, power_of_two
-from unime_jax.data.shapes import BatchShapes
+from unime_jax.data import inference_shapes
+from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.user_inputs import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
     Part,
     UserInput,
-    apart,
     names_image,
     parts,
+    split_modalities,
     to_item,
 )
-from unime_jax.encode import NonFiniteError, make_row_encoder
+from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.models import layers
 from unime_jax.models.vlm import EmbeddingModel, Execution
 from unime_jax.operations import compilation_cache
@@ -46,6 +45,7 @@ class Embedder:
     """A model, its preprocessing and its devices; `from_pretrained` makes one.
 
     Attributes:
+      model: forward, parameters and mesh, for `encode.encode_blocks`.
       max_length: the most tokens of an item; less than was asked for where the model takes less.
       prompts: by name, as the folder has them for sentence-transformers.
       default_prompt_name: of the one that goes before texts where a call asks for none; None:
@@ -59,9 +59,13 @@ class Embedder:
         *,
         mesh: Mesh,
         dtype: jnp.dtype,
+        execution: Execution,
         truncate_dim: int | None = None,
     ):
-        """Reads the weights; `from_pretrained` says what the arguments mean."""
+        """Reads the weights; `from_pretrained` says what the other arguments mean.
+
+        `execution` is how the forward is run, see `default_execution`.
+        """
         self._width = backbone.dimension
         self.truncate_dim = backbone.defaults.truncate_dim if truncate_dim is None else truncate_dim
         self._kept(None)  # a wrong one shows before weights are read
@@ -73,8 +77,7 @@ class Embedder:
         self._layout = backbone.layout
         self._shards = sharding.row_shards(mesh)
         self._parameters = backbone.load(wanted)
-        encode = make_encode(graph, Execution(activations(dtype), "none", "xla"))
-        self._encode_rows = make_row_encoder(encode, ({}, self._parameters), mesh)
+        self.model = Model(make_encode(graph, execution), ({}, self._parameters), mesh)
 
     @property
     def dimension(self) -> int:
@@ -124,7 +127,13 @@ class Embedder:
         )
         if mesh is None:
             mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
-        return cls(backbone, mesh=mesh, dtype=jnp.dtype(dtype), truncate_dim=truncate_dim)
+        return cls(
+            backbone,
+            mesh=mesh,
+            dtype=jnp.dtype(dtype),
+            execution=default_execution(jnp.dtype(dtype)),
+            truncate_dim=truncate_dim,
+        )
 
     def encode(
         self,
@@ -201,12 +210,11 @@ class Embedder:
         work = [
             part
             for index, item in enumerate(items)
-            for part in apart(index, item, image_suffix, text_suffix)
+            for part in split_modalities(index, item, image_suffix, text_suffix)
         ]
-        found = self._encode(work, batch_size, show_progress_bar)
         vectors = np.zeros((len(items), self._width), np.float32)
         numbers = np.array([part.number for part in work], int)
-        np.add.at(vectors, numbers, found)
+        np.add.at(vectors, numbers, self._encode(work, batch_size, show_progress_bar))
         several = np.bincount(numbers, minlength=len(items)) > 1
         length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
         vectors[several] /= np.maximum(length, 1e-12)
@@ -235,60 +243,52 @@ class Embedder:
                 str(items[names[0]])[:200],
             )
 
+    def shapes(self, batch_size: int) -> Shapes:
+        """Shapes of batches of about so many rows, see `few_shapes`."""
+        return inference_shapes.shapes_of(
+            self._layout,
+            shards=self._shards,
+            batch_size=batch_size,
+            max_length=self.max_length,
+        )
+
     def _encode(
         self, work: Sequence[Part], batch_size: int, show_progress_bar: bool
     ) -> Float32[np.ndarray, "n D"]:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         # A few items are not worth a batch; powers of two keep the shapes few.
-        batch_size = min(batch_size, power_of_two(len(work)))
-
-        vectors = np.zeros((len(work), self._width), np.float32)
-        cut = missing_images = 0
+        batch_size = min(batch_size, inference_shapes.power_of_two(len(work)))
         with tqdm(total=len(work), unit="item", disable=not show_progress_bar) as bar:
-            made = self._rows(work, ahead=batch_size)
+            blocks = encode_blocks(
+                self.model,
+                work,
+                lambda part: _blame(part.number, self._row, part),
+                self.shapes(batch_size),
+                window=batch_size,
+                progress=bar.update,
+            )
             try:
-                for indices, rows, part in self.encode_rows(made, batch_size=batch_size):
-                    vectors[indices] = part
-                    cut += sum(row.truncated > 0 for row in rows)
-                    missing_images += sum(row.orphan_images > 0 for row in rows)
-                    bar.update(len(rows))
+                (encoded,) = blocks
             except NonFiniteError as error:
                 first = work[error.rows[0]]
                 name = f"items[{first.number}], {name_of(first.item())}"
                 raise ValueError(error.of(name)) from error
-        if cut:
+        if encoded.truncated:
             logging.warning(
                 "%d of %d texts were cut to max_length = %d tokens",
-                cut,
+                encoded.truncated,
                 len(work),
                 self.max_length,
             )
-        if missing_images:
+        if encoded.orphan_images:
             logging.warning(
-                "%d of %d items have image markers without image", missing_images, len(work)
+                "%d of %d items have image markers without image", encoded.orphan_images, len(work)
             )
-        return vectors
+        return encoded.vectors
 
-    def encode_rows(
-        self, rows: Iterable[Row], *, batch_size: int
-    ) -> Iterator[tuple[list[int], list[Row], Float32[np.ndarray, "n D"]]]:
-        """Numbers, rows and embeddings of one batch after the other, of what is preprocessed.
-
-        Embeddings are whole, whatever `truncate_dim` is.
-        Batches of a shape come as they fill, what is left at the end, so that the embeddings follow
-        from the rows and `batch_size` alone, to the last bit.
-
-        Raises:
-          NonFiniteError: with the numbers of the rows whose embeddings are not finite.
-        """
-        for plan, indices, batch in self._batches(rows, batch_size):
-            try:
-                part = self._encode_rows(batch, plan)
-            except NonFiniteError as error:
-                numbers = [indices[row] for row in error.rows]
-                raise NonFiniteError(numbers, error.total, error.cause) from error
-            yield indices, batch, part
+    def _row(self, part: Part) -> Row:
+        return self._preprocess(part.item())
 
     @staticmethod
     def similarity(
@@ -324,31 +324,9 @@ class Embedder:
     ) -> list[str]:
         """What the tokenizer gets in `encode_sum`: for the images, then for the text."""
         rendered = self._preprocess.prompt.rendered
-        return [rendered(part.item()) for part in apart(0, item, image_suffix, text_suffix)]
-
-    def _batches(
-        self, rows: Iterable[Row], batch_size: int
-    ) -> Iterator[tuple[BatchShapes, list[int], list[Row]]]:
-        """Rows of one shape and their numbers: full batches as they fill, at the end the rest."""
-        waiting: dict[BatchShapes, tuple[list[int], list[Row]]] = {}
-        for index, row in enumerate(rows):
-            bucket = bucket_of(row, self.max_length)
-            plan = plan_of(bucket, self._layout, self._shards, batch_size)
-            indices, batch = waiting.setdefault(plan, ([], []))
-            indices.append(index)
-            batch.append(row)
-            if len(batch) == plan.rows:
-                yield plan, *waiting.pop(plan)
-        for plan, (indices, batch) in waiting.items():
-            yield plan, indices, batch
-
-    def _rows(self, work: Sequence[Part], *, ahead: int) -> Iterator[Row]:
-        """Rows in order, preprocessed by threads while the devices are at work."""
-
-        def make(part: Part) -> Row:
-            return self._preprocess(part.item())
-
-        return map_ahead(lambda part: _blame(part.number, make, part), work, ahead=ahead)
+        return [
+            rendered(part.item()) for part in split_modalities(0, item, image_suffix, text_suffix)
+        ]
 
 
 def targets(
@@ -394,12 +372,17 @@ def activations(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype("bfloat16") if dtype == jnp.int8 else dtype
 
 
+def default_execution(dtype: jnp.dtype) -> Execution:
+    """The forward on any device, given the dtype of the weights."""
+    return Execution(activations(dtype), "none", "xla")
+
+
 def _listed(items: Iterable[UserInput]) -> list[UserInput]:
     if isinstance(items, str | bytes | Mapping | Image.Image):
         raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
     items = list(items)
-    for index, item in enumerate(items):
-        _blame(index, parts, item)  # a wrong type shows now, not after hours of encoding
+    for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
+        _blame(index, parts, item)
     return items
 
 

@@ -1,37 +1,71 @@
-"""Items to embeddings in bulk: packed like training rows, encoded by training's own function.
+"""The bulk encoder: items to embeddings, for evaluation, Embedder, jobs/embed and export alike.
 
-An embedding that is not finite is never handed out.
+Threads preprocess items ahead of the devices, rows fill batches of a few shapes, and results are
+fetched one batch late, so that the devices have work while the host packs and converts. Each
+process of a mesh preprocesses and packs its own part of the items, and gets all embeddings. An
+embedding that is not finite is never handed out.
 """
 
+import collections
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from unime_jax import paths, sharding
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
-from unime_jax.data.packing import fill_buckets, row_numbers
+from unime_jax.data.ahead import map_ahead
+from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, prepare
+from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
+from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
 from unime_jax.training.gradcache import Encode, encode_in_chunks
 
+T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
-RowEncoder = Callable[[Sequence[Row], BatchShapes], Float32[np.ndarray, "n D"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices."""
+
+    encode: Encode
+    parameters: tuple[paths.Parameters, paths.Parameters]
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Unit-norm embeddings of a block of items, in order; items left out are not among them.
+
+    Attributes:
+      numbers: int [m], of the items.
+      truncated: how many texts were cut to the longest length.
+      orphan_images: how many items have image markers without an image.
+    """
+
+    numbers: Int[np.ndarray, " m"]
+    vectors: Float32[np.ndarray, "m D"]
+    truncated: int
+    orphan_images: int
 
 
 class NonFiniteError(ValueError):
     """Embeddings that hold NaN or infinity.
 
     Attributes:
-      rows: numbers of the rows that they are of.
-      total: how many rows there were.
+      rows: numbers of their items.
+      total: how many items were in their batch.
       cause: a sentence on where it comes from.
     """
 
@@ -56,53 +90,168 @@ def make_encoder(
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
-    `parameters`: trainable and frozen. `plan.rows` items are preprocessed and encoded at a time.
-    Every process gets all embeddings. They raise ValueError that names an item whose embedding is
-    not finite.
-    """
-    encode_rows = make_row_encoder(encode, parameters, mesh)
+    `parameters`: trainable and frozen. Items run in batches of `plan.rows`, all of one program.
+    They may be a lazy sequence: threads index each item once. Every process of the mesh must make
+    the same calls and gets all embeddings.
 
-    def encode_window(items: Sequence[Item]) -> np.ndarray:
-        try:
-            return encode_rows([preprocess(item) for item in items], plan)
-        except NonFiniteError as error:
-            raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
+    The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
+    item whose embedding is not finite.
+    """
+    model = Model(encode, parameters, mesh)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
-        starts = range(0, len(items), plan.rows) or [0]  # no items: one empty window, [0, D]
-        windows = (items[start : start + plan.rows] for start in starts)
-        return np.concatenate([encode_window(window) for window in windows])
+        blocks = encode_blocks(model, items, preprocess, lambda *size: plan, window=plan.rows)
+        try:
+            (encoded,) = blocks
+        except NonFiniteError as error:
+            raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
+        return encoded.vectors
 
     return encoder
 
 
-def make_row_encoder(
-    encode: Encode, parameters: tuple[paths.Parameters, paths.Parameters], mesh: Mesh
-) -> RowEncoder:
-    """A function from up to `plan.rows` rows to embeddings, in order; it compiles once a plan.
+def encode_blocks(
+    model: Model,
+    items: Sequence[T],
+    preprocess: Callable[[T], Row | None],
+    shapes: Shapes,
+    *,
+    window: int,
+    block: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Iterator[Encoded]:
+    """Embeddings of one block of consecutive items after the other.
 
-    It raises NonFiniteError.
+    A batch holds rows of one block and one plan. It is launched when it is full, or at the end of
+    its block. So embeddings follow from a block's items and `shapes` alone, to the last bit, while
+    the devices go on from block to block.
+
+    Args:
+      preprocess: makes an item's row, in threads, where `items` is indexed, too; None: the item is
+        left out.
+      window: items that are preprocessed ahead.
+      block: items of a block; None: all items are one.
+      progress: is called with the number of rows whenever so many more are encoded.
+
+    Raises:
+      NonFiniteError: with the numbers of the items whose embeddings are not finite.
+      RuntimeError: another process could not preprocess one of its items.
     """
-    run, compiled = _program(encode, mesh), _compiled(encode, mesh)
+    part, parts = own_part(model.mesh)
+    each = -(-window // parts)
+    rows = map_ahead(
+        functools.partial(prepare, items, preprocess, shapes),
+        range(part, len(items), parts),
+        ahead=each,
+    )
+    blocks = blocks_of(len(items), block or len(items))
+    with contextlib.closing(rows):  # whatever happens, threads end with this
+        sized = sizes_of_all(rows, model.mesh, total=len(items), each=each)
+        steps = _launched(model, batches(sized, blocks, shapes, parts), part, parts)
+        yield from _collected(model, steps, shapes, progress)
+
+
+class _Running(NamedTuple):
+    """A batch on the devices: item numbers [C, R] (-1: padding) and embeddings, by bucket."""
+
+    batch: Batch
+    numbers: Sequence[jax.Array | np.ndarray]
+    vectors: Sequence[jax.Array]
+
+
+def _launched(
+    model: Model, steps: Iterator[Batch | range], part: int, parts: int
+) -> Iterator[_Running | range]:
+    """Batches at work, each handed on after the next one is launched; blocks in their place."""
+    held: collections.deque[_Running | range] = collections.deque()
+    running = 0
+    for step in steps:
+        if isinstance(step, range):
+            held.append(step)
+        else:
+            held.append(_launch(model, step, part, parts))
+            running += 1
+        while running > 1 or held and isinstance(held[0], range):
+            first = held.popleft()
+            running -= isinstance(first, _Running)
+            yield first
+    yield from held
+
+
+def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
+    """Packs this process's rows and starts the program; nothing is waited for, but a compiler."""
+    plan, mesh = batch.plan, model.mesh
+    groups, places = fill_buckets(
+        list(batch.rows.values()), plan, process_index=part, process_count=parts
+    )
+    numbers = [np.full(group.length.shape, -1, np.int32) for group in groups]
+    for number, (group, chunk, row) in zip(batch.rows, places, strict=True):
+        numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
+    on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
+    run, compiled = _program(model.encode, mesh), _compiled(model.encode, mesh)
+    with _announced(plan, compiled), jax.set_mesh(mesh):
+        vectors = run(*model.parameters, on_device)
+    compiled.add(plan)
+    for array in vectors:
+        array.copy_to_host_async()
+    if parts == 1:
+        return _Running(batch, numbers, vectors)
+    return _Running(batch, [replicate(n, spread) for n in numbers], vectors)
 
-    def encode_rows(rows: Sequence[Row], plan: BatchShapes) -> np.ndarray:
-        groups, places = fill_buckets(rows, plan)
-        # Every process packs all rows and hands over its own part.
-        on_device = jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, spread, lambda index: x[index]), groups
-        )
-        with _announced(plan, compiled), jax.set_mesh(mesh):
-            parts = [np.asarray(part) for part in run(*parameters, on_device)]
-        watchdog.progress()
-        vectors = np.concatenate(parts)[row_numbers(places, plan)]
-        compiled.add(plan)
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            raise NonFiniteError(bad.tolist(), len(rows), _cause(parameters))
-        return vectors
 
-    return encode_rows
+def _collected(
+    model: Model,
+    steps: Iterator[_Running | range],
+    shapes: Shapes,
+    progress: Callable[[int], object],
+) -> Iterator[Encoded]:
+    """Each block's embeddings, put together from those of its batches."""
+    vectors: np.ndarray | None = None
+    kept: list[np.ndarray] = []
+    truncated = orphans = 0
+    for step in steps:
+        if isinstance(step, _Running):
+            block, sizes = step.batch.block, step.batch.sizes
+            numbers, found = _fetch(model, step)
+            if vectors is None:
+                vectors = np.zeros((len(block), found.shape[1]), np.float32)
+            vectors[numbers - block.start] = found
+            kept.append(numbers)
+            truncated += sum(size.truncated for size in sizes)
+            orphans += sum(size.orphans for size in sizes)
+            progress(len(numbers))
+            continue
+        if vectors is None:
+            vectors = np.zeros((0, _width(model, shapes(1, 0))), np.float32)
+        numbers = np.sort(np.concatenate([np.zeros(0, np.int32), *kept]))
+        if len(numbers) < len(vectors):
+            vectors = vectors[numbers - step.start]
+        yield Encoded(numbers, vectors, truncated, orphans)
+        vectors, kept, truncated, orphans = None, [], 0, 0
+
+
+def _fetch(
+    model: Model, running: _Running
+) -> tuple[Int[np.ndarray, " m"], Float32[np.ndarray, "m D"]]:
+    """Waits for a batch: item numbers and embeddings."""
+    numbers = np.concatenate([np.asarray(part).ravel() for part in running.numbers])
+    vectors = np.concatenate([np.asarray(part) for part in running.vectors])
+    watchdog.progress()
+    live = numbers >= 0
+    numbers, vectors = numbers[live], vectors[live]
+    bad = sorted(numbers[~np.isfinite(vectors).all(axis=1)].tolist())
+    if bad:
+        raise NonFiniteError(bad, len(numbers), _cause(model.parameters))
+    return numbers, vectors
+
+
+def _width(model: Model, plan: BatchShapes) -> int:
+    """D, without computing anything."""
+    chunk = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(plan, plan.buckets[0])
+    )
+    return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
 
 def _cause(parameters: Sequence[paths.Parameters]) -> str:
@@ -148,7 +297,7 @@ def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
 def _announced(
     plan: BatchShapes, compiled: set[BatchShapes]
 ) -> contextlib.AbstractContextManager[None]:
-    """Says that the first call for a plan compiles; it computes its rows as well."""
+    """Says that the first call for a plan compiles."""
     if plan in compiled:
         return contextlib.nullcontext()
     return announced(f"the encoder of {plan.rows} rows, {described(plan.buckets)}")

@@ -1,12 +1,37 @@
-"""Shapes of batches for embedding: few, as each of them compiles, and yet with little padding."""
+"""Shape buckets for inference, bounding compilations and padding.
 
+Each shape compiles once. Lengths are rounded up to a ladder of rungs, of texts and of items with
+images apart, so that texts keep the vision tower out. The tiles of an image rung follow from its
+tokens: as many as a row of that length has. For one batch size a corpus compiles at most
+`TEXT_RUNGS + IMAGE_RUNGS` programs, whatever it mixes.
+"""
+
+import functools
 import math
+from collections.abc import Callable
 
-from unime_jax.batch import Row
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
 LEAST_TOKENS = 64  # of a compiled shape
+LEAST_IMAGE_TOKENS = 256  # of one with images, where rows may be 16 times as long
+TEXT_RUNGS, IMAGE_RUNGS = 7, 5
+TEXT_GROWTH, IMAGE_GROWTH = 2.0, math.sqrt(2)  # from rung to rung, at least
+MULTIPLE = 64  # of a rung's tokens, but for the last
+# Tiles of a rung of a family that leaves tiles partly out, as a multiple of what its tokens fill.
+UNPADDED_TILES = 1.5
+
+
+def shapes_of(
+    layout: Layout, *, shards: int, batch_size: int, max_length: int
+) -> Callable[[int, int], BatchShapes]:
+    """A function from a row's tokens and tiles to the plan of the batch that it goes into."""
+
+    @functools.cache
+    def plan(bucket: Bucket) -> BatchShapes:
+        return plan_of(bucket, layout, shards, batch_size)
+
+    return lambda tokens, tiles: plan(bucket_of(tokens, tiles, layout, max_length))
 
 
 def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> BatchShapes:
@@ -19,14 +44,43 @@ def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> Bat
     return BatchShapes((bucket,), layout, chunk, chunk * math.ceil(batch_size / chunk))
 
 
-def bucket_of(row: Row, max_length: int) -> Bucket:
-    """The compiled shape of a row: padding is less than half of it, of long rows a third.
+def bucket_of(tokens: int, tiles: int, layout: Layout, max_length: int) -> Bucket:
+    """The compiled shape of a row: the smallest rung that it fits.
 
-    Rows of less than `LEAST_TOKENS` are padded to that.
+    A row with more tiles than the longest rung has gets twice as many tiles, or four times, and so
+    on: no row is refused for its tiles.
     """
-    tokens = max(LEAST_TOKENS, _rung(len(row.tokens), fine_from=1024))
-    tiles = 0 if row.patches is None else _rung(len(row.patches), fine_from=1)
-    return Bucket(min(tokens, max_length), tiles)
+    ladder = image_rungs(layout, max_length) if tiles else text_rungs(layout, max_length)
+    for bucket in ladder:
+        if tokens <= bucket.tokens and tiles <= bucket.tiles:
+            return bucket
+    longest = ladder[-1]
+    return Bucket(max_length, longest.tiles * power_of_two(-(-tiles // max(longest.tiles, 1))))
+
+
+@functools.cache
+def text_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
+    """Buckets without tiles; a row is less than half padding up to 4096 tokens.
+
+    Longer rows are on a ladder with wider steps, but where there are no images beside them.
+    """
+    most = TEXT_RUNGS if layout.patches else TEXT_RUNGS + IMAGE_RUNGS
+    return tuple(Bucket(n, 0) for n in _ladder(LEAST_TOKENS, max_length, most, TEXT_GROWTH))
+
+
+@functools.cache
+def image_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
+    """Buckets with tiles, from the tokens of one whole tile on.
+
+    A family whose images fill their tiles cannot have more tiles than tokens fill. One that leaves
+    out what is padding has more: the usual ones fit, those of very long and narrow images are on a
+    higher rung.
+    """
+    _, per_tile = layout.table or (0, 1)
+    least = max(LEAST_TOKENS, min(LEAST_IMAGE_TOKENS, max_length // 16), power_of_two(per_tile))
+    rungs = _ladder(least, max_length, IMAGE_RUNGS - layout.unpadded, IMAGE_GROWTH)
+    slack = UNPADDED_TILES if layout.unpadded else 1
+    return tuple(Bucket(n, math.ceil(slack * n / per_tile)) for n in rungs)
 
 
 def power_of_two(n: int) -> int:
@@ -34,8 +88,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _rung(n: int, *, fine_from: int) -> int:
-    """The least power of two, or from `fine_from` on also 3/4 of one, that is not below n."""
-    power = power_of_two(n)
-    between = power * 3 // 4
-    return between if n <= between and power > fine_from else power
+def _ladder(least: int, most: int, rungs: int, growth: float) -> list[int]:
+    """At most so many lengths from `least` to `most`, each `growth` times the last, or more."""
+    if most <= least:
+        return [most]
+    growth = max(growth, (most / least) ** (1 / (rungs - 1)))
+    steps = math.ceil(math.log(most / least, growth) - 1e-9)
+    lengths = {MULTIPLE * math.ceil(least * growth**n / MULTIPLE - 1e-9) for n in range(steps)}
+    return [*sorted(n for n in lengths if n < most), most]

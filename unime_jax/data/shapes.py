@@ -27,6 +27,7 @@ class Layout:
     vocabulary: int | None = None
     learned_positions: int | None = None
     table: tuple[int, int] | None = None
+    unpadded: bool = False  # tokens of an image leave out what is padding in its tiles
 
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""

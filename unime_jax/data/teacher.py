@@ -1,4 +1,4 @@
-"""Texts with what a teacher makes of them: rows for distillation."""
+"""Rows for distillation: each carries a teacher's embedding of its item."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from unime_jax.data.packing import Preprocess
 class WithTeacher:
     """Callable `Item -> Row`; picklable if its parts are.
 
-    Rows are `preprocess`'s, of the item with `suffix` after its text, and carry the teacher's
-    embedding of the item as it was.
+    The student reads the item with `suffix` after its text; the teacher's embedding is of the item
+    without it.
     """
 
     preprocess: Preprocess

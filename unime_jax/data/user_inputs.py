@@ -1,4 +1,4 @@
-"""What a user of `Embedder` may hand over as an item, and reading its images."""
+"""Items as users of `Embedder` write them: checked, split by modality, and their images read."""
 
 import dataclasses
 import io
@@ -29,7 +29,11 @@ _loading = threading.Lock()  # two threads must not read the file of one lazily 
 
 
 def parts(element: UserInput) -> tuple[str, Sequence[Source]]:
-    """Text and images of an element, checked as far as that goes without reading files."""
+    """Text and images of an element, checked, but for the images' files.
+
+    Raises:
+      TypeError, ValueError: it is no item; the message says what is wrong with it.
+    """
     if isinstance(element, str):
         _check_text(element)
         return element, ()
@@ -57,7 +61,7 @@ def parts(element: UserInput) -> tuple[str, Sequence[Source]]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is embedded at once: one of the user's items, by its number, or a part of it."""
+    """One text or mix to embed: a user's item, by its number, or one modality of it."""
 
     number: int
     element: UserInput
@@ -69,20 +73,22 @@ class Part:
         return to_item(self.element, self.prompt, self.suffix)
 
 
-def apart(number: int, element: UserInput, image_suffix: str, text_suffix: str) -> list[Part]:
-    """An element's images alone, and its text alone, stripped, as far as it has them.
+def split_modalities(
+    number: int, element: UserInput, image_suffix: str, text_suffix: str
+) -> list[Part]:
+    """An element's images alone, then its text alone, stripped, as far as it has them.
 
     Beside images, the text loses its markers `<|image_1|>`.
     """
     text, sources = parts(element)
-    found = []
+    modalities = []
     if sources:
-        found.append(Part(number, {"image": sources}, "", image_suffix))
+        modalities.append(Part(number, {"image": sources}, "", image_suffix))
         text, _ = without_markers(text)
     text = text.strip()
     if text or not sources:
-        found.append(Part(number, text, "", text_suffix))
-    return found
+        modalities.append(Part(number, text, "", text_suffix))
+    return modalities
 
 
 def names_image(element: UserInput) -> bool:
@@ -121,7 +127,11 @@ def _check(image: Source) -> None:
 
 
 def to_item(element: UserInput, prompt: str = "", suffix: str = "") -> Item:
-    """Reads an element's images. ValueError or TypeError says what is wrong with it."""
+    """An element as an item, its images read.
+
+    Raises:
+      TypeError, ValueError: as `parts`, or an image cannot be read.
+    """
     text, sources = parts(element)
     pictures = [_read(image) for image in sources]
     path, data = pictures[0] if pictures else Picture("", None)

@@ -20,13 +20,12 @@ import numpy as np
 from absl import app, logging
 from jax.sharding import Mesh
 
-from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import to_item
-from unime_jax.embedder import Embedder
+from unime_jax.embedder import Embedder, targets
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
 from unime_jax.models.vlm import Execution
@@ -60,11 +59,9 @@ def self_check(
         different items do not, or transformers makes other inputs of the folder's files.
     """
     backbone = open_backbone(str(folder), max_length=max_length)
-    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    targets = sharding.abstract_parameters(shapes, mesh, lambda _: dtype)
-    encoder = make_encoder(
-        make_encode(graph, execution), ({}, backbone.load(targets)), backbone.preprocess, plan, mesh
-    )
+    graph, wanted = targets(backbone, mesh, jnp.dtype(dtype))
+    encode = make_encode(graph, execution)
+    encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, plan, mesh)
     expected, found = trained(items), encoder(items)
     cosine = lowest_cosine(expected, found)
     bound = lowest_allowed(dtype, execution.dtype)

@@ -6,6 +6,7 @@ and when any of them dies the same command goes on with what is missing, on howe
 devices. Whoever finds the last block written completes the folder.
 """
 
+import array
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -28,13 +29,12 @@ from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Row
 from unime_jax.data import sources
-from unime_jax.data.ahead import map_ahead
 from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
-from unime_jax.embedder import Embedder, kept, truncated
-from unime_jax.encode import NonFiniteError
+from unime_jax.embedder import Embedder, default_execution, kept, truncated
+from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight
 from unime_jax.operations import compilation_cache, workdir_lock
 from unime_jax.training.setup import write_config
@@ -148,10 +148,12 @@ def embed(work: Work, *, process_index: int, process_count: int) -> bool:
     quarantine.add(items.bad, items.read)
     mine = [n for n in writer.missing() if n % process_count == process_index]
     if mine:
+        dtype = jnp.dtype(settings.dtype)
         embedder = Embedder(
             work.backbone,
             mesh=_make_mesh(settings),
-            dtype=jnp.dtype(settings.dtype),
+            dtype=dtype,
+            execution=default_execution(dtype),
             truncate_dim=work.dimension,
         )
         _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
@@ -169,8 +171,10 @@ def _write_blocks(
 ) -> None:
     settings, items, block = work.settings, work.items, work.settings.output.block
     spans = [range(n * block, min((n + 1) * block, len(items))) for n in numbers]
+    indices = array.array("q", itertools.chain.from_iterable(spans))
+    bad: dict[int, BadItem] = {}
 
-    def prepare(index: int) -> Row | BadItem:
+    def prepare(index: int) -> Row | None:
         path = ""
         try:
             item = items[index]
@@ -179,43 +183,31 @@ def _write_blocks(
                 dataclasses.replace(item, prefix=work.prefix, suffix=settings.suffix)
             )
         except ValueError as error:
-            return items.blame(index, path, str(error))
+            bad[index] = items.blame(index, path, str(error))
+            return None
 
-    # Threads run on into the next block while the devices finish this one.
-    indices = itertools.chain.from_iterable(spans)
-    prepared = map_ahead(prepare, indices, ahead=2 * settings.batch_size)
     cut = 0
-    with tqdm(total=sum(map(len, spans)), unit="item", disable=not show) as bar:
-        for number, span in zip(numbers, spans):
-            good: list[int] = []
-            bad: list[BadItem] = []
-            rows = _good_rows(span, prepared, good, bad)
-            vectors = np.empty((len(span), embedder.dimension), np.float32)
-            encoded = embedder.encode_rows(rows, batch_size=settings.batch_size)
-            try:
-                for places, batch, part in encoded:
-                    vectors[places] = truncated(part, embedder.dimension)
-                    cut += sum(row.truncated > 0 for row in batch)
-                    bar.update(len(places))
-            except NonFiniteError as error:
-                raise ValueError(error.of(name_of(items[good[error.rows[0]]]))) from error
-            quarantine.add(bad, len(span))
-            work.writer.put(number, items.ids[good], vectors[: len(good)])
+    with tqdm(total=len(indices), unit="item", disable=not show) as bar:
+        blocks = encode_blocks(  # of the corpus's blocks only the last may be shorter
+            embedder.model,
+            indices,
+            prepare,
+            embedder.shapes(settings.batch_size),
+            window=2 * settings.batch_size,
+            block=block,
+            progress=bar.update,
+        )
+        try:
+            for number, span, encoded in zip(numbers, spans, blocks, strict=True):
+                quarantine.add([bad.pop(i) for i in span if i in bad], len(span))
+                vectors = truncated(encoded.vectors, embedder.dimension)
+                work.writer.put(number, items.ids[np.asarray(indices)[encoded.numbers]], vectors)
+                cut += encoded.truncated
+        except NonFiniteError as error:
+            name = name_of(items[indices[error.rows[0]]])
+            raise ValueError(error.of(name)) from error
     if cut:
         logging.warning("%d texts were cut to %d tokens", cut, embedder.max_length)
-
-
-def _good_rows(
-    span: range, prepared: Iterator[Row | BadItem], good: list[int], bad: list[BadItem]
-) -> Iterator[Row]:
-    """The rows of a block; notes which of its items are embedded, and which are not."""
-    for index in span:
-        row = next(prepared)
-        if isinstance(row, BadItem):
-            bad.append(row)
-        else:
-            good.append(index)
-            yield row
 
 
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:

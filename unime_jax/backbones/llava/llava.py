@@ -152,6 +152,7 @@ def assemble(
             positioned=processing.missing_images == "image",
             vocabulary=text.vocab_size,
             table=(1, tower.side**2),
+            unpadded=True,
         ),
         processing=processing,
         config_changes=changes,

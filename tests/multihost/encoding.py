@@ -1,0 +1,79 @@
+"""One process of two that embed together, and what it had to do for it.
+
+    python -m tests.multihost.encoding <coordinator> <process> <model folder> <items.json> <out.npz>
+
+An item is [text, PNG in hexadecimal]. Two devices a process, on meshes where both processes have
+rows of their own, and where both have all rows.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unime_jax import embedder, sharding
+from unime_jax.backbones import open_backbone
+from unime_jax.batch import Item, Row
+from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.encode import make_encoder
+
+MESHES = {"rows": (1, 2, 2), "tensor": (1, 1, 4)}
+BUCKETS = (Bucket(32, 0), Bucket(150, 3))
+BAD = "this item cannot be preprocessed"
+
+
+class Counting:
+    """A preprocessor that notes which texts it has been given."""
+
+    def __init__(self, preprocess):
+        self.prompt, self.preprocess = preprocess.prompt, preprocess
+        self.seen: list[str] = []
+
+    def __call__(self, item: Item) -> Row:
+        self.seen.append(item.text)
+        if item.text == BAD:
+            raise ValueError("bad item")
+        return self.preprocess(item)
+
+
+def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    backbone = open_backbone(folder, max_length=150)
+    dtype = jnp.dtype("float32")
+    execution = embedder.default_execution(dtype)
+    for name, shape in MESHES.items():
+        mesh = sharding.make_mesh(*shape)
+        model = embedder.Embedder(backbone, mesh=mesh, dtype=dtype, execution=execution)
+        counting = model._preprocess = Counting(backbone.preprocess)
+        elements = [{"text": i.text} | ({"image": i.image} if i.image else {}) for i in items]
+        elements = elements[:3] if name == "tensor" else elements  # each shape compiles anew
+        found[f"{name}.embedder"] = model.encode(elements, batch_size=4)
+        found[f"{name}.embedder.seen"] = np.array(sorted(counting.seen))
+        if name == "tensor":
+            continue
+        counting.seen.clear()
+        plan = BatchShapes(BUCKETS, backbone.layout, 4, 8)
+        encoder = make_encoder(model.model.encode, model.model.parameters, counting, plan, mesh)
+        found["rows.encoder"] = encoder(items)
+        found["rows.encoder.seen"] = np.array(sorted(counting.seen))
+        found["rows.none"] = encoder([])
+        try:
+            encoder([*items[:5], Item(BAD), *items[6:]])
+        except Exception as error:
+            found["rows.error"] = np.array(f"{type(error).__name__}: {error}")
+    return found
+
+
+def main(coordinator: str, process: str, folder: str, items_file: str, out: str) -> None:
+    jax.distributed.initialize(coordinator, 2, int(process))
+    given = json.loads(pathlib.Path(items_file).read_text())
+    items = [Item(text, "a" * bool(data), bytes.fromhex(data) or None) for text, data in given]
+    np.savez(out, **embed(folder, items))
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,101 @@
+"""Two processes encode together: each prepares half of the items, both get all embeddings."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.jobs.tiny_run import ROOT
+from tests.models.oracle import make_pair, picture
+from tests.multihost.launch import free_port
+from unime_jax import Embedder, sharding
+
+SIZES = [(28, 28), (50, 28), (28, 56)]
+
+
+@pytest.fixture(scope="module")
+def items() -> list[tuple[str, str]]:
+    """21 in mixed order: of several shapes, and more of one shape in one process than the other."""
+    texts = [(f"{n} red circles", "") for n in range(8)]
+    long = [(f"{n} " + "blue " * 40, "") for n in range(4)]
+    images = [(f"image {n}", picture(*SIZES[n % 3], n).hex()) for n in range(9)]
+    mixed = [*texts, *long, *images]
+    return [mixed[n] for n in np.random.default_rng(0).permutation(len(mixed))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoding") / "model"
+    make_pair(path, grid=2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder, items, tmp_path_factory) -> list[dict[str, np.ndarray]]:
+    """What each of the two processes has."""
+    work = tmp_path_factory.mktemp("found")
+    (work / "items.json").write_text(json.dumps(items))
+    flags = re.sub(r"(device_count)=\d+", r"\1=2", os.environ["XLA_FLAGS"])
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    address = f"localhost:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.multihost.encoding", address, str(process)]
+            + [str(folder), str(work / "items.json"), str(work / f"{process}.npz")],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    return [dict(np.load(work / f"{process}.npz")) for process in range(2)]
+
+
+@pytest.mark.parametrize("name", ["rows.embedder", "tensor.embedder", "rows.encoder"])
+def test_both_have_the_embeddings_of_one_process(found, folder, items, name):
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(folder, dtype="float32", max_length=150, mesh=mesh)
+    elements = [
+        {"text": text} | ({"image": bytes.fromhex(data)} if data else {}) for text, data in items
+    ]
+    expected = model.encode(elements)
+    assert np.max(expected @ expected.T - np.eye(len(items))) < 1 - 1e-4, "order could not be seen"
+    for own in found:
+        count = 3 if name.startswith("tensor") else len(items)
+        np.testing.assert_allclose(own[name], expected[:count], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["rows.embedder", "rows.encoder"])
+def test_each_prepares_half_of_the_items(found, items, name):
+    first, second = (own[f"{name}.seen"].tolist() for own in found)
+    assert sorted([*first, *second]) == sorted(text for text, _ in items)
+    assert (len(first), len(second)) == (11, 10)
+
+
+def test_processes_with_the_same_rows_prepare_the_same_items(found, items):
+    for own in found:
+        assert own["tensor.embedder.seen"].tolist() == sorted(text for text, _ in items[:3])
+
+
+def test_no_items(found):
+    assert [own["rows.none"].shape for own in found] == [(0, 48)] * 2
+
+
+def test_an_item_that_fails_in_one_process_ends_the_call_in_both(found):
+    """Item 5 is the second process's; the first one must not wait for its row for ever."""
+    first, second = (str(own["rows.error"]) for own in found)
+    assert second == "ValueError: bad item"
+    assert first.startswith("RuntimeError: item 5 could not be preprocessed by process 1 of 2")

@@ -1,0 +1,87 @@
+"""Batches for inference: rows of one plan, gathered as they are prepared, block by block.
+
+A batch is full when a process has no room left in it. What is left at the end of a block is a batch
+as well, so that batches follow from a block's items and the shapes alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from unime_jax.batch import Row
+from unime_jax.data.packing import smallest_bucket
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.shared_rows import Prepared, RowSize
+
+T = TypeVar("T")
+Shapes = Callable[
+    [int, int], BatchShapes
+]  # the plan of a row's batch, by the row's tokens and tiles
+
+
+class Batch(NamedTuple):
+    """Rows of all processes by their sizes, and this process's own rows among them by number."""
+
+    block: range
+    plan: BatchShapes
+    sizes: list[RowSize]
+    rows: dict[int, Row]
+
+
+def blocks_of(total: int, size: int) -> list[range]:
+    """The numbers of each block's items; one empty block where there are no items."""
+    starts = range(0, total, max(size, 1)) or [0]
+    return [range(start, min(start + size, total)) for start in starts]
+
+
+def prepare(
+    items: Sequence[T], preprocess: Callable[[T], Row | None], shapes: Shapes, number: int
+) -> Prepared:
+    """An item's row and its size; an error is kept until all processes know of it."""
+    try:
+        row = preprocess(items[number])
+        if row is None:
+            return RowSize(number), None
+        tiles = 0 if row.patches is None else len(row.patches)
+        size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.orphan_images > 0)
+        smallest_bucket(row, shapes(size.tokens, size.tiles))  # raises where it fits none
+    except Exception as error:
+        return RowSize(number, failed=True), error
+    return size, row
+
+
+def batches(
+    sized: Iterator[Prepared],
+    blocks: Sequence[range],
+    shapes: Shapes,
+    parts: int,
+) -> Iterator[Batch | range]:
+    """Full batches as they fill, then the rest of a block, then the block itself.
+
+    All processes make the same batches of it, each with its own rows.
+    """
+    for block in blocks:
+        waiting: dict[BatchShapes, Batch] = {}
+        room: dict[BatchShapes, list[int]] = {}
+        for number in block:
+            size, row = next(sized)
+            if isinstance(row, Exception):
+                raise row
+            if size.failed:
+                raise RuntimeError(
+                    f"item {number} could not be preprocessed by process {number % parts} of"
+                    f" {parts}, whose turn it was: see what that process says"
+                )
+            if not size.tokens:
+                continue
+            plan = shapes(size.tokens, size.tiles)
+            batch = waiting.setdefault(plan, Batch(block, plan, [], {}))
+            left = room.setdefault(plan, [plan.rows // parts] * parts)
+            batch.sizes.append(size)
+            if row is not None:
+                batch.rows[number] = row
+            left[number % parts] -= 1
+            if left[number % parts] < 1:
+                del room[plan]
+                yield waiting.pop(plan)
+        yield from waiting.values()
+        yield block
