@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unime_jax.evaluation import figures, gallery, intervals, mmeb, report, scores
+from unime_jax.evaluation import figures, gallery, intervals, report, scores, tasks
+from unime_jax.evaluation.tasks import mmeb
 
 TABLE = {
     "digits": ("CLS", "IND"),
@@ -58,7 +59,9 @@ def evaluation(signal, rows=20):
             }
             for i in range(rows)
         ]
-    return mmeb.evaluate(data, encode, image_bytes)
+    return {
+        name: tasks.run(mmeb.Task(name, rows), image_bytes, encode) for name, rows in data.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,8 @@ def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     rows = [row | {"tgt_text": [f"right {strange}", f"wrong {strange}"]}]
     rows[0]["qry_text"] = rows[0]["qry_text"].replace("\ud800", "")  # refused before it is encoded
     rows[0]["tgt_text"] = [text.replace("\ud800", "") for text in rows[0]["tgt_text"]]
-    results = mmeb.evaluate({strange: rows}, lambda items: np.eye(3), image_bytes)
+    task = mmeb.Task(strange, rows)
+    results = {strange: tasks.run(task, image_bytes, lambda items: np.eye(3))}
     (tmp_path / "config.json").write_text(json.dumps({"backbone": strange}))
     side = scores.summary({strange: 50.0}, {strange: ("RET", "IND")}, {strange: 40.0})
     scores.write_scores(tmp_path, "after", side)

@@ -3,7 +3,7 @@
 import pathlib
 
 from unime_jax import files
-from unime_jax.evaluation import mmeb, scores
+from unime_jax.evaluation import results, scores
 
 
 def set_damaged_aside(workdir: pathlib.Path) -> None:
@@ -22,13 +22,13 @@ def set_damaged_aside(workdir: pathlib.Path) -> None:
         files.set_aside(path, error)
         return
     for side in found:
-        results = workdir / f"results_{side}.npz"
+        file = workdir / f"results_{side}.npz"
         try:
-            mmeb.load_results(results)
+            results.load_results(file)
         except FileNotFoundError as error:
             files.set_aside(path, error)
             return
         except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
-            files.set_aside(results, error)
-            files.set_aside(path, f"{results.name} is damaged")
+            files.set_aside(file, error)
+            files.set_aside(path, f"{file.name} is damaged")
             return

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.mmeb import DatasetResult
+from unime_jax.evaluation.ranking import DatasetResult
 
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.

@@ -19,7 +19,8 @@ from unime_jax import metrics, outcome, tally
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import figures, gallery, intervals
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.mmeb import DatasetResult, Images
+from unime_jax.evaluation.item_table import Images
+from unime_jax.evaluation.ranking import DatasetResult
 
 # metrics.jsonl key -> title; panels that no line has a value for are left out.
 CURVES = {
