@@ -20,9 +20,15 @@ from unime_jax import (
     recipes,
     stop,
 )
-from unime_jax.jobs import embed, export, plan, train
+from unime_jax.jobs import embed, evaluate, export, plan, train
 
-JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
+JOBS = {
+    "train": train.run,
+    "export": export.run,
+    "evaluate": evaluate.run,
+    "embed": embed.run,
+    "plan": plan.run,
+}
 
 _CONFIG = flags.DEFINE_string(
     "config",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unime_jax.evaluation import figures, gallery, intervals, report, scores, tasks
+from unime_jax.evaluation import figures, gallery, intervals, report, report_scores, scores, tasks
 from unime_jax.evaluation.tasks import mmeb
 
 TABLE = {
@@ -292,9 +292,9 @@ def test_own_sets_have_their_name_and_mmebs_have_mmebs(tmp_path, results):
     assert "Scores on my_data/eval" in words and "MMEB" not in words
     assert "hit@1, mean of 4 datasets, 80 rows (my_data/eval)" in words
     table = {"N24News": ("CLS", "IND"), "GQA": ("VQA", "OOD")}
-    assert report._benchmark({}, table) == "part of MMEB"
-    assert report._benchmark({}, scores.MMEB_V1) == "MMEB"
-    assert report._benchmark({}, TABLE) == "own datasets"
+    assert report_scores.benchmark({}, table) == "part of MMEB"
+    assert report_scores.benchmark({}, scores.MMEB_V1) == "MMEB"
+    assert report_scores.benchmark({}, TABLE) == "own datasets"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 from unime_jax import files
 from unime_jax.batch import Item
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.tasks.composition import SubsetResult
 
 
 def save_results(path: str | os.PathLike[str], results: Mapping[str, DatasetResult]) -> None:
@@ -36,6 +37,23 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, DatasetResult]:
         items = tuple(Item(*key) for key in head["items"])
         results[head["name"]] = DatasetResult(head["name"], tuple(head["ids"]), items, **own)
     return results
+
+
+def save_result(path: str | os.PathLike[str], result: DatasetResult | SubsetResult) -> None:
+    """Writes the result of one task to an .npz (no pickle)."""
+    if isinstance(result, DatasetResult):
+        save_results(path, {result.name: result})
+    else:
+        _write(Path(path), {"subset": result.name}, _arrays(result))
+
+
+def load_result(path: str | os.PathLike[str]) -> DatasetResult | SubsetResult:
+    """Reads what `save_result` wrote."""
+    head, arrays = _read(Path(path))
+    if isinstance(head, dict):
+        return SubsetResult(head["subset"], **arrays)
+    (result,) = load_results(path).values()
+    return result
 
 
 def _arrays(result: Any) -> dict[str, np.ndarray]:
