@@ -150,6 +150,15 @@ def test_report_is_complete_and_self_contained(tmp_path, results):
     assert "Before training" in words and "After training" in words
 
 
+def test_an_evaluation_apart_from_training_speaks_of_one_model(tmp_path, results):
+    percent = {name: result.hit_at_1 for name, result in results[1].items()}
+    scores.write_scores(tmp_path, "scores", scores.summary(percent, TABLE, {"swap": 61.25}))
+    text, page = write(tmp_path, None, results[1])
+    words = " ".join(page.texts)
+    assert "Score" in words and f"{scores.read_scores(tmp_path)['scores']['All']:.1f}" in words
+    assert not re.search("before training|after training|Before|After", words)
+
+
 def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     """Names, texts and ids with marks of direction, control characters, and half characters."""
     strange = "exe\u202egnp \x1b[2J\x00 \ud800 {{ 7 * 7 }} <b>"
