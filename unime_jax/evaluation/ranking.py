@@ -17,7 +17,7 @@ SHARED = 32  # scores computed for one that is asked for, at most, where rows sh
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetResult:
-    """How one dataset's N rows were ranked. Candidate scores are cosines.
+    """How one dataset's rows were ranked. Candidate scores are cosines.
 
     `query`, `gold` and `top` are numbers in `items`, which carry no image bytes. `wrong` means any
     candidate that is not the gold item; a row without one has NaN for `hardest` and `easiest`.
@@ -26,17 +26,17 @@ class DatasetResult:
     name: str
     ids: tuple[str, ...]
     items: tuple[Item, ...]
-    query: Int32[np.ndarray, " N"]
-    gold: Int32[np.ndarray, " N"]
-    candidates: Int32[np.ndarray, " N"]  # how many the row had
-    rank: Int32[np.ndarray, " N"]  # candidates scored above the gold; 0 is a hit
-    tied: Bool[np.ndarray, " N"]  # more than one candidate holds the best score
-    gold_score: Float32[np.ndarray, " N"]
-    hardest: Float32[np.ndarray, " N"]  # best wrong candidate
-    easiest: Float32[np.ndarray, " N"]  # worst wrong candidate
-    top: Int32[np.ndarray, "N 5"]  # best candidates in order, -1 where the row has fewer
-    top_score: Float32[np.ndarray, "N 5"]
-    aligned: Float32[np.ndarray, "P P"]  # first P rows with distinct sides: query i . gold j
+    query: Int32[np.ndarray, " rows"]
+    gold: Int32[np.ndarray, " rows"]
+    candidates: Int32[np.ndarray, " rows"]  # how many the row had
+    rank: Int32[np.ndarray, " rows"]  # candidates scored above the gold; 0 is a hit
+    tied: Bool[np.ndarray, " rows"]  # more than one candidate holds the best score
+    gold_score: Float32[np.ndarray, " rows"]
+    hardest: Float32[np.ndarray, " rows"]  # best wrong candidate
+    easiest: Float32[np.ndarray, " rows"]  # worst wrong candidate
+    top: Int32[np.ndarray, "rows 5"]  # best candidates in order, -1 where the row has fewer
+    top_score: Float32[np.ndarray, "rows 5"]
+    aligned: Float32[np.ndarray, "pairs pairs"]  # first rows with distinct sides: query i . gold j
 
     @property
     def hit_at_1(self) -> float:
@@ -53,9 +53,9 @@ def rank(
     name: str,
     ids: Sequence[str],
     table: ItemTable,
-    query: Int32[np.ndarray, " N"],
+    query: Int32[np.ndarray, " rows"],
     candidates: Int32[np.ndarray, " M"],
-    offsets: Int64[np.ndarray, " N+1"],
+    offsets: Int64[np.ndarray, " rows+1"],
     vectors: Float32[np.ndarray, "n D"],
 ) -> DatasetResult:
     """Ranks row i's candidates[offsets[i] : offsets[i + 1]], the gold first, by unit vectors.
@@ -103,9 +103,9 @@ def rank(
 
 
 def cosines(
-    query: Int32[np.ndarray, " N"],
+    query: Int32[np.ndarray, " rows"],
     candidates: Int32[np.ndarray, " M"],
-    offsets: Int64[np.ndarray, " N+1"],
+    offsets: Int64[np.ndarray, " rows+1"],
     vectors: Float32[np.ndarray, "n D"],
 ) -> Float32[np.ndarray, " M"]:
     """Cosines of unit vectors: each row's query with each of its candidates, one row after another.
@@ -134,9 +134,9 @@ def cosines(
 
 def _dense(
     vectors: Float32[np.ndarray, "n D"],
-    rows: Int32[np.ndarray, " R"],
-    columns: Int32[np.ndarray, " C"],
-) -> Float32[np.ndarray, "R C"]:
+    rows: Int32[np.ndarray, " rows"],
+    columns: Int32[np.ndarray, " columns"],
+) -> Float32[np.ndarray, "rows columns"]:
     """Cosines of all `rows` with all `columns`, in blocks that bound the float64 copies."""
     result = np.empty((len(rows), len(columns)), np.float32)
     size = max(1, BLOCK // max(vectors.shape[1], len(rows)))
@@ -148,8 +148,8 @@ def _dense(
 
 
 def _distinct_pairs(
-    query: Int32[np.ndarray, " N"], gold: Int32[np.ndarray, " N"]
-) -> Int32[np.ndarray, "P 2"]:
+    query: Int32[np.ndarray, " rows"], gold: Int32[np.ndarray, " rows"]
+) -> Int32[np.ndarray, "pairs 2"]:
     """The first pairs in which no query and no gold comes twice."""
     pairs: dict[int, int] = {}
     for q, g in zip(query.tolist(), gold.tolist(), strict=True):

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 
 
-def save_results(path: str | os.PathLike[str], results: Mapping[str, DatasetResult]) -> None:
+def save_results(path: Path, results: Mapping[str, DatasetResult]) -> None:
     """Writes results to one .npz (no pickle), so that a report can be rebuilt later."""
     arrays: dict[str, np.ndarray] = {}
     head = []
@@ -24,12 +23,12 @@ def save_results(path: str | os.PathLike[str], results: Mapping[str, DatasetResu
         items = [item.key for item in result.items]
         head.append({"name": result.name, "ids": result.ids, "items": items})
         arrays |= {f"{number}.{name}": value for name, value in _arrays(result).items()}
-    _write(Path(path), head, arrays)
+    _write(path, head, arrays)
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, DatasetResult]:
+def load_results(path: Path) -> dict[str, DatasetResult]:
     """Reads what `save_results` wrote."""
-    heads, arrays = _read(Path(path))
+    heads, arrays = _read(path)
     results = {}
     for number, head in enumerate(heads):
         start = f"{number}."
@@ -39,17 +38,17 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, DatasetResult]:
     return results
 
 
-def save_result(path: str | os.PathLike[str], result: DatasetResult | SubsetResult) -> None:
+def save_result(path: Path, result: DatasetResult | SubsetResult) -> None:
     """Writes the result of one task to an .npz (no pickle)."""
     if isinstance(result, DatasetResult):
         save_results(path, {result.name: result})
     else:
-        _write(Path(path), {"subset": result.name}, _arrays(result))
+        _write(path, {"subset": result.name}, _arrays(result))
 
 
-def load_result(path: str | os.PathLike[str]) -> DatasetResult | SubsetResult:
+def load_result(path: Path) -> DatasetResult | SubsetResult:
     """Reads what `save_result` wrote."""
-    head, arrays = _read(Path(path))
+    head, arrays = _read(path)
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     (result,) = load_results(path).values()
@@ -69,6 +68,6 @@ def _write(path: Path, head: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _read(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         arrays = dict(file)
     return json.loads(arrays.pop("head").tobytes()), arrays

@@ -6,6 +6,7 @@ texts; everything after the last step is about the whole model, with that compon
 
 import contextlib
 import functools
+import importlib
 import pathlib
 import sys
 import time
@@ -26,6 +27,7 @@ from unime_jax import (
     loop,
     metrics,
     outcome,
+    processes,
     state,
     together,
     watchdog,
@@ -38,7 +40,6 @@ from unime_jax.encode import Encoder
 from unime_jax.evaluation import earlier, report, results, run_facts, scores, suite
 from unime_jax.goodput import Goodput
 from unime_jax.jobs import boundary, export, preflight, same_run
-from unime_jax.jobs.prepare import prepare
 from unime_jax.jobs.setup import Setup, make_mesh, set_up, student, write_config
 from unime_jax.stop import StopSignal
 from unime_jax.watchdog import Watchdog
@@ -74,7 +75,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
         goodput = Goodput(workdir, writes=jax.process_index() == 0)
         with StopSignal() as stop_signal:
-            prepare(settings.data.prepare, folder)
+            _prepare(settings.data.prepare, folder)
             with jax.set_mesh(mesh):
                 try:
                     _train(settings, mesh, workdir, folder, goodput, stop_signal)
@@ -223,6 +224,21 @@ def _loader(
         process_index=jax.process_index(),
         process_count=processes,
     )
+
+
+def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
+    if not prepare.module:
+        return
+    if jax.process_index() == 0:
+        started = time.perf_counter()
+        importlib.import_module(prepare.module).prepare(
+            folder,
+            seed=prepare.seed,
+            train_rows=prepare.train_rows,
+            eval_rows=prepare.eval_rows,
+        )
+        logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
+    processes.barrier("data prepared")
 
 
 def _evaluate(

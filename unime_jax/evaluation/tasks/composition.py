@@ -19,11 +19,11 @@ COLUMNS = ("image_path", "caption", "negative_caption")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubsetResult:
-    """Cosines of one subset's N images with their caption and with its negative."""
+    """Cosines of one subset's images with their caption and with its negative."""
 
     name: str
-    caption_score: Float32[np.ndarray, " N"]
-    negative_score: Float32[np.ndarray, " N"]
+    caption_score: Float32[np.ndarray, " rows"]
+    negative_score: Float32[np.ndarray, " rows"]
 
     @property
     def accuracy(self) -> float:
@@ -87,7 +87,7 @@ class OpenTask:
 
     task: Task
     items: ItemTable
-    triples: Int32[np.ndarray, "N 3"]
+    triples: Int32[np.ndarray, "rows 3"]
 
     def encode(self, encode: Encode) -> Float32[np.ndarray, "n D"]:
         """Unit vectors."""

@@ -74,9 +74,9 @@ class OpenTask:
     task: Task
     ids: Sequence[str]
     items: ItemTable
-    query: Int32[np.ndarray, " N"]
+    query: Int32[np.ndarray, " rows"]
     candidates: Int32[np.ndarray, " M"]  # of all rows, one after another
-    offsets: Int64[np.ndarray, " N+1"]  # where each row's begin
+    offsets: Int64[np.ndarray, " rows+1"]  # where each row's begin
 
     def encode(self, encode: Encode) -> Float32[np.ndarray, "n D"]:
         """Unit vectors; they are normalised here, as the original does."""
