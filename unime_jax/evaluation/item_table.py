@@ -125,9 +125,10 @@ def _normalise(vectors: np.ndarray, table: ItemTable) -> Float32[np.ndarray, "n 
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
+        first = int(bad[0])
         raise ValueError(
-            f"{table.where(bad[0])}: {len(bad)} of {len(table)} embeddings are zero or not finite, "
-            f"so they have no cosine; the first belongs to {str(table.bare(bad[0]))[:500]}"
+            f"{table.where(first)}: {len(bad)} of {len(table)} embeddings are zero or not finite, "
+            f"so they have no cosine; the first belongs to {str(table.bare(first))[:500]}"
         )
     unit = np.empty(vectors.shape, np.float32)
     return np.divide(vectors, norms[:, None], out=unit, casting="same_kind")

@@ -87,7 +87,7 @@ def rank(
     return DatasetResult(
         name=name,
         ids=tuple(ids),
-        items=tuple(table.bare(i) for i in kept[first:]),
+        items=tuple(table.bare(i) for i in kept[first:].tolist()),
         query=query,
         gold=gold,
         candidates=np.diff(offsets).astype(np.int32),

@@ -4,7 +4,7 @@ A task knows where its data are and nothing of models or training. It is opened 
 what it has read is dropped with the result, so that one dataset at a time is in memory.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,6 +14,7 @@ from unime_jax.evaluation.item_table import Encode, Images
 Kind = Literal["mmeb", "composition", "distillation"]
 
 
+@runtime_checkable
 class OpenTask(Protocol):
     """A task whose rows were read."""
 
@@ -24,6 +25,7 @@ class OpenTask(Protocol):
         """The result, which holds neither vectors nor images."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """A dataset to be evaluated on; `kind` and `name` together are unique in an evaluation."""
 
