@@ -1,4 +1,4 @@
-"""What an earlier start of a run has left of its evaluation, or nothing where that is damaged."""
+"""Scores and results of an earlier start of a run; damaged ones are set aside."""
 
 import pathlib
 
@@ -13,15 +13,15 @@ def set_damaged_aside(workdir: pathlib.Path) -> None:
     """
     path = workdir / "evaluation.json"
     try:
-        found = scores.read_scores(workdir)
-        for side, values in found.items():
+        sides = scores.read_scores(workdir)
+        for side, values in sides.items():
             missing = [key for key in ("datasets", "All", "composition") if key not in values]
             if missing:
                 raise ValueError(f"{side!r} has no {' and '.join(missing)}")
     except ValueError as error:
         files.set_aside(path, error)
         return
-    for side in found:
+    for side in sides:
         file = workdir / f"results_{side}.npz"
         try:
             results.load_results(file)

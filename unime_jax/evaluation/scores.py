@@ -97,13 +97,13 @@ def read_scores(workdir: str | os.PathLike[str]) -> dict[str, Scores]:
     if not path.exists():
         return {}
     try:
-        found = files.read_object(path)
-        for side, scores in found.items():
+        sides = files.read_object(path)
+        for side, scores in sides.items():
             _check_side(side, scores)
     except ValueError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise ValueError(f"{where}{error}; remove it and evaluate again") from error
-    return found
+    return sides
 
 
 def _check_side(side: str, scores: Any) -> None:
