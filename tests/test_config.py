@@ -16,6 +16,7 @@ EXPERIMENTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*
 DATACLASSES = {
     "train": config.TrainConfig,
     "embed": config.EmbedConfig,
+    "evaluate": config.EvaluateConfig,
     "plan": config.PlansConfig,
 }
 

@@ -12,7 +12,9 @@ from unime_jax import config
 from unime_jax.operations import command_line, config_help, recipes
 
 
-@pytest.mark.parametrize("cls", [config.TrainConfig, config.EmbedConfig, config.PlansConfig])
+@pytest.mark.parametrize(
+    "cls", [config.TrainConfig, config.EmbedConfig, config.EvaluateConfig, config.PlansConfig]
+)
 def test_every_key_has_a_meaning(cls):
     meanings = {key: meaning for key, _, meaning in config_help.described_keys(cls)}
     assert meanings.keys() == dict(command_line.keys(cls)).keys()
@@ -47,7 +49,7 @@ def test_meanings_are_comments_or_attributes():
     }
 
 
-@pytest.mark.parametrize("recipe", ["stage1", "stage2:qwen2_vl_7b", "embed", "plan"])
+@pytest.mark.parametrize("recipe", ["stage1", "stage2:qwen2_vl_7b", "embed", "evaluate", "plan"])
 def test_the_printed_config_is_the_config(recipe):
     """Its lines are Python, and what they assign is all there is."""
     values = recipes.load(recipe)

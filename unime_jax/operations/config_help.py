@@ -49,6 +49,7 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
     for cls, title in (
         (config.TrainConfig, "KEYS OF TRAINING, EXPORT AND THEIR PLANS"),
         (config.EmbedConfig, "KEYS OF EMBEDDING AND ITS PLANS"),
+        (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
     ):
         lines += ["", f"{title}  (--config.<key>=<value>)"]
         for key, hint, meaning in described_keys(cls):
