@@ -233,6 +233,62 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateWatchdogConfig:
+    """What happens when nothing goes on for so many seconds (0: it may for ever)."""
+
+    setup_seconds: float  # opening data and backbone, each tensor that is read
+    evaluation_seconds: float  # a batch of items, with the compilation before it
+    exit: bool  # end the process with status 75; all stacks are left in <workdir> either way
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateDataConfig:
+    """Where evaluation data are, and how they are made if they are absent."""
+
+    folder: str  # that all paths of `evaluation` are relative to
+    prepare: PrepareConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksConfig:
+    """Evaluation data below `data.folder`, as in a training run; "" leaves a part out."""
+
+    mmeb: str  # a TFDS folder in MMEB-eval's columns
+    composition: str  # a TFDS folder of SugarCrepe-style captions
+    images: str  # of both: a TFDS folder with the columns path and image, or plain files
+    image_prompt: str  # goes with the images of the composition sets; captions are taken as is
+    limit: int  # the first rows of each dataset; 0: all
+
+    def __post_init__(self) -> None:
+        if not (self.mmeb or self.composition):
+            raise ValueError(
+                "config.evaluation.mmeb and config.evaluation.composition name nothing to evaluate "
+                "on."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores of a model, apart from any training."""
+
+    job: Literal["evaluate"]  # what to do with this config
+    # a folder or a hub id, of a model or of a PEFT adapter; or a training run's work directory,
+    # whose export is meant
+    backbone: str
+    revision: str | None  # of a hub id: branch, tag or commit; None: its main branch as it is now
+    processing: Processing | None  # None: as the backbone was exported or published
+    # tokens of an item, image tokens included; None: the folder's own
+    max_length: int | None
+    batch_size: int  # items encoded at once: memory, not results
+    dtype: Literal["float32", "bfloat16", "int8"]  # as of `Embedder.from_pretrained`
+    compilation_cache: str  # as in a training run
+    mesh: MeshConfig  # of all devices
+    watchdog: EvaluateWatchdogConfig
+    data: EvaluateDataConfig
+    evaluation: TasksConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class PlansConfig:
     """Plans of many runs at once."""
 
@@ -240,7 +296,7 @@ class PlansConfig:
     recipes: Mapping[str, PlanConfig]  # plans by name
 
 
-Settings = TrainConfig | EmbedConfig | PlanConfig | PlansConfig
+Settings = TrainConfig | EmbedConfig | EvaluateConfig | PlanConfig | PlansConfig
 
 
 def kind_of(values: Mapping[str, Any]) -> type[Settings]:
@@ -249,4 +305,6 @@ def kind_of(values: Mapping[str, Any]) -> type[Settings]:
         return PlansConfig
     if "run" in values:
         return PlanConfig
-    return TrainConfig if "loss" in values else EmbedConfig
+    if "loss" in values:
+        return TrainConfig
+    return EvaluateConfig if "evaluation" in values else EmbedConfig

@@ -10,10 +10,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader
-from unime_jax.jobs import embed, export, plan, train
+from unime_jax.jobs import embed, evaluate, export, plan, train
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
-JOBS = {"train": train.run, "export": export.run, "embed": embed.run, "plan": plan.run}
+JOBS = {
+    "train": train.run,
+    "export": export.run,
+    "evaluate": evaluate.run,
+    "embed": embed.run,
+    "plan": plan.run,
+}
 
 _CONFIG = flags.DEFINE_string(
     "config",

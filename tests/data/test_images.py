@@ -23,7 +23,7 @@ from unime_jax.data import images
 from unime_jax.data.images import ImageError, decode, read, read_below
 from unime_jax.data.sources import to_example
 from unime_jax.data.user_inputs import to_item
-from unime_jax.evaluation import mmeb
+from unime_jax.evaluation.item_table import ItemTable, encode_table
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -173,12 +173,8 @@ def test_a_file_is_one_picture_by_path_bytes_pil_row_and_in_evaluation(kind, tmp
         to_example("s", row).query,
     ]
 
-    def encode(items):
-        ways.extend(item for item in items if item.image)
-        return np.eye(2)
-
-    wanted = [("row 0", ("", "a.img")), ("row 0", ("text", ""))]
-    mmeb.encode_items(wanted, encode, lambda path: read_below(tmp_path, path))
+    table = ItemTable(lambda path: read_below(tmp_path, path), "row {}".format)
+    ways.append(table[table.add(("", "a.img"), 0)])
     assert len(ways) == 8
     for item in ways:
         np.testing.assert_array_equal(pixels_of(item), expected)
@@ -251,8 +247,10 @@ def test_the_limits_hold_for_every_way_in(monkeypatch, tmp_path):
     for image in (large, tmp_path / "a.png", data):
         with pytest.raises(ValueError, match=limit):
             pixels_of(to_item({"image": image}))
-    with pytest.raises(ValueError, match=f"row 0: image 'a.png' cannot be decoded .*{limit}"):
-        mmeb.encode_items([("row 0", ("", "a.png"))], len, lambda path: read_below(tmp_path, path))
+    table = ItemTable(lambda path: read_below(tmp_path, path), "row {}".format)
+    table.add(("", "a.png"), 0)
+    with pytest.raises(ValueError, match=f"row 0: .*'a.png' cannot be read: .*{limit}; .*decoded"):
+        encode_table("d", table, lambda items: [pixels_of(item) for item in items])
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     for image in (tmp_path / "a.png", data):
         with pytest.raises(ValueError, match="bytes, the limit is 1000"):
@@ -349,9 +347,10 @@ def test_paths_of_a_data_set_stay_in_the_image_folder(tmp_path):
                 read_below(root, path)
         with pytest.raises(FileNotFoundError):
             read_below(root, "nowhere.png")
-    wanted = [("dataset 'd', row 3", ("", "../secret.png"))]
+    table = ItemTable(lambda path: read_below(folder, path), "dataset 'd', row {}".format)
+    table.add(("", "../secret.png"), 3)
     with pytest.raises(ValueError, match="^dataset 'd', row 3: image '../secret.png': the path"):
-        mmeb.encode_items(wanted, len, lambda path: read_below(folder, path))
+        encode_table("dataset 'd'", table, list)
 
 
 def test_exif_transpose_is_the_oracle_of_turns():

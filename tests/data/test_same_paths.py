@@ -10,7 +10,9 @@ from unime_jax.data.loader import make_loader
 from unime_jax.data.packing import prepare, target_hash
 from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 from unime_jax.data.sources import to_example
-from unime_jax.evaluation import mmeb, suite
+from unime_jax.evaluation import stored_images, tasks
+from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.tasks import mmeb
 
 A, B = encoded(noise(8, 8, seed=1)), encoded(noise(8, 8, seed=2))
 
@@ -92,18 +94,18 @@ def test_mmeb_encodes_each_text_and_path_once_within_an_evaluation():
         calls.append([item.key for item in items])
         return np.eye(3)[: len(items)]
 
-    mmeb.evaluate({"d": [row], "e": [row]}, encode, {"a.png": A, "copy.png": A}.__getitem__)
+    shared = SharedEncoder(encode)
+    for name in ("d", "e"):
+        tasks.run(mmeb.Task(name, [row]), {"a.png": A, "copy.png": A}.__getitem__, shared)
     assert calls == [[("q", ""), ("", "a.png"), ("", "copy.png")]]
 
 
-def test_two_pictures_at_one_path_cannot_be_evaluated(monkeypatch, tmp_path):
-    (tmp_path / "dataset_info.json").touch()
+def test_two_pictures_at_one_path_cannot_be_evaluated(tmp_path):
     stored = {"one": [{"path": "a.png", "image": A}], "two": [{"path": "a.png", "image": A}]}
-    monkeypatch.setattr(suite, "_rows", lambda folder, limit: stored)
-    assert suite._images(tmp_path)("a.png") == A
+    assert stored_images.index_images(tmp_path, stored)("a.png") == A
     stored["two"][0]["image"] = B
     with pytest.raises(ValueError, match="split 'two': another split has a different image at the"):
-        suite._images(tmp_path)
+        stored_images.index_images(tmp_path, stored)
 
 
 def test_what_is_prepared_is_known_by_content():

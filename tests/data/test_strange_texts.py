@@ -21,7 +21,7 @@ from unime_jax.data.strange_texts import (
     text_fault,
 )
 from unime_jax.data.user_inputs import parts
-from unime_jax.evaluation import mmeb
+from unime_jax.evaluation.item_table import ItemTable
 
 HUGE = "größe " * (MAX_BYTES // 8 + 1)
 markdown_it = pytest.importorskip("markdown_it")
@@ -44,7 +44,7 @@ def test_absurd_texts_are_refused_everywhere():
     with pytest.raises(BadExample, match=message):
         Lines("l", [HUGE]).read(0)
     with pytest.raises(ValueError, match=f"^row 7: {message}"):
-        mmeb.encode_items([("row 7", (HUGE, ""))], len, {}.__getitem__)
+        ItemTable({}.__getitem__, "row {}".format).add((HUGE, ""), 7)
 
 
 def test_half_characters_are_refused():

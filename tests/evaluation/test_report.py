@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unime_jax.evaluation import figures, gallery, intervals, mmeb, report, scores
+from unime_jax.evaluation import figures, gallery, intervals, report, report_scores, scores, tasks
+from unime_jax.evaluation.tasks import mmeb
 
 TABLE = {
     "digits": ("CLS", "IND"),
@@ -58,7 +59,9 @@ def evaluation(signal, rows=20):
             }
             for i in range(rows)
         ]
-    return mmeb.evaluate(data, encode, image_bytes)
+    return {
+        name: tasks.run(mmeb.Task(name, rows), image_bytes, encode) for name, rows in data.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,15 @@ def test_report_is_complete_and_self_contained(tmp_path, results):
     assert "Before training" in words and "After training" in words
 
 
+def test_an_evaluation_apart_from_training_speaks_of_one_model(tmp_path, results):
+    percent = {name: result.hit_at_1 for name, result in results[1].items()}
+    scores.write_scores(tmp_path, "scores", scores.summary(percent, TABLE, {"swap": 61.25}))
+    text, page = write(tmp_path, None, results[1])
+    words = " ".join(page.texts)
+    assert "Score" in words and f"{scores.read_scores(tmp_path)['scores']['All']:.1f}" in words
+    assert not re.search("before training|after training|Before|After", words)
+
+
 def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     """Names, texts and ids with marks of direction, control characters, and half characters."""
     strange = "exe\u202egnp \x1b[2J\x00 \ud800 {{ 7 * 7 }} <b>"
@@ -154,7 +166,8 @@ def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     rows = [row | {"tgt_text": [f"right {strange}", f"wrong {strange}"]}]
     rows[0]["qry_text"] = rows[0]["qry_text"].replace("\ud800", "")  # refused before it is encoded
     rows[0]["tgt_text"] = [text.replace("\ud800", "") for text in rows[0]["tgt_text"]]
-    results = mmeb.evaluate({strange: rows}, lambda items: np.eye(3), image_bytes)
+    task = mmeb.Task(strange, rows)
+    results = {strange: tasks.run(task, image_bytes, lambda items: np.eye(3))}
     (tmp_path / "config.json").write_text(json.dumps({"backbone": strange}))
     side = scores.summary({strange: 50.0}, {strange: ("RET", "IND")}, {strange: 40.0})
     scores.write_scores(tmp_path, "after", side)
@@ -288,9 +301,9 @@ def test_own_sets_have_their_name_and_mmebs_have_mmebs(tmp_path, results):
     assert "Scores on my_data/eval" in words and "MMEB" not in words
     assert "hit@1, mean of 4 datasets, 80 rows (my_data/eval)" in words
     table = {"N24News": ("CLS", "IND"), "GQA": ("VQA", "OOD")}
-    assert report._benchmark({}, table) == "part of MMEB"
-    assert report._benchmark({}, scores.MMEB_V1) == "MMEB"
-    assert report._benchmark({}, TABLE) == "own datasets"
+    assert report_scores.benchmark({}, table) == "part of MMEB"
+    assert report_scores.benchmark({}, scores.MMEB_V1) == "MMEB"
+    assert report_scores.benchmark({}, TABLE) == "own datasets"
 
 
 @pytest.mark.parametrize(

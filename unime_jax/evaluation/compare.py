@@ -30,13 +30,13 @@ def compare(
     Raises:
       ValueError: a group without runs, a run without scores, or a dataset that a run has not.
     """
-    found: dict[str, dict[str, np.ndarray]] = {}
+    percent: dict[str, dict[str, np.ndarray]] = {}
     for name, workdirs in groups.items():
         if not workdirs:
             raise ValueError(f"{name!r}: no such work directory")
         rows = [_row(workdir, columns) for workdir in workdirs]
-        found[name] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    return found
+        percent[name] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return percent
 
 
 def _row(workdir: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -54,11 +54,11 @@ def _row(workdir: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, float
     return row
 
 
-def table(found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+def table(percent: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """A Markdown table: mean ± standard deviation over runs."""
-    columns = list(next(iter(found.values())))
+    columns = list(next(iter(percent.values())))
     lines = ["| | runs | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, values in found.items():
+    for name, values in percent.items():
         cells = []
         for column in columns:
             of_runs = values[column]

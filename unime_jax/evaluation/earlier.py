@@ -1,9 +1,9 @@
-"""What an earlier start of a run has left of its evaluation, or nothing where that is damaged."""
+"""Scores and results of an earlier start of a run; damaged ones are set aside."""
 
 import pathlib
 
 from unime_jax import files
-from unime_jax.evaluation import mmeb, scores
+from unime_jax.evaluation import results, scores
 
 
 def set_damaged_aside(workdir: pathlib.Path) -> None:
@@ -13,22 +13,22 @@ def set_damaged_aside(workdir: pathlib.Path) -> None:
     """
     path = workdir / "evaluation.json"
     try:
-        found = scores.read_scores(workdir)
-        for side, values in found.items():
+        sides = scores.read_scores(workdir)
+        for side, values in sides.items():
             missing = [key for key in ("datasets", "All", "composition") if key not in values]
             if missing:
                 raise ValueError(f"{side!r} has no {' and '.join(missing)}")
     except ValueError as error:
         files.set_aside(path, error)
         return
-    for side in found:
-        results = workdir / f"results_{side}.npz"
+    for side in sides:
+        file = workdir / f"results_{side}.npz"
         try:
-            mmeb.load_results(results)
+            results.load_results(file)
         except FileNotFoundError as error:
             files.set_aside(path, error)
             return
         except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
-            files.set_aside(results, error)
-            files.set_aside(path, f"{results.name} is damaged")
+            files.set_aside(file, error)
+            files.set_aside(path, f"{file.name} is damaged")
             return

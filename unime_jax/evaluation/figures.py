@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.mmeb import DatasetResult
+from unime_jax.evaluation.ranking import DatasetResult
 
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.
@@ -124,17 +124,13 @@ def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def histograms(
-    before: Mapping[str, DatasetResult],
-    after: Mapping[str, DatasetResult],
-    start: str = "",
-) -> list[dict[str, Any]]:
+def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[dict[str, Any]]:
     """Cosine of gold, hardest and easiest wrong candidate over all rows (LLaVE, Figure 1).
 
-    `start` says of what model "before" is, in brackets.
+    `evaluations`: rankings by title of the panel; empty ones have none.
     """
     sides = {}
-    for name, results in ((f"Before training{start}", before), ("After training", after)):
+    for name, results in evaluations.items():
         if results:
             fields = ("gold_score", "hardest", "easiest")
             stacked = [np.concatenate([getattr(r, f) for r in results.values()]) for f in fields]
@@ -176,25 +172,20 @@ def _svg(figure: Figure, label: str) -> Markup:
 
 
 def heat(
-    table: scores_lib.Table,
-    before: Mapping[str, DatasetResult],
-    after: Mapping[str, DatasetResult],
-    start: str = "",
+    table: scores_lib.Table, evaluations: Mapping[str, Mapping[str, DatasetResult]]
 ) -> dict[str, Any] | None:
     """Similarity of every query with every gold of one dataset (UniME, Figure 4).
 
-    `start` as in `histograms`.
+    `evaluations` as in `histograms`; the dataset is chosen from the last that is not empty.
     """
-    both = after or before
+    both = next((results for results in list(evaluations.values())[::-1] if results), {})
     known = [n for n in both if n in table]
     if not known:
         return None
     # Retrieval first: its targets differ from pair to pair, labels and answers recur.
     name = max(known, key=lambda n: (len(both[n].aligned), table[n][0] == "RET"))
     sides = {
-        title: results[name].aligned
-        for title, results in ((f"Before training{start}", before), ("After training", after))
-        if name in results
+        title: results[name].aligned for title, results in evaluations.items() if name in results
     }
     low = min(float(m.min()) for m in sides.values())
     high = max(float(m.max()) for m in sides.values())

@@ -8,7 +8,8 @@ import numpy as np
 from unime_jax.data.images import decode
 from unime_jax.evaluation import figures
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.mmeb import DatasetResult, Images
+from unime_jax.evaluation.item_table import Images
+from unime_jax.evaluation.ranking import DatasetResult
 
 EXAMPLES = 3  # per dataset in the gallery
 IMAGE_BUDGET = 1_800_000  # characters of base64 in the whole page

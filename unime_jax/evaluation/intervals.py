@@ -1,4 +1,4 @@
-"""Confidence intervals of shares: how far a score on few rows may be from that on many."""
+"""95 % confidence intervals of scores, given their numbers of rows."""
 
 import math
 from collections.abc import Sequence

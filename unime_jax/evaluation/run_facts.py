@@ -1,4 +1,4 @@
-"""What a report says of its run first: what was trained, when, how long, and with what."""
+"""Headline of a report: what was trained or evaluated, when, how long, and with what."""
 
 import datetime
 import importlib.metadata
@@ -7,22 +7,37 @@ from typing import Any
 
 import jax
 
-from unime_jax.config import TrainConfig
+from unime_jax.config import EvaluateConfig, TrainConfig
 
 
 def run_facts(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, str]:
-    """Facts of a run that ends now; `goodput` is its `Goodput.summary`."""
+    """Backbone, length, hardware and versions of a run that ends now, by name.
+
+    `goodput` is its `Goodput.summary`.
+    """
     seconds = sum(goodput["seconds"].values())
     starts = goodput["starts"]
     return {
         "backbone": settings.backbone,
         "weights at the start": initialisation(settings),
         "steps": f"{settings.steps} of {settings.batch_size} pairs",
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "devices": _devices(),
+        "finished": _now(),
         "took": duration(seconds) + (f" in {starts} starts" if starts > 1 else ""),
-        "unime_jax": _version("unime_jax"),
-        "jax": jax.__version__,
+        **_versions(),
+    }
+
+
+def evaluation_facts(settings: EvaluateConfig) -> dict[str, str]:
+    """Backbone, dtype, hardware and versions of an evaluation that ends now, by name."""
+    revision = {"revision": settings.revision} if settings.revision else {}
+    return {
+        "backbone": settings.backbone,
+        **revision,
+        "dtype": settings.dtype,
+        "devices": _devices(),
+        "finished": _now(),
+        **_versions(),
     }
 
 
@@ -40,6 +55,18 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _versions() -> dict[str, str]:
+    return {"unime_jax": _version("unime_jax"), "jax": jax.__version__}
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from unime_jax.data.strange_texts import shown
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 COLUMNS = (*METAS, *SPLITS, "All")
+Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
+SIDES: tuple[Side, ...] = typing.get_args(Side)
 
 Table = Mapping[str, tuple[str, str]]  # dataset -> (meta task, split)
 Scores = dict[str, Any]  # what `summary` returns; in percent
@@ -68,37 +71,43 @@ def summary(
     return scores
 
 
-def table(before: Scores | None, after: Scores | None) -> str:
-    """A text table CLS VQA RET VG IND OOD All, one of composition and one of distillation."""
+def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
+    """A text table CLS VQA RET VG IND OOD All, one of composition and one of distillation.
+
+    `last_name` begins the lines of `after`.
+    """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
-        blocks.append(_block("hit@1 %", COLUMNS, before, after))
+        blocks.append(_block("hit@1 %", COLUMNS, before, after, last_name))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
     if subsets := list(dict.fromkeys([*first, *last])):
-        blocks.append(_block("composition %", subsets, first, last))
+        blocks.append(_block("composition %", subsets, first, last, last_name))
     first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
     if first or last:
-        blocks.append(_block("distillation", ["kl", "overlap"], first, last, digits=3))
+        blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     return "\n\n".join(blocks)
 
 
 def read_scores(workdir: str | os.PathLike[str]) -> dict[str, Scores]:
-    """Reads <workdir>/evaluation.json: {"before": scores, "after": scores}, {} if absent."""
+    """Reads <workdir>/evaluation.json, {} if absent.
+
+    A training run's is {"before": scores, "after": scores}, an evaluation's {"scores": scores}.
+    """
     path = Path(workdir) / "evaluation.json"
     if not path.exists():
         return {}
     try:
-        found = files.read_object(path)
-        for side, scores in found.items():
+        sides = files.read_object(path)
+        for side, scores in sides.items():
             _check_side(side, scores)
     except ValueError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise ValueError(f"{where}{error}; remove it and evaluate again") from error
-    return found
+    return sides
 
 
 def _check_side(side: str, scores: Any) -> None:
-    if side not in ("before", "after") or not isinstance(scores, dict):
+    if side not in SIDES or not isinstance(scores, dict):
         raise ValueError(f"{side!r} holds no scores")
     for group in ("datasets", "composition"):
         values = scores.get(group, {})
@@ -113,20 +122,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_scores(
-    workdir: str | os.PathLike[str], when: Literal["before", "after"], scores: Scores
-) -> None:
+def write_scores(workdir: str | os.PathLike[str], when: Side, scores: Scores) -> None:
     """Writes one side of <workdir>/evaluation.json atomically and keeps the other side."""
-    if when not in ("before", "after"):
-        raise ValueError(f"when is {when!r}; expected 'before' or 'after'")
+    if when not in SIDES:
+        raise ValueError(f"when is {when!r}; expected one of {', '.join(SIDES)}")
     path = Path(workdir) / "evaluation.json"
     both = read_scores(workdir) | {when: scores}
-    ordered = {side: both[side] for side in ("before", "after") if side in both}
+    ordered = {side: both[side] for side in SIDES if side in both}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, json.dumps(ordered, indent=2, allow_nan=False) + "\n")
 
 
-def forget_scores(workdir: str | os.PathLike[str], when: Literal["before", "after"]) -> None:
+def forget_scores(workdir: str | os.PathLike[str], when: Side) -> None:
     """Takes one side out of <workdir>/evaluation.json, atomically; nothing if it is not there."""
     both = read_scores(workdir)
     if both.pop(when, None) is None:
@@ -143,6 +150,7 @@ def _block(
     columns: tuple[str, ...] | list[str],
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
+    last_name: str,
     digits: int = 1,
 ) -> str:
     names = [shown(column) for column in columns]  # of a data set's making
@@ -159,7 +167,7 @@ def _block(
     if before:
         add("before", first, f".{digits}f")
     if after:
-        add("after", second, f".{digits}f")
+        add(last_name, second, f".{digits}f")
     if before and after:
         pairs = zip(first, second, strict=True)
         add("change", [None if a is None or b is None else b - a for a, b in pairs], f"+.{digits}f")

@@ -1,39 +1,81 @@
-"""Everything a run is evaluated on: opened once, scored before and after training."""
+"""Everything that a model is evaluated on, by place; a dataset is read when it is scored."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from unime_jax.config import TrainConfig
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.images import read_below
 from unime_jax.data.sources import dataset_folder, open_dataset
-from unime_jax.encode import Encoder
-from unime_jax.evaluation import composition, mmeb, neighbours, scores
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.item_table import Encode, Images
+from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.stored_images import open_images
+from unime_jax.evaluation.tasks import composition, distillation, mmeb
 from unime_jax.training.objectives import Distillation
+
+Key = tuple[tasks.Kind, str]  # kind and name of a task
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Evaluation rows by dataset and subset, their place in the averages, and their images."""
+    """Tasks, the meta task and split of each of MMEB's datasets, and where their images are.
 
-    datasets: Mapping[str, Sequence[Mapping[str, Any]]]
+    No rows, images or vectors are held.
+    """
+
+    tasks: tuple[tasks.Task, ...]
     table: scores.Table
-    composition: Mapping[str, Sequence[Mapping[str, Any]]]
-    images: mmeb.Images
-    image_prompt: str
-    texts: neighbours.Texts | None
+    image_folder: pathlib.Path
 
     @property
     def is_empty(self) -> bool:
-        return not (self.datasets or self.composition or self.texts)
+        return not self.tasks
+
+    def images(self) -> Images:
+        """Encoded bytes by path; an index of them is made anew by every call."""
+        return open_images(self.image_folder)
+
+    @property
+    def composition_rows(self) -> dict[str, int]:
+        """Rows of each subset of composition."""
+        return {t.name: len(t) for t in self.tasks if isinstance(t, composition.Task)}
 
 
 def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings | None) -> Suite:
-    """Opens the folders of `settings.evaluation`, relative to `folder`.
+    """The tasks of a training run's `evaluation`; `folder` is its `data.folder`."""
+    config = settings.evaluation
+    agreement = None
+    if config.texts and teacher and isinstance(settings.loss, Distillation):
+        agreement = distillation.Task(
+            folder / config.texts, teacher, settings.data.suffix, settings.loss
+        )
+    return make_suite(
+        folder,
+        mmeb_folder=config.mmeb,
+        composition_folder=config.composition,
+        images=config.images,
+        image_prompt=config.image_prompt,
+        limit=config.limit,
+        agreement=agreement,
+    )
+
+
+def make_suite(
+    folder: pathlib.Path,
+    *,
+    mmeb_folder: str,
+    composition_folder: str,
+    images: str,
+    image_prompt: str,
+    limit: int,
+    agreement: distillation.Task | None = None,
+) -> Suite:
+    """Opens folders below `folder` ("": none), of which no row is read.
 
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
     columns path and image, or from plain files, whose paths must stay below it.
@@ -42,74 +84,47 @@ def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings 
       FileNotFoundError: a folder without a dataset.
       ValueError: a dataset whose meta task is not known.
     """
-    config = settings.evaluation
-    texts = None
-    if config.texts and teacher and isinstance(settings.loss, Distillation):
-        texts = neighbours.open_texts(
-            folder / config.texts, teacher, settings.data.suffix, settings.loss
-        )
-    datasets = _rows(folder / config.mmeb, config.limit) if config.mmeb else {}
-    table = _table(folder / config.mmeb) if config.mmeb else {}
-    unknown = sorted(set(datasets) - set(table))
-    if unknown:
+    datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
+    table = _table(folder / mmeb_folder) if mmeb_folder else {}
+    if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
-            f"{folder / config.mmeb}: no meta task is known for {', '.join(unknown)}. Name MMEB's "
+            f"{folder / mmeb_folder}: no meta task is known for {', '.join(unknown)}. Name MMEB's "
             'datasets as the hub does, or give the dataset metadata {"datasets": {name: {"meta", '
             '"split"}}}.'
         )
-    return Suite(
-        datasets=datasets,
-        table={name: table[name] for name in datasets},
-        composition=_rows(folder / config.composition, config.limit) if config.composition else {},
-        images=_images(folder / config.images),
-        image_prompt=config.image_prompt,
-        texts=texts,
-    )
+    subsets = open_dataset(folder / composition_folder) if composition_folder else {}
+    suite: list[tasks.Task] = [mmeb.Task(name, rows, limit) for name, rows in datasets.items()]
+    suite += [
+        composition.Task(name, rows, image_prompt, limit=limit) for name, rows in subsets.items()
+    ]
+    suite += [agreement] if agreement else []
+    return Suite(tuple(suite), {name: table[name] for name in datasets}, folder / images)
 
 
-def evaluate(suite: Suite, encoder: Encoder) -> tuple[scores.Scores, dict[str, mmeb.DatasetResult]]:
-    """Scores in percent, and what the report shows of each dataset."""
-    results = mmeb.evaluate(suite.datasets, encoder, suite.images)
-    subsets: dict[str, float] = {}
-    if suite.composition:
-        found = composition.evaluate(
-            suite.composition,
-            encoder,
-            suite.images,
-            image_text=suite.image_prompt,
-            caption_text="{caption}",
-        )
-        subsets = {name: result.accuracy for name, result in found.items()}
-    hits = {name: result.hit_at_1 for name, result in results.items()}
-    summary = scores.summary(hits, suite.table, subsets)
-    if suite.texts:
-        summary["distillation"] = neighbours.evaluate(suite.texts, encoder)
-    return summary, results
+def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[str, DatasetResult]]:
+    """Scores in percent, and what the report shows of each of MMEB's datasets."""
+    images, encode = suite.images(), SharedEncoder(encode)
+    results = {(task.kind, task.name): tasks.run(task, images, encode) for task in suite.tasks}
+    return summary(suite, results), rankings(results)
 
 
-def _rows(folder: pathlib.Path, limit: int) -> dict[str, list[Mapping[str, Any]]]:
-    return {
-        name: [source[i] for i in range(min(limit or len(source), len(source)))]
-        for name, source in open_dataset(folder).items()
-    }
+def rankings(results: Mapping[Key, Any]) -> dict[str, DatasetResult]:
+    """The results of MMEB's datasets by name."""
+    return {name: result for (kind, name), result in results.items() if kind == "mmeb"}
+
+
+def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
+    """Scores of all tasks, with MMEB's averages."""
+    hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
+    subsets = {n: r.accuracy for (kind, n), r in results.items() if kind == "composition"}
+    found = scores.summary(hits, suite.table, subsets)
+    for (kind, _), result in results.items():
+        if kind == "distillation":
+            found["distillation"] = result
+    return found
 
 
 def _table(folder: pathlib.Path) -> scores.Table:
     metadata = tfds.builder_from_directory(dataset_folder(folder)).info.metadata or {}
     named = metadata.get("datasets", {})
     return {n: (v["meta"], v["split"]) for n, v in named.items()} or scores.MMEB_V1
-
-
-def _images(folder: pathlib.Path) -> mmeb.Images:
-    if not any(folder.glob("dataset_info.json")) and not any(folder.glob("*/dataset_info.json")):
-        return lambda path: read_below(folder, path)
-    stored: dict[str, bytes] = {}
-    for name, source in _rows(folder, limit=0).items():
-        for row in source:
-            path, data = mmeb.text_of(row["path"]), row["image"]
-            if stored.setdefault(path, data) != data:
-                raise ValueError(
-                    f"{folder}, split {name!r}: another split has a different image at the path"
-                    f" {path!r}; name them apart, as evaluation finds images by path"
-                )
-    return stored.__getitem__

@@ -143,6 +143,18 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
             items.check_file(folder / name)
 
 
+def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
+    """Model and data of an evaluation job; `source` is the folder or hub id of the model."""
+    with problems.collected("config.backbone"):
+        _open(source, settings.revision, settings.max_length, settings.processing, weights=True)
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    made = _Made(folder, bool(settings.data.prepare.module))
+    if settings.data.prepare.module:
+        _check_module(settings.data.prepare.module, problems)
+    parts = {"mmeb": settings.evaluation.mmeb, "composition": settings.evaluation.composition}
+    _check_tasks(parts, settings.evaluation.images, folder, made, problems)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Made:
     """What a run makes itself: files below a folder, if it prepares any."""
@@ -235,11 +247,21 @@ def _check_evaluation(
     parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
     if isinstance(settings.loss, Distillation):
         parts["texts"] = evaluation.texts
+    _check_tasks(parts, evaluation.images, folder, made, problems)
+
+
+def _check_tasks(
+    parts: Mapping[str, str],
+    images: str,
+    folder: pathlib.Path,
+    made: _Made,
+    problems: Problems,
+) -> None:
+    """Folders of the tasks by key of `config.evaluation`, "": none, and of their images."""
     for key, name in parts.items():
         if name and not made.later(folder / name):
             with problems.collected(f"config.evaluation.{key}"):
                 sources.dataset_folder(folder / name)
-    images = folder / evaluation.images
-    pictured = bool(evaluation.mmeb or evaluation.composition)
-    if pictured and not made.later(images) and not images.is_dir():
-        problems.add(f"config.evaluation.images: there is no folder {images}")
+    pictured = bool(parts["mmeb"] or parts["composition"])
+    if pictured and not made.later(folder / images) and not (folder / images).is_dir():
+        problems.add(f"config.evaluation.images: there is no folder {folder / images}")

@@ -24,7 +24,7 @@ from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import earlier, mmeb, report, run_facts, scores, suite
+from unime_jax.evaluation import earlier, report, results, run_facts, scores, suite
 from unime_jax.jobs import boundary, export, preflight
 from unime_jax.operations import compilation_cache, cross_process, exits, processes, watchdog
 from unime_jax.operations.goodput import Goodput
@@ -237,11 +237,11 @@ def _evaluate(
     if tests.is_empty:
         return
     started = time.perf_counter()
-    found, results = suite.evaluate(tests, encoder)
+    found, rankings = suite.evaluate(tests, encoder)
     logging.info("evaluation %s training took %.1f s", when, time.perf_counter() - started)
     if jax.process_index() == 0:
         # The scores say that this side is done, so they come last.
-        mmeb.save_results(workdir / f"results_{when}.npz", results)
+        results.save_results(workdir / f"results_{when}.npz", rankings)
         scores.write_scores(workdir, when, found)
 
 
@@ -268,14 +268,14 @@ def _write_report(
     found = scores.read_scores(workdir) if tests else {}
     if jax.process_index() != 0 or (tests and (tests.is_empty or not found)):
         return
-    results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in found}
+    sides = {when: results.load_results(workdir / f"results_{when}.npz") for when in found}
     report.write_report(
         workdir,
         table=tests.table if tests else {},
-        before=results.get("before"),
-        after=results.get("after"),
-        images=tests.images if tests else lambda path: b"",
+        before=sides.get("before"),
+        after=sides.get("after"),
+        images=tests.images() if tests else lambda path: b"",
         title=f"Training {workdir.name}",
         facts=run_facts.run_facts(settings, goodput.summary()),
-        composition_rows={n: len(r) for n, r in tests.composition.items()} if tests else {},
+        composition_rows=tests.composition_rows if tests else {},
     )

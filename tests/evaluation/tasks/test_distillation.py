@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.batch import Item
-from unime_jax.evaluation import neighbours
+from unime_jax.evaluation.tasks import distillation
 from unime_jax.training.objectives import Distillation
 
 OBJECTIVE = Distillation(
@@ -34,18 +34,16 @@ def test_overlap_by_sorting(seed, rows, k):
         others = [j for j in range(rows) if j != i]
         one, other = (sorted(others, key=lambda j: -x[i] @ x[j])[:k] for x in (a, b))
         shared += len(set(one) & set(other))
-    assert neighbours.neighbour_overlap(a, 3 * b, k) == pytest.approx(shared / rows / k)
+    assert distillation.neighbour_overlap(a, 3 * b, k) == pytest.approx(shared / rows / k)
 
 
 def test_the_teacher_itself_agrees_and_chance_does_not():
     rng = np.random.default_rng(0)
     teacher = unit(rng, 60, 8)
     items = tuple(Item(str(number)) for number in range(60))
-    texts = neighbours.Texts(items, teacher, OBJECTIVE)
+    texts = distillation.OpenTask(items, teacher, OBJECTIVE)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
-    same = neighbours.evaluate(
-        texts, lambda given: teacher[[int(i.text) for i in given]] @ rotation
-    )
+    same = texts.score(texts.encode(lambda given: teacher[[int(i.text) for i in given]] @ rotation))
     assert abs(same["kl"]) < 1e-4 and same["overlap"] > 99
-    other = neighbours.evaluate(texts, lambda given: unit(rng, 60, 8))
+    other = texts.score(unit(rng, 60, 8))
     assert other["kl"] > 1 and other["overlap"] < 30

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from unime_jax.evaluation import composition
+from unime_jax.evaluation import tasks
+from unime_jax.evaluation.tasks import composition
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "sugarcrepe"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "sugarcrepe"
 PROMPTS = {"image_text": "<|image_1|> in one word:", "caption_text": "{caption} in one word:"}
 
 
@@ -37,7 +38,10 @@ def test_accuracies_are_the_originals():
         assert len({item.key for item in items}) == len(items)
         return np.array([vectors[item.key] for item in items])
 
-    results = composition.evaluate(subsets, encode, lambda path: png(), **PROMPTS)
+    results = {
+        name: tasks.run(composition.Task(name, rows, **PROMPTS), lambda path: png(), encode)
+        for name, rows in subsets.items()
+    }
     percent = {name: result.accuracy for name, result in results.items()}
     assert percent == pytest.approx({name: 100 * golden[name] for name in names}, abs=1e-12)
     for name, result in results.items():
@@ -62,10 +66,13 @@ def test_accuracies_are_the_originals():
     ],
 )
 def test_bad_data_is_an_error_that_names_subset_and_row(rows, images, message):
+    def encode(items):
+        return np.ones((len(list(items)), 2))
+
     with pytest.raises(ValueError, match=message):
-        composition.evaluate({"swap": rows}, lambda items: np.ones((3, 2)), images, **PROMPTS)
+        tasks.run(composition.Task("swap", rows, **PROMPTS), images, encode)
 
 
 def test_caption_prompt_needs_a_place_for_the_caption():
     with pytest.raises(ValueError, match="has no {caption}"):
-        composition.evaluate({}, np.array, lambda p: b"", image_text="", caption_text="in one word")
+        composition.Task("swap", [], image_text="", caption_text="in one word")

@@ -1,0 +1,51 @@
+"""Scores of a model on MMEB and caption sets, apart from any training.
+
+--config=experiments/evaluate.py             the default run of stage2.py on MiniMMEB
+--config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from unime_jax.operations.recipes import base
+
+
+def get_config(variant: str = "mini") -> ConfigDict:
+    base.variant_of(variant, ("mini", "mmeb"))
+    like = base.mini()
+    config = ConfigDict()
+    config.job = "evaluate"
+    config.backbone = "runs/stage2"  # a folder, a hub id, a PEFT adapter, or a run: its export
+    config.revision = config_dict.placeholder(str)  # of a hub id: branch, tag or commit
+    config.processing = None  # as the backbone was exported or published; or keys as in base.py
+    config.max_length = config_dict.placeholder(int)  # tokens of an item; None: as the folder says
+    config.batch_size = 64  # items encoded at once
+    config.dtype = "float32"  # or "bfloat16", "int8"
+    config.compilation_cache = "auto"
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # of all devices
+
+    config.watchdog = ConfigDict()  # seconds, as in base.py
+    config.watchdog.setup_seconds = like.watchdog.setup_seconds
+    config.watchdog.evaluation_seconds = like.watchdog.evaluation_seconds
+    config.watchdog.exit = True
+
+    config.data = ConfigDict()
+    config.data.folder = "data"
+    config.data.prepare = like.data.prepare  # where the default run has its data from
+
+    config.evaluation = ConfigDict()  # paths below data.folder; "": none
+    config.evaluation.mmeb = like.evaluation.mmeb
+    config.evaluation.composition = like.evaluation.composition
+    config.evaluation.images = like.evaluation.images
+    config.evaluation.image_prompt = like.evaluation.image_prompt
+    config.evaluation.limit = 0  # the first rows of each dataset; 0: all
+
+    if variant == "mmeb":  # MMEB-eval and its images below `data.folder`
+        pod = base.pretrained("llava_onevision_7b")
+        config.backbone = "runs/stage2_llava_onevision_7b"
+        config.dtype = "bfloat16"
+        config.data.prepare.module = ""
+        config.evaluation.mmeb = pod.evaluation.mmeb
+        config.evaluation.composition = ""
+        config.evaluation.images = pod.evaluation.images
+        config.evaluation.image_prompt = pod.evaluation.image_prompt
+    return config

@@ -1,0 +1,177 @@
+"""The evaluate job: a run's own scores again, whatever happens on the way."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import evaluate as experiment
+from tests.jobs import tiny_run
+from tests.multihost import launch
+from unime_jax.evaluation import results, scores, tasks
+from unime_jax.jobs import evaluate
+
+KILLED = """
+import json, os, pathlib, signal, sys
+from ml_collections import ConfigDict
+from unime_jax.evaluation import finished
+from unime_jax.jobs import evaluate
+
+save, left = finished.save, int(sys.argv[3])
+
+def dies(*arguments):
+    global left
+    save(*arguments)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+finished.save = dies
+config = ConfigDict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+evaluate.run(config, pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def config(data, straight):
+    """The datasets of the finished run, by its own export."""
+    return make_config(data, straight)
+
+
+def make_config(data, straight):
+    config = experiment.get_config()
+    config.backbone = str(straight)
+    config.data.folder = str(data)
+    config.data.prepare.module = ""  # done by the fixture
+    config.evaluation.limit = 1
+    config.batch_size = 32
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(data, straight, tmp_path_factory):
+    """The work directory of an evaluation that nothing disturbed. Read-only."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    evaluate.run(make_config(data, straight), workdir)
+    return workdir
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Names of the tasks that are run."""
+    names, run = [], tasks.run
+
+    def spy(task, *arguments):
+        names.append(task.name)
+        return run(task, *arguments)
+
+    monkeypatch.setattr(tasks, "run", spy)
+    return names
+
+
+def test_scores_are_those_of_the_run_after_training(whole, straight):
+    found = json.loads((whole / "evaluation.json").read_text())
+    assert found == {"scores": scores.read_scores(straight)["after"]}
+    after = results.load_results(straight / "results_after.npz")
+    assert len(after) == 16
+    for name, expected in after.items():
+        (result,) = results.load_results(whole / "results" / f"mmeb-{name}.npz").values()
+        assert result.ids == expected.ids and result.items == expected.items
+        np.testing.assert_array_equal(result.rank, expected.rank)
+        np.testing.assert_allclose(result.gold_score, expected.gold_score, atol=2e-5)
+
+
+def test_the_report_speaks_of_one_model_and_no_training(whole):
+    page = (whole / "report.html").read_text()
+    assert "Evaluation of " in page and "16 datasets" in page
+    assert "<tr><th>Score</th>" in page
+    for word in ("Before", "before training", "After training", "Training should"):
+        assert word not in page
+
+
+def test_a_kill_between_datasets_costs_none_of_the_finished(config, whole, workdir, ran, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict()))
+    command = [sys.executable, "-c", KILLED, str(file), str(workdir), "3"]
+    process = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    done = sorted(path.stem.partition("-")[2] for path in workdir.glob("results/*.npz"))
+    assert len(done) == 3 and not (workdir / "evaluation.json").exists()
+    (workdir / "results" / "mmeb-Crops.npz.tmp").write_bytes(b"half")  # of a kill while writing
+
+    evaluate.run(config, workdir)
+    assert len(ran) == 19 - 3 and not set(ran) & set(done)
+    assert scores.read_scores(workdir) == scores.read_scores(whole)
+    ran.clear()
+    evaluate.run(config, workdir)
+    assert not ran, "nothing is missing"
+
+
+def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ran):
+    evaluate.run(config, workdir)
+    ran.clear()
+    (workdir / "results" / "mmeb-Crops.npz").write_bytes(b"PK damaged")
+    evaluate.run(config, workdir)
+    assert ran == ["Crops"] and list(workdir.glob("results/mmeb-Crops.npz.damaged-*"))
+    assert scores.read_scores(workdir) == scores.read_scores(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
+        ({"evaluation.limit": 2}, "limit: 1 -> 2"),
+        ({"max_length": 48}, "max_length: 56 -> 48"),
+        ({"evaluation.composition": ""}, r"composition: \['mini_mmeb/composition'"),
+    ],
+)
+def test_results_of_two_settings_are_never_mixed(config, whole, change, message):
+    config.update_from_flattened_dict(change)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with pytest.raises(ValueError, match=f"another evaluation. Changed since:\n  {message}"):
+        evaluate.run(config, whole)
+    left = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert all(before[path] == time for path, time in left.items() if path in before)
+
+
+def test_another_model_at_the_same_place_is_noticed(config, whole, straight, tmp_path):
+    folder = shutil.copytree(straight / "hf", tmp_path / "hf")
+    card = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(card | {"note": "changed"}))
+    config.backbone = str(folder)
+    with pytest.raises(ValueError, match="Changed since:\n  model: "):
+        evaluate.run(config, whole)
+
+
+def test_what_is_wrong_is_said_before_anything_is_read(config, straight, tmp_path, workdir):
+    with pytest.raises(ValueError, match="holds a run of job 'train'. An evaluation has a work"):
+        evaluate.run(config, straight)
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    config.backbone = str(tmp_path / "unfinished")
+    config.evaluation.mmeb = "nowhere"
+    with pytest.raises(ValueError) as error:
+        evaluate.run(config, workdir)
+    assert "this work directory has no exported model in hf/" in str(error.value)
+    config.backbone = str(straight)
+    config.evaluation.images = "nowhere_either"
+    with pytest.raises(ValueError) as error:
+        evaluate.run(config, workdir)
+    assert "config.evaluation.mmeb: no prepared dataset in" in str(error.value)
+    assert "config.evaluation.images: there is no folder" in str(error.value)
+    config.evaluation.mmeb = config.evaluation.composition = ""
+    with pytest.raises(ValueError, match="name nothing to evaluate on"):
+        evaluate.run(config, workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(config, whole, workdir, data):
+    """The second run finds one result missing: all processes agree on which."""
+    config.data.folder, config.backbone = str(data), str(config.backbone)
+    for _ in range(2):
+        launch.finish(config, workdir, 2, experiment="experiments/evaluate.py")
+        assert scores.read_scores(workdir) == scores.read_scores(whole)
+        (workdir / "results" / "mmeb-Crops.npz").unlink()

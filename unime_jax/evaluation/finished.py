@@ -1,0 +1,77 @@
+"""Results of finished tasks on disk: an evaluation that was killed goes on with the others."""
+
+import json
+import pathlib
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any
+
+from unime_jax import files
+from unime_jax.evaluation import results, tasks
+
+FOLDER = "results"
+
+
+def load(workdir: pathlib.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
+    """Results by kind and name of those tasks that are finished.
+
+    A damaged file is set aside, and its task counts as unfinished.
+    """
+    finished = {}
+    for task in suite:
+        path = _path(workdir, task)
+        try:
+            finished[task.kind, task.name] = results.load_result(path)
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
+            files.set_aside(path, error)
+    return finished
+
+
+def save(workdir: pathlib.Path, task: tasks.Task, result: Any) -> None:
+    """Writes a task's result, whole or not at all."""
+    path = _path(workdir, task)
+    path.parent.mkdir(exist_ok=True)
+    results.save_result(path, result)
+
+
+def check_same(workdir: pathlib.Path, provenance: dict[str, Any]) -> None:
+    """Compares an evaluation with that which `workdir` was begun with, or begins it.
+
+    Args:
+      provenance: contents of the model and of the data, and all settings that a score depends on,
+        as JSON.
+
+    Raises:
+      ValueError: they differ, so that results would be mixed; the message lists where.
+    """
+    path = workdir / FOLDER / "evaluation_of.json"
+    now = json.loads(json.dumps(provenance))
+    try:
+        earlier = files.read_object(path)
+    except FileNotFoundError:
+        if left := sorted((workdir / FOLDER).glob("*.npz")):
+            raise ValueError(
+                f"{path} is gone, so that nobody knows which model {left[0]} is of. Remove"
+                f" {workdir / FOLDER}, or use another --workdir."
+            ) from None
+        path.parent.mkdir(exist_ok=True)
+        files.write_whole(path, json.dumps(now, indent=2) + "\n")
+        return
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Remove {workdir / FOLDER}, and all is evaluated again."
+        ) from error
+    keys = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
+    if keys:
+        listed = "\n".join(f"  {key}: {earlier.get(key)} -> {now.get(key)}" for key in keys)
+        raise ValueError(
+            f"{workdir} holds results of another evaluation. Changed since:\n{listed}\nUse another "
+            f"--workdir, or remove {workdir / FOLDER} to evaluate all again."
+        )
+
+
+def _path(workdir: pathlib.Path, task: tasks.Task) -> pathlib.Path:
+    name = urllib.parse.quote(task.name, safe=" ")
+    return workdir / FOLDER / f"{task.kind}-{name}.npz"

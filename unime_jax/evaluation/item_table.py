@@ -1,0 +1,134 @@
+"""Table of a dataset's distinct items: numbered once, images read when an encoder asks for them."""
+
+import array
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Float32
+
+from unime_jax.backbones.preprocessing.prompts import name_of
+from unime_jax.batch import Item
+from unime_jax.data.images import ImageError
+from unime_jax.data.strange_texts import text_fault
+
+Encode = Callable[[Sequence[Item]], np.ndarray]  # n items -> float [n, D]
+Images = Callable[[str], bytes]  # path -> encoded bytes
+Key = tuple[str, str]  # Item.key: text and path, as all images of an evaluation are in one place
+
+
+class ItemTable(Sequence[Item]):
+    """Distinct items by text and image path, in the order in which they were added.
+
+    An index reads the item's image file, so that no more images are in memory than an encoder
+    holds. It may be asked from several threads.
+
+    Attributes:
+      keys: text and image path by item number.
+    """
+
+    def __init__(self, images: Images, where: Callable[[int], str]):
+        """`where`: names a row of the dataset, for errors."""
+        self.keys: list[Key] = []
+        self._numbers: dict[Key, int] = {}
+        self._rows = array.array("i")  # where each item was met first
+        self._images, self._where = images, where
+
+    def add(self, key: Key, row: int) -> int:
+        """The number of an item; ValueError for a text that no tokenizer takes."""
+        number = self._numbers.setdefault(key, len(self.keys))
+        if number == len(self.keys):
+            if fault := text_fault(key[0]):
+                raise ValueError(f"{self._where(row)}: {fault}")
+            self.keys.append(key)
+            self._rows.append(row)
+        return number
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        text, path = self.keys[index]
+        return Item(text, path, self._read(index) if path else None)
+
+    def bare(self, index: int) -> Item:
+        """An item without the bytes of its image."""
+        return Item(*self.keys[index])
+
+    def where(self, index: int) -> str:
+        """The dataset and the row that an item was met in first."""
+        return self._where(self._rows[index])
+
+    def _read(self, index: int) -> bytes:
+        path, where = self.keys[index][1], self.where(index)
+        try:
+            data = self._images(path)
+        except ImageError as error:
+            raise ValueError(f"{where}: image {path!r}: {error}") from error
+        except (KeyError, OSError) as error:
+            raise ValueError(
+                f"{where}: image {path!r} has no file; fetch the images again"
+            ) from error
+        if not data:
+            raise ValueError(f"{where}: image {path!r} has no file or an empty one; fetch it again")
+        return data
+
+
+def encode_table(name: str, table: ItemTable, encode: Encode) -> Float32[np.ndarray, "n D"]:
+    """Unit vectors of all items, in order.
+
+    Raises:
+      ValueError: an image is missing or cannot be decoded, the encoder refuses an item, or a
+        vector has no direction (zero, infinite or NaN). The message names dataset, row and item.
+    """
+    try:
+        vectors = np.asarray(encode(table))
+    except ValueError as error:
+        raise _blamed(name, table, error) from error
+    if vectors.ndim != 2 or len(vectors) != len(table):
+        raise ValueError(
+            f"{name}: encode returned shape {vectors.shape} for {len(table)} items; expected [n, D]"
+        )
+    return _normalise(vectors, table)
+
+
+def text_of(value: Any) -> str:
+    """TFDS hands strings over as UTF-8 bytes; None is MMEB's other way to say no image."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return "" if value is None else str(value)
+
+
+def _blamed(name: str, table: ItemTable, error: ValueError) -> ValueError:
+    """An encoder's error with the row of the item that its message names."""
+    said = str(error)
+    if said.startswith(name):  # of `ItemTable._read`
+        return error
+    names = (name_of(table.bare(number)) for number in range(len(table)))
+    named = [(len(item), -number) for number, item in enumerate(names) if item in said]
+    where = table.where(-max(named)[1]) if named else name
+    image = any(isinstance(cause, ImageError) for cause in (error, error.__cause__))
+    hint = "; the image cannot be decoded: fetch it again" if image else ""
+    return ValueError(f"{where}: {said}{hint}")
+
+
+def _normalise(vectors: np.ndarray, table: ItemTable) -> Float32[np.ndarray, "n D"]:
+    """The vectors over their norms, both in float64 and rounded once."""
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"{table.where(first)}: {len(bad)} of {len(table)} embeddings are zero or not finite, "
+            f"so they have no cosine; the first belongs to {str(table.bare(first))[:500]}"
+        )
+    unit = np.empty(vectors.shape, np.float32)
+    return np.divide(vectors, norms[:, None], out=unit, casting="same_kind")

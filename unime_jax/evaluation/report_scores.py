@@ -1,0 +1,150 @@
+"""What a report says of scores: headline numbers, bars with intervals, and datasets that fell."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from unime_jax.evaluation import intervals
+from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation.ranking import DatasetResult
+
+SIDES = ("before", "after")
+BothScores = Mapping[str, scores_lib.Scores]  # by side; either may be absent
+
+
+def score_tiles(
+    scores: BothScores, *, benchmark: str, rows: int, start: str
+) -> Iterator[dict[str, str]]:
+    """Headline numbers: name, value and, where there are two, the value before.
+
+    Args:
+      rows: of all datasets; 0: unknown.
+      start: says of what model "before" is, in brackets.
+    """
+    datasets = max(len(side) for side in sides(scores, "datasets"))
+    subsets = sides(scores, "composition")
+    on = f", {rows:,} rows" if rows else ""
+    first, last = ((scores.get(side) or {}).get("All") for side in SIDES)
+    name = f"hit@1, mean of {datasets} datasets{on} ({benchmark})"
+    yield from _tile(name, first, last, "{:.1f} %", start)
+    first, last = (sum(side.values()) / len(side) if side else None for side in subsets)
+    name = f"Caption chosen, mean of {max(map(len, subsets))} composition subsets"
+    yield from _tile(name, first, last, "{:.1f} %", start)
+    for name, key, form in (
+        ("Held-out KL to the teacher, nats", "kl", "{:.3f}"),
+        ("Top-10 neighbours as the teacher's", "overlap", "{:.1f} %"),
+    ):
+        first, last = (side.get(key) for side in sides(scores, "distillation"))
+        yield from _tile(name, first, last, form, start)
+
+
+def _tile(
+    name: str, first: float | None, last: float | None, form: str, start: str
+) -> Iterator[dict[str, str]]:
+    shown = [form.format(v) for v in (first, last) if v is not None]
+    if shown:
+        before = f"from {shown[0]}{start}" if shown[1:] else ""
+        yield {"name": name, "value": shown[-1], "before": before}
+
+
+def start_note(config: Mapping[str, Any]) -> str:
+    """The model of "before" in brackets, where a reader might take it for a trained one."""
+    random = config.get("init") == "random" and not config.get("init_from")
+    return " (random weights)" if random else ""
+
+
+def benchmark(config: Mapping[str, Any], table: scores_lib.Table) -> str:
+    """MMEB if every dataset is one of its own; else what the config calls the sets."""
+    if table and all(scores_lib.MMEB_V1.get(name) == group for name, group in table.items()):
+        return "MMEB" if len(table) == len(scores_lib.MMEB_V1) else "part of MMEB"
+    return str((config.get("evaluation") or {}).get("mmeb") or "own datasets")
+
+
+def row_count(results: Mapping[str, DatasetResult]) -> int:
+    """Rows of all datasets."""
+    return sum(len(result.ids) for result in results.values())
+
+
+def _hits(result: DatasetResult) -> tuple[int, int]:
+    """Hits and rows."""
+    return int(np.sum(result.rank == 0)), len(result.ids)
+
+
+def column_intervals(
+    table: scores_lib.Table, results: Mapping[str, DatasetResult]
+) -> dict[str, float | None]:
+    """Half the 95 % interval of each column of the scores."""
+    counts = {name: _hits(results[name]) for name in table if name in results}
+    return {
+        column: intervals.of_mean(
+            [count for name, count in counts.items() if column == "All" or column in table[name]]
+        )
+        for column in scores_lib.COLUMNS
+    }
+
+
+def fallen(
+    scores: BothScores,
+    table: scores_lib.Table,
+    after: Mapping[str, DatasetResult],
+) -> list[dict[str, Any]]:
+    """Datasets with a lower score than before, and whether that is more than rows explain."""
+    first, last = sides(scores, "datasets")
+    fallen = []
+    for name, (_, split) in table.items():
+        if name in first and name in last and last[name] < first[name]:
+            high = intervals.wilson(*_hits(after[name]))[1] if name in after else 100.0
+            change = {"name": name, "split": split, "before": first[name], "after": last[name]}
+            fallen.append(change | {"certain": first[name] > high})
+    return fallen
+
+
+def dataset_bars(
+    scores: BothScores,
+    table: scores_lib.Table,
+    results: Mapping[str, DatasetResult],
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Per meta task, each dataset's percent before and after, with the level of chance."""
+    first, last = sides(scores, "datasets")
+    groups = []
+    for meta in scores_lib.METAS:
+        bars = []
+        for name, (own, split) in table.items():
+            if own != meta or (name not in first and name not in last):
+                continue
+            result = results.get(name)
+            bars.append(
+                {
+                    "name": name,
+                    "split": split,
+                    "before": first.get(name),
+                    "after": last.get(name),
+                    "chance": float(np.mean(100 / result.candidates)) if result else None,
+                    "tied": int(result.tied.sum()) if result else 0,
+                    "interval": intervals.wilson(*_hits(result)) if result else None,
+                    "rows": len(result.ids) if result else None,
+                }
+            )
+        if bars:
+            groups.append((meta, bars))
+    return groups
+
+
+def composition_bars(scores: BothScores, rows: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Each subset's percent before and after, with the level of chance."""
+    first, last = sides(scores, "composition")
+    bars: list[dict[str, Any]] = []
+    for name in dict.fromkeys([*first, *last]):
+        percent, count = last.get(name, first.get(name, 0.0)), rows.get(name)
+        interval = intervals.wilson(round(percent * count / 100), count) if count else None
+        bar = {"name": name, "before": first.get(name), "after": last.get(name)}
+        bars.append(
+            bar | {"split": "", "chance": 50, "tied": 0, "interval": interval, "rows": count}
+        )
+    return bars
+
+
+def sides(scores: BothScores, key: str) -> list[dict[str, float]]:
+    """The group `key` of the scores before and after, {} where there is none."""
+    return [(scores.get(side) or {}).get(key) or {} for side in SIDES]

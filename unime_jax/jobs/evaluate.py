@@ -1,0 +1,259 @@
+"""Evaluate a model apart from training: scores, a report, and what is done survives a kill.
+
+A dataset's result is on disk as soon as it is finished; the same command goes on with the others.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float32
+from ml_collections import ConfigDict
+
+from unime_jax import config, config_reader, files, sharding
+from unime_jax.backbones import Backbone, open_backbone
+from unime_jax.backbones.preprocessing.prompts import name_of
+from unime_jax.batch import Item
+from unime_jax.data.ahead import map_ahead
+from unime_jax.data.sources import dataset_folder
+from unime_jax.embedder import Embedder
+from unime_jax.encode import Encoder, NonFiniteError
+from unime_jax.evaluation import finished, report, run_facts, scores, tasks
+from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
+from unime_jax.jobs import boundary, preflight
+from unime_jax.jobs.prepare import prepare
+from unime_jax.operations import compilation_cache, watchdog
+from unime_jax.operations.watchdog import Watchdog
+from unime_jax.training import resume
+from unime_jax.training.setup import say_what_is_not_used, write_config
+
+
+def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+    """Begins or resumes the evaluation in `workdir`.
+
+    Raises:
+      ValueError: the config does not make sense, `workdir` holds a run of another job or the
+        evaluation of another model or other data, or a dataset is not complete.
+      RuntimeError: a disk takes no more.
+    """
+    settings = config_reader.read(config.EvaluateConfig, config_dict.to_dict())
+    folder = pathlib.Path(settings.data.folder).expanduser()
+    watch = settings.watchdog
+    stacks = workdir / f"stacks-evaluate-{jax.process_index()}.txt"
+    with (
+        Watchdog(stacks, seconds=watch.evaluation_seconds, exit=watch.exit),
+        contextlib.ExitStack() as stack,
+    ):
+        with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+            mesh = preflight.check(
+                lambda: _make_mesh(settings),
+                workdir,
+                lambda problems: _check(settings, workdir, problems),
+            )
+        stack.enter_context(boundary.owning(workdir, "evaluate.lock", "evaluates in", folder))
+        compilation_cache.use_for_job(settings.compilation_cache, workdir)
+        prepare(settings.data.prepare, folder)
+        with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+            suite = _open_suite(settings, folder)
+            backbone = _open_backbone(settings)
+            _check_same(settings, folder, backbone, workdir)
+            write_config(workdir, config_dict)
+        with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
+            results = _results(settings, suite, backbone, mesh, workdir)
+        if jax.process_index() == 0:
+            _leave(settings, suite, results, workdir)
+
+
+def model_source(backbone: str) -> str:
+    """The folder or hub id of a model: of a training run's work directory that of its export.
+
+    Raises:
+      ValueError: a work directory without an export.
+    """
+    folder = pathlib.Path(backbone).expanduser()
+    if (folder / "hf" / "self_check.json").exists():
+        return str(folder / "hf")
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"config.backbone={backbone}: this work directory has no exported model in hf/. Let "
+            "the run finish, or export its newest checkpoint with --config.job=export."
+        )
+    return backbone
+
+
+def _check(
+    settings: config.EvaluateConfig, workdir: pathlib.Path, problems: preflight.Problems
+) -> None:
+    with problems.collected("--workdir"):
+        _check_workdir(workdir)
+    source = ""
+    with problems.collected("config.backbone"):
+        source = model_source(settings.backbone)
+    if source:
+        preflight.check_evaluation(settings, source, problems)
+
+
+def _check_workdir(workdir: pathlib.Path) -> None:
+    path = workdir / "config.json"
+    if path.exists() and (job := files.read_object(path).get("job")) != "evaluate":
+        raise ValueError(
+            f"--workdir={workdir} holds a run of job {job!r}. An evaluation has a work directory of"
+            " its own; a run's model is evaluated by --config.backbone=<its work directory>."
+        )
+
+
+def _make_mesh(settings: config.EvaluateConfig) -> Mesh:
+    """Over the devices of all processes."""
+    sizes = settings.mesh
+    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+
+
+def _open_suite(settings: config.EvaluateConfig, folder: pathlib.Path) -> Suite:
+    chosen = settings.evaluation
+    return make_suite(
+        folder,
+        mmeb_folder=chosen.mmeb,
+        composition_folder=chosen.composition,
+        images=chosen.images,
+        image_prompt=chosen.image_prompt,
+        limit=chosen.limit,
+    )
+
+
+def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
+    source = model_source(settings.backbone)
+    backbone = open_backbone(
+        source,
+        max_length=settings.max_length,
+        revision=settings.revision if source == settings.backbone else None,
+        processing=settings.processing,
+    )
+    defaults = backbone.defaults
+    say_what_is_not_used(source, defaults, defaults.max_length or 0)
+    return backbone
+
+
+def _check_same(
+    settings: config.EvaluateConfig,
+    folder: pathlib.Path,
+    backbone: Backbone,
+    workdir: pathlib.Path,
+) -> None:
+    """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
+    chosen = settings.evaluation
+    names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
+    provenance: dict[str, Any] = {
+        "model": resume.facts(backbone)["backbone"],
+        "processing": dataclasses.asdict(backbone.processing),
+        "max_length": backbone.preprocess.prompt.max_length,
+        "dtype": settings.dtype,
+        "image_prompt": chosen.image_prompt,
+        "limit": chosen.limit,
+        **{key: [name, _digest(folder / name)] for key, name in names.items() if name},
+    }
+    if jax.process_index() == 0:
+        finished.check_same(workdir, provenance)
+
+
+def _digest(folder: pathlib.Path) -> str:
+    """Hash of what TFDS records of a dataset, its sizes and shards; "" of plain files."""
+    try:
+        info = dataset_folder(folder) / "dataset_info.json"
+    except FileNotFoundError:
+        return ""
+    return hashlib.blake2b(info.read_bytes(), digest_size=16).hexdigest()
+
+
+def _results(
+    settings: config.EvaluateConfig,
+    suite: Suite,
+    backbone: Backbone,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> dict[Key, Any]:
+    """Results of all tasks, in process 0; each is on disk before the next begins."""
+    first = jax.process_index() == 0
+    results = finished.load(workdir, suite.tasks) if first else {}
+    missing = _missing(suite, results)
+    if len(missing) < len(suite.tasks):
+        logging.info("%d of %d datasets are done", len(results), len(suite.tasks))
+    if not missing:
+        return results
+    with jax.set_mesh(mesh):
+        embedder = Embedder(
+            backbone,
+            mesh=mesh,
+            dtype=jnp.dtype(settings.dtype),
+            truncate_dim=backbone.dimension,
+        )
+        encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
+        images = suite.images()
+        for task in missing:
+            started = time.perf_counter()
+            result = tasks.run(task, images, encode)
+            logging.info("%s took %.1f s", task, time.perf_counter() - started)
+            results[task.kind, task.name] = result
+            if first:
+                finished.save(workdir, task, result)
+    return results
+
+
+def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
+    """The tasks that process 0 has no result of, for all processes alike."""
+    missing = np.array([(task.kind, task.name) not in results for task in suite.tasks])
+    if jax.process_count() > 1:
+        missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
+    return [task for task, is_missing in zip(suite.tasks, missing) if is_missing]
+
+
+def _encoder(backbone: Backbone, embedder: Embedder, batch_size: int) -> Encoder:
+    """Whole embeddings of items as they are, preprocessed in threads ahead of the devices."""
+
+    def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
+        vectors = np.empty((len(items), backbone.dimension), np.float32)
+        rows = map_ahead(
+            lambda index: backbone.preprocess(items[index]),
+            range(len(items)),
+            ahead=2 * batch_size,
+        )
+        try:
+            for places, _, part in embedder.encode_rows(rows, batch_size=batch_size):
+                vectors[places] = part
+        except NonFiniteError as error:
+            raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
+        return vectors
+
+    return encode
+
+
+def _leave(
+    settings: config.EvaluateConfig,
+    suite: Suite,
+    results: dict[Key, Any],
+    workdir: pathlib.Path,
+) -> None:
+    """Writes evaluation.json and report.html, and logs the scores."""
+    found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
+    scores.write_scores(workdir, "scores", found)
+    path = report.write_report(
+        workdir,
+        table=suite.table,
+        before=None,
+        after=rankings(results),
+        images=suite.images(),
+        title=f"Evaluation of {settings.backbone}",
+        facts=run_facts.evaluation_facts(settings),
+        composition_rows=suite.composition_rows,
+    )
+    logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
