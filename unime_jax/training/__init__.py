@@ -1,0 +1,1 @@
+"""A training run: its state, steps, loop, checkpoints and metrics."""
