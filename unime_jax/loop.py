@@ -189,6 +189,7 @@ def _evaluate(
     training.stop_signal.unsaved = False
     if stop.any_told(training.stop_signal, training.mesh):
         return True
+    started = time.perf_counter()
     with (
         goodput.spend("evaluation"),
         watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds),
@@ -197,7 +198,7 @@ def _evaluate(
     training.evaluations.add(done, scores)
     writer.write_scores(training.evaluations.scores)
     goodput.write()
-    metrics.restart_clock()
+    metrics.leave_out(time.perf_counter() - started)
     return False
 
 

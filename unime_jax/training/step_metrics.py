@@ -120,9 +120,9 @@ class StepMetrics:
         self._quarantine.count(int(total["replaced_examples"]), int(total["read"]))
         return skipped_in_a_row == 0
 
-    def restart_clock(self) -> None:
-        """Leaves the time up to now out of the rate of the next step."""
-        self._last = time.perf_counter()
+    def leave_out(self, seconds: float) -> None:
+        """Leaves seconds that passed between two steps out of the rate of the next one."""
+        self._last += seconds
 
     def flush(self) -> bool:
         """`report` before a save: what was written so far is on the disk then."""
