@@ -9,48 +9,16 @@ import subprocess
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from unime_jax import checkpoint, sharding
+from tests.training.states import make_state, mesh_of
+from unime_jax import checkpoint
 from unime_jax.checkpoint import Checkpoints
-from unime_jax.step import TrainState
 from unime_jax.training import damaged_checkpoints
-from unime_jax.training.checksums import checksums
 
 FINGERPRINTS = {"backbone": "abc", "data": {"a": 3}}
-
-
-def mesh_of(data=1, fsdp=4, tensor=2):
-    return sharding.make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])
-
-
-def make_state(step, mesh=None, size=64):
-    """Noise, another for every step, spread over the mesh."""
-    mesh = mesh or mesh_of()
-    random = np.random.default_rng(step)
-
-    def place(array, *spec):
-        return jax.device_put(array, NamedSharding(mesh, P(*spec)))
-
-    def part():
-        return {
-            "kernel": place(random.normal(size=(3, size, 16)).astype("f4"), None, "fsdp", "tensor"),
-            "bias": place(random.normal(size=5).astype("f4")),
-        }
-
-    counters = [place(np.int32(n)) for n in (step, 0, 0)]
-    opt_state = {
-        "count": place(np.int32(step)),
-        "mu": part(),
-        "half": place(jnp.ones(7, "bfloat16")),
-    }
-    frozen = {"frozen": place(np.zeros(4, "f4"))}
-    return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2])
 
 
 def open_checkpoints(folder, keep=3, fingerprints=FINGERPRINTS, **options):
@@ -95,26 +63,6 @@ def test_any_mesh_restores_the_same_values(folder, shape):
         found = checkpoints.restore(start)
     assert_same(found, dataclasses.replace(make_state(6), frozen=start.frozen))
     assert found.trainable["kernel"].sharding == start.trainable["kernel"].sharding
-
-
-# Checksums
-
-
-def test_checksums_see_any_value_and_no_mesh():
-    state = make_state(1)
-    expected = checksums(state)
-    assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
-    assert checksums(make_state(1, mesh_of(1, 1, 1))) == expected
-    kernel = np.array(state.trainable["kernel"])
-    found = {expected[name] for name in expected if "trainable" in name and "kernel" in name}
-    for place in [(0, 0, 0), (1, 5, 3), (2, 63, 15)]:
-        changed = kernel.copy()
-        changed.view("u4")[place] ^= 1  # the last bit of one number
-        placed = jax.device_put(changed, state.trainable["kernel"].sharding)
-        found |= set(checksums({"trainable": placed}).values())
-    swapped = jax.device_put(kernel[[1, 0, 2]], state.trainable["kernel"].sharding)
-    found |= set(checksums({"trainable": swapped}).values())
-    assert len(found) == 5
 
 
 # Damage

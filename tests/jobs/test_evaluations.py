@@ -13,7 +13,7 @@ from tests.multihost import launch
 from unime_jax import loop
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
-from unime_jax.training import evaluations
+from unime_jax.training import evaluations, results
 
 TIMINGS = {"pairs_per_second", "data_wait_share"}
 
@@ -36,7 +36,7 @@ def scored(monkeypatch):
     """Has evaluations give these scores of "All", in order; the list shrinks as they are given."""
 
     def give(percents):
-        monkeypatch.setattr(train.suite, "evaluate", lambda *_: (_scores(percents.pop(0)), {}))
+        monkeypatch.setattr(results.suite, "evaluate", lambda *_: (_scores(percents.pop(0)), {}))
         return percents
 
     return give
@@ -148,7 +148,7 @@ def test_a_signal_during_an_evaluation_has_nothing_to_save(
     monkeypatch.setattr(
         train.StopSignal, "__enter__", lambda self: signals.append(self) or enter(self)
     )
-    monkeypatch.setattr(train.suite, "evaluate", evaluate)
+    monkeypatch.setattr(results.suite, "evaluate", evaluate)
     train.run(evaluated, workdir)
     assert during == [False] * 4 and complete == [2, 4, 6, 6]
 
