@@ -166,6 +166,7 @@ def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
     assert given(workdir) == {2: 70.0, 4: 20.0, 6: 60.0}
     assert json.loads((workdir / "evaluation.json").read_text())["after"]["All"] == 70.5
     assert "2 of 16 pairs" in (workdir / "hf" / "README.md").read_text()
+    assert "of step 2" in (workdir / "report.html").read_text()
     exported = (workdir / "hf" / "model.safetensors").read_bytes()
     newest = (straight / "hf" / "model.safetensors").read_bytes()
     assert exported != newest

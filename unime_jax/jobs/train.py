@@ -106,12 +106,12 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
                     logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
                     results.write_outcome(settings, workdir)
                     outcome.say(workdir)
-                    results.write_report(settings, workdir, None, goodput.summary())
+                    results.write_report(settings, workdir, None, goodput.summary(), settings.steps)
                     sys.exit(outcome.STATUS)
                 results.write_outcome(settings, workdir)
                 parameters, steps = _evaluate_ends(this, trainable, scored)
                 # also there if the export fails its check
-                results.write_report(settings, workdir, this.tests, goodput.summary())
+                results.write_report(settings, workdir, this.tests, goodput.summary(), steps)
                 with this.phase("export", "the export has not gone on", watch.export_seconds):
                     export.write(this.whole, parameters, steps, this.rows, workdir)
                 results.log_results(workdir)

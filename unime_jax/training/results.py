@@ -42,15 +42,18 @@ def write_report(
     workdir: pathlib.Path,
     tests: suite.Suite | None,
     goodput: Mapping[str, Any],
+    steps: int,
 ) -> None:
     """Writes the report of an evaluation, or, without `tests`, of a run that has come to none.
 
     Args:
       goodput: `Goodput.summary` of the run.
+      steps: of the model that is evaluated as "after", fewer than all if it is the best one.
     """
     sides = scores.read_scores(workdir) if tests else {}
     if jax.process_index() != 0 or (tests and (tests.is_empty or not sides)):
         return
+    best = {"best checkpoint": f"of step {steps}"} if steps < settings.steps else {}
     results = {when: mmeb.load_results(workdir / f"results_{when}.npz") for when in sides}
     report.write_report(
         workdir,
@@ -59,7 +62,7 @@ def write_report(
         after=results.get("after"),
         images=tests.images if tests else lambda path: b"",
         title=f"Training {workdir.name}",
-        facts=run_facts.run_facts(settings, goodput),
+        facts=run_facts.run_facts(settings, goodput) | best,
         composition_rows={n: len(r) for n, r in tests.composition.items()} if tests else {},
     )
 
