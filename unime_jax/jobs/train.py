@@ -163,8 +163,8 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
     """
     settings, watch = this.settings, this.settings.watchdog
     with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-        row_counts = {name: len(this.rows[name]) for name in this.rows}
-        fingerprints = same_run.fingerprints(this.whole.backbone, row_counts)
+        counts = {name: len(rows) for name, rows in this.rows.items()}
+        fingerprints = same_run.fingerprints(this.whole.backbone, counts)
     scored = Evaluations(this.workdir, settings)
     with Checkpoints(
         this.workdir / "checkpoints",
@@ -183,8 +183,7 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
             encoder = this.whole.encoder(untrained | state.frozen | state.trainable)
             return results.evaluate(this.tests, encoder, f"after step {int(state.step)}")[0]
 
-        # A step takes one batch, so the number of steps says which batch comes next.
-        batches = this.batches(first_batch=done)
+        batches = this.batches(first_batch=done)  # a step takes one
         with contextlib.closing(Reader(batches, batches.close)) as data:
             training = loop.Training(
                 settings=settings,
@@ -216,8 +215,8 @@ def _untrained_part(this: _Run) -> paths.Parameters:
     """Weights beside the student's that evaluations during a distillation need: the tower's."""
     if this.whole is this.trained or not this.settings.evaluation.every:
         return {}
-    late, seconds = "reading the weights has not gone on", this.settings.watchdog.setup_seconds
-    with watchdog.phase(late, seconds):
+    seconds = this.settings.watchdog.setup_seconds
+    with watchdog.phase("reading the weights has not gone on", seconds):
         values = this.whole.initial()
     return {p: v for p, v in values.items() if p not in this.trained.blueprint.parameters}
 
@@ -270,12 +269,10 @@ def _evaluate_ends(
     """Evaluates the model before and after training; the one to export, and its steps.
 
     The start follows from the config, so it is made again rather than kept, and the first step
-    need not wait for an evaluation. The frozen weights are made again as well: they may just fit
-    once.
+    need not wait for an evaluation. So are the frozen weights, which may just fit once.
     """
     settings, watch, workdir = this.settings, this.settings.watchdog, this.workdir
-    late = "the evaluation has not gone on"
-    steps = settings.steps
+    late, steps = "the evaluation has not gone on", settings.steps
     with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
         parameters = this.whole.initial()
     with this.phase("evaluation", late, watch.evaluation_seconds):
