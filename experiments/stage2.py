@@ -90,7 +90,7 @@ def mini() -> ConfigDict:
     config.optimizer.learning_rates = ((".*", 1.0),)
     config.optimizer.weight_decays = ((r".*\.(kernel|embedding)", 0.01), (".*", 0.0))
 
-    config.checkpoint = ConfigDict({"every": 50, "keep": 2})
+    config.checkpoint = ConfigDict({"every": 50, "keep": 2, "keep_best": False})
     config.compilation_cache = "auto"  # in the work directory, but for CPUs the user's
     config.profile = ConfigDict({"first_step": 10, "steps": 0})
     config.watchdog = ConfigDict()  # stacks, and the end, after so long without ... (0: never)
@@ -119,6 +119,7 @@ def mini() -> ConfigDict:
     config.data.max_bad_share = 0.05
 
     config.evaluation = ConfigDict()
+    config.evaluation.every = 0  # steps; 0: only before and after training
     config.evaluation.mmeb = "mini_mmeb/eval"
     config.evaluation.composition = "mini_mmeb/composition"
     config.evaluation.texts = ""
@@ -135,6 +136,7 @@ def mini() -> ConfigDict:
     config.execution.recompute = True
 
     config.export = ConfigDict()
+    config.export.checkpoint = "newest"  # or "best", with checkpoint.keep_best
     config.export.dtype = "float32"
     config.export.adapter = False
     config.export.verify = True

@@ -1,1 +1,1 @@
-"""A training run: set-up, state, step, loop, checkpoints."""
+"""A training run: its state, steps, loop, checkpoints and metrics."""
