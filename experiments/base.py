@@ -74,8 +74,10 @@ def mini() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 50  # steps
     config.checkpoint.keep = 2  # the newest checkpoints
+    config.checkpoint.keep_best = False  # beside them the best one, by evaluation.every
 
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
+    config.evaluation.every = 0  # steps; 0: only before and after training
     config.evaluation.mmeb = "mini_mmeb/eval"
     config.evaluation.composition = "mini_mmeb/composition"
     config.evaluation.texts = ""  # distillation only
@@ -128,6 +130,7 @@ def mini() -> ConfigDict:
     config.execution.recompute = True  # chunks are encoded twice; False: activations are kept
 
     config.export = ConfigDict()
+    config.export.checkpoint = "newest"  # or "best", with checkpoint.keep_best
     config.export.dtype = "float32"  # of the weights; or "bfloat16"
     config.export.adapter = False  # also the adapters alone
     config.export.verify = True  # repeat the self-check in a new process

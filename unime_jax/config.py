@@ -27,6 +27,8 @@ class CheckpointConfig:
 
     every: int  # steps from one save to the next
     keep: int  # newest checkpoints that are kept
+    # also the one with the highest "All" by `evaluation.every`; distillation: neighbour overlap
+    keep_best: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ class DataConfig:
 class EvaluationConfig:
     """Evaluation data below `data.folder`; "" leaves a part out."""
 
+    every: int  # steps from one evaluation to the next during training; 0: only at the ends
     mmeb: str  # a TFDS folder in MMEB-eval's columns
     composition: str  # a TFDS folder of SugarCrepe-style captions
     # a TFDS folder in MMEB-train's columns, whose split "test" is compared with the teacher's view
@@ -113,6 +116,7 @@ class ExecutionConfig:
 class ExportConfig:
     """The model in <workdir>/hf."""
 
+    checkpoint: Literal["newest", "best"]  # which one; the best needs `checkpoint.keep_best`
     dtype: Literal["float32", "bfloat16"]  # of the weights
     adapter: bool  # also write <workdir>/hf_adapter in PEFT's format
     verify: bool  # repeat the self-check in a new process, on the CPU in float32

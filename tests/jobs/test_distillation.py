@@ -24,7 +24,7 @@ from unime_jax.data import embedding_store_writer
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
-from unime_jax.training import setup
+from unime_jax.training import evaluations, setup
 
 WORDS = 24  # width of the teacher
 
@@ -81,6 +81,27 @@ def test_held_out_texts_come_closer_to_the_teacher(distilled):
     assert "Held-out KL" in report and f"{after['overlap']:.1f} %" in report
     logged = tiny_run.metrics(distilled)
     assert len(logged) == 12 and {"teacher_entropy", "nearest_agreement"} <= logged[0].keys()
+
+
+def test_the_whole_model_is_evaluated_while_its_language_component_is_distilled(
+    data, distilled, tmp_path, monkeypatch
+):
+    """The tower is there for evaluations alone: losses stay as they are."""
+    monkeypatch.setattr(export, "write", lambda *_: None)
+    made = make_config(data)
+    made.evaluation.every = 5
+    made.checkpoint.keep_best = True
+    train.run(made, tmp_path)
+    losses, expected = (
+        [line["loss"] for line in tiny_run.metrics(run)] for run in (tmp_path, distilled)
+    )
+    assert losses == expected
+    scores = evaluations.read(tmp_path)
+    assert list(scores) == [5, 10, 12]
+    overlaps = [evaluations.overall(scores[step]) for step in scores]
+    assert overlaps[-1] == agreement(distilled)[1]["overlap"] and len(set(overlaps)) > 1
+    best = evaluations.best_step(scores, scores)
+    assert {best, 12} <= set(tiny_run.checkpoint_steps(tmp_path))
 
 
 @pytest.mark.slow

@@ -9,51 +9,19 @@ import subprocess
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from unime_jax import sharding
-from unime_jax.training import checkpoint
-from unime_jax.training.checkpoint import Checkpoints, checksums
-from unime_jax.training.step import TrainState
+from tests.training.states import make_state, mesh_of
+from unime_jax.training import checkpoint, damaged_checkpoints
+from unime_jax.training.checkpoint import Checkpoints
 
-FACTS = {"backbone": "abc", "data": {"a": 3}}
+FINGERPRINTS = {"backbone": "abc", "data": {"a": 3}}
 
 
-def mesh_of(data=1, fsdp=4, tensor=2):
-    return sharding.make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])
-
-
-def make_state(step, mesh=None, size=64):
-    """Noise, another for every step, spread over the mesh."""
-    mesh = mesh or mesh_of()
-    random = np.random.default_rng(step)
-
-    def place(array, *spec):
-        return jax.device_put(array, NamedSharding(mesh, P(*spec)))
-
-    def part():
-        return {
-            "kernel": place(random.normal(size=(3, size, 16)).astype("f4"), None, "fsdp", "tensor"),
-            "bias": place(random.normal(size=5).astype("f4")),
-        }
-
-    counters = [place(np.int32(n)) for n in (step, 0, 0)]
-    opt_state = {
-        "count": place(np.int32(step)),
-        "mu": part(),
-        "half": place(jnp.ones(7, "bfloat16")),
-    }
-    frozen = {"frozen": place(np.zeros(4, "f4"))}
-    return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2])
-
-
-def open_checkpoints(folder, keep=3, facts=FACTS, **options):
-    return Checkpoints(folder, every=2, keep=keep, facts=facts, **options)
+def open_checkpoints(folder, keep=3, fingerprints=FINGERPRINTS, **options):
+    return Checkpoints(folder, every=2, keep=keep, fingerprints=fingerprints, **options)
 
 
 def assert_same(found, wanted):
@@ -96,26 +64,6 @@ def test_any_mesh_restores_the_same_values(folder, shape):
     assert found.trainable["kernel"].sharding == start.trainable["kernel"].sharding
 
 
-# Checksums
-
-
-def test_checksums_see_any_value_and_no_mesh():
-    state = make_state(1)
-    expected = checksums(state)
-    assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
-    assert checksums(make_state(1, mesh_of(1, 1, 1))) == expected
-    kernel = np.array(state.trainable["kernel"])
-    found = {expected[name] for name in expected if "trainable" in name and "kernel" in name}
-    for place in [(0, 0, 0), (1, 5, 3), (2, 63, 15)]:
-        changed = kernel.copy()
-        changed.view("u4")[place] ^= 1  # the last bit of one number
-        placed = jax.device_put(changed, state.trainable["kernel"].sharding)
-        found |= set(checksums({"trainable": placed}).values())
-    swapped = jax.device_put(kernel[[1, 0, 2]], state.trainable["kernel"].sharding)
-    found |= set(checksums({"trainable": swapped}).values())
-    assert len(found) == 5
-
-
 # Damage
 
 
@@ -141,11 +89,11 @@ def record_of(content):
 
 
 DAMAGES = {
-    "record without facts": record_of(b'{"checksums": {}}'),
-    "record of no facts": record_of(b'{"facts": {}, "checksums": {}}'),
-    "record of fewer facts": record_of(b'{"facts": {"data": {"a": 3}}, "checksums": {}}'),
-    "facts that are a list": record_of(b'{"facts": ["backbone", "data"], "checksums": {}}'),
-    "facts that are null": record_of(b'{"facts": null, "checksums": {}}'),
+    "record without fingerprints": record_of(b'{"checksums": {}}'),
+    "record of no fingerprints": record_of(b'{"facts": {}, "checksums": {}}'),
+    "record of fewer fingerprints": record_of(b'{"facts": {"data": {"a": 3}}, "checksums": {}}'),
+    "fingerprints that are a list": record_of(b'{"facts": ["backbone", "data"], "checksums": {}}'),
+    "fingerprints that are null": record_of(b'{"facts": null, "checksums": {}}'),
     "checksums that are a list": record_of(b'{"facts": {"backbone": "abc"}, "checksums": []}'),
     "record that is a list": record_of(b"[]"),
     "record that is null": record_of(b"null"),
@@ -187,7 +135,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(folder, damage, caplog):
 )
 def test_notes_on_a_checkpoint_are_no_part_of_it(folder, content):
     for step in steps(folder):
-        notes = folder / str(step) / checkpoint.NOTES
+        notes = folder / str(step) / damaged_checkpoints.NOTES
         notes.unlink()
         if content is not None:
             notes.write_bytes(content)
@@ -232,15 +180,52 @@ def test_reading_changes_nothing(folder):
     assert steps(folder) == [2, 4, 6] and (folder / "8.orbax-checkpoint-tmp").exists()
 
 
-def test_other_facts_are_refused(folder):
+def test_other_fingerprints_are_refused(folder):
     for name, other in (("backbone", "abd"), ("data", {"a": 4})):
         with (
-            open_checkpoints(folder, facts=FACTS | {name: other}) as checkpoints,
+            open_checkpoints(folder, fingerprints=FINGERPRINTS | {name: other}) as checkpoints,
             pytest.raises(ValueError, match=f"step 6 .* another {name}: .* then, .* now"),
         ):
             checkpoints.restore(make_state(0))
-    with open_checkpoints(folder, facts={"backbone": "abc"}) as checkpoints:  # knows less
+    with open_checkpoints(folder, fingerprints={"backbone": "abc"}) as checkpoints:  # knows less
         assert int(checkpoints.restore(make_state(0)).step) == 6
+
+
+# The best one
+
+
+def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
+    """Also by a process that starts later, and until there is a better one."""
+    folder, scores = tmp_path / "checkpoints", {4: 3.0, 8: 2.0}
+
+    def best(steps):
+        return max(scores.keys() & set(steps), key=scores.get, default=None)
+
+    with open_checkpoints(folder, keep=2, best=best) as checkpoints:
+        for step in (2, 4, 6, 8, 10):
+            checkpoints.save(step, make_state(step))
+    assert steps(folder) == [4, 8, 10]
+    with open_checkpoints(folder, keep=2, best=best) as checkpoints:
+        assert checkpoints.steps() == [4, 8, 10]
+        checkpoints.save(12, make_state(12))
+        assert_same(checkpoints.restore_step(4, make_state(0)), make_state(4))
+        scores[12] = 9.0
+        checkpoints.save(14, make_state(14))
+        checkpoints.save(16, make_state(16))
+        checkpoints.save(18, make_state(18))
+    assert steps(folder) == [12, 16, 18]
+    with open_checkpoints(folder, keep=2) as checkpoints:  # no longer asked for
+        checkpoints.save(20, make_state(20))
+    assert steps(folder) == [18, 20]
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(folder):
+    flip(folder / "4")
+    with (
+        open_checkpoints(folder, read_only=True) as checkpoints,
+        pytest.raises(ValueError, match="checkpoint of step 4 in .*: "),
+    ):
+        checkpoints.restore_step(4, make_state(0))
 
 
 # Names of folders

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies
 from tensorboardX.proto.event_pb2 import Event
 
-from unime_jax.training import metrics
+from unime_jax.training import metrics, progress
 from unime_jax.training.metrics import MetricsWriter
 
 
@@ -55,7 +55,7 @@ def test_any_name_and_number_is_strict_json(tmp_path_factory, values):
     workdir = tmp_path_factory.mktemp("run")
     events = types.SimpleNamespace(write=lambda *args: None, close=lambda: None)
     with pytest.MonkeyPatch.context() as patch:  # TensorBoard has rules of its own for names
-        patch.setattr(metrics, "_TensorBoard", lambda *args: events)
+        patch.setattr(metrics, "TensorBoard", lambda *args: events)
         with open_writer(workdir) as writer:
             writer.write(1, values)
     (line,) = lines(workdir)
@@ -148,7 +148,7 @@ def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys, monkeypatch):
     assert first.startswith("1/300 [") and "loss 1.0000, 64.0 pairs/s" in first
     assert last.startswith("300/300 [") and "loss 0.0033" in last
 
-    monkeypatch.setattr(metrics, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with open_writer(tmp_path, total_steps=4) as writer:
         for step in range(1, 5):
             writer.write(step, {})

@@ -89,10 +89,15 @@ def test_the_rest_is_applied_and_logged(workdir, config, caplog):
 
 
 def test_another_evaluation_forgets_the_scores_before(workdir, config):
-    (workdir / "evaluation.json").write_text("{}")
+    files = [workdir / name for name in ("evaluation.json", "evaluations.jsonl")]
+    for file in files:
+        file.write_text("{}")
+    config.evaluation.every = 3  # the same at other steps
+    check(workdir, config)
+    assert all(file.exists() for file in files)
     config.evaluation.limit = 7
     check(workdir, config)
-    assert not (workdir / "evaluation.json").exists()
+    assert not any(file.exists() for file in files)
 
 
 def test_steps_may_change_where_the_rates_so_far_do_not(workdir, config):

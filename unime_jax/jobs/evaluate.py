@@ -24,18 +24,17 @@ from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
-from unime_jax.data.ahead import map_ahead
 from unime_jax.data.sources import dataset_folder
-from unime_jax.embedder import Embedder
-from unime_jax.encode import Encoder, NonFiniteError
+from unime_jax.embedder import Embedder, default_execution
+from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, report, run_facts, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
 from unime_jax.jobs import boundary, preflight
-from unime_jax.jobs.prepare import prepare
 from unime_jax.operations import compilation_cache, watchdog
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training import resume
+from unime_jax.training.inputs import prepare
 from unime_jax.training.setup import say_what_is_not_used, write_config
 
 
@@ -154,7 +153,7 @@ def _check_same(
     chosen = settings.evaluation
     names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
     provenance: dict[str, Any] = {
-        "model": resume.facts(backbone)["backbone"],
+        "model": resume.fingerprints(backbone)["backbone"],
         "processing": dataclasses.asdict(backbone.processing),
         "max_length": backbone.preprocess.prompt.max_length,
         "dtype": settings.dtype,
@@ -195,6 +194,7 @@ def _results(
             backbone,
             mesh=mesh,
             dtype=jnp.dtype(settings.dtype),
+            execution=default_execution(jnp.dtype(settings.dtype)),
             truncate_dim=backbone.dimension,
         )
         encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
@@ -218,21 +218,21 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
 
 
 def _encoder(backbone: Backbone, embedder: Embedder, batch_size: int) -> Encoder:
-    """Whole embeddings of items as they are, preprocessed in threads ahead of the devices."""
+    """Whole embeddings of items as they are, in batches of a few shapes."""
 
     def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
-        vectors = np.empty((len(items), backbone.dimension), np.float32)
-        rows = map_ahead(
-            lambda index: backbone.preprocess(items[index]),
-            range(len(items)),
-            ahead=2 * batch_size,
+        blocks = encode_blocks(
+            embedder.model,
+            items,
+            backbone.preprocess,
+            embedder.shapes(batch_size),
+            window=batch_size,
         )
         try:
-            for places, _, part in embedder.encode_rows(rows, batch_size=batch_size):
-                vectors[places] = part
+            (encoded,) = blocks
         except NonFiniteError as error:
             raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
-        return vectors
+        return encoded.vectors
 
     return encode
 

@@ -1,4 +1,4 @@
-"""Export a run's newest checkpoint: merged weights, a PEFT adapter, checks and a model card.
+"""Export a run's newest or best checkpoint: merged weights, a PEFT adapter, checks, a model card.
 
 Training ends with it; `--config.job=export` does it at any time, also for a run that was stopped.
 With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapter on it merged.
@@ -7,7 +7,7 @@ With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapt
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from unime_jax.jobs import preflight
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import compilation_cache, processes, watchdog, workdir_lock
 from unime_jax.operations.watchdog import Watchdog
-from unime_jax.training import resume
+from unime_jax.training import evaluations, resume
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_config
 from unime_jax.training.step import TrainState
@@ -62,39 +62,68 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
                 train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
                 rows = sources.open_dataset(train) if settings.data.train else {}
                 if settings.steps:
-                    now = _restore(setup, workdir)
-                    if int(now.skipped) >= int(now.step) > 0:
+                    state = restore(setup, workdir, evaluations.read(workdir))
+                    if int(state.skipped) >= int(state.step) > 0:
                         raise ValueError(
-                            f"every one of the {int(now.step)} steps of {workdir} was skipped, so"
+                            f"every one of the {int(state.step)} steps of {workdir} was skipped, so"
                             " there is nothing to export; config.steps=0 exports the backbone as"
                             " it is"
                         )
-                    parameters, steps = now.trainable | now.frozen, int(now.step)
-                    del now
+                    parameters, steps = state.trainable | state.frozen, int(state.step)
+                    del state
                 else:
                     parameters, steps = setup.initial(), 0
             with watchdog.phase("the export has not gone on", watch.export_seconds):
                 write(setup, parameters, steps, rows, workdir)
 
 
-def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
+def restore(
+    setup: Setup, workdir: pathlib.Path, scores: Mapping[int, evaluations.Scores]
+) -> TrainState:
+    """The state of the checkpoint that `export.checkpoint` names, frozen weights included.
+
+    Args:
+      scores: of evaluations during training, by step.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         every=setup.settings.checkpoint.every,
         keep=setup.settings.checkpoint.keep,
-        facts=resume.facts(setup.backbone),
+        fingerprints=resume.fingerprints(setup.backbone),
         read_only=True,  # the run may be going on
     )
+    state = None
     with checkpoints:
-        found = None
         if checkpoints.latest_step() is not None:
-            found = checkpoints.restore(setup.initial_state())
-        if found is None:
-            raise ValueError(
-                f"{workdir} has no checkpoint to export; train first, or set config.steps=0 to"
-                " export the backbone as it is"
-            )
-        return found
+            if setup.settings.export.checkpoint == "best":
+                step = _best_step(workdir, scores, checkpoints.steps())
+                state = checkpoints.restore_step(step, setup.initial_state())
+            else:
+                state = checkpoints.restore(setup.initial_state())
+    if state is None:
+        raise ValueError(
+            f"{workdir} has no checkpoint to export; train first, or set config.steps=0 to"
+            " export the backbone as it is"
+        )
+    return state
+
+
+def _best_step(
+    workdir: pathlib.Path, scores: Mapping[int, evaluations.Scores], steps: Sequence[int]
+) -> int:
+    """The one of these steps with the highest score, or a ValueError."""
+    best = evaluations.best_step(scores, steps)
+    if best is None:
+        raise ValueError(
+            f'config.export.checkpoint="best", but {workdir / evaluations.FILE} has no score of a'
+            " checkpoint that is there: train on with config.evaluation.every, or export the"
+            ' "newest"'
+        )
+    logging.info("the best checkpoint of %s is that of step %d", workdir, best)
+    return best
 
 
 def write(

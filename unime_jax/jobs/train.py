@@ -1,17 +1,14 @@
 """Train an embedder, evaluate it before and after, and leave a report and Hugging Face weights.
 
-With a distillation loss (UniME stage 1) it is the language component alone that is trained, on
-texts; everything after the last step is about the whole model, with that component put back.
+With a distillation loss (UniME stage 1) the language component alone is trained, on texts;
+evaluation and export are of the whole model, with that component put back.
 """
 
 import contextlib
-import functools
-import importlib
+import dataclasses
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import jax
@@ -19,20 +16,59 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader
-from unime_jax.data import loader, mixture, sources
+from unime_jax import config, config_reader, paths
+from unime_jax.data import sources
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
-from unime_jax.encode import Encoder
-from unime_jax.evaluation import earlier, report, results, run_facts, scores, suite
+from unime_jax.evaluation import earlier, scores, suite
 from unime_jax.jobs import boundary, export, preflight
-from unime_jax.operations import compilation_cache, cross_process, exits, processes, watchdog
-from unime_jax.operations.goodput import Goodput
+from unime_jax.operations import compilation_cache, exits, stop, watchdog
+from unime_jax.operations.goodput import Goodput, Phase
 from unime_jax.operations.stop import StopSignal
 from unime_jax.operations.watchdog import Watchdog
-from unime_jax.training import loop, metrics, outcome, resume, state
+from unime_jax.training import (
+    evaluations,
+    inputs,
+    loop,
+    metrics,
+    outcome,
+    results,
+    resume,
+    state,
+    step,
+    tensorboard,
+)
 from unime_jax.training.checkpoint import Checkpoints
+from unime_jax.training.evaluations import Evaluations
 from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_config
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run that is set up, of which nothing is computed yet.
+
+    Attributes:
+      whole: the model that is evaluated and exported.
+      trained: the part of it that is trained; all of it, unless a teacher is distilled.
+      rows: the training data by source.
+      batches: an iterator over them, given `first_batch`.
+    """
+
+    settings: config.TrainConfig
+    workdir: pathlib.Path
+    goodput: Goodput
+    stop_signal: StopSignal
+    whole: Setup
+    trained: Setup
+    rows: Mapping[str, sources.Source]
+    batches: Callable[..., grain.DatasetIterator]
+    tests: suite.Suite
+
+    @contextlib.contextmanager
+    def phase(self, phase: Phase, late: str, seconds: float) -> Iterator[None]:
+        """Counts the time inside for `phase`, and watches it: see `Watchdog.phase`."""
+        with self.goodput.spend(phase), watchdog.phase(late, seconds):
+            yield
 
 
 def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
@@ -51,12 +87,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
     watch = settings.watchdog
     stacks = workdir / f"stacks-{jax.process_index()}.txt"
     with Watchdog(stacks, seconds=watch.seconds, exit=watch.exit), contextlib.ExitStack() as stack:
-        with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-            mesh = preflight.check(
-                lambda: make_mesh(settings),
-                workdir,
-                lambda problems: preflight.check_training(settings, workdir, problems),
-            )
+        mesh = _check(settings, workdir)
         stack.enter_context(boundary.owning(workdir, "run.lock", "trains in", folder))
         resume.check_config(workdir, config_dict.to_dict())
         if jax.process_index() == 0:
@@ -65,217 +96,206 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
         goodput = Goodput(workdir, writes=jax.process_index() == 0)
         with StopSignal() as stop_signal:
-            _prepare(settings.data.prepare, folder)
+            inputs.prepare(settings.data.prepare, folder)
             with jax.set_mesh(mesh):
+                this = _set_up(settings, mesh, workdir, folder, goodput, stop_signal)
                 try:
-                    _train(settings, mesh, workdir, folder, goodput, stop_signal)
+                    trainable, scored = _train(this)
                 except outcome.EveryStepSkipped as error:
                     logging.error("%s; nothing is exported: status %d", error, outcome.STATUS)
-                    _write_outcome(settings, workdir)
+                    results.write_outcome(settings, workdir)
                     outcome.say(workdir)
-                    _write_report(settings, workdir, None, goodput)
+                    results.write_report(settings, workdir, None, goodput.summary(), settings.steps)
                     sys.exit(outcome.STATUS)
+                results.write_outcome(settings, workdir)
+                parameters, steps = _evaluate_ends(this, trainable, scored)
+                # also there if the export fails its check
+                results.write_report(settings, workdir, this.tests, goodput.summary(), steps)
+                with this.phase("export", "the export has not gone on", watch.export_seconds):
+                    export.write(this.whole, parameters, steps, this.rows, workdir)
+                results.log_results(workdir)
             goodput.write()
             goodput.log()
 
 
-def _train(
+def _check(settings: config.TrainConfig, workdir: pathlib.Path) -> Mesh:
+    """Looks at all that is cheap to look at, before anything is built; returns the mesh."""
+
+    def check_keys(problems: preflight.Problems) -> None:
+        with problems.collected():
+            evaluations.check(settings)
+        preflight.check_training(settings, workdir, problems)
+
+    with watchdog.phase("the set-up has not gone on", settings.watchdog.setup_seconds):
+        return preflight.check(lambda: make_mesh(settings), workdir, check_keys)
+
+
+def _set_up(
     settings: config.TrainConfig,
     mesh: Mesh,
     workdir: pathlib.Path,
     folder: pathlib.Path,
     goodput: Goodput,
     stop_signal: StopSignal,
-) -> None:
-    watch = settings.watchdog
-    with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+) -> _Run:
+    """Opens backbone and data, traces the model, and lists its parameters."""
+    with watchdog.phase("the set-up has not gone on", settings.watchdog.setup_seconds):
         whole = set_up(settings, mesh)
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
-        setup = whole if teacher is None else student(whole, teacher)
+        trained = whole if teacher is None else student(whole, teacher)
         rows = sources.open_dataset(folder / settings.data.train)
-        make_loader = _loader(setup, rows)
-        table = state.parameter_table(setup.abstract_model)
+        batches = inputs.make_batches(trained, rows)
+        table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
             (workdir / "parameters.txt").write_text(table + "\n")
         tests = suite.open_suite(settings, folder, teacher)
-        facts = resume.facts(whole.backbone, {name: len(rows[name]) for name in rows})
+    return _Run(settings, workdir, goodput, stop_signal, whole, trained, rows, batches, tests)
 
+
+def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
+    """All steps, from the newest checkpoint on; the trained parameters, and scores on the way.
+
+    Raises:
+      SystemExit: told to stop.
+      outcome.EveryStepSkipped: none was finite.
+    """
+    settings, watch = this.settings, this.settings.watchdog
+    with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
+        counts = {name: len(rows) for name, rows in this.rows.items()}
+        fingerprints = resume.fingerprints(this.whole.backbone, counts)
+    scored = Evaluations(this.workdir, settings)
     with Checkpoints(
-        workdir / "checkpoints",
+        this.workdir / "checkpoints",
         every=settings.checkpoint.every,
         keep=settings.checkpoint.keep,
-        facts=facts,
+        fingerprints=fingerprints,
+        best=scored.best if settings.checkpoint.keep_best else None,
     ) as checkpoints:
-        with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
-            now = setup.initial_state()
-        with (
-            goodput.spend("checkpoint"),
-            watchdog.phase("restoring a checkpoint has not gone on", watch.setup_seconds),
-        ):
-            restored = checkpoints.restore(now)
-        if restored is not None:
-            now = restored
-            logging.info("resuming %s after step %d", workdir, int(now.step))
-        del restored
-        if int(now.step) > settings.steps:
-            raise ValueError(
-                f"config.steps={settings.steps}, but {workdir} has a checkpoint of step "
-                f"{int(now.step)} already."
-            )
-        if int(now.step) < settings.steps and jax.process_index() == 0:
-            scores.forget_scores(workdir, "after")  # of fewer steps, where a run is extended
-        goodput.resumed(int(now.step))
-        # A step takes one batch, so the number of steps says which batch comes next.
-        names = sorted(settings.data.weights or rows)  # as the loader numbers them
-        if jax.process_index() == 0:
-            metrics.cut_after(workdir / "metrics.jsonl", int(now.step))  # and what is damaged
-        before = [line for line in _metrics(workdir) if line["step"] <= int(now.step)]
-        batches = make_loader(first_batch=int(now.step))
+        untrained = _untrained_part(this)
+        train_state = _restore(this, checkpoints)
+        done = int(train_state.step)
+        monitor = _resume(this, scored, done)
+        names = sorted(settings.data.weights or this.rows)  # as the loader numbers them
+
+        def evaluate(state: step.TrainState) -> scores.Scores:
+            encoder = this.whole.encoder(untrained | state.frozen | state.trainable)
+            return results.evaluate(this.tests, encoder, f"after step {int(state.step)}")[0]
+
+        batches = this.batches(first_batch=done)  # a step takes one
         with contextlib.closing(Reader(batches, batches.close)) as data:
-            now = loop.run(
-                settings,
-                mesh,
-                workdir,
-                setup.train_step(now, sources=len(names)),
-                now,
-                data,
-                checkpoints,
-                goodput,
-                stop_signal,
-                names,
-                outcome.Monitor(settings, before),
+            training = loop.Training(
+                settings=settings,
+                mesh=this.trained.mesh,
+                workdir=this.workdir,
+                train_step=this.trained.train_step(train_state, sources=len(names)),
+                data=data,
+                sources=names,
+                evaluate=evaluate,
+                checkpoints=checkpoints,
+                evaluations=scored,
+                monitor=monitor,
+                goodput=this.goodput,
+                stop_signal=this.stop_signal,
             )
-        with (
-            goodput.spend("checkpoint"),
-            watchdog.phase("the last checkpoint has not been written", watch.setup_seconds),
-        ):
+            train_state = loop.run(training, train_state)
+        late = "the last checkpoint has not been written"
+        with this.phase("checkpoint", late, watch.setup_seconds):
             checkpoints.close()
-    goodput.write()
-    stop_signal.unsaved = False  # from here on a signal ends this process at once
-    # One that has come until here may have come to one process alone; all go, or all go on.
-    told = cross_process.sum_over_processes(mesh)({"told": stop_signal.told})()["told"]
-    if int(now.step) < settings.steps or told:
-        if data.hangs:  # Python would wait for the thread that reads
-            exits.exit_now(stop_signal.status)
-        sys.exit(stop_signal.status)
-    if int(now.skipped) >= int(now.step) > 0:
-        raise outcome.EveryStepSkipped(f"none of {int(now.step)} steps was finite")
-    _write_outcome(settings, workdir)
-
-    # The start follows from the config, so it is made again rather than kept, and the first step
-    # need not wait for an evaluation.
-    trainable = now.trainable
-    del now  # the frozen weights, too, are made again: they may just fit once
-    with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
-        initial = whole.initial()
-    with (
-        goodput.spend("evaluation"),
-        watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds),
-    ):
-        if "before" not in scores.read_scores(workdir):
-            _evaluate(tests, whole.encoder(initial), workdir, "before")
-        trained = initial | trainable
-        del initial
-        _evaluate(tests, whole.encoder(trained), workdir, "after")
-        if jax.process_index() == 0:
-            metrics.write_evaluation(workdir, scores.read_scores(workdir), settings.steps)
-    goodput.write()
-    _write_report(settings, workdir, tests, goodput)  # also there if the export fails its check
-    with (
-        goodput.spend("export"),
-        watchdog.phase("the export has not gone on", watch.export_seconds),
-    ):
-        export.write(whole, trained, settings.steps, rows, workdir)
-    if jax.process_index() == 0:
-        if found := scores.read_scores(workdir):
-            table = scores.table(found.get("before"), found.get("after"))
-            logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
-        outcome.say(workdir)
+    this.goodput.write()
+    done = int(train_state.step)
+    _leave_if_told(this, done, read_hangs=data.hangs)
+    if int(train_state.skipped) >= done > 0:
+        raise outcome.EveryStepSkipped(f"none of {done} steps was finite")
+    return train_state.trainable, scored
 
 
-def _loader(
-    setup: Setup, rows: Mapping[str, sources.Source]
-) -> Callable[..., grain.DatasetIterator]:
-    """`make_loader` for all but the first batch; what is wrong with the config is said here."""
-    settings, processes = setup.settings, jax.process_count()
-    weights = settings.data.weights or dict.fromkeys(rows, 1.0)
-    mixture.check(rows, weights, settings.batch_size, settings.data.source_run, processes)
-    return functools.partial(
-        loader.make_loader,
-        rows,
-        weights,
-        batch_size=settings.batch_size,
-        source_run=settings.data.source_run,
-        seed=settings.seed,
-        preprocess=setup.preprocess,
-        plan=setup.plan,
-        workers=settings.data.workers,
-        process_index=jax.process_index(),
-        process_count=processes,
-    )
+def _untrained_part(this: _Run) -> paths.Parameters:
+    """Weights beside the student's that evaluations during a distillation need: the tower's."""
+    if this.whole is this.trained or not this.settings.evaluation.every:
+        return {}
+    seconds = this.settings.watchdog.setup_seconds
+    with watchdog.phase("reading the weights has not gone on", seconds):
+        values = this.whole.initial()
+    return {p: v for p, v in values.items() if p not in this.trained.abstract_model.parameters}
 
 
-def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
-    if not prepare.module:
-        return
-    if jax.process_index() == 0:
-        started = time.perf_counter()
-        importlib.import_module(prepare.module).prepare(
-            folder,
-            seed=prepare.seed,
-            train_rows=prepare.train_rows,
-            eval_rows=prepare.eval_rows,
+def _restore(this: _Run, checkpoints: Checkpoints) -> step.TrainState:
+    """The state of the newest checkpoint, or that before the first step."""
+    seconds, steps = this.settings.watchdog.setup_seconds, this.settings.steps
+    with watchdog.phase("reading the weights has not gone on", seconds):
+        initial = this.trained.initial_state()
+    with this.phase("checkpoint", "restoring a checkpoint has not gone on", seconds):
+        restored = checkpoints.restore(initial)
+    if restored is None:
+        return initial
+    logging.info("resuming %s after step %d", this.workdir, int(restored.step))
+    if int(restored.step) > steps:
+        raise ValueError(
+            f"config.steps={steps}, but {this.workdir} has a checkpoint of step "
+            f"{int(restored.step)} already."
         )
-        logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
-    processes.barrier("data prepared")
+    return restored
 
 
-def _evaluate(
-    tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
-) -> None:
-    if tests.is_empty:
-        return
-    started = time.perf_counter()
-    found, rankings = suite.evaluate(tests, encoder)
-    logging.info("evaluation %s training took %.1f s", when, time.perf_counter() - started)
+def _resume(this: _Run, scored: Evaluations, done: int) -> outcome.Monitor:
+    """Cuts the files of the run after step `done`; returns the monitor of the steps up to there."""
     if jax.process_index() == 0:
-        # The scores say that this side is done, so they come last.
-        results.save_results(workdir / f"results_{when}.npz", rankings)
-        scores.write_scores(workdir, when, found)
+        if done < this.settings.steps:
+            scores.forget_scores(this.workdir, "after")  # of fewer steps, if a run is extended
+        metrics.cut_after(this.workdir / "metrics.jsonl", done)  # and what is damaged
+    scored.resume(done)
+    this.goodput.resumed(done)
+    before = [line for line in results.read_metrics(this.workdir) if line["step"] <= done]
+    return outcome.Monitor(this.settings, before)
 
 
-def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        return report.read_metrics(workdir / "metrics.jsonl")
-    except (ValueError, OSError) as error:  # a run does not end for its statistics
-        logging.warning("%s; whether the run learns is told from now on", error)
-        return []
-
-
-def _write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
-    if jax.process_index() == 0:
-        outcome.write(workdir, outcome.Monitor(settings, _metrics(workdir)).outcome())
-
-
-def _write_report(
-    settings: config.TrainConfig,
-    workdir: pathlib.Path,
-    tests: suite.Suite | None,
-    goodput: Goodput,
-) -> None:
-    """The report of an evaluation, or, without `tests`, of a run that has come to none."""
-    found = scores.read_scores(workdir) if tests else {}
-    if jax.process_index() != 0 or (tests and (tests.is_empty or not found)):
+def _leave_if_told(this: _Run, done: int, *, read_hangs: bool) -> None:
+    """Exits if the run was told to stop; from here on a signal ends this process at once."""
+    this.stop_signal.unsaved = False
+    # A signal so late may have come to one process alone; all go, or all go on.
+    told = stop.any_told(this.stop_signal, this.trained.mesh)
+    if done == this.settings.steps and not told:
         return
-    sides = {when: results.load_results(workdir / f"results_{when}.npz") for when in found}
-    report.write_report(
-        workdir,
-        table=tests.table if tests else {},
-        before=sides.get("before"),
-        after=sides.get("after"),
-        images=tests.images() if tests else lambda path: b"",
-        title=f"Training {workdir.name}",
-        facts=run_facts.run_facts(settings, goodput.summary()),
-        composition_rows=tests.composition_rows if tests else {},
-    )
+    if read_hangs:  # Python would wait for the thread that reads
+        exits.exit_now(this.stop_signal.status)
+    sys.exit(this.stop_signal.status)
+
+
+def _evaluate_ends(
+    this: _Run, trainable: paths.Parameters, scored: Evaluations
+) -> tuple[paths.Parameters, int]:
+    """Evaluates the model before and after training; the one to export, and its steps.
+
+    The start follows from the config, so it is made again rather than kept, and the first step
+    need not wait for an evaluation. So are the frozen weights, which may just fit once.
+    """
+    settings, watch, workdir = this.settings, this.settings.watchdog, this.workdir
+    late, steps = "the evaluation has not gone on", settings.steps
+    with watchdog.phase("reading the weights has not gone on", watch.setup_seconds):
+        parameters = this.whole.initial()
+    with this.phase("evaluation", late, watch.evaluation_seconds):
+        if "before" not in scores.read_scores(workdir):
+            encoder = this.whole.encoder(parameters)
+            results.evaluate_side(this.tests, encoder, workdir, "before")
+        parameters |= trainable
+        encoder = this.whole.encoder(parameters)
+        after = results.evaluate_side(this.tests, encoder, workdir, "after")
+    if settings.evaluation.every:
+        scored.add(steps, after)
+    if settings.export.checkpoint == "best" and scored.best(scored.scores) != steps:
+        del parameters, encoder
+        with this.phase(
+            "checkpoint", "restoring a checkpoint has not gone on", watch.setup_seconds
+        ):
+            best = export.restore(this.whole, workdir, scored.scores)
+        parameters, steps = best.frozen | best.trainable, int(best.step)
+        del best
+        with this.phase("evaluation", late, watch.evaluation_seconds):
+            encoder = this.whole.encoder(parameters)
+            results.evaluate_side(this.tests, encoder, workdir, "after")
+    if jax.process_index() == 0:
+        before = scores.read_scores(workdir).get("before", {})
+        tensorboard.write_evaluation(workdir, {0: before, **scored.scores, settings.steps: after})
+    this.goodput.write()
+    return parameters, steps

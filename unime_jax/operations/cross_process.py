@@ -1,4 +1,4 @@
-"""Numbers of single processes, summed over all of them without anybody waiting for the device."""
+"""Asynchronous cross-process sums of host scalars."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,15 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 from unime_jax import sharding
 
-Sums = Callable[[], dict[str, float]]  # waits until they are there
+Sums = Callable[[], dict[str, float]]  # waits for the result
 
 
 def sum_over_processes(mesh: Mesh) -> Callable[[Mapping[str, float]], Sums]:
-    """A function that all processes call with values of the same names, and equally often.
+    """A function that starts a sum of float32 values by name, and returns one that waits for it.
 
-    With several processes the sum is one more computation in the devices' queue. Whoever asks for
-    its result right away waits for everything before it, a training step for example; whoever asks
-    a step later does not. Values are summed in float32.
+    All processes call it with the same names, and equally often. With several processes the sum is
+    one more computation in the devices' queue: its result comes after everything before it there,
+    a training step for example, and is there a step later.
     """
     if jax.process_count() == 1:
         return lambda values: lambda: {name: float(value) for name, value in values.items()}
@@ -30,6 +30,6 @@ def sum_over_processes(mesh: Mesh) -> Callable[[Mapping[str, float]], Sums]:
         mine = np.zeros((own, len(values)), np.float32)
         mine[0] = list(values.values())
         total = add(sharding.to_global(mine, along_all))
-        return lambda: dict(zip(values, map(float, np.asarray(total)), strict=True))
+        return lambda: dict(zip(values, map(float, jax.device_get(total)), strict=True))
 
     return start

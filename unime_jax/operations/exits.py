@@ -1,7 +1,7 @@
-"""Ends of a process that Python's own exit would not reach: blocked threads, compiled code.
+"""Immediate process exit, also from blocked threads and compiled code.
 
-`os._exit` runs no `finally` and no `atexit`. What must not be left behind, such as a lock that
-other hosts would wait for, is told here and done first, for a few seconds at most.
+`os._exit` runs no `finally` and no `atexit`. Callbacks run first, for a few seconds at most, to
+release a lock that other hosts would wait for, for example.
 """
 
 import os
@@ -16,7 +16,7 @@ _callbacks: list[Callable[[], None]] = []
 
 
 def before_exit(callback: Callable[[], None]) -> Callable[[], None]:
-    """Has `exit_now` call `callback`; a function that takes it back."""
+    """Registers a callback of `exit_now`; returns a function that unregisters it."""
     _callbacks.append(callback)
 
     def forget() -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all the processes that had a part in it."""
+"""Time of a run by phase, over all of its starts: <workdir>/goodput.json."""
 
 import contextlib
 import json
@@ -30,11 +30,14 @@ MARKS = 16  # checkpoints that are remembered
 
 
 class Goodput:
-    """A stopwatch that knows one phase at a time, and goes on where an earlier process ended.
+    """A stopwatch with one phase at a time, which continues an earlier process's counts.
 
-    <workdir>/goodput.json has seconds and shares by phase, "starts" (processes so far), "steps",
-    and "compute_at": seconds of compute at each of the newest checkpoints, by step. It is written
-    every ten seconds at most, so that of a process that is killed little is missing.
+    goodput.json has seconds and shares by phase, "starts" (processes so far), "steps", and
+    "compute_at": seconds of compute at each of the newest checkpoints, by step. It is written every
+    ten seconds at most, so that a kill loses little.
+
+    Args:
+      writes: whether this process does.
     """
 
     def __init__(self, workdir: pathlib.Path, *, writes: bool):
@@ -66,7 +69,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def spend(self, phase: Phase) -> Iterator[None]:
-        """The time in it counts for `phase`, and for that alone."""
+        """Counts the time inside for `phase` alone."""
         before = self._phase
         self._switch(phase)
         try:
@@ -75,7 +78,7 @@ class Goodput:
             self._switch(before)
 
     def resumed(self, steps_done: int) -> None:
-        """What was computed after that step is lost."""
+        """Counts compute after that step, which an earlier process did not save, as lost."""
         at = 0.0 if not steps_done else self._compute_at.get(steps_done, self.seconds["compute"])
         self.seconds["lost"] += self.seconds["compute"] - at
         self.seconds["compute"] = at
@@ -88,7 +91,7 @@ class Goodput:
             self.write()
 
     def saved(self, steps_done: int) -> None:
-        """A checkpoint of that step is on its way."""
+        """Notes the compute so far, as a checkpoint of that step is on its way."""
         self._switch(self._phase)
         self._compute_at[steps_done] = self.seconds["compute"]
         self._compute_at = dict(sorted(self._compute_at.items())[-MARKS:])
@@ -115,10 +118,10 @@ class Goodput:
             logging.warning("%s cannot be written: %s", self._path, error)
 
     def log(self) -> None:
-        found = self.summary()
+        summary = self.summary()
         parts = ", ".join(
-            f"{name} {seconds:.1f} s ({found['shares'][name]:.1%})"
-            for name, seconds in found["seconds"].items()
+            f"{name} {seconds:.1f} s ({summary['shares'][name]:.1%})"
+            for name, seconds in summary["seconds"].items()
             if seconds
         )
         logging.info("time of this run in %d start(s): %s", self._starts, parts)

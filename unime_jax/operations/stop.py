@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: what is not saved is saved first; where nothing is, the end is at once.
+"""On SIGTERM: save unsaved steps and exit 143; exit at once if none. Ctrl-C: likewise, with 130.
 
-Schedulers send SIGTERM some time before they take a machine away. The exit status is 143 = 128 +
-SIGTERM either way, which they read as "not finished": the same command goes on from there. Ctrl-C
-(SIGINT) does the same with status 130; a second one does not wait for anything.
+Schedulers send SIGTERM some time before they take a machine away. The exit status 143 = 128 +
+SIGTERM reads as "not finished" to them: the same command goes on from there. A second Ctrl-C
+(SIGINT) does not wait for anything.
 """
 
 import os
@@ -11,8 +11,9 @@ import threading
 import time
 
 from absl import logging
+from jax.sharding import Mesh
 
-from unime_jax.operations import exits
+from unime_jax.operations import cross_process, exits
 
 STATUS = 128 + signal.SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
@@ -21,12 +22,12 @@ RESUMES = "the same command goes on from there"
 
 
 class StopSignal:
-    """A context manager for the main thread; in it, `told` says whether to stop.
-
-    While `unsaved` is set, the caller sees to the end itself. Otherwise the process ends without
-    delay, also where Python cannot react to a signal: in a long compilation.
+    """Signal handlers as a context manager, for the main thread.
 
     Attributes:
+      told: whether a signal has come.
+      unsaved: set by a caller that has steps to save, and then ends by itself. Otherwise a signal
+        ends the process without delay, also in a long compilation, where Python cannot react.
       status: the exit status of a run that is told to stop, by the first signal that came.
       since: when that came, by `time.monotonic`.
     """
@@ -80,3 +81,8 @@ class StopSignal:
                     "told to stop by Ctrl-C: saving first, then %s; Ctrl-C once more ends at once",
                     RESUMES,
                 )
+
+
+def any_told(stop_signal: StopSignal, mesh: Mesh) -> bool:
+    """Whether any process was told to stop; all of them ask, wait, and get the same answer."""
+    return cross_process.sum_over_processes(mesh)({"told": stop_signal.told})()["told"] > 0

@@ -1,7 +1,7 @@
-"""A thread that notices when work no longer goes on, says where everybody stands, and ends that.
+"""Hang detector: dumps stacks and exits when no step completes in time.
 
-A device or a worker that is lost often shows as a collective that never returns, a pipe or a dead
-file server as a read that never does: no error, no progress, and a machine that is paid for.
+A lost device or worker often shows as a collective that never returns, a dead file server as a
+read that never does: no error, no progress, and a machine that is paid for.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _current: "Watchdog | None" = None
 
 
 def progress() -> None:
-    """Tells the process's watchdog, if there is one, that something was done: a file, a window."""
+    """`Watchdog.beat` of the process's watchdog, if there is one and it is in a phase."""
     if _current is not None and _current.in_phase:
         _current.beat()
 
@@ -33,14 +33,14 @@ def phase(what: str, seconds: float) -> contextlib.AbstractContextManager[None]:
 
 
 class Watchdog:
-    """A context manager around work that calls `beat()` as each part of it is done.
+    """A thread that expects a `beat()` every `seconds`, as a context manager around the work.
 
-    Outside of any `phase` it watches steps, from the first beat on. If no beat comes for `seconds`,
-    the stacks of all threads go to stderr and to `stacks`, and the process ends with `STATUS`;
-    without `exit` it goes on, and is watched again from the next beat.
+    Outside of any `phase` it watches steps, from the first beat on. If no beat comes in time, the
+    stacks of all threads go to stderr and to `stacks`, and the process ends with `STATUS`.
 
     Args:
-      seconds: 0: never.
+      seconds: 0: no limit.
+      exit: False: the process goes on, and is watched again from the next beat.
     """
 
     def __init__(self, stacks: pathlib.Path, *, seconds: float, exit: bool):
@@ -68,10 +68,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def phase(self, what: str, seconds: float) -> Iterator[None]:
-        """Watches something else from now on: beats are due every `seconds`, 0: never.
+        """Another limit for the work inside.
 
         Args:
-          what: what it is when none comes, for the message: "no shard was written".
+          what: the message if no beat comes in time: "no shard was written".
+          seconds: 0: no limit.
         """
         before = self._what, self._seconds, self._last is not None, self.in_phase
         self._what, self._seconds, self.in_phase = what, seconds, True

@@ -1,1 +1,1 @@
-"""Training: from a config to a state, step by step."""
+"""A training run: its state, steps, loop, checkpoints and metrics."""

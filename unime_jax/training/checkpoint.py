@@ -1,8 +1,8 @@
 """Saving and resuming a run with Orbax: trained values, optimizer, counters.
 
-Frozen weights are not saved: they are read again from the backbone's folder, whose hash is in the
-checkpoint. The place in the data is the number of steps done. Saves are asynchronous and atomic; a
-save that was cut short is not seen on resume.
+Frozen weights are not saved: they are read again from the backbone's folder, whose fingerprint is
+in the checkpoint. The place in the data is the number of steps done. Saves are asynchronous and
+atomic; a save that was cut short is not seen on resume.
 
 Storage formats don't notice every change of a byte, so a checkpoint has a checksum of each of its
 arrays as it was on the devices, and what is read is compared with that.
@@ -10,23 +10,17 @@ arrays as it was on the devices, and what is read is compared with that.
 
 import contextlib
 import dataclasses
-import functools
-import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from unime_jax import files
+from unime_jax.training import damaged_checkpoints
+from unime_jax.training.checksums import checksums
+from unime_jax.training.damaged_checkpoints import all_processes, in_short
 from unime_jax.training.step import TrainState
 
 # Of an array that devices have copies of, Orbax lets each device save a slice. The slices are made
@@ -38,22 +32,24 @@ ocp.type_handlers.register_type_handler(
     override=True,
 )
 
-
 # A path with these is a pattern to the file names that Orbax looks for when it completes a
 # checkpoint, and the pattern does not match the path itself, or matches another run's as well.
 PATTERN = "*?[\\"
 
-# What makes the arrays of a checkpoint readable; written last.
-MANIFEST = "manifest.ocdbt"
-NOTES = "_CHECKPOINT_METADATA"
+# Names in the record of a checkpoint; runs that are under way have them on disk.
+FINGERPRINTS, CHECKSUMS = "facts", "checksums"
+
+Best = Callable[[Sequence[int]], int | None]
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for pending saves.
 
     Args:
-      facts: by name, what the saved values would be worthless without; kept in each checkpoint,
-        and compared when one is restored.
+      every: steps from one save to the next.
+      keep: how many of the newest are kept.
+      fingerprints: of backbone and data, by name; saved, and verified on restore.
+      best: which of these steps has the best checkpoint, if any; it is kept besides the newest.
       read_only: leaves the folder as it is, also what another process is saving there.
     """
 
@@ -63,38 +59,18 @@ class Checkpoints:
         *,
         every: int,
         keep: int,
-        facts: Mapping[str, Any],
+        fingerprints: Mapping[str, Any],
+        best: Best | None = None,
         read_only: bool = False,
     ):
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True)
-        else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._folder = folder.absolute()
-        try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            # Orbax' notes on times and handlers, without which a checkpoint can be read as well.
-            if read_only:
-                raise ValueError(
-                    f"{self._folder} cannot be opened, a {NOTES} in it is damaged: "
-                    f"{_in_short(error)}. Remove that file; the checkpoint is whole without it."
-                ) from error
-            self._set_notes_aside(error)
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = _open(self._folder, keep, best, read_only)
         self._every = every
-        self._facts = facts
+        self._fingerprints = fingerprints
         self._read_only = read_only
         self._pending = self._closed = False
         self._unproven: dict[int, dict[str, Any]] = {}  # records of saves that were not read back
         self._proven = read_only
-
-    def _set_notes_aside(self, why: Exception) -> None:
-        if jax.process_index() == 0:
-            for notes in self._folder.glob(f"*/{NOTES}"):
-                files.set_aside(notes, _in_short(why))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("notes on checkpoints set aside")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -120,6 +96,10 @@ class Checkpoints:
             self._manager.close()
         self._prove()
 
+    def steps(self) -> list[int]:
+        """Steps done in each complete checkpoint, be it readable or not; the newest last."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """Steps done in the newest complete checkpoint, be it readable or not."""
         return self._manager.latest_step()
@@ -136,7 +116,7 @@ class Checkpoints:
         if self._manager.latest_step() == steps_done:
             return
         part = _saved_part(state)
-        record = {"facts": dict(self._facts), "checksums": checksums(part)}
+        record = {FINGERPRINTS: dict(self._fingerprints), CHECKSUMS: checksums(part)}
         with self._writing():
             self._manager.save(
                 steps_done,
@@ -149,40 +129,24 @@ class Checkpoints:
             self._unproven[steps_done] = record
 
     def check(self) -> None:
-        """Call it between steps: a save that failed in the background must not go unnoticed.
+        """Notices a save that failed in the background; call it between steps.
 
         Raises:
           RuntimeError: a save has failed.
         """
-        if not self._pending or self._manager.is_saving_in_progress():
-            return
+        if self._pending and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until what was saved is complete.
+
+        Raises:
+          RuntimeError: a save has failed.
+        """
         self._pending = False
         with self._writing():
             self._manager.wait_until_finished()
         self._prove()
-
-    def _prove(self) -> None:
-        """Sees once in a process's life that what it saves can be read, before it relies on it."""
-        if self._proven or not self._unproven or jax.process_index() != 0:
-            return
-        step, record = self._unproven.popitem()
-        folder = self._folder / str(step)
-        try:
-            manifest = (folder / "state" / MANIFEST).stat().st_size
-            kept = json.loads((folder / "record" / "metadata").read_bytes())
-        except (OSError, ValueError) as error:
-            raise RuntimeError(self._not_readable(step, _in_short(error))) from error
-        if not manifest or kept != json.loads(json.dumps(record)):
-            raise RuntimeError(self._not_readable(step, "it is not what was saved"))
-        self._proven = True
-        self._unproven.clear()
-
-    def _not_readable(self, step: int, reason: str) -> str:
-        return (
-            f"The first checkpoint of this run, of step {step} in {self._folder}, was written, but "
-            f"cannot be read back: {reason}. None of the next ones could, so the run ends now. Use "
-            "a work directory on another file system, or of a plainer name."
-        )
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest good checkpoint in the shapes and shardings of `state`; None without any.
@@ -192,19 +156,21 @@ class Checkpoints:
 
         Raises:
           ValueError: there are checkpoints and none is good, or the newest one that is has other
-            facts.
+            fingerprints.
         """
         bad: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            found, reason = self._read(step, state)
-            if found is None:
+        for step in reversed(self.steps()):
+            restored, reason = self._read(step, state)
+            if restored is None:
                 bad[step] = reason
                 logging.error("checkpoint of step %d in %s: %s", step, self._folder, reason)
                 continue
             if bad:
                 logging.warning("the checkpoint of step %d is used instead", step)
-                self._move_away(bad)
-            return found
+            if bad and not self._read_only:
+                damaged_checkpoints.move_away(self._folder, bad)
+                self._manager.reload()
+            return restored
         if bad:
             listed = "\n".join(f"  step {step}: {reason}" for step, reason in bad.items())
             raise ValueError(
@@ -213,88 +179,124 @@ class Checkpoints:
             )
         return None
 
+    def restore_step(self, step: int, state: TrainState) -> TrainState:
+        """The checkpoint of one step in the shapes and shardings of `state`.
+
+        Raises:
+          ValueError: it is damaged, or has other fingerprints.
+        """
+        restored, reason = self._read(step, state)
+        if restored is None:
+            raise ValueError(f"The checkpoint of step {step} in {self._folder}: {reason}.")
+        return restored
+
     def _read(self, step: int, state: TrainState) -> tuple[TrainState | None, str]:
         """The state, or None and why; the same in all processes."""
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved_part(state))
-        record: dict[str, Any] = {}
         reason = ""
         try:
             record = self._restore(step, record=ocp.args.JsonRestore())["record"]
-            expected = self._read_record(record)
+            fingerprints, sums = self._read_record(record)
         except Exception as error:
-            reason = f"its record cannot be read: {_in_short(error)}"
-        if not _all_processes(not reason):
+            reason = f"its record cannot be read: {in_short(error)}"
+        if not all_processes(not reason):
             return None, reason or "another process cannot read its record"
-        facts, sums = expected
-        self._compare(step, facts)
+        self._verify(step, fingerprints)
         part: dict[str, Any] = {}
         try:
             part = self._restore(step, state=ocp.args.StandardRestore(shapes))["state"]
         except Exception as error:
-            reason = f"it cannot be read: {_in_short(error)}"
-        if not _all_processes(not reason):
+            reason = f"it cannot be read: {in_short(error)}"
+        if not all_processes(not reason):
             return None, reason or "another process cannot read it"
-        found = checksums(part)
-        wrong = [name for name in found if found[name] != sums.get(name)]
+        actual = checksums(part)
+        wrong = [name for name in actual if actual[name] != sums.get(name)]
         if wrong:
             return None, (
-                f"{len(wrong)} of its {len(found)} arrays are not what was saved, for example "
+                f"{len(wrong)} of its {len(actual)} arrays are not what was saved, for example "
                 f"{wrong[0]}"
             )
         return dataclasses.replace(state, **part), ""
 
     def _read_record(self, record: Any) -> tuple[dict[str, Any], dict[str, int]]:
-        """Facts and checksums; ValueError or KeyError if they are not of this form."""
-        facts, sums = record["facts"], record["checksums"]
-        if not isinstance(facts, dict) or not isinstance(sums, dict):
-            raise ValueError("facts and checksums are JSON objects")
-        missing = [name for name in self._facts if name not in facts]
+        """Fingerprints and checksums; ValueError or KeyError if they are not of this form."""
+        fingerprints, sums = record[FINGERPRINTS], record[CHECKSUMS]
+        if not isinstance(fingerprints, dict) or not isinstance(sums, dict):
+            raise ValueError(f"{FINGERPRINTS} and {CHECKSUMS} are JSON objects")
+        missing = [name for name in self._fingerprints if name not in fingerprints]
         if missing:
             raise ValueError(f"it does not say which {' and '.join(missing)} it belongs to")
-        return facts, sums
+        return fingerprints, sums
+
+    def _verify(self, step: int, fingerprints: Mapping[str, Any]) -> None:
+        for name, now in self._fingerprints.items():
+            then = fingerprints[name]
+            if then != now:
+                raise ValueError(
+                    f"The checkpoint of step {step} in {self._folder} belongs to another {name}: "
+                    f"{then} then, {now} now. Give the run what it began with, or use another work "
+                    "directory."
+                )
 
     def _restore(self, step: int, **parts: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**parts))
 
-    def _compare(self, step: int, facts: Mapping[str, Any]) -> None:
-        for name, now in self._facts.items():
-            if facts[name] != now:
-                raise ValueError(
-                    f"The checkpoint of step {step} in {self._folder} belongs to another {name}: "
-                    f"{facts[name]} then, {now} now. Give the run what it began with, or use "
-                    "another work directory."
-                )
-
-    def _move_away(self, steps: Mapping[int, str]) -> None:
-        if self._read_only:
+    def _prove(self) -> None:
+        """Sees once in a process's life that what it saves can be read, before it relies on it."""
+        if self._proven or not self._unproven or jax.process_index() != 0:
             return
-        if jax.process_index() == 0:
-            for step in steps:
-                target = self._folder.with_name(self._folder.name + "_bad")
-                target.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(target / f"{step}-{time.time_ns()}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("bad checkpoints moved away")
-        self._manager.reload()
+        step, record = self._unproven.popitem()
+        damaged_checkpoints.check_readable(self._folder, step, record)
+        self._proven = True
+        self._unproven.clear()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Says of what goes wrong in it which checkpoints are left."""
+        """Says of a save that fails which checkpoints are left."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
             raise  # a device or another process is gone, which is not about the folder
         except Exception as failure:
-            raise RuntimeError(self._not_written(failure)) from failure
+            raise RuntimeError(damaged_checkpoints.not_written(self._folder, failure)) from failure
 
-    def _not_written(self, failure: Exception) -> str:
-        complete = sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
-        kept = f"Complete: {', '.join(f'step {step}' for step in complete) or 'none'}."
-        return (
-            f"A checkpoint could not be written in {self._folder}: {_in_short(failure)}. {kept} "
-            "See to it that there is room and that the folder can be written; then the same "
-            "command goes on from the newest one."
+
+@dataclasses.dataclass(frozen=True)
+class _BestOf(ocp.checkpoint_managers.PreservationPolicy):
+    """Orbax' preservation policy that keeps the best checkpoint."""
+
+    best: Best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = self.best([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _open(
+    folder: pathlib.Path, keep: int, best: Best | None, read_only: bool
+) -> ocp.CheckpointManager:
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+    elif best is None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    else:
+        policies = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), _BestOf(best)]
+            ),
+            cleanup_tmp_directories=True,
         )
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if read_only:
+            raise ValueError(
+                f"{folder} cannot be opened, a {damaged_checkpoints.NOTES} in it is damaged: "
+                f"{in_short(error)}. Remove that file; the checkpoint is whole without it."
+            ) from error
+        damaged_checkpoints.set_notes_aside(folder, error)
+        return ocp.CheckpointManager(folder, options=options)
 
 
 def check_name(workdir: pathlib.Path) -> None:
@@ -313,47 +315,6 @@ def _plain(name: str) -> str:
     for character in PATTERN + "]":
         name = name.replace(character, "_")
     return name.strip("_")
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """32 bits of every array by its path: the same on any mesh, another if any one value changes.
-
-    The sum of an array's values, taken as unsigned integers, times odd numbers that depend on the
-    place, modulo 2^32. It is computed where the arrays are, in one pass over them.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One program for all: of many small ones with a reduction each, CPUs may mix up the order.
-    sums = jax.device_get(_replicated_sums(leaves[0][1].sharding.mesh)([x for _, x in leaves]))
-    return {jax.tree_util.keystr(path): int(n) for (path, _), n in zip(leaves, sums, strict=True)}
-
-
-@functools.cache
-def _replicated_sums(mesh: jax.sharding.Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    return jax.jit(
-        lambda arrays: [_sum(array) for array in arrays], out_shardings=NamedSharding(mesh, P())
-    )
-
-
-def _sum(array: jax.Array) -> jax.Array:
-    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-    place, stride = jnp.zeros(array.shape, jnp.uint32), 1
-    for axis in reversed(range(array.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        place += along * jnp.uint32(stride % 2**32)
-        stride *= array.shape[axis]
-    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-
-def _all_processes(good: bool) -> bool:
-    if jax.process_count() == 1:
-        return good
-    return bool(multihost_utils.process_allgather(np.array(good)).all())
-
-
-def _in_short(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"  # why comes last
 
 
 def _saved_part(state: TrainState) -> dict[str, Any]:

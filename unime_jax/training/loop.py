@@ -1,8 +1,9 @@
-"""The training loop: batches to steps, metrics, checkpoints, and a clean stop when told to."""
+"""The training loop: batches to steps, metrics, checkpoints, evaluations, and a clean stop."""
 
+import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,52 +17,56 @@ from unime_jax.batch import Batch
 from unime_jax.data import quarantine
 from unime_jax.data.packing import PackInfo
 from unime_jax.data.reader import Reader
-from unime_jax.operations import compilation_cache, cross_process, processes, watchdog
+from unime_jax.operations import compilation_cache, processes, stop, watchdog
 from unime_jax.operations.goodput import Goodput
 from unime_jax.operations.profiling import ProfileWindow
 from unime_jax.operations.stop import StopSignal
-from unime_jax.training import outcome, step, tally
+from unime_jax.training import outcome, step
 from unime_jax.training.checkpoint import Checkpoints
+from unime_jax.training.evaluations import Evaluations, Scores
 from unime_jax.training.metrics import MetricsWriter
+from unime_jax.training.step_metrics import StepMetrics
 
 # A read that hangs in one of several processes, which cannot save without each other.
 HANGING_SECONDS = 15.0
 
 
-def run(
-    settings: config.TrainConfig,
-    mesh: Mesh,
-    workdir: pathlib.Path,
-    train_step: Wrapped,
-    now: step.TrainState,
-    data: Reader[tuple[Batch, PackInfo]],
-    checkpoints: Checkpoints,
-    goodput: Goodput,
-    stop_signal: StopSignal,
-    sources: Sequence[str],
-    monitor: outcome.Monitor,
-) -> step.TrainState:
-    """Steps until done or told to stop; metrics are read one step late to keep the device busy.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training run, but for its state.
 
-    `train_step` takes a state and a batch to the next state and metrics. `sources` are the names
-    that `Batch.source` counts.
+    Attributes:
+      train_step: from a state, which it donates, and a batch to the next state and metrics.
+      sources: the names that `Batch.source` counts.
+      evaluate: scores of a state; all processes call it and get the same.
+    """
+
+    settings: config.TrainConfig
+    mesh: Mesh
+    workdir: pathlib.Path
+    train_step: Wrapped
+    data: Reader[tuple[Batch, PackInfo]]
+    sources: Sequence[str]
+    evaluate: Callable[[step.TrainState], Scores]
+    checkpoints: Checkpoints
+    evaluations: Evaluations
+    monitor: outcome.Monitor
+    goodput: Goodput
+    stop_signal: StopSignal
+
+
+def run(training: Training, state: step.TrainState) -> step.TrainState:
+    """Steps until done or told to stop; the state then.
 
     Raises:
       RuntimeError: too many non-finite steps in a row (`outcome.EveryStepSkipped`: and none
-        before), or a checkpoint that cannot be written.
+        before), or a checkpoint or scores that cannot be written.
       ValueError: too many examples that cannot be used.
     """
-    bad = quarantine.Quarantine(
-        workdir / "quarantine.jsonl",
-        settings.data.max_bad_share,
-        process_index=jax.process_index(),
-    )
-    sum_over_processes = cross_process.sum_over_processes(mesh)
-    tallied = tally.Tally(sources)  # since the last line of metrics
-    done = begun = int(now.step)
-    compiled: Compiled | None = None
-    pending: tuple[int, dict[str, jax.Array], cross_process.Sums, dict[str, float]] | None = None
-    told = False  # any of the processes to stop
+    settings, workdir, profiled = training.settings, training.workdir, training.settings.profile
+    checkpoints, evaluations = training.checkpoints, training.evaluations
+    done = int(state.step)
+    train_step: Compiled | None = None
     with (
         MetricsWriter(
             workdir,
@@ -70,123 +75,124 @@ def run(
             resume_step=done,
         ) as writer,
         ProfileWindow(
-            workdir / "profile",
-            first_step=settings.profile.first_step,
-            steps=settings.profile.steps,
+            workdir / "profile", first_step=profiled.first_step, steps=profiled.steps
         ) as profile,
         watchdog.phase("no step has finished", settings.watchdog.seconds),
-        goodput.spend("compute"),
+        training.goodput.spend("compute"),
     ):
-
-        def report_pending(*, saving: bool = False) -> bool:
-            """Writes the metrics that are due; whether the step had a finite loss and gradient.
-
-            A step that is saved has a line, as a run that goes on from there counts anew.
-            """
-            nonlocal told
-            if pending is None:
-                return True
-            number, metrics, sums, host = pending
-            found = jax.device_get(metrics)
-            by_source = found.pop("source_loss"), found.pop("source_rows")
-            values = {name: float(value) for name, value in found.items()}
-            total = sums()
-            watchdog.progress()
-            told = told or total["told"] > 0
-            tallied.add(total, *by_source)
-            host |= {"pad_fraction": total["pad_fraction"] / jax.process_count()}
-            in_a_row = int(values["skipped_in_a_row"])
-            gives_up = in_a_row >= settings.max_skipped
-            is_due = number % settings.log_every == 0 or number == settings.steps
-            if gives_up or saving or is_due:
-                writer.write(number, values | host | tallied.take())
-            if jax.process_index() == 0:
-                monitor.observe(number, values)
-            if gives_up and values["skipped_steps"] >= number:
-                raise outcome.EveryStepSkipped(f"none of the first {number} steps was finite")
-            if gives_up:
-                raise RuntimeError(
-                    f"{settings.max_skipped} steps in a row had a loss or gradient that is not "
-                    f"finite (last: step {number}, loss {values['loss']}). Lower "
-                    "optimizer.learning_rate or look at the batch; the last good checkpoint is "
-                    f"in {workdir / 'checkpoints'}."
-                )
-            bad.count(int(total["replaced_examples"]), int(total["read"]))
-            return in_a_row == 0
-
-        def save(*, last: bool) -> None:
-            nonlocal pending
-            finite = report_pending(saving=True)
-            pending = None
-            writer.flush()
-            bad.merge()
-            # A run that is failing must not push its last good checkpoints out.
-            if finite or last:
-                with goodput.spend("checkpoint"):
-                    checkpoints.save(done, now)
-                goodput.saved(done)
-            watchdog.progress()
-
-        last = time.perf_counter()
-        while done < settings.steps:
+        metrics = StepMetrics(
+            settings,
+            training.mesh,
+            workdir,
+            training.sources,
+            writer,
+            training.monitor,
+            training.stop_signal,
+        )
+        stopped = False
+        if evaluations.is_due(done) and not int(state.skipped_in_a_row):  # a kill was in its way
+            stopped = _evaluate(training, done, state, metrics, writer)
+        while done < settings.steps and not stopped:
             asked = time.perf_counter()
-            try:
-                with goodput.spend("input"):
-                    read = data.next(lambda: _gives_up_reading(stop_signal))
-            except quarantine.UnusableSource as error:
-                bad.note(error.items)
-                bad.merge()
-                raise ValueError(f"{error}. All are listed in {bad.path}") from error
+            read = _next_batch(training, metrics)
+            waited = time.perf_counter() - asked
             if read is None:
-                if jax.process_count() > 1:
-                    _leave_the_others(stop_signal, done)
-                logging.info("told to stop: saving step %d, not waiting for its next batch", done)
-                save(last=True)
+                _leave_hanging_read(training.stop_signal, done)
+                _save(training, done, state, metrics, always=True)
                 break
             batch, info = read
-            waited = time.perf_counter() - asked
-            bad.note(info.bad)
             profile.before(done + 1)
-            placed = to_device(batch, mesh)
-            if compiled is None:
-                what = f"the training step of {settings.batch_size} pairs"
-                with (
-                    goodput.spend("compile"),
-                    compilation_cache.announced(what),
-                    watchdog.phase("the step has not compiled", settings.watchdog.compile_seconds),
-                ):
-                    compiled = train_step.lower(now, placed).compile()
-                    # CPUs wait 30 s where they connect; compilations may end further apart.
-                    processes.barrier("step compiled")
-            now, metrics = compiled(now, placed)
-            if done == begun:
-                stop_signal.unsaved = True
+            placed = to_device(batch, training.mesh)
+            train_step = train_step or _compile(training, state, placed)
+            with jax.transfer_guard("disallow"):
+                state, results = train_step(state, placed)
+            training.stop_signal.unsaved = True
             done += 1
-            profile.after(done, metrics)
-            sums = sum_over_processes(
-                {
-                    "told": stop_signal.told,
-                    "read": info.read,
-                    "pad_fraction": info.pad_fraction,
-                }
-                | tally.counts(info)
-            )
-            report_pending()
-            seconds, last = time.perf_counter() - last, time.perf_counter()
-            host = {
-                "pairs_per_second": settings.batch_size / seconds,
-                "data_wait_share": waited / seconds,
-            }
-            pending = done, metrics, sums, host
+            profile.after(done, results)
+            metrics.add(done, results, info, waited)
             checkpoints.check()
-            goodput.stepped(done)
-            stop = stop_signal.told if jax.process_count() == 1 else told
-            if checkpoints.is_due(done) or stop or done == settings.steps:
-                save(last=stop or done == settings.steps)
-            if stop:
-                logging.info("told to stop: saving step %d in %s", done, workdir / "checkpoints")
-                break
-    return now
+            training.goodput.stepped(done)
+            stopped = metrics.told_to_stop
+            ends, evaluates = stopped or done == settings.steps, evaluations.is_due(done)
+            if ends or evaluates or checkpoints.is_due(done):
+                is_finite = _save(training, done, state, metrics, always=ends)
+                if evaluates and is_finite and not stopped:
+                    stopped = _evaluate(training, done, state, metrics, writer)
+        if stopped:
+            logging.info("told to stop: saving step %d in %s", done, workdir / "checkpoints")
+    return state
+
+
+def _next_batch(training: Training, metrics: StepMetrics) -> tuple[Batch, PackInfo] | None:
+    """This process's part of the next batch; None if the read hangs and the run is to stop."""
+    try:
+        with training.goodput.spend("input"):
+            return training.data.next(lambda: _gives_up_reading(training.stop_signal))
+    except quarantine.UnusableSource as error:
+        path = metrics.refuse(error.items)
+        raise ValueError(f"{error}. All are listed in {path}") from error
+
+
+def _compile(training: Training, state: step.TrainState, batch: Batch) -> Compiled:
+    seconds = training.settings.watchdog.compile_seconds
+    with (
+        training.goodput.spend("compile"),
+        compilation_cache.announced(f"the training step of {training.settings.batch_size} pairs"),
+        watchdog.phase("the step has not compiled", seconds),
+    ):
+        compiled = training.train_step.lower(state, batch).compile()
+        # CPUs wait 30 s where they connect; compilations may end further apart.
+        processes.barrier("step compiled")
+    return compiled
+
+
+def _save(
+    training: Training, done: int, state: step.TrainState, metrics: StepMetrics, *, always: bool
+) -> bool:
+    """Starts a save of step `done`, unless it was skipped; whether it was not.
+
+    A run that is failing must not push its last good checkpoints out; `always` is for its end.
+    """
+    is_finite = metrics.flush()
+    if is_finite or always:
+        with training.goodput.spend("checkpoint"):
+            training.checkpoints.save(done, state)
+        training.goodput.saved(done)
+    watchdog.progress()
+    return is_finite
+
+
+def _evaluate(
+    training: Training,
+    done: int,
+    state: step.TrainState,
+    metrics: StepMetrics,
+    writer: MetricsWriter,
+) -> bool:
+    """Scores of step `done`, which is saved before: a signal meanwhile ends the process at once.
+
+    Returns True, and leaves the evaluation to the next start, if the run was told to stop.
+    """
+    watch, goodput = training.settings.watchdog, training.goodput
+    with (
+        goodput.spend("checkpoint"),
+        watchdog.phase("a checkpoint has not been written", watch.setup_seconds),
+    ):
+        training.checkpoints.wait()
+    training.stop_signal.unsaved = False
+    if stop.any_told(training.stop_signal, training.mesh):
+        return True
+    started = time.perf_counter()
+    with (
+        goodput.spend("evaluation"),
+        watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds),
+    ):
+        scores = training.evaluate(state)
+    training.evaluations.add(done, scores)
+    writer.write_scores(training.evaluations.scores)
+    goodput.write()
+    metrics.leave_out(time.perf_counter() - started)
+    return False
 
 
 def _gives_up_reading(stop_signal: StopSignal) -> bool:
@@ -196,8 +202,14 @@ def _gives_up_reading(stop_signal: StopSignal) -> bool:
     return jax.process_count() == 1 or time.monotonic() - stop_signal.since > HANGING_SECONDS
 
 
-def _leave_the_others(stop_signal: StopSignal, done: int) -> None:
-    """The others are in the midst of the next step, and wait for this process's rows."""
+def _leave_hanging_read(stop_signal: StopSignal, done: int) -> None:
+    """Alone, a process goes on to save; the others of several wait for its rows, in the next step.
+
+    So it cannot save with them, and ends here.
+    """
+    if jax.process_count() == 1:
+        logging.info("told to stop: saving step %d, not waiting for its next batch", done)
+        return
     report = (
         f"error: told to stop, but the batch after step {done} has not been read within "
         f"{HANGING_SECONDS:.0f} s: a file or a file server hangs. What was done after the newest "

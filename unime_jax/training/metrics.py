@@ -1,25 +1,18 @@
-"""What a run reports while it trains: a JSON line, TensorBoard scalars, a progress bar, and W&B."""
+"""Metrics of a run while it trains: metrics.jsonl, TensorBoard, a progress bar, and W&B."""
 
 import json
 import math
 import os
-import shutil
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-from tqdm import tqdm
 
 from unime_jax import files
-
-_SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is a file and a bar would be noise
+from unime_jax.training.progress import Progress
+from unime_jax.training.tensorboard import TensorBoard, flat_scores, write_evaluation
 
 
 class MetricsWriter:
@@ -64,11 +57,11 @@ class MetricsWriter:
         cut_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
         self._workdir = workdir
-        self._tensorboard = _TensorBoard(workdir / "tensorboard", resume_step + 1)
+        self._tensorboard = TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
             project=wandb_project, name=workdir.name, dir=str(workdir), resume="auto"
         )
-        self._progress = _Progress(total_steps, resume_step)
+        self._progress = Progress(total_steps, resume_step)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -119,8 +112,17 @@ class MetricsWriter:
             self._wandb.log(values, step=step)
         self._progress.show(step, values)
 
+    def write_scores(self, scores: Mapping[int, Mapping[str, Any]]) -> None:
+        """Reports the evaluations so far, by step, of which the last is of the newest step."""
+        if not self._writes:
+            return
+        write_evaluation(self._workdir, scores)
+        if self._wandb is not None:
+            step = max(scores)
+            self._wandb.log(dict(flat_scores(scores[step])), step=step)
+
     def flush(self) -> None:
-        """What was written so far is on the disk: call it before a checkpoint of these steps.
+        """Makes the disk keep what was written so far; call it before a checkpoint of these steps.
 
         A run that goes on from there does not write them again.
         """
@@ -129,113 +131,6 @@ class MetricsWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._tensorboard.flush()
-
-
-def write_evaluation(
-    workdir: str | os.PathLike[str], scores: Mapping[str, Mapping[str, Any]], steps: int
-) -> None:
-    """The scores of evaluation.json as scalars in <workdir>/tensorboard/evaluation.
-
-    "before" is step 0 and "after" step `steps`; groups such as "datasets" are a part of the tag.
-    An earlier evaluation there is replaced. It is a run of its own to TensorBoard, whose readers
-    would otherwise take the events of training at its steps for replaced ones.
-    """
-    folder = Path(workdir) / "tensorboard" / "evaluation"
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        board = _TensorBoard(folder, 0)
-        for side, step in (("before", 0), ("after", steps)):
-            if side in scores:
-                board.write(step, dict(_flat_scores(scores[side], "evaluation")))
-        board.close()
-    except OSError as error:  # a run does not end for its statistics
-        logging.warning("%s cannot be written: %s", folder, error)
-
-
-def _flat_scores(scores: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in scores.items():
-        if isinstance(value, Mapping):
-            yield from _flat_scores(value, f"{prefix}/{name}")
-        elif value is not None:
-            yield f"{prefix}/{name}", float(value)
-
-
-class _TensorBoard:
-    """Scalars in TensorBoard's format, written at once.
-
-    tensorboardX's own writer has a thread, which a full disk ends, and then waits for it forever.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        if folder.exists() and not folder.is_dir():
-            files.set_aside(folder, "not a folder")
-        folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
-        # Readers drop what an earlier process wrote of this step and later ones.
-        self._add(Event(step=first_step, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
-        self._add(Event(step=first_step, session_log=start))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._add(Event(step=step, summary=scalar(name, value)))
-        self.flush()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._file.write_event(event)
-
-
-class _Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, total_steps: int, first_step: int) -> None:
-        self._bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._total, self._first = total_steps, first_step
-        self._start = time.monotonic()
-        self._shown = -math.inf
-
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        text = ", ".join(
-            form.format(values[name])
-            for name, form in (("loss", "loss {:.4f}"), ("pairs_per_second", "{:.1f} pairs/s"))
-            if name in values
-        )
-        if not self._bar.disable:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._shown < _SECONDS_BETWEEN_LINES and step < self._total:
-            return
-        self._shown = now
-        line = tqdm.format_meter(
-            step,
-            self._total,
-            now - self._start,
-            unit="step",
-            postfix=text,
-            initial=self._first,
-            bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
-        )
-        tqdm.write(line, file=sys.stderr)
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def _import_wandb(project: str):
@@ -250,10 +145,10 @@ def _import_wandb(project: str):
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it.
+    """Drops the lines after `step` of a file with a JSON object and its "step" on each line.
 
-    Where lines are damaged, other than the last, which a crash may have cut, the file is kept under
-    another name as well.
+    A reader sees the old file or the new one, never half of it. Where lines are damaged, other than
+    the last, which a crash may have cut, the file is kept under another name as well.
     """
     try:
         *lines, last = path.read_bytes().split(b"\n")

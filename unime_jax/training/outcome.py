@@ -1,8 +1,8 @@
-"""Whether a run learns: skipped steps, collapse, a loss no better than chance or than its start.
+"""Verdict on whether a run learns: skipped steps, collapse, a loss no better than chance.
 
-A model that maps every input to one vector trains, evaluates and exports without an error. What
-tells it apart are numbers that each step logs: `mean_cosine` of two different rows of the batch,
-and `chance_loss`, the loss of a model for which all candidates are alike.
+A model that maps every input to one vector trains, evaluates and exports without an error. Two
+metrics of each step give it away: `mean_cosine` of two different rows of the batch, and
+`chance_loss`, the loss of a model for which all candidates are alike.
 """
 
 import collections
@@ -41,7 +41,7 @@ class EveryStepSkipped(RuntimeError):  # noqa: N818 (what happened, as SystemExi
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is wrong, by name, and a message with the numbers and what to change."""
+    """A problem by name, and a message with its numbers and what to change."""
 
     name: str
     message: str
@@ -60,7 +60,10 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What can be said after so many steps. The windows are of one objective, None of no steps."""
+    """Verdict, findings and counts after so many steps.
+
+    The windows are the start and the end of the newest objective, None before its first step.
+    """
 
     steps: int
     skipped_steps: int
@@ -72,10 +75,12 @@ class Outcome:
 
 
 class Monitor:
-    """Follows a run step by step, and warns while it does not learn.
+    """A running judgement of the steps of a run, with warnings while it does not learn.
 
-    A warning comes again when the run has twice as many steps. `earlier` are the lines of
-    metrics.jsonl that a resumed run goes on from.
+    A warning comes again when the run has twice as many steps.
+
+    Args:
+      earlier: the lines of metrics.jsonl up to the step that a resumed run goes on from.
     """
 
     def __init__(self, settings: TrainConfig, earlier: Iterable[Mapping[str, Any]] = ()):
@@ -100,7 +105,7 @@ class Monitor:
                 logging.warning("step %d: %s", step, finding.message)
 
     def outcome(self, *, running: bool = False) -> Outcome:
-        """What can be said now; of a `running` one less is said, as its loss may still fall."""
+        """The outcome by now; a `running` one gets fewer findings, as its loss may still fall."""
         size = max(1, min(WINDOW, self._logged // 4))
         start = _window(self._start[:size])
         end = _window(list(self._end)[-size:])
@@ -190,7 +195,7 @@ class Monitor:
             )
 
     def _advice(self) -> str:
-        """What to change, with the values that there are."""
+        """Keys to change, with their present values."""
         settings, loss = self._settings, self._settings.loss
         text = (
             f"Lower config.optimizer.learning_rate (now {settings.optimizer.learning_rate:g}) or "
@@ -208,13 +213,13 @@ class Monitor:
 
 
 def say(workdir: pathlib.Path) -> None:
-    """What is wrong by <workdir>/outcome.json, in the log."""
-    found = read(workdir)
-    for finding in found.get("findings", []):
+    """Logs the findings of <workdir>/outcome.json."""
+    outcome = read(workdir)
+    for finding in outcome.get("findings", []):
         level = logging.ERROR if finding["name"] in LEARNT_NOTHING else logging.WARNING
-        logging.log(level, "after %d steps: %s", found["steps"], finding["message"])
-    if found.get("verdict") == "too_short":
-        logging.info("%d steps are too few to tell whether the run learns", found["steps"])
+        logging.log(level, "after %d steps: %s", outcome["steps"], finding["message"])
+    if outcome.get("verdict") == "too_short":
+        logging.info("%d steps are too few to tell whether the run learns", outcome["steps"])
 
 
 def write(workdir: pathlib.Path, outcome: Outcome) -> None:
@@ -229,14 +234,14 @@ def write(workdir: pathlib.Path, outcome: Outcome) -> None:
 def read(workdir: pathlib.Path) -> dict[str, Any]:
     """<workdir>/outcome.json; {} if it is not there or is damaged."""
     try:
-        found = files.read_object(workdir / FILE)
+        outcome = files.read_object(workdir / FILE)
     except (FileNotFoundError, ValueError):
         return {}
-    findings = found.get("findings")
-    whole = isinstance(found.get("steps"), int) and isinstance(findings, list)
+    findings = outcome.get("findings")
+    whole = isinstance(outcome.get("steps"), int) and isinstance(findings, list)
     if not whole or not all(_is_finding(finding) for finding in findings or ()):
         return {}
-    return found
+    return outcome
 
 
 def _is_finding(finding: Any) -> bool:
@@ -245,7 +250,7 @@ def _is_finding(finding: Any) -> bool:
 
 
 def _objective_of(settings: TrainConfig, step: int) -> int:
-    """The number of the step before the first of the objective that `step` is of."""
+    """The number of steps before the objective of `step` began: plain InfoNCE, or the loss."""
     return settings.infonce_steps if step > settings.infonce_steps else 0
 
 

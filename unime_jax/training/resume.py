@@ -1,4 +1,4 @@
-"""A work directory holds one run: what may change when it goes on, and what makes it another."""
+"""Resume checks: which config changes an existing workdir accepts; input fingerprints."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,9 @@ from unime_jax import config_reader, files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.data.settings import Bucket
+from unime_jax.training import evaluations
 
-# Keys, and groups of keys, that are no part of what is trained. Whatever is not named here is.
+# Keys and groups of keys that may change when a run goes on; any other one makes it another run.
 FREE = (
     "job",
     "log_every",
@@ -39,7 +40,7 @@ FREE = (
     "data.max_bad_share",
     "data.prepare.module",
     "data.prepare.eval_rows",
-    # Where things are; that they are the same things, the facts in each checkpoint tell.
+    # Where things are; that they are the same, the fingerprints in each checkpoint tell.
     "data.folder",
     "backbone",
     "revision",
@@ -53,7 +54,7 @@ PROBE = 2**20  # bytes: with less room than that, a run does not get far
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
-    """Makes the folder, and sees that it can be written, which is better known before a long run.
+    """Makes the folder, and probes that it can be written, before a long run needs it.
 
     Raises:
       ValueError: it cannot.
@@ -73,13 +74,12 @@ def open_workdir(workdir: pathlib.Path) -> None:
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Compares `config` with <workdir>/config.json, if anything has been trained there.
+    """Compares `config` with <workdir>/config.json, if there are checkpoints.
 
     `steps` may change where that leaves the learning rates so far as they were: with the schedule
     "constant", and with others if they end at the same step as before, which
-    `optimizer.schedule_steps` says. Changes that are allowed are logged. Scores of an evaluation
-    that is no longer the same are forgotten, because those after training are to be compared with
-    them.
+    `optimizer.schedule_steps` says. Allowed changes are logged. A change of the evaluation, other
+    than of when it is made, removes earlier scores, which later ones could not be compared with.
 
     Raises:
       ValueError: something else would be trained; the message lists what.
@@ -98,13 +98,13 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{error}; repair it, or remove it if the config has not changed."
         ) from error
-    found = changes(earlier, config)
+    changed = changes(earlier, config)
     free: tuple[str, ...] = FREE
     constant = config["optimizer"]["schedule"] == "constant"
     same_end = _schedule_end(earlier) == _schedule_end(config)
     if constant or same_end or config["job"] == "export":
         free += LENGTH
-    serious = {key: both for key, both in found.items() if not _is_in(key, free)}
+    serious = {key: both for key, both in changed.items() if not _is_in(key, free)}
     if serious:
         raise ValueError(
             f"{workdir} holds a run of another config. Changed since:\n{_listed(serious)}\n"
@@ -112,10 +112,12 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             "on with the earlier values; or use another work directory for a run of its own, with "
             "config.init_from if it is to start from the model of this one."
         )
-    if found:
-        logging.info("the config has changed, applied from now on:\n%s", _listed(found))
-    if config["job"] == "train" and any(_is_in(key, ("evaluation",)) for key in found):
+    if changed:
+        logging.info("the config has changed, applied from now on:\n%s", _listed(changed))
+    evaluation = {key for key in changed if _is_in(key, ("evaluation",))}
+    if config["job"] == "train" and evaluation - {"evaluation.every"}:
         (workdir / "evaluation.json").unlink(missing_ok=True)
+        (workdir / evaluations.FILE).unlink(missing_ok=True)
 
 
 def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
-    """The step where the learning rate stops falling, as far as a config says it."""
+    """The step where the learning rate stops falling; None if the config has neither key."""
     values = dict(_leaves(config))
     return values.get("optimizer.schedule_steps") or values.get("steps")
 
@@ -145,7 +147,7 @@ def _schedule_end(config: Mapping[str, Any]) -> Any:
 def _is_longer(
     serious: Mapping[str, Any], earlier: Mapping[str, Any], config: Mapping[str, Any]
 ) -> bool:
-    """Whether the run is to be extended, and that is all that is in the way."""
+    """Whether more steps are all that has changed seriously."""
     before = earlier.get("steps")
     return set(serious) <= {*LENGTH} and isinstance(before, int) and config["steps"] > before
 
@@ -182,24 +184,27 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tup
     }
 
 
-def facts(backbone: Backbone, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """What must not change under a checkpoint: contents of the backbone, rows of the data.
+def fingerprints(backbone: Backbone, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Fingerprints of backbone and data, verified when a checkpoint is restored.
 
     Process 0 reads all of the backbone's files; the others wait for it.
+
+    Args:
+      rows: how many each source has; None: the data are not needed.
     """
     digest = np.zeros(16, np.uint8)
     if jax.process_index() == 0:
         digest = np.frombuffer(bytes.fromhex(_digest(backbone)), np.uint8)
     if jax.process_count() > 1:
         digest = np.asarray(multihost_utils.broadcast_one_to_all(digest))
-    found: dict[str, Any] = {"backbone": digest.tobytes().hex()}
-    return found | ({"data": dict(rows)} if rows is not None else {})
+    data = {} if rows is None else {"data": dict(rows)}
+    return {"backbone": digest.tobytes().hex()} | data
 
 
 def _digest(backbone: Backbone) -> str:
-    """One hash of all its files; the record of an export's self-check is no part of a model."""
-    files = fingerprint(backbone)
-    kept = [f"{name} {files[name]}" for name in files if not name.startswith("self_check")]
+    """One hash of all files of a model, but for the record of an export's self-check."""
+    hashes = fingerprint(backbone)
+    kept = [f"{name} {hashes[name]}" for name in hashes if not name.startswith("self_check")]
     return hashlib.blake2b("\n".join(kept).encode(), digest_size=16).hexdigest()
 
 
@@ -215,5 +220,5 @@ def _is_in(key: str, groups: tuple[str, ...]) -> bool:
     return any(key == group or key.startswith(group + ".") for group in groups)
 
 
-def _listed(found: Mapping[str, tuple[str, str]]) -> str:
-    return "\n".join(f"  config.{key}: {old} -> {new}" for key, (old, new) in found.items())
+def _listed(changed: Mapping[str, tuple[str, str]]) -> str:
+    return "\n".join(f"  config.{key}: {old} -> {new}" for key, (old, new) in changed.items())

@@ -1,4 +1,4 @@
-"""Counts and losses by source between two lines of metrics.jsonl, so that their sum is complete."""
+"""Sums over the steps between two lines of metrics.jsonl: counts, and losses by source."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Float32
 
 from unime_jax.data.packing import PackInfo
 
-# Of the rows and examples of a batch, over all processes; metrics.jsonl has them by these names.
+# Counts of rows and examples of a batch, over all processes, by their names in metrics.jsonl.
 COUNTS = {
     "replaced_examples": "examples that could not be used, the next of their source in their place",
     "duplicate_items": "items that were in their process's part of the batch already",
@@ -20,7 +20,7 @@ BY_SOURCE = "source_loss/"  # and the name of the source
 
 
 def counts(info: PackInfo) -> dict[str, float]:
-    """`COUNTS` of one process's part of a batch."""
+    """The counts of one process's part of a batch, by the names of `COUNTS`."""
     return {
         "replaced_examples": len(info.bad),
         "duplicate_items": info.duplicates,
@@ -32,7 +32,11 @@ def counts(info: PackInfo) -> dict[str, float]:
 
 
 class Tally:
-    """Sums over steps. `sources` are the names that `Batch.source` counts."""
+    """Running sums over steps.
+
+    Args:
+      sources: the names that `Batch.source` counts.
+    """
 
     def __init__(self, sources: Sequence[str]):
         self._sources = tuple(sources)
@@ -49,19 +53,25 @@ class Tally:
         source_loss: Float32[np.ndarray, " S"],
         source_rows: Float32[np.ndarray, " S"],
     ) -> None:
-        """One step: its counts, and each source's mean loss over so many rows."""
+        """Adds a step.
+
+        Args:
+          counted: by the names of `COUNTS`.
+          source_loss: mean over a source's rows.
+          source_rows: how many they are.
+        """
         for name in COUNTS:
             self._counts[name] += counted[name]
         self._loss += np.where(source_rows > 0, source_loss * source_rows, 0)
         self._rows += source_rows
 
     def take(self) -> dict[str, float]:
-        """The sums since the last call, and the mean loss of each source that had rows."""
+        """Sums since the last call, and the mean loss of each source that had rows."""
         means = {
             BY_SOURCE + name: float(loss / rows)
             for name, loss, rows in zip(self._sources, self._loss, self._rows, strict=True)
             if rows
         }
-        found = self._counts | means
+        sums = self._counts | means
         self._start()
-        return found
+        return sums

@@ -1,0 +1,79 @@
+"""Evaluations during training: when they are due, and which step is the best."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import stage2
+from unime_jax.config import TrainConfig
+from unime_jax.config_reader import read
+from unime_jax.training import evaluations
+from unime_jax.training.evaluations import Evaluations
+
+
+def settings_of(every, steps=10):
+    settings = read(TrainConfig, stage2.get_config().to_dict())
+    evaluation = dataclasses.replace(settings.evaluation, every=every)
+    return dataclasses.replace(settings, evaluation=evaluation, steps=steps)
+
+
+def scores(percent):
+    return {"datasets": {"a": percent}, "All": percent, "composition": {}}
+
+
+def test_due_at_multiples_that_have_no_scores_yet(tmp_path):
+    scored = Evaluations(tmp_path, settings_of(every=3, steps=9))
+    assert [step for step in range(12) if scored.is_due(step)] == [3, 6]
+    scored.add(3, scores(1.0))
+    assert [step for step in range(12) if scored.is_due(step)] == [6]
+    assert not any(Evaluations(tmp_path, settings_of(every=0)).is_due(step) for step in range(12))
+
+
+def test_another_start_knows_the_scores_up_to_where_it_goes_on(tmp_path):
+    scored = Evaluations(tmp_path, settings_of(every=2))
+    for step in (2, 4, 6):
+        scored.add(step, scores(float(step)))
+    scored.add(6, scores(0.0))  # it has scores
+    again = Evaluations(tmp_path, settings_of(every=2))
+    again.resume(4)
+    assert again.scores == {2: scores(2.0), 4: scores(4.0)} and again.is_due(6)
+    assert evaluations.read(tmp_path) == again.scores
+
+
+@pytest.mark.parametrize(
+    "damage", [b"[]", b"null", b'{"step": 3}', b'{"step": 4, "scores": 7}', b"\xff\xfe", b'{"ste']
+)
+def test_damaged_lines_are_passed_over(tmp_path, damage):
+    good = json.dumps({"step": 2, "scores": scores(5.0)}).encode() + b"\n"
+    (tmp_path / evaluations.FILE).write_bytes(good + damage)
+    scored = Evaluations(tmp_path, settings_of(every=2))
+    scored.resume(8)
+    assert scored.scores.keys() == {2}
+    scored.add(8, scores(1.0))
+    assert evaluations.read(tmp_path).keys() == {2, 8}
+
+
+def test_a_folder_in_place_of_the_file_is_set_aside(tmp_path):
+    (tmp_path / evaluations.FILE).mkdir()
+    scored = Evaluations(tmp_path, settings_of(every=2))
+    scored.resume(0)
+    scored.add(2, scores(1.0))
+    assert evaluations.read(tmp_path).keys() == {2}
+
+
+def test_the_best_is_the_highest_then_the_latest_of_those_that_are_there():
+    by_step = {2: scores(50.0), 4: scores(60.0), 6: scores(60.0), 8: scores(10.0)}
+    assert evaluations.best_step(by_step, [2, 4, 6, 8, 10]) == 6
+    assert evaluations.best_step(by_step, [2, 8]) == 2
+    assert evaluations.best_step(by_step, [10]) is None
+    assert evaluations.best_step({2: {"All": None}}, [2]) is None
+
+
+def test_what_counts_as_overall():
+    composition = {"composition": {"swap": 40.0, "add": 60.0}}
+    distillation = {"distillation": {"kl": 0.1, "overlap": 30.0}}
+    assert evaluations.overall({"All": 20.0} | composition | distillation) == 20.0
+    assert evaluations.overall({"All": None} | composition | distillation) == 30.0
+    assert evaluations.overall({"All": None} | composition) == 50.0
+    assert evaluations.overall({"All": None, "composition": {}}) is None

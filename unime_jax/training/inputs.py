@@ -1,0 +1,58 @@
+"""Training data: generated where they are missing, checked against the config, cut into batches."""
+
+import functools
+import importlib
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+import grain
+import jax
+from absl import logging
+
+from unime_jax import config
+from unime_jax.data import loader, mixture, sources
+from unime_jax.operations import processes
+from unime_jax.training.setup import Setup
+
+
+def prepare(settings: config.PrepareConfig, folder: pathlib.Path) -> None:
+    """Generates the data of `data.prepare` where they are missing."""
+    if not settings.module:
+        return
+    if jax.process_index() == 0:
+        started = time.perf_counter()
+        importlib.import_module(settings.module).prepare(
+            folder,
+            seed=settings.seed,
+            train_rows=settings.train_rows,
+            eval_rows=settings.eval_rows,
+        )
+        logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
+    processes.barrier("data prepared")
+
+
+def make_batches(
+    setup: Setup, rows: Mapping[str, sources.Source]
+) -> Callable[..., grain.DatasetIterator]:
+    """A function from the number of the first batch, `first_batch`, to an iterator over batches.
+
+    Raises:
+      ValueError: the config's weights or runs of a source do not fit the data.
+    """
+    settings, count = setup.settings, jax.process_count()
+    weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+    mixture.check(rows, weights, settings.batch_size, settings.data.source_run, count)
+    return functools.partial(
+        loader.make_loader,
+        rows,
+        weights,
+        batch_size=settings.batch_size,
+        source_run=settings.data.source_run,
+        seed=settings.seed,
+        preprocess=setup.preprocess,
+        plan=setup.plan,
+        workers=settings.data.workers,
+        process_index=jax.process_index(),
+        process_count=count,
+    )

@@ -1,0 +1,55 @@
+"""A progress bar on a terminal, a line now and then elsewhere."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0  # where stderr is a file and a bar would be noise
+
+
+class Progress:
+    """Steps done of all steps, with the loss and the rate, on stderr."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._total, self._first = total_steps, first_step
+        self._start = time.monotonic()
+        self._shown = -math.inf
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        text = ", ".join(
+            form.format(values[name])
+            for name, form in (("loss", "loss {:.4f}"), ("pairs_per_second", "{:.1f} pairs/s"))
+            if name in values
+        )
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._shown < SECONDS_BETWEEN_LINES and step < self._total:
+            return
+        self._shown = now
+        line = tqdm.format_meter(
+            step,
+            self._total,
+            now - self._start,
+            unit="step",
+            postfix=text,
+            initial=self._first,
+            bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()

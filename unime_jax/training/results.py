@@ -1,0 +1,94 @@
+"""What a training run leaves of what it has learnt: scores, the report, and the outcome."""
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from absl import logging
+
+from unime_jax import config
+from unime_jax.encode import Encoder
+from unime_jax.evaluation import report, results, run_facts, scores, suite
+from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.training import outcome
+
+
+def evaluate(
+    tests: suite.Suite, encoder: Encoder, when: str
+) -> tuple[scores.Scores, dict[str, DatasetResult]]:
+    """Scores in percent, and what the report shows of each dataset; the same in all processes."""
+    started = time.perf_counter()
+    evaluated = suite.evaluate(tests, encoder)
+    logging.info("evaluation %s took %.1f s", when, time.perf_counter() - started)
+    return evaluated
+
+
+def evaluate_side(
+    tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
+) -> scores.Scores:
+    """Writes a side of evaluation.json, and what the report shows of it; {} without tests."""
+    if tests.is_empty:
+        return {}
+    side, shown = evaluate(tests, encoder, f"{when} training")
+    if jax.process_index() == 0:
+        # The scores say that this side is done, so they come last.
+        results.save_results(workdir / f"results_{when}.npz", shown)
+        scores.write_scores(workdir, when, side)
+    return side
+
+
+def write_report(
+    settings: config.TrainConfig,
+    workdir: pathlib.Path,
+    tests: suite.Suite | None,
+    goodput: Mapping[str, Any],
+    steps: int,
+) -> None:
+    """Writes the report of an evaluation, or, without `tests`, of a run that has come to none.
+
+    Args:
+      goodput: `Goodput.summary` of the run.
+      steps: of the model that is evaluated as "after", fewer than all if it is the best one.
+    """
+    sides = scores.read_scores(workdir) if tests else {}
+    if jax.process_index() != 0 or (tests and (tests.is_empty or not sides)):
+        return
+    best = {"best checkpoint": f"of step {steps}"} if steps < settings.steps else {}
+    rankings = {when: results.load_results(workdir / f"results_{when}.npz") for when in sides}
+    report.write_report(
+        workdir,
+        table=tests.table if tests else {},
+        before=rankings.get("before"),
+        after=rankings.get("after"),
+        images=tests.images() if tests else lambda path: b"",
+        title=f"Training {workdir.name}",
+        facts=run_facts.run_facts(settings, goodput) | best,
+        composition_rows=tests.composition_rows if tests else {},
+    )
+
+
+def write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
+    """Judges all steps, and writes <workdir>/outcome.json."""
+    if jax.process_index() == 0:
+        outcome.write(workdir, outcome.Monitor(settings, read_metrics(workdir)).outcome())
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none if it cannot be read."""
+    try:
+        return report.read_metrics(workdir / "metrics.jsonl")
+    except (ValueError, OSError) as error:  # a run does not end for its statistics
+        logging.warning("%s; whether the run learns is told from now on", error)
+        return []
+
+
+def log_results(workdir: pathlib.Path) -> None:
+    """Logs the table of scores, where the report is, and what is wrong with the outcome."""
+    if jax.process_index() != 0:
+        return
+    if sides := scores.read_scores(workdir):
+        table = scores.table(sides.get("before"), sides.get("after"))
+        logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
+    outcome.say(workdir)

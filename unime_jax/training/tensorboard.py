@@ -1,0 +1,75 @@
+"""Event files of TensorBoard: scalars of steps, and those of evaluations."""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from unime_jax import files
+
+
+class TensorBoard:
+    """Scalars in TensorBoard's format, written at once.
+
+    tensorboardX's own writer has a thread, which a full disk ends, and then waits for it forever.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        if folder.exists() and not folder.is_dir():
+            files.set_aside(folder, "not a folder")
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        # Readers drop what an earlier process wrote of this step and later ones.
+        self._add(Event(step=first_step, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=first_step, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(Event(step=step, summary=scalar(name, value)))
+        self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+
+def write_evaluation(workdir: Path, scores: Mapping[int, Mapping[str, Any]]) -> None:
+    """Scores by step as scalars in <workdir>/tensorboard/evaluation, in place of earlier ones.
+
+    Groups such as "datasets" are a part of the tag. To TensorBoard it is a run of its own, whose
+    readers would otherwise take the events of training at its steps for replaced ones.
+    """
+    folder = workdir / "tensorboard" / "evaluation"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        board = TensorBoard(folder, 0)
+        for step in sorted(scores):
+            board.write(step, dict(flat_scores(scores[step])))
+        board.close()
+    except OSError as error:  # a run does not end for its statistics
+        logging.warning("%s cannot be written: %s", folder, error)
+
+
+def flat_scores(
+    scores: Mapping[str, Any], prefix: str = "evaluation"
+) -> Iterator[tuple[str, float]]:
+    """Numbers by tag, "evaluation/datasets/<name>" for example."""
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from flat_scores(value, f"{prefix}/{name}")
+        elif value is not None:
+            yield f"{prefix}/{name}", float(value)
