@@ -9,8 +9,9 @@ import tensorflow_datasets as tfds
 
 from unime_jax.config import TrainConfig
 from unime_jax.data.embedding_store import Embeddings
+from unime_jax.data.formats import open_dataset
+from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.images import read_below
-from unime_jax.data.sources import dataset_folder, open_dataset
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import composition, mmeb, neighbours, scores
 from unime_jax.training.objectives import Distillation
@@ -95,7 +96,7 @@ def _rows(folder: pathlib.Path, limit: int) -> dict[str, list[Mapping[str, Any]]
 
 
 def _table(folder: pathlib.Path) -> scores.Table:
-    metadata = tfds.builder_from_directory(dataset_folder(folder)).info.metadata or {}
+    metadata = tfds.builder_from_directory(version_folder(folder)).info.metadata or {}
     named = metadata.get("datasets", {})
     return {n: (v["meta"], v["split"]) for n, v in named.items()} or scores.MMEB_V1
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from unime_jax import config, config_reader
-from unime_jax.data import loader, mixture, sources
+from unime_jax.data import formats, loader, mixture
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.encode import Encoder
@@ -92,7 +92,7 @@ def _train(
         whole = set_up(settings, mesh)
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
         setup = whole if teacher is None else student(whole, teacher)
-        rows = sources.open_dataset(folder / settings.data.train)
+        rows = formats.open_dataset(folder / settings.data.train)
         make_loader = _loader(setup, rows)
         table = state.parameter_table(setup.abstract_model)
         logging.info("parameters:\n%s", table)
@@ -195,7 +195,7 @@ def _train(
 
 
 def _loader(
-    setup: Setup, rows: Mapping[str, sources.Source]
+    setup: Setup, rows: Mapping[str, formats.Source]
 ) -> Callable[..., grain.DatasetIterator]:
     """`make_loader` for all but the first batch; what is wrong with the config is said here."""
     settings, processes = setup.settings, jax.process_count()
