@@ -73,15 +73,20 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A query, its positive and any number of explicit negatives, from one training source."""
+    """A query, its positive and any number of explicit negatives, from one training source.
+
+    `scores`: a judge's or a miner's, of the positive and each negative; empty: there are none.
+    """
 
     source: str
     id: str
     query: Item
     positive: Item
     negatives: tuple[Item, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One item after a family's host preprocessing, unpadded.

@@ -17,10 +17,10 @@ from PIL import Image
 from tests.backbones.images import encoded, noise
 from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Row
+from unime_jax.data.formats import open_dataset
 from unime_jax.data.loader import make_loader
 from unime_jax.data.quarantine import Quarantine
 from unime_jax.data.shapes import Bucket, Layout, pair_shapes
-from unime_jax.data.sources import open_dataset
 
 ROWS, BATCH = 400, 16
 SIZE = 4  # pixels a side, that all images are brought to

@@ -21,7 +21,7 @@ from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.images import ImageError, decode, read, read_below
-from unime_jax.data.sources import to_example
+from unime_jax.data.schema import to_example
 from unime_jax.data.user_inputs import to_item
 from unime_jax.evaluation.item_table import ItemTable, encode_table
 

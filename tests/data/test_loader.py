@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unime_jax.batch import Row
+from unime_jax.data import loader as loader_module
 from unime_jax.data.loader import make_loader, read_example
 from unime_jax.data.mixture import Pick
 from unime_jax.data.packing import target_hash
@@ -225,3 +226,31 @@ def test_target_ids_do_not_depend_on_the_process():
     ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
     known = {target_hash((f"p{i}", "")) for i in range(500)}
     assert ids - {0} <= known and len(ids) > 4
+
+
+def test_arrays_of_workers_come_in_shared_memory(monkeypatch):
+    def large():
+        def toy(item):
+            zero = np.zeros((4, 1), np.int32)
+            pixels = np.full((1, 64, 2048), len(item.text), np.uint8)
+            return Row(zero[:, 0], zero, zero - 1, patches=pixels)
+
+        return toy
+
+    taken = []
+    pack = loader_module.pack
+
+    def seen(prepared, **options):
+        taken.extend(type(row.patches).__name__ for example in prepared for row in example.rows)
+        return pack(prepared, **options)
+
+    monkeypatch.setattr(loader_module, "pack", seen)
+    layout = Layout(patches=64, patch_bytes=2048)
+    shapes = pair_shapes([Bucket(8, 1)], layout, batch_size=BATCH, chunk_size=4)
+    options = {"preprocess": large(), "plan": shapes}
+    with contextlib.closing(loader(workers=1, **options)) as iterator:
+        got, _ = next(iterator)
+    assert set(taken) == {"SharedMemoryArray"}
+    with contextlib.closing(loader(**options)) as iterator:
+        want, _ = next(iterator)
+    np.testing.assert_array_equal(got.groups[0].patches, want.groups[0].patches)

@@ -8,8 +8,8 @@ from unime_jax.batch import Item, Picture, Row
 from unime_jax.data.items import Items, Pairs
 from unime_jax.data.loader import make_loader
 from unime_jax.data.packing import prepare, target_hash
+from unime_jax.data.schema import to_example
 from unime_jax.data.shapes import Bucket, Layout, pair_shapes
-from unime_jax.data.sources import to_example
 from unime_jax.evaluation import stored_images, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.tasks import mmeb

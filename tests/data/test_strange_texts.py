@@ -11,7 +11,7 @@ from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.items import Lines
 from unime_jax.data.quarantine import BadExample
-from unime_jax.data.sources import to_example
+from unime_jax.data.schema import to_example
 from unime_jax.data.strange_texts import (
     MAX_BYTES,
     markdown,

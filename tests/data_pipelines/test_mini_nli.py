@@ -8,7 +8,8 @@ import pytest
 from data_pipelines.mini_nli import prepare as package
 from data_pipelines.mini_nli.content import triples
 from unime_jax.data.embedding_store import open_embeddings
-from unime_jax.data.sources import open_dataset, to_example
+from unime_jax.data.formats import open_dataset
+from unime_jax.data.schema import to_example
 
 prepare = importlib.import_module("data_pipelines.mini_nli.prepare")
 

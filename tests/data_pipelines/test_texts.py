@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data_pipelines import texts
 from data_pipelines.texts import Triple
 from data_pipelines.texts.prepare import split
-from unime_jax.data.sources import open_dataset, to_example
+from unime_jax.data.formats import open_dataset
+from unime_jax.data.schema import to_example
 
 
 def write_csv(path, rows, header=("sent0", "sent1", "hard_neg")):

@@ -23,12 +23,12 @@ from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, config_reader, sharding
-from unime_jax.data import sources
+from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
 from unime_jax.jobs import embed
 
-open_dataset = sources.open_dataset  # which the fixtures replace
+open_dataset = formats.open_dataset  # which the fixtures replace
 
 EXACT = 2e-5  # largest absolute difference between unit vectors, float32
 PREFIX, SUFFIX = "Represent: ", " in one word:"
@@ -99,7 +99,7 @@ def one_device():
     """Most tests run on one device, on rows that are not on disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-        patch.setattr(sources, "open_dataset", lambda folder: DATA)
+        patch.setattr(formats, "open_dataset", lambda folder: DATA)
         yield
 
 
@@ -107,7 +107,7 @@ def one_device():
 def splits(monkeypatch):
     """The rows, for tests that change them."""
     found = copy.deepcopy(DATA)
-    monkeypatch.setattr(sources, "open_dataset", lambda folder: found)
+    monkeypatch.setattr(formats, "open_dataset", lambda folder: found)
     return found
 
 
@@ -195,7 +195,7 @@ def test_provenance(pair, given, straight):
 
 def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
     """The miniature MMEB: texts, images, and both."""
-    monkeypatch.setattr(sources, "open_dataset", open_dataset)
+    monkeypatch.setattr(formats, "open_dataset", open_dataset)
     given.data.folder, given.data.datasets = str(data), ("mini_mmeb/train",)
     splits = open_dataset(data / "mini_mmeb" / "train")
     names = sorted(splits)[:3]
@@ -204,9 +204,7 @@ def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
     given.prefix = given.suffix = ""
     embed.run(given, tmp_path / "run")
     examples = [
-        sources.to_example(name, splits[name][i])
-        for name in names
-        for i in range(len(splits[name]))
+        schema.to_example(name, splits[name][i]) for name in names for i in range(len(splits[name]))
     ]
     items = {item_id(item): item for e in examples for item in (e.query, e.positive)}
     store = open_embeddings(tmp_path / "run")

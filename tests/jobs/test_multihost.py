@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics
 from tests.multihost import launch
-from unime_jax.data import mixture, sources
+from unime_jax.data import formats, mixture
 from unime_jax.jobs import train
 
 # They differ by nature: timings, and how rows are packed, since equal texts are one row only
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_does(pair, straight):
 
 @pytest.mark.slow
 def test_each_process_reads_its_own_rows(pair, config):
-    rows = sources.open_dataset(pathlib.Path(config.data.folder) / config.data.train)
+    rows = formats.open_dataset(pathlib.Path(config.data.folder) / config.data.train)
     for process in range(2):
         record = json.loads((pair.parent / "records" / f"{process}.json").read_text())
         picks = mixture.mixture(

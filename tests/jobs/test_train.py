@@ -25,7 +25,7 @@ from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
 from unime_jax import main
 from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read as read_config
-from unime_jax.data import quarantine, sources
+from unime_jax.data import quarantine
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
@@ -375,7 +375,7 @@ def test_the_command_line_answers_a_mistake_in_a_line(tmp_path):
 
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError) as raised:
-        sources.check_names(None, [])
+        schema.check_names(None, [])
     assert not main.says_it_all(raised.value)
 
 
@@ -391,10 +391,10 @@ def spoil(monkeypatch, config):
             rows = open_dataset(folder)[name]
             return {name: [dict(rows[i]) | changes.get(i, {}) for i in range(len(rows))]}
 
-        open_dataset = sources.open_dataset
+        open_dataset = formats.open_dataset
         name = sorted(open_dataset(f"{config.data.folder}/mini_mmeb/train"))[0]
         config.data.weights = {name: 1.0}
-        monkeypatch.setattr(sources, "open_dataset", open_one)
+        monkeypatch.setattr(formats, "open_dataset", open_one)
         return name
 
     return change

@@ -1,1 +1,1 @@
-"""From rows on disk to packed batches: sources, mixture, pack, loader, quarantine (host code)."""
+"""From rows on disk to packed batches: formats, schema, mixture, loader, packing (host code)."""

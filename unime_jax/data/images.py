@@ -4,11 +4,13 @@ Embedder, training, evaluation, bulk embedding, reports and exports read images 
 is the same picture to all of them. docs/images.md says the same to users.
 """
 
+import contextlib
 import functools
 import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -51,14 +53,30 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
       ImageError: the file is too large, of another format, damaged or cut off, or has too many
         pixels.
     """
+    with _opened(data, max_pixels) as file:
+        file.load()
+        return to_rgb(file)
+
+
+def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises ImageError for an image file that `decode` refuses by its headers.
+
+    No pixel is decoded, so that a file may still turn out to be damaged or cut off.
+    """
+    with _opened(data, max_pixels):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The file as Pillow opens it, its headers checked; ImageError for whatever goes wrong."""
     if len(data) > MAX_BYTES:
         raise ImageError(f"a file of {len(data)} bytes, the limit is {MAX_BYTES}")
     try:
         image_headers.check(data, max_pixels)
         with Image.open(io.BytesIO(data), formats=_formats()) as file:
             check_size(*file.size, max_pixels)
-            file.load()
-            return to_rgb(file)
+            yield file
     except UnidentifiedImageError as error:
         names = ", ".join(_formats())
         raise ImageError(f"cannot identify the format; it must be one of {names}") from error

@@ -1,4 +1,4 @@
-"""The distinct items of data sets and text files: counted at first, read when they are wanted."""
+"""Deduplicated items of a corpus, indexed once, read lazily."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,10 @@ import numpy as np
 from unime_jax.batch import Item
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.embedding_store import item_id, read_lines
+from unime_jax.data.formats import Source
 from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.schema import to_example
 from unime_jax.data.settings import Side
-from unime_jax.data.sources import Source, to_example
 from unime_jax.data.strange_texts import text_fault
 
 ROWS = 64  # that a thread reads at a time
@@ -91,7 +92,8 @@ def open_lines(file: pathlib.Path) -> Lines:
 class Items:
     """The distinct items of corpora in order, the first of its kind each; `items[i]` reads one.
 
-    All rows are read when this is made, images looked at and all, but only ids are kept.
+    All rows are read when this is made, and the headers of their images; only ids are kept. An
+    image whose pixels are damaged shows where it is decoded.
 
     Attributes:
       ids: bytes [n], `embeddings.item_id` of each.

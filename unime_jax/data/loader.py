@@ -3,21 +3,26 @@
 import dataclasses
 import functools
 import os
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Mapping
 
 import grain
-from absl import flags
+from absl import flags, logging
 
+from unime_jax.data.formats import Source
 from unime_jax.data.images import MAX_PIXELS
 from unime_jax.data.mixture import Pick, mixture
 from unime_jax.data.packing import Prepared, Preprocess, pack, prepare
 from unime_jax.data.quarantine import BadExample, UnusableSource
+from unime_jax.data.schema import to_example
 from unime_jax.data.shapes import BatchShapes
-from unime_jax.data.sources import Source, to_example
 
 BATCHES_AHEAD = 2
+SHARED_MEMORY = "/dev/shm"
+MIN_SHARED_MEMORY = 2**30  # bytes; rows that are ready in all workers take some hundred MB
 MAX_TRIES = 1000  # bad rows in a row before a source counts as unusable
 
 
@@ -85,6 +90,8 @@ def make_loader(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     examples = picks.map(read).to_iter_dataset(options)
     if workers:
+        shared = grain.experimental.DatasetOptions(min_shm_size=_smallest_shared())
+        examples = grain.experimental.WithOptionsIterDataset(examples, shared)
         if not flags.FLAGS.is_parsed():  # Grain asks absl before it starts processes: a notebook
             flags.FLAGS.mark_as_parsed()
         examples = examples.mp_prefetch(
@@ -97,6 +104,28 @@ def make_loader(
         batches, prefetch_buffer_size=BATCHES_AHEAD
     )
     return iter(ready)
+
+
+def _smallest_shared() -> int:
+    """Bytes from which on an array of a row comes from a worker in shared memory, not by a pipe.
+
+    Rows are pytrees, so that Grain sees their arrays. Containers often have 64 MB of shared memory,
+    and a process that writes beyond it is killed.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # no Linux
+        free = 0
+    if free >= MIN_SHARED_MEMORY:
+        return 2**16
+    logging.warning(
+        "%s has %d MB free: rows come from data.workers through pipes, which is slower. Give the "
+        "container %d MB or more, by docker run --shm-size or an emptyDir of medium Memory",
+        SHARED_MEMORY,
+        free >> 20,
+        MIN_SHARED_MEMORY >> 20,
+    )
+    return sys.maxsize
 
 
 def _end_with_parent(parent: int, *_: int) -> None:

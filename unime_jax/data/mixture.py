@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import grain
 
-from unime_jax.data.sources import Source, check_names
+from unime_jax.data.formats import Source
+from unime_jax.data.schema import check_names
 
 ENDLESS = 1 << 48  # examples; more than anybody trains on, and index arithmetic stays exact
 

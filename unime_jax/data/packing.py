@@ -12,16 +12,19 @@ import jax
 import numpy as np
 
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
+from unime_jax.data.images import ImageError
 from unime_jax.data.quarantine import BadExample, BadItem
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """An example as rows: query, positive, then the negatives that are kept.
 
+    A pytree, as Grain hands arrays from process to process only where it sees them.
     `keys` are the items' identities, text and content of images.
     `bad` are the examples that failed before this one was taken in their place.
     """
@@ -52,14 +55,20 @@ class PackInfo:
 def prepare(example: Example, preprocess: Preprocess, plan: BatchShapes) -> Prepared:
     """Preprocesses an example's items.
 
-    Raises BadExample where `preprocess` raises ValueError or a row fits no bucket.
+    Raises BadExample where `preprocess` raises ValueError, as at an image that cannot be decoded,
+    or a row fits no bucket.
     """
-    items = (example.query, example.positive, *example.negatives[: plan.negatives])
+    negatives = example.negatives[: plan.negatives]
+    sides = ["query", "positive", *(f"negative {number}" for number in range(len(negatives)))]
+    items = (example.query, example.positive, *negatives)
     rows = []
-    for item in items:
+    for side, item in zip(sides, items, strict=True):
         try:
             row = preprocess(item)
             smallest_bucket(row, plan)
+        except ImageError as error:  # `error` names the item; the cause says what is wrong
+            reason = f"{side}: image cannot be decoded: {error.__cause__ or error}"
+            raise BadExample(example.source, example.id, item.image_path, reason) from error
         except ValueError as error:
             raise BadExample(example.source, example.id, item.image_path, str(error)) from error
         rows.append(row)

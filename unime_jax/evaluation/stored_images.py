@@ -3,8 +3,8 @@
 import hashlib
 import pathlib
 
+from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.images import read_below
-from unime_jax.data.sources import Source, open_dataset
 from unime_jax.evaluation.item_table import Images, text_of
 
 

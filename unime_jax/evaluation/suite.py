@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 
 from unime_jax.config import TrainConfig
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.sources import dataset_folder, open_dataset
+from unime_jax.data.formats import open_dataset
+from unime_jax.data.formats.tfds import version_folder
 from unime_jax.evaluation import scores, tasks
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.evaluation.ranking import DatasetResult
@@ -125,6 +126,6 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
 
 
 def _table(folder: pathlib.Path) -> scores.Table:
-    metadata = tfds.builder_from_directory(dataset_folder(folder)).info.metadata or {}
+    metadata = tfds.builder_from_directory(version_folder(folder)).info.metadata or {}
     named = metadata.get("datasets", {})
     return {n: (v["meta"], v["split"]) for n, v in named.items()} or scores.MMEB_V1

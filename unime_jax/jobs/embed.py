@@ -28,7 +28,7 @@ from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Row
-from unime_jax.data import sources
+from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
@@ -213,8 +213,8 @@ def _write_blocks(
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
     """Data sets, then text files, in the config's order."""
     folder = pathlib.Path(data.folder).expanduser()
-    found = {name: sources.open_dataset(folder / name) for name in data.datasets}
-    sources.check_names(data.splits, {split for rows in found.values() for split in rows})
+    found = {name: formats.open_dataset(folder / name) for name in data.datasets}
+    schema.check_names(data.splits, {split for rows in found.values() for split in rows})
     for name, rows in found.items():
         for split in data.splits or sorted(rows):
             if split in rows:

@@ -24,7 +24,7 @@ from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
-from unime_jax.data.sources import dataset_folder
+from unime_jax.data.formats.tfds import version_folder
 from unime_jax.embedder import Embedder, default_execution
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, report, run_facts, scores, tasks
@@ -168,7 +168,7 @@ def _check_same(
 def _digest(folder: pathlib.Path) -> str:
     """Hash of what TFDS records of a dataset, its sizes and shards; "" of plain files."""
     try:
-        info = dataset_folder(folder) / "dataset_info.json"
+        info = version_folder(folder) / "dataset_info.json"
     except FileNotFoundError:
         return ""
     return hashlib.blake2b(info.read_bytes(), digest_size=16).hexdigest()

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from unime_jax import config, config_reader, files, paths, sharding
 from unime_jax.backbones.io import adapters
-from unime_jax.data import sources
+from unime_jax.data import formats
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
 from unime_jax.jobs import preflight
@@ -60,7 +60,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
                 setup = set_up(settings, mesh)
                 train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
-                rows = sources.open_dataset(train) if settings.data.train else {}
+                rows = formats.open_dataset(train) if settings.data.train else {}
                 if settings.steps:
                     state = restore(setup, workdir, evaluations.read(workdir))
                     if int(state.skipped) >= int(state.step) > 0:
@@ -130,7 +130,7 @@ def write(
     setup: Setup,
     parameters: paths.Parameters,
     steps: int,
-    rows: Mapping[str, sources.Source],
+    rows: Mapping[str, formats.Source],
     workdir: pathlib.Path,
 ) -> None:
     """Everything that a run hands on after so many steps; process 0 writes, all take part.
@@ -153,7 +153,7 @@ def _write(
     setup: Setup,
     parameters: paths.Parameters,
     steps: int,
-    rows: Mapping[str, sources.Source],
+    rows: Mapping[str, formats.Source],
     workdir: pathlib.Path,
 ) -> None:
     settings, backbone = setup.settings, setup.backbone

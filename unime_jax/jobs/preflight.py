@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, items, mixture, sources
+from unime_jax.data import embedding_store, formats, items, mixture
+from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.objectives import Distillation
@@ -97,7 +98,7 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
     _check_model(settings, made, problems)
     if not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
-            rows = sources.open_dataset(folder / settings.data.train)
+            rows = formats.open_dataset(folder / settings.data.train)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
             mixture.check(
                 rows,
@@ -119,7 +120,7 @@ def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
-            sources.open_dataset(folder / settings.data.train)
+            formats.open_dataset(folder / settings.data.train)
 
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
@@ -137,7 +138,7 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
         problems.add("config.data.datasets and config.data.texts name nothing to embed")
     for name in settings.data.datasets:
         with problems.collected("config.data.datasets"):
-            sources.open_dataset(folder / name)
+            formats.open_dataset(folder / name)
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
@@ -261,7 +262,7 @@ def _check_tasks(
     for key, name in parts.items():
         if name and not made.later(folder / name):
             with problems.collected(f"config.evaluation.{key}"):
-                sources.dataset_folder(folder / name)
+                version_folder(folder / name)
     pictured = bool(parts["mmeb"] or parts["composition"])
     if pictured and not made.later(folder / images) and not (folder / images).is_dir():
         problems.add(f"config.evaluation.images: there is no folder {folder / images}")

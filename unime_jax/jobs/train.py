@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from unime_jax import config, config_reader, paths
-from unime_jax.data import sources
+from unime_jax.data import formats
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.evaluation import earlier, scores, suite
@@ -60,7 +60,7 @@ class _Run:
     stop_signal: StopSignal
     whole: Setup
     trained: Setup
-    rows: Mapping[str, sources.Source]
+    rows: Mapping[str, formats.Source]
     batches: Callable[..., grain.DatasetIterator]
     tests: suite.Suite
 
@@ -143,7 +143,7 @@ def _set_up(
         whole = set_up(settings, mesh)
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
         trained = whole if teacher is None else student(whole, teacher)
-        rows = sources.open_dataset(folder / settings.data.train)
+        rows = formats.open_dataset(folder / settings.data.train)
         batches = inputs.make_batches(trained, rows)
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)

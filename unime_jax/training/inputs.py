@@ -11,7 +11,7 @@ import jax
 from absl import logging
 
 from unime_jax import config
-from unime_jax.data import loader, mixture, sources
+from unime_jax.data import formats, loader, mixture
 from unime_jax.operations import processes
 from unime_jax.training.setup import Setup
 
@@ -33,7 +33,7 @@ def prepare(settings: config.PrepareConfig, folder: pathlib.Path) -> None:
 
 
 def make_batches(
-    setup: Setup, rows: Mapping[str, sources.Source]
+    setup: Setup, rows: Mapping[str, formats.Source]
 ) -> Callable[..., grain.DatasetIterator]:
     """A function from the number of the first batch, `first_batch`, to an iterator over batches.
 

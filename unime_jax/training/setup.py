@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from unime_jax import backbones, config, files, paths, sharding
 from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.batch import Item
-from unime_jax.data import packing, quarantine, sources
+from unime_jax.data import formats, packing, quarantine, schema
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
@@ -254,14 +254,14 @@ def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractM
 
 
 def examples(
-    rows: Mapping[str, sources.Source], preprocess: packing.Preprocess, plan: BatchShapes
+    rows: Mapping[str, formats.Source], preprocess: packing.Preprocess, plan: BatchShapes
 ) -> Sequence[Item]:
     """Text, images and both at once, out of the training data, for the export's self-check."""
     items = [Item("A plain text without any image.")]
     for name in sorted(rows)[:8]:
         for index in range(min(len(rows[name]), 100)):
             try:
-                example = sources.to_example(name, rows[name][index], str(index))
+                example = schema.to_example(name, rows[name][index], str(index))
                 packing.prepare(example, preprocess, plan)
             except quarantine.BadExample:
                 continue

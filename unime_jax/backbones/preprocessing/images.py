@@ -16,7 +16,8 @@ def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
     UniME, whose images only then go to the processor.
 
     Raises:
-      ValueError: an image is missing or cannot be read.
+      ValueError: an image is missing.
+      ImageError: it cannot be decoded; a ValueError, too.
     """
     images = []
     for path, data in item.pictures:
@@ -25,7 +26,7 @@ def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
         try:
             image = decode(data)
         except ImageError as error:
-            raise ValueError(
+            raise ImageError(
                 f"{name_of(item)}: the image {path!r} cannot be read: {error}"
             ) from error
         images.append(image.resize((size[1], size[0])) if size else image)

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float32
 from unime_jax import losses
 from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.sources import check_names, open_dataset, to_example
+from unime_jax.data.formats import open_dataset
+from unime_jax.data.schema import check_names, to_example
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.training.objectives import Distillation
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from unime_jax.data.sources import Source
+from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
 from unime_jax.evaluation.item_table import Encode, Images, ItemTable, Key, encode_table, text_of
 from unime_jax.evaluation.ranking import DatasetResult

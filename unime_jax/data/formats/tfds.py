@@ -1,0 +1,43 @@
+"""Data that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The data source of each split of a builder config's folder, or of one version of it.
+
+    A config folder stands for its highest version. Images stay encoded.
+
+    Raises:
+      FileNotFoundError: there is no prepared dataset.
+    """
+    builder = tfds.builder_from_directory(version_folder(folder))
+    encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in (builder.info.features or {}).items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return {name: builder.as_data_source(name, decoders=encoded) for name in builder.info.splits}
+
+
+def version_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of one dataset version: `folder` itself, or the highest version in it.
+
+    Raises:
+      FileNotFoundError: there is no prepared dataset.
+    """
+    folder = pathlib.Path(folder)
+    versions = [path.parent for path in folder.glob("*/dataset_info.json")]
+    if (folder / "dataset_info.json").exists():
+        versions = [folder]
+    if not versions:
+        raise FileNotFoundError(
+            f"no prepared dataset in {folder}: expected dataset_info.json there or in a version "
+            "folder such as 1.0.0; build it first (see data_pipelines/)"
+        )
+    return max(versions, key=lambda path: tfds.core.Version(path.name))
