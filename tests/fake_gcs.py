@@ -37,6 +37,9 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.count = itertools.count(1)
         self.refused = ""  # a part of the names that cannot be written
 
+    def handle_error(self, *_: object) -> None:
+        """Clients that leave without a word are none."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
@@ -66,6 +69,17 @@ def serving() -> Iterator[Bucket]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def environment(server: Bucket) -> dict[str, str]:
+    """What sends gcsfs and TensorStore to this server."""
+    return {
+        "STORAGE_EMULATOR_HOST": server.url,
+        "TENSORSTORE_GCS_HTTP_URL": server.url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "FSSPEC_GCS_TOKEN": "anon",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

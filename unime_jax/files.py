@@ -60,7 +60,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    return path if isinstance(path, epath.Path) else path.absolute()
+    return path.absolute() if isinstance(path, pathlib.Path) else path
+
+
+def resolved(path: Path) -> Path:
+    """Absolute, symbolic links followed; a bucket has none."""
+    return path.resolve() if isinstance(path, pathlib.Path) else path
 
 
 def bucket_client() -> Any:
@@ -82,7 +87,7 @@ def bucket_client() -> Any:
     return epath.backend.fsspec_backend.fs("gs://")
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> None:
     """A file that is whole from the moment it has its name, also after a power cut.
 
     Raises:
@@ -160,6 +165,33 @@ class GrowingFile:
             self._file.close()
         else:
             self.sync()
+
+
+class GrowingFolder:
+    """A folder of files that other libraries append to: `local` is where they write.
+
+    Of a folder in a bucket that is a temporary one, sent as a whole, as a `GrowingFile` is.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._sent = time.monotonic()
+        if isinstance(folder, pathlib.Path):
+            self.local = folder
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="unime_jax-")
+            self.local = pathlib.Path(self._scratch.name)
+
+    def changed(self) -> None:
+        """Sends it, if it was not sent for a while."""
+        if time.monotonic() - self._sent >= SECONDS_BETWEEN_UPLOADS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Sends what there is; nothing to do for a local folder."""
+        if not isinstance(self._folder, pathlib.Path):
+            upload(self.local, self._folder)
+            self._sent = time.monotonic()
 
 
 def append(path: Path, text: str) -> None:

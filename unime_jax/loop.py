@@ -1,6 +1,5 @@
 """The training loop: batches to steps, metrics, checkpoints, and a clean stop when told to."""
 
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from jax.stages import Compiled, Wrapped
 from unime_jax import (
     compilation_cache,
     config,
+    files,
     outcome,
     processes,
     sharding,
@@ -39,7 +39,7 @@ HANGING_SECONDS = 15.0
 def run(
     settings: config.TrainConfig,
     mesh: Mesh,
-    workdir: pathlib.Path,
+    workdir: files.Path,
     train_step: Wrapped,
     now: step.TrainState,
     data: Reader[tuple[Batch, PackInfo]],

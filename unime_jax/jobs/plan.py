@@ -28,7 +28,7 @@ Settings = config.TrainConfig | config.EmbedConfig
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Plans every recipe on every slice; the table is logged and left in plan.md and plan.json.
 
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
@@ -63,14 +63,14 @@ def read(values: Mapping[str, Any]) -> Settings:
     return config_reader.read(config.EmbedConfig, values)
 
 
-def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any]:
+def _recipes(config_dict: ConfigDict, workdir: files.Path) -> Mapping[str, Any]:
     values = config_dict.to_dict()
     if "recipes" in values:
         return config_reader.read(config.PlansConfig, values).recipes
     return {workdir.name: values}
 
 
-def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
+def _write(entries: list[Entry], workdir: files.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(entries), indent=2) + "\n"
     files.write_whole(workdir / "plan.json", text)
@@ -80,7 +80,7 @@ def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
 class Recipe:
     """One run's settings, and what is the same on all slices."""
 
-    def __init__(self, name: str, settings: Settings, cache: pathlib.Path):
+    def __init__(self, name: str, settings: Settings, cache: files.Path):
         self.name = name
         self.settings = settings
         self.cache = cache
