@@ -112,7 +112,7 @@ def _use(folder: files.Path) -> None:
 
 
 def _told(name: str) -> Any:
-    """What JAX has been told, by its environment or a caller."""
+    """A value of JAX's configuration, set by its environment or a caller."""
     return jax.config.values[name]
 
 
@@ -128,7 +128,7 @@ def _trim(folder: pathlib.Path) -> None:
 
 
 def _cpu() -> str:
-    """Stands for what this machine's CPU can do; where that is not to be seen, for the machine."""
+    """A hash of the CPU's model and instruction sets; without /proc, of the machine's name."""
     said = [platform.machine(), platform.system()]
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()

@@ -60,6 +60,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: Path) -> Path:
+    """Absolute, symbolic links kept."""
     return path.absolute() if isinstance(path, pathlib.Path) else path
 
 
@@ -362,7 +363,7 @@ def disk_trouble(error: BaseException) -> tuple[str, str] | None:
 
 
 def _is_told(error: Exception) -> bool:
-    """Whether an error was worded by this package already, with what to do."""
+    """Whether this package has worded the error already, with what to do."""
     return isinstance(error, RuntimeError | ValueError) and "the same command" in str(error)
 
 

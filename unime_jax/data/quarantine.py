@@ -1,4 +1,4 @@
-"""The list of training examples that could not be used, kept beside the run."""
+"""Quarantine: a JSON-lines list, in the work directory, of examples that could not be used."""
 
 import json
 from collections.abc import Iterable

@@ -5,6 +5,7 @@ $XDG_CACHE_HOME (~/.cache)/unime_jax/copies, is made once a host, and again when
 bucket has changed. Old copies stay until they are removed by hand.
 """
 
+import concurrent.futures
 import fnmatch
 import hashlib
 import os
@@ -15,9 +16,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from unime_jax import files, workdir_lock
+from unime_jax import files, watchdog, workdir_lock
 
-THREADS = 16
+THREADS = 16  # files that are copied at the same time
 
 
 def local_copy(path: files.Path, *, patterns: Sequence[str] = ("*",)) -> pathlib.Path:
@@ -68,11 +69,10 @@ def local_copy(path: files.Path, *, patterns: Sequence[str] = ("*",)) -> pathlib
         targets = [partial / path.name / name for name in chosen]
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-        client.get(
-            [name for name, _ in chosen.values()],
-            [str(target) for target in targets],
-            batch_size=THREADS,
-        )
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            names = [name for name, _ in chosen.values()]
+            for _ in pool.map(client.get_file, names, map(str, targets)):
+                watchdog.progress()
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
         logging.info("copied %s in %.0f s", path, time.monotonic() - started)
