@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ DISK = {
     errno.EROFS: "read-only file system",
     errno.EIO: "input/output error",
 }
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
 SECONDS_BETWEEN_UPLOADS = 30.0  # of a growing file, which is sent as a whole
 
 
@@ -42,10 +44,9 @@ def as_path(text: str | os.PathLike[str]) -> Path:
       ValueError: a URL of another kind, or gcsfs is not installed.
     """
     text = os.fspath(text)
-    scheme = text.partition(":/")[0] if ":/" in text else ""
-    if not scheme or "/" in scheme:
+    if not _URL.match(text):
         return pathlib.Path(text).expanduser()
-    if scheme != "gs" or not text.startswith("gs://") or not text.removeprefix("gs://").strip("/"):
+    if not text.startswith("gs://") or not text.removeprefix("gs://").strip("/"):
         raise ValueError(
             f"{text!r} is neither a path nor gs://<bucket>/<folder>. Other stores can be mounted, "
             "and a mounted folder be given"

@@ -113,6 +113,7 @@ def write_report(
         config=list(_flatten(config)),
     )
     path = workdir / FILE
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, page)
     return path
 

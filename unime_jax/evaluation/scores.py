@@ -118,6 +118,7 @@ def write_scores(workdir: files.Path, when: Literal["before", "after"], scores: 
     path = workdir / "evaluation.json"
     both = read_scores(workdir) | {when: scores}
     ordered = {side: both[side] for side in ("before", "after") if side in both}
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, json.dumps(ordered, indent=2, allow_nan=False) + "\n")
 
 

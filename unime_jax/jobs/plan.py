@@ -204,12 +204,12 @@ class Recipe:
         values = dataclasses.asdict(self.settings)
         del values["job"], values["plan"]["topologies"]
         model = self.settings.plan.model or self.settings.backbone
-        folder = pathlib.Path(model).expanduser()
-        files = [*sorted(PACKAGE.rglob("*.py")), *sorted(folder.glob("*.json"))]
+        described_in = files.as_path(model).glob("*.json")
+        sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(described_in)]
         digest = hashlib.blake2b(digest_size=12)
         for text in (self.name, topology, repr(values), compiler.versions()):
             digest.update(text.encode() + b"\0")
-        for file in files:
+        for file in sources:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
