@@ -42,8 +42,12 @@ def test_a_run_in_a_bucket_trains_resumes_exports_and_embeds(data, bucket, tmp_p
     assert any(name.startswith("run/checkpoints/2/") for name in names)
     assert not [name for name in names if name.endswith((".lock", ".tmp", ".now"))]
 
-    config.steps = 4
-    train.run(config, files.as_path(RUN))
+    files.upload(data, files.as_path("gs://bucket/data"))
+    elsewhere = tiny_run.with_evaluation(tiny_run.make_config("gs://bucket/data"))
+    elsewhere.steps = 4
+    elsewhere.optimizer.schedule = "constant"
+    train.run(elsewhere, files.as_path(RUN))
+    assert {"run/report.html", "run/results_after.npz"} <= set(bucket.names())
     lines = [
         json.loads(line) for line in bucket.objects["bucket/run/metrics.jsonl"].content.splitlines()
     ]
