@@ -2,17 +2,17 @@
 
 import difflib
 import hashlib
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 
+from unime_jax import files
 from unime_jax.batch import Example, Item
 from unime_jax.data.images import MAX_PIXELS, ImageError, decode
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.strange_texts import text_fault
+from unime_jax.operations import local_copies
 
 IMAGE_MARKER = "<|image_1|>"
 
@@ -25,13 +25,14 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-def open_dataset(folder: str | os.PathLike) -> dict[str, Source]:
+def open_dataset(folder: str | files.Path) -> dict[str, Source]:
     """Opens a prepared TFDS folder (a builder config, or one version of it): split name -> rows.
 
     A config folder stands for its highest version. Images stay encoded; TensorFlow is not needed.
+    Of one in a bucket a local copy is opened, as ArrayRecord reads local files.
     Raises FileNotFoundError when there is no prepared dataset.
     """
-    builder = tfds.builder_from_directory(dataset_folder(folder))
+    builder = tfds.builder_from_directory(local_copies.local_copy(dataset_folder(folder)))
     encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in (builder.info.features or {}).items()
@@ -40,12 +41,12 @@ def open_dataset(folder: str | os.PathLike) -> dict[str, Source]:
     return {name: builder.as_data_source(name, decoders=encoded) for name in builder.info.splits}
 
 
-def dataset_folder(folder: str | os.PathLike) -> pathlib.Path:
+def dataset_folder(folder: str | files.Path) -> files.Path:
     """The folder of one dataset version: `folder` itself, or the highest version in it.
 
     Raises FileNotFoundError when there is no prepared dataset.
     """
-    folder = pathlib.Path(folder)
+    folder = files.as_path(folder)
     versions = [path.parent for path in folder.glob("*/dataset_info.json")]
     if (folder / "dataset_info.json").exists():
         versions = [folder]

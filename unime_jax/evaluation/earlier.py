@@ -1,12 +1,10 @@
 """What an earlier start of a run has left of its evaluation, or nothing where that is damaged."""
 
-import pathlib
-
 from unime_jax import files
 from unime_jax.evaluation import mmeb, scores
 
 
-def set_damaged_aside(workdir: pathlib.Path) -> None:
+def set_damaged_aside(workdir: files.Path) -> None:
     """Keeps scores only where they are whole, and the results that the report shows are there.
 
     What is damaged is renamed, and evaluated again in its time.

@@ -5,15 +5,15 @@ Models are left out (an `encode` function is handed in), so are averages (scores
 """
 
 import dataclasses
+import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from unime_jax import files
 from unime_jax.batch import Item
 from unime_jax.data.images import ImageError, decode
 from unime_jax.data.strange_texts import text_fault
@@ -134,7 +134,7 @@ def cosine(
     return (candidates.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
 
 
-def save_results(path: str | os.PathLike[str], results: Mapping[str, DatasetResult]) -> None:
+def save_results(path: files.Path, results: Mapping[str, DatasetResult]) -> None:
     """Writes results to one .npz (no pickle), so that a report can be rebuilt later."""
     arrays: dict[str, np.ndarray] = {}
     head = []
@@ -145,16 +145,14 @@ def save_results(path: str | os.PathLike[str], results: Mapping[str, DatasetResu
             if isinstance(value := getattr(result, field.name), np.ndarray):
                 arrays[f"{number}.{field.name}"] = value
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    files.write_whole(path, content.getbuffer())
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, DatasetResult]:
+def load_results(path: files.Path) -> dict[str, DatasetResult]:
     """Reads what `save_results` wrote."""
-    with np.load(Path(path), allow_pickle=False) as file:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         arrays = dict(file)
     results = {}
     for number, head in enumerate(json.loads(arrays.pop("head").tobytes())):

@@ -6,7 +6,6 @@ script.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
+from unime_jax import files
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import figures, gallery, intervals
 from unime_jax.evaluation import scores as scores_lib
@@ -40,7 +40,7 @@ FILE = "report.html"
 
 
 def write_report(
-    workdir: str | os.PathLike[str],
+    workdir: files.Path,
     *,
     table: scores_lib.Table,
     before: Mapping[str, DatasetResult] | None,
@@ -49,7 +49,7 @@ def write_report(
     title: str = "Run report",
     facts: Mapping[str, str] | None = None,
     composition_rows: Mapping[str, int] | None = None,
-) -> Path:
+) -> files.Path:
     """Writes <workdir>/report.html and returns its path.
 
     Args:
@@ -61,7 +61,6 @@ def write_report(
       facts: what a reader should know first (backbone, loss, hardware), shown under the headline.
       composition_rows: how many a subset of composition has; those not named have no interval.
     """
-    workdir = Path(workdir)
     scores = scores_lib.read_scores(workdir)
     records = read_metrics(workdir / "metrics.jsonl")
     config = _read_json(workdir / "config.json")
@@ -115,10 +114,8 @@ def write_report(
         config=list(_flatten(config)),
     )
     path = workdir / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_whole(path, page)
     return path
 
 
@@ -127,7 +124,7 @@ def _as_text(value: Any) -> Any:
     return shown(value) if type(value) is str else value
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: files.Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl in order of steps; a step logged again after a resume counts once.
 
     A last line that was cut off when the process died is left out.

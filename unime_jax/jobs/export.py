@@ -6,7 +6,6 @@ With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapt
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -30,7 +29,7 @@ from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_c
 from unime_jax.training.step import TrainState
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Writes <workdir>/hf, and <workdir>/hf_adapter if the config asks for it.
 
     Raises:
@@ -59,7 +58,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         with jax.set_mesh(mesh):
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
                 setup = set_up(settings, mesh)
-                train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
+                train = files.as_path(settings.data.folder) / settings.data.train
                 rows = sources.open_dataset(train) if settings.data.train else {}
                 if settings.steps:
                     now = _restore(setup, workdir)
@@ -77,7 +76,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
                 write(setup, parameters, steps, rows, workdir)
 
 
-def _restore(setup: Setup, workdir: pathlib.Path) -> TrainState:
+def _restore(setup: Setup, workdir: files.Path) -> TrainState:
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         every=setup.settings.checkpoint.every,
@@ -102,7 +101,7 @@ def write(
     parameters: paths.Parameters,
     steps: int,
     rows: Mapping[str, sources.Source],
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     """Everything that a run hands on after so many steps; process 0 writes, all take part.
 
@@ -125,7 +124,7 @@ def _write(
     parameters: paths.Parameters,
     steps: int,
     rows: Mapping[str, sources.Source],
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     settings, backbone = setup.settings, setup.backbone
     dtype = np.dtype(settings.export.dtype)

@@ -30,7 +30,7 @@ Settings = config.TrainConfig | config.EmbedConfig
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Plans every recipe on every slice; the table is logged and left in plan.md and plan.json.
 
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
@@ -65,14 +65,14 @@ def read(values: Mapping[str, Any]) -> Settings:
     return config_reader.read(config.EmbedConfig, values)
 
 
-def _recipes(config_dict: ConfigDict, workdir: pathlib.Path) -> Mapping[str, Any]:
+def _recipes(config_dict: ConfigDict, workdir: files.Path) -> Mapping[str, Any]:
     values = config_dict.to_dict()
     if "recipes" in values:
         return config_reader.read(config.PlansConfig, values).recipes
     return {workdir.name: values}
 
 
-def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
+def _write(entries: list[Entry], workdir: files.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(entries), indent=2) + "\n"
     files.write_whole(workdir / "plan.json", text)
@@ -82,7 +82,7 @@ def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
 class Recipe:
     """One run's settings, and what is the same on all slices."""
 
-    def __init__(self, name: str, settings: Settings, cache: pathlib.Path):
+    def __init__(self, name: str, settings: Settings, cache: files.Path):
         self.name = name
         self.settings = settings
         self.cache = cache
@@ -206,12 +206,12 @@ class Recipe:
         values = dataclasses.asdict(self.settings)
         del values["job"], values["plan"]["topologies"]
         model = self.settings.plan.model or self.settings.backbone
-        folder = pathlib.Path(model).expanduser()
-        files = [*sorted(PACKAGE.rglob("*.py")), *sorted(folder.glob("*.json"))]
+        described_in = files.as_path(model).glob("*.json")
+        sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(described_in)]
         digest = hashlib.blake2b(digest_size=12)
         for text in (self.name, topology, repr(values), compiler.versions()):
             digest.update(text.encode() + b"\0")
-        for file in files:
+        for file in sources:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 

@@ -7,7 +7,6 @@ texts; everything after the last step is about the whole model, with that compon
 import contextlib
 import functools
 import importlib
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader
+from unime_jax import config, config_reader, files
 from unime_jax.data import loader, mixture, sources
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
@@ -35,7 +34,7 @@ from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_config
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Runs or resumes the training in `workdir`.
 
     Raises:
@@ -47,7 +46,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         was skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     watch = settings.watchdog
     stacks = workdir / f"stacks-{jax.process_index()}.txt"
     with Watchdog(stacks, seconds=watch.seconds, exit=watch.exit), contextlib.ExitStack() as stack:
@@ -82,8 +81,8 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 def _train(
     settings: config.TrainConfig,
     mesh: Mesh,
-    workdir: pathlib.Path,
-    folder: pathlib.Path,
+    workdir: files.Path,
+    folder: files.Path,
     goodput: Goodput,
     stop_signal: StopSignal,
 ) -> None:
@@ -97,7 +96,7 @@ def _train(
         table = state.parameter_table(setup.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
-            (workdir / "parameters.txt").write_text(table + "\n")
+            files.write_whole(workdir / "parameters.txt", table + "\n")
         tests = suite.open_suite(settings, folder, teacher)
         facts = resume.facts(whole.backbone, {name: len(rows[name]) for name in rows})
 
@@ -216,7 +215,7 @@ def _loader(
     )
 
 
-def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
+def _prepare(prepare: config.PrepareConfig, folder: files.Path) -> None:
     if not prepare.module:
         return
     if jax.process_index() == 0:
@@ -232,7 +231,7 @@ def _prepare(prepare: config.PrepareConfig, folder: pathlib.Path) -> None:
 
 
 def _evaluate(
-    tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
+    tests: suite.Suite, encoder: Encoder, workdir: files.Path, when: Literal["before", "after"]
 ) -> None:
     if tests.is_empty:
         return
@@ -245,7 +244,7 @@ def _evaluate(
         scores.write_scores(workdir, when, found)
 
 
-def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def _metrics(workdir: files.Path) -> list[dict[str, Any]]:
     try:
         return report.read_metrics(workdir / "metrics.jsonl")
     except (ValueError, OSError) as error:  # a run does not end for its statistics
@@ -253,14 +252,14 @@ def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
         return []
 
 
-def _write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
+def _write_outcome(settings: config.TrainConfig, workdir: files.Path) -> None:
     if jax.process_index() == 0:
         outcome.write(workdir, outcome.Monitor(settings, _metrics(workdir)).outcome())
 
 
 def _write_report(
     settings: config.TrainConfig,
-    workdir: pathlib.Path,
+    workdir: files.Path,
     tests: suite.Suite | None,
     goodput: Goodput,
 ) -> None:

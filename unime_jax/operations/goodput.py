@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -37,7 +36,7 @@ class Goodput:
     every ten seconds at most, so that of a process that is killed little is missing.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, writes: bool):
+    def __init__(self, workdir: files.Path, *, writes: bool):
         self._path = workdir / "goodput.json"
         self._writes = writes
         self.seconds: dict[str, float] = {}

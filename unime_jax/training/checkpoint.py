@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -59,7 +58,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: files.Path,
         *,
         every: int,
         keep: int,
@@ -70,7 +69,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._folder = folder.absolute()
+        self._folder = files.absolute(folder)
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -168,7 +167,7 @@ class Checkpoints:
         step, record = self._unproven.popitem()
         folder = self._folder / str(step)
         try:
-            manifest = (folder / "state" / MANIFEST).stat().st_size
+            manifest = len((folder / "state" / MANIFEST).read_bytes())
             kept = json.loads((folder / "record" / "metadata").read_bytes())
         except (OSError, ValueError) as error:
             raise RuntimeError(self._not_readable(step, _in_short(error))) from error
@@ -272,7 +271,7 @@ class Checkpoints:
             for step in steps:
                 target = self._folder.with_name(self._folder.name + "_bad")
                 target.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(target / f"{step}-{time.time_ns()}")
+                files.move(self._folder / str(step), target / f"{step}-{time.time_ns()}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("bad checkpoints moved away")
         self._manager.reload()
@@ -297,9 +296,9 @@ class Checkpoints:
         )
 
 
-def check_name(workdir: pathlib.Path) -> None:
+def check_name(workdir: files.Path) -> None:
     """Raises ValueError if checkpoints in this folder could not be read again for its path."""
-    path = str(workdir.absolute())
+    path = str(files.absolute(workdir))
     bad = sorted(set(path) & set(PATTERN))
     if bad:
         raise ValueError(

@@ -1,6 +1,5 @@
 """The training loop: batches to steps, metrics, checkpoints, and a clean stop when told to."""
 
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from unime_jax import config, sharding
+from unime_jax import config, files, sharding
 from unime_jax.batch import Batch
 from unime_jax.data import quarantine
 from unime_jax.data.packing import PackInfo
@@ -31,7 +30,7 @@ HANGING_SECONDS = 15.0
 def run(
     settings: config.TrainConfig,
     mesh: Mesh,
-    workdir: pathlib.Path,
+    workdir: files.Path,
     train_step: Wrapped,
     now: step.TrainState,
     data: Reader[tuple[Batch, PackInfo]],

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,7 +44,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: files.Path,
         *,
         total_steps: int,
         wandb_project: str | None,
@@ -58,15 +55,17 @@ class MetricsWriter:
         if not self._writes:
             return
         wandb = _import_wandb(wandb_project) if wandb_project else None
-        workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         cut_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = files.GrowingFile(path)
         self._workdir = workdir
         self._tensorboard = _TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
-            project=wandb_project, name=workdir.name, dir=str(workdir), resume="auto"
+            project=wandb_project,
+            name=workdir.name,
+            dir=None if files.is_remote(workdir) else str(workdir),
+            resume="auto",
         )
         self._progress = _Progress(total_steps, resume_step)
 
@@ -107,11 +106,10 @@ class MetricsWriter:
         line = {"step": step} | {k: None if k in strange else v for k, v in values.items()}
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
             self._tensorboard.write(step, values)
         except OSError as error:
             raise RuntimeError(
-                f"{error.strerror}: the metrics of step {step} cannot be written to "
+                f"{error.strerror or error}: the metrics of step {step} cannot be written to "
                 f"{self._workdir}. See to it that there is room and that it can be written; then "
                 "the same command goes on from the newest checkpoint."
             ) from error
@@ -126,13 +124,12 @@ class MetricsWriter:
         """
         if not self._writes:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        self._file.sync()
+        self._tensorboard.sync()
 
 
 def write_evaluation(
-    workdir: str | os.PathLike[str], scores: Mapping[str, Mapping[str, Any]], steps: int
+    workdir: files.Path, scores: Mapping[str, Mapping[str, Any]], steps: int
 ) -> None:
     """The scores of evaluation.json as scalars in <workdir>/tensorboard/evaluation.
 
@@ -140,9 +137,9 @@ def write_evaluation(
     An earlier evaluation there is replaced. It is a run of its own to TensorBoard, whose readers
     would otherwise take the events of training at its steps for replaced ones.
     """
-    folder = Path(workdir) / "tensorboard" / "evaluation"
+    folder = workdir / "tensorboard" / "evaluation"
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove_tree(folder)
         folder.mkdir(parents=True)
         board = _TensorBoard(folder, 0)
         for side, step in (("before", 0), ("after", steps)):
@@ -162,16 +159,17 @@ def _flat_scores(scores: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, 
 
 
 class _TensorBoard:
-    """Scalars in TensorBoard's format, written at once.
+    """Scalars in TensorBoard's format, written at once; into a bucket now and then.
 
     tensorboardX's own writer has a thread, which a full disk ends, and then waits for it forever.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: files.Path, first_step: int) -> None:
+        self._growing = files.GrowingFolder(folder)
         if folder.exists() and not folder.is_dir():
             files.set_aside(folder, "not a folder")
         folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        self._file = EventsWriter(str(self._growing.local / "events"))
         # Readers drop what an earlier process wrote of this step and later ones.
         self._add(Event(step=first_step, file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
@@ -180,13 +178,16 @@ class _TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._add(Event(step=step, summary=scalar(name, value)))
-        self.flush()
-
-    def flush(self) -> None:
         self._file.flush()
+        self._growing.changed()
+
+    def sync(self) -> None:
+        self._file.flush()
+        self._growing.sync()
 
     def close(self) -> None:
         self._file.close()
+        self._growing.sync()
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
@@ -249,7 +250,7 @@ def _import_wandb(project: str):
     return wandb
 
 
-def cut_after(path: Path, step: int) -> None:
+def cut_after(path: files.Path, step: int) -> None:
     """Keeps the lines up to `step`; a reader sees the old file or the new one, never half of it.
 
     Where lines are damaged, other than the last, which a crash may have cut, the file is kept under
@@ -260,7 +261,7 @@ def cut_after(path: Path, step: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        files.set_aside(path, error.strerror)
+        files.set_aside(path, error.strerror or error)
         return
     steps = [step_of(line) for line in lines]
     kept = [line + b"\n" for line, own in zip(lines, steps) if own is not None and own <= step]

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -207,7 +206,7 @@ class Monitor:
         return text
 
 
-def say(workdir: pathlib.Path) -> None:
+def say(workdir: files.Path) -> None:
     """What is wrong by <workdir>/outcome.json, in the log."""
     found = read(workdir)
     for finding in found.get("findings", []):
@@ -217,7 +216,7 @@ def say(workdir: pathlib.Path) -> None:
         logging.info("%d steps are too few to tell whether the run learns", found["steps"])
 
 
-def write(workdir: pathlib.Path, outcome: Outcome) -> None:
+def write(workdir: files.Path, outcome: Outcome) -> None:
     """Writes <workdir>/outcome.json."""
     text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
     try:
@@ -226,7 +225,7 @@ def write(workdir: pathlib.Path, outcome: Outcome) -> None:
         logging.warning("%s cannot be written: %s", workdir / FILE, error)
 
 
-def read(workdir: pathlib.Path) -> dict[str, Any]:
+def read(workdir: files.Path) -> dict[str, Any]:
     """<workdir>/outcome.json; {} if it is not there or is damaged."""
     try:
         found = files.read_object(workdir / FILE)

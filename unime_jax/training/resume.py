@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import json
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,7 +49,7 @@ LENGTH = ("steps", "optimizer.schedule_steps")
 PROBE = 2**20  # bytes: with less room than that, a run does not get far
 
 
-def open_workdir(workdir: pathlib.Path) -> None:
+def open_workdir(workdir: files.Path) -> None:
     """Makes the folder, and sees that it can be written, which is better known before a long run.
 
     Raises:
@@ -66,12 +64,12 @@ def open_workdir(workdir: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
         raise ValueError(
-            f"--workdir={workdir} cannot be written: {error.strerror}. Everything that a run "
-            "leaves goes there: give one that can be, with room for its checkpoints."
+            f"--workdir={workdir} cannot be written: {error.strerror or error}. Everything that a "
+            "run leaves goes there: give one that can be, with room for its checkpoints."
         ) from error
 
 
-def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
     """Compares `config` with <workdir>/config.json, if anything has been trained there.
 
     `steps` may change where that leaves the learning rates so far as they were: with the schedule
@@ -97,7 +95,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{error}; repair it, or remove it if the config has not changed."
         ) from error
-    found = changes(earlier, config)
+    found = files.changes(earlier, config)
     free: tuple[str, ...] = FREE
     constant = config["optimizer"]["schedule"] == "constant"
     same_end = _schedule_end(earlier) == _schedule_end(config)
@@ -119,7 +117,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
     """The step where the learning rate stops falling, as far as a config says it."""
-    values = dict(_leaves(config))
+    values = dict(files.leaves(config))
     return values.get("optimizer.schedule_steps") or values.get("steps")
 
 
@@ -147,19 +145,6 @@ def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str
     )
 
 
-def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Keys whose values differ, with both values as JSON; "-" where there is no such key."""
-    before, after = (
-        {key: json.dumps(value, sort_keys=True) for key, value in _leaves(config)}
-        for config in (earlier, now)
-    )
-    return {
-        key: (before.get(key, "-"), after.get(key, "-"))
-        for key in [*before, *(key for key in after if key not in before)]
-        if before.get(key) != after.get(key)
-    }
-
-
 def facts(backbone: Backbone, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
     """What must not change under a checkpoint: contents of the backbone, rows of the data.
 
@@ -179,14 +164,6 @@ def _digest(backbone: Backbone) -> str:
     files = fingerprint(backbone)
     kept = [f"{name} {files[name]}" for name in files if not name.startswith("self_check")]
     return hashlib.blake2b("\n".join(kept).encode(), digest_size=16).hexdigest()
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _is_in(key: str, groups: tuple[str, ...]) -> bool:
