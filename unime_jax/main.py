@@ -9,7 +9,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from unime_jax import __version__, config, config_reader
+from unime_jax import __version__, config, config_reader, files
 from unime_jax.jobs import embed, evaluate, export, plan, train
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
@@ -30,7 +30,9 @@ _PRINT_CONFIG = flags.DEFINE_bool(
     "print_config", False, "Print every key of the config, what it is and means, and exit."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The folder of everything a run writes; runs/<recipe> if not given."
+    "workdir",
+    None,
+    "The folder of everything a run writes, also gs://<bucket>/<folder>; runs/<recipe> by default.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join other processes, which JAX finds on TPU pods and in SLURM."
@@ -75,15 +77,11 @@ def main(argv: list[str]) -> None:
         headline = "\n# ".join([f"unime_jax {__version__}, --config={_CONFIG.value}", *remarks])
         sys.stdout.write(config_help.config_text(values, headline))
         return
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipes.name_of(_CONFIG.value)}")
+    workdir = files.as_path(_WORKDIR.value or f"runs/{recipes.name_of(_CONFIG.value)}")
     if values.job not in JOBS:
         raise app.UsageError(f'config.job is "{values.job}"; use one of {", ".join(JOBS)}')
     if values.job == "plan":
         jax.config.update("jax_platforms", "cpu")  # what is planned for is not here
-    if "://" in (_WORKDIR.value or ""):
-        raise app.UsageError(
-            f"--workdir={_WORKDIR.value} must be a path: mount the bucket, for example by gcsfuse"
-        )
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
     if _DISTRIBUTED.value or any(value is not None for value in explicit):
         processes.join(

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unime_jax import files
 from unime_jax.batch import Item, Picture
-from unime_jax.data import embedding_store, embedding_store_writer
+from unime_jax.data import embedding_store
 from unime_jax.data.embedding_store import item_id, open_embeddings, read_lines
 from unime_jax.data.embedding_store_writer import Writer, write
 
@@ -381,7 +382,7 @@ def test_wrong_sizes(tmp_path, wrong):
 
 
 def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
-    replace, calls = embedding_store_writer._replace, []
+    replace, calls = files.write_whole, []
 
     def dies(file, content):
         calls.append(file)
@@ -389,11 +390,11 @@ def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         replace(file, content)
 
-    monkeypatch.setattr(embedding_store_writer, "_replace", dies)
+    monkeypatch.setattr(files, "write_whole", dies)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a", TEXTS, VECTORS, block=2)
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(embedding_store_writer, "_replace", replace)
+    monkeypatch.setattr(files, "write_whole", replace)
     write(tmp_path / "a", TEXTS, VECTORS, block=2)
     assert len(open_embeddings(tmp_path / "a")) == 5
 

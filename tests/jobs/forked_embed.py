@@ -20,7 +20,8 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from unime_jax.data import embedding_store_writer
+from unime_jax import files
+from unime_jax.data.embedding_store import RECORD
 from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
@@ -46,19 +47,26 @@ def status_of(child: int) -> int:
 
 def kill_at(moment: int, stage: str) -> None:
     """Lets this process kill itself in the midst of writing a file."""
-    replace, calls = embedding_store_writer._replace, itertools.count(1)
+    write_whole, calls = files.write_whole, itertools.count(1)
 
-    def dies(file: pathlib.Path, content: bytes | memoryview) -> None:
+    def dies(file: pathlib.Path, content: str | memoryview) -> None:
+        if file.suffix not in (".npy", ".ids") and file.name != RECORD:  # not of the store
+            write_whole(file, content)
+            return
         last = next(calls) == moment
         if last and stage == "half":
-            embedding_store_writer.open = Half
+            pathlib.Path.open = open_half
         elif last and stage == "unnamed":
             os.fsync = kill
-        replace(file, content)
+        write_whole(file, content)
         if last:
             kill()
 
-    embedding_store_writer._replace = dies
+    files.write_whole = dies
+
+
+def open_half(path: pathlib.Path, mode: str = "r", *arguments):
+    return (Half if mode == "wb" else open)(path, mode, *arguments)
 
 
 def kill(*_: object) -> None:

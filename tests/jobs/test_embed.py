@@ -362,7 +362,7 @@ def test_killed_at_any_moment(lines, tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "straight")
     store = open_embeddings(tmp_path / "killed")
     assert list(store.ids) == [item_id(f"number {n}") for n in range(13)]
-    assert not list((tmp_path / "killed").rglob("*.partial"))
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
 
 
 def test_the_command_line_killed_from_outside(lines, tmp_path):

@@ -87,7 +87,7 @@ def test_a_failing_cut_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(metrics.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         open_writer(tmp_path, resume_step=2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -15,6 +15,7 @@ from absl import logging
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from unime_jax import files
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
@@ -22,6 +23,7 @@ from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
 from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.backbones.texts import bert, nv_embed
+from unime_jax.operations import local_copies
 
 __all__ = [
     "FAMILIES",
@@ -181,7 +183,9 @@ def _find(
     folder_or_hub_id: str, revision: str | None, *, weights: bool
 ) -> tuple[pathlib.Path, str]:
     """The folder, and what others can find it by."""
-    folder = pathlib.Path(folder_or_hub_id).expanduser()
+    folder = files.as_path(folder_or_hub_id)
+    if files.is_remote(folder):
+        return _copied(folder, revision, weights=weights), str(folder)
     if not folder.is_dir():
         return _download(folder_or_hub_id, revision, weights), folder_or_hub_id
     if revision is not None:
@@ -192,12 +196,25 @@ def _find(
     return folder, str(folder.resolve())
 
 
+def _copied(folder: files.Path, revision: str | None, *, weights: bool) -> pathlib.Path:
+    """A local copy of a folder in a bucket; without weights, of all but them."""
+    if revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {folder} has no revisions: leave it out")
+    if (folder / "hf" / "config.json").exists():
+        raise ValueError(f"{folder} is the work directory of a run; open {folder / 'hf'}.")
+    wanted = [*HUB_FILES, *(WEIGHTS if weights else ())]
+    try:
+        return local_copies.local_copy(folder, patterns=wanted)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no files of a Hugging Face model: {wanted}") from error
+
+
 def _commits(folder: pathlib.Path, found_by: str) -> dict[str, str]:
     """Commits of hub repositories that a folder came from, by their ids.
 
     A download lies in a folder of the cache that is called as its commit.
     """
-    if found_by == str(folder.resolve()):
+    if found_by == str(folder.resolve()) or files.is_remote(found_by):
         record = read_record(folder)
         return dict(record.commits) if record else {}
     return {found_by: folder.name} if _COMMIT.fullmatch(folder.name) else {}

@@ -1,4 +1,4 @@
-"""Vectors on disk, found by the items that they are of; plain files, which NumPy reads and writes.
+"""On-disk embedding store: .npy blocks keyed by item hash, which plain NumPy reads and writes.
 
     embeddings.json      count, dimension, dtype, block, blocks, complete, provenance
     ids.npy              bytes [count]: `item_id` of what each row is the vector of
@@ -11,8 +11,8 @@
 
 import functools
 import hashlib
+import io
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Float32
 
+from unime_jax import files
 from unime_jax.batch import Item
+from unime_jax.operations import local_copies
 
 RECORD = "embeddings.json"
 IDENTITY = "texts and content of images"  # what ids are made of, for provenance
@@ -75,7 +77,7 @@ class Embeddings:
         self,
         folder: pathlib.Path,
         ids: np.ndarray,
-        blocks: Sequence[pathlib.Path],
+        blocks: Sequence[files.Path],
         provenance: Mapping[str, Any],
     ):
         """Raises ValueError if the parts do not fit together."""
@@ -181,14 +183,16 @@ class Embeddings:
         return self._order[place], self._sorted[place] == ids
 
 
-def open_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
+def open_embeddings(folder: str | files.Path) -> Embeddings:
     """Opens a folder in one of the forms above; blocks are mapped into memory as they are read.
+
+    Of a folder in a bucket a local copy is opened.
 
     Raises:
       ValueError: it is none, or not complete, a block is missing or damaged, counts do not fit,
         or an id comes twice.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = local_copies.local_copy(files.as_path(folder))
     check_folder(folder)
     plain = folder / "vectors.npy"
     if (folder / RECORD).exists():
@@ -216,7 +220,7 @@ def open_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(folder, np.array([*map(item_id, texts)], "S32"), [plain], {})
 
 
-def check_folder(folder: pathlib.Path) -> None:
+def check_folder(folder: files.Path) -> None:
     """Raises ValueError if a folder has no embeddings in one of the forms above."""
     names = ("ids.npy", "texts.txt")
     plain = (folder / "vectors.npy").exists() and any((folder / name).exists() for name in names)
@@ -227,7 +231,7 @@ def check_folder(folder: pathlib.Path) -> None:
         )
 
 
-def read_record(folder: pathlib.Path) -> dict[str, Any]:
+def read_record(folder: files.Path) -> dict[str, Any]:
     """embeddings.json; ValueError if it is not one."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
@@ -241,20 +245,23 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{folder / RECORD} is not as written here: {error!r}") from error
 
 
-def block_file(folder: pathlib.Path, number: int) -> pathlib.Path:
+def block_file(folder: files.Path, number: int) -> files.Path:
     return folder / "vectors" / f"{number:06d}.npy"
 
 
-def read_lines(file: pathlib.Path) -> list[str]:
+def read_lines(file: files.Path) -> list[str]:
     """A text a line. Only a line feed ends a line, with a carriage return or without."""
     lines = file.read_bytes().decode().split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def open_matrix(file: pathlib.Path) -> np.ndarray:
-    """An array [rows, D] of floats, mapped into memory; ValueError if the file is none."""
+def open_matrix(file: files.Path) -> np.ndarray:
+    """An array [rows, D] of floats, a local one mapped into memory; ValueError if it is none."""
     try:
-        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+        if isinstance(file, pathlib.Path):
+            matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+        else:
+            matrix = load_array(file)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError) as error:
@@ -265,6 +272,11 @@ def open_matrix(file: pathlib.Path) -> np.ndarray:
             " floats (float16, float32 or float64)"
         )
     return matrix.view(np.ndarray)  # still mapped, but a memmap is slow to index
+
+
+def load_array(file: files.Path) -> np.ndarray:
+    """An array of a whole file, read into memory."""
+    return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
 def _load_ids(file: pathlib.Path) -> np.ndarray:

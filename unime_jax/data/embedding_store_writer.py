@@ -1,18 +1,22 @@
-"""Writes folders of vectors, see embeddings.py: at once, or block by block by jobs that may die."""
+"""Writer of on-disk embedding stores: at once, or block by block by jobs that may die."""
 
 import io
 import json
-import os
-import pathlib
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from unime_jax import files
 from unime_jax.batch import Item
-from unime_jax.data.embedding_store import RECORD, block_file, item_id, open_matrix, read_record
+from unime_jax.data.embedding_store import (
+    RECORD,
+    block_file,
+    item_id,
+    load_array,
+    open_matrix,
+    read_record,
+)
 
 BLOCK = 8192  # rows of a file
 DTYPES = ("float16", "float32")
@@ -27,7 +31,7 @@ NOT_COMPARED = (
 
 
 def write(
-    folder: str | os.PathLike[str],
+    folder: str | files.Path,
     items: Sequence[Item | str],
     vectors: np.ndarray,
     *,
@@ -43,7 +47,7 @@ def write(
       ValueError: it exists, or the vectors are not finite, not of the items' number, or several
         are of one item.
     """
-    folder, vectors = pathlib.Path(folder).expanduser(), np.asarray(vectors)
+    folder, vectors = files.as_path(folder), np.asarray(vectors)
     if folder.exists():
         raise ValueError(f"{folder} exists already; delete it first, or take another name")
     if vectors.ndim != 2 or len(vectors) != len(items) or not vectors.size:
@@ -60,21 +64,19 @@ def write(
             f" items[{twice}]: {str(items[twice])[:200]!r}; an item has one vector"
         )
     dtype = vectors.dtype.name if vectors.dtype.name in DTYPES else "float32"
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    writer = Writer(
-        partial,
-        items=len(ids),
-        dimension=vectors.shape[1],
-        dtype=dtype,
-        block=block,
-        provenance=provenance or {},
-    )
-    for number in writer.missing():
-        span = slice(number * block, (number + 1) * block)
-        writer.put(number, ids[span], vectors[span])
-    writer.finish()
-    partial.rename(folder)
+    with files.replacing(folder, last=RECORD) as partial:
+        writer = Writer(
+            partial,
+            items=len(ids),
+            dimension=vectors.shape[1],
+            dtype=dtype,
+            block=block,
+            provenance=provenance or {},
+        )
+        for number in writer.missing():
+            span = slice(number * block, (number + 1) * block)
+            writer.put(number, ids[span], vectors[span])
+        writer.finish()
 
 
 class Writer:
@@ -86,7 +88,7 @@ class Writer:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: files.Path,
         *,
         items: int,
         dimension: int,
@@ -164,7 +166,7 @@ class Writer:
             try:
                 if self.missing():
                     return self._is_complete()
-                ids = [np.load(self._ids_file(n)) for n in range(self._record["blocks"])]
+                ids = [load_array(self._ids_file(n)) for n in range(self._record["blocks"])]
             except FileNotFoundError:  # another process was faster, and has tidied up
                 return self._is_complete()
             count = sum(map(len, ids))
@@ -172,7 +174,7 @@ class Writer:
                 raise ValueError(f"{self.folder}: of all items, not one could be embedded")
             _save(self.folder / "ids.npy", np.concatenate(ids))
             self._write_record(read_record(self.folder) | {"count": count, "complete": True})
-        for pattern in ("vectors/*.ids", "vectors/*.partial", "*.partial"):
+        for pattern in ("vectors/*.ids", "vectors/*.tmp", "*.npy.*.tmp", "*.json.*.tmp"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
         return True
@@ -184,22 +186,22 @@ class Writer:
         """Also false for what was cut off when the folder was copied."""
         try:
             vectors = open_matrix(block_file(self.folder, number))
-            ids = np.load(self._ids_file(number))
+            ids = load_array(self._ids_file(number))
         except (OSError, ValueError, EOFError):
             return False
         shape = len(ids), self._record["dimension"]
         return vectors.shape == shape and vectors.dtype.name == self._record["dtype"]
 
-    def _ids_file(self, number: int) -> pathlib.Path:
+    def _ids_file(self, number: int) -> files.Path:
         return block_file(self.folder, number).with_suffix(".ids")
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
-        _replace(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        files.write_whole(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, a line each; of what was not there before or is not now, null."""
-    a, b = dict(_leaves(before)), dict(_leaves(now))
+    a, b = dict(files.leaves(before)), dict(files.leaves(now))
     return [
         f"{key}: {json.dumps(a.get(key))} before, {json.dumps(b.get(key))} now"
         for key in sorted(a | b)
@@ -207,25 +209,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _save(file: pathlib.Path, array: np.ndarray) -> None:
+def _save(file: files.Path, array: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
-    _replace(file, content.getbuffer())
-
-
-def _replace(file: pathlib.Path, content: bytes | memoryview) -> None:
-    """A file that is whole from the moment it has its name, also after a power cut."""
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    with open(partial, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    files.write_whole(file, content.getbuffer())

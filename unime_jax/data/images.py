@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from unime_jax import files
 from unime_jax.data import image_headers
 from unime_jax.data.strange_texts import shown
 
@@ -164,6 +165,8 @@ def read_below(folder: str | os.PathLike[str], path: str) -> bytes:
             f"the path {path!r} leaves the image folder; paths of a data set are relative to it,"
             ' without ".."'
         )
+    if files.is_remote(folder):
+        return _read_remote(files.as_path(folder) / path)
     root = os.path.realpath(folder)
     real = os.path.realpath(os.path.join(root, path))
     if os.path.commonpath([root, real]) != root:
@@ -172,6 +175,15 @@ def read_below(folder: str | os.PathLike[str], path: str) -> bytes:
             " copy or mount the images into the folder"
         )
     return read(real)
+
+
+def _read_remote(path: files.Path) -> bytes:
+    """An image of a bucket, which has no links or devices; a limit holds for its size, too."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{str(path)!r} has more than {MAX_BYTES} bytes, which is the limit")
+    return data
 
 
 def suffix(data: bytes) -> str:

@@ -1,12 +1,12 @@
 """Deduplicated items of a corpus, indexed once, read lazily."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from unime_jax import files
 from unime_jax.batch import Item
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.embedding_store import item_id, read_lines
@@ -73,7 +73,7 @@ class Lines:
         return [Item(self.lines[row])]
 
 
-def check_file(file: pathlib.Path) -> None:
+def check_file(file: files.Path) -> None:
     """Raises ValueError if there is no such file, or it cannot be read."""
     try:
         file.open("rb").close()
@@ -81,7 +81,7 @@ def check_file(file: pathlib.Path) -> None:
         raise ValueError(f"{file} is no text file that can be read: {error}") from error
 
 
-def open_lines(file: pathlib.Path) -> Lines:
+def open_lines(file: files.Path) -> Lines:
     """ValueError if it cannot be read, or is not UTF-8."""
     try:
         return Lines(str(file), read_lines(file))

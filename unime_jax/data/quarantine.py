@@ -1,10 +1,10 @@
-"""The list of training examples that could not be used, kept beside the run."""
+"""Quarantine: a JSON-lines list, in the work directory, of examples that could not be used."""
 
 import json
-import os
-import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from unime_jax import files
 
 
 class BadItem(NamedTuple):
@@ -53,14 +53,14 @@ class Quarantine:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | files.Path,
         max_share: float = 0.05,
         min_read: int = 256,
         process_index: int = 0,
     ):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share is a share between 0 and 1, not {max_share}")
-        self.path = pathlib.Path(path)
+        self.path = files.as_path(path)
         self.max_share = max_share
         self.min_read = min_read
         self.read = self.bad = 0
@@ -112,20 +112,17 @@ class Quarantine:
             for part in sorted(self.path.parent.glob(f"{self.path.stem}-*.jsonl")):
                 self.note(read_quarantine(part))
 
-    def _part(self, process: int) -> pathlib.Path:
+    def _part(self, process: int) -> files.Path:
         return self.path.with_name(f"{self.path.stem}-{process}.jsonl")
 
     def _append(self, items: Iterable[BadItem]) -> None:
         lines = "".join(_line(item) for item in items)
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._own, "ab+") as file:
-                if file.tell():  # a run killed while writing leaves half a line: begin a new one
-                    file.seek(-1, os.SEEK_END)
-                    lines = lines if file.read(1) == b"\n" else "\n" + lines
-                file.write(lines.encode())
+            files.append(self._own, lines)
         except OSError as error:
-            raise RuntimeError(f"{self._own} cannot be written: {error.strerror}") from error
+            reason = error.strerror or error
+            raise RuntimeError(f"{self._own} cannot be written: {reason}") from error
 
 
 def _line(item: BadItem) -> str:
@@ -134,9 +131,9 @@ def _line(item: BadItem) -> str:
     return (line if line.isprintable() else json.dumps(item._asdict())) + "\n"
 
 
-def read_quarantine(path: str | os.PathLike) -> list[BadItem]:
+def read_quarantine(path: str | files.Path) -> list[BadItem]:
     """The items of a quarantine file; none if it does not exist. Half-written lines are skipped."""
-    path = pathlib.Path(path)
+    path = files.as_path(path)
     items = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

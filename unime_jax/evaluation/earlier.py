@@ -1,12 +1,10 @@
 """Scores and results of an earlier start of a run; damaged ones are set aside."""
 
-import pathlib
-
 from unime_jax import files
 from unime_jax.evaluation import results, scores
 
 
-def set_damaged_aside(workdir: pathlib.Path) -> None:
+def set_damaged_aside(workdir: files.Path) -> None:
     """Keeps scores only where they are whole, and the results that the report shows are there.
 
     What is damaged is renamed, and evaluated again in its time.

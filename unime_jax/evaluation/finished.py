@@ -1,7 +1,6 @@
 """Results of finished tasks on disk: an evaluation that was killed goes on with the others."""
 
 import json
-import pathlib
 import urllib.parse
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +11,7 @@ from unime_jax.evaluation import results, tasks
 FOLDER = "results"
 
 
-def load(workdir: pathlib.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
+def load(workdir: files.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
     """Results by kind and name of those tasks that are finished.
 
     A damaged file is set aside, and its task counts as unfinished.
@@ -29,14 +28,14 @@ def load(workdir: pathlib.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks
     return finished
 
 
-def save(workdir: pathlib.Path, task: tasks.Task, result: Any) -> None:
+def save(workdir: files.Path, task: tasks.Task, result: Any) -> None:
     """Writes a task's result, whole or not at all."""
     path = _path(workdir, task)
     path.parent.mkdir(exist_ok=True)
     results.save_result(path, result)
 
 
-def check_same(workdir: pathlib.Path, provenance: dict[str, Any]) -> None:
+def check_same(workdir: files.Path, provenance: dict[str, Any]) -> None:
     """Compares an evaluation with that which `workdir` was begun with, or begins it.
 
     Args:
@@ -72,6 +71,6 @@ def check_same(workdir: pathlib.Path, provenance: dict[str, Any]) -> None:
         )
 
 
-def _path(workdir: pathlib.Path, task: tasks.Task) -> pathlib.Path:
+def _path(workdir: files.Path, task: tasks.Task) -> files.Path:
     name = urllib.parse.quote(task.name, safe=" ")
     return workdir / FOLDER / f"{task.kind}-{name}.npz"

@@ -5,7 +5,6 @@ rankings of `results`, so it can be rebuilt at any time. The page needs no netwo
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ FILE = "report.html"
 
 
 def write_report(
-    workdir: str | os.PathLike[str],
+    workdir: files.Path,
     *,
     table: scores_lib.Table,
     before: Mapping[str, DatasetResult] | None,
@@ -56,7 +55,7 @@ def write_report(
     title: str = "Run report",
     facts: Mapping[str, str] | None = None,
     composition_rows: Mapping[str, int] | None = None,
-) -> Path:
+) -> files.Path:
     """Writes <workdir>/report.html and returns its path.
 
     Args:
@@ -69,7 +68,6 @@ def write_report(
       facts: backbone, hardware and the like by name, shown under the headline.
       composition_rows: how many a subset of composition has; those not named have no interval.
     """
-    workdir = Path(workdir)
     scores = scores_lib.read_scores(workdir)
     records = read_metrics(workdir / "metrics.jsonl")
     config = _read_json(workdir / "config.json")
@@ -158,7 +156,7 @@ def _as_text(value: Any) -> Any:
     return shown(value) if type(value) is str else value
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: files.Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else {}
 
 

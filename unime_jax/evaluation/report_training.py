@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unime_jax import files
 from unime_jax.evaluation import figures
 from unime_jax.training import metrics, outcome, tally
 
 Records = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: files.Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl in order of steps; a step logged again after a resume counts once.
 
     A last line that was cut off when the process died is left out.

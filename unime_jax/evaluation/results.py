@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 
 
-def save_results(path: Path, results: Mapping[str, DatasetResult]) -> None:
+def save_results(path: files.Path, results: Mapping[str, DatasetResult]) -> None:
     """Writes results to one .npz (no pickle), so that a report can be rebuilt later."""
     arrays: dict[str, np.ndarray] = {}
     head = []
@@ -26,7 +25,7 @@ def save_results(path: Path, results: Mapping[str, DatasetResult]) -> None:
     _write(path, head, arrays)
 
 
-def load_results(path: Path) -> dict[str, DatasetResult]:
+def load_results(path: files.Path) -> dict[str, DatasetResult]:
     """Reads what `save_results` wrote."""
     heads, arrays = _read(path)
     results = {}
@@ -38,7 +37,7 @@ def load_results(path: Path) -> dict[str, DatasetResult]:
     return results
 
 
-def save_result(path: Path, result: DatasetResult | SubsetResult) -> None:
+def save_result(path: files.Path, result: DatasetResult | SubsetResult) -> None:
     """Writes the result of one task to an .npz (no pickle)."""
     if isinstance(result, DatasetResult):
         save_results(path, {result.name: result})
@@ -46,7 +45,7 @@ def save_result(path: Path, result: DatasetResult | SubsetResult) -> None:
         _write(path, {"subset": result.name}, _arrays(result))
 
 
-def load_result(path: Path) -> DatasetResult | SubsetResult:
+def load_result(path: files.Path) -> DatasetResult | SubsetResult:
     """Reads what `save_result` wrote."""
     head, arrays = _read(path)
     if isinstance(head, dict):
@@ -60,14 +59,14 @@ def _arrays(result: Any) -> dict[str, np.ndarray]:
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
-def _write(path: Path, head: Any, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(path: files.Path, head: Any, arrays: Mapping[str, np.ndarray]) -> None:
     named = {**arrays, "head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **named)
     files.write_whole(path, buffer.getvalue())
 
 
-def _read(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+def _read(path: files.Path) -> tuple[Any, dict[str, np.ndarray]]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         arrays = dict(file)
     return json.loads(arrays.pop("head").tobytes()), arrays

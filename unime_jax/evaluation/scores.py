@@ -1,10 +1,8 @@
 """Averages of a run's evaluation, the MMEB table they are printed as, and evaluation.json."""
 
 import json
-import os
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from unime_jax import files
@@ -88,12 +86,12 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     return "\n\n".join(blocks)
 
 
-def read_scores(workdir: str | os.PathLike[str]) -> dict[str, Scores]:
+def read_scores(workdir: files.Path) -> dict[str, Scores]:
     """Reads <workdir>/evaluation.json, {} if absent.
 
     A training run's is {"before": scores, "after": scores}, an evaluation's {"scores": scores}.
     """
-    path = Path(workdir) / "evaluation.json"
+    path = workdir / "evaluation.json"
     if not path.exists():
         return {}
     try:
@@ -122,23 +120,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_scores(workdir: str | os.PathLike[str], when: Side, scores: Scores) -> None:
+def write_scores(workdir: files.Path, when: Side, scores: Scores) -> None:
     """Writes one side of <workdir>/evaluation.json atomically and keeps the other side."""
     if when not in SIDES:
         raise ValueError(f"when is {when!r}; expected one of {', '.join(SIDES)}")
-    path = Path(workdir) / "evaluation.json"
+    path = workdir / "evaluation.json"
     both = read_scores(workdir) | {when: scores}
     ordered = {side: both[side] for side in SIDES if side in both}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, json.dumps(ordered, indent=2, allow_nan=False) + "\n")
 
 
-def forget_scores(workdir: str | os.PathLike[str], when: Side) -> None:
+def forget_scores(workdir: files.Path, when: Side) -> None:
     """Takes one side out of <workdir>/evaluation.json, atomically; nothing if it is not there."""
     both = read_scores(workdir)
     if both.pop(when, None) is None:
         return
-    files.write_whole(Path(workdir) / "evaluation.json", json.dumps(both, indent=2) + "\n")
+    files.write_whole(workdir / "evaluation.json", json.dumps(both, indent=2) + "\n")
 
 
 def _mean(values: list[float]) -> float | None:

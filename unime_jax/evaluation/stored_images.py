@@ -1,14 +1,14 @@
 """Images of an evaluation by path: plain files, or rows of a TFDS folder."""
 
 import hashlib
-import pathlib
 
+from unime_jax import files
 from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.images import read_below
 from unime_jax.evaluation.item_table import Images, text_of
 
 
-def open_images(folder: pathlib.Path) -> Images:
+def open_images(folder: files.Path) -> Images:
     """A function from a path to the encoded bytes of the image.
 
     Plain files must stay below `folder`. Of a TFDS folder with the columns path and image all rows
@@ -22,7 +22,7 @@ def open_images(folder: pathlib.Path) -> Images:
     return index_images(folder, open_dataset(folder))
 
 
-def index_images(folder: pathlib.Path, splits: dict[str, Source]) -> Images:
+def index_images(folder: files.Path, splits: dict[str, Source]) -> Images:
     """As `open_images`, of rows by split."""
     places: dict[str, tuple[str, int, bytes]] = {}  # split, row, digest of the image
     for name, source in splits.items():

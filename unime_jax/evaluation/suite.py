@@ -1,12 +1,12 @@
 """Everything that a model is evaluated on, by place; a dataset is read when it is scored."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from unime_jax import files
 from unime_jax.config import TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
@@ -31,7 +31,7 @@ class Suite:
 
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
-    image_folder: pathlib.Path
+    image_folder: files.Path
 
     @property
     def is_empty(self) -> bool:
@@ -47,7 +47,7 @@ class Suite:
         return {t.name: len(t) for t in self.tasks if isinstance(t, composition.Task)}
 
 
-def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings | None) -> Suite:
+def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
     """The tasks of a training run's `evaluation`; `folder` is its `data.folder`."""
     config = settings.evaluation
     agreement = None
@@ -67,7 +67,7 @@ def open_suite(settings: TrainConfig, folder: pathlib.Path, teacher: Embeddings 
 
 
 def make_suite(
-    folder: pathlib.Path,
+    folder: files.Path,
     *,
     mmeb_folder: str,
     composition_folder: str,
@@ -125,7 +125,7 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     return found
 
 
-def _table(folder: pathlib.Path) -> scores.Table:
+def _table(folder: files.Path) -> scores.Table:
     metadata = tfds.builder_from_directory(version_folder(folder)).info.metadata or {}
     named = metadata.get("datasets", {})
     return {n: (v["meta"], v["split"]) for n, v in named.items()} or scores.MMEB_V1

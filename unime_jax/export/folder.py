@@ -1,4 +1,4 @@
-"""A model as a Hugging Face folder: weights, and every file that its inputs are made with."""
+"""Hugging Face folder of a model: merged weights, config, tokenizer and processor."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unime_jax import paths
+from unime_jax import files, paths
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import weights
 from unime_jax.backbones.preprocessing import chat_templates, image_processor_config, processing
@@ -32,7 +32,7 @@ NOT_CARRIED = (
 
 
 def write(
-    folder: pathlib.Path,
+    folder: files.Path,
     backbone: Backbone,
     graph: nnx.GraphDef,
     parameters: paths.Parameters,
@@ -47,14 +47,19 @@ def write(
     sentence-transformers, whose files are left out where it would not embed as this model does. A
     backbone that is such a model itself keeps its own.
     """
-    partial = folder.with_name(folder.name + ".partial")
     merged = merged_parameters(graph, parameters, dtype)
-    if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    backbone.save_weights(partial, merged, dtype)
-    if jax.process_index() != 0:
+    if jax.process_index() != 0:  # takes part in gathering, but writes nothing
+        backbone.save_weights(pathlib.Path(folder.name), merged, dtype)
         return
+    with files.replacing(folder, last="config.json") as partial:
+        backbone.save_weights(partial, merged, dtype)
+        _write_beside_weights(partial, backbone, dtype, prompts)
+
+
+def _write_beside_weights(
+    partial: pathlib.Path, backbone: Backbone, dtype: np.dtype, prompts: Mapping[str, str]
+) -> None:
+    """Writes config, tokenizer, processor and what sentence-transformers wants."""
     copy_files(backbone.folder, partial)
     if backbone.convert:
         backbone.convert(partial)
@@ -83,8 +88,6 @@ def write(
             max_length=prompt.max_length,
             prompts=prompts,
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def wording(prompt: Prompt) -> sentence_transformers.Wording:
@@ -122,7 +125,7 @@ class Folded:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the layer's own kernel."""
+        """Shape of the layer's own kernel."""
         return self.linear.kernel[...].shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jinja2
 
+from unime_jax import files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
@@ -29,8 +30,8 @@ BASE = (
 
 
 def write(
-    folder: pathlib.Path,
-    workdir: pathlib.Path,
+    folder: files.Path,
+    workdir: files.Path,
     settings: TrainConfig,
     backbone: Backbone,
     *,
@@ -59,9 +60,9 @@ def write(
     )
     found = scores.read_scores(workdir)
     prompts = [_shortened(repr(backbone.preprocess.prompt.rendered(item))) for item in items]
-    hub_id = None if pathlib.Path(settings.backbone).exists() else _yaml(settings.backbone)
+    hub_id = None if files.as_path(settings.backbone).exists() else _yaml(settings.backbone)
     text = environment.get_template("model_card.md.j2").render(
-        name=markdown(workdir.resolve().name),
+        name=markdown(files.resolved(workdir).name),
         folder=folder.name,
         base_model=hub_id,
         origin=_origin(settings, backbone),
@@ -79,7 +80,7 @@ def write(
         evaluated=", ".join(map(markdown, found["after"]["datasets"])) if "after" in found else "",
         config=markdown_block((workdir / "config.json").read_text().strip(), "json"),
     )
-    (folder / "README.md").write_text(text)
+    files.write_whole(folder / "README.md", text)
 
 
 def _differences(backbone: Backbone) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ def _origin(settings: TrainConfig, backbone: Backbone) -> str:
     return f"It {start} {name}.{found}"
 
 
-def _is_bidirectional(folder: pathlib.Path) -> bool:
+def _is_bidirectional(folder: files.Path) -> bool:
     """Whether config.json says so; transformers 4 does not read the key."""
     config = json_files.read(folder / "config.json")
     parts = (config, config.get("text_config") or {})
@@ -137,7 +138,7 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
     return facts
 
 
-def _warnings(workdir: pathlib.Path) -> dict[str, str]:
+def _warnings(workdir: files.Path) -> dict[str, str]:
     """What the run found wrong with what it learnt."""
     findings = outcome.read(workdir).get("findings", [])
     text = "; ".join(finding["message"] for finding in findings)

@@ -9,7 +9,6 @@ embeddings that the export left in self_check.json.
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from absl import app, logging
 from jax.sharding import Mesh
 
+from unime_jax import files
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import images
@@ -29,6 +29,7 @@ from unime_jax.embedder import Embedder, targets
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
 from unime_jax.models.vlm import Execution
+from unime_jax.operations import local_copies
 from unime_jax.training.step import make_encode
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
@@ -37,7 +38,7 @@ ITEMS = "self_check_items.json"  # the texts that the prompts were made of
 
 
 def self_check(
-    folder: pathlib.Path,
+    folder: files.Path,
     items: Sequence[Item],
     trained: Encoder,
     *,
@@ -58,7 +59,8 @@ def self_check(
       RuntimeError: they differ by more than the rounding of `dtype` explains, the embeddings of
         different items do not, or transformers makes other inputs of the folder's files.
     """
-    backbone = open_backbone(str(folder), max_length=max_length)
+    copy = local_copies.local_copy(folder)
+    backbone = open_backbone(str(copy), max_length=max_length)
     graph, wanted = targets(backbone, mesh, jnp.dtype(dtype))
     encode = make_encode(graph, execution)
     encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, plan, mesh)
@@ -71,7 +73,7 @@ def self_check(
             f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
         )
     _check_different(found, bound, folder)
-    transformers_check.check(folder, backbone, items)  # on all, so that none waits for another
+    transformers_check.check(copy, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
         rendered = backbone.preprocess.prompt.rendered
         _write(folder, items, found, rendered, dtype, execution.dtype)
@@ -79,7 +81,7 @@ def self_check(
     return cosine
 
 
-def repeat(folder: pathlib.Path) -> float:
+def repeat(folder: files.Path) -> float:
     """The lowest cosine between the embeddings in self_check.json and those of the folder now.
 
     Raises:
@@ -87,6 +89,7 @@ def repeat(folder: pathlib.Path) -> float:
         embedding, or transformers makes other inputs of the folder's files.
       ValueError: the folder was not exported from here.
     """
+    folder = local_copies.local_copy(folder)
     for name in (FILE, ITEMS):
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}; it was not exported by unime_jax")
@@ -117,7 +120,7 @@ def repeat(folder: pathlib.Path) -> float:
     return cosine
 
 
-def repeat_in_a_new_process(folder: pathlib.Path) -> None:
+def repeat_in_a_new_process(folder: files.Path) -> None:
     """`repeat` where nothing of this process can help it, on the CPU: a TPU has one owner.
 
     Raises:
@@ -138,7 +141,7 @@ def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.min(np.sum(expected * found, axis=1)))
 
 
-def _check_different(embeddings: np.ndarray, bound: float, folder: pathlib.Path) -> None:
+def _check_different(embeddings: np.ndarray, bound: float, folder: files.Path) -> None:
     """A model with one vector for everything agrees with itself, so agreement would say nothing.
 
     Raises:
@@ -166,7 +169,7 @@ def lowest_allowed(*dtypes: np.dtype) -> float:
 
 
 def _write(
-    folder: pathlib.Path,
+    folder: files.Path,
     items: Sequence[Item],
     embeddings: np.ndarray,
     rendered: Callable[[Item], str],
@@ -178,7 +181,7 @@ def _write(
         image = None
         if item.image:
             image = f"self_check_{i}{images.suffix(item.image)}"  # a path may end in anything
-            (folder / image).write_bytes(item.image)
+            files.write_whole(folder / image, item.image)
         inputs.append({"text": rendered(item), "image": image})
     record = {
         "dtype": np.dtype(dtype).name,
@@ -187,13 +190,13 @@ def _write(
     }
     origin = {"computed_in": np.dtype(computed_in).name, "texts": [item.text for item in items]}
     for name, content in ((FILE, record), (ITEMS, origin)):
-        (folder / name).write_text(json.dumps(content) + "\n")
+        files.write_whole(folder / name, json.dumps(content) + "\n")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("one argument: the exported folder")
-    cosine = repeat(pathlib.Path(argv[1]))
+    cosine = repeat(files.as_path(argv[1]))
     logging.info("%s gives the embeddings of its %s: cosine %.7f", argv[1], FILE, cosine)
 
 

@@ -1,7 +1,6 @@
-"""What every job does around its work: it owns its folder, and words what a disk says."""
+"""Boundary of a job: it holds the lock of its work directory, and disk errors become messages."""
 
 import contextlib
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -11,7 +10,7 @@ from unime_jax.operations import processes, workdir_lock
 
 
 @contextlib.contextmanager
-def owning(workdir: pathlib.Path, lock: str, what: str, *others: pathlib.Path) -> Iterator[None]:
+def owning(workdir: files.Path, lock: str, what: str, *others: files.Path) -> Iterator[None]:
     """Holds <workdir>/<lock> for a run; in one of several processes, process 0 does for all.
 
     Args:

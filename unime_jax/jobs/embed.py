@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-import pathlib
 import time
 from collections.abc import Iterator
 
@@ -55,7 +54,7 @@ class Work:
     dimension: int  # of an embedding that is kept
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Begins or resumes the embeddings in `workdir`.
 
     ids.npy holds what was embedded, and only that. Left out, and listed in quarantine.jsonl, are
@@ -89,7 +88,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         logging.info("%s is complete", workdir)
 
 
-def begin(settings: config.EmbedConfig, workdir: pathlib.Path) -> Work:
+def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
     """Reads the corpus once, and compares everything with what `workdir` was begun with."""
     backbone = open_backbone(
         settings.backbone,
@@ -212,7 +211,7 @@ def _write_blocks(
 
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
     """Data sets, then text files, in the config's order."""
-    folder = pathlib.Path(data.folder).expanduser()
+    folder = files.as_path(data.folder)
     found = {name: formats.open_dataset(folder / name) for name in data.datasets}
     schema.check_names(data.splits, {split for rows in found.values() for split in rows})
     for name, rows in found.items():

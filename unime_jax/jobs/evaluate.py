@@ -6,7 +6,6 @@ A dataset's result is on disk as soon as it is finished; the same command goes o
 import contextlib
 import dataclasses
 import hashlib
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +37,7 @@ from unime_jax.training.inputs import prepare
 from unime_jax.training.setup import say_what_is_not_used, write_config
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Begins or resumes the evaluation in `workdir`.
 
     Raises:
@@ -47,7 +46,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
       RuntimeError: a disk takes no more.
     """
     settings = config_reader.read(config.EvaluateConfig, config_dict.to_dict())
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     watch = settings.watchdog
     stacks = workdir / f"stacks-evaluate-{jax.process_index()}.txt"
     with (
@@ -80,7 +79,7 @@ def model_source(backbone: str) -> str:
     Raises:
       ValueError: a work directory without an export.
     """
-    folder = pathlib.Path(backbone).expanduser()
+    folder = files.as_path(backbone)
     if (folder / "hf" / "self_check.json").exists():
         return str(folder / "hf")
     if (folder / "checkpoints").is_dir():
@@ -92,7 +91,7 @@ def model_source(backbone: str) -> str:
 
 
 def _check(
-    settings: config.EvaluateConfig, workdir: pathlib.Path, problems: preflight.Problems
+    settings: config.EvaluateConfig, workdir: files.Path, problems: preflight.Problems
 ) -> None:
     with problems.collected("--workdir"):
         _check_workdir(workdir)
@@ -103,7 +102,7 @@ def _check(
         preflight.check_evaluation(settings, source, problems)
 
 
-def _check_workdir(workdir: pathlib.Path) -> None:
+def _check_workdir(workdir: files.Path) -> None:
     path = workdir / "config.json"
     if path.exists() and (job := files.read_object(path).get("job")) != "evaluate":
         raise ValueError(
@@ -118,7 +117,7 @@ def _make_mesh(settings: config.EvaluateConfig) -> Mesh:
     return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
 
 
-def _open_suite(settings: config.EvaluateConfig, folder: pathlib.Path) -> Suite:
+def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     chosen = settings.evaluation
     return make_suite(
         folder,
@@ -145,9 +144,9 @@ def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
 
 def _check_same(
     settings: config.EvaluateConfig,
-    folder: pathlib.Path,
+    folder: files.Path,
     backbone: Backbone,
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
     chosen = settings.evaluation
@@ -165,7 +164,7 @@ def _check_same(
         finished.check_same(workdir, provenance)
 
 
-def _digest(folder: pathlib.Path) -> str:
+def _digest(folder: files.Path) -> str:
     """Hash of what TFDS records of a dataset, its sizes and shards; "" of plain files."""
     try:
         info = version_folder(folder) / "dataset_info.json"
@@ -179,7 +178,7 @@ def _results(
     suite: Suite,
     backbone: Backbone,
     mesh: Mesh,
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> dict[Key, Any]:
     """Results of all tasks, in process 0; each is on disk before the next begins."""
     first = jax.process_index() == 0
@@ -241,7 +240,7 @@ def _leave(
     settings: config.EvaluateConfig,
     suite: Suite,
     results: dict[Key, Any],
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     """Writes evaluation.json and report.html, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})

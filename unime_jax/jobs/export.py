@@ -6,7 +6,6 @@ With `--config.steps=0` it is the backbone itself that is exported, a PEFT adapt
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -30,7 +29,7 @@ from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_c
 from unime_jax.training.step import TrainState
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Writes <workdir>/hf, and <workdir>/hf_adapter if the config asks for it.
 
     Raises:
@@ -59,7 +58,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         with jax.set_mesh(mesh):
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
                 setup = set_up(settings, mesh)
-                train = pathlib.Path(settings.data.folder).expanduser() / settings.data.train
+                train = files.as_path(settings.data.folder) / settings.data.train
                 rows = formats.open_dataset(train) if settings.data.train else {}
                 if settings.steps:
                     state = restore(setup, workdir, evaluations.read(workdir))
@@ -78,7 +77,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def restore(
-    setup: Setup, workdir: pathlib.Path, scores: Mapping[int, evaluations.Scores]
+    setup: Setup, workdir: files.Path, scores: Mapping[int, evaluations.Scores]
 ) -> TrainState:
     """The state of the checkpoint that `export.checkpoint` names, frozen weights included.
 
@@ -112,7 +111,7 @@ def restore(
 
 
 def _best_step(
-    workdir: pathlib.Path, scores: Mapping[int, evaluations.Scores], steps: Sequence[int]
+    workdir: files.Path, scores: Mapping[int, evaluations.Scores], steps: Sequence[int]
 ) -> int:
     """The one of these steps with the highest score, or a ValueError."""
     best = evaluations.best_step(scores, steps)
@@ -131,7 +130,7 @@ def write(
     parameters: paths.Parameters,
     steps: int,
     rows: Mapping[str, formats.Source],
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     """Everything that a run hands on after so many steps; process 0 writes, all take part.
 
@@ -154,7 +153,7 @@ def _write(
     parameters: paths.Parameters,
     steps: int,
     rows: Mapping[str, formats.Source],
-    workdir: pathlib.Path,
+    workdir: files.Path,
 ) -> None:
     settings, backbone = setup.settings, setup.backbone
     dtype = np.dtype(settings.export.dtype)

@@ -30,7 +30,7 @@ Settings = config.TrainConfig | config.EmbedConfig
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Plans every recipe on every slice; the table is logged and left in plan.md and plan.json.
 
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
@@ -65,7 +65,7 @@ def read(values: Mapping[str, Any]) -> list[config.PlanConfig]:
     return [config_reader.read(config.PlanConfig, values)]
 
 
-def _write(entries: list[Entry], workdir: pathlib.Path) -> None:
+def _write(entries: list[Entry], workdir: files.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(entries), indent=2) + "\n"
     files.write_whole(workdir / "plan.json", text)
@@ -200,12 +200,12 @@ class Recipe:
         values = dataclasses.asdict(self.planned)
         del values["topologies"]
         model = self.planned.model or self.settings.backbone
-        folder = pathlib.Path(model).expanduser()
-        files = [*sorted(PACKAGE.rglob("*.py")), *sorted(folder.glob("*.json"))]
+        described_in = files.as_path(model).glob("*.json")
+        sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(described_in)]
         digest = hashlib.blake2b(digest_size=12)
         for text in (topology, repr(values), compiler.versions()):
             digest.update(text.encode() + b"\0")
-        for file in files:
+        for file in sources:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 

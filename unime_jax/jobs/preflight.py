@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from unime_jax import backbones, config, paths
+from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
@@ -55,7 +55,7 @@ class Problems:
 
 
 def check(
-    make_mesh: Callable[[], Mesh], workdir: pathlib.Path, of_job: Callable[[Problems], None]
+    make_mesh: Callable[[], Mesh], workdir: files.Path, of_job: Callable[[Problems], None]
 ) -> Mesh:
     """The mesh of a job, of which all has been looked at that is cheap.
 
@@ -79,11 +79,11 @@ def check(
     return mesh
 
 
-def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems: Problems) -> None:
+def check_training(settings: config.TrainConfig, workdir: files.Path, problems: Problems) -> None:
     """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run."""
     with problems.collected():
         checkpoint.check_name(workdir)
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
         optimizer.make_schedule(settings.optimizer, settings.steps)
@@ -92,6 +92,11 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
         problems.add(
             f"config.wandb_project={settings.wandb_project!r}, but the package wandb is not "
             "installed: pip install wandb, or leave the key None"
+        )
+    if settings.data.prepare.module and files.is_remote(settings.data.folder):
+        problems.add(
+            f"config.data.folder={settings.data.folder}: data is prepared in a local folder. "
+            "Prepare it there, copy it into the bucket, and set config.data.prepare.module to ''"
         )
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
@@ -116,7 +121,7 @@ def check_training(settings: config.TrainConfig, workdir: pathlib.Path, problems
 
 def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     """Backbone and data of an export."""
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
@@ -133,7 +138,7 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
             settings.processing,
             weights=True,
         )
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     if not settings.data.datasets and not settings.data.texts:
         problems.add("config.data.datasets and config.data.texts name nothing to embed")
     for name in settings.data.datasets:
@@ -148,7 +153,7 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
     """Model and data of an evaluation job; `source` is the folder or hub id of the model."""
     with problems.collected("config.backbone"):
         _open(source, settings.revision, settings.max_length, settings.processing, weights=True)
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
@@ -160,12 +165,12 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
 class _Made:
     """What a run makes itself: files below a folder, if it prepares any."""
 
-    folder: pathlib.Path
+    folder: files.Path
     prepares: bool
 
-    def later(self, path: pathlib.Path) -> bool:
+    def later(self, path: files.Path) -> bool:
         """Whether a path may still come to be."""
-        inside = path.resolve().is_relative_to(self.folder.resolve())
+        inside = files.resolved(path).is_relative_to(files.resolved(self.folder))
         return self.prepares and inside and not path.exists()
 
 
@@ -177,7 +182,7 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
             source = setup.exported(settings.init_from)
         if source == settings.backbone:
             return
-    elif made.later(pathlib.Path(source).expanduser()):
+    elif made.later(files.as_path(source)):
         return
     with problems.collected(key):
         longest = max((bucket.tokens for bucket in settings.data.buckets), default=0)
@@ -242,7 +247,7 @@ def _check_module(module: str, problems: Problems) -> None:
 
 
 def _check_evaluation(
-    settings: config.TrainConfig, folder: pathlib.Path, made: _Made, problems: Problems
+    settings: config.TrainConfig, folder: files.Path, made: _Made, problems: Problems
 ) -> None:
     evaluation = settings.evaluation
     parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}

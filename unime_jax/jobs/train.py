@@ -6,7 +6,6 @@ evaluation and export are of the whole model, with that component put back.
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unime_jax import config, config_reader, paths
+from unime_jax import config, config_reader, files, paths
 from unime_jax.data import formats
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
@@ -55,7 +54,7 @@ class _Run:
     """
 
     settings: config.TrainConfig
-    workdir: pathlib.Path
+    workdir: files.Path
     goodput: Goodput
     stop_signal: StopSignal
     whole: Setup
@@ -71,7 +70,7 @@ class _Run:
             yield
 
 
-def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Runs or resumes the training in `workdir`.
 
     Raises:
@@ -83,7 +82,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
         was skipped (status `outcome.STATUS`), and nothing is exported.
     """
     settings = config_reader.read(config.TrainConfig, config_dict.to_dict())
-    folder = pathlib.Path(settings.data.folder).expanduser()
+    folder = files.as_path(settings.data.folder)
     watch = settings.watchdog
     stacks = workdir / f"stacks-{jax.process_index()}.txt"
     with Watchdog(stacks, seconds=watch.seconds, exit=watch.exit), contextlib.ExitStack() as stack:
@@ -118,7 +117,7 @@ def run(config_dict: ConfigDict, workdir: pathlib.Path) -> None:
             goodput.log()
 
 
-def _check(settings: config.TrainConfig, workdir: pathlib.Path) -> Mesh:
+def _check(settings: config.TrainConfig, workdir: files.Path) -> Mesh:
     """Looks at all that is cheap to look at, before anything is built; returns the mesh."""
 
     def check_keys(problems: preflight.Problems) -> None:
@@ -133,8 +132,8 @@ def _check(settings: config.TrainConfig, workdir: pathlib.Path) -> Mesh:
 def _set_up(
     settings: config.TrainConfig,
     mesh: Mesh,
-    workdir: pathlib.Path,
-    folder: pathlib.Path,
+    workdir: files.Path,
+    folder: files.Path,
     goodput: Goodput,
     stop_signal: StopSignal,
 ) -> _Run:
@@ -148,7 +147,7 @@ def _set_up(
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
-            (workdir / "parameters.txt").write_text(table + "\n")
+            files.write_whole(workdir / "parameters.txt", table + "\n")
         tests = suite.open_suite(settings, folder, teacher)
     return _Run(settings, workdir, goodput, stop_signal, whole, trained, rows, batches, tests)
 

@@ -1,1 +1,1 @@
-"""What a run needs around its arithmetic: command line, processes, locks, signals, clocks."""
+"""What keeps a run alive and tells about it: processes, locks, signals, watchdog, goodput."""

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept for later starts, and word of what is being compiled.
+"""Persistent compilation cache: its folder, and log lines while something compiles.
 
 A program for a TPU or GPU runs on every device of its kind, so that a run keeps its programs in its
 own work directory, for all hosts. A program for a CPU has the instructions of the CPU that it was
@@ -20,6 +20,8 @@ import jax
 import jax.monitoring
 from absl import logging
 
+from unime_jax import files
+
 MOST_BYTES = 4 << 30  # of the user's own cache; the oldest programs go first
 LEAST_SECONDS = 0.2  # of compiling, for a program on a CPU to be kept
 SECONDS_BETWEEN_LINES = 60.0  # while something compiles
@@ -29,7 +31,7 @@ _hits = 0
 _chosen = False  # by a job; what a library call then would choose does not matter
 
 
-def use_for_job(setting: str, workdir: pathlib.Path) -> None:
+def use_for_job(setting: str, workdir: files.Path) -> None:
     """Uses the cache that a config asks for, before anything is compiled.
 
     Args:
@@ -41,7 +43,7 @@ def use_for_job(setting: str, workdir: pathlib.Path) -> None:
     if setting == "auto":
         _use_default(workdir)
     elif setting:
-        _use(pathlib.Path(setting).expanduser())
+        _use(files.as_path(setting))
 
 
 def use_for_library() -> None:
@@ -50,7 +52,7 @@ def use_for_library() -> None:
         _use_default(None)
 
 
-def folder_for(workdir: pathlib.Path | None) -> pathlib.Path:
+def folder_for(workdir: files.Path | None) -> files.Path:
     """The folder of this process's programs; `workdir`: of the run that they are of, if any.
 
     On CPUs and without a run it is below $XDG_CACHE_HOME (~/.cache)/unime_jax/compiled.
@@ -84,14 +86,16 @@ def announced(what: str) -> Iterator[None]:
     logging.info("compiled %s in %.1f s%s", what, time.perf_counter() - started, kept)
 
 
-def _use_default(workdir: pathlib.Path | None) -> None:
+def _use_default(workdir: files.Path | None) -> None:
     if _told("jax_compilation_cache_dir") or not _told("jax_enable_compilation_cache"):
         return
     try:
         folder = folder_for(workdir)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # who writes there runs code here
-        if workdir is None or jax.default_backend() == "cpu":
-            _trim(folder)
+        if isinstance(folder, pathlib.Path):
+            # Who writes there runs code here.
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if workdir is None or jax.default_backend() == "cpu":
+                _trim(folder)
     except (OSError, RuntimeError) as error:  # without a home directory, too
         logging.info("compiled programs are not kept: %s", error)
         return
@@ -102,21 +106,21 @@ def _use_default(workdir: pathlib.Path | None) -> None:
     _use(folder)
 
 
-def _use(folder: pathlib.Path) -> None:
+def _use(folder: files.Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     logging.info("compiled programs are kept in %s", folder)
 
 
 def _told(name: str) -> Any:
-    """What JAX has been told, by its environment or a caller."""
+    """A value of JAX's configuration, set by its environment or a caller."""
     return jax.config.values[name]
 
 
 def _trim(folder: pathlib.Path) -> None:
     """Removes the oldest programs beyond `MOST_BYTES`; who reads one then compiles it anew."""
-    files = [(file.stat(), file) for file in folder.iterdir() if file.is_file()]
-    total = sum(stat.st_size for stat, _ in files)
-    for stat, file in sorted(files, key=lambda pair: pair[0].st_mtime):
+    kept = [(file.stat(), file) for file in folder.iterdir() if file.is_file()]
+    total = sum(stat.st_size for stat, _ in kept)
+    for stat, file in sorted(kept, key=lambda pair: pair[0].st_mtime):
         if total <= MOST_BYTES:
             return
         file.unlink(missing_ok=True)
@@ -124,7 +128,7 @@ def _trim(folder: pathlib.Path) -> None:
 
 
 def _cpu() -> str:
-    """Stands for what this machine's CPU can do; where that is not to be seen, for the machine."""
+    """A hash of the CPU's model and instruction sets; without /proc, of the machine's name."""
     said = [platform.machine(), platform.system()]
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -40,7 +39,7 @@ class Goodput:
       writes: whether this process does.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, writes: bool):
+    def __init__(self, workdir: files.Path, *, writes: bool):
         self._path = workdir / "goodput.json"
         self._writes = writes
         self.seconds: dict[str, float] = {}

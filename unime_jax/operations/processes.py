@@ -7,7 +7,6 @@ says what to do when the process ends without having said it.
 """
 
 import atexit
-import pathlib
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from absl import logging
 # The service's key-value store is what Orbax uses, too, but its client has no public name.
 from jax._src import distributed
 
+from unime_jax import files
 from unime_jax.operations import exits
 
 RESUMES = "The same command, given to all of them again, resumes from the newest checkpoint."
@@ -96,7 +96,7 @@ def join(
     _watcher.start()
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: files.Path) -> None:
     """Sees that the others find in `folder` what process 0 writes there.
 
     Raises:
@@ -111,7 +111,9 @@ def check_shared(folder: pathlib.Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
         except OSError as error:
-            raise ValueError(f"--workdir={folder} cannot be written: {error.strerror}.") from error
+            raise ValueError(
+                f"--workdir={folder} cannot be written: {error.strerror or error}."
+            ) from error
         _client().key_value_set("unime_jax/shared", name)
     name = _client().blocking_key_value_get("unime_jax/shared", _DAYS)
     end = time.monotonic() + _SEEN_SECONDS

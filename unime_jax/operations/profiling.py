@@ -1,10 +1,11 @@
 """A trace of some steps, for TensorBoard's profiler, xprof or Perfetto."""
 
-import pathlib
 from typing import Any
 
 import jax
 from absl import logging
+
+from unime_jax import files
 
 
 class ProfileWindow:
@@ -15,8 +16,9 @@ class ProfileWindow:
     first step includes its compilation.
     """
 
-    def __init__(self, folder: pathlib.Path, *, first_step: int, steps: int):
+    def __init__(self, folder: files.Path, *, first_step: int, steps: int):
         self._folder = folder
+        self._growing = files.GrowingFolder(folder)  # the profiler writes into local folders
         traces = steps > 0 and jax.process_index() == 0
         self._steps = range(first_step, first_step + steps) if traces else range(0)
         self._running = False
@@ -30,7 +32,7 @@ class ProfileWindow:
     def before(self, step: int) -> None:
         """Call it before each step, with the step's number."""
         if step in self._steps and not self._running:
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._growing.local)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
@@ -43,4 +45,5 @@ class ProfileWindow:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            self._growing.sync()
             logging.info("a profile is in %s", self._folder)

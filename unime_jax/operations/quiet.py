@@ -1,4 +1,4 @@
-"""Messages of other libraries that say nothing to a user of this one, each by its words."""
+"""Filters for log messages of other libraries that say nothing to a user of this one."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ NO_TPU = {
 
 
 class _Silence(logging.Filter):
-    """Lets through what does not begin with any of these words."""
+    """A log filter that drops messages with one of these beginnings."""
 
     def __init__(self, beginnings: tuple[str, ...]):
         super().__init__()
@@ -33,9 +33,9 @@ class _Silence(logging.Filter):
 
 
 def silence() -> None:
-    """Filters the messages of `SILENCED`; to be called before those libraries are imported.
+    """Filters the messages of `SILENCED`; call it before those libraries are imported.
 
-    Where there is no TPU, libtpu, if it is installed, has nothing to say either.
+    On a machine without a TPU libtpu, if installed, is kept quiet as well.
     """
     absl_logging.get_absl_logger()  # of a class of its own, which must be there before its name
     for name, beginnings in SILENCED.items():
@@ -45,18 +45,17 @@ def silence() -> None:
 
 
 def tell_libtpu_of_no_tpu() -> None:
-    """Answers what libtpu asks on a machine without a TPU, unless the environment does.
+    """Sets the environment variables that libtpu would ask a metadata server for, where unset.
 
-    It would ask a cloud's metadata server which TPU there is, and complain without an answer
-    ("Failed to find host bounds", "E0000 ... unexpected worker hostname"). What it compiles for
-    does not follow from this.
+    Without a TPU it gets no answer and complains ("Failed to find host bounds", "E0000 ...
+    unexpected worker hostname"). They do not decide what it compiles for.
     """
     for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
 
 
 def _may_have_tpu() -> bool:
-    """Whether there is a device of the names that TPUs have, or a PCI device of their maker."""
+    """Whether a device is named as TPUs are, or a PCI device has their vendor's number."""
     devices, buses = pathlib.Path("/dev"), pathlib.Path("/sys/bus/pci/devices")
     if any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*")):
         return True

@@ -8,12 +8,15 @@ import contextlib
 import faulthandler
 import pathlib
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from typing import IO
 
 from absl import logging
 
+from unime_jax import files
 from unime_jax.operations import exits
 
 STATUS = 75  # of a process that a watchdog ended: "temporary failure, try again" in sysexits.h
@@ -43,7 +46,7 @@ class Watchdog:
       exit: False: the process goes on, and is watched again from the next beat.
     """
 
-    def __init__(self, stacks: pathlib.Path, *, seconds: float, exit: bool):
+    def __init__(self, stacks: files.Path, *, seconds: float, exit: bool):
         self._stacks, self._exit = stacks, exit
         self._what, self._seconds = "no step has finished", seconds
         self._last: float | None = None
@@ -115,9 +118,19 @@ class Watchdog:
 
     def _write_stacks(self) -> None:
         try:
-            with self._stacks.open("a") as file:
-                file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
+            if isinstance(self._stacks, pathlib.Path):
+                with self._stacks.open("a") as file:
+                    _dump(file)
+                return
+            with tempfile.TemporaryFile("w+") as file:
+                _dump(file)
+                file.seek(0)
+                files.append(self._stacks, file.read())
         except OSError as error:
             logging.error("no stacks in %s: %s", self._stacks, error)
+
+
+def _dump(file: IO[str]) -> None:
+    file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+    file.flush()
+    faulthandler.dump_traceback(file, all_threads=True)

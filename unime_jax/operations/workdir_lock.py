@@ -1,4 +1,4 @@
-"""A folder's lock: one owner at a time, over processes, hosts and shared file systems.
+"""A work directory's lock: one owner at a time, across processes, hosts, file systems and buckets.
 
 The lock is a file with the owner's host, process id and start. It is made in one step (a hard
 link, or an exclusive open where there are no links), so that of several who want it one gets it.
@@ -8,7 +8,8 @@ Its owner touches it every few seconds. One that a dead process has left is take
 - on another host, or in another container, when it was not touched for `STALE_SECONDS`. Its age is
   told by the file system's own clock, so that hosts need not agree on the time.
 
-`flock` is not used: on NFS and in buckets it may be kept per host, or not at all.
+`flock` is not used: on NFS and in mounted buckets it may be kept per host, or not at all. A lock
+under gs:// is an object that is made only if there is none (`operations/bucket_lock.py`).
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from unime_jax.operations import exits
+from unime_jax import files
+from unime_jax.operations import bucket_lock, exits
 
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 90.0  # NFS and gcsfuse may show a file's time as it was a minute ago
@@ -55,7 +57,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def owned(folder: pathlib.Path, name: str, *, what: str, wait: bool = False) -> Iterator[None]:
+def owned(folder: files.Path, name: str, *, what: str, wait: bool = False) -> Iterator[None]:
     """Holds <folder>/<name> while the body runs.
 
     Args:
@@ -85,7 +87,7 @@ def owned(folder: pathlib.Path, name: str, *, what: str, wait: bool = False) -> 
         _release(path, mine)
 
 
-def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
+def _acquire(path: files.Path, mine: Owner, what: str, wait: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     said = -SAY_SECONDS
     seen: tuple[str, float] | None = None  # token and time of the last touch, when first looked at
@@ -135,9 +137,11 @@ def _acquire(path: pathlib.Path, mine: Owner, what: str, wait: bool) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _create(path: pathlib.Path, mine: Owner) -> bool:
+def _create(path: files.Path, mine: Owner) -> bool:
     """Makes the lock, whole, unless there is one."""
-    content = json.dumps(dataclasses.asdict(mine), indent=2) + "\n"
+    content = _text(mine)
+    if not isinstance(path, pathlib.Path):
+        return bucket_lock.create(path, content)
     draft = path.with_name(f"{path.name}.{mine.token}")
     try:
         draft.write_text(content)
@@ -158,10 +162,17 @@ def _create(path: pathlib.Path, mine: Owner) -> bool:
         draft.unlink(missing_ok=True)
 
 
-def _remove_stale(path: pathlib.Path, owner: Owner | None, touched: float, mine: Owner) -> None:
+def _text(owner: Owner) -> str:
+    return json.dumps(dataclasses.asdict(owner), indent=2) + "\n"
+
+
+def _remove_stale(path: files.Path, owner: Owner | None, touched: float, mine: Owner) -> None:
     """Moves a stale lock out of the way, unless somebody else was faster."""
     aside = path.with_name(f"{path.name}.{mine.token}.stale")
     if not _is_still(path, owner, touched):
+        return
+    if not isinstance(path, pathlib.Path):
+        path.unlink(missing_ok=True)
         return
     try:
         path.rename(aside)
@@ -174,25 +185,31 @@ def _remove_stale(path: pathlib.Path, owner: Owner | None, touched: float, mine:
     aside.unlink(missing_ok=True)
 
 
-def _is_settled(path: pathlib.Path, mine: Owner) -> bool:
+def _is_settled(path: files.Path, mine: Owner) -> bool:
     """Whether a lock that was made while others took over is still there when they are done."""
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(SETTLE_SECONDS if isinstance(path, pathlib.Path) else bucket_lock.SETTLE_SECONDS)
     found = _look(path)
     return found is not None and found[0] == mine
 
 
-def _is_still(path: pathlib.Path, owner: Owner | None, touched: float) -> bool:
+def _is_still(path: files.Path, owner: Owner | None, touched: float) -> bool:
     """Whether the lock is the one that was looked at; of one without an owner its time tells."""
     found = _look(path)
     return found is not None and found[0] == owner and (owner is not None or found[1] == touched)
 
 
-def _look(path: pathlib.Path) -> tuple[Owner | None, float, float] | None:
+def _look(path: files.Path) -> tuple[Owner | None, float, float] | None:
     """Owner (None: cannot be read), time of the last touch, and seconds since; None: no lock.
 
     Opening a file makes NFS ask the server; a new file's time is the server's now.
     """
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}.now")
+    if not isinstance(path, pathlib.Path):
+        try:
+            content, touched = bucket_lock.read(path)
+        except FileNotFoundError:
+            return None
+        return _read(content), touched, bucket_lock.now(probe) - touched
     try:
         with path.open("rb") as file:
             content, touched = file.read(), os.fstat(file.fileno()).st_mtime
@@ -214,12 +231,16 @@ def _read(content: bytes) -> Owner | None:
     return owner if isinstance(owner.pid, int) and isinstance(owner.token, str) else None
 
 
-def _touch(path: pathlib.Path, mine: Owner, end: threading.Event, what: str) -> None:
+def _touch(path: files.Path, mine: Owner, end: threading.Event, what: str) -> None:
     while not end.wait(TOUCH_SECONDS):
         try:
-            owner = _read(path.read_bytes())
+            content = path.read_bytes()
+            owner = _read(content)
             if owner == mine:
-                os.utime(path)
+                if isinstance(path, pathlib.Path):
+                    os.utime(path)
+                else:
+                    bucket_lock.touch(path, content)
                 continue
         except FileNotFoundError:  # removed by hand, or on its way back in a takeover
             if end.is_set() or _create(path, mine):
@@ -243,7 +264,7 @@ def _touch(path: pathlib.Path, mine: Owner, end: threading.Event, what: str) -> 
         exits.exit_now(LOST)
 
 
-def _release(path: pathlib.Path, mine: Owner) -> None:
+def _release(path: files.Path, mine: Owner) -> None:
     try:
         if _read(path.read_bytes()) == mine:
             path.unlink()
@@ -252,8 +273,10 @@ def _release(path: pathlib.Path, mine: Owner) -> None:
             logging.warning("%s could not be removed: %s", path, error)
 
 
-def _tidy(path: pathlib.Path) -> None:
+def _tidy(path: files.Path) -> None:
     """Removes what processes that were killed while they looked at the lock have left."""
+    if not isinstance(path, pathlib.Path):
+        return
     with contextlib.suppress(OSError):
         now = path.stat().st_mtime
         for left in path.parent.glob(f"{path.name}.*"):

@@ -82,7 +82,7 @@ def devices(where: Slice) -> list[jax.Device]:
     return list(found.devices)
 
 
-def compile_program(program: Program, where: Slice, cache: pathlib.Path) -> Compiled:
+def compile_program(program: Program, where: Slice, cache: files.Path) -> Compiled:
     """Compiles for the program's own mesh, or reads what came of it the last time.
 
     A program is the same if its lowered text, the slice and the versions are.

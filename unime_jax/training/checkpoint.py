@@ -10,7 +10,6 @@ arrays as it was on the devices, and what is read is compared with that.
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from unime_jax import files
 from unime_jax.training import damaged_checkpoints
 from unime_jax.training.checksums import checksums
 from unime_jax.training.damaged_checkpoints import all_processes, in_short
@@ -55,7 +55,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: files.Path,
         *,
         every: int,
         keep: int,
@@ -63,7 +63,7 @@ class Checkpoints:
         best: Best | None = None,
         read_only: bool = False,
     ):
-        self._folder = folder.absolute()
+        self._folder = files.absolute(folder)
         self._manager = _open(self._folder, keep, best, read_only)
         self._every = every
         self._fingerprints = fingerprints
@@ -273,7 +273,7 @@ class _BestOf(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _open(
-    folder: pathlib.Path, keep: int, best: Best | None, read_only: bool
+    folder: files.Path, keep: int, best: Best | None, read_only: bool
 ) -> ocp.CheckpointManager:
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True)
@@ -299,9 +299,9 @@ def _open(
         return ocp.CheckpointManager(folder, options=options)
 
 
-def check_name(workdir: pathlib.Path) -> None:
+def check_name(workdir: files.Path) -> None:
     """Raises ValueError if checkpoints in this folder could not be read again for its path."""
-    path = str(workdir.absolute())
+    path = str(files.absolute(workdir))
     bad = sorted(set(path) & set(PATTERN))
     if bad:
         raise ValueError(

@@ -1,7 +1,6 @@
 """Damage to a folder of checkpoints: proof that saves can be read, and bad ones moved away."""
 
 import json
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ MANIFEST = "manifest.ocdbt"
 NOTES = "_CHECKPOINT_METADATA"
 
 
-def set_notes_aside(folder: pathlib.Path, error: Exception) -> None:
+def set_notes_aside(folder: files.Path, error: Exception) -> None:
     """Renames the notes of all checkpoints, one of which keeps Orbax from opening the folder."""
     if jax.process_index() == 0:
         for notes in folder.glob(f"*/{NOTES}"):
@@ -26,24 +25,24 @@ def set_notes_aside(folder: pathlib.Path, error: Exception) -> None:
     _wait_for_process_0("notes on checkpoints set aside")
 
 
-def move_away(folder: pathlib.Path, steps: Mapping[int, str]) -> None:
+def move_away(folder: files.Path, steps: Mapping[int, str]) -> None:
     """Moves the checkpoints of these steps to <folder>_bad."""
     if jax.process_index() == 0:
         target = folder.with_name(folder.name + "_bad")
         target.mkdir(exist_ok=True)
         for step in steps:
-            (folder / str(step)).rename(target / f"{step}-{time.time_ns()}")
+            files.move(folder / str(step), target / f"{step}-{time.time_ns()}")
     _wait_for_process_0("bad checkpoints moved away")
 
 
-def check_readable(folder: pathlib.Path, step: int, record: Mapping[str, Any]) -> None:
+def check_readable(folder: files.Path, step: int, record: Mapping[str, Any]) -> None:
     """Looks for the parts of a complete checkpoint without which it cannot be restored.
 
     Raises:
       RuntimeError: they are not there, or its record is not what was saved.
     """
     try:
-        manifest = (folder / str(step) / "state" / MANIFEST).stat().st_size
+        manifest = (folder / str(step) / "state" / MANIFEST).read_bytes()
         kept = json.loads((folder / str(step) / "record" / "metadata").read_bytes())
     except (OSError, ValueError) as error:
         raise RuntimeError(_not_readable(folder, step, in_short(error))) from error
@@ -51,7 +50,7 @@ def check_readable(folder: pathlib.Path, step: int, record: Mapping[str, Any]) -
         raise RuntimeError(_not_readable(folder, step, "it is not what was saved"))
 
 
-def _not_readable(folder: pathlib.Path, step: int, reason: str) -> str:
+def _not_readable(folder: files.Path, step: int, reason: str) -> str:
     return (
         f"The first checkpoint of this run, of step {step} in {folder}, was written, but "
         f"cannot be read back: {reason}. None of the next ones could, so the run ends now. Use "
@@ -59,7 +58,7 @@ def _not_readable(folder: pathlib.Path, step: int, reason: str) -> str:
     )
 
 
-def not_written(folder: pathlib.Path, failure: Exception) -> str:
+def not_written(folder: files.Path, failure: Exception) -> str:
     """The message of a save that failed: why, which checkpoints are complete, what to do."""
     complete = sorted(int(f.name) for f in folder.glob("*") if f.name.isdigit())
     kept = f"Complete: {', '.join(f'step {step}' for step in complete) or 'none'}."

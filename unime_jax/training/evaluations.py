@@ -7,13 +7,12 @@ evaluates it if its line is missing, so that a kill neither repeats nor loses an
 
 import json
 import math
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
+from unime_jax import files
 from unime_jax.config import TrainConfig
 from unime_jax.training import metrics
 
@@ -25,7 +24,7 @@ Scores = Mapping[str, Any]
 class Evaluations:
     """The scores of one run by step; every process has them, process 0 writes them."""
 
-    def __init__(self, workdir: pathlib.Path, settings: TrainConfig):
+    def __init__(self, workdir: files.Path, settings: TrainConfig):
         self._path = workdir / FILE
         self._every, self._steps = settings.evaluation.every, settings.steps
         self.scores = read(workdir)
@@ -54,14 +53,11 @@ class Evaluations:
             return
         line = json.dumps({"step": steps_done, "scores": scores}, allow_nan=False) + "\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            files.append(self._path, line)
         except OSError as error:
             raise RuntimeError(
-                f"{self._path} cannot be written: {error.strerror}. See to it that there is room; "
-                "then the same command goes on from the newest checkpoint."
+                f"{self._path} cannot be written: {error.strerror or error}. See to it that there "
+                "is room; then the same command goes on from the newest checkpoint."
             ) from error
 
     def best(self, steps: Iterable[int]) -> int | None:
@@ -90,7 +86,7 @@ def overall(scores: Scores) -> float | None:
     return sum(subsets) / len(subsets) if subsets else None
 
 
-def read(workdir: pathlib.Path) -> dict[int, Scores]:
+def read(workdir: files.Path) -> dict[int, Scores]:
     """The scores of <workdir>/evaluations.jsonl by step; damaged lines are passed over."""
     try:
         lines = (workdir / FILE).read_bytes().splitlines()

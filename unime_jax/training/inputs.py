@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,13 +9,13 @@ import grain
 import jax
 from absl import logging
 
-from unime_jax import config
+from unime_jax import config, files
 from unime_jax.data import formats, loader, mixture
 from unime_jax.operations import processes
 from unime_jax.training.setup import Setup
 
 
-def prepare(settings: config.PrepareConfig, folder: pathlib.Path) -> None:
+def prepare(settings: config.PrepareConfig, folder: files.Path) -> None:
     """Generates the data of `data.prepare` where they are missing."""
     if not settings.module:
         return

@@ -1,7 +1,6 @@
 """The training loop: batches to steps, metrics, checkpoints, evaluations, and a clean stop."""
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled, Wrapped
 
-from unime_jax import config, sharding
+from unime_jax import config, files, sharding
 from unime_jax.batch import Batch
 from unime_jax.data import quarantine
 from unime_jax.data.packing import PackInfo
@@ -43,7 +42,7 @@ class Training:
 
     settings: config.TrainConfig
     mesh: Mesh
-    workdir: pathlib.Path
+    workdir: files.Path
     train_step: Wrapped
     data: Reader[tuple[Batch, PackInfo]]
     sources: Sequence[str]

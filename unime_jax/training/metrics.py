@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +38,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: files.Path,
         *,
         total_steps: int,
         wandb_project: str | None,
@@ -51,15 +49,17 @@ class MetricsWriter:
         if not self._writes:
             return
         wandb = _import_wandb(wandb_project) if wandb_project else None
-        workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         cut_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = files.GrowingFile(path)
         self._workdir = workdir
         self._tensorboard = TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
-            project=wandb_project, name=workdir.name, dir=str(workdir), resume="auto"
+            project=wandb_project,
+            name=workdir.name,
+            dir=None if files.is_remote(workdir) else str(workdir),
+            resume="auto",
         )
         self._progress = Progress(total_steps, resume_step)
 
@@ -100,11 +100,10 @@ class MetricsWriter:
         line = {"step": step} | {k: None if k in strange else v for k, v in values.items()}
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
             self._tensorboard.write(step, values)
         except OSError as error:
             raise RuntimeError(
-                f"{error.strerror}: the metrics of step {step} cannot be written to "
+                f"{error.strerror or error}: the metrics of step {step} cannot be written to "
                 f"{self._workdir}. See to it that there is room and that it can be written; then "
                 "the same command goes on from the newest checkpoint."
             ) from error
@@ -128,9 +127,8 @@ class MetricsWriter:
         """
         if not self._writes:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        self._file.sync()
+        self._tensorboard.sync()
 
 
 def _import_wandb(project: str):
@@ -144,7 +142,7 @@ def _import_wandb(project: str):
     return wandb
 
 
-def cut_after(path: Path, step: int) -> None:
+def cut_after(path: files.Path, step: int) -> None:
     """Drops the lines after `step` of a file with a JSON object and its "step" on each line.
 
     A reader sees the old file or the new one, never half of it. Where lines are damaged, other than
@@ -155,7 +153,7 @@ def cut_after(path: Path, step: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        files.set_aside(path, error.strerror)
+        files.set_aside(path, error.strerror or error)
         return
     steps = [step_of(line) for line in lines]
     kept = [line + b"\n" for line, own in zip(lines, steps) if own is not None and own <= step]

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -212,7 +211,7 @@ class Monitor:
         return text
 
 
-def say(workdir: pathlib.Path) -> None:
+def say(workdir: files.Path) -> None:
     """Logs the findings of <workdir>/outcome.json."""
     outcome = read(workdir)
     for finding in outcome.get("findings", []):
@@ -222,7 +221,7 @@ def say(workdir: pathlib.Path) -> None:
         logging.info("%d steps are too few to tell whether the run learns", outcome["steps"])
 
 
-def write(workdir: pathlib.Path, outcome: Outcome) -> None:
+def write(workdir: files.Path, outcome: Outcome) -> None:
     """Writes <workdir>/outcome.json."""
     text = json.dumps(dataclasses.asdict(outcome), indent=2) + "\n"
     try:
@@ -231,7 +230,7 @@ def write(workdir: pathlib.Path, outcome: Outcome) -> None:
         logging.warning("%s cannot be written: %s", workdir / FILE, error)
 
 
-def read(workdir: pathlib.Path) -> dict[str, Any]:
+def read(workdir: files.Path) -> dict[str, Any]:
     """<workdir>/outcome.json; {} if it is not there or is damaged."""
     try:
         outcome = files.read_object(workdir / FILE)

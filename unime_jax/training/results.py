@@ -1,6 +1,5 @@
 """What a training run leaves of what it has learnt: scores, the report, and the outcome."""
 
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import jax
 from absl import logging
 
-from unime_jax import config
+from unime_jax import config, files
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import report, results, run_facts, scores, suite
 from unime_jax.evaluation.ranking import DatasetResult
@@ -26,7 +25,7 @@ def evaluate(
 
 
 def evaluate_side(
-    tests: suite.Suite, encoder: Encoder, workdir: pathlib.Path, when: Literal["before", "after"]
+    tests: suite.Suite, encoder: Encoder, workdir: files.Path, when: Literal["before", "after"]
 ) -> scores.Scores:
     """Writes a side of evaluation.json, and what the report shows of it; {} without tests."""
     if tests.is_empty:
@@ -41,7 +40,7 @@ def evaluate_side(
 
 def write_report(
     settings: config.TrainConfig,
-    workdir: pathlib.Path,
+    workdir: files.Path,
     tests: suite.Suite | None,
     goodput: Mapping[str, Any],
     steps: int,
@@ -69,13 +68,13 @@ def write_report(
     )
 
 
-def write_outcome(settings: config.TrainConfig, workdir: pathlib.Path) -> None:
+def write_outcome(settings: config.TrainConfig, workdir: files.Path) -> None:
     """Judges all steps, and writes <workdir>/outcome.json."""
     if jax.process_index() == 0:
         outcome.write(workdir, outcome.Monitor(settings, read_metrics(workdir)).outcome())
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: files.Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; none if it cannot be read."""
     try:
         return report.read_metrics(workdir / "metrics.jsonl")
@@ -84,7 +83,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
         return []
 
 
-def log_results(workdir: pathlib.Path) -> None:
+def log_results(workdir: files.Path) -> None:
     """Logs the table of scores, where the report is, and what is wrong with the outcome."""
     if jax.process_index() != 0:
         return

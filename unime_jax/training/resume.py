@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,7 +51,7 @@ LENGTH = ("steps", "optimizer.schedule_steps")
 PROBE = 2**20  # bytes: with less room than that, a run does not get far
 
 
-def open_workdir(workdir: pathlib.Path) -> None:
+def open_workdir(workdir: files.Path) -> None:
     """Makes the folder, and probes that it can be written, before a long run needs it.
 
     Raises:
@@ -68,12 +66,12 @@ def open_workdir(workdir: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
         raise ValueError(
-            f"--workdir={workdir} cannot be written: {error.strerror}. Everything that a run "
-            "leaves goes there: give one that can be, with room for its checkpoints."
+            f"--workdir={workdir} cannot be written: {error.strerror or error}. Everything that a "
+            "run leaves goes there: give one that can be, with room for its checkpoints."
         ) from error
 
 
-def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
     """Compares `config` with <workdir>/config.json, if there are checkpoints.
 
     `steps` may change where that leaves the learning rates so far as they were: with the schedule
@@ -98,7 +96,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{error}; repair it, or remove it if the config has not changed."
         ) from error
-    changed = changes(earlier, config)
+    changed = files.changes(earlier, config)
     free: tuple[str, ...] = FREE
     constant = config["optimizer"]["schedule"] == "constant"
     same_end = _schedule_end(earlier) == _schedule_end(config)
@@ -140,7 +138,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
     """The step where the learning rate stops falling; None if the config has neither key."""
-    values = dict(_leaves(config))
+    values = dict(files.leaves(config))
     return values.get("optimizer.schedule_steps") or values.get("steps")
 
 
@@ -168,22 +166,6 @@ def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str
     )
 
 
-def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Keys whose values differ, with both values as JSON; "-" where there is no such key."""
-    before, after = (
-        {
-            key: json.dumps(value, sort_keys=True, default=dataclasses.asdict)
-            for key, value in _leaves(config)
-        }
-        for config in (earlier, now)
-    )
-    return {
-        key: (before.get(key, "-"), after.get(key, "-"))
-        for key in [*before, *(key for key in after if key not in before)]
-        if before.get(key) != after.get(key)
-    }
-
-
 def fingerprints(backbone: Backbone, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Fingerprints of backbone and data, verified when a checkpoint is restored.
 
@@ -206,14 +188,6 @@ def _digest(backbone: Backbone) -> str:
     hashes = fingerprint(backbone)
     kept = [f"{name} {hashes[name]}" for name in hashes if not name.startswith("self_check")]
     return hashlib.blake2b("\n".join(kept).encode(), digest_size=16).hexdigest()
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _is_in(key: str, groups: tuple[str, ...]) -> bool:

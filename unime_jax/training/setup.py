@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -186,7 +185,7 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
 
 def exported(workdir: str) -> str:
     """The folder of the model that a run exported, or a ValueError."""
-    folder = pathlib.Path(workdir).expanduser() / "hf"
+    folder = files.as_path(workdir) / "hf"
     if not (folder / "self_check.json").exists():
         raise ValueError(
             f"config.init_from={workdir}: there is no exported model in {folder}. Let that run "
@@ -271,7 +270,7 @@ def examples(
     return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in pictured[:1])]
 
 
-def write_config(workdir: pathlib.Path, config_dict: ConfigDict) -> None:
+def write_config(workdir: files.Path, config_dict: ConfigDict) -> None:
     """Leaves the whole config in <workdir>/config.json."""
     if jax.process_index() == 0:
         text = json.dumps(config_dict.to_dict(), indent=2, default=dataclasses.asdict) + "\n"

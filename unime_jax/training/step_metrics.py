@@ -1,14 +1,13 @@
 """Metrics of training steps: fetched once a step, a step late, then written and judged."""
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from unime_jax import config
+from unime_jax import config, files
 from unime_jax.data import quarantine
 from unime_jax.data.packing import PackInfo
 from unime_jax.operations import cross_process, watchdog
@@ -38,7 +37,7 @@ class StepMetrics:
         self,
         settings: config.TrainConfig,
         mesh: Mesh,
-        workdir: pathlib.Path,
+        workdir: files.Path,
         sources: Sequence[str],
         writer: MetricsWriter,
         monitor: outcome.Monitor,
@@ -133,7 +132,7 @@ class StepMetrics:
         self._quarantine.merge()
         return is_finite
 
-    def refuse(self, items: Sequence[quarantine.BadItem]) -> pathlib.Path:
+    def refuse(self, items: Sequence[quarantine.BadItem]) -> files.Path:
         """Lists items of a source that is of no use; the file."""
         self._quarantine.note(items)
         self._quarantine.merge()

@@ -1,9 +1,7 @@
 """Event files of TensorBoard: scalars of steps, and those of evaluations."""
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -15,16 +13,17 @@ from unime_jax import files
 
 
 class TensorBoard:
-    """Scalars in TensorBoard's format, written at once.
+    """Scalars in TensorBoard's format, written at once; into a bucket now and then.
 
     tensorboardX's own writer has a thread, which a full disk ends, and then waits for it forever.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: files.Path, first_step: int) -> None:
+        self._growing = files.GrowingFolder(folder)
         if folder.exists() and not folder.is_dir():
             files.set_aside(folder, "not a folder")
         folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        self._file = EventsWriter(str(self._growing.local / "events"))
         # Readers drop what an earlier process wrote of this step and later ones.
         self._add(Event(step=first_step, file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
@@ -33,20 +32,23 @@ class TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._add(Event(step=step, summary=scalar(name, value)))
-        self.flush()
-
-    def flush(self) -> None:
         self._file.flush()
+        self._growing.changed()
+
+    def sync(self) -> None:
+        self._file.flush()
+        self._growing.sync()
 
     def close(self) -> None:
         self._file.close()
+        self._growing.sync()
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._file.write_event(event)
 
 
-def write_evaluation(workdir: Path, scores: Mapping[int, Mapping[str, Any]]) -> None:
+def write_evaluation(workdir: files.Path, scores: Mapping[int, Mapping[str, Any]]) -> None:
     """Scores by step as scalars in <workdir>/tensorboard/evaluation, in place of earlier ones.
 
     Groups such as "datasets" are a part of the tag. To TensorBoard it is a run of its own, whose
@@ -54,7 +56,7 @@ def write_evaluation(workdir: Path, scores: Mapping[int, Mapping[str, Any]]) -> 
     """
     folder = workdir / "tensorboard" / "evaluation"
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove_tree(folder)
         folder.mkdir(parents=True)
         board = TensorBoard(folder, 0)
         for step in sorted(scores):

@@ -1,15 +1,14 @@
 """Trained LoRA and DoRA adapters as a folder in PEFT's format; `merging` reads such folders."""
 
 import json
-import pathlib
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
 import scipy.linalg
 
+from unime_jax import files
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import merging
 from unime_jax.backbones.io.names import Names, by_tensor, table
@@ -28,7 +27,7 @@ _INDEXED = re.compile(r"(.*?\.)(\d+)(\..*)")
 
 
 def save(
-    folder: pathlib.Path,
+    folder: files.Path,
     backbone: Backbone,
     parameters: Mapping[str, jax.Array],
     config: LoraConfig,
@@ -62,10 +61,6 @@ def save(
         raise ValueError(f"{folder}: the model has no adapters to write.")
     if jax.process_index() != 0:
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(tensors, partial / merging.WEIGHTS, metadata={"format": "pt"})
     record = {
         "base_model_name_or_path": backbone.base or str(backbone.folder.resolve()),
         "bias": "none",
@@ -85,15 +80,15 @@ def save(
         "use_dora": config.dora,
         "use_rslora": False,
     }
-    (partial / merging.CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-    processing.write(
-        partial,
-        backbone.processing,
-        max_length=backbone.preprocess.prompt.max_length,
-        commits=backbone.commits,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with files.replacing(folder, last=merging.CONFIG) as partial:
+        save_file(tensors, partial / merging.WEIGHTS, metadata={"format": "pt"})
+        (partial / merging.CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        processing.write(
+            partial,
+            backbone.processing,
+            max_length=backbone.preprocess.prompt.max_length,
+            commits=backbone.commits,
+        )
 
 
 def _collect(

@@ -1,12 +1,13 @@
 """JSON files of Hugging Face folders, each an object."""
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from unime_jax import files
 
-def read(file: pathlib.Path) -> dict[str, Any]:
+
+def read(file: files.Path) -> dict[str, Any]:
     """A file's content; {} where there is none.
 
     Raises:
@@ -23,6 +24,6 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def write(file: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write(file: files.Path, content: Mapping[str, Any]) -> None:
     """Replaces the file."""
-    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    files.write_whole(file, json.dumps(content, indent=2) + "\n")

@@ -1,9 +1,9 @@
 """Formats of data on disk: random access to the rows of each split of a folder or file."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from unime_jax import files
 from unime_jax.data.formats import tfds
 
 
@@ -15,7 +15,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-def open_dataset(path: str | os.PathLike[str]) -> dict[str, Source]:
+def open_dataset(path: str | files.Path) -> dict[str, Source]:
     """The rows of each split, by its name; nothing is read yet.
 
     Raises:

@@ -1,22 +1,24 @@
 """Data that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
 
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from unime_jax import files
+from unime_jax.operations import local_copies
 
-def open_folder(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+
+def open_folder(folder: str | files.Path) -> Mapping[str, Any]:
     """The data source of each split of a builder config's folder, or of one version of it.
 
-    A config folder stands for its highest version. Images stay encoded.
+    A config folder stands for its highest version. Images stay encoded. Of a folder in a bucket a
+    local copy is opened, as ArrayRecord reads local files.
 
     Raises:
       FileNotFoundError: there is no prepared dataset.
     """
-    builder = tfds.builder_from_directory(version_folder(folder))
+    builder = tfds.builder_from_directory(local_copies.local_copy(version_folder(folder)))
     encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in (builder.info.features or {}).items()
@@ -25,13 +27,13 @@ def open_folder(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
     return {name: builder.as_data_source(name, decoders=encoded) for name in builder.info.splits}
 
 
-def version_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
+def version_folder(folder: str | files.Path) -> files.Path:
     """The folder of one dataset version: `folder` itself, or the highest version in it.
 
     Raises:
       FileNotFoundError: there is no prepared dataset.
     """
-    folder = pathlib.Path(folder)
+    folder = files.as_path(folder)
     versions = [path.parent for path in folder.glob("*/dataset_info.json")]
     if (folder / "dataset_info.json").exists():
         versions = [folder]

@@ -1,7 +1,6 @@
 """Agreement of a student's similarities with its teacher's on held-out texts."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from unime_jax import losses
+from unime_jax import files, losses
 from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
@@ -35,7 +34,7 @@ class Agreement(TypedDict):
 class Task:
     """The distinct texts of a dataset's split "test", in MMEB-train's columns."""
 
-    folder: pathlib.Path
+    folder: files.Path
     teacher: Embeddings
     suffix: str  # an instruction after every text of the student's
     objective: Distillation

@@ -1,0 +1,269 @@
+"""Work directories in buckets: whole objects, folders put in place, locks, local copies."""
+
+import json
+import logging
+import pathlib
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from unime_jax import files
+from unime_jax.backbones import open_backbone
+from unime_jax.data import images
+from unime_jax.data.embedding_store import open_embeddings
+from unime_jax.data.embedding_store_writer import write
+from unime_jax.data.quarantine import BadItem, Quarantine, read_quarantine
+from unime_jax.operations import bucket_lock, workdir_lock
+from unime_jax.operations.local_copies import local_copy
+from unime_jax.operations.watchdog import Watchdog
+from unime_jax.training.metrics import MetricsWriter
+
+RUN = "gs://bucket/run"
+
+
+def content(bucket, name):
+    return bucket.objects[f"bucket/{name}"].content
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/run", "gs:/bucket/run", "gs://", "http://host/run"])
+def test_other_urls_are_refused_and_not_taken_for_folders(text):
+    with pytest.raises(ValueError, match="neither a path nor gs://<bucket>/<folder>"):
+        files.as_path(text)
+
+
+@pytest.mark.parametrize("text", ["runs/a", "/tmp/a:b", "a:/b/c"[2:], "./x"])
+def test_local_paths_stay_pathlib(text):
+    assert files.as_path(text) == pathlib.Path(text)
+
+
+def test_home_is_expanded():
+    assert files.as_path("~/runs") == pathlib.Path.home() / "runs"
+
+
+def test_without_gcsfs_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"pip install 'unime_jax\[gcs\]'"):
+        files.as_path(RUN)
+
+
+def test_a_refused_write_leaves_what_was_there(bucket):
+    path = files.as_path(RUN) / "config.json"
+    files.write_whole(path, "{}")
+    bucket.refused = "config"
+    with pytest.raises(OSError, match="Forbidden"):
+        files.write_whole(path, '{"a": 1}')
+    assert files.read_object(path) == {} and bucket.names() == ["run/config.json"]
+
+
+def test_what_another_process_writes_is_seen_at_once(bucket):
+    path = files.as_path(RUN) / "flag"
+    assert not path.exists() and list(path.parent.glob("*")) == []
+    bucket.put("bucket/run/flag", b"1", None)
+    assert path.exists() and [p.name for p in path.parent.glob("*")] == ["flag"]
+
+
+def test_metrics_are_there_after_a_flush_and_survive_a_restart(bucket):
+    workdir = files.as_path(RUN)
+    with MetricsWriter(workdir, total_steps=3, wandb_project=None) as writer:
+        writer.write(1, {"loss": 2.0})
+        writer.flush()
+        assert [
+            json.loads(x)["step"] for x in content(bucket, "run/metrics.jsonl").splitlines()
+        ] == [1]
+        writer.write(2, {"loss": 1.0})
+    assert any(name.startswith("run/tensorboard/events") for name in bucket.names())
+    with MetricsWriter(workdir, total_steps=3, wandb_project=None, resume_step=1) as writer:
+        writer.write(2, {"loss": 1.5})
+    lines = [json.loads(x) for x in content(bucket, "run/metrics.jsonl").splitlines()]
+    assert [(x["step"], x["loss"]) for x in lines] == [(1, 2.0), (2, 1.5)]
+
+
+def test_damaged_files_are_set_aside(bucket):
+    path = files.as_path(RUN) / "goodput.json"
+    files.write_whole(path, "{")
+    files.set_aside(path, "half of it")
+    (name,) = bucket.names()
+    assert name.startswith("run/goodput.json.damaged-") and content(bucket, name) == b"{"
+
+
+def test_a_folder_is_moved_file_by_file(bucket):
+    root = files.as_path(RUN)
+    for name in ("checkpoints/2/a", "checkpoints/2/b/c", "checkpoints/20/a"):
+        files.write_whole(root / name, name)
+    files.move(root / "checkpoints" / "2", root / "bad" / "2")
+    assert bucket.names() == ["run/bad/2/a", "run/bad/2/b/c", "run/checkpoints/20/a"]
+    with pytest.raises(FileNotFoundError):
+        files.move(root / "nothing", root / "bad" / "3")
+
+
+def test_a_folder_that_is_cut_short_has_no_last_file(bucket):
+    target = files.as_path(RUN) / "hf"
+    with files.replacing(target, last="config.json") as folder:
+        (folder / "config.json").write_text("1")
+        (folder / "old.json").write_text("1")
+    bucket.refused = "weights"
+    with (
+        pytest.raises(OSError, match="Forbidden"),
+        files.replacing(target, last="config.json") as folder,
+    ):
+        (folder / "config.json").write_text("2")
+        (folder / "weights").write_text("2")
+    assert bucket.names() == []
+    bucket.refused = ""
+    with files.replacing(target, last="config.json") as folder:
+        (folder / "config.json").write_text("2")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_text("2")
+    assert bucket.names() == ["run/hf/config.json", "run/hf/inner/weights"]
+    newest = max(bucket.objects, key=lambda key: bucket.objects[key].generation)
+    assert newest == "bucket/run/hf/config.json"
+    assert not folder.exists()
+
+
+def test_an_error_while_a_folder_is_made_leaves_the_earlier_one(bucket, tmp_path):
+    for target in (files.as_path(RUN) / "hf", tmp_path / "hf"):
+        with files.replacing(target, last="config.json") as folder:
+            (folder / "config.json").write_text("1")
+        with (
+            pytest.raises(RuntimeError, match="no"),
+            files.replacing(target, last="config.json") as folder,
+        ):
+            raise RuntimeError("no")
+        assert (target / "config.json").read_text() == "1"
+
+
+def test_bad_items_are_added_and_half_a_line_is_ended(bucket):
+    path = files.as_path(RUN) / "quarantine.jsonl"
+    files.write_whole(path, '{"source": "a')
+    Quarantine(path).note([BadItem("a", "1", "", "torn")])
+    Quarantine(path).note([BadItem("a", "2", "", "empty"), BadItem("a", "1", "", "torn")])
+    assert [item.id for item in read_quarantine(path)] == ["1", "2"]
+
+
+def test_vectors_are_written_and_read_through_a_copy(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vectors = np.eye(3, dtype=np.float32)
+    write("gs://bucket/vectors", ["a", "b", "c"], vectors, block=2)
+    assert "vectors/vectors/000001.npy" in bucket.names()
+    opened = open_embeddings("gs://bucket/vectors")
+    assert (opened.vectors_of(["c", "a"]) == vectors[[2, 0]]).all()
+    assert tmp_path in opened.folder.parents
+    with pytest.raises(ValueError, match="exists already"):
+        write("gs://bucket/vectors", ["a"], vectors[:1])
+
+
+def test_a_copy_is_made_once_and_again_when_something_changed(
+    bucket, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = files.as_path("gs://bucket/data")
+    files.write_whole(root / "set" / "a.json", "1")
+    files.write_whole(root / "set" / "deep" / "b.bin", "2")
+    files.write_whole(root / "set2" / "c", "3")
+    first = local_copy(root / "set")
+    assert sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file()) == [
+        "a.json",
+        "deep/b.bin",
+    ]
+    assert first.name == "set" and local_copy(root / "set") == first
+    assert [p.name for p in local_copy(root / "set", patterns=["*.json"]).iterdir()] == ["a.json"]
+    assert local_copy(root / "set" / "a.json").read_text() == "1"
+    files.write_whole(root / "set" / "a.json", "9")
+    assert (local_copy(root / "set") / "a.json").read_text() == "9"
+    with pytest.raises(FileNotFoundError, match="gs://bucket/data/none"):
+        local_copy(root / "none")
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_copy_without_room_says_so(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = files.as_path("gs://bucket/set/a")
+    files.write_whole(path, bytes(100))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match="XDG_CACHE_HOME"):
+        local_copy(path)
+
+
+def test_images_are_read_and_paths_stay_below_the_folder(bucket):
+    files.write_whole(files.as_path("gs://bucket/images/a.png"), b"png")
+    assert images.read_below("gs://bucket/images", "a.png") == b"png"
+    with pytest.raises(images.ImageError, match="leaves the image folder"):
+        images.read_below("gs://bucket/images", "../secret")
+    with pytest.raises(FileNotFoundError):
+        images.read_below("gs://bucket/images", "b.png")
+
+
+def test_a_bucket_without_a_model_is_named(bucket):
+    with pytest.raises(ValueError, match="gs://bucket/none has no files of a Hugging Face model"):
+        open_backbone("gs://bucket/none", max_length=8)
+    files.write_whole(files.as_path(RUN) / "hf" / "config.json", "{}")
+    with pytest.raises(ValueError, match="open gs://bucket/run/hf"):
+        open_backbone(RUN, max_length=8)
+
+
+def test_stacks_of_a_hang_are_added(bucket):
+    watch = Watchdog(files.as_path(RUN) / "stacks-0.txt", seconds=0, exit=False)
+    watch._write_stacks()
+    watch._write_stacks()
+    assert content(bucket, "run/stacks-0.txt").decode().count("test_stacks_of_a_hang") == 2
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(workdir_lock, "TOUCH_SECONDS", 0.1)
+    monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(workdir_lock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 0.3)
+
+
+def hold(**options):
+    return workdir_lock.owned(files.as_path(RUN), "run.lock", what="trains in", **options)
+
+
+def test_a_second_owner_is_refused_and_the_lock_goes_with_the_first(bucket, quick):
+    with hold():
+        with pytest.raises(workdir_lock.LockedError, match="gs://bucket/run is in use"), hold():
+            pass
+        assert bucket.names() == ["run/run.lock"]
+    assert bucket.names() == []
+
+
+def test_its_owner_renews_it(bucket, quick):
+    with hold():
+        first = bucket.objects["bucket/run/run.lock"].generation
+        time.sleep(0.5)
+        assert bucket.objects["bucket/run/run.lock"].generation > first
+
+
+def test_a_lock_of_a_host_that_is_gone_is_taken_over(bucket, quick, caplog):
+    gone = json.loads(workdir_lock._text(workdir_lock._myself())) | {"host": "gone", "token": "x"}
+    bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
+    caplog.set_level(logging.WARNING)
+    with hold():
+        assert b'"gone"' not in content(bucket, "run/run.lock")
+    assert "taking over from process" in caplog.text
+
+
+def test_of_many_that_take_over_one_at_a_time_owns_it(bucket, quick):
+    gone = json.loads(workdir_lock._text(workdir_lock._myself())) | {"host": "gone", "token": "x"}
+    bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
+    inside, most, done = [0], [0], []
+
+    def work():
+        with hold(wait=True):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            inside[0] -= 1
+            done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4 and most == [1] and bucket.names() == []
