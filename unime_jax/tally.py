@@ -46,8 +46,8 @@ class Tally:
     def add(
         self,
         counted: Mapping[str, float],
-        source_loss: Float32[np.ndarray, " S"],
-        source_rows: Float32[np.ndarray, " S"],
+        source_loss: Float32[np.ndarray, " sources"],
+        source_rows: Float32[np.ndarray, " sources"],
     ) -> None:
         """One step: its counts, and each source's mean loss over so many rows."""
         for name in COUNTS:

@@ -89,7 +89,7 @@ def slots(grid: Size, side: int, first: int) -> Int32[np.ndarray, " t"]:
     return np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
 
 
-def _lines(rows: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, " t"]:
+def _lines(rows: Int32[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
     return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel().astype(np.int32)
 
 

@@ -1,7 +1,4 @@
-"""InfoNCE with UniME's and LLaVE's treatment of negatives.
-
-Letters: B queries, M candidates, D embedding width, H explicit negatives of a query, K columns.
-"""
+"""InfoNCE with UniME's and LLaVE's treatment of negatives."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
@@ -74,8 +71,8 @@ def contrastive(
       `rows_without_negatives` (their number). `masked_share`: the share of unlabelled negatives
       that the margin dropped. `chance_loss`: the loss, both directions, if every negative were as
       similar as the positive, which is ln(1 + k) of k negatives without `hardness`. With `sources`,
-      float32 [S]: `source_loss`, the loss of each source's queries, and `source_rows`, how many of
-      them have a negative.
+      float32 [sources]: `source_loss`, the loss of each source's queries, and `source_rows`, how
+      many of them have a negative.
 
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.

@@ -1,7 +1,4 @@
-"""What InfoNCE is of one row: its positive against its negatives; and the mean over rows.
-
-Letters: B rows, M columns, D embedding width, H explicit negatives of a row, K hardest ones.
-"""
+"""What InfoNCE is of one row: its positive against its negatives; and the mean over rows."""
 
 import dataclasses
 import functools
@@ -12,7 +9,7 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from unime_jax.losses.similarity import cosines
 
-Metrics = dict[str, Float32[Array, "*S"]]  # scalars, and [S] by source
+Metrics = dict[str, Float32[Array, "..."]]  # scalars, and [sources] by source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +118,8 @@ def hardest_losses(
 
 
 def _losses(
-    negative: Float32[Array, "B K"],
-    kept: Bool[Array, "B #K"],
+    negative: Float32[Array, "B columns"],
+    kept: Bool[Array, "B #columns"],
     positive: Float32[Array, " B"],
     settings: Settings,
 ) -> Float32[Array, " B"]:
@@ -155,11 +152,11 @@ def by_source(
     source: Int[Array, " B"],
     sources: int,
 ) -> Metrics:
-    """`source_loss` [S], the mean loss of each source's live rows, and `source_rows`, their number.
+    """Each source's live rows, [sources]: `source_loss`, their mean loss, and `source_rows`.
 
     A row of source -1 is of none.
     """
-    own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: S is small
+    own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: there are few sources
     count = own.sum(axis=1)
     fixed = jax.lax.stop_gradient(losses)
     total = jnp.where(own, fixed, 0).sum(axis=1)
