@@ -13,8 +13,9 @@ The alphabet of every shape in this package; a capital letter has this meaning a
     L  layers of a stack
 
 Words in lower case are sizes that one function knows (`in`, `out`, `rank`, `heads`), or that
-differ from row to row: t tokens and n tiles before padding, n items of a list. Subscripts of einsum
-are these letters in lower case. Tests check the shapes of all annotations (tests/shapes.py).
+differ from row to row: t tokens and n tiles before padding, n items of a list. `_` is a size
+that differs between the arrays of one tuple. Subscripts of einsum are these letters in lower case.
+Tests check the shapes of all annotations (tests/shapes.py).
 """
 
 import dataclasses
@@ -149,7 +150,6 @@ class Batch:
     query: Int32[ArrayLike, " B"]
     positive: Int32[ArrayLike, " B"]
     negative: Int32[ArrayLike, "B H"]  # -1: none
-    target_id: tuple[
-        UInt32[ArrayLike, "C R"], ...
-    ]  # by group; 0: no target; equal ids: the same one
+    # [C, R] of each group; 0: no target; equal ids: the same one
+    target_id: tuple[UInt32[ArrayLike, "_ _"], ...]
     source: Int32[ArrayLike, " B"]

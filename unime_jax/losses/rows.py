@@ -5,7 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Integer
 
 from unime_jax.losses.similarity import cosines
 
@@ -45,10 +45,10 @@ class RowLosses:
 def dense_rows(
     queries: Float32[Array, "B D"],
     candidates: Float32[Array, "M D"],
-    positive: Int[Array, " B"],
-    target_id: Int[Array, " M"],
+    positive: Integer[Array, " B"],
+    target_id: Integer[Array, " M"],
     mask: Bool[Array, " M"],
-    labelled: Int[Array, "B H"],
+    labelled: Integer[Array, "B H"],
     settings: Settings,
 ) -> tuple[RowLosses, RowLosses | None]:
     """Rows of the queries and, if the settings ask for it, of their positives against them.
@@ -72,7 +72,7 @@ def dense_rows(
 
 def _dense(
     scores: Float32[Array, "B M"],
-    positive: Int[Array, " B"],
+    positive: Integer[Array, " B"],
     available: Bool[Array, "B M"],
     labelled: Bool[Array, "B M"],
     settings: Settings,
@@ -149,7 +149,7 @@ def live_mean(value: Array, live: Bool[Array, " B"]) -> Float32[Array, ""]:
 def by_source(
     losses: Float32[Array, " B"],
     live: Bool[Array, " B"],
-    source: Int[Array, " B"],
+    source: Integer[Array, " B"],
     sources: int,
 ) -> Metrics:
     """Each source's live rows, [sources]: `source_loss`, their mean loss, and `source_rows`.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
 from unime_jax.losses import ring
 from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
@@ -20,14 +20,14 @@ from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
 
 class _Rows(NamedTuple):
     embedding: Float32[Array, "B D"]
-    target_id: Int[Array, " B"]
-    labelled: Int[Array, "B H"]  # columns by number, -1: none
+    target_id: Integer[Array, " B"]
+    labelled: Integer[Array, "B H"]  # columns by number, -1: none
     positive_score: Float32[Array, " B"]
 
 
 class _Columns(NamedTuple):
     embedding: Float32[Array, "M D"]
-    target_id: Int[Array, " M"]
+    target_id: Integer[Array, " M"]
     mask: Bool[Array, " M"]
     number: Int[Array, " M"]
 
@@ -35,10 +35,10 @@ class _Columns(NamedTuple):
 def tiled_rows(
     queries: Float32[Array, "B D"],
     candidates: Float32[Array, "M D"],
-    positive: Int[Array, " B"],
-    target_id: Int[Array, " M"],
+    positive: Integer[Array, " B"],
+    target_id: Integer[Array, " M"],
     mask: Bool[Array, " M"],
-    labelled: Int[Array, "B H"],
+    labelled: Integer[Array, "B H"],
     settings: Settings,
     tile: int,
 ) -> tuple[RowLosses, RowLosses | None]:
@@ -63,8 +63,8 @@ def tiled_rows(
 def _direction(
     embedding: Float32[Array, "B D"],
     positive: Float32[Array, "B D"],
-    target_id: Int[Array, " B"],
-    labelled: Int[Array, "B H"],
+    target_id: Integer[Array, " B"],
+    labelled: Integer[Array, "B H"],
     columns: _Columns,
     settings: Settings,
     tile: int,
