@@ -1,7 +1,8 @@
 """Shapes and dtypes of the package's arrays, checked at every call while the tests run.
 
-jaxtyping's import hook wraps every function and dataclass of unime_jax; beartype then looks at the
-annotations of arrays, and at those alone: stand-ins for other objects are the tests' business.
+jaxtyping's import hook meets every function and dataclass of unime_jax. Those that annotate arrays
+are wrapped, and beartype looks at those annotations alone: stand-ins for other objects are the
+tests' business. All others stay as they are, and can be pickled by worker processes.
 """
 
 import contextlib
@@ -19,6 +20,14 @@ Function = Callable[..., Any]
 def install() -> None:
     """Wraps what is imported of the package from now on, in this process only."""
     jaxtyping.install_import_hook("unime_jax", "tests.shapes.checked")
+    wrap = jaxtyping.jaxtyped
+
+    def wrap_if_arrays(*, typechecker: Function) -> Function:
+        return lambda target: (
+            wrap(target, typechecker=typechecker) if _annotated(target) else target
+        )
+
+    jaxtyping.jaxtyped = wrap_if_arrays
 
 
 @contextlib.contextmanager
@@ -41,8 +50,6 @@ def checked(function: Function) -> Function:
         name: annotation if _holds_array(annotation) else Any
         for name, annotation in function.__annotations__.items()
     }
-    if all(annotation is Any for annotation in annotations.values()):
-        return function
     function.__annotations__ = annotations
     check = beartype.beartype(function)
     if function.__name__ != "__init__":
@@ -57,6 +64,11 @@ def checked(function: Function) -> Function:
         return (check if arrays else function)(*args, **kwargs)
 
     return check_arrays
+
+
+def _annotated(target: Any) -> bool:
+    """Whether a function or class annotates any array."""
+    return any(map(_holds_array, target.__annotations__.values()))
 
 
 def _holds_array(annotation: Any) -> bool:

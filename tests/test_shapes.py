@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import shapes
+from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.losses import contrastive
 from unime_jax.models.pooling import last_token
@@ -74,6 +75,11 @@ def test_checks_can_be_left_out():
         last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
     with pytest.raises(jaxtyping.TypeCheckError):
         last_token(jnp.zeros((2, 3)), jnp.ones(2, jnp.int32))
+
+
+def test_functions_without_arrays_stay_as_they_are():
+    assert hasattr(last_token, "__wrapped__")
+    assert not hasattr(paths.assign, "__wrapped__")
 
 
 def test_users_do_not_pay_for_the_checks():
