@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 
 from unime_jax.models.phi3_v import MERGE
@@ -89,7 +89,7 @@ def slots(grid: Size, side: int, first: int) -> Int32[np.ndarray, " t"]:
     return np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
 
 
-def _lines(rows: Int32[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
+def _lines(rows: Int[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
     return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel().astype(np.int32)
 
 
