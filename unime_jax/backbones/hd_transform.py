@@ -86,11 +86,12 @@ def slots(grid: Size, side: int, first: int) -> Int32[np.ndarray, " t"]:
     crops = tile * side**2 + row % side * side + column % side
     view = np.arange(side**2).reshape(side, side)
     start = FIRST + first * side**2
-    return np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
+    lines = [_lines(start + crops), [CROPS_END], _lines(start + view)]
+    return np.concatenate(lines).astype(np.int32)
 
 
-def _lines(rows: Int[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
-    return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel().astype(np.int32)
+def _lines(rows: Int[np.ndarray, "height width"]) -> Int[np.ndarray, " t"]:
+    return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel()
 
 
 def patch_places(grid: Size, side: int, number: int) -> Int32[np.ndarray, "n P 3"]:
