@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, Shaped, UInt8
 from PIL import Image
 
 TEXT = -1  # the slot of a token that is not an image's
@@ -205,9 +205,9 @@ def cut_tiles(
 
 
 def cut_patches(
-    tiles: UInt8[np.ndarray, "n tile tile 3"], patch: int
-) -> UInt8[np.ndarray, "n P F"]:
-    """Patches row by row; the bytes of one in the order (channel, y, x) of a conv's weight."""
+    tiles: Shaped[np.ndarray, "n tile tile 3"], patch: int
+) -> Shaped[np.ndarray, "n P F"]:
+    """Patches row by row, of bytes or floats; values in the order (channel, y, x) of a conv."""
     count, side = len(tiles), tiles.shape[1] // patch
     tiles = tiles[:, : side * patch, : side * patch]
     tiles = tiles.reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 5, 2, 4)
