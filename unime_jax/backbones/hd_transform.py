@@ -86,8 +86,8 @@ def slots(grid: Size, side: int, first: int) -> Int32[np.ndarray, " t"]:
     crops = tile * side**2 + row % side * side + column % side
     view = np.arange(side**2).reshape(side, side)
     start = FIRST + first * side**2
-    lines = [_lines(start + crops), [CROPS_END], _lines(start + view)]
-    return np.concatenate(lines).astype(np.int32)
+    table_rows = np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
+    return table_rows.astype(np.int32)
 
 
 def _lines(rows: Int[np.ndarray, "height width"]) -> Int[np.ndarray, " t"]:
