@@ -1,8 +1,4 @@
-"""Rows into length buckets of constant shape, and who is who among them.
-
-Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
-into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
-"""
+"""Rows into length buckets of constant shape, and who is who among them."""
 
 import dataclasses
 import hashlib

@@ -18,8 +18,8 @@ class SubsetResult:
     """Cosines of one subset's N images with their caption and with its negative."""
 
     name: str
-    caption_score: Float32[np.ndarray, " N"]
-    negative_score: Float32[np.ndarray, " N"]
+    caption_score: Float32[np.ndarray, " rows"]
+    negative_score: Float32[np.ndarray, " rows"]
 
     @property
     def accuracy(self) -> float:

@@ -38,17 +38,17 @@ class DatasetResult:
     name: str
     ids: tuple[str, ...]
     items: tuple[Item, ...]
-    query: Int32[np.ndarray, " N"]
-    gold: Int32[np.ndarray, " N"]
-    candidates: Int32[np.ndarray, " N"]  # how many the row had
-    rank: Int32[np.ndarray, " N"]  # candidates scored above the gold; 0 is a hit
-    tied: Bool[np.ndarray, " N"]  # more than one candidate holds the best score
-    gold_score: Float32[np.ndarray, " N"]
-    hardest: Float32[np.ndarray, " N"]  # best wrong candidate
-    easiest: Float32[np.ndarray, " N"]  # worst wrong candidate
-    top: Int32[np.ndarray, "N 5"]  # best candidates in order, -1 where the row has fewer
-    top_score: Float32[np.ndarray, "N 5"]
-    aligned: Float32[np.ndarray, "P P"]  # first P rows with distinct sides: query i . gold j
+    query: Int32[np.ndarray, " rows"]
+    gold: Int32[np.ndarray, " rows"]
+    candidates: Int32[np.ndarray, " rows"]  # how many the row had
+    rank: Int32[np.ndarray, " rows"]  # candidates scored above the gold; 0 is a hit
+    tied: Bool[np.ndarray, " rows"]  # more than one candidate holds the best score
+    gold_score: Float32[np.ndarray, " rows"]
+    hardest: Float32[np.ndarray, " rows"]  # best wrong candidate
+    easiest: Float32[np.ndarray, " rows"]  # worst wrong candidate
+    top: Int32[np.ndarray, "rows 5"]  # best candidates in order, -1 where the row has fewer
+    top_score: Float32[np.ndarray, "rows 5"]
+    aligned: Float32[np.ndarray, "pairs pairs"]  # first rows with distinct sides: query i . gold j
 
     @property
     def hit_at_1(self) -> float:
@@ -124,8 +124,8 @@ def encode_items(
 
 
 def cosine(
-    query: Float32[np.ndarray, " D"], candidates: Float32[np.ndarray, "K D"]
-) -> Float32[np.ndarray, " K"]:
+    query: Float32[np.ndarray, " D"], candidates: Float32[np.ndarray, "M D"]
+) -> Float32[np.ndarray, " M"]:
     """Cosine of unit vectors, summed in float64 and rounded once.
 
     BLAS may sum equal rows in different orders; without the rounding, exact copies of the gold
@@ -271,7 +271,9 @@ def _rank(
     )
 
 
-def _distinct_pairs(query: Int32[np.ndarray, " N"], gold: Int32[np.ndarray, " N"]) -> np.ndarray:
+def _distinct_pairs(
+    query: Int32[np.ndarray, " rows"], gold: Int32[np.ndarray, " rows"]
+) -> np.ndarray:
     """The first pairs in which no query and no gold comes twice, int32 [P, 2]."""
     pairs: dict[int, int] = {}
     for q, g in zip(query.tolist(), gold.tolist(), strict=True):

@@ -12,21 +12,22 @@ Implementation = Literal["xla", "cudnn"]
 
 
 def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    q: Float[Array, "rows tokens heads head"],
+    k: Float[Array, "rows keys kv_heads head"],
+    v: Float[Array, "rows keys kv_heads head"],
     *,
     causal: bool,
     implementation: Implementation,
-    segment: Int[Array, "B T"] | None = None,
-    length: Int[Array, " B"] | None = None,
-) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v with grouped queries (N a multiple of K), softmax in float32.
+    segment: Int[Array, "rows tokens"] | None = None,
+    length: Int[Array, " rows"] | None = None,
+) -> Float[Array, "rows tokens heads head"]:
+    """softmax(q k^T / sqrt(head)) v with grouped queries, softmax in float32.
 
-    Rows are right-padded: with `causal` no real token sees padding, so no length mask is needed.
+    `heads` is a multiple of `kv_heads`. Rows are right-padded: with `causal` no real token sees
+    padding, so no length mask is needed.
     Without `causal` every key is attended, as of tiles of a vision tower, or with `length` so many
-    of a row from its start (of a row of none, the first). With `segment`, S = T, tokens attend to
-    those of their own segment only.
+    of a row from its start (of a row of none, the first). With `segment`, tokens attend to
+    keys of their own segment only.
     """
     mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
     with precision.asked(q.dtype):

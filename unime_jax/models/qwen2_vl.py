@@ -30,10 +30,10 @@ class Qwen2Vl(Vlm):
 
     def image_table(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
+    ) -> Float[Array, "R V D"]:
         """Row g is the token merged of the g-th patches, counted through all tiles of a row."""
         assert position is not None, "the family's layout is `positioned`"
         rows, tiles, count, values = patches.shape

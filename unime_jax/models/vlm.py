@@ -41,7 +41,7 @@ class Execution:
 class EmbeddingModel(nnx.Module):
     """What a backbone is to the rest: rows to vectors."""
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """Unit-norm float32 embeddings of the rows of one chunk (`Inputs` without its C axis).
 
         Rows of length 0 give a finite vector of no meaning.
@@ -59,19 +59,19 @@ class Vlm(EmbeddingModel):
 
     def image_table(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
-    ) -> Float[Array, "B G D"]:
+    ) -> Float[Array, "R V D"]:
         """The vectors that each row's image tokens choose from, see `Row.slot`."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """The last real token's state after the final norm, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
         return unit_norm(last_token(hidden, inputs.length))
 
-    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
+    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""
         x = self.language_model.embed_tokens(inputs.tokens, execution.dtype)
         if inputs.patches is not None:
@@ -93,7 +93,7 @@ class LanguageModel(Vlm):
         self.language_model = language_model
 
 
-def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, "... F"]:
+def normalise(patches: UInt8[Array, "*any F"], pixels: Pixels) -> Float[Array, "*any F"]:
     """Bytes, channel by channel, to the values the image processor would have made, float32."""
     per_channel = patches.shape[-1] // 3
     mean, std = (jnp.repeat(jnp.asarray(x), per_channel) for x in (pixels.mean, pixels.std))
@@ -101,11 +101,11 @@ def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, ".
 
 
 def merge_image_tokens(
-    x: Float[Array, "B T D"],
-    table: Float[Array, "B G D"],
-    slot: Int[Array, "B T S"],
-    weight: Float[Array, "B T S"] | None,
-) -> Float[Array, "B T D"]:
+    x: Float[Array, "R T D"],
+    table: Float[Array, "R V D"],
+    slot: Int[Array, "R T S"],
+    weight: Float[Array, "R T S"] | None,
+) -> Float[Array, "R T D"]:
     """Puts table rows where `slot` names them; -1 keeps the text embedding.
 
     With S > 1 the named rows are blended by `weight` (features of a shrunk tile map). A row beyond
@@ -119,7 +119,7 @@ def merge_image_tokens(
         image = picked[:, :, 0]
     else:
         image = jnp.einsum(
-            "btsd,bts->btd",
+            "rtsd,rts->rtd",
             picked,
             weight.astype(picked.dtype),
             precision=precision.of(picked.dtype),

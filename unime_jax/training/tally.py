@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from unime_jax.data.packing import PackInfo
 
@@ -46,8 +46,8 @@ class Tally:
     def add(
         self,
         counted: Mapping[str, float],
-        source_loss: Float32[np.ndarray, " S"],
-        source_rows: Float32[np.ndarray, " S"],
+        source_loss: Float[np.ndarray, " sources"],
+        source_rows: Float[np.ndarray, " sources"],
     ) -> None:
         """One step: its counts, and each source's mean loss over so many rows."""
         for name in COUNTS:

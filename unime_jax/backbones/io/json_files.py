@@ -1,4 +1,4 @@
-"""JSON files of Hugging Face folders, each an object."""
+"""Reading and writing of JSON objects in Hugging Face folders."""
 
 import json
 import pathlib
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """A file's content; {} where there is none.
+    """Content of a JSON file; {} if the file does not exist.
 
     Raises:
-      ValueError: it is not a JSON object.
+      ValueError: the file is not JSON, or its content is not an object.
     """
     if not file.exists():
         return {}
@@ -24,5 +24,5 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def write(file: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Replaces the file."""
+    """Writes a JSON object, indented, over any existing file."""
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
