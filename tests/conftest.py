@@ -1,4 +1,4 @@
-"""Before jax starts: eight virtual CPU devices, and compilers in a hurry."""
+"""Before jax starts: eight virtual CPU devices, and compilers in a hurry; shapes are checked."""
 
 import faulthandler
 import os
@@ -21,6 +21,10 @@ CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from tests import shapes  # noqa: E402
+
+shapes.install()
+
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -35,6 +39,13 @@ settings.register_profile(
     "compiled", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("compiled")
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """For tests of what functions themselves say of wrong shapes."""
+    with shapes.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -348,6 +348,7 @@ def test_progress_bar(model, capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_similarity():
     a, b = np.random.default_rng(0).normal(size=(2, 3, 5))
     found = Embedder.similarity(a, 7 * b[:2])

@@ -1,8 +1,21 @@
 """Items on the host, rows ready for a bucket, and the batch that a step consumes.
 
-Letters: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended into one token,
-N tiles, P patches a tile, F bytes a patch, E width of a teacher, B pairs, H explicit negatives,
-G all rows of a batch.
+The alphabet of every shape in this package; a capital letter has this meaning and no other:
+
+    B  pairs; queries of a loss           M  candidates of a loss, or of a query
+    H  explicit negatives of a query      K  hardest negatives that are kept
+    C  chunks of a group                  R  rows of a chunk
+    G  rows of all groups of a batch      T  tokens of a row
+    A  axes of rotary positions           S  slots: table rows blended into one token
+    N  image tiles of a row               P  patches of a tile
+    F  features of a patch: its bytes     V  rows of the image-token table of a row
+    D  width of the model's embeddings    E  width of the teacher's embeddings
+    L  layers of a stack
+
+Words in lower case are sizes that one function knows (`in`, `out`, `rank`, `heads`), or that
+differ from row to row: t tokens and n tiles before padding, n items of a list. `_` is a size
+that differs between the arrays of one tuple. Subscripts of einsum are these letters in lower case.
+Tests check the shapes of all annotations (tests/shapes.py).
 """
 
 import dataclasses
@@ -120,19 +133,19 @@ class Inputs:
 
     Every chunk is spread over all data shards. Live rows fill the chunks in order; the others are
     padding, whose embeddings nothing reads. A live row may have no tokens (an image for a dual
-    encoder).
+    encoder). A model sees one chunk, [R, ...].
     """
 
-    tokens: Int32[ArrayLike, "C R T"]
-    length: Int32[ArrayLike, "C R"]  # tokens of a row
-    live: Bool[ArrayLike, "C R"]  # False: padding
-    positions: Int32[ArrayLike, "C R T A"]
-    slot: Int32[ArrayLike, "C R T S"]
-    slot_weight: Float32[ArrayLike, "C R T S"] | None
-    patches: UInt8[ArrayLike, "C R N P F"] | None
-    patch_position: Int32[ArrayLike, "C R N P 3"] | None
-    pool_start: Int32[ArrayLike, "C R"] | None = None
-    teacher: Float32[ArrayLike, "C R E"] | None = None
+    tokens: Int32[ArrayLike, "*C R T"]
+    length: Int32[ArrayLike, "*C R"]  # tokens of a row
+    live: Bool[ArrayLike, "*C R"]  # False: padding
+    positions: Int32[ArrayLike, "*C R T A"]
+    slot: Int32[ArrayLike, "*C R T S"]
+    slot_weight: Float32[ArrayLike, "*C R T S"] | None
+    patches: UInt8[ArrayLike, "*C R N P F"] | None
+    patch_position: Int32[ArrayLike, "*C R N P 3"] | None
+    pool_start: Int32[ArrayLike, "*C R"] | None = None
+    teacher: Float32[ArrayLike, "*C R E"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -147,7 +160,6 @@ class Batch:
     query: Int32[ArrayLike, " B"]
     positive: Int32[ArrayLike, " B"]
     negative: Int32[ArrayLike, "B H"]  # -1: none
-    target_id: tuple[
-        UInt32[ArrayLike, "C R"], ...
-    ]  # by group; 0: no target; equal ids: the same one
+    # [C, R] of each group; 0: no target; equal ids: the same one
+    target_id: tuple[UInt32[ArrayLike, "_ _"], ...]
     source: Int32[ArrayLike, " B"]

@@ -359,7 +359,9 @@ def kept(width: int, truncate_dim: int | None) -> int:
     return truncate_dim
 
 
-def truncated(vectors: Float32[np.ndarray, "n D"], dimension: int) -> Float32[np.ndarray, "n d"]:
+def truncated(
+    vectors: Float32[np.ndarray, "n D"], dimension: int
+) -> Float32[np.ndarray, "n dimension"]:
     """The first `dimension` numbers of every vector, scaled to length 1; all as they are."""
     if dimension == vectors.shape[1]:
         return vectors

@@ -17,7 +17,7 @@ Parameters = dict[str, jax.Array]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
-    """A module's static part and its parameters by path, e.g. "language_model.norm.weight"."""
+    """Static graph of a module, and its parameters by path, as "language_model.norm.weight"."""
     graph, state = nnx.split(model)
     flat = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
     return graph, flat

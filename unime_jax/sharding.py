@@ -1,4 +1,4 @@
-"""The mesh, and which axis of which array lies on which mesh axis."""
+"""The device mesh, and sharding rules from array axes to mesh axes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +40,11 @@ RULES: paths.Rules[P] = (
 def make_mesh(
     data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A (data, fsdp, tensor) mesh over `devices` (default: all); one size may be -1: what is left.
+    """A (data, fsdp, tensor) mesh over `devices`, by default all of them.
 
-    Several TPU slices share out the data axis: between slices there is only the data-center
-    network, and of all axes it is the one that moves least, the gradients of what is trained.
+    One size may be -1: all devices that the other two leave. Only the data axis crosses TPU slices.
+    It moves the least, gradients of trainable parameters, and slices are joined by the slow
+    data-center network.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or slices would share more
@@ -79,14 +80,14 @@ def make_mesh(
 
 
 def row_shards(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts the rows of a batch are cut into."""
+    """Number of shards of the rows of a batch."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def parameter_shardings(
     mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], rules: paths.Rules[P] = RULES
 ) -> dict[str, NamedSharding]:
-    """A sharding for every parameter; an axis that does not divide evenly stays whole."""
+    """Shardings of all parameters, by path. An axis that does not divide evenly is not split."""
     specs = paths.assign(rules, shapes, what="sharding rules")
     return {path: NamedSharding(mesh, fit(specs[path], shapes[path], mesh)) for path in shapes}
 
@@ -114,16 +115,16 @@ def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def chunked_rows(mesh: Mesh) -> NamedSharding:
-    """[chunks, rows, ...]: every chunk is spread over all row shards."""
+    """Sharding of [C, R, ...] arrays: every chunk is spread over all row shards."""
     return NamedSharding(mesh, P(None, ROWS))
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Constrains activations, [rows, ...], to be sharded by row, like the inputs.
+    """Constrains activations, [R, ...], to be sharded by row, like the inputs.
 
-    Where a weight lies over "fsdp", as the rows do, the compiler is otherwise free to split the
-    activations by features instead: as exact, but each device then holds all rows. Without a mesh
-    (`jax.set_mesh`), or with rows that it does not divide, nothing is asked for.
+    Unconstrained, the compiler may split them by features where a weight lies over "fsdp": just as
+    exact, but every device then holds all rows. No constraint without a mesh (`jax.set_mesh`), or
+    where the mesh does not divide the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % row_shards(mesh):
@@ -132,9 +133,10 @@ def shard_rows(x: jax.Array) -> jax.Array:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def to_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A global array from this process's part of it."""
+    """A global array, assembled from the part of each process."""
     return jax.make_array_from_process_local_data(sharding, array)

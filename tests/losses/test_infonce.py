@@ -568,6 +568,7 @@ def test_scores_stay_split_by_rows(name):
 # --- arguments that cannot be meant -----------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("message", "change"),
     [

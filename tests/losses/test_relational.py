@@ -173,6 +173,7 @@ def test_bfloat16_is_computed_in_float32():
     assert loss == exact and loss.dtype == jnp.float32
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -26,6 +26,7 @@ from unime_jax.models.vlm import Pixels, merge_image_tokens
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
 COSINE = 0.99999
 IMAGE_TOKEN = 259  # ours; -200 in the original
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # the recorded pixels are signed
 CASES = [
     "image_2x2",
     "image_token_moved_to_front",

@@ -332,6 +332,7 @@ def recorded_model():
     return model
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # the recorded pixels are signed
 @pytest.mark.parametrize("case", ["raw_prompt_mixed", "text_only"])
 def test_recorded_embeddings(recorded_model, case):
     """Plain positions, and an image token without an image is a token like any other."""

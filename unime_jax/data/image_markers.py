@@ -1,4 +1,4 @@
-"""Image markers: the one grammar of the places that a text marks for its images.
+"""Grammar of image markers, the places that a text marks for its images.
 
 A marker is `<|image_`, one or more ASCII digits, and `|>`, whatever the number: `<|image_1|>`,
 `<|image_12|>`, also `<|image_0|>` and `<|image_01|>`. `<|image_|>`, `<|image_x|>` and
@@ -17,26 +17,26 @@ DEEPEST = 100  # markers within each other; each level is one more look at the w
 
 
 def number(marker: str) -> int:
-    """The number of a numbered marker."""
+    """Number in a numbered marker."""
     return int(marker.removeprefix("<|image_").removesuffix("|>"))
 
 
 def marker(image_token: str) -> re.Pattern[str]:
-    """A numbered marker or the model's own image token."""
+    """Pattern of a numbered marker or the model's own image token."""
     return re.compile(f"{NUMBERED}|{re.escape(image_token)}")
 
 
 def without_markers(text: str, image_token: str | None = None) -> tuple[str, int]:
-    """A text without its markers, and how many were left out.
+    """Text without its markers, and the number of markers removed.
 
-    `image_token` is left out like the numbered ones; None: there is none.
+    `image_token` is removed like numbered markers; None: the model has none.
     """
-    one = NUMBERED if image_token is None else marker(image_token).pattern
-    return removed(f"(?:{one})\n?", text)
+    pattern = NUMBERED if image_token is None else marker(image_token).pattern
+    return removed(f"(?:{pattern})\n?", text)
 
 
 def removed(pattern: str, text: str) -> tuple[str, int]:
-    """A text without what matches, and without what that forms, and how often it matched.
+    """Text without matches, nor those that removals form, and the number of matches.
 
     Raises:
       ValueError: matches lie within each other more than `DEEPEST` deep, which no writer means.

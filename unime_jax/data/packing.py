@@ -1,8 +1,4 @@
-"""Packing of rows into length buckets of constant shape, and of pairs as numbers of rows.
-
-Letters as in batch.py: C chunks, R rows a chunk, T tokens, A rotary axes, S table rows blended
-into one token, N tiles, P patches a tile, F bytes a patch, B pairs, H explicit negatives.
-"""
+"""Packing of rows into length buckets of constant shape, and of pairs as numbers of rows."""
 
 import dataclasses
 import hashlib

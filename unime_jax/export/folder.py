@@ -1,4 +1,4 @@
-"""Hugging Face folder of a model: merged weights, config, tokenizer and processor."""
+"""Export of a model as a Hugging Face folder: weights, tokenizer, processor and prompts."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def write(
     dtype: np.dtype,
     prompts: Mapping[str, str],
 ) -> None:
-    """Writes config, merged weights, tokenizer and processor; `folder` appears when all is there.
+    """Writes config, merged weights, tokenizer and processor; `folder` appears when complete.
 
     Adapters are folded into their kernels. Tensors that only generation uses come from the
     backbone's own files. An earlier export in `folder` is replaced. `prompts` are those of
@@ -91,7 +91,7 @@ def _write_beside_weights(
 
 
 def wording(prompt: Prompt) -> sentence_transformers.Wording:
-    """What makes the template of sentence-transformers word inputs as `prompt` does."""
+    """Arguments with which sentence-transformers' template words inputs as `prompt` does."""
     chat = prompt.style == "chat"
     return {
         "frames": prompt.image_frames(),
@@ -103,7 +103,7 @@ def wording(prompt: Prompt) -> sentence_transformers.Wording:
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies what a checkpoint has beside its weights: configurations, tokenizer, processor."""
+    """Copies a checkpoint's configuration, tokenizer and processor files, but no weights."""
     for pattern in CARRIED:
         for file in source.glob(pattern):
             if not any(file.match(other) for other in NOT_CARRIED):
@@ -118,7 +118,10 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A lazily merged kernel; the merged model is never fully in memory."""
+    """A lazily merged kernel of a layer with an adapter or int8 codes.
+
+    It is computed when it is written, so the merged model is never fully in memory.
+    """
 
     linear: Linear
     dtype: np.dtype
@@ -139,7 +142,7 @@ _fold = jax.jit(lora.fold, static_argnames="dtype")
 def merged_parameters(
     graph: nnx.GraphDef, parameters: paths.Parameters, dtype: np.dtype
 ) -> dict[str, weights.Leaf]:
-    """Parameters without adapters and scales; kernels that had one, folded, are of `dtype`."""
+    """Parameters with adapters and scales folded into kernels, which then have `dtype`."""
     merged: dict[str, weights.Leaf] = dict(parameters)
     for path, linear in linears(paths.merge(graph, parameters)):
         if lora.is_folded(linear):

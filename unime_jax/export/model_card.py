@@ -1,4 +1,4 @@
-"""The README.md of an exported folder: what the run itself knows, and nothing else."""
+"""Model card of an exported folder, from files of the run alone."""
 
 import json
 import pathlib
@@ -106,14 +106,14 @@ def _origin(settings: TrainConfig, backbone: Backbone) -> str:
 
 
 def _is_bidirectional(folder: files.Path) -> bool:
-    """Whether config.json says so; transformers 4 does not read the key."""
+    """Whether config.json has `is_causal: false`, a key that transformers 4 does not read."""
     config = json_files.read(folder / "config.json")
     parts = (config, config.get("text_config") or {})
     return any(part.get("is_causal") is False for part in parts)
 
 
 def _yaml(text: str) -> str:
-    """A text as a YAML value: itself if it is a hub id, else quoted."""
+    """YAML value of a text: quoted, unless it is a hub id."""
     return text if _HUB_ID.fullmatch(text) else json.dumps(text)
 
 
@@ -139,7 +139,7 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
 
 
 def _warnings(workdir: files.Path) -> dict[str, str]:
-    """What the run found wrong with what it learnt."""
+    """Row of the findings of outcome.json on what the model learnt; {} without any."""
     findings = outcome.read(workdir).get("findings", [])
     text = "; ".join(finding["message"] for finding in findings)
     return {"**warning**": markdown(text)} if text else {}

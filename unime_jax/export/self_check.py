@@ -1,7 +1,7 @@
-"""The check that an exported folder, read back from disk, is the model that was trained.
+"""Self-check of an export: the folder, read back from disk, is the model that was trained.
 
-It is read back by this package, weights and all, and its inputs are made by transformers, too, by
-its own rules of which file counts (`transformers_check`).
+This package reads it back with its weights. transformers makes the same inputs, by its own rules of
+which file counts (`transformers_check`).
 
 `python -m unime_jax.export.self_check FOLDER` repeats it later or elsewhere, from the inputs and
 embeddings that the export left in self_check.json.
@@ -82,7 +82,7 @@ def self_check(
 
 
 def repeat(folder: files.Path) -> float:
-    """The lowest cosine between the embeddings in self_check.json and those of the folder now.
+    """Lowest cosine of the embeddings in self_check.json with those of the folder now.
 
     Raises:
       RuntimeError: it is lower than rounding explains, prompts have changed, all inputs have one
@@ -121,7 +121,7 @@ def repeat(folder: files.Path) -> float:
 
 
 def repeat_in_a_new_process(folder: files.Path) -> None:
-    """`repeat` where nothing of this process can help it, on the CPU: a TPU has one owner.
+    """`repeat` in a fresh process, which shares no state, on the CPU: a TPU has one owner.
 
     Raises:
       RuntimeError: it failed; the message has its output.
@@ -137,12 +137,12 @@ def repeat_in_a_new_process(folder: files.Path) -> None:
 
 
 def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
-    """Of rows of unit length."""
+    """Lowest cosine of rows with the same number, which have unit length."""
     return float(np.min(np.sum(expected * found, axis=1)))
 
 
 def _check_different(embeddings: np.ndarray, bound: float, folder: files.Path) -> None:
-    """A model with one vector for everything agrees with itself, so agreement would say nothing.
+    """Refuses embeddings that are all the same: they would agree with themselves in any check.
 
     Raises:
       RuntimeError: no two embeddings differ by more than the check lets pass.
@@ -164,7 +164,7 @@ def _check_different(embeddings: np.ndarray, bound: float, folder: files.Path) -
 
 
 def lowest_allowed(*dtypes: np.dtype) -> float:
-    """What rounding in these types leaves of a cosine of 1."""
+    """Lowest cosine of equal vectors after rounding in these types."""
     return 0.999 if jnp.dtype("bfloat16") in dtypes else 0.99999
 
 

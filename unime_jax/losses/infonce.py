@@ -1,10 +1,7 @@
-"""InfoNCE with UniME's and LLaVE's treatment of negatives.
-
-Letters: B queries, M candidates, D embedding width, H explicit negatives of a query, K columns.
-"""
+"""InfoNCE with UniME's and LLaVE's treatment of negatives."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Integer
 
 from unime_jax.losses.rows import Metrics, Settings, by_source, dense_rows, summarise
 from unime_jax.losses.tiled import tiled_rows
@@ -13,18 +10,18 @@ from unime_jax.losses.tiled import tiled_rows
 def contrastive(
     queries: Float[Array, "B D"],
     candidates: Float[Array, "M D"],
-    positive: Int32[Array, " B"] | None = None,
+    positive: Integer[Array, " B"] | None = None,
     *,
     temperature: float = 0.02,
     hard_negatives: int | None = None,
     false_negative_margin: float | None = None,
     hardness: float = 0.0,
     symmetric: bool = False,
-    target_id: Int[Array, " M"] | None = None,
-    explicit_negatives: Int32[Array, "B H"] | None = None,
+    target_id: Integer[Array, " M"] | None = None,
+    explicit_negatives: Integer[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
     column_block: int | None = None,
-    source: Int32[Array, " B"] | None = None,
+    source: Integer[Array, " B"] | None = None,
     sources: int = 0,
 ) -> tuple[Float32[Array, ""], Metrics]:
     """InfoNCE over the candidates, with UniME's and LLaVE's treatment of negatives as options.
@@ -74,8 +71,8 @@ def contrastive(
       `rows_without_negatives` (their number). `masked_share`: the share of unlabelled negatives
       that the margin dropped. `chance_loss`: the loss, both directions, if every negative were as
       similar as the positive, which is ln(1 + k) of k negatives without `hardness`. With `sources`,
-      float32 [S]: `source_loss`, the loss of each source's queries, and `source_rows`, how many of
-      them have a negative.
+      float32 [sources]: `source_loss`, the loss of each source's queries, and `source_rows`, how
+      many of them have a negative.
 
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.

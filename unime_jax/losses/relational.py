@@ -1,7 +1,4 @@
-"""Relational distillation: the student's similarity matrix fitted to the teacher's.
-
-Letters: R rows, K columns, S and T the widths of student and teacher.
-"""
+"""Relational distillation: the student's similarity matrix fitted to the teacher's."""
 
 from typing import Literal, get_args
 
@@ -17,26 +14,26 @@ Reduction = Literal["mean", "sum"]
 
 
 def relational_distillation(
-    student: Float[Array, "R S"],
-    teacher: Float[Array, "R T"],
-    student_columns: Float[Array, "K S"] | None = None,
-    teacher_columns: Float[Array, "K T"] | None = None,
+    student: Float[Array, "B D"],
+    teacher: Float[Array, "B E"],
+    student_columns: Float[Array, "M D"] | None = None,
+    teacher_columns: Float[Array, "M E"] | None = None,
     *,
     temperature: float = 0.02,
     teacher_temperature: float | None = None,
     direction: Direction = "teacher_student",
     mask_diagonal: bool = True,
     reduction: Reduction = "mean",
-    row_mask: Bool[Array, " R"] | None = None,
-    column_mask: Bool[Array, " K"] | None = None,
-    source: Int[Array, " R"] | None = None,
+    row_mask: Bool[Array, " B"] | None = None,
+    column_mask: Bool[Array, " M"] | None = None,
+    source: Int[Array, " B"] | None = None,
     sources: int = 0,
 ) -> tuple[Float32[Array, ""], Metrics]:
     """KL divergence between the rows of two similarity matrices (UniME stage 1, Eq. 2).
 
     Every row of cosines, divided by the temperature, becomes a distribution over the columns by a
     softmax; the loss compares the student's with the teacher's. Only similarities are compared, so
-    the widths S and T may differ. The paper's formula leaves open what the arguments say, and
+    the widths D and E may differ. The paper's formula leaves open what the arguments say, and
     prints only the diagonal of the numerator (arXiv 2504.17432, section 3.2.1).
 
     Args:
@@ -60,7 +57,8 @@ def relational_distillation(
       The loss, and metrics without gradient, float32 []: `teacher_entropy` and `student_entropy` of
       the mean row, in nats; `nearest_agreement`, the share of rows whose nearest column is the same
       for both; `chance_loss`, the loss of a student that finds all columns equally similar. With
-      `sources`, float32 [S]: `source_loss`, the mean loss of each source's rows, and `source_rows`.
+      `sources`, float32 [sources]: `source_loss`, the mean loss of each source's rows, and
+      `source_rows`.
 
     Raises:
       ValueError: on shapes or settings that cannot be meant; under jit, while tracing.
@@ -89,7 +87,7 @@ def relational_distillation(
         keep &= column_mask
     live = keep.any(axis=1)
 
-    def similarities(rows: Array, columns: Array) -> Float32[Array, "R K"]:
+    def similarities(rows: Array, columns: Array) -> Float32[Array, "B M"]:
         return cosines(rows.astype(jnp.float32), columns.astype(jnp.float32))
 
     own = similarities(student, student_columns)
@@ -97,16 +95,16 @@ def relational_distillation(
     log_student = _log_softmax(own / temperature, keep)
     log_teacher = _log_softmax(wanted / teacher_temperature, keep)
 
-    def divergence(of: Float32[Array, "R K"], to: Float32[Array, "R K"]) -> Float32[Array, " R"]:
+    def divergence(of: Float32[Array, "B M"], to: Float32[Array, "B M"]) -> Float32[Array, " B"]:
         return jnp.where(keep, jnp.exp(of) * (of - to), 0).sum(axis=1)
 
     forward, backward = divergence(log_teacher, log_student), divergence(log_student, log_teacher)
     by_row = _by_direction(forward, backward, direction)
 
-    def entropy(log_p: Float32[Array, "R K"]) -> Float32[Array, " R"]:
+    def entropy(log_p: Float32[Array, "B M"]) -> Float32[Array, " B"]:
         return -jnp.where(keep, jnp.exp(log_p) * log_p, 0).sum(axis=1)
 
-    def reduce(by_row: Float32[Array, " R"]) -> Float32[Array, ""]:
+    def reduce(by_row: Float32[Array, " B"]) -> Float32[Array, ""]:
         return live_mean(by_row, live) if reduction == "mean" else jnp.where(live, by_row, 0).sum()
 
     loss, teacher_entropy = reduce(by_row), entropy(log_teacher)
@@ -126,13 +124,13 @@ def relational_distillation(
 
 
 def _by_direction(
-    forward: Float32[Array, " R"], backward: Float32[Array, " R"], direction: Direction
-) -> Float32[Array, " R"]:
+    forward: Float32[Array, " B"], backward: Float32[Array, " B"], direction: Direction
+) -> Float32[Array, " B"]:
     both = {"teacher_student": forward, "student_teacher": backward}
     return both[direction] if direction in both else (forward + backward) / 2
 
 
-def _log_softmax(logits: Float32[Array, "R K"], keep: Bool[Array, "R K"]) -> Float32[Array, "R K"]:
+def _log_softmax(logits: Float32[Array, "B M"], keep: Bool[Array, "B M"]) -> Float32[Array, "B M"]:
     """Over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(keep, jax.nn.log_softmax(jnp.where(keep, logits, lowest), axis=1), 0)

@@ -1,18 +1,15 @@
-"""Per-row InfoNCE terms and their reduction over the batch.
-
-Letters: B rows, M columns, D embedding width, H explicit negatives of a row, K hardest ones.
-"""
+"""Per-row InfoNCE terms and their reduction over the batch."""
 
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Integer
 
 from unime_jax.losses.similarity import cosines
 
-Metrics = dict[str, Float32[Array, "*S"]]  # scalars, and [S] by source
+Metrics = dict[str, Float32[Array, "..."]]  # scalars, and [sources] by source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +46,10 @@ class RowLosses:
 def dense_rows(
     queries: Float32[Array, "B D"],
     candidates: Float32[Array, "M D"],
-    positive: Int[Array, " B"],
-    target_id: Int[Array, " M"],
+    positive: Integer[Array, " B"],
+    target_id: Integer[Array, " M"],
     mask: Bool[Array, " M"],
-    labelled: Int[Array, "B H"],
+    labelled: Integer[Array, "B H"],
     settings: Settings,
 ) -> tuple[RowLosses, RowLosses | None]:
     """Results of queries against candidates and, if symmetric, of positives against queries.
@@ -76,7 +73,7 @@ def dense_rows(
 
 def _dense(
     scores: Float32[Array, "B M"],
-    positive: Int[Array, " B"],
+    positive: Integer[Array, " B"],
     available: Bool[Array, "B M"],
     labelled: Bool[Array, "B M"],
     settings: Settings,
@@ -122,8 +119,8 @@ def hardest_losses(
 
 
 def _losses(
-    negative: Float32[Array, "B K"],
-    kept: Bool[Array, "B #K"],
+    negative: Float32[Array, "B columns"],
+    kept: Bool[Array, "B #columns"],
     positive: Float32[Array, " B"],
     settings: Settings,
 ) -> Float32[Array, " B"]:
@@ -153,14 +150,14 @@ def live_mean(value: Array, live: Bool[Array, " B"]) -> Float32[Array, ""]:
 def by_source(
     losses: Float32[Array, " B"],
     live: Bool[Array, " B"],
-    source: Int[Array, " B"],
+    source: Integer[Array, " B"],
     sources: int,
 ) -> Metrics:
-    """`source_loss` [S], the mean loss of each source's live rows, and `source_rows`, their number.
+    """Each source's live rows, [sources]: `source_loss`, their mean loss, and `source_rows`.
 
     Rows of source -1 count nowhere.
     """
-    own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: S is small
+    own = (source == jnp.arange(sources)[:, None]) & live  # no scatter: there are few sources
     count = own.sum(axis=1)
     fixed = jax.lax.stop_gradient(losses)
     total = jnp.where(own, fixed, 0).sum(axis=1)

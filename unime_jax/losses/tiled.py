@@ -2,7 +2,7 @@
 
 Candidates pass round the ring of devices; a device has the scores of one block of columns at a
 time, and keeps running sums of them, or the hardest. The backward pass computes the blocks again.
-Letters as in infonce.py, of a device's own rows and its share of the columns; T columns of a block.
+Here B and M are a device's own rows and its share of the columns.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
 from unime_jax.losses import ring
 from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
@@ -20,14 +20,14 @@ from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
 
 class _Rows(NamedTuple):
     embedding: Float32[Array, "B D"]
-    target_id: Int[Array, " B"]
-    labelled: Int[Array, "B H"]  # columns by number, -1: none
+    target_id: Integer[Array, " B"]
+    labelled: Integer[Array, "B H"]  # columns by number, -1: none
     positive_score: Float32[Array, " B"]
 
 
 class _Columns(NamedTuple):
     embedding: Float32[Array, "M D"]
-    target_id: Int[Array, " M"]
+    target_id: Integer[Array, " M"]
     mask: Bool[Array, " M"]
     number: Int[Array, " M"]
 
@@ -35,10 +35,10 @@ class _Columns(NamedTuple):
 def tiled_rows(
     queries: Float32[Array, "B D"],
     candidates: Float32[Array, "M D"],
-    positive: Int[Array, " B"],
-    target_id: Int[Array, " M"],
+    positive: Integer[Array, " B"],
+    target_id: Integer[Array, " M"],
     mask: Bool[Array, " M"],
-    labelled: Int[Array, "B H"],
+    labelled: Integer[Array, "B H"],
     settings: Settings,
     column_block: int,
 ) -> tuple[RowLosses, RowLosses | None]:
@@ -65,8 +65,8 @@ def tiled_rows(
 def _direction(
     embedding: Float32[Array, "B D"],
     positive: Float32[Array, "B D"],
-    target_id: Int[Array, " B"],
-    labelled: Int[Array, "B H"],
+    target_id: Integer[Array, " B"],
+    labelled: Integer[Array, "B H"],
     columns: _Columns,
     settings: Settings,
     column_block: int,
@@ -180,8 +180,8 @@ def _backward(settings, column_block, saved, cotangent):
         scores, valid, _, _ = _compare(rows, columns, settings)
         share = jnp.where(valid, _logits(scores, settings) - log_sum[:, None], -jnp.inf)
         d_scores = jnp.exp(share) * (cotangent / settings.temperature)[:, None]
-        d_rows += jnp.einsum("bt,td->bd", d_scores, columns.embedding, precision=highest)
-        more = jnp.einsum("bt,bd->td", d_scores, rows.embedding, precision=highest)
+        d_rows += jnp.einsum("bm,md->bd", d_scores, columns.embedding, precision=highest)
+        more = jnp.einsum("bm,bd->md", d_scores, rows.embedding, precision=highest)
         return d_rows, d_columns + more
 
     def visit(d_rows, block):
@@ -208,10 +208,12 @@ _with_gradient.defvjp(_forward, _backward)
 
 def _compare(
     rows: _Rows, columns: _Columns, settings: Settings
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"]]:
+) -> tuple[
+    Float[Array, "B block"], Bool[Array, "B block"], Bool[Array, "B block"], Bool[Array, "B block"]
+]:
     """Scores; which columns are negatives, are negatives by no label, and were dropped of those."""
     scores = jnp.einsum(
-        "bd,td->bt", rows.embedding, columns.embedding, precision=jax.lax.Precision.HIGHEST
+        "bd,md->bm", rows.embedding, columns.embedding, precision=jax.lax.Precision.HIGHEST
     )
     available = (columns.target_id != rows.target_id[:, None]) & columns.mask
     labelled = (rows.labelled[:, :, None] == columns.number).any(axis=1)
@@ -223,12 +225,12 @@ def _compare(
     return scores, available & ~dropped, unlabelled, dropped
 
 
-def _logits(scores: Float[Array, "B T"], settings: Settings) -> Float[Array, "B T"]:
+def _logits(scores: Float[Array, "B block"], settings: Settings) -> Float[Array, "B block"]:
     return scores / settings.temperature + settings.hardness * scores
 
 
 def _cut(block: Any, column_block: int) -> Any:
-    """[M, ...] as [blocks, T, ...]; the last block is filled with zeros, which are masked out."""
+    """[M, ...] as [blocks, column_block, ...]; zeros, masked out, fill the last block."""
 
     def cut(x: Array) -> Array:
         blocks = math.ceil(x.shape[0] / column_block)

@@ -9,20 +9,21 @@ from unime_jax.models.settings import Implementation
 
 
 def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    q: Float[Array, "rows tokens heads head"],
+    k: Float[Array, "rows keys kv_heads head"],
+    v: Float[Array, "rows keys kv_heads head"],
     *,
     causal: bool,
     implementation: Implementation,
-    segment: Int[Array, "B T"] | None = None,
-    length: Int[Array, " B"] | None = None,
-) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v with grouped queries (N a multiple of K), softmax in float32.
+    segment: Int[Array, "rows tokens"] | None = None,
+    length: Int[Array, " rows"] | None = None,
+) -> Float[Array, "rows tokens heads head"]:
+    """softmax(q k^T / sqrt(head)) v with grouped queries, softmax in float32.
 
-    Rows are right-padded: with `causal` no real token sees padding, so no length mask is needed.
-    Without `causal` every key is attended (a vision tower's), or with `length` the first so many of
-    a row, at least one. With `segment`, S = T, tokens attend to those of their own segment only.
+    `heads` is a multiple of `kv_heads`. Rows are right-padded: with `causal` no real token sees
+    padding, so no length mask is needed. Without `causal` every key is attended (a vision tower's)
+    or, with `length`, the first so many of a row, at least one. With `segment`, tokens attend to
+    those of their own segment only.
     """
     mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
     with precision.asked(q.dtype):

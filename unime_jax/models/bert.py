@@ -47,8 +47,8 @@ class Embeddings(nnx.Module):
         self.LayerNorm = LayerNorm(width, epsilon=config.layer_norm_eps)
 
     def __call__(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: jnp.dtype
-    ) -> Float[Array, "B T D"]:
+        self, tokens: Int[Array, "R T"], positions: Int[Array, "R T"], dtype: jnp.dtype
+    ) -> Float[Array, "R T D"]:
         x = self.word_embeddings(tokens, dtype) + self.position_embeddings(positions, dtype)
         return self.LayerNorm(x + self.token_type_embeddings(jnp.zeros_like(tokens), dtype))
 
@@ -66,10 +66,10 @@ class SelfAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        length: Int[Array, " B"],
+        x: Float[Array, "R T D"],
+        length: Int[Array, " R"],
         implementation: attention.Implementation,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "R T D"]:
         heads = (*x.shape[:2], self.num_heads, -1)
         q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
         y = attention.attend(q, k, v, causal=False, length=length, implementation=implementation)
@@ -84,8 +84,8 @@ class Output(nnx.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
     def __call__(
-        self, y: Float[Array, "B T in"], residual: Float[Array, "B T D"]
-    ) -> Float[Array, "B T D"]:
+        self, y: Float[Array, "R T in"], residual: Float[Array, "R T D"]
+    ) -> Float[Array, "R T D"]:
         return self.LayerNorm(self.dense(y) + residual)
 
 
@@ -105,7 +105,7 @@ class Intermediate(nnx.Module):
         self.dense = Linear(config.hidden_size, config.intermediate_size, bias=True, key=key)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T hidden"]:
+    def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T hidden"]:
         return ACTIVATIONS[self.hidden_act](self.dense(x))
 
 
@@ -120,10 +120,10 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        length: Int[Array, " B"],
+        x: Float[Array, "R T D"],
+        length: Int[Array, " R"],
         implementation: attention.Implementation,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "R T D"]:
         x = self.attention.output(self.attention.self(x, length, implementation), x)
         return self.output(self.intermediate(x), x)
 
@@ -144,14 +144,14 @@ class Bert(EmbeddingModel):
         self.encoder = Encoder(config, key=encoder)
         self.pooling = config.pooling
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """The mean over each row's tokens, or its first token, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
         if self.pooling == "cls":
             return unit_norm(hidden[:, 0])
         return unit_norm(token_mean(hidden, None, inputs.length))
 
-    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
+    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states of the last layer; padded positions hold values of no meaning."""
         x = self.embeddings(inputs.tokens, inputs.positions[..., 0], execution.dtype)
         hidden = scan.run(

@@ -49,12 +49,12 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
+        x: Float[Array, "R T D"],
+        cos: Float[Array, "R T 1 head"],
+        sin: Float[Array, "R T 1 head"],
         implementation: attention.Implementation,
-        length: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
+        length: Int[Array, " R"] | None = None,
+    ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
         q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
@@ -79,7 +79,7 @@ class MLP(nnx.Module):
         self.down_proj = Linear(hidden, width, bias=False, key=down)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -95,12 +95,12 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
+        x: Float[Array, "R T D"],
+        cos: Float[Array, "R T 1 head"],
+        sin: Float[Array, "R T 1 head"],
         implementation: attention.Implementation,
-        length: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B T D"]:
+        length: Int[Array, " R"] | None = None,
+    ) -> Float[Array, "R T D"]:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation, length)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -119,14 +119,14 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "B T A"],
+        x: Float[Array, "R T D"],
+        positions: Int[Array, "R T A"],
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
-        length: Int[Array, " B"] | None = None,
-        deepstack: Sequence[Float[Array, "B T D"]] = (),
-    ) -> Float[Array, "B T D"]:
+        length: Int[Array, " R"] | None = None,
+        deepstack: Sequence[Float[Array, "R T D"]] = (),
+    ) -> Float[Array, "R T D"]:
         """Hidden states after the final norm, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves

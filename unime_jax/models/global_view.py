@@ -15,8 +15,8 @@ A = -0.75  # of the cubic kernel, as in torch
 
 
 def fill_global_views(
-    tiles: Float[Array, "B N P F"], position: Int[Array, "B N P 3"]
-) -> Float[Array, "B N P F"]:
+    tiles: Float[Array, "R N P F"], position: Int[Array, "R N P 3"]
+) -> Float[Array, "R N P F"]:
     """Tiles with every global view filled in: its image's canvas, resized to one tile.
 
     As torch's bicubic `interpolate` without antialiasing, on the normalised values.
@@ -28,7 +28,7 @@ def fill_global_views(
     """
     rows, count, patches, values = tiles.shape
     side, patch = math.isqrt(patches), math.isqrt(values // 3)
-    image, row, column = jnp.moveaxis(position[:, :, 0], -1, 0)  # of the first patch, [B N]
+    image, row, column = jnp.moveaxis(position[:, :, 0], -1, 0)  # of the first patch, [R, N]
     is_view = (image >= 0) & (row < 0)
     is_crop = (image >= 0) & (row >= 0)
     row, column = row // side, column // side
@@ -43,16 +43,16 @@ def fill_global_views(
     x = tiles.reshape(grid).transpose(0, 1, 4, 2, 5, 3, 6)
     x = x.reshape(rows, count, 3, side * patch, side * patch)
     highest = jax.lax.Precision.HIGHEST  # pixels are no place to round
-    x = jnp.einsum("bnsy,bncyx->bncsx", down, x, precision=highest)
-    x = jnp.einsum("bntx,bncsx->bncst", across, x, precision=highest)
-    x = jnp.einsum("bgn,bncst->bgcst", shown.astype(x.dtype), x, precision=highest)
+    x = jnp.einsum("rnsy,rncyx->rncsx", down, x, precision=highest)
+    x = jnp.einsum("rntx,rncsx->rncst", across, x, precision=highest)
+    x = jnp.einsum("rgn,rncst->rgcst", shown.astype(x.dtype), x, precision=highest)
     x = x.reshape(rows, count, 3, side, patch, side, patch).transpose(0, 1, 3, 5, 2, 4, 6)
     return jnp.where(is_view[:, :, None, None], x.reshape(tiles.shape), tiles)
 
 
 def _resize_matrix(
-    place: Int[Array, "B N"], tiles: Int[Array, "B N"], size: int
-) -> Float[Array, "B N out in"]:
+    place: Int[Array, "R N"], tiles: Int[Array, "R N"], size: int
+) -> Float[Array, "R N lines lines"]:
     """Weights of a tile's lines in the lines of its global view.
 
     Args:
@@ -72,7 +72,7 @@ def _resize_matrix(
     return matrix
 
 
-def _cubic(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _cubic(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """The convolution kernel of Keys (1981) at distances of 0 to 2."""
     near = ((A + 2) * x - (A + 3)) * x * x + 1
     far = ((A * x - 5 * A) * x + 8 * A) * x - 4 * A

@@ -35,8 +35,8 @@ class CrossAttention(nnx.Module):
         self.head_dim = config.head_dim
 
     def __call__(
-        self, x: Float[Array, "B T D"], latents: Float[Array, "L D"]
-    ) -> Float[Array, "B T D"]:
+        self, x: Float[Array, "R T D"], latents: Float[Array, "latents D"]
+    ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         context = self.norm_context(latents)
         heads = (1, len(latents), -1, self.head_dim)
@@ -58,7 +58,7 @@ class FeedForward(nnx.Module):
         self.gate = Linear(features, 4 * features, bias=True, key=gate)
         self.down = Linear(4 * features, features, bias=True, key=down)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         x = self.norm(x)
         return self.down(self.value(x) * ACTIVATIONS["gelu"](self.gate(x)))
 
@@ -74,7 +74,7 @@ class LatentAttention(nnx.Module):
         self.cross_attention = CrossAttention(config, key=cross_attention)
         self.feed_forward = FeedForward(config.hidden_size, key=feed_forward)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         """A vector for every token, padding included: tokens do not see each other here."""
         x = x + self.cross_attention(x, self.latents[...].astype(x.dtype))
         return x + self.feed_forward(x)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int, Int8
 
 from unime_jax.models import precision, quantization
 
@@ -41,7 +41,7 @@ class Linear(nnx.Module):
         self.lora_norm: nnx.Param | None = nnx.data(None)  # see `lora.column_norms`
         self.lora_scale = 0.0
 
-    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+    def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
         scale = None if self.kernel_scale is None else self.kernel_scale[...]
         if scale is None:
             y = _product(x, self.kernel[...].astype(x.dtype))
@@ -90,8 +90,8 @@ def quantize(model: nnx.Module, kernels: Container[str]) -> None:
 def merged_norm(
     kernel: Float[Array, "in out"] | Int8[Array, "in out"],
     scale: Float[Array, " out"] | None,
-    a: Float[Array, "in R"],
-    b: Float[Array, "R out"],
+    a: Float[Array, "in rank"],
+    b: Float[Array, "rank out"],
 ) -> Float[Array, " out"]:
     """Norm of each column of kernel + a b, a constant to the gradient (DoRA, section 4.3).
 
@@ -108,7 +108,7 @@ def merged_norm(
     return jnp.sqrt(jnp.maximum(own + 2 * jnp.sum(projected * b, axis=0) + square, TINY))
 
 
-def _product(a: Float[Array, "*B K"], b: Float[Array, "K N"]) -> Float[Array, "*B N"]:
+def _product(a: Float[Array, "*any in"], b: Float[Array, "in out"]) -> Float[Array, "*any out"]:
     return jnp.matmul(a, b, precision=precision.of(a.dtype))
 
 
@@ -118,7 +118,7 @@ class Embedding(nnx.Module):
     def __init__(self, rows: int, features: int, *, key: jax.Array):
         self.embedding = nnx.Param(jax.random.normal(key, (rows, features)) * 0.02)
 
-    def __call__(self, index: Array, dtype: jnp.dtype) -> Float[Array, "... features"]:
+    def __call__(self, index: Int[Array, "*any"], dtype: jnp.dtype) -> Float[Array, "*any width"]:
         return jnp.take(self.embedding[...], index, axis=0, mode="fill").astype(dtype)
 
 
@@ -129,7 +129,7 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(features))
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return y.astype(x.dtype) * self.weight[...].astype(x.dtype)
@@ -143,7 +143,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)

@@ -34,7 +34,7 @@ class Projector(nnx.Module):
         self.linear_2 = Linear(width, width, bias=bias, key=second)
         self.act = config.projector_act
 
-    def __call__(self, x: Float[Array, "... V"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any D"]:
         return self.linear_2(ACTIVATIONS[self.act](self.linear_1(x)))
 
 
@@ -52,8 +52,8 @@ class Llava(Vlm):
 
     def vision_features(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
     ) -> VisionFeatures:
         """Row 0 of the table is the newline, row 1 + n * P + p that of patch p of tile n.

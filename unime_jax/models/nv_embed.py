@@ -27,13 +27,13 @@ class NvEmbed(EmbeddingModel):
         self.embedding_model = Decoder(config.text, key=text)
         self.latent_attention_model = LatentAttention(config.latent_attention, key=latent)
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """The mean over the pooled tokens, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
         hidden = sharding.shard_rows(self.latent_attention_model(hidden))
         return unit_norm(token_mean(hidden, inputs.pool_start, inputs.length))
 
-    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
+    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """The decoder's states after its final norm; padded positions hold values of no meaning."""
         x = self.embedding_model.embed_tokens(inputs.tokens, execution.dtype)
         hidden = self.embedding_model(

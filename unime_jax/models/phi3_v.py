@@ -34,7 +34,7 @@ class Projector(nnx.Module):
         self.linear_1 = Linear(features, width, bias=True, key=first)
         self.linear_2 = Linear(width, width, bias=True, key=second)
 
-    def __call__(self, x: Float[Array, "... V"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any D"]:
         return self.linear_2(ACTIVATIONS["gelu"](self.linear_1(x)))
 
 
@@ -54,8 +54,8 @@ class Phi3V(Vlm):
 
     def vision_features(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
     ) -> VisionFeatures:
         """Row 0 of the table ends a line, row 1 the crops; then P / 4 rows a tile, line by line.

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def last_token(hidden: Float[Array, "B T D"], length: Int[Array, " B"]) -> Float[Array, "B D"]:
+def last_token(hidden: Float[Array, "R T D"], length: Int[Array, " R"]) -> Float[Array, "R D"]:
     """The hidden state of each row's last real token; of token 0 where the row is padding."""
     index = jnp.maximum(length - 1, 0)[:, None, None]
     return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
 
 def token_mean(
-    hidden: Float[Array, "B T D"], start: Int[Array, " B"] | None, length: Int[Array, " B"]
-) -> Float[Array, "B D"]:
+    hidden: Float[Array, "R T D"], start: Int[Array, " R"] | None, length: Int[Array, " R"]
+) -> Float[Array, "R D"]:
     """The mean of each row's hidden states from `start` (None: 0) on, float32; of none it is 0."""
     index = jnp.arange(hidden.shape[1])
     pooled = index < length[:, None]
@@ -24,7 +24,7 @@ def token_mean(
     return total / jnp.maximum(jnp.sum(pooled, axis=1, keepdims=True), 1)
 
 
-def unit_norm(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def unit_norm(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
     """Rows scaled to length one, float32."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

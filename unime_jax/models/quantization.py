@@ -60,8 +60,8 @@ def square_sum(
 
 @jax.custom_vjp
 def matmul(
-    x: Float[Array, "*B in"], codes: Int8[Array, "in out"], scale: Float32[Array, " out"]
-) -> Float[Array, "*B out"]:
+    x: Float[Array, "*any in"], codes: Int8[Array, "in out"], scale: Float32[Array, " out"]
+) -> Float[Array, "*any out"]:
     """x w in the dtype of x, with a gradient for x alone.
 
     The gradient keeps the codes. Autodiff by itself would keep their conversion, a float copy of

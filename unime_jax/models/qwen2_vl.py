@@ -30,8 +30,8 @@ class Qwen2Vl(Vlm):
 
     def vision_features(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
     ) -> VisionFeatures:
         """Row g of the table is the token merged of the g-th patches of all tiles of a row."""

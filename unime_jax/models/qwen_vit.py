@@ -34,8 +34,8 @@ class QwenVisionConfig:
 
 
 def axial_angles(
-    rows_columns: Int[Array, "B T 2"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+    rows_columns: Int[Array, "R patches 2"], head_dim: int, theta: float
+) -> tuple[Float[Array, "R patches 1 head"], Float[Array, "R patches 1 head"]]:
     """Cosine and sine for `rope.rotate` by row and column (Qwen2-VL, section 2.1), float32.
 
     The first half of the frequencies turns with the row, the second with the column; other than
@@ -57,7 +57,9 @@ class PatchEmbed(nnx.Module):
         self.proj = Linear(values, config.hidden_size, bias=False, key=key)
         self.frames = config.frames
 
-    def __call__(self, patches: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, patches: Float[Array, "R patches pixels"]
+    ) -> Float[Array, "R patches width"]:
         """Patches flattened as (channel, frame, y, x); one frame, a still image, is repeated."""
         rows, count, values = patches.shape
         if values == self.proj.kernel.shape[0]:
@@ -79,12 +81,12 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
-        segment: Int[Array, "B T"],
+        x: Float[Array, "R patches width"],
+        cos: Float[Array, "R patches 1 head"],
+        sin: Float[Array, "R patches 1 head"],
+        segment: Int[Array, "R patches"],
         implementation: attention.Implementation,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "R patches width"]:
         rows, patches, width = x.shape
         qkv = self.qkv(x).reshape(rows, patches, 3, self.num_heads, width // self.num_heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
@@ -111,12 +113,12 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
-        segment: Int[Array, "B T"],
+        x: Float[Array, "R patches width"],
+        cos: Float[Array, "R patches 1 head"],
+        sin: Float[Array, "R patches 1 head"],
+        segment: Int[Array, "R patches"],
         implementation: attention.Implementation,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "R patches width"]:
         x = x + self.attn(self.norm1(x), cos, sin, segment, implementation)
         return x + self.mlp(self.norm2(x))
 
@@ -132,8 +134,8 @@ class PatchMerger(nnx.Module):
         self.linear_2 = Linear(width, config.output_size, bias=True, key=second)
         self.merged = config.merge**2
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B G E"]:
-        """G = T / merge**2 tokens."""
+    def __call__(self, x: Float[Array, "R patches width"]) -> Float[Array, "R V D"]:
+        """V = patches / merge**2 tokens."""
         rows, patches, _ = x.shape
         x = self.ln_q(x).reshape(rows, patches // self.merged, -1)
         return self.linear_2(ACTIVATIONS["gelu"](self.linear_1(x)))
@@ -152,12 +154,12 @@ class QwenVisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: Float[Array, "B T C"],
-        position: Int[Array, "B T 3"],
+        patches: Float[Array, "R patches F"],
+        position: Int[Array, "R patches 3"],
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
-    ) -> Float[Array, "B G E"]:
+    ) -> Float[Array, "R V D"]:
         """Token g is made of patches g * merge**2 and on, see `PatchEmbed` and `PatchMerger`.
 
         `position` is (number of the image, row, column), see `Row`. Patches that fill a sequence

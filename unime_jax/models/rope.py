@@ -49,11 +49,11 @@ def interleaved_axes(sections: Sequence[int]) -> tuple[int, ...]:
 
 
 def rotary_angles(
-    positions: Int[Array, "B T A"],
+    positions: Int[Array, "R T A"],
     axes: Sequence[int],
     theta: float,
     long_rope: LongRope | None = None,
-) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+) -> tuple[Float[Array, "R T 1 head"], Float[Array, "R T 1 head"]]:
     """Cosine and sine of every position and frequency, float32 (RoFormer, section 3.2.2).
 
     Frequency i of H/2 turns with the position on axis `axes[i]` of the A axes: see
@@ -67,7 +67,7 @@ def rotary_angles(
     if long_rope:
         beyond = jnp.max(positions, axis=(1, 2), keepdims=True) >= long_rope.original
         short, long = (np.array(x, np.float32) for x in (long_rope.short, long_rope.long))
-        frequency = frequency / jnp.where(beyond, long, short)  # [B, 1, H/2]
+        frequency = frequency / jnp.where(beyond, long, short)  # [R, 1, head / 2]
         scale = long_rope.scale
     angle = positions.astype(jnp.float32)[..., np.array(axes)] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
@@ -75,8 +75,10 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H"], sin: Float[Array, "B T 1 H"]
-) -> Float[Array, "B T N H"]:
+    x: Float[Array, "rows tokens heads head"],
+    cos: Float[Array, "rows tokens 1 head"],
+    sin: Float[Array, "rows tokens 1 head"],
+) -> Float[Array, "rows tokens heads head"]:
     """Rotates each pair (i, i + H/2) of a head by its position's angle."""
     y = x.astype(jnp.float32)
     left, right = jnp.split(y, 2, axis=-1)

@@ -50,8 +50,8 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(
-        self, x: Float[Array, "B P D"], implementation: attention.Implementation
-    ) -> Float[Array, "B P D"]:
+        self, x: Float[Array, "tiles P width"], implementation: attention.Implementation
+    ) -> Float[Array, "tiles P width"]:
         tiles, patches, width = x.shape
         heads = (tiles, patches, self.num_heads, width // self.num_heads)
         q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -68,7 +68,7 @@ class MLP(nnx.Module):
         self.fc2 = Linear(hidden, features, bias=True, key=down)
         self.act = act
 
-    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+    def __call__(self, x: Float[Array, "tiles P width"]) -> Float[Array, "tiles P width"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
@@ -83,8 +83,8 @@ class Layer(nnx.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, key=mlp_key)
 
     def __call__(
-        self, x: Float[Array, "B P D"], implementation: attention.Implementation
-    ) -> Float[Array, "B P D"]:
+        self, x: Float[Array, "tiles P width"], implementation: attention.Implementation
+    ) -> Float[Array, "tiles P width"]:
         x = x + self.self_attn(self.layer_norm1(x), implementation)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -101,8 +101,8 @@ class Embeddings(nnx.Module):
         token = jax.random.normal(first, (width,)) * width**-0.5
         self.class_embedding = nnx.Param(token) if config.class_token else None
 
-    def __call__(self, patches: Float[Array, "B P C"]) -> Float[Array, "B L D"]:
-        """L = P, or P + 1 with the class token in front."""
+    def __call__(self, patches: Float[Array, "tiles P F"]) -> Float[Array, "tiles positions width"]:
+        """positions = P, or P + 1 with the class token in front."""
         x = self.patch_embedding(patches)
         if self.class_embedding is not None:
             first = self.class_embedding[...].astype(x.dtype)
@@ -133,11 +133,11 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: Float[Array, "B P C"],
+        patches: Float[Array, "tiles P F"],
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
-    ) -> Float[Array, "B P D"]:
+    ) -> Float[Array, "tiles P width"]:
         """Features of normalised pixel patches, each flattened as (channel, y, x)."""
         x = self.embeddings(patches)
         if self.pre_layrnorm is not None:

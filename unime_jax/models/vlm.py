@@ -46,14 +46,14 @@ class VisionFeatures(NamedTuple):
     chosen alike, is added to the decoder's states of image tokens after layer i (DeepStack).
     """
 
-    table: Float[Array, "B G D"]
-    deepstack: tuple[Float[Array, "B G D"], ...] = ()
+    table: Float[Array, "R V D"]
+    deepstack: tuple[Float[Array, "R V D"], ...] = ()
 
 
 class EmbeddingModel(nnx.Module):
     """Rows to vectors: the interface of every backbone's model."""
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """Unit-norm float32 embeddings of the rows of one chunk (`Inputs` without its C axis).
 
         Rows that are padding give a finite vector of no meaning.
@@ -71,19 +71,19 @@ class Vlm(EmbeddingModel):
 
     def vision_features(
         self,
-        patches: UInt8[Array, "B N P F"],
-        position: Int[Array, "B N P 3"] | None,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
         execution: Execution,
     ) -> VisionFeatures:
         """Features of all tiles of each row."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """The last real token's state after the final norm, scaled to length one."""
         hidden = self.hidden_states(inputs, execution)
         return unit_norm(last_token(hidden, inputs.length))
 
-    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "B T D"]:
+    def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""
         x = self.language_model.embed_tokens(inputs.tokens, execution.dtype)
         deepstack = []
@@ -110,7 +110,7 @@ class LanguageModel(Vlm):
         self.language_model = language_model
 
 
-def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, "... F"]:
+def normalise(patches: UInt8[Array, "*any F"], pixels: Pixels) -> Float[Array, "*any F"]:
     """Pixel values of bytes as the image processor computes them, float32; channels come first."""
     per_channel = patches.shape[-1] // 3
     mean, std = (jnp.repeat(jnp.asarray(x), per_channel) for x in (pixels.mean, pixels.std))
@@ -118,11 +118,11 @@ def normalise(patches: UInt8[Array, "... F"], pixels: Pixels) -> Float[Array, ".
 
 
 def merge_image_tokens(
-    x: Float[Array, "B T D"],
-    table: Float[Array, "B G D"],
-    slot: Int[Array, "B T S"],
-    weight: Float[Array, "B T S"] | None,
-) -> Float[Array, "B T D"]:
+    x: Float[Array, "R T D"],
+    table: Float[Array, "R V D"],
+    slot: Int[Array, "R T S"],
+    weight: Float[Array, "R T S"] | None,
+) -> Float[Array, "R T D"]:
     """Puts table rows where `slot` names them; -1 keeps the text embedding.
 
     With S > 1 the named rows are blended by `weight` (features of a shrunk tile map). A row number
@@ -136,7 +136,7 @@ def merge_image_tokens(
         image = picked[:, :, 0]
     else:
         image = jnp.einsum(
-            "btsd,bts->btd",
+            "rtsd,rts->rtd",
             picked,
             weight.astype(picked.dtype),
             precision=precision.of(picked.dtype),

@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profiler, xprof or Perfetto."""
+"""Profiler traces of a window of steps, for TensorBoard, xprof or Perfetto."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from unime_jax import files
 
 
 class ProfileWindow:
-    """Traces steps first_step ... first_step + steps - 1 into `folder`, in process 0.
+    """Context manager that traces steps [first_step, first_step + steps) into `folder`.
 
-    A context manager, so that a trace that is running when a loop ends is written, too. A process
-    that begins inside of the window traces what is left of it; a window that includes a process's
-    first step includes its compilation.
+    Only process 0 traces. A trace that still runs when the loop ends is written on exit. A process
+    that starts inside the window traces the remaining steps. The first step of a process includes
+    its compilation.
     """
 
     def __init__(self, folder: files.Path, *, first_step: int, steps: int):
@@ -30,13 +30,16 @@ class ProfileWindow:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Call it before each step, with the step's number."""
+        """Starts the trace at the first step of the window; called before each step."""
         if step in self._steps and not self._running:
             jax.profiler.start_trace(self._growing.local)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
-        """Call it after each step with what the step returned, which may still be on its way."""
+        """Ends the trace after the last step of the window; called after each step.
+
+        `result` is the return value of the step, waited for at the end of the window.
+        """
         if self._running and step == self._steps[-1]:
             jax.block_until_ready(result)
             self._stop()

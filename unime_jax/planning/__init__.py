@@ -1,1 +1,1 @@
-"""What a program will need on chips that are not at hand: memory, arithmetic, traffic."""
+"""Memory, arithmetic and traffic of programs on chips that are not at hand."""

@@ -1,4 +1,4 @@
-"""TPU chips and slices: what a chip can do, and how its slice is wired."""
+"""Published peaks of TPU chips, and the wiring of their slices."""
 
 import dataclasses
 import math
@@ -10,13 +10,12 @@ class Chip:
     """Published peaks of one chip.
 
     Attributes:
-      hbm: bytes that a program may use; what the compiler keeps to itself is taken off.
-      flops: bfloat16, a second, dense.
-      bandwidth: of HBM, bytes a second.
-      link: of one ICI link in one direction, bytes a second.
-      dimensions: of the torus that its slices are cut from.
-      wraps: a side of so many chips (or a multiple) is a ring; a shorter one is a line.
-      devices: that JAX sees of a chip.
+      hbm: bytes that a program may use, without those that the compiler reserves.
+      flops: dense bfloat16 operations a second.
+      bandwidth: bytes a second of HBM.
+      link: bytes a second of one ICI link in one direction.
+      dimensions: of the torus that slices are cut from.
+      wraps: a side of this many chips (or a multiple) is a ring, a shorter one a line.
     """
 
     name: str
@@ -39,10 +38,9 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice by libtpu's name, for example "v5e:4x4"; "2*v5e:4x4" are two of them.
+    """TPU slices by libtpu's name: "v5e:4x4" is one, "2*v5e:4x4" are two.
 
-    Slices of a multi-slice run are connected by the data-centre network, of which nothing is known
-    here.
+    The data-centre network between slices is not modelled.
     """
 
     name: str
@@ -52,12 +50,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Of all slices together."""
+        """Number of chips in all slices."""
         return math.prod(self.sides) * self.count
 
     @property
     def links(self) -> int:
-        """ICI links of the chip that has the fewest of them, a corner if sides are lines."""
+        """ICI links of the least connected chip, a corner if sides are lines."""
         return sum(_links(side, self.chip.wraps) for side in self.sides)
 
     @property
@@ -76,15 +74,15 @@ def parse(name: str) -> Slice:
     """A slice by name.
 
     Raises:
-      ValueError: another form, a chip that is not in the table, or the wrong number of sides.
+      ValueError: the name has another form, an unknown chip, or the wrong number of sides.
     """
-    found = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", name)
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", name)
+    if not match:
         raise ValueError(
             f"{name!r} is not the name of a TPU slice: chip:sides, as in v5e:4x4 or v5p:2x2x4, and "
             "2*v5e:4x4 for two slices"
         )
-    count, kind, sides = found.groups()
+    count, kind, sides = match.groups()
     if kind not in CHIPS:
         raise ValueError(f"{name!r}: of chips there are {', '.join(CHIPS)}")
     chip, lengths = CHIPS[kind], tuple(map(int, sides.split("x")))

@@ -1,4 +1,4 @@
-"""Programs compiled for TPU slices that are not there, and what came of it on disk."""
+"""Ahead-of-time compilation for TPU slices without hardware, cached on disk."""
 
 import dataclasses
 import gzip
@@ -32,21 +32,21 @@ REFUSALS = (
 
 
 class NoCompilerError(Exception):
-    """There is no libtpu here."""
+    """libtpu is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one chip; bytes.
+    """Compiler's memory analysis of one chip, in bytes.
 
     Attributes:
-      temporaries: beside arguments and results, at the worst moment.
+      temporaries: largest size at any moment, without arguments and results.
       peak: arguments, results and temporaries together.
       too_large: the compiler gave up, as it does when `peak` is more than the chip has; there is
         no `text` then, and `temporaries` is what is left of `peak`.
       text: optimised HLO.
-      seconds: that compiling took.
-      cached: whether it was found on disk.
+      seconds: of compilation.
+      cached: whether it was read from disk.
     """
 
     temporaries: int
@@ -58,7 +58,7 @@ class Compiled:
 
 
 def devices(where: Slice) -> list[jax.Device]:
-    """The chips of a slice, for programs that are compiled and never run.
+    """Devices of a slice without hardware, for programs that are compiled and never run.
 
     Raises:
       NoCompilerError: libtpu is missing.
@@ -83,9 +83,9 @@ def devices(where: Slice) -> list[jax.Device]:
 
 
 def compile_program(program: Program, where: Slice, cache: files.Path) -> Compiled:
-    """Compiles for the program's own mesh, or reads what came of it the last time.
+    """Memory and HLO of a program on its own mesh, compiled or read from `cache`.
 
-    A program is the same if its lowered text, the slice and the versions are.
+    The cache key is the lowered text, the slice and the versions.
     """
     with jax.set_mesh(program.mesh):
         lowered = program.run.lower(*program.arguments)
@@ -137,12 +137,12 @@ def _compile(lowered: jax.stages.Lowered, program: Program, log: pathlib.Path) -
 
 
 def argument_bytes(program: Program) -> int:
-    """Of all arguments, on one chip."""
+    """Bytes of all arguments on one chip."""
     return chip_bytes(program.arguments)
 
 
 def chip_bytes(tree: object) -> int:
-    """What a tree of abstract arrays takes on one chip, exactly, by shardings."""
+    """Exact bytes of a tree of abstract arrays on one chip, by their shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         share = leaf.sharding.shard_shape(leaf.shape)
@@ -151,12 +151,12 @@ def chip_bytes(tree: object) -> int:
 
 
 def versions() -> str:
-    """Of what compiles."""
+    """Versions of the packages that decide the compiled program."""
     return " ".join(f"{name} {_version(name) or 'none'}" for name in PACKAGES)
 
 
 def _needed(message: str) -> int | None:
-    """Bytes that a program wants of HBM, from the compiler's refusal."""
+    """HBM bytes that a refused program needs, from the compiler's message."""
     for refusal in REFUSALS:
         if found := re.search(refusal, message):
             return round(float(found[1]) * UNITS[found[2]])

@@ -1,4 +1,4 @@
-"""From a program and what a compiler says of it to one line of a plan: memory, time, hours."""
+"""Memory, work and time bounds of a program, from its trace and its compilation."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from unime_jax.training import step
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a batch is taken to hold, by bucket: live rows, and real tokens of each of them."""
+    """Assumed content of a batch by bucket: live rows, and real tokens of each row."""
 
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -30,7 +30,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class RowCosts:
-    """Of one row of each bucket: useful FLOPs, and bytes that the backward pass keeps of it."""
+    """Costs of a row by bucket: useful FLOPs, and bytes kept for the backward pass."""
 
     useful: tuple[float, ...]
     kept: tuple[float, ...]
@@ -56,7 +56,7 @@ class Memory:
 
     @property
     def fits(self) -> bool | None:
-        """None: not known, but what is known fits."""
+        """Whether the program fits; None if only a part is known, and that part fits."""
         known = self.weights + self.optimizer + self.inputs if self.peak is None else self.peak
         if known > self.capacity:
             return False
@@ -65,7 +65,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One call. FLOPs are of all chips, bytes of one.
+    """Work of one call: FLOPs of all chips, bytes of one chip.
 
     `useful` are the matrix products that one forward pass over the real tokens of the live rows
     needs, and its backward pass by what is trained: nothing twice, no padding, no loss, attention
@@ -81,7 +81,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A bound by published peaks, not a measurement: no run is faster, most are slower.
+    """Lower bound of a step's time by published peaks; most runs are slower.
 
     `seconds` is the longest of the three, as if all else hid behind it; `without_overlap` is their
     sum. `mfu` is the share of the chips' peak that useful FLOPs can reach in `seconds`.
@@ -137,7 +137,7 @@ def trips(plan: BatchShapes, load: Load) -> tuple[int, ...]:
 
 
 def memory(program: Program, where: Slice, costs: RowCosts, compiled: Compiled | None) -> Memory:
-    """What one chip holds."""
+    """Memory of one chip."""
     trainable, frozen = program.parameters
     plan, shards = program.plan, sharding.row_shards(program.mesh)
     kept = [plan.chunk_rows(b) // shards * each for b, each in zip(plan.buckets, costs.kept)]
@@ -157,7 +157,7 @@ def memory(program: Program, where: Slice, costs: RowCosts, compiled: Compiled |
 
 
 def work(program: Program, load: Load, costs: RowCosts, compiled: Compiled | None) -> Work:
-    """What one call computes and moves under a load."""
+    """Arithmetic and traffic of one call under a load."""
     jaxpr = program.traced().jaxpr
     chunks = trips(program.plan, load)
     live = {}
@@ -191,7 +191,7 @@ def _loops(program: Program, chunks: Sequence[int]) -> Callable[[str], int | Non
 
 
 def estimate(work: Work, where: Slice, items: int) -> Estimate:
-    """How fast a step can be at best; parts that are not known count as nothing."""
+    """Roofline estimate of a step; unknown parts count as zero."""
     chip = where.chip
     compute = work.executed / where.chips / chip.flops
     hbm = (work.hbm or 0.0) / chip.bandwidth
@@ -210,9 +210,7 @@ def estimate(work: Work, where: Slice, items: int) -> Estimate:
 
 
 def row_costs(program: Program, load: Load) -> RowCosts:
-    """What one more row adds to a chunk, which is free of what the chunk costs however many rows it
-    has, and of the weights.
-    """
+    """Marginal cost of a row by bucket: cost(2 rows) - cost(1 row), so fixed costs cancel."""
     buckets = program.plan.buckets
     useful = [
         _flops(program, 2, tokens, bucket.tiles) - _flops(program, 1, tokens, bucket.tiles)

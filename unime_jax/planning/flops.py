@@ -24,10 +24,10 @@ _IDENTITIES = ("sharding_constraint", "optimization_barrier", "copy", "copy_p", 
 
 
 def executed(jaxpr: ClosedJaxpr, known: Sequence[Known]) -> float:
-    """Of one call on all devices together, padding and recomputation included.
+    """Operations of one call on all devices, padding and recomputation included.
 
     Args:
-      known: of every flat argument its value, or None.
+      known: value of every flat argument, or None.
 
     Raises:
       ValueError: the trip count of a loop does not follow from the known arguments.
@@ -36,7 +36,7 @@ def executed(jaxpr: ClosedJaxpr, known: Sequence[Known]) -> float:
 
 
 def live(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
-    """Without what no result needs."""
+    """The program without equations that no result needs."""
     closed = partial_eval.dce_jaxpr(
         jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True
     )[0]
@@ -46,7 +46,7 @@ def live(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 def _walk(
     jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Known]
 ) -> tuple[float, list[Known]]:
-    """Operations of a jaxpr, and those of its results that are known."""
+    """Operations of a jaxpr, and the values of its results, None where unknown."""
     values: dict[Any, np.ndarray] = {}
 
     def give(variables: Sequence[Any], found: Sequence[Known]) -> None:

@@ -1,4 +1,4 @@
-"""A run's real program with abstract arguments: what jobs run, traced for devices not at hand."""
+"""A job's own program with abstract arguments, traced for devices that are not at hand."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from unime_jax.training.objectives import Distillation
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled, and on what.
+    """A jitted program, its abstract arguments and its mesh.
 
     Attributes:
       mesh: of the devices, which may be those of a topology without any hardware; abstract where

@@ -1,4 +1,4 @@
-"""Plans as a table for people and as JSON for programs."""
+"""Plans as a markdown table and as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One recipe on one slice.
+    """Plan of one recipe on one slice.
 
     Attributes:
       settings: of the program: mesh, batch, chunk, remat, dtypes, buckets and the load.
@@ -52,7 +52,7 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
-    """One entry, `fits` included."""
+    """JSON object of an entry, with `fits`."""
     values = dataclasses.asdict(entry)
     values["chips"] = parse(entry.topology).chips
     values["fits"] = entry.memory.fits if entry.memory else False
@@ -68,7 +68,7 @@ def entry_from_json(values: dict[str, Any]) -> Entry:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """A markdown table, and below it what is to be said of single lines."""
+    """Markdown table of plans, with remarks on single lines below."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     remarks = []
     for entry in entries:

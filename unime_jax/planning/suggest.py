@@ -1,4 +1,4 @@
-"""What to change in a run so that it fits a slice, or fills it: found by compiling, not by hope."""
+"""Changes of a run that make it fit a slice, or fill it, each tried by compiling."""
 
 import dataclasses
 from collections.abc import Iterator

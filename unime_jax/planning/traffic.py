@@ -1,4 +1,4 @@
-"""What a compiled program moves: over ICI, and between HBM and chip.
+"""Bytes that a compiled program moves over ICI, and between HBM and chip.
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
 its loops run: counted loops say how often, and of loops whose end is computed (over live chunks)
@@ -36,7 +36,7 @@ _FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one chip and one call, in bytes.
+    """Traffic of one chip in one call, in bytes.
 
     Attributes:
       ici: sent, by kind of collective, by the usual ring algorithms.
@@ -51,7 +51,7 @@ class Traffic:
 
 
 def count(text: str, trips: Trips) -> Traffic:
-    """What a compiled program of one chip moves.
+    """Traffic of one chip, from optimised HLO text.
 
     `trips` gets the types of a loop's state where its end is computed; None: not known either.
     """

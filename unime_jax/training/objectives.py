@@ -18,7 +18,7 @@ Result = tuple[Float[Array, ""], Metrics]
 
 
 def contrastive(
-    embeddings: Sequence[Float[Array, "C R D"]],
+    embeddings: Sequence[Float[Array, "_ _ D"]],
     batch: Batch,
     config: Contrastive,
     *,
@@ -79,7 +79,7 @@ def _by_number(parts: Sequence[Array]) -> Array:
     return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
 
 
-def _numbers(parts: Sequence[Array]) -> list[Int[Array, "C R"]]:
+def _numbers(parts: Sequence[Array]) -> list[Int[Array, "_ _"]]:
     """The row numbers of all groups."""
     sizes = [part.shape[0] * part.shape[1] for part in parts]
     return [
@@ -113,7 +113,7 @@ def text_id(batch: Batch) -> UInt32[Array, " G"]:
 
 
 def distillation(
-    embeddings: Sequence[Float[Array, "C R D"]],
+    embeddings: Sequence[Float[Array, "_ _ D"]],
     batch: Batch,
     config: Distillation,
     *,
@@ -166,7 +166,7 @@ def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:
     return jnp.full(size, -1, batch.source.dtype).at[place].max(source, mode="drop")
 
 
-def mean_cosine(embeddings: Sequence[Float[Array, "C R D"]], batch: Batch) -> Float[Array, ""]:
+def mean_cosine(embeddings: Sequence[Float[Array, "_ _ D"]], batch: Batch) -> Float[Array, ""]:
     """Mean cosine of two different rows of the batch: 1 for a collapsed model.
 
     It follows from the length of the sum of all N unit vectors, (|sum|^2 - N) / (N (N - 1)), so no

@@ -107,7 +107,7 @@ def make_train_step(
     A step whose loss or gradient norm is not finite changes nothing but the counters. The first
     `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
     ever sees its hardest negatives. `sources`: how many `Batch.source` counts; with them, metrics
-    have `source_loss` and `source_rows`, float32 [S]. `prepare`: see `batch_loss`.
+    have `source_loss` and `source_rows`, float32 [sources]. `prepare`: see `batch_loss`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:

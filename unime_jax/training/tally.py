@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from unime_jax.data.packing import PackInfo
 
@@ -50,8 +50,8 @@ class Tally:
     def add(
         self,
         counted: Mapping[str, float],
-        source_loss: Float32[np.ndarray, " S"],
-        source_rows: Float32[np.ndarray, " S"],
+        source_loss: Float[np.ndarray, " sources"],
+        source_rows: Float[np.ndarray, " sources"],
     ) -> None:
         """Adds a step.
 

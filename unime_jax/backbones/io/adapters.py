@@ -1,4 +1,4 @@
-"""Trained LoRA and DoRA adapters as a folder in PEFT's format; `merging` reads such folders."""
+"""Export of LoRA and DoRA adapters as a folder in PEFT's format; `merging` reads such folders."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def save(
     *,
     dtype: np.dtype,
 ) -> None:
-    """Writes adapter_config.json, adapter_model.safetensors and how inputs are made.
+    """Writes adapter_config.json, adapter_model.safetensors and files of the inputs.
 
     Modules are called as PEFT sees them in transformers 5. The adapters of layers that are one in
     the file become one: A stacked, B block by block. Everything but the adapters is the base's, so
@@ -94,7 +94,7 @@ def save(
 def _collect(
     names: Names, parameters: Mapping[str, jax.Array], dtype: np.dtype
 ) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """The rank of each adapted module, and the tensors of the file."""
+    """Rank of each adapted module, and tensors of the file."""
     adapted = {path[: -len(".lora_a")] for path in parameters if path.endswith(".lora_a")}
     shapes = {path: x.shape for path, x in parameters.items() if path.endswith(".kernel")}
     ranks, tensors = {}, {}
@@ -159,7 +159,7 @@ def _shape(part: str, weight: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def selection(modules: Iterable[str]) -> str:
-    """A regex that matches these module names and no others.
+    """Regex that matches exactly these module names.
 
     Towers may have the same layers without adapters, so that names of layers would not do. Layers
     that are adapted alike share an alternative.

@@ -1,4 +1,4 @@
-"""A model by the content of its files, so that a folder may move and another model is noticed."""
+"""Content hashes of a model folder: a moved folder is the same model, changed files are not."""
 
 import concurrent.futures
 import hashlib
@@ -14,9 +14,10 @@ THREADS = 8  # files that are read at the same time
 
 
 def fingerprint(backbone: Backbone) -> dict[str, str]:
-    """BLAKE2b (128 bit) of each of its files by name, an adapter's under "adapter/".
+    """BLAKE2b hashes (128 bit, hexadecimal) of the files of a model, by file name.
 
-    All bytes are read, the weights' too: as long as it takes to load them.
+    Names of an adapter's files start with "adapter/". All bytes are read, weights included, which
+    takes as long as loading them.
     """
     folders = {"": backbone.folder}
     if backbone.adapter:
@@ -34,6 +35,6 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
 
 def _hash(file: pathlib.Path) -> str:
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     watchdog.progress()
-    return found
+    return digest

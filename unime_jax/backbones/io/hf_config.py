@@ -1,4 +1,4 @@
-"""What Hugging Face configurations say, as the configurations of our models."""
+"""Conversion of Hugging Face configurations to those of our models."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from unime_jax.models.vlm import Pixels
 
 
 def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError that names a key of config.json whose value this code does not do."""
+    """Refuses a value of config.json that is not supported; the ValueError names its key."""
     if value not in allowed:
         listing = ", ".join(map(repr, allowed))
         raise ValueError(f"config.json: {key} is {value!r}; this family supports {listing}.")
 
 
 def pixels(settings: Mapping[str, Any]) -> Pixels:
-    """The normalisation that an image processor's settings ask for."""
+    """Pixel normalisation of an image processor's settings."""
     red, green, blue = map(float, settings["image_mean"])
     red_std, green_std, blue_std = map(float, settings["image_std"])
     scale = float(settings["rescale_factor"])
@@ -55,7 +55,7 @@ def is_causal(config: PretrainedConfig, *, outer: bool) -> bool:
 
 
 def require_bidirectional_tower(vision: PretrainedConfig) -> None:
-    """Raises ValueError for a vision_config that would make patches see only those before them."""
+    """Refuses a causal vision_config with a ValueError."""
     require("vision_config.is_causal", bool(getattr(vision, "is_causal", False)), (False,))
 
 
@@ -66,7 +66,7 @@ def decoder_config(
     max_length: int,
     causal: bool = True,
 ) -> DecoderConfig:
-    """The decoder behind a text_config of Qwen2's, Llama's, Mistral's or Phi-3's form.
+    """Decoder configuration of a text_config of Qwen2, Llama, Mistral or Phi-3.
 
     Args:
       text: the configuration.
@@ -125,7 +125,7 @@ def decoder_config(
 
 
 def long_rope(text: PretrainedConfig) -> LongRope:
-    """The two sets of rotary factors of a text_config, and the scale that its lengths give."""
+    """LongRoPE factors, short and long, of a text_config, and the scale of its lengths."""
     rope = text.rope_parameters
     short, long = (tuple(map(float, rope[key])) for key in ("short_factor", "long_factor"))
     original = rope["original_max_position_embeddings"]

@@ -1,4 +1,4 @@
-"""JSON files of Hugging Face folders, each an object."""
+"""Reading and writing of JSON objects in Hugging Face folders."""
 
 import json
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from unime_jax import files
 
 
 def read(file: files.Path) -> dict[str, Any]:
-    """A file's content; {} where there is none.
+    """Content of a JSON file; {} if the file does not exist.
 
     Raises:
-      ValueError: it is not a JSON object.
+      ValueError: the file is not JSON, or its content is not an object.
     """
     if not file.exists():
         return {}
@@ -25,5 +25,5 @@ def read(file: files.Path) -> dict[str, Any]:
 
 
 def write(file: files.Path, content: Mapping[str, Any]) -> None:
-    """Replaces the file."""
+    """Writes a JSON object, indented, over any existing file."""
     files.write_whole(file, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A PEFT adapter (LoRA or DoRA), merged into its base while the base is read.
+"""Merging of a PEFT adapter (LoRA or DoRA) into its base while the base is read.
 
 The arithmetic is PEFT's `merge_and_unload`, in float32: W + s B A, and for DoRA every row scaled to
 its trained magnitude (Liu et al. 2024, eq. 5). Any slice of a merged tensor needs just that slice
@@ -70,7 +70,7 @@ class Delta:
     factor: np.ndarray | None = None
 
     def onto(self, weight: np.ndarray) -> "Merged":
-        """The merged tensor of a base [out, in], as lazy as that is."""
+        """Merged tensor of a base [out, in], as lazy as the base."""
         a, b = _float(self.parts["lora_A"]), _float(self.parts["lora_B"])
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         merged = Merged(weight, a, b * np.float32(self.scale), None)
@@ -80,7 +80,7 @@ class Delta:
         return dataclasses.replace(merged, factor=self.factor)
 
     def misfits(self, shape: tuple[int, ...]) -> list[str]:
-        """What is wrong with the parts for a tensor of this shape in the file."""
+        """Misfit of the parts with a tensor of this shape in the file."""
         ones = (1,) * (len(shape) - 2)  # B of a convolution is a convolution of size one
         expected = {"lora_A": (self.rank, *shape[1:]), "lora_B": (shape[0], self.rank, *ones)}
         if self.dora:
@@ -118,7 +118,7 @@ class Merged:
         return value.astype(dtype or np.float32, copy=False)
 
     def norms(self) -> np.ndarray:
-        """The norm of every row, [out, 1]; never zero, so that a dead row stays dead."""
+        """Norms of rows, [out, 1]; never zero, so that a dead row stays dead."""
         blocks = (np.asarray(self[i : i + BLOCK]) for i in range(0, len(self.b), BLOCK))
         norms = [np.linalg.norm(block, axis=1, keepdims=True) for block in blocks]
         return np.maximum(np.concatenate(norms), np.float32(TINY))
@@ -130,7 +130,7 @@ def _float(tensor: Tensor) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The deltas of a folder, by the published name of the tensor that each changes.
+    """Deltas of a folder, by the published name of the tensor that each changes.
 
     `config`: the content of adapter_config.json, defaults filled in.
     `strangers`: names in the file that are no part of a LoRA or DoRA.

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a parameter is, in both directions.
+"""Mapping between parameters and checkpoint tensors, in both directions.
 
 A parameter's path is its checkpoint name but for three generic rules (layers are stacked, linear
 weights transposed, leaves renamed) and each family's prefixes.
@@ -20,7 +20,7 @@ STRIP = 128  # bytes of every target row that are written at once when transposi
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """Layers that a file holds as one, their rows one after the other.
+    """Fused layers: one tensor in a file, with the rows of several layers in order.
 
     In the module `inside` (a path that ends in a dot), `name` is made of the layers `parts`.
     """
@@ -32,7 +32,7 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How a checkpoint spells names.
+    """Naming rules of a checkpoint.
 
     `prefixes`: (path prefix, name prefix) as the family is published; first match wins.
     `aliases`: (regex, replacement) that turn other spellings into the published one, in order.
@@ -58,24 +58,24 @@ class Names:
     targets: tuple[str, ...] = ()
 
     def published(self, name: str) -> str:
-        """The published name of a tensor, given any spelling of it."""
+        """Published name of a tensor, given any spelling of it."""
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
 
     def module(self, name: str) -> str:
-        """The module of transformers 5 that holds the tensor of a published name."""
+        """Module of transformers 5 that holds the tensor of a published name."""
         module = module_in(self.modules[0], name)
         assert module is not None, f"no module of transformers 5 has {name}"
         return module
 
     def is_unused(self, name: str) -> bool:
-        """Whether the embedder has no use for the tensor of a published name."""
+        """Whether an embedder does not use the tensor of a published name."""
         return _any_of(self.unused).fullmatch(name) is not None
 
 
 def module_in(model: Modules, name: str) -> str | None:
-    """The module of a model that holds the tensor of a published name; None: it has none."""
+    """Module of a model that holds the tensor of a published name, or None."""
     for published, theirs in model:
         if name.startswith(published):
             return (theirs + name[len(published) :]).rpartition(".")[0]
@@ -89,7 +89,7 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one parameter lies in a checkpoint: one tensor, or one per layer of a stack.
+    """Location of a parameter in a checkpoint: one tensor, or one per layer of a stack.
 
     `rows` are those of the file's tensor that are the parameter's: all, unless it is fused.
     """
@@ -133,7 +133,7 @@ def copy_transposed(target: np.ndarray, source: Rows) -> None:
 
 
 def table(shapes: Mapping[str, tuple[int, ...]], names: Names) -> list[Entry]:
-    """An entry for every parameter; of a fused layer, all parts or none must be there.
+    """Entries of all parameters; a fused layer needs all of its parts, or none.
 
     Raises:
       ValueError: a path has no prefix rule.

@@ -1,7 +1,7 @@
-"""Which modules a PEFT adapter's configuration targets, by PEFT's own rules.
+"""Target modules of a PEFT adapter's configuration, by PEFT's own rules.
 
-PEFT loads an adapter whose file lacks some of them without an error: those modules stay as they are
-in the base.
+PEFT loads an adapter whose file lacks some target modules without an error: they keep the weights
+of the base.
 """
 
 import re
@@ -12,7 +12,7 @@ ALL_LINEAR = "all-linear"
 
 
 def is_target(config: Mapping[str, Any], module: str, *, linear: bool) -> bool:
-    """Whether an adapter_config.json asks for an adapter of this module.
+    """Whether adapter_config.json targets a module.
 
     The rules of `peft.tuners.tuners_utils.check_target_module_exists`: a string is a regular
     expression of whole names, a list has names or ends of names; `layers_to_transform` and

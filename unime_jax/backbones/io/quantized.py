@@ -21,7 +21,7 @@ def read(
     scale_target: jax.ShapeDtypeStruct,
     pool: concurrent.futures.Executor,
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes and scales of one parameter, the same to the bit for every sharding.
+    """int8 codes and scales of one parameter, bitwise the same for every sharding.
 
     Args:
       matrix: a lazy view of a tensor of the file, [out, in].

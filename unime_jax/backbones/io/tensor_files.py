@@ -1,7 +1,7 @@
-"""Safetensors files, mapped into memory: nothing is read but what is indexed.
+"""Memory-mapped safetensors files: only indexed bytes are read.
 
-A mapping lives no longer than the view of it, so that what has been read does not stay counted as
-this process's memory, and a slice is copied once, straight to where it is wanted.
+A mapping lives as long as the view of it, so that bytes that were read are not counted as memory of
+this process any longer. A slice is copied once, straight to its destination.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ FLOATS = frozenset(DTYPES[name] for name in ("F16", "BF16", "F32", "F64"))
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies in a file."""
+    """Location of a tensor in a file. `offset`: bytes from the start of the file."""
 
     file: pathlib.Path
     dtype: np.dtype
@@ -49,10 +49,10 @@ class Tensor:
 
 
 def open_file(file: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, by name.
+    """Tensors of a safetensors file, by name.
 
     Raises:
-      ValueError: it is not a whole safetensors file, or of a dtype that this code does not know.
+      ValueError: the file is truncated or no safetensors file, or a dtype is not supported.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -70,9 +70,9 @@ def open_file(file: pathlib.Path) -> dict[str, Tensor]:
             f"{unknown[name]}; quantised weights must be converted to float first."
         )
     tensors = {}
-    for name, facts in header.items():
-        dtype, shape = DTYPES[facts["dtype"]], tuple(facts["shape"])
-        begin, end = facts["data_offsets"]
+    for name, entry in header.items():
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
         if end - begin != math.prod(shape) * dtype.itemsize or not 0 <= begin <= end:
             raise ValueError(f"{file}: the header gives {name} {end - begin} bytes for {shape}.")
         if start + end > size:
@@ -84,9 +84,9 @@ def open_file(file: pathlib.Path) -> dict[str, Tensor]:
 def save_file(
     tensors: Mapping[str, np.ndarray], file: pathlib.Path, *, metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file with the permissions that any new file gets, by the umask.
+    """Writes a safetensors file, with the permissions of the umask.
 
-    The safetensors library makes files that nobody but their owner can read.
+    The safetensors library alone makes files that only their owner can read.
     """
     file.unlink(missing_ok=True)
     file.touch()
@@ -96,9 +96,9 @@ def save_file(
 
 
 def checkpoint_files(folder: pathlib.Path) -> dict[str, set[str]]:
-    """The safetensors files of a folder, and the names an index promises to be in each.
+    """Safetensors files of a folder, with the tensor names that the index lists for each.
 
-    As in transformers, a single file comes first. Empty if there is neither.
+    As in transformers, a single file takes precedence; it has no list. {} without any file.
 
     Raises:
       ValueError: the index names a file that is not there.

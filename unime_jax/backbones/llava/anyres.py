@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, Shaped, UInt8
 from PIL import Image
 
 TEXT = -1  # the slot of a token that is not an image's
@@ -205,9 +205,9 @@ def cut_tiles(
 
 
 def cut_patches(
-    tiles: UInt8[np.ndarray, "n tile tile 3"], patch: int
-) -> UInt8[np.ndarray, "n P F"]:
-    """Patches row by row; the bytes of one in the order (channel, y, x) of a conv's weight."""
+    tiles: Shaped[np.ndarray, "n tile tile 3"], patch: int
+) -> Shaped[np.ndarray, "n P F"]:
+    """Patches row by row, of bytes or floats; values in the order (channel, y, x) of a conv."""
     count, side = len(tiles), tiles.shape[1] // patch
     tiles = tiles[:, : side * patch, : side * patch]
     tiles = tiles.reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 5, 2, 4)
@@ -215,7 +215,7 @@ def cut_patches(
 
 
 def _enlarged(
-    short: UInt8[np.ndarray, "h w 3"], tile: int, resample: int, legacy: Legacy
+    short: UInt8[np.ndarray, "height width 3"], tile: int, resample: int, legacy: Legacy
 ) -> UInt8[np.ndarray, "tile tile 3"]:
     """A tile one of whose sides is a pixel short, in full size."""
     height, width = (
@@ -234,13 +234,13 @@ def _shrinkage(map_height: int, map_width: int, *, side: int, max_tiles: int | N
     return math.sqrt(map_height * map_width / (max_tiles * side**2))
 
 
-def _with_newlines(feature_map: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, " t"]:
+def _with_newlines(feature_map: Int32[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
     return np.pad(feature_map, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
 
 
 def _linear_taps(
     size: int, new_size: int
-) -> tuple[Int32[np.ndarray, "n 2"], Float32[np.ndarray, "n 2"]]:
+) -> tuple[Int32[np.ndarray, "size 2"], Float32[np.ndarray, "size 2"]]:
     """Linear interpolation in float32, corners not aligned, no antialiasing: torch's default.
 
     torch's kernels multiply and subtract with one rounding (a fused multiply-add), which float64

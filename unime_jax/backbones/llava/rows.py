@@ -53,7 +53,9 @@ class LlavaPreprocessor:
         )
         return 4 if blended else 1
 
-    def as_patches(self, pixel_values: Float[np.ndarray, "1 n 3 h w"]) -> Float[np.ndarray, "m F"]:
+    def as_patches(
+        self, pixel_values: Float[np.ndarray, "1 n 3 height width"]
+    ) -> Float[np.ndarray, "patches F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row."""
         patches = anyres.cut_patches(pixel_values[0].transpose(0, 2, 3, 1), self.patch)
         return patches.reshape(-1, patches.shape[-1])

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 
 from unime_jax.models.phi3_v import MERGE
@@ -86,11 +86,12 @@ def slots(grid: Size, side: int, first: int) -> Int32[np.ndarray, " t"]:
     crops = tile * side**2 + row % side * side + column % side
     view = np.arange(side**2).reshape(side, side)
     start = FIRST + first * side**2
-    return np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
+    table_rows = np.concatenate([_lines(start + crops), [CROPS_END], _lines(start + view)])
+    return table_rows.astype(np.int32)
 
 
-def _lines(rows: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, " t"]:
-    return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel().astype(np.int32)
+def _lines(rows: Int[np.ndarray, "height width"]) -> Int[np.ndarray, " t"]:
+    return np.pad(rows, ((0, 0), (0, 1)), constant_values=LINE_END).ravel()
 
 
 def patch_places(grid: Size, side: int, number: int) -> Int32[np.ndarray, "n P 3"]:

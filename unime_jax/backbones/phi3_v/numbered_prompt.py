@@ -1,4 +1,4 @@
-"""Prompts whose images are no tokens of the vocabulary, but numbered places between texts."""
+"""Prompts with numbered places between texts for images, instead of vocabulary tokens."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ _PLACE = re.compile(image_markers.NUMBERED)
 
 @dataclasses.dataclass(frozen=True)
 class NumberedPrompt(Prompt):
-    """Phi-3.5-Vision's way to word items; picklable.
+    """Prompt format of Phi-3.5-Vision; picklable.
 
     `<|image_k|>` in a text stands for the k-th image, as often as it is there; images that have no
     place get one each, on lines in front. The texts between places are tokenised one by one, so
@@ -27,7 +27,7 @@ class NumberedPrompt(Prompt):
     """
 
     def shown(self, item: Item) -> list[int]:
-        """The image, counted from 0, that each place of the prompt stands for."""
+        """Number of the image, from 0, at each place of the prompt."""
         places = _PLACE.findall(self.rendered(item))
         return [image_markers.number(place) - 1 for place in places]
 
@@ -59,7 +59,7 @@ class NumberedPrompt(Prompt):
 def open_numbered_prompt(
     folder: pathlib.Path, *, vocab_size: int, style: Style, max_length: int
 ) -> NumberedPrompt:
-    """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
+    """Prompt of a checkpoint, from its tokenizer and chat template.
 
     Raises:
       ValueError: there is no usable tokenizer or chat template, the style is for others, or the

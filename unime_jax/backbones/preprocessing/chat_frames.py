@@ -1,4 +1,4 @@
-"""Chat templates as frames: what one stands before and after the text of a user turn.
+"""Chat templates as frames: the strings before and after the text of a user turn.
 
 A chat template is a program, but for one user turn it only writes something before and something
 after the text. It is therefore rendered once, checked to be such a frame, and not run again.
@@ -20,7 +20,7 @@ _PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d
 def frames_of(
     tokenizer: PreTrainedTokenizerBase, template: str, image_token: str
 ) -> tuple[tuple[str, str], ...]:
-    """The frames for 0, 1, ... images; one image must have a place, more are up to the template.
+    """Frames for 0, 1, ... images. One image must have a place; more are up to the template.
 
     Raises:
       ValueError: the template is no frame, or writes another number of image tokens.
@@ -43,7 +43,7 @@ def frames_of(
 def frame(
     tokenizer: PreTrainedTokenizerBase, template: str, *, images: int | None
 ) -> tuple[str, str]:
-    """What the template writes before and after the text of one user turn.
+    """Strings that the template writes before and after the text of a user turn.
 
     Args:
       tokenizer: renders the template.

@@ -1,4 +1,4 @@
-"""The chat template of a folder: which file's counts, and how exports carry it.
+"""Chat template of a folder: precedence of its files, and copies in exports.
 
 transformers 5's processors take the key `chat_template` of processor_config.json, then
 chat_template.json, then chat_template.jinja with its namesakes in additional_chat_templates/. Its
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """A file, and the templates in it by name."""
+    """Templates of a file, by name."""
 
     file: str
     templates: Mapping[str, str]
 
 
 def use(folder: pathlib.Path, make: Callable[[str], T]) -> T:
-    """What `make` gives for the template that counts.
+    """Result of `make` for the template that takes precedence.
 
     Raises:
       ValueError: the folder has no template, or `make` raises it for the one that counts. The
@@ -62,7 +62,7 @@ def use(folder: pathlib.Path, make: Callable[[str], T]) -> T:
 
 
 def write(folder: pathlib.Path) -> None:
-    """Makes all files of an export that have a template have the one that counts.
+    """Writes the template that takes precedence to all files of an export that have one.
 
     It is written to chat_template.jinja in any case. Templates by other names are left out. Where
     none is called "default", so that no library has one to use, the files stay as they are.
@@ -81,7 +81,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def _sources(folder: pathlib.Path) -> list[Source]:
-    """Those that there are; the first counts."""
+    """Existing sources of templates, the first of which takes precedence."""
     jinja = {file.stem: file.read_text("utf-8") for file in sorted((folder / MORE).glob("*.jinja"))}
     if (folder / JINJA).exists():
         jinja[DEFAULT] = (folder / JINJA).read_text("utf-8")
@@ -95,7 +95,7 @@ def _sources(folder: pathlib.Path) -> list[Source]:
 
 
 def _named(file: pathlib.Path, value: Any) -> dict[str, str]:
-    """A template, a dict by names, or a list of {"name", "template"}, as a dict by names."""
+    """Templates by name, of a template, a dict or a list of {"name", "template"}."""
     if isinstance(value, str):
         return {DEFAULT: value}
     try:

@@ -1,4 +1,4 @@
-"""The images of an item, decoded, in the size that a run fixes."""
+"""Decoded images of an item, in the size that a run fixes."""
 
 from PIL import Image
 

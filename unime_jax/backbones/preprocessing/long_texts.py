@@ -1,4 +1,4 @@
-"""Long texts without their middle, where that cannot change which tokens are kept.
+"""Shortening of long texts before tokenisation, where it cannot change the kept tokens.
 
 A tokenizer takes some 400 bytes a character, and of a text beyond the longest length most tokens
 are cut off again. So a text is first shortened at a seam: a space or line feed between two letters,
@@ -24,7 +24,7 @@ _SAMPLE = "ab cd\nef"
 
 
 class Shortened(NamedTuple):
-    """A text, or its beginning and its end, which meet at `seam`; None: nothing is left out."""
+    """Whole text (`seam` None), or its beginning and end, joined at character `seam`."""
 
     text: str
     seam: int | None
@@ -38,7 +38,7 @@ class Shortened(NamedTuple):
         *,
         cut: Side = "right",
     ) -> bool:
-        """Whether cutting off tokens leaves what it would leave of the whole text.
+        """Whether truncation of tokens gives the same as for the whole text.
 
         So it is if all tokens on the other side of the seam are cut off: then the tokens that are
         kept are the first ones (or the last) of the whole text, too.
@@ -62,7 +62,7 @@ class Shortened(NamedTuple):
 def shortened(
     text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, cut: Side = "right"
 ) -> Iterator[Shortened]:
-    """More and more of a text, at last the whole; only the whole where it is short or has no seams.
+    """Growing excerpts of a text, the last one whole; a short or seamless text comes whole at once.
 
     Args:
       tokenizer: that the text is for.
@@ -88,7 +88,7 @@ def shortened(
 
 
 def _last_seam(text: str, first: int) -> int | None:
-    """The last seam behind `first`, looked for from the end."""
+    """Last seam behind `first`, searched from the end."""
     width = 1000
     while True:
         start = max(first, len(text) - width)
@@ -100,7 +100,7 @@ def _last_seam(text: str, first: int) -> int | None:
 
 @functools.lru_cache(maxsize=8)  # by the object: it looks at the whole vocabulary
 def _has_seams(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether no token reaches over a seam, and the normaliser leaves seams where they are."""
+    """Whether no token crosses a seam, and the normaliser keeps seams in place."""
     if any(_crosses(token) for token in tokenizer.get_vocab()):
         return False
     sample = _SAMPLE
@@ -133,7 +133,7 @@ def _crosses(token: str) -> bool:
 
 @functools.cache
 def _byte_signs() -> dict[str, int]:
-    """The byte that each sign of byte-level BPE stands for: itself, or the next free sign."""
+    """Bytes by their characters in byte-level BPE: the same, or the next free character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     signs = {chr(byte): byte for byte in printable}

@@ -1,4 +1,4 @@
-"""Token ids against the rows of the model's embedding: beyond them, a device reads no number."""
+"""Checks of token ids: ids beyond the embedding's rows would read NaN on a device."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ def check_tokenizer(
     *,
     always: Iterable[Sequence[int]],
 ) -> None:
-    """Refuses a tokenizer that makes ids of no row in ordinary use.
+    """Refuses a tokenizer whose ordinary ids exceed the rows of the embedding.
 
     These are its vocabulary's, those of added tokens, which any text may hold, and what stands in
     every prompt. Special tokens that a text would have to spell out, such as one for padding that

@@ -44,7 +44,7 @@ def smart_resize(height: int, width: int, side: int, least: int, most: int) -> S
 
 def cut_patches(
     image: Image.Image, grid: Size, *, patch: int, merge: int, resample: int
-) -> UInt8[np.ndarray, "p F"]:
+) -> UInt8[np.ndarray, "patches F"]:
     """An image, resized to its grid, as patches; those of one token follow each other.
 
     A patch's bytes are in the order (channel, y, x).
@@ -57,7 +57,7 @@ def cut_patches(
     return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(height * width, 3 * patch**2)
 
 
-def patch_places(grid: Size, merge: int) -> Int32[np.ndarray, "p 2"]:
+def patch_places(grid: Size, merge: int) -> Int32[np.ndarray, "patches 2"]:
     """Row and column of each of `cut_patches`."""
     height, width = grid
     places = np.indices(grid, np.int32).reshape(2, height // merge, merge, width // merge, merge)

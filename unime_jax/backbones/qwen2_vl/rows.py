@@ -44,7 +44,7 @@ class Qwen2VlPreprocessor:
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
 
-    def as_patches(self, pixel_values: Float[np.ndarray, "m G"]) -> Float[np.ndarray, "m F"]:
+    def as_patches(self, pixel_values: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "n F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row.
 
         There every patch has its pixels once for each of the video frames that a patch spans.

@@ -1,0 +1,90 @@
+"""The checks of shapes and dtypes that hold while the tests run."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from tests import shapes
+from unime_jax import paths
+from unime_jax.batch import Inputs
+from unime_jax.losses import contrastive
+from unime_jax.models.pooling import last_token
+
+
+def inputs() -> Inputs:
+    """Two chunks of four rows of seven tokens."""
+    return Inputs(
+        tokens=np.zeros((2, 4, 7), np.int32),
+        length=np.zeros((2, 4), np.int32),
+        positions=np.zeros((2, 4, 7, 1), np.int32),
+        slot=np.zeros((2, 4, 7, 1), np.int32),
+        slot_weight=None,
+        patches=None,
+        patch_position=None,
+    )
+
+
+def test_a_call_with_a_wrong_shape_raises():
+    last_token(jnp.zeros((2, 3, 5)), jnp.ones(2, jnp.int32))
+    with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
+        last_token(jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
+
+
+def test_a_call_with_a_wrong_dtype_raises():
+    with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
+        last_token(jnp.zeros((2, 3, 5)), jnp.ones(2))
+
+
+def test_shapes_are_checked_while_a_program_is_traced():
+    with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
+        jax.eval_shape(last_token, jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
+
+
+def test_numpy_stands_for_jax():
+    contrastive(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+
+
+def test_the_fields_of_a_batch_agree():
+    good = inputs()
+    with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
+        dataclasses.replace(good, length=np.zeros((2, 5), np.int32))
+    with pytest.raises(jaxtyping.TypeCheckError, match="'tokens'"):
+        dataclasses.replace(good, tokens=good.tokens.astype(np.int64))
+
+
+@pytest.mark.parametrize("leaf", [object(), 1, None, jax.sharding.PartitionSpec("data")])
+def test_trees_of_other_things_than_arrays_are_not_checked(leaf):
+    assert jax.tree.map(lambda x: leaf, inputs()).tokens is leaf
+
+
+def test_a_chunk_of_rows_is_a_tree_of_the_same_form():
+    chunk = jax.tree.map(lambda x: x[0], inputs())
+    assert chunk.length.shape == (4,)
+    assert pickle.loads(pickle.dumps(chunk)).length.shape == (4,)
+
+
+def test_checks_can_be_left_out():
+    with shapes.unchecked():
+        last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        last_token(jnp.zeros((2, 3)), jnp.ones(2, jnp.int32))
+
+
+def test_functions_without_arrays_stay_as_they_are():
+    assert hasattr(last_token, "__wrapped__")
+    assert not hasattr(paths.assign, "__wrapped__")
+
+
+def test_users_do_not_pay_for_the_checks():
+    program = (
+        "import sys, unime_jax.models.pooling as p; "
+        "assert 'beartype' not in sys.modules; assert not hasattr(p.last_token, '__wrapped__')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
