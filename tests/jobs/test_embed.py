@@ -23,6 +23,7 @@ from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, config_reader, sharding
+from unime_jax.batch import Item
 from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
@@ -82,7 +83,7 @@ ITEMS = [
 
 
 def id_of(text, image):
-    return item_id(sources.Item(text, *(image or ())))
+    return item_id(Item(text, *(image or ())))
 
 
 IDS = [id_of(*item) for item in ITEMS]

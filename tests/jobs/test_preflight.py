@@ -6,7 +6,7 @@ from experiments import embed as embed_recipe
 from tests.jobs import tiny_run
 from unime_jax import main
 from unime_jax.jobs import embed, export, train
-from unime_jax.training import resume
+from unime_jax.training import inputs, resume
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def nothing_is_built(monkeypatch):
     def prepare(*_):
         raise AssertionError("data is prepared")
 
-    monkeypatch.setattr(train, "_prepare", prepare)
+    monkeypatch.setattr(inputs, "prepare", prepare)
 
 
 def test_everything_wrong_with_a_run_comes_in_one_message(config, tmp_path, nothing_is_built):

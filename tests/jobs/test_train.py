@@ -25,7 +25,7 @@ from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
 from unime_jax import main
 from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read as read_config
-from unime_jax.data import quarantine
+from unime_jax.data import formats, quarantine, schema
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 

@@ -37,11 +37,13 @@ CONTRASTIVE = objectives.Contrastive(
     false_negative_margin=0.2,
     hardness=2.0,
     symmetric=True,
-    tile=None,
+    column_block=None,
     mask_same_target=True,
 )
-IN_TILES = objectives.Contrastive(**{**vars(CONTRASTIVE), "tile": 3, "hard_negatives": None})
-HARDEST_IN_TILES = objectives.Contrastive(**{**vars(CONTRASTIVE), "tile": 3})
+IN_BLOCKS = objectives.Contrastive(
+    **{**vars(CONTRASTIVE), "column_block": 3, "hard_negatives": None}
+)
+HARDEST_IN_BLOCKS = objectives.Contrastive(**{**vars(CONTRASTIVE), "column_block": 3})
 DISTILLATION = objectives.Distillation(
     objective="distillation",
     texts="all",
@@ -114,7 +116,7 @@ def test_every_float32_product_of_a_step_asks_for_float32(opened, family):
     assert set(found) == {("f32", "f32", True)}
 
 
-@pytest.mark.parametrize("loss", [IN_TILES, HARDEST_IN_TILES], ids=["tiles", "hardest"])
+@pytest.mark.parametrize("loss", [IN_BLOCKS, HARDEST_IN_BLOCKS], ids=["tiles", "hardest"])
 def test_of_a_loss_in_tiles_round_a_ring_too(opened, loss):
     found = products(lowered_step(opened("llava_onevision"), loss, devices=2))
     assert set(found) == {("f32", "f32", True)}

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 SLOW = """
 import pathlib, sys, time
-from unime_jax.watchdog import Watchdog
+from unime_jax.operations.watchdog import Watchdog
 
 def train_step(seconds):
     time.sleep(seconds)
@@ -48,7 +48,7 @@ def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
 
 PHASES = """
 import pathlib, sys, time
-from unime_jax import watchdog
+from unime_jax.operations import watchdog
 
 def hang():
     time.sleep(60)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies
 from tensorboardX.proto.event_pb2 import Event
 
+from unime_jax import files
 from unime_jax.training import metrics, progress
 from unime_jax.training.metrics import MetricsWriter
 
