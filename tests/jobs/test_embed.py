@@ -526,7 +526,7 @@ def test_text_files_that_cannot_be_read(lines, tmp_path):
 
 
 def test_bad_items_are_left_out(given, splits, straight, tmp_path):
-    """Rows as in training; and what only the model finds too much is left out alone."""
+    """Rows with bad headers whole; what shows when an item is used, that item alone."""
     splits["b"][:0] = [
         row("where?", "lost", [], ("absent.png", b"")),
         row("where?", "broken", [], ("broken.png", BLUE[:50])),
@@ -546,16 +546,17 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     work = dataclasses.replace(work, backbone=backbone)
     assert embed.embed(work, process_index=0, process_count=1)
     store = open_embeddings(workdir)
-    assert list(store.ids) == [*IDS[:9], item_id("too big"), *IDS[9:]]
+    assert list(store.ids) == [*IDS[:9], item_id("broken"), item_id("too big"), *IDS[9:]]
     sizes = [len(np.load(file)) for file in sorted(workdir.glob("vectors/*.npy"))]
-    assert sizes == [4, 4, 3, 3]
+    assert sizes == [4, 4, 2, 4, 1]
     np.testing.assert_allclose(store.vectors(IDS), vectors(straight), atol=EXACT)
     bad = read_quarantine(workdir / "quarantine.jsonl")
     assert [(b.source, b.id, b.path, b.reason.split(":")[0]) for b in bad] == [
         ("pairs/b", "0", "absent.png", "query"),
-        ("pairs/b", "1", "broken.png", "query"),
+        ("pairs/b", "1", "broken.png", bad[1].reason.split(":")[0]),
         ("pairs/b", "2", "big.png", "an image takes more tokens than there may be"),
     ]
+    assert "the image 'broken.png' cannot be read: OSError" in bad[1].reason
     embed.embed(work, process_index=0, process_count=1)
     assert read_quarantine(workdir / "quarantine.jsonl") == bad
 
