@@ -35,8 +35,8 @@ def backbone(tmp_path_factory):
 
 def draw(backbone, mesh, chunk=CHUNK, tokens=TOKENS) -> Program:
     """The program that encodes a window of rows in bfloat16, as the planner has it."""
-    plan = BatchShapes((Bucket(tokens, 0),), backbone.layout, chunk, chunk * CHUNKS)
-    return embed_program(backbone, mesh, plan, jnp.dtype("bfloat16"))
+    shapes = BatchShapes((Bucket(tokens, 0),), backbone.layout, chunk, chunk * CHUNKS)
+    return embed_program(backbone, mesh, shapes, jnp.dtype("bfloat16"))
 
 
 def test_the_7b_teacher_traces(backbone):

@@ -41,9 +41,9 @@ def encoder(pair, *, buckets, chunk_size, rows, mesh=(1, 1, 1)):
         path: jax.device_put(np.asarray(x), placed[path]) for path, x in parameters.items()
     }
     trainable = {path: parameters.pop(path) for path in list(parameters) if "norm" in path}
-    plan = BatchShapes(buckets, pair.backbone.layout, chunk_size, rows)
+    shapes = BatchShapes(buckets, pair.backbone.layout, chunk_size, rows)
     encode = step.make_encode(graph, EXACT)
-    return make_encoder(encode, (trainable, parameters), pair.backbone.preprocess, plan, mesh)
+    return make_encoder(encode, (trainable, parameters), pair.backbone.preprocess, shapes, mesh)
 
 
 @pytest.fixture(scope="module")

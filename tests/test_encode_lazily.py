@@ -51,14 +51,14 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plan(model):
+def shapes(model):
     return BatchShapes((Bucket(12, 0), Bucket(48, 0)), model[0].layout, ROWS, ROWS)
 
 
 @pytest.fixture
-def encoder(model, plan):
+def encoder(model, shapes):
     backbone, opened = model
-    return make_encoder(opened.encode, opened.parameters, backbone.preprocess, plan, opened.mesh)
+    return make_encoder(opened.encode, opened.parameters, backbone.preprocess, shapes, opened.mesh)
 
 
 def test_each_item_is_read_once_and_by_other_threads(encoder):
@@ -79,11 +79,11 @@ def test_an_error_comes_out_as_it_is_and_stops_the_threads(encoder):
     assert len(items.asked) == asked
 
 
-def test_who_stops_taking_blocks_stops_the_threads(model, plan):
+def test_who_stops_taking_blocks_stops_the_threads(model, shapes):
     backbone, opened = model
     items, before = Lazy(1000), threading.active_count()
     blocks = encode_blocks(
-        opened, items, backbone.preprocess, lambda *size: plan, window=ROWS, block=6
+        opened, items, backbone.preprocess, lambda *size: shapes, window=ROWS, block=6
     )
     assert next(blocks).numbers.tolist() == list(range(6))
     blocks.close()
@@ -108,7 +108,7 @@ def test_the_next_batch_is_launched_before_one_is_fetched(monkeypatch, encoder):
     assert events == ["launch", *["launch", "fetch"] * 3, "fetch"]
 
 
-def test_blocks_are_as_if_they_were_alone(model, plan):
+def test_blocks_are_as_if_they_were_alone(model, shapes):
     """To the last bit; items that are left out, and a block of nothing else, leave no gap."""
     backbone, opened = model
     left_out = {1, 6, 7, 8, 9, 10, 11}
@@ -119,7 +119,7 @@ def test_blocks_are_as_if_they_were_alone(model, plan):
                 opened,
                 numbers,
                 lambda n: None if n in left_out else backbone.preprocess(Item(WORDS[n % 5] * n)),
-                lambda *size: plan,
+                lambda *size: shapes,
                 window=3,
                 block=block,
                 progress=rows.append,

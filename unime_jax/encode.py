@@ -85,12 +85,12 @@ def make_encoder(
     encode: Encode,
     parameters: tuple[paths.Parameters, paths.Parameters],
     preprocess: Callable[[Item], Row],
-    plan: BatchShapes,
+    shapes: BatchShapes,
     mesh: Mesh,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
-    `parameters`: trainable and frozen. Items run in batches of `plan.rows`, all of one program.
+    `parameters`: trainable and frozen. Items run in batches of `shapes.rows`, all of one program.
     They may be a lazy sequence: threads index each item once. Every process of the mesh must make
     the same calls and gets all embeddings.
 
@@ -100,7 +100,7 @@ def make_encoder(
     model = Model(encode, parameters, mesh)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
-        blocks = encode_blocks(model, items, preprocess, lambda *size: plan, window=plan.rows)
+        blocks = encode_blocks(model, items, preprocess, lambda *size: shapes, window=shapes.rows)
         try:
             (encoded,) = blocks
         except NonFiniteError as error:
@@ -122,7 +122,7 @@ def encode_blocks(
 ) -> Iterator[Encoded]:
     """Embeddings of one block of consecutive items after the other.
 
-    A batch holds rows of one block and one plan. It is launched when it is full, or at the end of
+    A batch holds rows of one block and one shape. It is launched when it is full, or at the end of
     its block. So embeddings follow from a block's items and `shapes` alone, to the last bit, while
     the devices go on from block to block.
 
@@ -180,9 +180,9 @@ def _launched(
 
 def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
     """Packs this process's rows and starts the program; nothing is waited for, but a compiler."""
-    plan, mesh = batch.plan, model.mesh
+    shapes, mesh = batch.shapes, model.mesh
     groups, places = fill_buckets(
-        list(batch.rows.values()), plan, process_index=part, process_count=parts
+        list(batch.rows.values()), shapes, process_index=part, process_count=parts
     )
     numbers = [np.full(group.length.shape, -1, np.int32) for group in groups]
     for number, (group, chunk, row) in zip(batch.rows, places, strict=True):
@@ -190,9 +190,9 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
     run, compiled = _program(model.encode, mesh), _compiled(model.encode, mesh)
-    with _announced(plan, compiled), jax.set_mesh(mesh):
+    with _announced(shapes, compiled), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
-    compiled.add(plan)
+    compiled.add(shapes)
     for array in vectors:
         array.copy_to_host_async()
     if parts == 1:
@@ -246,10 +246,11 @@ def _fetch(
     return numbers, vectors
 
 
-def _width(model: Model, plan: BatchShapes) -> int:
+def _width(model: Model, shapes: BatchShapes) -> int:
     """D, without computing anything."""
     chunk = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(plan, plan.buckets[0])
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        bucket_shapes(shapes, shapes.buckets[0]),
     )
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
@@ -295,9 +296,9 @@ def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
 
 
 def _announced(
-    plan: BatchShapes, compiled: set[BatchShapes]
+    shapes: BatchShapes, compiled: set[BatchShapes]
 ) -> contextlib.AbstractContextManager[None]:
-    """Says that the first call for a plan compiles."""
-    if plan in compiled:
+    """Says that the first call for some shapes compiles."""
+    if shapes in compiled:
         return contextlib.nullcontext()
-    return announced(f"the encoder of {plan.rows} rows, {described(plan.buckets)}")
+    return announced(f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}")

@@ -334,9 +334,9 @@ def test_encoder_on_meshes(tiny, shape):
     parameters = backbone.load(targets(backbone, mesh))
     kernel = parameters["encoder.layer.attention.self.query.kernel"]
     assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
-    plan = BatchShapes((Bucket(16, 0), Bucket(64, 0)), backbone.layout, 8, 8)
+    shapes = BatchShapes((Bucket(16, 0), Bucket(64, 0)), backbone.layout, 8, 8)
     encode = step.make_encode(graph, EXACT)
-    encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, plan, mesh)
+    encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, shapes, mesh)
     found = encoder([Item(text) for text in TEXTS])
     np.testing.assert_allclose(found, of_sentence_transformers(tiny, TEXTS), atol=CLOSE, rtol=0)
 

@@ -325,9 +325,9 @@ def test_encoder_over_chunks_and_buckets(recorded, alone, shape):
     mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     parameters = backbone.load(targets(backbone, mesh))
-    plan = BatchShapes((Bucket(60, 0), Bucket(240, 0)), backbone.layout, 4, 8)
+    shapes = BatchShapes((Bucket(60, 0), Bucket(240, 0)), backbone.layout, 4, 8)
     encode = step.make_encode(graph, EXACT)
-    encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, plan, mesh)
+    encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, shapes, mesh)
     items = [Item(text, prefix=prompt) for text in TEXTS for prompt in alone]
     expected = np.stack(list(alone.values()), axis=1).reshape(len(items), -1)
     np.testing.assert_allclose(encoder(items), expected, atol=1e-5)

@@ -177,8 +177,8 @@ def test_rows_and_columns_follow_vision_start_also_in_raw_text(folder):
 def test_rows_fit_the_layout(folder):
     backbone = opened(folder)
     items = [Item("a text"), item("<|image_1|>", picture(100, 100), picture(20, 9, 1))]
-    plan = BatchShapes((Bucket(256, 5),), backbone.layout, 2, 2)
-    groups, _ = fill_buckets([backbone.preprocess(one) for one in items], plan)
+    shapes = BatchShapes((Bucket(256, 5),), backbone.layout, 2, 2)
+    groups, _ = fill_buckets([backbone.preprocess(one) for one in items], shapes)
     assert groups[0].patches.shape[-2:] == (256, 48)
     assert (groups[0].patch_position[0, 0] == -1).all()
     numbers = groups[0].patch_position[0, 1, :, :, 0]

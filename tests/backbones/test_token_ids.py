@@ -126,8 +126,8 @@ def test_nothing_beyond_the_tables_is_packed(folder):
     """Whatever made the rows: on a device it would read as NaN, or as another row."""
     backbone = opened(folder)
     layout = backbone.layout
-    plan = BatchShapes((Bucket(64, 0),), layout, 1, 1)
-    fill_buckets([backbone.preprocess(Item("a b"))], plan)
+    shapes = BatchShapes((Bucket(64, 0),), layout, 1, 1)
+    fill_buckets([backbone.preprocess(Item("a b"))], shapes)
     wrong = [("tokens", layout.vocabulary), ("tokens", -1)]
     wrong += [("slot", 0), ("slot", -2)] if layout.patches else []
     wrong += [("positions", 64)] if layout.learned_positions else []
@@ -136,7 +136,7 @@ def test_nothing_beyond_the_tables_is_packed(folder):
         row = backbone.preprocess(Item("a b"))
         getattr(row, what)[-1] = value
         with pytest.raises(ValueError, match=f"{what.removesuffix('s')}s from .* does not fit the"):
-            fill_buckets([row], plan)
+            fill_buckets([row], shapes)
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_vl", "phi3_v"])
@@ -144,14 +144,14 @@ def test_slots_end_with_the_images_of_the_row(tmp_path, family):
     WRITE[family](tmp_path / family)
     backbone = backbones.open_backbone(str(tmp_path / family), max_length=512)
     row = backbone.preprocess(Item("<|image_1|>\nx", "a.png", picture(40, 30, 1)))
-    plan = BatchShapes((Bucket(512, 64),), backbone.layout, 1, 1)
-    fill_buckets([row], plan)
+    shapes = BatchShapes((Bucket(512, 64),), backbone.layout, 1, 1)
+    fill_buckets([row], shapes)
     first, per_tile = backbone.layout.table
     most = first + len(row.patches) * per_tile
     assert 0 < row.slot.max() < most
     row.slot[np.argmax(row.slot[:, 0])] = most
     with pytest.raises(ValueError, match=f"slots from -1 to {most}; they must be from -1 to"):
-        fill_buckets([row], plan)
+        fill_buckets([row], shapes)
 
 
 def test_a_lookup_beyond_the_table_is_not_silent():

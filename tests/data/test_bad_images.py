@@ -131,7 +131,7 @@ def loader(rows, process=0, processes=1):
         source_run=0,
         seed=0,
         preprocess=preprocess,
-        plan=PLAN,
+        shapes=PLAN,
         process_index=process,
         process_count=processes,
     )

@@ -72,7 +72,7 @@ def preprocess(request, tmp_path_factory):
 def test_in_training(preprocess, decoded):
     largest = Bucket(2048, 64)
     shapes = pair_shapes([largest], None, batch_size=1, negatives=2, chunk_size=1)
-    read = read_example({"s": ROWS}, Pick("s", 1), preprocess=preprocess, plan=shapes)
+    read = read_example({"s": ROWS}, Pick("s", 1), preprocess=preprocess, shapes=shapes)
     assert len(read.rows) == 4 and not read.bad
     assert len(decoded) == 3
 
@@ -88,7 +88,7 @@ def test_in_bulk_embedding(preprocess, decoded):
 def test_pixels_that_are_damaged_show_where_they_are_decoded(preprocess):
     cut = ROWS[0] | {"pos_image": ROWS[0]["pos_image"][:900]}
     shapes = pair_shapes([Bucket(2048, 64)], None, batch_size=1, negatives=2, chunk_size=1)
-    read = read_example({"s": [cut, *ROWS]}, Pick("s", 0), preprocess=preprocess, plan=shapes)
+    read = read_example({"s": [cut, *ROWS]}, Pick("s", 0), preprocess=preprocess, shapes=shapes)
     (bad,) = read.bad
     assert (bad.source, bad.id, bad.path) == ("s", "0", "positive0.png")
     assert bad.reason.startswith("positive: image cannot be decoded: OSError: image file is trunc")

@@ -143,8 +143,8 @@ def test_batches_have_room_and_their_chunks_are_bounded(tokens, shards, batch_si
         shapes = inference_shapes.shapes_of(
             PUBLISHED["texts"], shards=shards, batch_size=batch_size, max_length=4096
         )
-        plan = shapes(tokens, 0)
-    (bucket,) = plan.buckets
-    assert batch_size <= plan.rows < 2 * batch_size + shards
-    assert plan.chunk_size % shards == 0 and plan.rows % plan.chunk_size == 0
-    assert plan.chunk_size // shards * bucket.tokens <= max(chunk_tokens, bucket.tokens)
+        shapes = shapes(tokens, 0)
+    (bucket,) = shapes.buckets
+    assert batch_size <= shapes.rows < 2 * batch_size + shards
+    assert shapes.chunk_size % shards == 0 and shapes.rows % shapes.chunk_size == 0
+    assert shapes.chunk_size // shards * bucket.tokens <= max(chunk_tokens, bucket.tokens)

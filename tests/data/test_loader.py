@@ -56,7 +56,7 @@ def loader(sources=SOURCES, weights=None, **changes):
         "source_run": 4,
         "seed": 0,
         "preprocess": make_preprocess(),
-        "plan": PLAN,
+        "shapes": PLAN,
     }
     return make_loader(sources, weights or dict.fromkeys(sources, 1), **options | changes)
 
@@ -205,7 +205,7 @@ def test_whole_source_bad():
 
 def test_read_example_goes_round_the_end():
     sources = {"a": rows("a", 4, bad={2, 3})}
-    prepared = read_example(sources, Pick("a", 2), preprocess=make_preprocess(), plan=PLAN)
+    prepared = read_example(sources, Pick("a", 2), preprocess=make_preprocess(), shapes=PLAN)
     assert [item.id for item in prepared.bad] == ["a2", "a3"]
     assert prepared.keys == (("a q0", ""), ("p0", ""))
 
@@ -247,7 +247,7 @@ def test_arrays_of_workers_come_in_shared_memory(monkeypatch):
     monkeypatch.setattr(loader_module, "pack", seen)
     layout = Layout(patches=64, patch_bytes=2048)
     shapes = pair_shapes([Bucket(8, 1)], layout, batch_size=BATCH, chunk_size=4)
-    options = {"preprocess": large(), "plan": shapes}
+    options = {"preprocess": large(), "shapes": shapes}
     with contextlib.closing(loader(workers=1, **options)) as iterator:
         got, _ = next(iterator)
     assert set(taken) == {"SharedMemoryArray"}

@@ -44,8 +44,8 @@ def item(length, tiles=0, name=""):
     return Item(f"{length}/{name}", str(tiles or ""))
 
 
-def batch_of(examples, plan=PLAN, **process):
-    return pack([prepare(one, toy, plan) for one in examples], plan, SOURCES, **process)
+def batch_of(examples, shapes=PLAN, **process):
+    return pack([prepare(one, toy, shapes) for one in examples], shapes, SOURCES, **process)
 
 
 items = st.builds(item, st.integers(1, 16), st.integers(0, 3), st.sampled_from("ab"))
@@ -204,8 +204,8 @@ def test_smallest_bucket_and_overflow():
 
 
 def test_overflow_skips_buckets_without_room_for_the_tiles():
-    plan = BatchShapes((Bucket(4, 1, share=0.1), Bucket(8, 0), Bucket(8, 1)), LAYOUT, 2, 8)
-    _, places = fill_buckets([toy(item(4, 1, str(i))) for i in range(8)], plan)
+    shapes = BatchShapes((Bucket(4, 1, share=0.1), Bucket(8, 0), Bucket(8, 1)), LAYOUT, 2, 8)
+    _, places = fill_buckets([toy(item(4, 1, str(i))) for i in range(8)], shapes)
     assert places[:, 0].tolist() == [0] * 2 + [2] * 6
 
 
@@ -251,9 +251,9 @@ def test_info():
 
 def test_chunks_of_smaller_buckets_take_more_rows():
     buckets = Bucket(128, 0), Bucket(512, 1), Bucket(512, 9), Bucket(2048, 9)
-    plan = pair_shapes(buckets, LAYOUT, batch_size=1024, chunk_size=32)
-    assert [plan.chunk_rows(bucket) for bucket in buckets] == [512, 128, 32, 32]
-    assert [plan.chunks(bucket) for bucket in buckets] == [4, 16, 64, 64]
+    shapes = pair_shapes(buckets, LAYOUT, batch_size=1024, chunk_size=32)
+    assert [shapes.chunk_rows(bucket) for bucket in buckets] == [512, 128, 32, 32]
+    assert [shapes.chunks(bucket) for bucket in buckets] == [4, 16, 64, 64]
     small = pair_shapes(buckets, LAYOUT, batch_size=20, chunk_size=32)  # no more than all rows
     assert [small.chunk_rows(bucket) for bucket in buckets] == [64, 64, 32, 32]
 
@@ -275,7 +275,7 @@ def test_program_errors_are_not_bad_examples():
     wrong = dataclasses.replace(toy(item(3)), slot_weight=None)
     with pytest.raises(TypeError, match="layout"):
         pack([Prepared("one", (("a", ""),) * 2, (wrong,) * 2)], PLAN, SOURCES)
-    with pytest.raises(ValueError, match="33 rows in process 0, the plan has room for 32"):
+    with pytest.raises(ValueError, match="33 rows in process 0, the batch has room for 32"):
         fill_buckets([toy(item(1))] * 33, PLAN)
     with pytest.raises(ValueError, match="chunk_size = 4 rows cannot be spread over 3"):
         fill_buckets([], PLAN, process_count=3)

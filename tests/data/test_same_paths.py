@@ -37,7 +37,7 @@ def first_byte(item: Item) -> Row:
 
 
 def batch_of(**sources):
-    plan = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    shapes = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
     return next(
         make_loader(
             sources,
@@ -46,7 +46,7 @@ def batch_of(**sources):
             source_run=1,
             seed=0,
             preprocess=first_byte,
-            plan=plan,
+            shapes=shapes,
         )
     )
 
@@ -109,6 +109,6 @@ def test_two_pictures_at_one_path_cannot_be_evaluated(tmp_path):
 
 
 def test_what_is_prepared_is_known_by_content():
-    plan = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
-    keys = [prepare(to_example("s", rows(x)[0]), first_byte, plan).keys for x in (A, B)]
+    shapes = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    keys = [prepare(to_example("s", rows(x)[0]), first_byte, shapes).keys for x in (A, B)]
     assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]

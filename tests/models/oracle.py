@@ -146,7 +146,7 @@ def _torch_pixels(pair: Pair, items: list[Item]) -> dict[str, torch.Tensor]:
 
 def packed(pair: Pair, items: list[Item], tokens: int, tiles: int) -> tuple[Inputs, np.ndarray]:
     """The items as one chunk of one bucket, and each one's row in it."""
-    plan = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, len(items), len(items))
-    groups, places = fill_buckets([pair.backbone.preprocess(item) for item in items], plan)
+    shapes = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, len(items), len(items))
+    groups, places = fill_buckets([pair.backbone.preprocess(item) for item in items], shapes)
     chunk = jax.tree.map(lambda x: jnp.asarray(x[0]), groups[0])
-    return chunk, row_numbers(places, plan)
+    return chunk, row_numbers(places, shapes)

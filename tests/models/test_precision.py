@@ -93,7 +93,7 @@ def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1
         trainable=((r".*\.lora_.*", True), (".*", frozen == "float32")),
         frozen_dtype=jnp.dtype(frozen),
     )
-    plan = pair_shapes(
+    shapes = pair_shapes(
         [Bucket(64, tiles)], backbone.layout, batch_size=8, negatives=1, chunk_size=8
     )
     optimizer = optax.sgd(1e-3)
@@ -106,7 +106,7 @@ def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1
     )
     now = state.abstract_state(abstract_model, optimizer, mesh)
     with jax.set_mesh(mesh):
-        return jax.jit(run).lower(now, abstract_batch(plan, mesh, 8))
+        return jax.jit(run).lower(now, abstract_batch(shapes, mesh, 8))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,11 +151,11 @@ def test_of_the_encoder_of_evaluation_export_and_embedder_too(opened):
         trainable=((".*", True),),
         frozen_dtype=jnp.dtype("float32"),
     )
-    plan = pair_shapes([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
+    shapes = pair_shapes([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
     exact = Execution(jnp.dtype("float32"), "none", "xla")
     run = encode._program(step.make_encode(abstract_model.graph, exact), mesh)
     with jax.set_mesh(mesh):
-        found = products(run.lower(abstract_model.parameters, {}, abstract_rows(plan, mesh)))
+        found = products(run.lower(abstract_model.parameters, {}, abstract_rows(shapes, mesh)))
     assert len(found) > 10 and set(found) == {("f32", "f32", True)}
 
 

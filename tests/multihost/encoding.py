@@ -55,8 +55,8 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
         if name == "tensor":
             continue
         counting.seen.clear()
-        plan = BatchShapes(BUCKETS, backbone.layout, 4, 8)
-        encoder = make_encoder(model.model.encode, model.model.parameters, counting, plan, mesh)
+        shapes = BatchShapes(BUCKETS, backbone.layout, 4, 8)
+        encoder = make_encoder(model.model.encode, model.model.parameters, counting, shapes, mesh)
         found["rows.encoder"] = encoder(items)
         found["rows.encoder.seen"] = np.array(sorted(counting.seen))
         found["rows.none"] = encoder([])

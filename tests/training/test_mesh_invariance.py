@@ -87,9 +87,9 @@ def make_step(backbone, shape, *, adapters, trainable, loss):
     )
     parameters = {path: shaken(path, value) for path, value in parameters.items()}
     bucket = Bucket(256, 5)
-    plan = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
-    rows = [prepare(example, backbone.preprocess, plan) for example in examples()]
-    batch = loop.to_device(pack(rows, plan, ["pictures"])[0], mesh)
+    shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
+    rows = [prepare(example, backbone.preprocess, shapes) for example in examples()]
+    batch = loop.to_device(pack(rows, shapes, ["pictures"])[0], mesh)
     # Momentum, not Adam: where a gradient is zero but for rounding, Adam makes that a whole step.
     optimizer = optax.sgd(RATE, momentum=0.9)
     now = state.make_state(abstract_model, parameters, optimizer, mesh)

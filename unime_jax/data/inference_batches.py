@@ -1,4 +1,4 @@
-"""Batches for inference: rows of one plan, gathered as they are prepared, block by block.
+"""Batches for inference: rows of one shape, gathered as they are prepared, block by block.
 
 A batch is full when a process has no room left in it. What is left at the end of a block is a batch
 as well, so that batches follow from a block's items and the shapes alone.
@@ -13,16 +13,15 @@ from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.shared_rows import Prepared, RowSize
 
 T = TypeVar("T")
-Shapes = Callable[
-    [int, int], BatchShapes
-]  # the plan of a row's batch, by the row's tokens and tiles
+# The shapes of a row's batch, by the row's tokens and tiles.
+Shapes = Callable[[int, int], BatchShapes]
 
 
 class Batch(NamedTuple):
     """Rows of all processes by their sizes, and this process's own rows among them by number."""
 
     block: range
-    plan: BatchShapes
+    shapes: BatchShapes
     sizes: list[RowSize]
     rows: dict[int, Row]
 
@@ -71,17 +70,17 @@ def batches(
                     f"item {number} could not be preprocessed by process {number % parts} of"
                     f" {parts}, whose turn it was: see what that process says"
                 )
-            if not size.tokens:
+            if not (size.tokens or size.tiles):  # left out
                 continue
-            plan = shapes(size.tokens, size.tiles)
-            batch = waiting.setdefault(plan, Batch(block, plan, [], {}))
-            left = room.setdefault(plan, [plan.rows // parts] * parts)
+            batch_shapes = shapes(size.tokens, size.tiles)
+            batch = waiting.setdefault(batch_shapes, Batch(block, batch_shapes, [], {}))
+            left = room.setdefault(batch_shapes, [batch_shapes.rows // parts] * parts)
             batch.sizes.append(size)
             if row is not None:
                 batch.rows[number] = row
             left[number % parts] -= 1
             if left[number % parts] < 1:
-                del room[plan]
-                yield waiting.pop(plan)
+                del room[batch_shapes]
+                yield waiting.pop(batch_shapes)
         yield from waiting.values()
         yield block

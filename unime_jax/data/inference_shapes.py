@@ -25,13 +25,13 @@ UNPADDED_TILES = 1.5
 def shapes_of(
     layout: Layout, *, shards: int, batch_size: int, max_length: int
 ) -> Callable[[int, int], BatchShapes]:
-    """A function from a row's tokens and tiles to the plan of the batch that it goes into."""
+    """A function from a row's tokens and tiles to the shapes of its batch."""
 
     @functools.cache
-    def plan(bucket: Bucket) -> BatchShapes:
+    def batch_shapes(bucket: Bucket) -> BatchShapes:
         return plan_of(bucket, layout, shards, batch_size)
 
-    return lambda tokens, tiles: plan(bucket_of(tokens, tiles, layout, max_length))
+    return lambda tokens, tiles: batch_shapes(bucket_of(tokens, tiles, layout, max_length))
 
 
 def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> BatchShapes:

@@ -34,7 +34,7 @@ def make_loader(
     source_run: int,
     seed: int,
     preprocess: Preprocess,
-    plan: BatchShapes,
+    shapes: BatchShapes,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -56,10 +56,10 @@ def make_loader(
     Raises ValueError as `mixture` does, and from `next` UnusableSource, with the rows to blame,
     when a source has no usable rows.
     """
-    if plan.rows < batch_size * (2 + plan.negatives):
+    if shapes.rows < batch_size * (2 + shapes.negatives):
         raise ValueError(
-            f"the plan has room for {plan.rows} rows; {batch_size} pairs with {plan.negatives} "
-            f"negatives each can have {batch_size * (2 + plan.negatives)}"
+            f"a batch has room for {shapes.rows} rows; {batch_size} pairs with {shapes.negatives} "
+            f"negatives each can have {batch_size * (2 + shapes.negatives)}"
         )
     picks = mixture(
         sources,
@@ -76,12 +76,12 @@ def make_loader(
         read_example,
         {name: sources[name] for name in names},
         preprocess=preprocess,
-        plan=plan,
+        shapes=shapes,
         max_pixels=max_pixels,
     )
     put = functools.partial(
         pack,
-        plan=plan,
+        shapes=shapes,
         sources=names,
         process_index=process_index,
         process_count=process_count,
@@ -144,7 +144,7 @@ def read_example(
     pick: Pick,
     *,
     preprocess: Preprocess,
-    plan: BatchShapes,
+    shapes: BatchShapes,
     max_pixels: int = MAX_PIXELS,
 ) -> Prepared:
     """The picked row, or the next one of its source that is good; the bad ones on the way noted.
@@ -158,7 +158,7 @@ def read_example(
         index = (pick.row + step) % len(source)
         try:
             example = to_example(pick.source, source[index], str(index), max_pixels)
-            prepared = prepare(example, preprocess, plan)
+            prepared = prepare(example, preprocess, shapes)
         except BadExample as error:
             bad.append(error.item)
             continue

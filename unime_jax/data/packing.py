@@ -43,38 +43,38 @@ class PackInfo:
     pad_fraction: float  # of the tokens in those chunks
     overflowed: int  # rows in a larger bucket than they need
     duplicates: int  # items that were there already
-    dropped_negatives: int  # beyond the plan's H
+    dropped_negatives: int  # beyond H
     truncated: int  # rows whose text the preprocessor shortened
     orphan_images: int  # image markers without image that it stripped
 
 
-def prepare(example: Example, preprocess: Preprocess, plan: BatchShapes) -> Prepared:
+def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Prepared:
     """Preprocesses an example's items.
 
     Raises BadExample where `preprocess` raises ValueError, as at an image that cannot be decoded,
     or a row fits no bucket.
     """
-    negatives = example.negatives[: plan.negatives]
+    negatives = example.negatives[: shapes.negatives]
     sides = ["query", "positive", *(f"negative {number}" for number in range(len(negatives)))]
     items = (example.query, example.positive, *negatives)
     rows = []
     for side, item in zip(sides, items, strict=True):
         try:
             row = preprocess(item)
-            smallest_bucket(row, plan)
+            smallest_bucket(row, shapes)
         except ImageError as error:  # `error` names the item; the cause says what is wrong
             reason = f"{side}: image cannot be decoded: {error.__cause__ or error}"
             raise BadExample(example.source, example.id, item.image_path, reason) from error
         except ValueError as error:
             raise BadExample(example.source, example.id, item.image_path, str(error)) from error
         rows.append(row)
-    dropped = max(len(example.negatives) - plan.negatives, 0)
+    dropped = max(len(example.negatives) - shapes.negatives, 0)
     return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
 
 
 def pack(
     prepared: Sequence[Prepared],
-    plan: BatchShapes,
+    shapes: BatchShapes,
     sources: Sequence[str],
     *,
     process_index: int = 0,
@@ -95,15 +95,15 @@ def pack(
             if number_of.setdefault(key, len(rows)) == len(rows):
                 rows.append(row)
     groups, places = fill_buckets(
-        rows, plan, process_index=process_index, process_count=process_count
+        rows, shapes, process_index=process_index, process_count=process_count
     )
-    numbers = row_numbers(places, plan, process_index=process_index, process_count=process_count)
+    numbers = row_numbers(places, shapes, process_index=process_index, process_count=process_count)
 
     target_id = tuple(np.zeros(group.length.shape, np.uint32) for group in groups)
     for key in targets:
         group, chunk, row = places[number_of[key]]
         target_id[group][chunk, row] = target_hash(key)
-    negative = np.full((len(prepared), plan.negatives), -1, np.int32)
+    negative = np.full((len(prepared), shapes.negatives), -1, np.int32)
     for i, one in enumerate(prepared):
         negative[i, : len(one.keys) - 2] = [numbers[number_of[key]] for key in one.keys[2:]]
     batch = Batch(
@@ -114,39 +114,39 @@ def pack(
         target_id=target_id,
         source=np.array([sources.index(one.source) for one in prepared], np.int32),
     )
-    return batch, _info(prepared, rows, groups, places, plan)
+    return batch, _info(prepared, rows, groups, places, shapes)
 
 
 def fill_buckets(
-    rows: Sequence[Row], plan: BatchShapes, *, process_index: int = 0, process_count: int = 1
+    rows: Sequence[Row], shapes: BatchShapes, *, process_index: int = 0, process_count: int = 1
 ) -> tuple[tuple[Inputs, ...], np.ndarray]:
     """Rows in this process's part of every bucket, in order, each in the smallest with room.
 
-    Returns the groups, whose shapes depend on the plan alone, and the place of each row:
+    Returns the groups, which depend on `shapes` alone in their shapes, and the place of each row:
     int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
 
     Raises:
-      TypeError: a row has another form than the plan's layout, or neither tokens nor tiles.
+      TypeError: a row has another form than the layout, or neither tokens nor tiles.
       ValueError: there are too many rows, or one would look up what the model does not have.
     """
-    if plan.chunk_size % process_count:
+    if shapes.chunk_size % process_count:
         raise ValueError(
-            f"chunk_size = {plan.chunk_size} rows cannot be spread over {process_count} "
+            f"chunk_size = {shapes.chunk_size} rows cannot be spread over {process_count} "
             "processes: make it a multiple"
         )
-    if len(rows) > plan.rows // process_count:
+    if len(rows) > shapes.rows // process_count:
         raise ValueError(
-            f"{len(rows)} rows in process {process_index}, the plan has room for "
-            f"{plan.rows} in {process_count} processes"
+            f"{len(rows)} rows in process {process_index}, the batch has room for "
+            f"{shapes.rows} in {process_count} processes"
         )
-    groups = tuple(_empty(plan, bucket, process_count) for bucket in plan.buckets)
+    groups = tuple(_empty(shapes, bucket, process_count) for bucket in shapes.buckets)
     used = [0] * len(groups)
     places = np.zeros((len(rows), 3), np.int32)
     for i, row in enumerate(rows):
-        _check_layout(row, plan.layout)
-        _check_bounds(row, plan.layout)
-        g = smallest_bucket(row, plan)
-        while not _fits(row, plan.buckets[g]) or used[g] == groups[g].length.size:
+        _check_layout(row, shapes.layout)
+        _check_bounds(row, shapes.layout)
+        g = smallest_bucket(row, shapes)
+        while not _fits(row, shapes.buckets[g]) or used[g] == groups[g].length.size:
             g += 1
         chunk, place = divmod(used[g], groups[g].length.shape[1])
         used[g] += 1
@@ -156,23 +156,23 @@ def fill_buckets(
 
 
 def row_numbers(
-    places: np.ndarray, plan: BatchShapes, *, process_index: int = 0, process_count: int = 1
+    places: np.ndarray, shapes: BatchShapes, *, process_index: int = 0, process_count: int = 1
 ) -> np.ndarray:
     """Numbers of rows in the assembled batch, int32 [rows]; `places` as from `fill_buckets`."""
-    width = np.array([plan.chunk_rows(bucket) for bucket in plan.buckets])
-    size = width * [plan.chunks(bucket) for bucket in plan.buckets]
+    width = np.array([shapes.chunk_rows(bucket) for bucket in shapes.buckets])
+    size = width * [shapes.chunks(bucket) for bucket in shapes.buckets]
     group, chunk, row = np.moveaxis(places, -1, 0)
     local = width // process_count
     first = (np.cumsum(size) - size)[group] + chunk * width[group]
     return (first + process_index * local[group] + row).astype(np.int32)
 
 
-def smallest_bucket(row: Row, plan: BatchShapes) -> int:
+def smallest_bucket(row: Row, shapes: BatchShapes) -> int:
     """Index of the first bucket that the row fits; ValueError if it fits none."""
-    for i, bucket in enumerate(plan.buckets):
+    for i, bucket in enumerate(shapes.buckets):
         if _fits(row, bucket):
             return i
-    largest = plan.buckets[-1]
+    largest = shapes.buckets[-1]
     raise ValueError(
         f"{len(row.tokens)} tokens and {_tiles(row)} tiles do not fit the largest bucket of "
         f"{largest.tokens} tokens and {largest.tiles} tiles"
@@ -193,10 +193,10 @@ def _fits(row: Row, bucket: Bucket) -> bool:
     return len(row.tokens) <= bucket.tokens and _tiles(row) <= bucket.tiles
 
 
-def bucket_shapes(plan: BatchShapes, bucket: Bucket, *, process_count: int = 1) -> Inputs:
+def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1) -> Inputs:
     """Shapes and dtypes of one process's part of a bucket."""
-    layout = plan.layout
-    grid = plan.chunks(bucket), plan.chunk_rows(bucket) // process_count
+    layout = shapes.layout
+    grid = shapes.chunks(bucket), shapes.chunk_rows(bucket) // process_count
     tokens = *grid, bucket.tokens
     pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
     positioned = bucket.tiles and layout.positioned
@@ -218,9 +218,9 @@ def bucket_shapes(plan: BatchShapes, bucket: Bucket, *, process_count: int = 1) 
     )
 
 
-def _empty(plan: BatchShapes, bucket: Bucket, process_count: int) -> Inputs:
-    shapes = bucket_shapes(plan, bucket, process_count=process_count)
-    group = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+def _empty(shapes: BatchShapes, bucket: Bucket, process_count: int) -> Inputs:
+    abstract = bucket_shapes(shapes, bucket, process_count=process_count)
+    group = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     group.slot[...] = -1
     if group.patch_position is not None:
         group.patch_position[...] = -1
@@ -247,7 +247,7 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
 
 
 def _check_layout(row: Row, layout: Layout) -> None:
-    """A row of another form than the plan's is an error in the program, not in the data."""
+    """A row of another form than the layout's is an error in the program, not in the data."""
     length = len(row.tokens)
     form = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
     wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
@@ -260,7 +260,7 @@ def _check_layout(row: Row, layout: Layout) -> None:
     if form != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
-            f"patches of a tile, patch_position given {form}; the plan's layout says {wanted}"
+            f"patches of a tile, patch_position given {form}; the layout says {wanted}"
         )
     if not length and not _tiles(row):
         raise TypeError("a row has neither tokens nor tiles; there is nothing to encode")
@@ -291,7 +291,7 @@ def _info(
     rows: Sequence[Row],
     groups: Sequence[Inputs],
     places: np.ndarray,
-    plan: BatchShapes,
+    shapes: BatchShapes,
 ) -> PackInfo:
     bad = tuple(item for one in prepared for item in one.bad)
     live = [group.live.any(axis=1).sum() for group in groups]
@@ -303,7 +303,8 @@ def _info(
         chunks=tuple(int(n) for n in live),
         pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
         overflowed=sum(
-            int(smallest_bucket(row, plan) != g) for row, g in zip(rows, places[:, 0], strict=True)
+            int(smallest_bucket(row, shapes) != g)
+            for row, g in zip(rows, places[:, 0], strict=True)
         ),
         duplicates=sum(len(one.rows) for one in prepared) - len(rows),
         dropped_negatives=sum(one.dropped_negatives for one in prepared),

@@ -52,7 +52,7 @@ class BatchShapes:
 
     def __post_init__(self):
         if not self.buckets or self.chunk_size < 1 or self.rows < 1:
-            raise ValueError(f"a plan needs buckets, chunk_size and rows of at least 1: {self}")
+            raise ValueError(f"a batch needs buckets, chunk_size and rows of at least 1: {self}")
         largest = self.buckets[-1]
         sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
         if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
@@ -91,5 +91,5 @@ def pair_shapes(
     negatives: int = 0,
     chunk_size: int,
 ) -> BatchShapes:
-    """The plan of a batch of pairs: in the worst case all queries and candidates are distinct."""
+    """The shapes of a batch of pairs: in the worst case all queries and candidates are distinct."""
     return BatchShapes(tuple(buckets), layout, chunk_size, batch_size * (2 + negatives), negatives)

@@ -42,7 +42,7 @@ def self_check(
     items: Sequence[Item],
     trained: Encoder,
     *,
-    plan: BatchShapes,
+    shapes: BatchShapes,
     mesh: Mesh,
     execution: Execution,
     max_length: int,
@@ -63,7 +63,7 @@ def self_check(
     backbone = open_backbone(str(copy), max_length=max_length)
     graph, wanted = targets(backbone, mesh, jnp.dtype(dtype))
     encode = make_encode(graph, execution)
-    encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, plan, mesh)
+    encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, shapes, mesh)
     expected, found = trained(items), encoder(items)
     cosine = lowest_cosine(expected, found)
     bound = lowest_allowed(dtype, execution.dtype)

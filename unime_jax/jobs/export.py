@@ -167,13 +167,13 @@ def _write(
         prompts=settings.export.prompts,
     )
     processes.barrier("export written")  # by process 0, for all to read
-    items = examples(rows, backbone.preprocess, setup.plan)
+    items = examples(rows, backbone.preprocess, setup.shapes)
     mesh, execution = _checked_on(setup)
     cosine = self_check.self_check(
         target,
         items,
         setup.encoder(parameters),
-        plan=setup.test_plan,
+        shapes=setup.test_shapes,
         mesh=mesh,
         execution=execution,
         max_length=settings.data.buckets[-1].tokens,

@@ -106,8 +106,8 @@ def train_program(
     return Program(
         mesh=mesh,
         run=found.train_step(now),
-        arguments=(now, abstract_batch(found.plan, mesh, settings.batch_size)),
-        plan=found.plan,
+        arguments=(now, abstract_batch(found.shapes, mesh, settings.batch_size)),
+        plan=found.shapes,
         graph=found.abstract_model.graph,
         parameters=(now.trainable, now.frozen),
         execution=found.execution,

@@ -50,7 +50,7 @@ def make_batches(
         source_run=settings.data.source_run,
         seed=settings.seed,
         preprocess=setup.preprocess,
-        plan=setup.plan,
+        shapes=setup.shapes,
         workers=settings.data.workers,
         process_index=jax.process_index(),
         process_count=count,

@@ -37,8 +37,8 @@ class Setup:
     execution: Execution
     abstract_model: state.AbstractModel
     encode: Encode
-    plan: BatchShapes
-    test_plan: BatchShapes
+    shapes: BatchShapes
+    test_shapes: BatchShapes
 
     def initial(self) -> paths.Parameters:
         """The parameters before the first step, always the same."""
@@ -90,7 +90,7 @@ class Setup:
             self.abstract_model.part(parameters, trainable=True),
             self.abstract_model.part(parameters, trainable=False),
         )
-        return make_encoder(self.encode, parts, self.preprocess, self.test_plan, self.mesh)
+        return make_encoder(self.encode, parts, self.preprocess, self.test_shapes, self.mesh)
 
 
 def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -221,14 +221,14 @@ def trace(
         execution=execution,
         abstract_model=abstract_model,
         encode=step.make_encode(abstract_model.graph, execution),
-        plan=pair_shapes(
+        shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
         ),
-        test_plan=BatchShapes(
+        test_shapes=BatchShapes(
             settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
         ),
     )
@@ -253,7 +253,7 @@ def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractM
 
 
 def examples(
-    rows: Mapping[str, formats.Source], preprocess: packing.Preprocess, plan: BatchShapes
+    rows: Mapping[str, formats.Source], preprocess: packing.Preprocess, shapes: BatchShapes
 ) -> Sequence[Item]:
     """Text, images and both at once, out of the training data, for the export's self-check."""
     items = [Item("A plain text without any image.")]
@@ -261,7 +261,7 @@ def examples(
         for index in range(min(len(rows[name]), 100)):
             try:
                 example = schema.to_example(name, rows[name][index], str(index))
-                packing.prepare(example, preprocess, plan)
+                packing.prepare(example, preprocess, shapes)
             except quarantine.BadExample:
                 continue
             items += [example.query, example.positive]
