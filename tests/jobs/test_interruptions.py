@@ -54,10 +54,10 @@ def moments(count, seed):
     """In equal parts: before the first step, between steps, in the midst of a save, at the end."""
     random = np.random.default_rng(seed)
     kinds = (
-        lambda: (random.uniform(0, 6), 0.0),
+        lambda: (random.uniform(0, 3), 0.0),
         lambda: (f"step {random.integers(1, 6)}", random.uniform(0, 0.3)),
         lambda: (f"save {2 * random.integers(1, 4)}", random.uniform(0, 0.1)),
-        lambda: ("step 6", random.uniform(0, 3)),
+        lambda: ("step 6", random.uniform(0, 1.5)),
     )
     return [kinds[n % len(kinds)]() for n in range(count)]
 
@@ -77,7 +77,7 @@ def test_killed_at_twenty_random_moments(config, straight, tmp_path):
 def test_told_to_stop_in_any_phase(config, straight, tmp_path):
     """While it starts and compiles there is nothing to save, nor is there after the last step."""
     config = tiny_run.with_evaluation(config)
-    moments = [(0.5, 0.0), ("parameters", 2.0), ("step 3", 0.0), ("step 6", 0.5), ("step 6", 3.0)]
+    moments = [(0.5, 0.0), ("parameters", 2.0), ("step 3", 0.0), ("step 6", 0.3), ("step 6", 1.2)]
     found = disturbed(config, tmp_path, [(signal.SIGTERM, *m) for m in moments])
     for number, (status, again, seconds) in enumerate(found):
         assert status == 143 and again == 0 and seconds < 30, (number, found)
