@@ -1,4 +1,4 @@
-"""README and docs name only files, folders and config keys that there are; the site has all pages."""
+"""README and docs name only files, folders and keys that there are; the site has all pages."""
 
 import importlib
 import pathlib
