@@ -2,8 +2,9 @@
 
 XLA's cost analysis counts the body of a loop once, so it is no help with scanned layers and chunks.
 Here a body counts as often as it runs: scans say so, and the trip counts of other loops follow from
-the inputs that are known, the lengths of the rows. Matrix products and convolutions are counted, 2
-for a multiplication and an addition; the rest is what they wait for, not what they cost.
+the inputs that are known: which rows are live. Matrix products and convolutions are counted, 2 for
+a multiplication and an addition; other operations are not. `jax.experimental.roofline` does not
+replace it: it counts the body of a scan once, and that of a while loop not at all.
 """
 
 import math
