@@ -23,6 +23,7 @@ def inputs() -> Inputs:
     return Inputs(
         tokens=np.zeros((2, 4, 7), np.int32),
         length=np.zeros((2, 4), np.int32),
+        live=np.zeros((2, 4), bool),
         positions=np.zeros((2, 4, 7, 1), np.int32),
         slot=np.zeros((2, 4, 7, 1), np.int32),
         slot_weight=None,

@@ -54,12 +54,13 @@ def batch():
     rng = np.random.default_rng(0)
     group = regroup(rng.integers(0, 50, (16, 4)).astype(np.int32), np.full(16, 4, np.int32), 4)
     pair = jnp.arange(8)
+    targets = jnp.where(jnp.arange(16) < 8, 0, jnp.arange(16)).astype(jnp.uint32)
     return Batch(
         groups=(group,),
         query=pair,
         positive=8 + pair,
         negative=jnp.zeros((8, 0), jnp.int32),
-        target_id=(jnp.where(jnp.arange(16) < 8, 0, jnp.arange(16)).astype(jnp.uint32),),
+        target_id=(targets.reshape(group.length.shape),),
         source=jnp.zeros(8, jnp.int32),
     )
 
