@@ -244,7 +244,7 @@ class Embedder:
             )
 
     def shapes(self, batch_size: int) -> Shapes:
-        """Shapes of batches of about so many rows, see `few_shapes`."""
+        """Shapes of batches of about so many rows, see `inference_shapes`."""
         return inference_shapes.shapes_of(
             self._layout,
             shards=self._shards,

@@ -10,11 +10,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.batch import Row
 from unime_jax.data import schema
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.images import ImageError, check
+from unime_jax.data.packing import prepare
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import check_names, to_example
+from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 
 
 def png(size=(8, 8), color="red"):
@@ -126,6 +130,27 @@ def test_scores_are_those_of_the_candidates_that_there_are():
     assert to_example("s", row(**negatives)).scores == ()
     with pytest.raises(BadExample, match="column scores: 2 scores for a positive and 3 negatives"):
         to_example("s", row(**negatives, scores=[0.9, 0.5]))
+    for wrong in (0.9, "high", ["a", "b", "c", "d"]):
+        with pytest.raises(BadExample, match="column scores: "):
+            to_example("s", row(**negatives, scores=wrong))
+
+
+@pytest.mark.parametrize("image", [b"x", png((64, 64))[:80]])
+def test_a_bad_negative_has_one_number_wherever_its_image_fails(image):
+    """Headers fail here, pixels where rows are made; blank negatives are not counted."""
+
+    def decode(item):
+        if item.image:
+            open_pictures(item, None)
+        zero = np.zeros((1, 1), np.int32)
+        return Row(zero[:, 0], zero, zero - 1)
+
+    shapes = pair_shapes([Bucket(8, 0)], Layout(), batch_size=1, negatives=3, chunk_size=1)
+    images = {"neg_image_path": ["", "", "n.png"], "neg_image": [b"", b"", image]}
+    with pytest.raises(BadExample) as caught:
+        prepare(to_example("s", row(neg_text=["no", "", ""], **images)), decode, shapes)
+    assert caught.value.item.path == "n.png"
+    assert caught.value.item.reason.startswith("negative 1: image cannot be decoded")
 
 
 def test_own_columns():

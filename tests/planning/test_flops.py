@@ -62,7 +62,7 @@ def test_xla_counts_the_same_without_loops():
 
 
 def chunked(length, x, w):
-    """As `chunks.encode_in_chunks`: as many chunks as there are live ones."""
+    """As `gradcache.encode_in_chunks`: as many chunks as there are live ones."""
     used = jnp.any(length > 0, axis=1)
     live = jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
     return jax.lax.fori_loop(0, live, lambda i, y: y.at[i].set(x[i] @ w), jnp.zeros_like(x))

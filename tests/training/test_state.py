@@ -191,7 +191,7 @@ def test_magnitudes_are_norms_of_the_quantised(backbone):
     np.testing.assert_allclose(found[f"{Q}.lora_magnitude"], norm, rtol=1e-6)
 
 
-def test_the_model_of_a_blueprint_takes_its_parameters(backbone, random_parameters):
+def test_an_abstract_model_takes_its_parameters(backbone, random_parameters):
     abstract_model = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
     model = paths.merge(abstract_model.graph, random_parameters)
     assert model.language_model.layers.self_attn.q_proj.lora_scale == 2.0

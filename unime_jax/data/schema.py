@@ -96,13 +96,14 @@ def to_example(
     lists = [_list(cell) for cell in _cells(row, schema.negatives)]
     count = max(map(len, lists))
     filled = (values + [""] * (count - len(values)) for values in lists)
-    given = [cells for cells in zip(*filled, strict=True)]
-    negatives = tuple(
-        item(f"negative {number}", *cells) for number, cells in enumerate(given) if any(cells)
-    )
-    scores = _scores(row.get(schema.scores), [any(cells) for cells in given])
-    if isinstance(scores, str):
-        raise BadExample(source, id, "", f"column {schema.scores}: {scores}")
+    given = list(zip(*filled, strict=True))
+    # Numbered without those that are none, as where their images are decoded.
+    kept = [cells for cells in given if any(cells)]
+    negatives = tuple(item(f"negative {number}", *cells) for number, cells in enumerate(kept))
+    try:
+        scores = _scores(row.get(schema.scores), [any(cells) for cells in given])
+    except (ValueError, TypeError) as error:
+        raise BadExample(source, id, "", f"column {schema.scores}: {error}") from error
     return Example(source, id, query, item("positive", *positive), negatives, scores)
 
 
@@ -110,12 +111,12 @@ def _cells(row: Mapping[str, Any], columns: Columns) -> tuple[Any, Any, Any]:
     return row.get(columns.text), row.get(columns.path), row.get(columns.image)
 
 
-def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...] | str:
-    """Scores of the positive and the negatives that are kept, or what is wrong with them."""
+def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
+    """Scores of the positive and the negatives that are kept; ValueError or TypeError if wrong."""
     if cell is None or not len(cell):
         return ()
     if len(cell) != 1 + len(kept):
-        return f"{len(cell)} scores for a positive and {len(kept)} negatives"
+        raise ValueError(f"{len(cell)} scores for a positive and {len(kept)} negatives")
     return tuple(float(score) for score, keep in zip(cell, [True, *kept], strict=True) if keep)
 
 
