@@ -219,7 +219,7 @@ def _collected(
             vectors[numbers - block.start] = found
             kept.append(numbers)
             truncated += sum(size.truncated for size in sizes)
-            orphans += sum(size.orphans for size in sizes)
+            orphans += sum(size.missing_images for size in sizes)
             progress(len(numbers))
             continue
         if vectors is None:

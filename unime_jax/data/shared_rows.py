@@ -21,17 +21,17 @@ from unime_jax.batch import Row
 
 
 class RowSize(NamedTuple):
-    """What all processes know of an item's row; no tokens: the item is left out.
+    """What all processes know of an item's row; neither tokens nor tiles: it is left out.
 
-    `failed`: it could not be prepared. `truncated`: its text was cut. `orphans`: its text has image
-    markers without an image.
+    `failed`: it could not be prepared. `truncated`: its text was cut. `missing_images`: its text has
+    image markers without an image.
     """
 
     number: int
     tokens: int = 0
     tiles: int = 0
     truncated: bool = False
-    orphans: bool = False
+    missing_images: bool = False
     failed: bool = False
 
 
