@@ -3,13 +3,13 @@
 import functools
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
 
 
-def for_each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Any]:
+def for_each(names: str | Sequence[str], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Any]:
     """Runs a test over all cases in turn, for cases too cheap to be tests of their own.
 
     As `pytest.mark.parametrize`, of which it takes the first two arguments: all cases run, each
@@ -19,8 +19,9 @@ def for_each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]]
     Raises:
       ExceptionGroup: cases have failed; the note of each exception is its case.
     """
-    keys = [name.strip() for name in names.split(",")]
-    table = [tuple(case) if len(keys) > 1 else (case,) for case in cases]
+    single = isinstance(names, str) and "," not in names
+    keys = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    table = [(case,) if single else tuple(case) for case in cases]
     assert table, "a table without cases tests nothing"
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import pytest
 
+from tests.tables import for_each
 from unime_jax import config, config_reader
 from unime_jax.data.settings import Bucket
 from unime_jax.operations import recipes
@@ -27,7 +28,7 @@ def get_config(name, variant):
     return (get(variant) if variant else get()).to_dict()
 
 
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+@for_each(("name", "variant"), VARIANTS)
 def test_every_experiment_is_read(name, variant):
     values = get_config(name, variant)
     settings = config_reader.read(config.kind_of(values), values)
@@ -81,7 +82,7 @@ def test_values_arrive(values):
     assert settings.data.buckets == tuple(values["data"]["buckets"])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("path", "value", "message"),
     [
         ("optimizer.learning_rat", 1.0, "unknown key config.optimizer.learning_rat; did you mean "

@@ -4,8 +4,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pytest
-
+from tests.tables import for_each
 from unime_jax.operations import recipes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
@@ -35,7 +34,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + key, value
 
 
-@pytest.mark.parametrize("recipe", NAMES)
+@for_each("recipe", NAMES)
 def test_the_config_is_as_it_was(recipe):
     file = golden_file(recipe)
     golden = file.read_text() if file.exists() else ""

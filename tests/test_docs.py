@@ -8,6 +8,7 @@ import pytest
 import yaml
 from ml_collections import ConfigDict
 
+from tests.tables import for_each
 from unime_jax.operations import recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ def _keys(config: ConfigDict, prefix: str = ""):
             yield from _keys(value, f"{prefix}{key}.")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@for_each("page", PAGES)
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text()
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
@@ -41,7 +42,7 @@ def test_links_and_paths_lead_somewhere(page):
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@for_each("page", PAGES)
 def test_keys_and_recipes_are_there(page, keys):
     text = page.read_text()
     named = {key for key in KEY.findall(text) if key.rpartition(".")[0] not in NAMED_BY_USERS}

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from safetensors.numpy import save_file
 
+from tests.tables import for_each
 from unime_jax import files, main
 from unime_jax.jobs import boundary
 
@@ -91,7 +92,7 @@ def test_what_was_there_before_stays(disk):
     assert path.read_bytes() == before and [p.name for p in disk.iterdir()] == ["filler"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@for_each("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_every_way_that_disks_refuse(tmp_path, number):
     """Also from a library that has caught it and raised an error of its own."""
     with (
@@ -105,7 +106,7 @@ def test_every_way_that_disks_refuse(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@for_each(
     "error",
     [
         FileNotFoundError(errno.ENOENT, "No such file", "a"),

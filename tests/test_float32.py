@@ -9,6 +9,7 @@ import pytest
 
 from tests.float32 import ROUNDING, assert_same_rows
 from tests.models.oracle import EXACT, make_next_pair, packed, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax.batch import Item
 
 
@@ -20,7 +21,7 @@ def test_the_bound_is_of_the_rows_norm():
         assert_same_rows([row * 1000, row + 5.0 * ROUNDING], [row * 1000, row])
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@for_each("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_off(value):
     row = np.array([3.0, 4.0])
     with pytest.raises(AssertionError, match="rows differ"):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.models.decoder import Decoder, DecoderConfig
 
@@ -47,7 +48,7 @@ def test_paths_are_attribute_names_and_layers_are_stacked(decoder):
     assert parameters["layers.self_attn.k_proj.kernel"].shape == (2, 8, 4)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
+@for_each("parts", [1, 2, 5])
 def test_merge_is_the_inverse_of_split(decoder, parts):
     """In any number of parts and in any order within them."""
     graph, parameters = paths.split(decoder)

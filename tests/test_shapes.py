@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import shapes
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.losses import contrastive
@@ -60,7 +61,7 @@ def test_the_fields_of_a_batch_agree():
         dataclasses.replace(good, tokens=good.tokens.astype(np.int64))
 
 
-@pytest.mark.parametrize("leaf", [object(), 1, None, jax.sharding.PartitionSpec("data")])
+@for_each("leaf", [object(), 1, None, jax.sharding.PartitionSpec("data")])
 def test_trees_of_other_things_than_arrays_are_not_checked(leaf):
     assert jax.tree.map(lambda x: leaf, inputs()).tokens is leaf
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT, make_pair, packed, pair_of, picture
+from tests.tables import for_each
 from tests.test_aot import TEXT as TEXT_7B
 from tests.test_aot import VISION as VISION_7B
 from unime_jax import paths, sharding
@@ -28,7 +29,7 @@ def make_mesh(*shape):
     return sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("asked", "made"),
     [
         ((8, 1, 1), (8, 1, 1)),
@@ -47,7 +48,7 @@ def test_mesh_sizes(asked, made):
     assert mesh.devices.size == 8
 
 
-@pytest.mark.parametrize(
+@for_each(
     "asked", [(4, 1, 1), (3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-1, 0, 1), (-2, -4, 1)]
 )
 def test_impossible_meshes_are_explained(asked):
@@ -182,7 +183,7 @@ def shapes_7b(tmp_path_factory):
     return {path: leaf.shape for path, leaf in parameters.items()}
 
 
-@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2)])
+@for_each("mesh", [(2, 4, 1), (2, 2, 2)])
 def test_every_parameter_of_the_7b_model(shapes_7b, mesh):
     adapters = {f"language_model.layers.{path}": entry for path, entry in ADAPTERS_7B.items()}
     found = sharding.parameter_shardings(make_mesh(*mesh), shapes_7b)
@@ -217,7 +218,7 @@ QWEN_TOWER = {
 }
 
 
-@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2)])
+@for_each("mesh", [(2, 4, 1), (2, 2, 2)])
 def test_every_parameter_of_qwen2_vls_tower(tmp_path, mesh):
     """Its decoder's parameters are named as the other families'."""
     folder = write_qwen2_vl(

@@ -4,12 +4,11 @@ import itertools
 import random
 import re
 
-import pytest
-
 from data_pipelines.mini_mmeb import content, digits, tasks, world
 from data_pipelines.mini_mmeb.pairs import Draw
 from data_pipelines.mini_mmeb.render import Crop, Digit
 from data_pipelines.mini_mmeb.world import Scene
+from tests.tables import for_each
 
 SEED, ROWS = 3, 40
 DATASETS = {dataset.name: dataset for dataset in content.DATASETS}
@@ -69,7 +68,7 @@ def test_the_reader_tells_a_caption_from_its_swap():
     assert describes("top left a red circle", Scene(48, 96, "dots", (one,), 0))
 
 
-@pytest.mark.parametrize("name", ["Scenes_t2i", "NewScenes_t2i", "LongCaptions_t2i"])
+@for_each("name", ["Scenes_t2i", "NewScenes_t2i", "LongCaptions_t2i"])
 def test_only_the_first_image_shows_the_caption(name):
     for row in content.eval_rows(DATASETS[name], SEED, ROWS):
         verdicts = [describes(row.query.text, side.picture) for side in row.candidates]
@@ -82,7 +81,7 @@ def test_only_the_first_caption_is_true_of_the_image():
         assert verdicts == [True] + [False] * 49, row.candidates[0].text
 
 
-@pytest.mark.parametrize("name", ["Digits", "DigitSearch", "DigitPairs"])
+@for_each("name", ["Digits", "DigitSearch", "DigitPairs"])
 def test_only_the_first_candidate_is_the_digit(name):
     labels = digits._bundle()[1]
 
@@ -96,7 +95,7 @@ def test_only_the_first_candidate_is_the_digit(name):
         assert all(value(side) != value(row.query) for side in row.candidates[1:])
 
 
-@pytest.mark.parametrize("name", ["Crops", "Pointing"])
+@for_each("name", ["Crops", "Pointing"])
 def test_only_the_first_crop_shows_the_object(name):
     for row in content.eval_rows(DATASETS[name], SEED, ROWS):
         kinds = [side.picture.scene.things[side.picture.thing].kind for side in row.candidates]
@@ -110,7 +109,7 @@ def test_only_the_first_crop_shows_the_object(name):
             assert describes(told.replace("the ", "a "), first.scene)
 
 
-@pytest.mark.parametrize("name", ["Objects", "NewObjects", "Relations", "Counts", "Groups"])
+@for_each("name", ["Objects", "NewObjects", "Relations", "Counts", "Groups"])
 def test_only_the_first_label_answers(name):
     for row in content.eval_rows(DATASETS[name], SEED, ROWS):
         scene = row.query.picture
@@ -142,7 +141,7 @@ def test_the_edited_image_differs_from_all_others():
     assert abs(unchanged / ROWS - content.HARD_SHARE) < 0.1
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@for_each("name", DATASETS)
 def test_candidates_are_distinct_and_fifty_or_all_labels(name):
     expected = 10 if name.startswith("Digit") else 8 if name == "Backgrounds" else 50
     for row in content.eval_rows(DATASETS[name], SEED, 4):  # fewer rows than candidates
@@ -240,7 +239,7 @@ def test_false_negatives_mean_the_same_under_other_ids():
         assert len({images[number].positive.path for number in group}) == len(group)
 
 
-@pytest.mark.parametrize("subset", content.COMPOSITION)
+@for_each("subset", content.COMPOSITION)
 def test_composition_captions_differ_in_truth_and_in_the_named_way(subset):
     for row in content.composition_rows(subset, SEED, ROWS):
         true, false = row.caption.text(), row.negative.text()
@@ -258,7 +257,7 @@ def test_rows_follow_from_the_seed():
         assert again != content.train_rows(source, SEED + 1, 20)
 
 
-@pytest.mark.parametrize("relation", [*world.SIDES, *world.STACKED])
+@for_each("relation", [*world.SIDES, *world.STACKED])
 def test_scenes_show_the_relation_they_were_drawn_for(relation):
     draw = Draw("x", random.Random(0), (), test=False)
     kinds = (("red", "circle"), ("blue", "square"))

@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipelines import mini_mmeb
 from data_pipelines.mini_mmeb import builder as builder_module
 from data_pipelines.mini_mmeb import content
+from tests.tables import for_each
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"train_rows": 6, "eval_rows": 3}
@@ -211,7 +212,7 @@ def test_what_is_built_may_be_read_only(data_dir):
     assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
 
 
-@pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"\xff\x00", b'{"seed": '])
+@for_each("damage", [b"", b"[]", b"null", b"\xff\x00", b'{"seed": '])
 def test_a_record_that_cannot_be_read_is_named(tmp_path, damage):
     (tmp_path / "mini_mmeb").mkdir()
     (tmp_path / "mini_mmeb" / "parameters.json").write_bytes(damage)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_pipelines import texts
 from data_pipelines.texts import Triple
 from data_pipelines.texts.prepare import split
+from tests.tables import for_each
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.schema import to_example
 
@@ -84,7 +85,7 @@ def test_rows_of_one_sentence_stay_together(rows, test_rows):
     assert not {row.sent0 for row in train} & {row.sent0 for row in test}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "content", "message"),
     [
         ("a.csv", "text,label\nx,1\n", "no column sent0"),

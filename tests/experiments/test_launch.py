@@ -5,8 +5,7 @@ import pathlib
 import shlex
 import subprocess
 
-import pytest
-
+from tests.tables import for_each
 from unime_jax.operations import stop, watchdog, workdir_lock
 from unime_jax.training import outcome
 
@@ -44,13 +43,13 @@ def remote(command: list[str]) -> str:
     return next(part for part in command if part.startswith("--command=")).split("=", 1)[1]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@for_each("script", SCRIPTS)
 def test_they_are_bash(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     assert os.access(LAUNCH / script, os.X_OK)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@for_each("script", SCRIPTS)
 def test_a_dry_run_starts_nothing(script, tmp_path):
     """None of the commands exists where only the shell's own tools do."""
     for tool in ("bash", "env", "basename", "seq"):
@@ -58,7 +57,7 @@ def test_a_dry_run_starts_nothing(script, tmp_path):
     assert dry(script, SCRIPTS[script], PATH=str(tmp_path)) == dry(script, SCRIPTS[script])
 
 
-@pytest.mark.parametrize(("script", "name"), [(s, name) for s in SCRIPTS for name in SCRIPTS[s]])
+@for_each(("script", "name"), [(s, name) for s in SCRIPTS for name in SCRIPTS[s]])
 def test_what_is_not_set_is_named(script, name):
     if name == "VENV":  # has a default
         return
@@ -70,20 +69,20 @@ def test_what_is_not_set_is_named(script, name):
     assert not done.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "runs/llave"])
+@for_each("script", SCRIPTS)
+@for_each("workdir", ["gs://bucket/run", "runs/llave"])
 def test_a_workdir_must_be_a_mounted_folder(script, workdir):
     done = call(script, SCRIPTS[script], "--dry-run", *FLAGS, WORKDIR=workdir)
     assert done.returncode == 2 and f"WORKDIR={workdir} must be an absolute path" in done.stderr
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@for_each("script", SCRIPTS)
 def test_flags_are_needed(script):
     done = call(script, SCRIPTS[script], "--dry-run")
     assert done.returncode == 2 and "give the flags of unime_jax.main" in done.stderr
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("topology", "accelerator", "image"),
     [
         ("v5e:4x4", "v5litepod-16", "v2-alpha-tpuv5-lite"),
@@ -101,8 +100,8 @@ def test_a_topology_is_an_accelerator_type_and_an_image(topology, accelerator, i
     assert f"--tpu-type={accelerator}" in workload
 
 
-@pytest.mark.parametrize("script", ["tpu_queued_resource.sh", "gke_xpk.sh"])
-@pytest.mark.parametrize("topology", ["v5e", "v4:4x4", "v5p:4x4", "v5e:2x2x2", "v6e:4*4"])
+@for_each("script", ["tpu_queued_resource.sh", "gke_xpk.sh"])
+@for_each("topology", ["v5e", "v4:4x4", "v5p:4x4", "v5e:2x2x2", "v6e:4*4"])
 def test_another_topology_is_refused(script, topology):
     done = call(script, SCRIPTS[script], "--dry-run", *FLAGS, TOPOLOGY=topology)
     assert done.returncode == 2 and f"TOPOLOGY={topology} is none of" in done.stderr
@@ -272,7 +271,7 @@ def test_a_mistake_is_not_queued_for_ever_by_slurm(tmp_path):
     assert "three errors in a row" in said[-1].stderr and "error" not in said[-2].stderr
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("status", "restarts", "requeued"),
     [
         (0, 0, False),

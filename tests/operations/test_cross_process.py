@@ -1,13 +1,13 @@
 """Sums over processes; tests/multihost has real ones."""
 
 import jax
-import pytest
 
+from tests.tables import for_each
 from unime_jax import sharding
 from unime_jax.operations import cross_process
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@for_each("processes", [1, 2])
 def test_sums_come_by_name(monkeypatch, processes):
     """All eight devices are this process's, whatever the others are said to be."""
     monkeypatch.setattr(jax, "process_count", lambda: processes)

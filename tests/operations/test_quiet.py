@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.jobs import tiny_run
+from tests.tables import for_each
 from unime_jax.operations import quiet
 
 
-@pytest.mark.parametrize(("name", "beginnings"), quiet.SILENCED.items())
+@for_each(("name", "beginnings"), quiet.SILENCED.items())
 def test_only_these_words(name, beginnings, caplog):
     logger = logging.getLogger(name)
     logger.addHandler(caplog.handler)  # transformers' messages go no further than its own

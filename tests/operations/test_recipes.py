@@ -11,6 +11,7 @@ import pytest
 import unime_jax
 from experiments import plan
 from tests.jobs import tiny_run
+from tests.tables import for_each
 from unime_jax import config, config_reader
 from unime_jax.data.settings import Bucket
 from unime_jax.operations import recipes
@@ -80,7 +81,7 @@ def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
         assert bool(planned.teacher) == distils, recipe
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("recipe", "message"),
     [
         ("stge2", "no such recipe; did you mean stage2? There are embed, evaluate, llave, plan,"),
