@@ -11,7 +11,7 @@ from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_llava_qwen import TOWER, write_llava_qwen
 from unime_jax import backbones
 from unime_jax.backbones import Processing
-from unime_jax.backbones.llava import llava, llava_qwen_config
+from unime_jax.backbones.llava import llava_config, llava_qwen_config
 from unime_jax.batch import Item, Picture
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
@@ -118,7 +118,7 @@ def test_the_published_tower(tmp_path):
     (folder / "siglip_vision_config.json").unlink()
     backbone = opened(rewritten(folder, mm_hidden_size=1152, image_aspect_ratio="anyres_max_4"))
     config = llava_qwen_config.read_config(folder)
-    tower = llava.tower_config(llava_qwen_config.convert_config(folder, config, 259))
+    tower = llava_config.tower_config(llava_qwen_config.convert_config(folder, config, 259))
     assert (tower.num_layers, tower.num_heads, tower.hidden_act) == (26, 16, "gelu_pytorch_tanh")
     assert (tower.hidden_size, tower.intermediate_size, tower.layer_norm_eps) == (1152, 4304, 1e-6)
     assert backbone.layout.patches == 729 and backbone.layout.patch_bytes == 588
