@@ -82,8 +82,8 @@ class TextPrompt:
 class TextPreprocessor:
     """Callable `Item -> Row`; picklable. Positions are 0, 1, ... (A = 1), slots -1 (S = 1).
 
-    With `prefix_left_out`, pooling starts at the prefix's number of tokens, counted as NV-Embed
-    counts them: without the tokenizer's BOS, which comes first, so that the last one is pooled.
+    With `prefix_left_out`, pooling starts after as many tokens as the prefix has, counted as in
+    NV-Embed: without the BOS, so that the last token of the prefix is pooled.
     """
 
     prompt: TextPrompt
