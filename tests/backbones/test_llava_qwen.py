@@ -194,11 +194,11 @@ def test_orphans(tmp_path):
     for item in (Item("Find it."), Item(text, "a.png", image)):  # none is missing: no difference
         a, b = (row(item) for row in rows.values())
         np.testing.assert_array_equal(a.tokens, b.tokens)
-        assert a.orphan_images == b.orphan_images == 0
+        assert a.unmatched_markers == b.unmatched_markers == 0
         assert a.patch_position is None
     assert (b.patch_position == 0).all()
     a, b = (row(Item(text)) for row in rows.values())
-    assert a.orphan_images == b.orphan_images == 1
+    assert a.unmatched_markers == b.unmatched_markers == 1
     assert a.patches is None and (a.slot == -1).all()
     assert b.patches.shape[0] == 1 and (b.patch_position == -1).all()
     slots = [*range(1, 17), 0]  # one tile and a newline
@@ -211,7 +211,7 @@ def test_a_marker_too_many(tmp_path):
     folder = write_llava_qwen(tmp_path)
     preprocess = opened(folder, Processing(prompt="verbatim", missing_images="image")).preprocess
     row = preprocess(Item("<|image_1|> or <|image_1|>", "a.png", encoded(noise(28, 28))))
-    assert row.orphan_images == 1 and len(row.patches) == 3
+    assert row.unmatched_markers == 1 and len(row.patches) == 3
     assert (row.patch_position[:2] == 0).all() and (row.patch_position[2] == -1).all()
     slot = row.slot[row.slot[:, 0] >= 0, 0]
     np.testing.assert_array_equal(slot[-17:], [*range(33, 49), 0])

@@ -48,7 +48,7 @@ def test_several_images_of_an_item(llavas, name, sizes):
     case, item = llavas[name], several(*sizes, text=text)
     check_row(case, item)
     row = case.preprocess(item)
-    assert row.orphan_images == 3 - len(sizes)
+    assert row.unmatched_markers == 3 - len(sizes)
     patches = case.preprocess.side**2
     if name in ("onevision", "blending"):
         assert len(row.patches) == len(sizes)
@@ -106,7 +106,7 @@ def test_text_rows(llavas, name):
     assert row.patches is None
     assert row.slot.shape == (len(ids), preprocess.slots_per_token)
     assert (row.slot == anyres.TEXT).all()
-    assert row.truncated == row.orphan_images == 0
+    assert row.truncated == row.unmatched_markers == 0
     # All rows of a family have the same arrays.
     assert (row.slot_weight is not None) is (name == "blending")
     assert row.slot_weight is None or row.slot_weight.shape == row.slot.shape
@@ -130,7 +130,7 @@ def test_orphans_are_left_out_and_counted(llavas):
         row = llavas[name].preprocess(Item(MARKED))
         plain = llavas[name].preprocess(Item(MARKED.replace("<|image_1|>\n", "")))
         assert row.tokens.tolist() == plain.tokens.tolist()
-        assert (row.orphan_images, plain.orphan_images) == (1, 0)
+        assert (row.unmatched_markers, plain.unmatched_markers) == (1, 0)
         assert row.patches is None and (row.slot == anyres.TEXT).all()
 
 

@@ -89,7 +89,7 @@ def test_recorded_token_ids(phi3_v_golden, one):
         np.testing.assert_array_equal(found, hd_transform.slots(canvas.grid, 24, first))
         first += 1 + canvas.grid[0] * canvas.grid[1]
     assert first == (0 if row.patches is None else len(row.patches))
-    assert row.truncated == row.orphan_images == 0
+    assert row.truncated == row.unmatched_markers == 0
 
 
 SENTENCE = "Summary above sentence in one word:"
@@ -127,7 +127,7 @@ def places(folder, text, count):
     shown = preprocess.prompt.shown(one)
     assert np.sum(row.slot >= 0) == 27 * len(shown)  # a square image is 2 x 2 crops
     assert (0 if row.patches is None else len(row.patches)) == 5 * count
-    return preprocess.prompt.rendered(one), row.orphan_images
+    return preprocess.prompt.rendered(one), row.unmatched_markers
 
 
 @pytest.mark.parametrize(

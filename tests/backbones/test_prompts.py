@@ -62,15 +62,15 @@ def test_unime_v1_llava_on_texts(every_prompt):
 def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
     (entry,) = recorded(backbone, "MMEB")
     prompt = every_prompt[family, "raw"]
-    missing_images = 0
+    unmatched = 0
     for text, image, expected in zip(
         entry["inputs"], entry["has_image"], entry["rendered"], strict=True
     ):
         if not image:  # the originals leave a marker's token in a text without image: we do not
-            missing_images += expected.count(prompt.image_token)
+            unmatched += expected.count(prompt.image_token)
             expected = expected.replace(prompt.image_token + "\n", "")
         assert prompt.rendered(item(text, image)) == expected
-    assert missing_images == 1
+    assert unmatched == 1
 
 
 @pytest.mark.parametrize("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
@@ -87,7 +87,9 @@ def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
         assert is_image.sum() == 6 * image
         missing_images = (tokens == prompt.image_token_id).sum() - 6 * image
         assert (
-            found.orphan_images == missing_images == (prompt.image_token in expected and not image)
+            found.unmatched_markers
+            == missing_images
+            == (prompt.image_token in expected and not image)
         )
 
 
@@ -140,10 +142,10 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
     ):
         found = prompt(item(text), [])
         assert found.ids == plain.ids
-        assert found.orphan_images == count
-    assert plain.orphan_images == prompt(item("<|image_1|>\nx", 1), [4]).orphan_images == 0
-    assert prompt(item("<|image_1|>\n<image>\nx", 1), [4]).orphan_images == 1
-    assert prompt(item("no marker", 1), [4]).orphan_images == 0
+        assert found.unmatched_markers == count
+    assert plain.unmatched_markers == prompt(item("<|image_1|>\nx", 1), [4]).unmatched_markers == 0
+    assert prompt(item("<|image_1|>\n<image>\nx", 1), [4]).unmatched_markers == 1
+    assert prompt(item("no marker", 1), [4]).unmatched_markers == 0
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_raw_images_stand_where_their_markers_are(
     text, expected = (x.replace("@", prompt.image_token) for x in (text, expected))
     assert prompt.rendered(item(text, images)) == expected
     if expected:
-        assert prompt(item(text, images), [1] * images).orphan_images == missing_images
+        assert prompt(item(text, images), [1] * images).unmatched_markers == missing_images
 
 
 def test_an_empty_raw_prompt_is_an_error(every_prompt):
@@ -210,7 +212,7 @@ def test_every_image_has_one_token_whatever_the_text(every_prompt, key, pieces, 
     assert is_image.sum() == sum(counts)
     assert not found.truncated
     markers = sum(text.count(x) for x in ("<|image_1|>", "<|image_2|>", prompt.image_token))
-    assert found.orphan_images >= max(0, markers - images)
+    assert found.unmatched_markers >= max(0, markers - images)
     # Expanding ids is tokenising the text in which every image token is written out.
     written = re.split(f"({re.escape(prompt.image_token)})", rendered)
     long = "".join(piece * (counts[i // 2] if i % 2 else 1) for i, piece in enumerate(written))
@@ -241,7 +243,7 @@ def test_orphans_that_are_kept_come_last(every_prompt, key, missing_images, piec
     assert every_prompt[key].empty_places(this) == 0
     assert prompt.rendered(this).count(prompt.image_token) == images + kept
     found = prompt(this, counts)
-    assert found.orphan_images >= kept
+    assert found.unmatched_markers >= kept
     tokens, is_image = prompt.expand(found.ids, counts)
     assert (tokens == prompt.image_token_id).sum() == sum(counts) + kept
     places = np.flatnonzero(tokens == prompt.image_token_id)
@@ -266,7 +268,9 @@ def test_raw_texts_change_only_at_markers(every_prompt, pieces, images):
     expected = "<image>\n" * max(0, left) + expected
     assert prompt.rendered(item("".join(pieces), images)) == expected
     if expected:
-        assert prompt(item("".join(pieces), images), [1] * images).orphan_images == max(0, -left)
+        assert prompt(item("".join(pieces), images), [1] * images).unmatched_markers == max(
+            0, -left
+        )
 
 
 @settings(max_examples=50, deadline=None)

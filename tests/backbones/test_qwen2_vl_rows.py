@@ -206,7 +206,7 @@ def test_items_that_are_no_rows_are_named(qwen2_vl_folder):
 
 def test_orphans_are_counted_and_left_out(qwen2_vl_folder):
     row = opened(qwen2_vl_folder).preprocess(Item("<|image_1|>\na text"))
-    assert row.orphan_images == 1 and row.patches is None
+    assert row.unmatched_markers == 1 and row.patches is None
     assert row.tokens.tolist() == opened(qwen2_vl_folder).preprocess(Item("a text")).tokens.tolist()
 
 

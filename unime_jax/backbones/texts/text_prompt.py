@@ -100,7 +100,7 @@ class TextPreprocessor:
         )
 
     def __call__(self, item: Item) -> Row:
-        """One row; `truncated` counts the tokens that were cut off.
+        """Row of an item; `truncated` counts the tokens cut off.
 
         Raises:
           ValueError: there are images, the row cannot be made short enough, or no token is pooled.
