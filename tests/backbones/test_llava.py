@@ -14,6 +14,7 @@ from tests.backbones.images import encoded
 from tests.backbones.llava_cases import CHAT, GOLDEN, MARKED, RAW, picture, several
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
+from tests.loops import each
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.preprocessing.images import open_pictures
 from unime_jax.batch import Item, Picture
@@ -21,7 +22,7 @@ from unime_jax.batch import Item, Picture
 # Processing
 
 
-@pytest.mark.parametrize("name", ["onevision", "next-raw", "next-chat"])
+@each("name", ["onevision", "next-raw", "next-chat"])
 def test_a_fixed_resolution_is_a_resize_before_everything_else(llavas, name):
     """As in the originals: the processor sees an image that already has the size."""
     case = llavas[name]
@@ -61,8 +62,8 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
     return write_folder(folder) if name == "onevision" else write_llava_next(folder)
 
 
-@pytest.mark.parametrize("name", ["onevision", "next"])
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+@each("name", ["onevision", "next"])
+@each("file", ["config.json", "tokenizer.json", "preprocessor_config.json"])
 def test_a_missing_file_is_named(tmp_path, name, file):
     (write(name, tmp_path) / file).unlink()
     with pytest.raises(ValueError, match=f"{tmp_path} has no {file}"):
@@ -91,7 +92,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("name, file, key, value", WRONG)
+@each("name, file, key, value", WRONG)
 def test_a_wrong_key_is_named(tmp_path, name, file, key, value):
     path = write(name, tmp_path) / file
     content = {**json.loads(path.read_text()), key: value}
@@ -103,7 +104,7 @@ def test_a_wrong_key_is_named(tmp_path, name, file, key, value):
         open_backbone(str(tmp_path), max_length=99)
 
 
-@pytest.mark.parametrize("name", ["onevision", "next"])
+@each("name", ["onevision", "next"])
 def test_a_newer_folder_has_its_image_processor_in_processor_config(tmp_path, name):
     folder = write(name, tmp_path)
     before = open_backbone(str(folder), max_length=999).preprocess(picture())

@@ -23,6 +23,7 @@ from tests.backbones.llava_cases import (
 )
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
+from tests.loops import each
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.llava import anyres
 from unime_jax.batch import Item
@@ -34,14 +35,14 @@ def test_rows_equal_transformers(llavas, width, height, name):
     check_row(llavas[name], picture(width, height))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(1, 200), (200, 1), (1, 1), (28, 28), (301, 300), (124, 175)])
+@each("name", NAMES)
+@each("size", [(1, 200), (200, 1), (1, 1), (28, 28), (301, 300), (124, 175)])
 def test_rows_of_extreme_images_equal_transformers(llavas, name, size):
     check_row(llavas[name], picture(*size))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("sizes", [((40, 23), (41, 43)), ((1, 50), (28, 28), (90, 60))])
+@each("name", NAMES)
+@each("sizes", [((40, 23), (41, 43)), ((1, 50), (28, 28), (90, 60))])
 def test_several_images_of_an_item(llavas, name, sizes):
     """LLaVA-OneVision cuts none of them into tiles, LLaVA-NeXT all."""
     text = "<|image_1|>\nis <|image_2|>\nbeside it? <|image_3|>"
@@ -66,9 +67,7 @@ def test_several_images_of_an_item(llavas, name, sizes):
     assert len(row.patches) * patches == start
 
 
-@pytest.mark.parametrize(
-    "name, image", [("onevision", noise(50, 31)), ("blending", noise(900, 600))]
-)
+@each("name, image", [("onevision", noise(50, 31)), ("blending", noise(900, 600))])
 def test_slots_and_weights_stand_where_the_image_tokens_are(llavas, name, image):
     preprocess = llavas[name].preprocess
     row = preprocess(Item(MARKED, "a.png", encoded(image)))
@@ -96,7 +95,7 @@ def test_uncut_images_are_not_blended(llavas):
     np.testing.assert_array_equal(row.slot_weight[at], np.tile([1, 0, 0, 0], (at.sum(), 1)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_text_rows(llavas, name):
     preprocess = llavas[name].preprocess
     item = Item("a red circle, \u4e2d\u6587 \U0001f600 e\u0301 </s>")
@@ -112,7 +111,7 @@ def test_text_rows(llavas, name):
     assert row.slot_weight is None or row.slot_weight.shape == row.slot.shape
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_rows_fit_the_layout(llavas, name):
     layout = llavas[name].backbone.layout
     for item in (picture(), several((40, 23), (41, 43)), Item("text")):
@@ -134,8 +133,8 @@ def test_orphans_are_left_out_and_counted(llavas):
         assert row.patches is None and (row.slot == anyres.TEXT).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("images", [0, 1, 2])
+@each("name", NAMES)
+@each("images", [0, 1, 2])
 def test_rows_are_cut_to_the_longest_length(llavas, name, images):
     preprocess = llavas[name].preprocess
     text = MARKED + "a red circle left of a blue square, and a very long text after it. " * 3
@@ -175,7 +174,7 @@ def test_missing_and_broken_images_are_errors_that_name_the_path(llavas):
             preprocess(Item(MARKED, "bad.png", b"no image"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_it_survives_pickling(llavas, name):
     copy = pickle.loads(pickle.dumps(llavas[name].preprocess))
     ours, theirs = llavas[name].preprocess(picture()), copy(picture())
@@ -201,8 +200,8 @@ KINDS = {  # greys of 16 bits aside, of which transformers makes white: see test
 }
 
 
-@pytest.mark.parametrize("name", ["onevision", "next-raw"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("name", ["onevision", "next-raw"])
+@each("kind", KINDS)
 def test_every_kind_of_image_becomes_the_processors_pixels(llavas, name, kind):
     preprocess, processor = llavas[name].preprocess, llavas[name].processor.image_processor
     row = preprocess(Item(MARKED, "a", KINDS[kind]))
@@ -229,20 +228,20 @@ def real(tmp_path_factory):
     return {"onevision": case(onevision), "next": case(next)}
 
 
-@pytest.mark.parametrize("name", ["onevision", "next"])
-@pytest.mark.parametrize("size", [(1, 200), (300, 301), (1240, 1754), (336, 336)])
+@each("name", ["onevision", "next"])
+@each("size", [(1, 200), (300, 301), (1240, 1754), (336, 336)])
 def test_real_geometry_equals_transformers(real, name, size):
     check_row(real[name], picture(*size))
 
 
-@pytest.mark.parametrize("name, side, expected", [("next", 336, 1176), ("onevision", 384, 1485)])
+@each("name, side, expected", [("next", 336, 1176), ("onevision", 384, 1485)])
 def test_tokens_of_a_square_image(real, name, side, expected):
     row = real[name].preprocess(picture(side, side))
     assert (row.slot[:, 0] >= 0).sum() == expected
 
 
-@pytest.mark.parametrize("name", ["onevision", "next"])
-@pytest.mark.parametrize("image", ["a.png", "b.png"])
+@each("name", ["onevision", "next"])
+@each("image", ["a.png", "b.png"])
 def test_legacy_padding(real, name, image):
     """Pixels of transformers 4.48, recorded."""
     family = {"onevision": "llava_onevision", "next": "llava_next"}[name]

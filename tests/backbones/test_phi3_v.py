@@ -9,6 +9,7 @@ import pytest
 
 from tests.backbones.images import noise
 from tests.backbones.tiny_phi3_v import ROPE, TEXT, write_phi3_v
+from tests.loops import each
 from unime_jax import Embedder, paths
 from unime_jax.backbones import Processing, open_backbone
 
@@ -22,8 +23,8 @@ def opened(folder, processing=None, max_length=4096):
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
+@each(
+    "changes, message",
     [
         (dict(embd_layer={"hd_transform_order": "glb_sub"}), "embd_layer.embedding_cls"),
         (dict(img_processor={"name": "siglip"}), "img_processor.name"),

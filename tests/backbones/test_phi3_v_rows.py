@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.backbones.images import item, picture
 from tests.backbones.tiny_phi3_v import GOLDEN
+from tests.loops import each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.phi3_v import hd_transform
 from unime_jax.batch import Item
@@ -22,14 +23,14 @@ def opened(folder, processing=None, max_length=4096):
     return open_backbone(str(folder), max_length=max_length, processing=processing)
 
 
-@pytest.mark.parametrize("one", json.loads((PROCESSOR / "layout.json").read_text()), ids=str)
-def test_recorded_layouts(one):
-    size = one["height"], one["width"]
-    canvas = hd_transform.canvas_of(size, crops=one["num_crops"], tile=336)
-    assert list(canvas.grid) == one["crop_grid_hw"]
-    assert [336 * side for side in canvas.grid] == one["hd_size_hw"]
+@each("recorded", json.loads((PROCESSOR / "layout.json").read_text()))
+def test_recorded_layouts(recorded):
+    size = recorded["height"], recorded["width"]
+    canvas = hd_transform.canvas_of(size, crops=recorded["num_crops"], tile=336)
+    assert list(canvas.grid) == recorded["crop_grid_hw"]
+    assert [336 * side for side in canvas.grid] == recorded["hd_size_hw"]
     slots = hd_transform.slots(canvas.grid, 24, 0)
-    assert len(slots) == one["num_img_tokens"]
+    assert len(slots) == recorded["num_img_tokens"]
     rows, columns = canvas.grid
     patches = np.sort(slots[slots >= hd_transform.FIRST])  # each once
     np.testing.assert_array_equal(patches, 2 + np.arange(144 * (rows * columns + 1)))
@@ -40,14 +41,14 @@ def test_recorded_layouts(one):
 RECORDED = json.loads((PROCESSOR / "pixels.json").read_text())["images"]
 
 
-@pytest.mark.parametrize("one", RECORDED, ids=lambda one: one["image"])
-def test_recorded_canvases_to_the_byte(phi3_v_golden, one):
+@each("recorded", RECORDED)
+def test_recorded_canvases_to_the_byte(phi3_v_golden, recorded):
     """Through the whole preprocessor."""
-    data = (PROCESSOR / one["image"]).read_bytes()
-    row = opened(phi3_v_golden, Processing(prompt="raw", crops=one["num_crops"])).preprocess(
-        Item("<|image_1|>", one["image"], data)
+    data = (PROCESSOR / recorded["image"]).read_bytes()
+    row = opened(phi3_v_golden, Processing(prompt="raw", crops=recorded["num_crops"])).preprocess(
+        Item("<|image_1|>", recorded["image"], data)
     )
-    expected = np.asarray(Image.open(PROCESSOR / one["hd_image"]).convert("RGB"))
+    expected = np.asarray(Image.open(PROCESSOR / recorded["hd_image"]).convert("RGB"))
     rows, columns = (side // 336 for side in expected.shape[:2])
     assert len(row.patches) == 1 + rows * columns and not row.patches[0].any()
     pixels = row.patches[1:].reshape(rows, columns, 24, 24, 3, 14, 14)
@@ -58,7 +59,7 @@ def test_recorded_canvases_to_the_byte(phi3_v_golden, one):
         line, column = divmod(tile, columns)
         np.testing.assert_array_equal(place[0], [0, 24 * line, 24 * column])
         np.testing.assert_array_equal(place[25], [0, 24 * line + 1, 24 * column + 1])
-    assert np.sum(row.slot >= 0) == one["num_img_tokens"]
+    assert np.sum(row.slot >= 0) == recorded["num_img_tokens"]
 
 
 def unrolled(runs):
@@ -66,25 +67,23 @@ def unrolled(runs):
     return [x for run in runs for x in ([run[0]] * run[1] if isinstance(run, list) else [run])]
 
 
-@pytest.mark.parametrize(
-    "one",
-    json.loads((PROCESSOR / "interleave.json").read_text())["rows"],
-    ids=lambda one: f"{one['length']}",
-)
-def test_recorded_token_ids(phi3_v_golden, one):
+@each("recorded", json.loads((PROCESSOR / "interleave.json").read_text())["rows"])
+def test_recorded_token_ids(phi3_v_golden, recorded):
     """Pieces of text with their own BOS each, images by number."""
-    sizes = one["images_wh"] or []
+    sizes = recorded["images_wh"] or []
     images = [picture(width, height, i) for i, (width, height) in enumerate(sizes)]
-    preprocess = opened(phi3_v_golden, Processing(prompt="raw", crops=one["num_crops"])).preprocess
-    row = preprocess(item(one["prompt"], *images))
-    expected = np.array(unrolled(one["input_ids_rle"]))
+    preprocess = opened(
+        phi3_v_golden, Processing(prompt="raw", crops=recorded["num_crops"])
+    ).preprocess
+    row = preprocess(item(recorded["prompt"], *images))
+    expected = np.array(unrolled(recorded["input_ids_rle"]))
     is_image = row.slot[:, 0] >= 0
     np.testing.assert_array_equal(is_image, expected < 0)
     np.testing.assert_array_equal(row.tokens[~is_image], expected[~is_image])
     assert not row.tokens[is_image].any()
     first = 0
     for number, (width, height) in enumerate(sizes):
-        canvas = hd_transform.canvas_of((height, width), crops=one["num_crops"], tile=336)
+        canvas = hd_transform.canvas_of((height, width), crops=recorded["num_crops"], tile=336)
         found = row.slot[expected == -1 - number, 0]
         np.testing.assert_array_equal(found, hd_transform.slots(canvas.grid, 24, first))
         first += 1 + canvas.grid[0] * canvas.grid[1]
@@ -130,8 +129,8 @@ def places(folder, text, count):
     return preprocess.prompt.rendered(one), row.unmatched_markers
 
 
-@pytest.mark.parametrize(
-    ("text", "count", "rendered", "missing_images"),
+@each(
+    "text, count, rendered, missing_images",
     [
         ("<|image_2|> then <|image_1|>", 2, "<|image_2|> then <|image_1|>", 0),
         ("<|image_1|> and <|image_1|>", 1, "<|image_1|> and <|image_1|>", 0),

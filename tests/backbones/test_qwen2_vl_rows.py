@@ -23,6 +23,7 @@ from transformers import (
 
 from tests.backbones.images import encoded, item, noise, picture
 from tests.backbones.tiny_families import write_qwen2_vl
+from tests.loops import each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.batch import Item, Picture
 from unime_jax.data.packing import fill_buckets
@@ -107,7 +108,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_every_kind_of_image(qwen2_vl_folder, torch_model, kind):
     one = Item("<|image_1|>\nwhat?", "a", KINDS[kind])
     check_row(qwen2_vl_folder, RAW, one, torch_model)
@@ -165,8 +166,8 @@ def test_rows_fit_the_layout(qwen2_vl_folder):
     assert (numbers[2] == 1).sum() == 2 * 3 * 4 and (numbers[3:] == -1).all()
 
 
-@pytest.mark.parametrize(
-    ("size", "tokens", "tiles"),
+@each(
+    "size, tokens, tiles",
     [((224, 224), 64, 1), ((336, 336), 144, 3), ((672, 672), 576, 9), ((1344, 1344), 2304, 36)],
 )
 def test_tokens_and_tiles_at_real_sizes(real, size, tokens, tiles):
