@@ -45,6 +45,7 @@ def test_the_text_alone_is_cut_and_the_tokens_are_counted():
         ("a b c d", dict(max_length=3, before="", after=""), ("abc", 1)),
         ("a b c", dict(max_length=4, special=True), ("<a>!", 2)),
         ("a b c", dict(max_length=4, special=True, side="left"), ("<c>!", 2)),
+        ("a b c", dict(max_length=2, special=True, before="", after=""), ("a!", 2)),
     ):
         assert fitted(text, **options) == expected, (text, options)
 
@@ -86,7 +87,7 @@ def test_very_long_texts_are_cut_as_if_tokenised_whole(monkeypatch):
             after=generator.choice(["", " >", "h >"]),
             side=generator.choice(["left", "right"]),
         )
-        max_length = generator.randrange(5, 40)
+        max_length = generator.randrange(4, 40)
         monkeypatch.setattr(long_texts, "CHARACTERS", 10**9)
         whole, all_of_them = fitted(text, max_length, **options)
         monkeypatch.setattr(long_texts, "CHARACTERS", 1)
@@ -95,3 +96,5 @@ def test_very_long_texts_are_cut_as_if_tokenised_whole(monkeypatch):
         assert bool(truncated) == bool(all_of_them) and truncated <= all_of_them
         fewer += truncated < all_of_them
     assert fewer > 50, "otherwise little was tried"
+    for side in ("left", "right"):  # nothing of the text is left
+        assert fitted(" ".join("ab" * 1000), 2, side=side)[0] == "<>"
