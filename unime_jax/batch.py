@@ -123,7 +123,7 @@ class Row:
     pool_start: int = 0
     teacher: Float32[ArrayLike, " E"] | None = None  # the item's embedding by a teacher
     truncated: int = 0  # text tokens cut off to fit the longest length; at least, of huge texts
-    orphan_images: int = 0  # image markers left out of the text, because there is no image
+    unmatched_markers: int = 0  # image markers of the text without an image
 
 
 @jax.tree_util.register_dataclass

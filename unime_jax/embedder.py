@@ -281,9 +281,11 @@ class Embedder:
                 len(work),
                 self.max_length,
             )
-        if encoded.orphan_images:
+        if encoded.unmatched_markers:
             logging.warning(
-                "%d of %d items have image markers without image", encoded.orphan_images, len(work)
+                "%d of %d items have image markers without image",
+                encoded.unmatched_markers,
+                len(work),
             )
         return encoded.vectors
 

@@ -51,13 +51,13 @@ class Encoded:
     Attributes:
       numbers: int [m], of the items.
       truncated: how many texts were cut to the longest length.
-      orphan_images: how many items have image markers without an image.
+      unmatched_markers: how many items have image markers without an image.
     """
 
     numbers: Int[np.ndarray, " m"]
     vectors: Float32[np.ndarray, "m D"]
     truncated: int
-    orphan_images: int
+    unmatched_markers: int
 
 
 class NonFiniteError(ValueError):
@@ -209,7 +209,7 @@ def _collected(
     """Each block's embeddings, put together from those of its batches."""
     vectors: np.ndarray | None = None
     kept: list[np.ndarray] = []
-    truncated = orphans = 0
+    truncated = unmatched = 0
     for step in steps:
         if isinstance(step, _Running):
             block, sizes = step.batch.block, step.batch.sizes
@@ -219,7 +219,7 @@ def _collected(
             vectors[numbers - block.start] = found
             kept.append(numbers)
             truncated += sum(size.truncated for size in sizes)
-            orphans += sum(size.missing_images for size in sizes)
+            unmatched += sum(size.unmatched_markers for size in sizes)
             progress(len(numbers))
             continue
         if vectors is None:
@@ -227,8 +227,8 @@ def _collected(
         numbers = np.sort(np.concatenate([np.zeros(0, np.int32), *kept]))
         if len(numbers) < len(vectors):
             vectors = vectors[numbers - step.start]
-        yield Encoded(numbers, vectors, truncated, orphans)
-        vectors, kept, truncated, orphans = None, [], 0, 0
+        yield Encoded(numbers, vectors, truncated, unmatched)
+        vectors, kept, truncated, unmatched = None, [], 0, 0
 
 
 def _fetch(

@@ -1,9 +1,11 @@
-"""Encoded images of noise."""
+"""Encoded images of noise, and items of them."""
 
 import io
 
 import numpy as np
 from PIL import Image
+
+from unime_jax.batch import Item, Picture
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -19,3 +21,14 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def picture(width: int, height: int, seed: int = 0) -> Picture:
+    """An encoded image, named after its seed."""
+    return Picture(f"{seed}.png", encoded(noise(width, height, seed=seed)))
+
+
+def item(text: str, *pictures: Picture) -> Item:
+    """An item with images."""
+    first = pictures[0] if pictures else Picture("", None)
+    return Item(text, first.path, first.data, tuple(pictures[1:]))

@@ -11,7 +11,7 @@ from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_llava_qwen import TOWER, write_llava_qwen
 from unime_jax import backbones
 from unime_jax.backbones import Processing
-from unime_jax.backbones.llava import llava, llava_qwen_config
+from unime_jax.backbones.llava import llava_config, llava_qwen_config
 from unime_jax.batch import Item, Picture
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
@@ -118,7 +118,7 @@ def test_the_published_tower(tmp_path):
     (folder / "siglip_vision_config.json").unlink()
     backbone = opened(rewritten(folder, mm_hidden_size=1152, image_aspect_ratio="anyres_max_4"))
     config = llava_qwen_config.read_config(folder)
-    tower = llava.tower_config(llava_qwen_config.convert_config(folder, config, 259))
+    tower = llava_config.tower_config(llava_qwen_config.convert_config(folder, config, 259))
     assert (tower.num_layers, tower.num_heads, tower.hidden_act) == (26, 16, "gelu_pytorch_tanh")
     assert (tower.hidden_size, tower.intermediate_size, tower.layer_norm_eps) == (1152, 4304, 1e-6)
     assert backbone.layout.patches == 729 and backbone.layout.patch_bytes == 588
@@ -194,11 +194,11 @@ def test_orphans(tmp_path):
     for item in (Item("Find it."), Item(text, "a.png", image)):  # none is missing: no difference
         a, b = (row(item) for row in rows.values())
         np.testing.assert_array_equal(a.tokens, b.tokens)
-        assert a.orphan_images == b.orphan_images == 0
+        assert a.unmatched_markers == b.unmatched_markers == 0
         assert a.patch_position is None
     assert (b.patch_position == 0).all()
     a, b = (row(Item(text)) for row in rows.values())
-    assert a.orphan_images == b.orphan_images == 1
+    assert a.unmatched_markers == b.unmatched_markers == 1
     assert a.patches is None and (a.slot == -1).all()
     assert b.patches.shape[0] == 1 and (b.patch_position == -1).all()
     slots = [*range(1, 17), 0]  # one tile and a newline
@@ -211,7 +211,7 @@ def test_a_marker_too_many(tmp_path):
     folder = write_llava_qwen(tmp_path)
     preprocess = opened(folder, Processing(prompt="verbatim", missing_images="image")).preprocess
     row = preprocess(Item("<|image_1|> or <|image_1|>", "a.png", encoded(noise(28, 28))))
-    assert row.orphan_images == 1 and len(row.patches) == 3
+    assert row.unmatched_markers == 1 and len(row.patches) == 3
     assert (row.patch_position[:2] == 0).all() and (row.patch_position[2] == -1).all()
     slot = row.slot[row.slot[:, 0] >= 0, 0]
     np.testing.assert_array_equal(slot[-17:], [*range(33, 49), 0])

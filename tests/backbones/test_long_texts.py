@@ -15,6 +15,7 @@ from tests.backbones.tiny_families import TEXTS, _llama_tokenizer, _qwen2_tokeni
 from tests.backbones.tiny_texts import _wordpiece
 from unime_jax.backbones.phi3_v.numbered_prompt import NumberedPrompt
 from unime_jax.backbones.preprocessing import long_texts
+from unime_jax.backbones.preprocessing.fit import Segments, fit
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item
@@ -93,50 +94,58 @@ def tokenised(prompt, item, at_once: bool):
         return prompt(item, [3] * len(item.pictures))[:2]
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-def test_the_tokens_that_are_kept_are_those_of_the_whole_text(name):
-    found = PROMPTS[name]
-    assert long_texts._has_seams(found.tokenizer)
-    generator, shorter = random.Random(0), 0
-    for _ in range(TRIES):
-        item = draw(generator)
-        if isinstance(found, TextPrompt):
-            item = dataclasses.replace(item, image_path="", image=None)
-        try:
-            whole = tokenised(found, item, at_once=True)
-        except ValueError as error:
-            with pytest.raises(ValueError, match=re.escape(str(error))):
-                tokenised(found, item, at_once=False)
-            continue
-        part = tokenised(found, item, at_once=False)
-        assert part[0] == whole[0], item
-        assert bool(part[1]) == bool(whole[1]) and part[1] <= whole[1]
-        shorter += part[1] < whole[1]
-    assert shorter > TRIES // 3, "otherwise little was tried"
+def test_the_tokens_that_are_kept_are_those_of_the_whole_text():
+    for name, prompt in PROMPTS.items():
+        assert long_texts._has_seams(prompt.tokenizer), name
+        generator, shorter = random.Random(0), 0
+        for _ in range(TRIES):
+            item = draw(generator)
+            if isinstance(prompt, TextPrompt):
+                item = dataclasses.replace(item, image_path="", image=None)
+            try:
+                whole = tokenised(prompt, item, at_once=True)
+            except ValueError as error:
+                with pytest.raises(ValueError, match=re.escape(str(error))):
+                    tokenised(prompt, item, at_once=False)
+                continue
+            part = tokenised(prompt, item, at_once=False)
+            assert part[0] == whole[0], (name, item)
+            assert bool(part[1]) == bool(whole[1]) and part[1] <= whole[1], (name, item)
+            shorter += part[1] < whole[1]
+        assert shorter > TRIES // 3, f"{name}: otherwise little was tried"
 
 
-def kept(tokenizer, text: str, cut: str, at_once: bool) -> list[int]:
-    """At most 16 tokens, of the beginning, or of the end if `cut` is "left"."""
+def kept(tokenizer, text: str, side: str, at_once: bool) -> list[int]:
+    """At most 16 tokens, of the beginning, or of the end if `side` is "left"."""
+
+    def encode(text):
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_texts, "CHARACTERS", 10**9 if at_once else 1)
-        for part in long_texts.shortened(text, tokenizer, room=16, cut=cut):
-            encoding = tokenizer.encode("x " + part.text, add_special_tokens=False)
-            loose = [i for i, (first, _) in enumerate(encoding.offsets) if first >= 2]
-            excess = max(0, len(encoding.ids) - 16)
-            if part.is_enough(2, encoding.offsets, loose, excess, cut=cut):
-                break
-    gone = set(loose[len(loose) - excess :] if cut == "right" else loose[:excess])
-    return [token for i, token in enumerate(encoding.ids) if i not in gone]
+        ids, _ = fit(
+            Segments("x ", text, ""),
+            encode=encode,
+            tokenizer=tokenizer,
+            max_length=16,
+            side=side,
+            name="text",
+            fixed="x",
+            remedy="",
+        )
+    return ids
 
 
-@pytest.mark.parametrize("cut", ["left", "right"])
-@pytest.mark.parametrize("make", [_qwen2_tokenizer, _llama_tokenizer, unigram, minilm])
-def test_either_side_may_be_kept(make, cut):
-    tokenizer, generator = make(), random.Random(1)
-    for _ in range(TRIES):
-        text = draw(generator).text
-        whole = kept(tokenizer, text, cut, at_once=True)
-        assert kept(tokenizer, text, cut, at_once=False) == whole
+def test_either_side_may_be_kept():
+    for make in (_qwen2_tokenizer, _llama_tokenizer, unigram, minilm):
+        tokenizer = make()
+        for side in ("left", "right"):
+            generator = random.Random(1)
+            for _ in range(TRIES):
+                text = draw(generator).text
+                whole = kept(tokenizer, text, side, at_once=True)
+                assert kept(tokenizer, text, side, at_once=False) == whole, (make, side, text)
 
 
 def test_tokens_that_reach_over_seams_are_found():
@@ -155,9 +164,9 @@ def test_without_seams_a_text_is_tokenised_whole():
     split = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     text = "red circle " * 5000
     for tokenizer in (phrases, glued, split):
-        assert [part.seam for part in long_texts.shortened(text, tokenizer, room=10)] == [None]
+        assert [part.seam for part in long_texts.excerpts(text, tokenizer, room=10)] == [None]
     for other in ("左" * 90_000, "x" * 90_000, "1 " * 90_000, "red " + "x" * 90_000):
-        parts = list(long_texts.shortened(other, _qwen2_tokenizer(), room=10))
+        parts = list(long_texts.excerpts(other, _qwen2_tokenizer(), room=10))
         assert parts == [(other, None)]
 
 

@@ -68,7 +68,7 @@ def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
     other, _ = packed(dataclasses.replace(pair, backbone=opened), [ORPHAN], 256, 8)
     without = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(other))[0]
     assert np.abs(without - embeddings[1]).max() > 1e-3
-    assert opened.preprocess(ORPHAN).orphan_images == 1
+    assert opened.preprocess(ORPHAN).unmatched_markers == 1
 
 
 def test_qwen2_vls_positions_of_an_orphan(tmp_path):
@@ -81,7 +81,7 @@ def test_qwen2_vls_positions_of_an_orphan(tmp_path):
     assert (row.positions == np.arange(len(row.tokens))[:, None]).all()
     both = Item("<|image_1|> and <|image_2|>", "a.png", picture(60, 90, 0))
     row = backbone.preprocess(both)
-    assert row.orphan_images == 1 and (row.slot[-1, 0], row.slot[0, 0]) == (-1, 0)
+    assert row.unmatched_markers == 1 and (row.slot[-1, 0], row.slot[0, 0]) == (-1, 0)
     assert len(set(row.positions[-1])) == 1 and (np.ptp(row.positions, axis=1) > 0).any()
 
 
@@ -97,7 +97,7 @@ def test_an_image_of_zeros_in_a_chat_template(tmp_path):
     row = backbone.preprocess(ORPHAN)
     slots = row.slot[row.slot[:, 0] >= 0, 0]
     np.testing.assert_array_equal(slots, [*range(1, 17), 0])
-    assert row.orphan_images == 1 and (row.patch_position == -1).all()
+    assert row.unmatched_markers == 1 and (row.patch_position == -1).all()
 
 
 @pytest.mark.parametrize("missing_images", ["strip", "token", "image"])

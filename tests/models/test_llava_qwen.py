@@ -281,7 +281,7 @@ def test_a_marker_without_an_image_in_company(backbone, model):
 def test_an_image_of_zeros_is_none_of_bytes(backbone, on_blocks):
     """The grey image is exactly zero after normalisation, which 127 and 128 are not."""
     row = backbone.preprocess(Item("<|image_1|>\nFind a Wikipedia image."))
-    assert row.orphan_images == 1 and (row.slot[:, 0] >= 0).sum() == 730
+    assert row.unmatched_markers == 1 and (row.slot[:, 0] >= 0).sum() == 730
     assert row.patches.shape == (1, 729, 588) and (row.patch_position == -1).all()
     patches, position = jnp.asarray(row.patches)[None], jnp.asarray(row.patch_position)[None]
     table = jax.jit(lambda p, q: on_blocks.vision_features(p, q, EXACT).table)

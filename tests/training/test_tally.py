@@ -15,7 +15,7 @@ INFO = PackInfo(
     duplicates=3,
     dropped_negatives=4,
     truncated=5,
-    orphan_images=6,
+    unmatched_markers=6,
 )
 
 

@@ -41,7 +41,7 @@ def prepare(
         if row is None:
             return RowSize(number), None
         tiles = 0 if row.patches is None else len(row.patches)
-        size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.orphan_images > 0)
+        size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.unmatched_markers > 0)
         smallest_bucket(row, shapes(size.tokens, size.tiles))  # raises where it fits none
     except Exception as error:
         return RowSize(number, failed=True), error

@@ -45,7 +45,7 @@ class PackInfo:
     duplicates: int  # items that were there already
     dropped_negatives: int  # beyond H
     truncated: int  # rows whose text the preprocessor shortened
-    orphan_images: int  # image markers without image that it stripped
+    unmatched_markers: int  # image markers without an image
 
 
 def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Prepared:
@@ -309,5 +309,5 @@ def _info(
         duplicates=sum(len(one.rows) for one in prepared) - len(rows),
         dropped_negatives=sum(one.dropped_negatives for one in prepared),
         truncated=sum(row.truncated > 0 for row in rows),
-        orphan_images=sum(row.orphan_images for row in rows),
+        unmatched_markers=sum(row.unmatched_markers for row in rows),
     )

@@ -23,15 +23,15 @@ from unime_jax.batch import Row
 class RowSize(NamedTuple):
     """What all processes know of an item's row; neither tokens nor tiles: it is left out.
 
-    `failed`: it could not be prepared. `truncated`: its text was cut. `missing_images`: its text
-    has image markers without an image.
+    `failed`: it could not be prepared. `truncated`: its text was cut. `unmatched_markers`: its
+    text has image markers without an image.
     """
 
     number: int
     tokens: int = 0
     tiles: int = 0
     truncated: bool = False
-    missing_images: bool = False
+    unmatched_markers: bool = False
     failed: bool = False
 
 

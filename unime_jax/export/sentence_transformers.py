@@ -75,7 +75,7 @@ _TEMPLATE = """\
 
 
 class Wording(TypedDict):
-    """How inputs become the text that is tokenised; `write` says what each is."""
+    """Arguments of `write` that decide the text of an input."""
 
     frames: Sequence[tuple[str, str]]
     markers: Sequence[str]
@@ -104,21 +104,21 @@ def write(
     a dict's keys does not matter. `encode(..., prompt_name=...)` writes the prompt directly before
     the text, inside the user turn, as if it were part of the text; there is no system turn.
 
-    A row beyond `max_length` loses the end of its text, as in `Prompt`, with these exceptions,
-    which ST cannot be told of without code in the folder: of a row with images it cuts the frame's
-    suffix as well (and raises ValueError if image tokens are lost); and where the frame has no
-    suffix, the last token of the text is cut, which `Prompt` keeps. `differences` says so to users.
+    A row beyond `max_length` loses the end of its text, as in `Prompt`, with two exceptions that
+    only code in the folder could avoid: of a row with images ST cuts the frame's suffix, too (and
+    raises ValueError if image tokens are lost); and without a suffix it cuts the last token of the
+    text, which `Prompt` keeps. `differences` says so to users.
 
     Args:
       folder: has config.json, tokenizer and processor files, weights.
-      frames: what stands before and after the text, by number of images: frames[0] without one,
-        an image token for each image in the others.
-      markers: strings that are left out of a text, with the line end after them, as the numbered
-        ones of `image_markers` are.
+      frames: strings before and after the text, by number of images: frames[0] without an image,
+        the others with an image token for each image.
+      markers: strings that are left out of a text, with the line end after them, as are the
+        numbered ones of `image_markers`.
       strip: whether white space around the text is left out.
-      image_token: is written where the text has markers, for as many as there are images, and on
+      image_token: written where the text has markers, for as many as there are images, and on
         lines in front for the others; only frames[0] is then used. None: images stand in frames.
-      in_front: whether the image of a text with a single one is moved to its front; it has an
+      in_front: whether the image of a text with a single one is moved to its front; needs an
         `image_token`.
       dimension: of an embedding.
       max_length: most tokens of a row.
@@ -171,7 +171,7 @@ def write(
 
 
 def differences(max_length: int, *, suffix: bool) -> tuple[str, ...]:
-    """What sentence-transformers does otherwise than `Embedder` with a folder, in sentences.
+    """Differences of sentence-transformers from `Embedder` with a folder, as sentences for users.
 
     `suffix` says whether the frame writes something after the text.
     """
@@ -194,7 +194,7 @@ def chat_template_of(
     image_token: str | None = None,
     in_front: bool = False,
 ) -> str:
-    """Jinja source that words the text of all turns and their images; arguments as of `write`."""
+    """Jinja source of the prompt of all turns and their images; arguments as in `write`."""
     settings = {
         "frames": [list(x) for x in frames],
         "markers": list(markers),

@@ -1,8 +1,8 @@
-"""The check that transformers makes of an exported folder's inputs what this package makes.
+"""Check that transformers gives the same token ids and pixels for an exported folder.
 
-It asks transformers itself, so that files which are read in another order there, or by other
-defaults, are seen: its processor's token ids, pixels and chat template are compared with ours. Of
-the processor the parts for texts and images are used, which do without torch.
+It runs transformers itself, so that another order of files there, or other defaults, are seen: its
+processor's token ids, pixels and chat template are compared with ours. Only the processor's parts
+for texts and images are used, which do without torch.
 """
 
 import dataclasses
@@ -31,42 +31,42 @@ LENGTH = 1 << 20  # tokens; nothing is cut
 
 
 def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> None:
-    """Compares what transformers makes of the items with what `backbone` does.
+    """Compares the inputs of the items in transformers and in `backbone`.
 
-    What the model card's caveats say is not compared. Models that transformers knows by code of
-    their own alone are compared by the settings of their image processor.
+    Differences named in the model card's caveats are not compared. Models whose code lies in
+    their own repository are compared by the settings of their image processor alone.
 
     Args:
       folder: the export.
-      backbone: it, opened.
+      backbone: the export, opened.
       items: texts and images; one of each is added.
 
     Raises:
       RuntimeError: something differs; the message lists it.
     """
-    found = _settings(folder)
+    differences = _settings(folder)
     processor = _processor(folder)
     prompt = backbone.preprocess.prompt
     if processor is not None and isinstance(prompt, Prompt):
-        found += _templates(processor, prompt)
+        differences += _templates(processor, prompt)
         for item in (*_probes(), *items):
-            found += _inputs(processor, backbone, prompt, item)
-    if found:
+            differences += _inputs(processor, backbone, prompt, item)
+    if differences:
         raise RuntimeError(
             f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
-            f" this package:\n  " + "\n  ".join(found) + "\nThe export is kept for study."
+            f" this package:\n  " + "\n  ".join(differences) + "\nThe export is kept for study."
         )
 
 
 def _settings(folder: pathlib.Path) -> list[str]:
-    """Where transformers 4, which reads one file, and 5, which reads two, have other settings.
+    """Differences between the settings of transformers 4, which reads one file, and 5, with two.
 
-    What one of the files leaves to the defaults is not compared.
+    A key that one of the files lacks is not compared.
     """
-    found = image_processor_config.sources(folder)
-    if len(found) < 2:
+    files = image_processor_config.sources(folder)
+    if len(files) < 2:
         return []
-    (_, newer), (name, older) = found
+    (_, newer), (name, older) = files
     keys = (*image_processor_config.KEYS, *image_processor_config.AREAS)
     return [
         f"{key} of the image processor is {newer[key]!r}, and {older[key]!r} in {name}, which"
@@ -77,7 +77,7 @@ def _settings(folder: pathlib.Path) -> list[str]:
 
 
 def _processor(folder: pathlib.Path) -> Any:
-    """transformers' processor for texts and images; None where there is none to compare with."""
+    """transformers' processor for texts and images; None: there is none to compare with."""
     model_type = json_files.read(folder / "config.json").get("model_type", "")
     name: str | None = "processor"
     try:
@@ -113,11 +113,11 @@ def _processor(folder: pathlib.Path) -> Any:
 
 
 def _templates(processor: Any, prompt: Prompt) -> list[str]:
-    """Where its processor, or its tokenizer alone, words a user turn otherwise.
+    """Differences between a user turn in `prompt` and in the processor or its tokenizer alone.
 
-    Prompts without a chat template are not known to either.
+    Neither knows prompts without a chat template.
     """
-    found = []
+    differences = []
     for images in range(min(2, len(prompt.frames))):
         before, after = prompt.frames[images]
         content = [{"type": "image"}] * images + [{"type": "text", "text": "probe"}]
@@ -130,17 +130,17 @@ def _templates(processor: Any, prompt: Prompt) -> list[str]:
             except Exception as error:  # a template is a program
                 rendered = f"{type(error).__name__}: {error}"
             if rendered != before + "probe" + after:
-                found.append(
+                differences.append(
                     f"the {name}'s chat template gives {rendered!r} for 'probe' with {images}"
                     f" images, here {before + 'probe' + after!r}"
                 )
-    return found
+    return differences
 
 
 def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> list[str]:
-    """Where token ids or pixels of an item differ. It is not cut, which only this package does."""
+    """Difference in the token ids or pixels of an item, uncut, as only this package cuts inside."""
     if prompt.empty_places(item):
-        return []  # a marker without an image, which the card speaks of
+        return []  # a marker without an image, which the model card names
     whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
     preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
     row = preprocess(item)

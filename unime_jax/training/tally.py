@@ -27,7 +27,7 @@ def counts(info: PackInfo) -> dict[str, float]:
         "truncated_rows": info.truncated,
         "overflowed_rows": info.overflowed,
         "dropped_negatives": info.dropped_negatives,
-        "missing_images": info.orphan_images,
+        "missing_images": info.unmatched_markers,
     }
 
 

@@ -1,4 +1,4 @@
-"""Files of sentence-transformers in a model folder: what they say, honoured or refused by name.
+"""Files of sentence-transformers in a model folder: settings honoured, or refused by name.
 
 A folder is one of sentence-transformers if it has a modules.json. Its first module is the model
 itself, which a family opens; the others pool its last hidden states and scale them to length one.
@@ -27,18 +27,18 @@ RENAMED = {
     "tokenizer_args": "processor_kwargs",
     "config_args": "config_kwargs",
 }
-# What may stand in SETTINGS because it changes no embedding, or because it is honoured.
+# Keys in SETTINGS that change no embedding, or are honoured.
 PROCESSOR_KWARGS = ("model_max_length", "use_fast", "padding_side", "truncation_side", "backend")
 TEXT_KWARGS = ("max_length", "padding", "padding_side", "truncation", "pad_to_multiple_of")
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a folder asks for where its user does not.
+    """Defaults of a folder for arguments that its user leaves out.
 
     Attributes:
-      prompts: before a text, by name.
-      default_prompt_name: of the one that is used where none is asked for; None: no prompt.
+      prompts: strings before a text, by name.
+      default_prompt_name: prompt of a call that names none; None: no prompt.
       truncate_dim: how many numbers of an embedding are kept; None: all.
       max_length: the most tokens of a row; None: the folder does not say.
     """
@@ -49,7 +49,7 @@ class Defaults:
     max_length: int | None = None
 
     def prompt(self, text: str | None, name: str | None) -> str:
-        """The prompt that a call asks for: by itself, by its name, or the folder's default.
+        """Prompt of a call: given itself, given by its name, or the folder's default.
 
         Raises:
           ValueError: both are given, or there is no prompt of that name.
@@ -76,10 +76,10 @@ def is_one(folder: pathlib.Path) -> bool:
 
 
 def read_defaults(folder: pathlib.Path) -> Defaults:
-    """Prompts and dimension of a folder, those of one that has no such files; without a length.
+    """Prompts and dimension of a folder, without a length; empty ones if it has no such files.
 
     Raises:
-      ValueError: they contradict each other, or ask for scores that are not done here.
+      ValueError: the files contradict each other, or ask for a similarity that is no cosine.
     """
     if not is_one(folder):
         return Defaults()
@@ -105,29 +105,29 @@ def read_defaults(folder: pathlib.Path) -> Defaults:
 
 
 def files(folder: pathlib.Path) -> tuple[str, ...]:
-    """The folder's files of sentence-transformers."""
+    """Names of the folder's files of sentence-transformers."""
     pooling = pooling_file(folder).relative_to(folder).as_posix()
     return (MODULES, *(name for name in SETTINGS if (folder / name).exists()), PROMPTS, pooling)
 
 
 def kinds(folder: pathlib.Path) -> list[str]:
-    """The modules, in order.
+    """Class names of the modules, in order.
 
     Raises:
       ValueError: others than Transformer, Pooling and maybe Normalize, or ones with other input.
     """
     file = folder / MODULES
     modules = _read(file)
-    found = [module["type"].rpartition(".")[2] for module in modules]
+    names = [module["type"].rpartition(".")[2] for module in modules]
     for module in modules:
         if not module["type"].startswith("sentence_transformers."):
             raise ValueError(
                 f"{file}: {module['type']} is code of the folder's own, which is not run. Without"
                 f" {MODULES} the folder is opened as a plain model"
             )
-    if found not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
-            f"{file}: the modules are {', '.join(found)}; only Transformer, Pooling and"
+            f"{file}: the modules are {', '.join(names)}; only Transformer, Pooling and"
             " Normalize are supported"
         )
     if modules[0]["path"]:
@@ -140,19 +140,19 @@ def kinds(folder: pathlib.Path) -> list[str]:
         for key, place in _read(settings).items():
             if key.startswith("module_") and place not in (None, "sentence_embedding"):
                 raise ValueError(f"{settings}: {key} is {place!r}; it must be 'sentence_embedding'")
-    return found
+    return names
 
 
 def pooling_file(folder: pathlib.Path) -> pathlib.Path:
-    """The settings of the module that pools."""
+    """File of the pooling module's settings."""
     return folder / _read(folder / MODULES)[1]["path"] / "config.json"
 
 
 def pooling(folder: pathlib.Path, supported: Sequence[str]) -> str:
-    """How tokens are pooled, one of `supported`.
+    """Pooling of the folder, one of `supported`.
 
     Raises:
-      ValueError: in another way, or in several.
+      ValueError: another pooling, or several.
     """
     file = pooling_file(folder)
     settings = _read(file)
@@ -172,23 +172,23 @@ def pooling(folder: pathlib.Path, supported: Sequence[str]) -> str:
 
 
 def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
-    """Raises ValueError where the folder's files ask for what is not done here, by name."""
+    """Raises ValueError that names an unsupported setting of the folder's files."""
     kinds(folder)
     pooling(folder, poolings)
     file, settings = _settings(folder)
 
-    def expect(key: str, found: Any, *allowed: Any) -> None:
-        if found not in (None, *allowed):
-            raise ValueError(f"{file}: {key} is {found!r}; only {allowed[0]!r} is supported")
+    def expect(key: str, value: Any, *allowed: Any) -> None:
+        if value not in (None, *allowed):
+            raise ValueError(f"{file}: {key} is {value!r}; only {allowed[0]!r} is supported")
 
     expect("transformer_task", settings.get("transformer_task"), "feature-extraction")
     expect("module_output_name", settings.get("module_output_name"), "token_embeddings")
-    for name, how in settings.get("modality_config", {}).items():
+    for name, modality in settings.get("modality_config", {}).items():
         where = f"modality_config.{name}"
-        expect(f"{where}.method", how.get("method"), "forward")
-        output = how.get("method_output_name")
+        expect(f"{where}.method", modality.get("method"), "forward")
+        output = modality.get("method_output_name")
         expect(f"{where}.method_output_name", output, "last_hidden_state", ["last_hidden_state"])
-    if "cls" not in poolings:  # which is of encoders, which have their own way with it
+    if "cls" not in poolings:  # encoders honour it
         expect("do_lower_case", settings.get("do_lower_case"), False)
     processing = settings.get("processing_kwargs", {})
     groups = {
@@ -210,12 +210,12 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
 
 
 def setting(folder: pathlib.Path, key: str) -> Any:
-    """What the first module's file says of a key; None: nothing."""
+    """Value of a key in the first module's file; None: it is missing."""
     return _settings(folder)[1].get(key)
 
 
 def max_seq_length(folder: pathlib.Path) -> int | None:
-    """The most tokens of a row, by the first module's own file; None: it leaves that open."""
+    """The most tokens of a row by the first module's file; None: it does not say."""
     _, settings = _settings(folder)
     text = settings.get("processing_kwargs", {}).get("text", {})
     processor = settings.get("processor_kwargs", {})
@@ -228,16 +228,16 @@ def max_seq_length(folder: pathlib.Path) -> int | None:
 
 
 def tokenizer_setting(folder: pathlib.Path, key: str) -> Any:
-    """What the tokenizer is told of a key, by the first module's file or its own; None: nothing."""
+    """Value of a key for the tokenizer, in the first module's file or its own; None: missing."""
     processor = _settings(folder)[1].get("processor_kwargs", {})
     return processor.get(key, _read(folder / "tokenizer_config.json").get(key))
 
 
 def style(folder: pathlib.Path) -> Style | None:
-    """The prompt that a chat template of our exports words; None: there is none, or another's.
+    """Prompt style of the chat template that our exports write; None: there is none, or another.
 
-    Folders that get such a template have nothing else that another library could not be told of:
-    no resizing, no old padding, markers without an image left out.
+    A folder with such a template has no processing that only we know: no resizing, no old
+    padding, and markers without an image are left out.
     """
     if not is_one(folder):
         return None
@@ -245,8 +245,10 @@ def style(folder: pathlib.Path) -> Style | None:
     template = processing.get("chat_template", {}).get("chat_template", "")
     if not template.startswith("{%- set frames = ") or "turn = namespace(" not in template:
         return None
-    found = re.findall(r"^\{%- set (frames|strip|in_front) = (.*) -%\}$", template, re.MULTILINE)
-    values = {name: json.loads(value) for name, value in found}
+    pattern = r"^\{%- set (frames|strip|in_front) = (.*) -%\}$"
+    values = {
+        name: json.loads(value) for name, value in re.findall(pattern, template, re.MULTILINE)
+    }
     if values["strip"]:
         return "chat"
     # Older ones do not say whether the image goes to the front.
@@ -255,10 +257,11 @@ def style(folder: pathlib.Path) -> Style | None:
 
 
 def _settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """The first module's file and its settings, under today's names."""
     for name in SETTINGS:
         if (folder / name).exists():
-            found = _read(folder / name)
-            return folder / name, {RENAMED.get(key, key): x for key, x in found.items()}
+            settings = _read(folder / name)
+            return folder / name, {RENAMED.get(key, key): x for key, x in settings.items()}
     return folder / SETTINGS[0], {}
 
 

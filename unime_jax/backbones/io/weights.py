@@ -1,9 +1,9 @@
-"""Parameters from Hugging Face safetensors and back, by one table used in both directions.
+"""Reading and writing of parameters as Hugging Face safetensors, by one table for both.
 
 A process reads the bytes of its own shards only, layer by layer into one shard at a time: beside
-the arrays it makes, it needs room for the largest of their shards. Kernels that are quantised are
-read whole, as a scale is that of a whole column; what is in memory then are a few rows of a layer
-and this process's part of the codes. Never pickle, never remote code.
+its arrays, it needs room for the largest of their shards. Kernels to be quantised are read whole,
+as a scale belongs to a whole column; in memory are then a few rows of a layer and this process's
+part of the codes. Never pickle, never remote code.
 """
 
 import collections
@@ -41,11 +41,11 @@ THREADS = min(16, os.cpu_count() or 1)  # layers that are read at the same time
 
 
 class Lazy(Protocol):
-    """What `np.asarray` makes an array when it is needed; on several processes, they all ask."""
+    """A value that `np.asarray` computes on demand; all processes must ask for it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Known before."""
+        """Shape, known without the value."""
         ...
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -133,8 +133,8 @@ def _read_shard(
             columns, rows = inner
             copy_transposed(place, checkpoint.matrix(name)[entry.within(rows), columns])
         else:
-            rows, *rest = inner
-            place[...] = checkpoint.open(name)[(entry.within(rows), *rest)]
+            rows, *others = inner
+            place[...] = checkpoint.open(name)[(entry.within(rows), *others)]
 
     for _ in pool.map(fill, shard if entry.stacked else shard[None], chosen):
         pass  # raises what `fill` raised
@@ -153,12 +153,17 @@ def save(
 ) -> None:
     """Writes parameters as one safetensors file, or as shards with an index if over the size.
 
-    What the folder held before is replaced once everything is written: what is cut short is never
-    taken for a checkpoint.
+    The folder's former weights are replaced once everything is written, so an interrupted save is
+    never taken for a checkpoint.
 
     Args:
+      folder: of the checkpoint.
+      parameters: by path; all processes give the same paths.
+      names: of the family's tensors.
+      dtype: of the tensors in the file.
       carried: further (name, tensor) to store as they are, which the embedder does not use.
-      spell: from a published name to those to write the tensor under.
+      spell: names under which the tensor of a published name is written.
+      shard_bytes: most bytes of a file.
     """
     entries = table({path: leaf.shape for path, leaf in parameters.items()}, names)
 
@@ -202,6 +207,7 @@ def save(
 
 
 def to_host(leaf: Leaf) -> np.ndarray:
+    """The whole value in this process; all processes must ask for it."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf)

@@ -5,13 +5,13 @@ import pathlib
 from transformers import PretrainedConfig
 
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.llava import llava
+from unime_jax.backbones.llava import llava, llava_config
 from unime_jax.backbones.preprocessing.processing import Processing
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
 POOLINGS = ("lasttoken",)
 
-DEFAULTS = llava.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
+DEFAULTS = llava_config.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
     "do_center_crop": True,
     "crop_size": {"height": 224, "width": 224},
 }

@@ -6,7 +6,7 @@ import re
 from transformers import PretrainedConfig
 
 from unime_jax.backbones.backbone import Backbone
-from unime_jax.backbones.llava import llava
+from unime_jax.backbones.llava import llava, llava_config
 from unime_jax.backbones.preprocessing.processing import Processing
 
 PROCESSING = Processing(prompt="chat")
@@ -37,7 +37,7 @@ def open_folder(
         tiles_of_many=False,
         missing_images=("strip", "token", "image"),
         image_processor="LlavaOnevisionImageProcessor",
-        image_defaults=llava.DEFAULTS,
+        image_defaults=llava_config.DEFAULTS,
         processor_config={
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,

@@ -24,7 +24,7 @@ from transformers import (
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.io.hf_config import require
-from unime_jax.backbones.llava import llava
+from unime_jax.backbones.llava import llava, llava_config, llava_names
 from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_config, read_config
 from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
 from unime_jax.backbones.preprocessing.processing import Processing, require_missing_images
@@ -83,9 +83,11 @@ def open_folder(
     own = read_config(folder)
     tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
-    tower = llava.tower_config(converted)
+    tower = llava_config.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
-    names = dataclasses.replace(llava.names(converted, tower), aliases=ALIASES, modules=MODULES)
+    names = dataclasses.replace(
+        llava_names.names(converted, tower), aliases=ALIASES, modules=MODULES
+    )
     backbone = llava.assemble(
         folder,
         converted,
@@ -138,7 +140,7 @@ def add_image_token(
 def image_processor(config: PretrainedConfig) -> dict[str, Any]:
     """What the code base does to pixels, as settings of transformers' image processor."""
     tile = config.vision_config.image_size
-    return llava.DEFAULTS | {
+    return llava_config.DEFAULTS | {
         "do_pad": True,
         "image_grid_pinpoints": config.image_grid_pinpoints,
         "image_mean": [0.5] * 3,

@@ -61,10 +61,10 @@ class LlavaPreprocessor:
         return patches.reshape(-1, patches.shape[-1])
 
     def __call__(self, item: Item) -> Row:
-        """One row.
+        """Row of an item, cut to the prompt's `max_length`.
 
-        Image markers without image are counted in `orphan_images`, left out or kept; text that is
-        cut off because the row would be longer than the prompt's `max_length`, in `truncated`.
+        `truncated` counts the tokens cut off, `unmatched_markers` the image markers without an
+        image, left out or kept.
 
         Raises:
           ValueError: an image is missing or unreadable, or the row cannot be made short enough.
@@ -74,7 +74,7 @@ class LlavaPreprocessor:
         absent = self.prompt.empty_places(item) if self.prompt.missing_images == "image" else 0
         seen = [self._slots(image, tiled=tiled) for image in images]
         seen += [anyres.untiled_slots(self.side, self.slots_per_token)] * absent
-        ids, truncated, missing_images = self.prompt(item, [len(slot) for slot, _ in seen])
+        ids, truncated, unmatched = self.prompt(item, [len(slot) for slot, _ in seen])
         tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
         slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
         weight = np.zeros(slot.shape, np.float32)
@@ -102,7 +102,7 @@ class LlavaPreprocessor:
             patches=patches,
             patch_position=position,
             truncated=truncated,
-            orphan_images=missing_images,
+            unmatched_markers=unmatched,
         )
 
     def _slots(self, image: Image.Image, *, tiled: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frame
+from unime_jax.backbones.preprocessing.fit import Span
 from unime_jax.backbones.preprocessing.prompts import Prompt, Style, open_tokenizer
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
@@ -31,29 +32,29 @@ class NumberedPrompt(Prompt):
         places = _PLACE.findall(self.rendered(item))
         return [image_markers.number(place) - 1 for place in places]
 
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode(self, text: str) -> tuple[list[int], list[Span]]:
         ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
+        spans: list[Span] = []
         start = 0
         for place in (*_PLACE.finditer(text), None):
-            end = place.start() if place else len(text)
-            piece, spans = super()._encode(text[start:end])
-            ids += piece
-            offsets += [(start + first, start + last) for first, last in spans]
+            stop = place.start() if place else len(text)
+            piece_ids, piece_spans = super()._encode(text[start:stop])
+            ids += piece_ids
+            spans += [(start + first, start + end) for first, end in piece_spans]
             if place:
                 ids.append(self.image_token_id)
-                offsets.append(place.span())
+                spans.append(place.span())
                 start = place.end()
-        return ids, offsets
+        return ids, spans
 
     def _placed(self, text: str, images: int) -> tuple[str, int]:
         own = [f"<|image_{number + 1}|>" for number in range(images)]
         known = "|".join(map(re.escape, own)) or "(?!)"
         others = f"(?!{known}){image_markers.NUMBERED}\n?"
-        text, missing_images = image_markers.removed(others, text)
+        text, stripped = image_markers.removed(others, text)
         placed = set(_PLACE.findall(text))
         lines = (f"{place}\n" for place in own if place not in placed)
-        return "".join(lines) + text, missing_images
+        return "".join(lines) + text, stripped
 
 
 def open_numbered_prompt(

@@ -38,10 +38,10 @@ class Phi3VPreprocessor:
     image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
 
     def __call__(self, item: Item) -> Row:
-        """One row.
+        """Row of an item, cut to the prompt's `max_length`.
 
-        Image markers without image are left out and counted in `orphan_images`; text that is cut
-        off because the row would be longer than the prompt's `max_length`, in `truncated`.
+        `truncated` counts the tokens cut off, `unmatched_markers` the image markers without an
+        image, which are left out.
 
         Raises:
           ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
@@ -58,7 +58,7 @@ class Phi3VPreprocessor:
         places = [slots(canvas.grid, side, int(start)) for canvas, start in zip(canvases, first)]
         shown = [places[image] for image in self.prompt.shown(item)]
         counts = [len(place) for place in shown]
-        ids, truncated, missing_images = self.prompt(item, counts)
+        ids, truncated, unmatched = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = position = None
@@ -76,7 +76,7 @@ class Phi3VPreprocessor:
             patches=patches,
             patch_position=position,
             truncated=truncated,
-            orphan_images=missing_images,
+            unmatched_markers=unmatched,
         )
 
     def _canvas(self, image: Image.Image) -> Canvas:

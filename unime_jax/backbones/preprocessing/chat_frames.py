@@ -20,38 +20,35 @@ _PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d
 def frames_of(
     tokenizer: PreTrainedTokenizerBase, template: str, image_token: str
 ) -> tuple[tuple[str, str], ...]:
-    """Frames for 0, 1, ... images. One image must have a place; more are up to the template.
+    """Frames by number of images. One image must have a place; more are up to the template.
 
     Raises:
       ValueError: the template is no frame, or writes another number of image tokens.
     """
     frames: list[tuple[str, str]] = []
     for images in range(MAX_IMAGES + 1):
-        found = frame(tokenizer, template, images=images)
-        count = "".join(found).count(image_token)
+        around = frame(tokenizer, template, images=images)
+        count = "".join(around).count(image_token)
         if count != images and images > 1:
             break
         if count != images:
             raise ValueError(
                 f"for {images} images the chat template writes {image_token!r} {count}"
-                f" times. The rendered turn is {'...'.join(found)!r}"
+                f" times. The rendered turn is {'...'.join(around)!r}"
             )
-        frames.append(found)
+        frames.append(around)
     return tuple(frames)
 
 
 def frame(
     tokenizer: PreTrainedTokenizerBase, template: str, *, images: int | None
 ) -> tuple[str, str]:
-    """Strings that the template writes before and after the text of a user turn.
+    """Strings before and after the text of a user turn, the second with the generation prompt.
 
     Args:
       tokenizer: renders the template.
       template: Jinja source.
-      images: how many images the turn holds before its text; None: its content is a mere string.
-
-    Returns:
-      (prefix, suffix), the suffix with the generation prompt.
+      images: number of images in the turn, before its text; None: its content is a mere string.
 
     Raises:
       ValueError: the template fails on such a turn, or changes, repeats or omits the text.

@@ -2,8 +2,8 @@
 
 transformers 5's processors take the key `chat_template` of processor_config.json, then
 chat_template.json, then chat_template.jinja with its namesakes in additional_chat_templates/. Its
-tokenizers know the last, then tokenizer_config.json, which in many checkpoints holds the language
-model's own template. Here all of them are looked through, in this order.
+tokenizers take the last, then tokenizer_config.json, which in many checkpoints holds the language
+model's own template. Here all four are tried in this order.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ PROCESSOR, LEGACY, TOKENIZER = (
     "tokenizer_config.json",
 )
 JINJA, MORE = "chat_template.jinja", "additional_chat_templates"
-DEFAULT = "default"  # of several templates, the one that is used unless another is asked for
+DEFAULT = "default"  # name of the template that is used unless another is asked for
 
 T = TypeVar("T")
 
@@ -40,14 +40,14 @@ def use(folder: pathlib.Path, make: Callable[[str], T]) -> T:
       ValueError: the folder has no template, or `make` raises it for the one that counts. The
         message says whose template would do.
     """
-    found = _sources(folder)
-    if not found:
+    sources = _sources(folder)
+    if not sources:
         raise ValueError(
             f"{folder} has no chat template: no {JINJA} or {LEGACY}, and no {KEY!r} in {PROCESSOR}"
             f" or {TOKENIZER}; copy the one of the checkpoint it was made from"
         )
-    _warn_of_differences(folder, found)
-    first, *others = found
+    _warn_of_differences(folder, sources)
+    first, *others = sources
     try:
         return make(_default(first))
     except ValueError as error:
@@ -64,13 +64,13 @@ def use(folder: pathlib.Path, make: Callable[[str], T]) -> T:
 def write(folder: pathlib.Path) -> None:
     """Writes the template that takes precedence to all files of an export that have one.
 
-    It is written to chat_template.jinja in any case. Templates by other names are left out. Where
-    none is called "default", so that no library has one to use, the files stay as they are.
+    It is also written to chat_template.jinja. Templates by other names are left out. Without one
+    called "default" no library uses any, and the files stay as they are.
     """
-    found = _sources(folder)
-    if not found or DEFAULT not in found[0].templates:
+    sources = _sources(folder)
+    if not sources or DEFAULT not in sources[0].templates:
         return
-    template = found[0].templates[DEFAULT]
+    template = sources[0].templates[DEFAULT]
     (folder / JINJA).write_text(template, "utf-8")
     if (folder / LEGACY).exists():
         json_files.write(folder / LEGACY, {KEY: template})
@@ -81,7 +81,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def _sources(folder: pathlib.Path) -> list[Source]:
-    """Existing sources of templates, the first of which takes precedence."""
+    """Existing sources of templates; the first takes precedence."""
     jinja = {file.stem: file.read_text("utf-8") for file in sorted((folder / MORE).glob("*.jinja"))}
     if (folder / JINJA).exists():
         jinja[DEFAULT] = (folder / JINJA).read_text("utf-8")
@@ -127,9 +127,9 @@ def _works(make: Callable[[str], Any], source: Source) -> bool:
     return True
 
 
-def _warn_of_differences(folder: pathlib.Path, found: list[Source]) -> None:
-    """That a tokenizer has another one is usual, and no sign of a mistake."""
-    first, *others = [source for source in found if source.file != TOKENIZER] or found[:1]
+def _warn_of_differences(folder: pathlib.Path, sources: list[Source]) -> None:
+    """The tokenizer's template usually is another one, which is no sign of a mistake."""
+    first, *others = [source for source in sources if source.file != TOKENIZER] or sources[:1]
     differing = [
         source.file
         for source in others

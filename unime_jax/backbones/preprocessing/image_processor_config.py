@@ -1,10 +1,9 @@
-"""The settings of a folder's image processor: which file counts, and how exports write them.
+"""Settings of a folder's image processor: precedence of its files, and copies in exports.
 
 transformers 5 reads `image_processor` in processor_config.json, and preprocessor_config.json only
-where that key is missing. Keys that the file lacks have its classes' defaults, not the values of
-the other file, and null is no default. transformers 4 reads preprocessor_config.json alone. The
-files are read here as they are: transformers' own classes want torch or torchvision for some
-families.
+where that key is missing. A missing key has the default of its class, not the value of the other
+file, and null is no default. transformers 4 reads preprocessor_config.json alone. The files are
+read here directly: transformers' own classes want torch or torchvision for some families.
 """
 
 import json
@@ -22,7 +21,7 @@ NESTED = "image_processor"  # its key in PROCESSOR_FILE
 LEAST, MOST = "shortest_edge", "longest_edge"  # areas in Qwen2-VL's `size`
 AREAS = {"min_pixels": LEAST, "max_pixels": MOST}  # Qwen2-VL's older keys, which overrule `size`
 DEFAULT_AREA = {LEAST: 56 * 56, MOST: 28 * 28 * 1280}
-KEYS = (  # on which pixels, or the number of image tokens, depend
+KEYS = (  # they decide pixels, or the number of image tokens
     "crop_size",
     "do_center_crop",
     "do_convert_rgb",
@@ -41,31 +40,31 @@ KEYS = (  # on which pixels, or the number of image tokens, depend
     "temporal_patch_size",
 )
 TYPE = "image_processor_type"
-IDENTITY = ("auto_map", "processor_class")  # what loads the file, not what it says
+IDENTITY = ("auto_map", "processor_class")  # classes that load the file, no settings
 
 
 def read(
     folder: pathlib.Path, defaults: Mapping[str, Any], *, types: Collection[str] | None
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The file that counts, and its settings.
+    """The file that takes precedence, and its settings.
 
-    Two files that disagree are named in a warning, with both values.
+    A warning names two files that disagree, with both values.
 
     Args:
       folder: the checkpoint.
-      defaults: what transformers' class takes where the file is silent.
-      types: the classes whose settings these may be, without "Fast" or "Pil"; None: any.
+      defaults: values of transformers' class for keys that the file lacks.
+      types: names of supported classes, without "Fast" or "Pil"; None: any.
 
     Raises:
       ValueError: there is no such file, it is for another class, or lacks a value.
     """
-    found = sources(folder)
-    if not found:
+    files = sources(folder)
+    if not files:
         raise ValueError(
             f"{folder} has no {FILE}, and no {PROCESSOR_FILE} with {NESTED!r}: copy those of the"
             " checkpoint it was made from."
         )
-    (name, own), *others = found
+    (name, own), *others = files
     kind = _kind(own)
     if types is not None and kind is not None and kind not in types:
         raise ValueError(
@@ -84,7 +83,7 @@ def read(
 
 
 def sources(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names and contents of the files that there are; the first counts.
+    """Names and contents of the existing files; the first takes precedence.
 
     Raises:
       ValueError: one of them is no JSON object.
@@ -92,17 +91,17 @@ def sources(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     nested = json_files.read(folder / PROCESSOR_FILE).get(NESTED)
     if not isinstance(nested, dict | None):
         raise ValueError(f"{folder / PROCESSOR_FILE}: {NESTED} is {nested!r}; it must be an object")
-    found = [] if nested is None else [(PROCESSOR_FILE, nested)]
+    files = [] if nested is None else [(PROCESSOR_FILE, nested)]
     if (folder / FILE).exists():
-        found.append((FILE, json_files.read(folder / FILE)))
-    return found
+        files.append((FILE, json_files.read(folder / FILE)))
+    return files
 
 
 def check_processor(folder: pathlib.Path, expected: Mapping[str, Any]) -> None:
-    """Warns where processor_config.json asks for other image tokens than the model has features.
+    """Warns if processor_config.json asks for other image tokens than the model has features.
 
-    What the model needs follows from config.json, and is `expected`; transformers' processor takes
-    the file's word and refuses images, or crops them.
+    `expected` follows from config.json. transformers' processor believes the file, and refuses
+    images or crops them.
     """
     content = json_files.read(folder / PROCESSOR_FILE)
     wrong = [
@@ -122,22 +121,22 @@ def check_processor(folder: pathlib.Path, expected: Mapping[str, Any]) -> None:
 def write(
     folder: pathlib.Path, *, settings: Mapping[str, Any], processor: Mapping[str, Any]
 ) -> None:
-    """Makes an export's files say the same to every library, whichever of them it reads.
+    """Writes the same settings to all files of an export, as each library reads another.
 
     Args:
       folder: has copies of a checkpoint's files.
-      settings: of the image processor, overriding those of the file that counts.
+      settings: of the image processor, overriding those of the file that takes precedence.
       processor: keys of processor_config.json that the model needs.
     """
-    found = sources(folder)
+    files = sources(folder)
     content = json_files.read(folder / PROCESSOR_FILE)
     if processor or content:
         kind = {key: content[key] for key in IDENTITY if key in content}
         content |= dict(processor) | kind
-    if found:
-        own = found[0][1] | dict(settings)
+    if files:
+        own = files[0][1] | dict(settings)
         for key in IDENTITY:
-            values = [source[key] for _, source in found if source.get(key)]
+            values = [source[key] for _, source in files if source.get(key)]
             own |= {key: values[0]} if values else {}
         if own.get(TYPE):  # transformers 4 has no class "...Pil"; 5 finds the backend itself
             own[TYPE] = own[TYPE].removesuffix("Pil")
@@ -150,7 +149,7 @@ def write(
 
 
 def area(settings: Mapping[str, Any]) -> dict[str, int] | None:
-    """Qwen2-VL's `size` with `min_pixels` and `max_pixels` in it; None where it is no area."""
+    """Qwen2-VL's `size`, overruled by `min_pixels` and `max_pixels`; None: it is no area."""
     size = settings.get("size") or DEFAULT_AREA
     if not isinstance(size, Mapping) or not {LEAST, MOST} <= set(size):
         return None
@@ -159,7 +158,7 @@ def area(settings: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with defaults where they are silent, as transformers 5 understands them."""
+    """Settings with defaults for missing keys, in the form that transformers 5 gives them."""
     settings = dict(defaults) | dict(own)
     for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
         value = settings.get(key)
@@ -174,7 +173,7 @@ def _filled(own: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, An
 
 
 def _both_spellings(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Areas in `size` and in the older keys, as each version of transformers knows one."""
+    """Settings whose area is in `size` and in the older keys, for each version of transformers."""
     size = own.get("size")
     if isinstance(size, Mapping) and {LEAST, MOST} <= set(size):
         size = area(own)
@@ -206,11 +205,11 @@ def _warn_of_differences(
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each key a value that is equal where its meaning is."""
-    found = {key: settings.get(key) for key in KEYS} | {TYPE: _kind(settings)}
+    """Settings in a form whose values are equal if and only if their meaning is."""
+    values = {key: settings.get(key) for key in KEYS} | {TYPE: _kind(settings)}
     if "merge_size" in settings:  # Qwen2-VL's
-        found["size"] = area(settings) or found["size"]
-    return json.loads(json.dumps(found))
+        values["size"] = area(settings) or values["size"]
+    return json.loads(json.dumps(values))
 
 
 def _kind(settings: Mapping[str, Any]) -> str | None:

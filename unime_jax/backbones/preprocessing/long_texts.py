@@ -1,15 +1,15 @@
-"""Shortening of long texts before tokenisation, where it cannot change the kept tokens.
+"""Excerpts of long texts, made before tokenisation where that cannot change the kept tokens.
 
 A tokenizer takes some 400 bytes a character, and of a text beyond the longest length most tokens
-are cut off again. So a text is first shortened at a seam: a space or line feed between two letters,
-which no token of the vocabulary has in it. What stands before a seam is then tokenised as if what
-comes after were not there, by BPE (no merge reaches over a seam), by Unigram (no path does) and by
-whatever splits words first; and what stands behind it likewise.
+are cut off again (`fit`). So a text is first shortened at a seam: a space or line feed between two
+letters, which no token of the vocabulary has in it. The text on each side of a seam is tokenised as
+if it stood alone, by BPE (no merge reaches over a seam), by Unigram (no path does) and by all
+models that split words first.
 """
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import tokenizers
@@ -23,68 +23,40 @@ _CROSSING = re.compile(r"(?:[^\W\d_]|\ufffd)[ \n▁]")  # a token over a seam
 _SAMPLE = "ab cd\nef"
 
 
-class Shortened(NamedTuple):
-    """Whole text (`seam` None), or its beginning and end, joined at character `seam`."""
+class Excerpt(NamedTuple):
+    """Beginning and end of a text, joined at character `seam`; the whole text if that is None."""
 
     text: str
     seam: int | None
 
-    def is_enough(
-        self,
-        before: int,
-        offsets: Sequence[tuple[int, int]],
-        loose: Sequence[int],
-        excess: int,
-        *,
-        cut: Side = "right",
-    ) -> bool:
-        """Whether truncation of tokens gives the same as for the whole text.
 
-        So it is if all tokens on the other side of the seam are cut off: then the tokens that are
-        kept are the first ones (or the last) of the whole text, too.
-
-        Args:
-          before: characters in front of the text.
-          offsets: the part of the prompt that each token is of.
-          loose: numbers of tokens that may be cut off, of which the last `excess` will be, or the
-            first if `cut` is "left".
-        """
-        if self.seam is None:
-            return True
-        if not excess or len(loose) <= excess:
-            return excess > 0
-        seam = before + self.seam
-        if cut == "left":
-            return offsets[loose[excess]][0] >= seam
-        return offsets[loose[-excess]][0] <= seam
-
-
-def shortened(
-    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, cut: Side = "right"
-) -> Iterator[Shortened]:
+def excerpts(
+    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, side: Side = "right"
+) -> Iterator[Excerpt]:
     """Growing excerpts of a text, the last one whole; a short or seamless text comes whole at once.
 
     Args:
-      tokenizer: that the text is for.
+      text: of an item.
+      tokenizer: for which the text is.
       room: tokens that can be kept at most.
       keep: characters at the beginning that are never left out.
-      cut: the side that tokens will be cut off from, so that more of the other is given.
+      side: the side that tokens will be cut from, so that more of the other is given.
     """
     size = max(keep, CHARACTERS * room)
     if len(text) > 2 * size and _has_seams(tokenizer):
         first, last = _SEAM.search(text, keep), _last_seam(text, keep)
         while first and last is not None and 2 * size < len(text):
-            if cut == "left":
-                head, found = first.start(), _SEAM.search(text, len(text) - size)
-                tail = found.start() if found else head
+            if side == "left":
+                head, seam = first.start(), _SEAM.search(text, len(text) - size)
+                tail = seam.start() if seam else head
             else:
-                tail, found = last, _SEAM.search(text, size)
-                head = found.start() if found else tail
+                tail, seam = last, _SEAM.search(text, size)
+                head = seam.start() if seam else tail
             if head >= tail:
                 break
-            yield Shortened(text[:head] + text[tail:], head)
+            yield Excerpt(text[:head] + text[tail:], head)
             size *= 2
-    yield Shortened(text, None)
+    yield Excerpt(text, None)
 
 
 def _last_seam(text: str, first: int) -> int | None:
@@ -92,7 +64,7 @@ def _last_seam(text: str, first: int) -> int | None:
     width = 1000
     while True:
         start = max(first, len(text) - width)
-        seams = [found.start() for found in _SEAM.finditer(text, start)]
+        seams = [seam.start() for seam in _SEAM.finditer(text, start)]
         if seams or start == first:
             return seams[-1] if seams else None
         width *= 8

@@ -1,4 +1,4 @@
-"""The record in an exported folder of how items become rows, where other files don't say."""
+"""Record in an exported folder of how items become rows, as far as no other file says it."""
 
 import dataclasses
 import json
@@ -23,32 +23,32 @@ def require_missing_images(processing: Processing, *supported: MissingImages) ->
 
 
 def caveats(processing: Processing) -> tuple[str, ...]:
-    """What transformers cannot be told of in a folder's files, in sentences for its users."""
-    found = []
+    """Differences from transformers that no file can express, as sentences for users."""
+    sentences = []
     if processing.image_size:
         height, width = processing.image_size
-        found.append(
+        sentences.append(
             f"Every image must first be resized to {height} x {width} pixels (height x width, by"
             " Pillow's bicubic filter, whatever its aspect)."
         )
     if processing.legacy_padding:
-        found.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
+        sentences.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
     if processing.missing_images == "token":
-        found.append("An image marker without an image is one image token, without features.")
+        sentences.append("An image marker without an image is one image token, without features.")
     if processing.missing_images == "image":
-        found.append(
+        sentences.append(
             "An image marker without an image is the image tokens of one tile whose normalised"
             " pixels are zero, and a newline."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What an exported folder says of how it was trained.
+    """Origin of an exported folder: how its items became rows in training.
 
-    `max_length` is the most tokens of a row; None: of before it was recorded. `commits` are those
-    of the hub repositories that it was made of, by their ids.
+    `max_length` is the most tokens of a row; None: exported before it was recorded. `commits` are
+    those of the hub repositories it was made of, by repository id.
     """
 
     processing: Processing
@@ -63,11 +63,11 @@ def write(
     max_length: int | None = None,
     commits: Mapping[str, str] | None = None,
 ) -> None:
-    """Records in an exported folder how its inputs are made, and what it was made of.
+    """Writes the record of an exported folder, in `FILE` and in config.json if there is one.
 
-    Beside `FILE` there is a copy in config.json, if there is one: other libraries carry unknown
-    keys of it along when they save a model, and leave out files that they do not know. The copy
-    is without what lies in the image processor's own files, which may be changed there.
+    Other libraries keep unknown keys of config.json when they save a model, and drop files that
+    they do not know. The copy leaves out the settings in the image processor's own files, which
+    may be changed there.
     """
     record = dataclasses.asdict(processing)
     record |= {"max_length": max_length, "commits": dict(commits or {})}
@@ -86,7 +86,7 @@ def read(folder: pathlib.Path) -> Processing | None:
 
 
 def read_record(folder: pathlib.Path) -> Record | None:
-    """What `write` recorded, in `FILE` or else in config.json; None: nothing."""
+    """The record that `write` left in `FILE`, or else in config.json; None: there is none."""
     file, config = folder / FILE, folder / "config.json"
     record = json.loads(file.read_text()) if file.exists() else None
     if record is None and config.exists():

@@ -1,4 +1,4 @@
-"""From an item to token ids: the text around it, the places of its images, and its length."""
+"""Prompts: the token ids of an item, with a frame around its text and places for its images."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frames_of
-from unime_jax.backbones.preprocessing.long_texts import shortened
+from unime_jax.backbones.preprocessing.fit import Segments, Span, fit
 from unime_jax.backbones.preprocessing.token_ids import check_ids, check_tokenizer
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
@@ -20,16 +20,16 @@ from unime_jax.data.settings import MissingImages, Style
 
 
 class Tokenised(NamedTuple):
-    """Token ids with one image token for each image, and what was left out of the text."""
+    """Token ids with one image token for each image, and counts of tokens and markers left out."""
 
     ids: list[int]
-    truncated: int  # tokens cut off; at least so many, of a very long text
-    orphan_images: int  # image markers without an image
+    truncated: int  # tokens cut off; a lower bound for a very long text
+    unmatched_markers: int  # image markers without an image
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """How a run words its items; picklable. Build it with `open_prompt`.
+    """Prompt format of a run; picklable. Build it with `open_prompt`.
 
     "chat" puts the stripped text, its image markers left out, into the checkpoint's chat template.
     "raw" takes the text as it is, with image tokens where MMEB's markers `<|image_1|>` stand (in
@@ -55,56 +55,47 @@ class Prompt:
 
     def rendered(self, item: Item) -> str:
         """The prompt of an item as text, with a single image token where an image goes."""
-        prefix, text, suffix, _ = self._parts(item)
-        return prefix + text + suffix
+        segments, _ = self._segments(item)
+        return "".join(segments)
 
     def __call__(self, item: Item, image_tokens: Sequence[int]) -> Tokenised:
-        """Token ids of an item whose images will take so many tokens each.
+        """Token ids of an item. `image_tokens` are the tokens that each of its images will take.
 
-        What is longer than `max_length` loses tokens from the end of its text; never image tokens,
+        A prompt longer than `max_length` loses tokens from the end of its text; never image tokens,
         the template around the text, or the last token, which is pooled.
 
         Raises:
           ValueError: it cannot be made short enough, has more images than there are places for, or
             a token that the model has no embedding of.
         """
-        prefix, text, suffix, missing_images = self._parts(item)
-        marker = image_markers.marker(self.image_token)
-        keep = max((found.end() for found in marker.finditer(text)), default=0)
-        for part in shortened(text, self.tokenizer, room=self.max_length, keep=keep):
-            ids, offsets = self._encode(prefix + part.text + suffix)
-            if not ids:
-                raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
-            excess = max(0, len(ids) + sum(image_tokens) - len(image_tokens) - self.max_length)
-            span = range(len(prefix), len(prefix) + len(part.text) + 1)
-            loose = [
-                i
-                for i, (first, last) in enumerate(offsets[:-1])  # the last token is pooled
-                if excess and first in span and last in span and first < last
-                if ids[i] != self.image_token_id
-            ]
-            if part.is_enough(len(prefix), offsets, loose, excess):
-                break
-        if excess:
-            if len(loose) < excess:
-                fixed = self.max_length + excess - len(loose)
-                what, how = "prompt template and last token", "raise it"
-                if image_tokens:
-                    what = f"image tokens, {what}"
-                    how = f"{how}, or process images at a lower resolution"
-                raise ValueError(
-                    f"{name_of(item)}: its {what} are {fixed} tokens, and max_length is"
-                    f" {self.max_length}; {how}"
-                )
-            cut = set(loose[-excess:])
-            ids = [token for i, token in enumerate(ids) if i not in cut]
+        segments, unmatched_markers = self._segments(item)
+        markers = image_markers.marker(self.image_token).finditer(segments.text)
+        fixed, remedy = "prompt template and last token", "raise it"
+        if image_tokens:
+            fixed = f"image tokens, {fixed}"
+            remedy = f"{remedy}, or process images at a lower resolution"
+        ids, truncated = fit(
+            segments,
+            encode=self._encode,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            expansion=sum(image_tokens) - len(image_tokens),
+            uncut_characters=max((marker.end() for marker in markers), default=0),
+            uncut_ids=(self.image_token_id,),
+            uncut_last=True,
+            name=name_of(item),
+            fixed=fixed,
+            remedy=remedy,
+        )
+        if not ids:
+            raise ValueError(f"{name_of(item)}: no text and no image, so no token to pool")
         check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
-        return Tokenised(ids, excess, missing_images)
+        return Tokenised(ids, truncated, unmatched_markers)
 
     def expand(
         self, ids: Sequence[int], image_tokens: Sequence[int]
     ) -> tuple[Int32[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
-        """Ids with each image token as often as its image needs it, and where those are.
+        """Ids with each image token repeated as often as its image needs it, and their places.
 
         Image tokens beyond those of `image_tokens` have no image: they are tokens like any other.
         """
@@ -114,7 +105,7 @@ class Prompt:
         return np.repeat(np.asarray(ids, np.int32), counts), np.repeat(is_image, counts)
 
     def empty_places(self, item: Item) -> int:
-        """Markers that are kept though they have no image; those of an item's images come first."""
+        """Number of markers kept without an image; those of an item's images come first."""
         if self.missing_images == "strip":
             return 0
         marker = image_markers.marker(self.image_token)
@@ -122,7 +113,7 @@ class Prompt:
         return max(0, markers - len(item.pictures))
 
     def image_frames(self) -> tuple[tuple[str, str], ...]:
-        """What stands before and after a text without markers, by number of images."""
+        """Strings before and after a text without markers, by number of images."""
         if self.style == "chat":
             return self.frames
         (before, after), line = self._turn(), f"{self.image_token}\n"
@@ -134,13 +125,13 @@ class Prompt:
         always = [self._encode(text)[0] for text in ("", self.image_token, *around)]
         check_tokenizer(folder, self.tokenizer, self.vocab_size, always=always)
 
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and the part of the text that each one is of."""
+    def _encode(self, text: str) -> tuple[list[int], list[Span]]:
+        """Token ids and their spans in the text."""
         encoding = self.tokenizer.encode(text, add_special_tokens=self.special_tokens)
         return encoding.ids, encoding.offsets
 
-    def _parts(self, item: Item) -> tuple[str, str, str, int]:
-        """Prefix, text, suffix, and how many markers had no image."""
+    def _segments(self, item: Item) -> tuple[Segments, int]:
+        """The prompt in three, and the number of markers without an image."""
         kept = self.empty_places(item)
         images = len(item.pictures) + kept
         text, suffix = item.prefix + item.text, item.suffix
@@ -152,29 +143,30 @@ class Prompt:
                 )
             text, markers = image_markers.without_markers(text, self.image_token)
             before, after = self.frames[images]
-            return before, text.strip(), suffix + after, max(0, markers - len(item.pictures))
+            unmatched = max(0, markers - len(item.pictures))
+            return Segments(before, text.strip(), suffix + after), unmatched
         text, stripped = self._placed(text, images)
         if self.style == "verbatim" and images == 1 and not text.startswith(self.image_token):
-            rest = text.replace(self.image_token, "", 1).lstrip()
-            rest = rest if suffix else rest.rstrip()
-            text = f"{self.image_token}\n{rest}" if rest + suffix else self.image_token
+            words = text.replace(self.image_token, "", 1).lstrip()
+            words = words if suffix else words.rstrip()
+            text = f"{self.image_token}\n{words}" if words + suffix else self.image_token
         before, after = self._turn()
-        return before, text, suffix + after, kept + stripped
+        return Segments(before, text, suffix + after), kept + stripped
 
     def _turn(self) -> tuple[str, str]:
-        """What stands around a text that has its image tokens in it."""
+        """Strings before and after a text that has its image tokens in it."""
         return self.frames[0] if self.frames else ("", "")
 
     def _placed(self, text: str, images: int) -> tuple[str, int]:
-        """A text with an image token for each image, and how many markers were left over."""
-        marker = image_markers.marker(self.image_token)
+        """A text with an image token for each image, and the number of markers left out."""
+        pattern = image_markers.marker(self.image_token)
         pieces: list[str] = []
-        while len(pieces) < images and (found := marker.search(text)):
-            pieces.append(text[: found.start()])
-            text = text[found.end() :]
-        rest, missing_images = image_markers.without_markers(text, self.image_token)
+        while len(pieces) < images and (marker := pattern.search(text)):
+            pieces.append(text[: marker.start()])
+            text = text[marker.end() :]
+        last, stripped = image_markers.without_markers(text, self.image_token)
         unplaced = f"{self.image_token}\n" * (images - len(pieces))
-        return unplaced + self.image_token.join([*pieces, rest]), missing_images
+        return unplaced + self.image_token.join([*pieces, last]), stripped
 
 
 def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
@@ -204,7 +196,7 @@ def open_prompt(
     missing_images: MissingImages = "strip",
     template: str | None = None,
 ) -> Prompt:
-    """Reads what a prompt needs from a checkpoint's tokenizer and chat template.
+    """Prompt of a checkpoint, from its tokenizer and chat template.
 
     `template` is Jinja source that takes the place of the folder's own. `vocab_size` is the number
     of rows of the model's embedding.

@@ -18,17 +18,18 @@ def check_tokenizer(
     *,
     always: Iterable[Sequence[int]],
 ) -> None:
-    """Refuses a tokenizer whose ordinary ids exceed the rows of the embedding.
+    """Check that the ordinary ids of a tokenizer are rows of the embedding.
 
-    These are its vocabulary's, those of added tokens, which any text may hold, and what stands in
-    every prompt. Special tokens that a text would have to spell out, such as one for padding that
-    was added later, are refused where they occur (`check_ids`). Rows without tokens are common.
+    Ordinary are the ids of its vocabulary, of added tokens, which any text may hold, and of the
+    tokens in every prompt. Special tokens that a text would have to spell out, such as one for
+    padding that was added later, are refused where they occur (`check_ids`). Rows without tokens
+    are common.
 
     Args:
       folder: of the checkpoint, for the message.
       tokenizer: of the checkpoint.
       vocab_size: rows of the embedding.
-      always: ids of what stands in every prompt.
+      always: ids in every prompt.
 
     Raises:
       ValueError: there are such ids; the message names tokens.

@@ -54,10 +54,10 @@ class Qwen2VlPreprocessor:
         return frames[:, :, 0].reshape(count, 3 * area)
 
     def __call__(self, item: Item) -> Row:
-        """One row.
+        """Row of an item, cut to the prompt's `max_length`.
 
-        Image markers without image are counted in `orphan_images`, left out or kept; text that is
-        cut off because the row would be longer than the prompt's `max_length`, in `truncated`.
+        `truncated` counts the tokens cut off, `unmatched_markers` the image markers without an
+        image, left out or kept.
 
         Raises:
           ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
@@ -70,7 +70,7 @@ class Qwen2VlPreprocessor:
             raise ValueError(f"{name_of(item)}: {error}") from error
         merged = [(height // self.merge, width // self.merge) for height, width in grids]
         counts = [rows * columns for rows, columns in merged]
-        ids, truncated, missing_images = self.prompt(item, counts)
+        ids, truncated, unmatched = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = place = None
@@ -89,7 +89,7 @@ class Qwen2VlPreprocessor:
             patches=patches,
             patch_position=place,
             truncated=truncated,
-            orphan_images=missing_images,
+            unmatched_markers=unmatched,
         )
 
     def _grid(self, image: Image.Image) -> Size:

@@ -1,4 +1,4 @@
-"""BERT in a folder of sentence-transformers: encoder, pooling over its tokens, length one."""
+"""BERT in a folder of sentence-transformers: encoder, pooling of tokens, scaling to length one."""
 
 import pathlib
 from typing import Literal, cast, get_args
@@ -38,11 +38,11 @@ def open_folder(
 ) -> Backbone:
     """Opens a model that sentence-transformers loads as Transformer, Pooling and Normalize.
 
-    Embeddings have length one also where there is no Normalize. A text that is too long is cut at
-    the side that the tokenizer cuts at.
+    Embeddings have length one also without Normalize. A text that is too long is cut at the side
+    that the tokenizer's settings name.
 
     Raises:
-      ValueError: the files contradict each other, or ask for what this family does not do.
+      ValueError: the files contradict each other, or ask for something unsupported.
     """
     text_prompt.check(folder, processing)
     if not st_folder.is_one(folder):

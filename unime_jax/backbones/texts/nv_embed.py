@@ -1,4 +1,4 @@
-"""NV-Embed-v2: texts with an instruction before them, which attention sees and the mean does not.
+"""NV-Embed-v2: texts after an instruction, which attention reads and the mean leaves out.
 
 The item's `prefix` is the instruction, "Instruct: ...\\nQuery: "; passages have none.
 """
@@ -72,12 +72,12 @@ NAMES = Names(
 def open_folder(
     folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
 ) -> Backbone:
-    """Opens a checkpoint in the form of its original code, of which nothing is run.
+    """Opens a checkpoint in the form of its original code, none of which is run.
 
     Texts that are too long lose tokens inside; the original cuts the end off, with the EOS.
 
     Raises:
-      ValueError: the files contradict each other, or ask for what this family does not do.
+      ValueError: the files contradict each other, or ask for something unsupported.
     """
     text_prompt.check(folder, processing)
     for key, value in (
@@ -112,26 +112,26 @@ def open_folder(
 
 
 def _tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
-    """What is in tokenizer.json, and the EOS as text.
+    """Tokenizer of tokenizer.json, and the EOS as text.
 
-    It is taken as it is: transformers 5 makes another tokenizer for the class that published files
-    name, which swallows a space at the start of a text.
+    transformers 5 makes another tokenizer for the class that published files name; it swallows a
+    space at the start of a text.
     """
     special = open_tokenizer(folder)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()  # the file may carry a length or padding of its own
     tokenizer.no_padding()
-    found, expected = tokenizer.encode(special.eos_token or "").ids, special.bos_token_id
-    if found != [expected, special.eos_token_id]:
+    ids, bos = tokenizer.encode(special.eos_token or "").ids, special.bos_token_id
+    if ids != [bos, special.eos_token_id]:
         raise ValueError(
-            f"{folder}: tokenizer.json reads the EOS {special.eos_token!r} as {found}; it must be"
-            f" the BOS {expected} and the EOS {special.eos_token_id} of tokenizer_config.json"
+            f"{folder}: tokenizer.json reads the EOS {special.eos_token!r} as {ids}; it must be"
+            f" the BOS {bos} and the EOS {special.eos_token_id} of tokenizer_config.json"
         )
     return tokenizer, str(special.eos_token)
 
 
 def _decoder(config: PretrainedConfig) -> tuple[DecoderConfig, int]:
-    """The decoder, and the most tokens that it takes."""
+    """The decoder, and its longest length in tokens."""
     given: dict[str, Any] = dict(config.text_config)
     hf_config.require("text_config.model_type", given.pop("model_type", None), ("bidir_mistral",))
     given["sliding_window"] = None  # a token sees all others
@@ -143,7 +143,7 @@ def _decoder(config: PretrainedConfig) -> tuple[DecoderConfig, int]:
 
 
 def _latent_attention(config: PretrainedConfig, width: int) -> LatentAttentionConfig:
-    """Keys that config.json leaves out have the values of the published model."""
+    """Latent attention; missing keys of config.json have the values of the published model."""
     latent: dict[str, Any] = dict(getattr(config, "latent_attention_config", None) or {})
     for key in ("hidden_dim", "latent_dim"):
         hf_config.require(f"latent_attention_config.{key}", latent.get(key, 4096), (width,))

@@ -1,13 +1,13 @@
-"""From texts to rows, for families that read nothing else: no template, no images."""
+"""Rows of families that read texts only: no template, no images."""
 
 import dataclasses
 import pathlib
-from typing import Literal
 
 import numpy as np
 import tokenizers
 
-from unime_jax.backbones.preprocessing.long_texts import shortened
+from unime_jax.backbones.preprocessing.fit import Segments, Span, fit
+from unime_jax.backbones.preprocessing.long_texts import Side
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.backbones.preprocessing.token_ids import check_ids, check_tokenizer
@@ -19,26 +19,25 @@ PROCESSING = Processing(prompt="raw")  # there is nothing to choose
 
 @dataclasses.dataclass(frozen=True)
 class TextPrompt:
-    """The item's prefix, text and suffix, and what the model wants after them; picklable.
+    """Prompt format of text encoders: prefix, text and suffix of an item, then `ending`; picklable.
 
-    The tokenizer adds its own special tokens around that. `cut` is the side of the text that what
-    is too long loses tokens from.
+    The tokenizer adds its own special tokens around that.
     """
 
     tokenizer: tokenizers.Tokenizer
     ending: str
     vocab_size: int  # rows of the model's embedding
     max_length: int
-    cut: Literal["left", "right"] = "right"
+    cut: Side = "right"  # the side of a text that is cut if it is too long
 
     def rendered(self, item: Item) -> str:
-        """What the tokenizer gets."""
-        return item.prefix + item.text + item.suffix + self.ending
+        """The tokenizer's input."""
+        return "".join(self._segments(item))
 
     def __call__(self, item: Item) -> tuple[list[int], int]:
-        """Token ids, and how many were cut off, at least, where the text is very long.
+        """Token ids, and the number of tokens cut off, a lower bound for a very long text.
 
-        What is longer than `max_length` loses tokens of its text, never of the prefix, the suffix,
+        A prompt longer than `max_length` loses tokens of its text, never of the prefix, the suffix,
         the ending or the special tokens.
 
         Raises:
@@ -47,49 +46,44 @@ class TextPrompt:
         """
         if item.pictures:
             raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the image")
-        before = len(item.prefix)
-        for part in shortened(item.text, self.tokenizer, room=self.max_length, cut=self.cut):
-            encoding = self.tokenizer.encode(item.prefix + part.text + item.suffix + self.ending)
-            ids = encoding.ids
-            if not ids:
-                raise ValueError(f"{name_of(item)}: an empty text, so no token to pool")
-            excess = max(0, len(ids) - self.max_length)
-            span = range(before, before + len(part.text) + 1)
-            loose = [
-                i
-                for i, (first, last) in enumerate(encoding.offsets)
-                if excess and first in span and last in span and first < last
-            ]
-            if part.is_enough(before, encoding.offsets, loose, excess, cut=self.cut):
-                break
-        if excess:
-            if len(loose) < excess:
-                raise ValueError(
-                    f"{name_of(item)}: its prefix, suffix and special tokens are"
-                    f" {len(ids) - len(loose)} tokens, and max_length is {self.max_length}; raise"
-                    " it, or shorten the prefix"
-                )
-            cut = set(loose[-excess:] if self.cut == "right" else loose[:excess])
-            ids = [token for i, token in enumerate(ids) if i not in cut]
+        ids, truncated = fit(
+            self._segments(item),
+            encode=self._encode,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            side=self.cut,
+            name=name_of(item),
+            fixed="prefix, suffix and special tokens",
+            remedy="raise it, or shorten the prefix",
+        )
+        if not ids:
+            raise ValueError(f"{name_of(item)}: an empty text, so no token to pool")
         check_ids(ids, self.tokenizer, self.vocab_size, name_of(item))
-        return ids, excess
+        return ids, truncated
 
     def check_tokenizer(self, folder: pathlib.Path) -> None:
         """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
         always = [self.tokenizer.encode(self.ending).ids]
         check_tokenizer(folder, self.tokenizer, self.vocab_size, always=always)
 
-    def pieces(self, text: str) -> int:
-        """Tokens of a text alone, without special ones."""
+    def count(self, text: str) -> int:
+        """Number of tokens of a text alone, without special ones."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _segments(self, item: Item) -> Segments:
+        return Segments(item.prefix, item.text, item.suffix + self.ending)
+
+    def _encode(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self.tokenizer.encode(text)
+        return encoding.ids, encoding.offsets
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPreprocessor:
     """Callable `Item -> Row`; picklable. Positions are 0, 1, ... (A = 1), slots -1 (S = 1).
 
-    With `prefix_left_out`, pooling starts at the prefix's number of tokens, counted as NV-Embed
-    counts them: without the tokenizer's BOS, which comes first, so that the last one is pooled.
+    With `prefix_left_out`, pooling starts after as many tokens as the prefix has, counted as in
+    NV-Embed: without the BOS, so that the last token of the prefix is pooled.
     """
 
     prompt: TextPrompt
@@ -98,7 +92,7 @@ class TextPreprocessor:
 
     @property
     def layout(self) -> Layout:
-        """Of all rows."""
+        """Sizes that all rows share."""
         return Layout(
             pooled=self.prefix_left_out,
             vocabulary=self.prompt.vocab_size,
@@ -106,13 +100,13 @@ class TextPreprocessor:
         )
 
     def __call__(self, item: Item) -> Row:
-        """One row; `truncated` counts the tokens that were cut off.
+        """Row of an item; `truncated` counts the tokens cut off.
 
         Raises:
           ValueError: there are images, the row cannot be made short enough, or no token is pooled.
         """
         ids, truncated = self.prompt(item)
-        start = self.prompt.pieces(item.prefix) if self.prefix_left_out else 0
+        start = self.prompt.count(item.prefix) if self.prefix_left_out else 0
         if start >= len(ids):
             raise ValueError(
                 f"{name_of(item)}: its prefix takes all {len(ids)} tokens, so none is pooled"
@@ -127,7 +121,7 @@ class TextPreprocessor:
 
 
 def check(folder: pathlib.Path, processing: Processing) -> None:
-    """Raises ValueError where a run asks for choices that there are not."""
+    """Raises ValueError if a run chooses a processing; texts have one only."""
     if processing != PROCESSING:
         raise ValueError(
             f"{folder} embeds texts only, so there is no choice of processing: leave it out,"
