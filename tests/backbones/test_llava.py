@@ -28,8 +28,8 @@ from tests.backbones.tiny_folders import write_folder
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.llava import anyres
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.batch import Item, Picture
+from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 MARKED = "<|image_1|>\nRepresent the given image for classification\n"
@@ -101,14 +101,12 @@ NAMES = ["onevision", "blending", "next-raw", "next-chat", "vicuna"]
 
 
 def picture(width: int = 40, height: int = 23) -> Item:
-    return Item(MARKED, "a.png", encoded(noise(width, height)))
+    return Item(MARKED, (Media("a.png", encoded(noise(width, height))),))
 
 
 def several(*sizes: tuple[int, int], text: str = MARKED) -> Item:
-    first, *more = (
-        Picture(f"{i}.png", encoded(noise(*size, seed=i))) for i, size in enumerate(sizes)
-    )
-    return Item(text, *first, tuple(more))
+    media = (Media(f"{i}.png", encoded(noise(*size, seed=i))) for i, size in enumerate(sizes))
+    return Item(text, tuple(media))
 
 
 def tiles_of(preprocess: LlavaPreprocessor, image: Image.Image, images: int) -> int:
@@ -122,7 +120,7 @@ def tiles_of(preprocess: LlavaPreprocessor, image: Image.Image, images: int) -> 
 def check_row(case: Case, item: Item) -> None:
     """Ids, slots and patches of an item with images against transformers' processor."""
     preprocess, row = case.preprocess, case.preprocess(item)
-    images = open_pictures(item, None)
+    images = decode_images(item, None)
     inputs = case.processor(
         images=[images], text=[preprocess.prompt.rendered(item)], return_tensors="np"
     )
@@ -196,7 +194,7 @@ def test_several_images_of_an_item(cases, name, sizes):
 )
 def test_slots_and_weights_stand_where_the_image_tokens_are(cases, name, image):
     preprocess = cases[name].preprocess
-    row = preprocess(Item(MARKED, "a.png", encoded(image)))
+    row = preprocess(Item(MARKED, (Media("a.png", encoded(image)),)))
     slot, weight = anyres.image_slots(
         image.height,
         image.width,
@@ -265,7 +263,7 @@ def test_rows_are_cut_to_the_longest_length(cases, name, images):
     preprocess = cases[name].preprocess
     text = MARKED + "a red circle left of a blue square, and a very long text after it. " * 3
     item = several((40, 23), (41, 43), text=text) if images == 2 else Item(text)
-    item = Item(text, *several((40, 23)).pictures[0]) if images == 1 else item
+    item = several((40, 23), text=text) if images == 1 else item
     whole = preprocess(item)
     limit = len(whole.tokens) - 40
     prompt = dataclasses.replace(preprocess.prompt, max_length=limit)
@@ -295,9 +293,9 @@ def test_missing_and_broken_images_are_errors_that_name_the_path(cases):
     for name in ("onevision", "next-raw"):
         preprocess = cases[name].preprocess
         with pytest.raises(ValueError, match="the image file 'gone.png' is missing"):
-            preprocess(Item(MARKED, "gone.png"))
+            preprocess(Item(MARKED, (Media("gone.png"),)))
         with pytest.raises(ValueError, match="the image 'bad.png' cannot be read"):
-            preprocess(Item(MARKED, "bad.png", b"no image"))
+            preprocess(Item(MARKED, (Media("bad.png", b"no image"),)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -330,7 +328,7 @@ KINDS = {  # greys of 16 bits aside, of which transformers makes white: see test
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image_becomes_the_processors_pixels(cases, name, kind):
     preprocess, processor = cases[name].preprocess, cases[name].processor.image_processor
-    row = preprocess(Item(MARKED, "a", KINDS[kind]))
+    row = preprocess(Item(MARKED, (Media("a", KINDS[kind]),)))
     with Image.open(io.BytesIO(KINDS[kind])) as image:
         pixels = processor([image], do_rescale=False, do_normalize=False, return_tensors="np")
     tiles = pixels["pixel_values"][0].transpose(0, 2, 3, 1)
@@ -374,7 +372,7 @@ def test_legacy_padding(real, name, image):
     strip = Image.open(GOLDEN / "hf_legacy" / f"{image[0]}_{family}.png").convert("RGB")
     tile = real[name].preprocess.tile
     tiles = np.asarray(strip).reshape(-1, tile, tile, 3)
-    item = Item(MARKED, image, (GOLDEN / "hf_legacy" / image).read_bytes())
+    item = Item(MARKED, (Media(image, (GOLDEN / "hf_legacy" / image).read_bytes()),))
     processing = dataclasses.replace(real[name].backbone.processing, legacy_padding=True)
     legacy = open_backbone(str(real[name].folder), max_length=10_000, processing=processing)
     row = legacy.preprocess(item)
@@ -396,12 +394,12 @@ def test_a_fixed_resolution_is_a_resize_before_everything_else(cases, name):
     fixed = open_backbone(str(case.folder), max_length=10_000, processing=processing)
     item = several((40, 23), (128, 97))
     resized = [
-        image.resize((30, 56), Image.Resampling.BICUBIC) for image in open_pictures(item, None)
+        image.resize((30, 56), Image.Resampling.BICUBIC) for image in decode_images(item, None)
     ]
-    first, *more = (Picture(f"{i}.png", encoded(image)) for i, image in enumerate(resized))
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(resized))
     for ours, theirs in (
-        (fixed.preprocess(item), case.preprocess(Item(MARKED, *first, tuple(more)))),
-        (fixed.preprocess(several((40, 23))), case.preprocess(Item(MARKED, *first))),
+        (fixed.preprocess(item), case.preprocess(Item(MARKED, media))),
+        (fixed.preprocess(several((40, 23))), case.preprocess(Item(MARKED, media[:1]))),
     ):
         for field in ("tokens", "slot", "patches"):
             np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
@@ -492,11 +490,11 @@ def test_neither_torch_nor_torchvision_is_needed(cases):
         "import sys\n"
         "for name in ('torch', 'torchvision', 'tensorflow'): sys.modules[name] = None\n"
         "from unime_jax.backbones import open_backbone\n"
-        "from unime_jax.batch import Item\n"
+        "from unime_jax.batch import Item, Media\n"
         "image = open(sys.argv[1], 'rb').read()\n"
         "for folder in sys.argv[2:]:\n"
         "    preprocess = open_backbone(folder, max_length=9999).preprocess\n"
-        "    print(len(preprocess(Item('x', 'a.png', image)).tokens))"
+        "    print(len(preprocess(Item('x', (Media('a.png', image),))).tokens))"
     )
     folders = [str(cases[name].folder) for name in ("onevision", "next-raw")]
     image = GOLDEN / "hf_legacy" / "a.png"

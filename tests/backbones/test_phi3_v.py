@@ -31,7 +31,7 @@ from unime_jax import Embedder, paths, sharding
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.io import adapters, merging, weights
 from unime_jax.backbones.phi3_v import hd_transform
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.models import lora
 
 PROCESSOR = GOLDEN / "processor"
@@ -57,12 +57,11 @@ def opened(folder, processing=None, max_length=4096):
 
 
 def picture(width, height, seed=0):
-    return Picture(f"{seed}.png", encoded(noise(width, height, seed=seed)))
+    return Media(f"{seed}.png", encoded(noise(width, height, seed=seed)))
 
 
 def item(text, *pictures):
-    first = pictures[0] if pictures else Picture("", None)
-    return Item(text, first.path, first.data, tuple(pictures[1:]))
+    return Item(text, pictures)
 
 
 # Rows
@@ -91,7 +90,7 @@ def test_recorded_canvases_to_the_byte(golden, one):
     """Through the whole preprocessor."""
     data = (PROCESSOR / one["image"]).read_bytes()
     row = opened(golden, Processing(prompt="raw", crops=one["num_crops"])).preprocess(
-        Item("<|image_1|>", one["image"], data)
+        Item("<|image_1|>", (Media(one["image"], data),))
     )
     expected = np.asarray(Image.open(PROCESSOR / one["hd_image"]).convert("RGB"))
     rows, columns = (side // 336 for side in expected.shape[:2])

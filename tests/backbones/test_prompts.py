@@ -16,7 +16,7 @@ from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next, wr
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from unime_jax.backbones.preprocessing import chat_frames
 from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "rendered.json"
 NEW_TEMPLATE = (  # of transformers' newer conversion script, shortened to a user turn
@@ -63,8 +63,7 @@ def every_prompt(folders):
 
 def item(text: str, images: int = 0) -> Item:
     """An item with so many images, which a prompt does not look into."""
-    first, *more = [Picture(f"{i}.png", b"bytes") for i in range(images)] or [Picture("", None)]
-    return Item(text, *first, tuple(more))
+    return Item(text, tuple(Media(f"{i}.png", b"bytes") for i in range(images)))
 
 
 # The originals' strings

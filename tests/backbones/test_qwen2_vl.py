@@ -32,7 +32,7 @@ from unime_jax import paths
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.io import weights
 from unime_jax.backbones.qwen2_vl import qwen2_vl
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data.packing import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 
@@ -55,12 +55,11 @@ def opened(folder, processing=None, max_length=512):
 
 
 def picture(width, height, seed=0):
-    return Picture(f"{seed}.png", encoded(noise(width, height, seed=seed)))
+    return Media(f"{seed}.png", encoded(noise(width, height, seed=seed)))
 
 
 def item(text, *pictures):
-    first = pictures[0] if pictures else Picture("", None)
-    return Item(text, first.path, first.data, tuple(pictures[1:]))
+    return Item(text, pictures)
 
 
 @functools.cache
@@ -78,8 +77,8 @@ def check_row(folder, processing, one, torch_model):
     """Every field of a row against transformers' steps."""
     preprocess, processor, tokenizer = three(folder, processing)
     row, text = preprocess(one), preprocess.prompt.rendered(one)
-    assert text.count(PAD) == len(one.pictures)
-    images = [Image.open(io.BytesIO(data)) for _, data in one.pictures]
+    assert text.count(PAD) == len(one.media)
+    images = [Image.open(io.BytesIO(image.data)) for image in one.media]
     seen = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
     grids = seen["image_grid_thw"]
     pieces = text.split(PAD)
@@ -130,7 +129,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image(folder, torch_model, kind):
-    one = Item("<|image_1|>\nwhat?", "a", KINDS[kind])
+    one = Item("<|image_1|>\nwhat?", (Media("a", KINDS[kind]),))
     check_row(folder, RAW, one, torch_model)
 
 
@@ -142,7 +141,7 @@ def test_normalised_bytes_are_the_processors_pixels(folder):
     mean, std = (np.repeat(x, 16) for x in (pixels.mean, pixels.std))
     normal = (row.patches.reshape(-1, 48) * pixels.scale - mean) / std
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    image = Image.open(io.BytesIO(one.image))
+    image = Image.open(io.BytesIO(one.media[0].data))
     theirs = processor([image], return_tensors="np")["pixel_values"].reshape(-1, 3, 2, 16)
     np.testing.assert_allclose(
         normal[: len(theirs)], theirs[:, :, 0].reshape(-1, 48), atol=1e-6, rtol=0
@@ -222,7 +221,7 @@ def test_items_that_are_no_rows_are_named(folder):
     with pytest.raises(ValueError, match=r"'a text' with image '0.png': .*1 x 300 .* a line"):
         preprocess(item("a text", picture(300, 1)))
     with pytest.raises(ValueError, match="'b.png' is missing"):
-        preprocess(Item("a text", "b.png", None))
+        preprocess(Item("a text", (Media("b.png"),)))
 
 
 def test_orphans_are_counted_and_left_out(folder):
@@ -234,8 +233,8 @@ def test_orphans_are_counted_and_left_out(folder):
 def test_a_fixed_resolution_comes_first(folder):
     backbone = opened(folder, dataclasses.replace(RAW, image_size=(40, 24)))
     one = noise(90, 33)
-    direct = opened(folder).preprocess(item("x", Picture("a", encoded(one.resize((24, 40))))))
-    row = backbone.preprocess(item("x", Picture("a", encoded(one))))
+    direct = opened(folder).preprocess(item("x", Media("a", encoded(one.resize((24, 40))))))
+    row = backbone.preprocess(item("x", Media("a", encoded(one))))
     np.testing.assert_array_equal(row.patches, direct.patches)
     assert (row.slot >= 0).sum() == 15
 
@@ -253,10 +252,10 @@ def test_neither_torch_nor_torchvision_is_needed(folder, tmp_path):
         "import sys\n"
         "for name in ('torch', 'torchvision', 'tensorflow'): sys.modules[name] = None\n"
         "from unime_jax.backbones import open_backbone\n"
-        "from unime_jax.batch import Item\n"
+        "from unime_jax.batch import Item, Media\n"
         "image = open(sys.argv[2], 'rb').read()\n"
         "preprocess = open_backbone(sys.argv[1], max_length=999).preprocess\n"
-        "print(len(preprocess(Item('x', 'a.png', image)).patches))"
+        "print(len(preprocess(Item('x', (Media('a.png', image),))).patches))"
     )
     (tmp_path / "a.png").write_bytes(encoded(noise(100, 100)))
     found = subprocess.run(

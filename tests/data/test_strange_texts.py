@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.items import Lines
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import to_example
@@ -84,7 +84,7 @@ def test_a_shown_text_is_one_line_that_can_be_written(text):
 
 @given(strange, strange)
 def test_names_in_messages_are_one_printable_line(text, path):
-    assert name_of(Item(text, path)).isprintable()
+    assert name_of(Item(text, (Media(path, b"x"),))).isprintable()
     assert str(BadExample(text, path, path, "reason")).isprintable()
 
 

@@ -23,7 +23,7 @@ from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, config_reader, sharding
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
@@ -83,7 +83,7 @@ ITEMS = [
 
 
 def id_of(text, image):
-    return item_id(Item(text, *(image or ())))
+    return item_id(Item(text, (Media(*image),) if image else ()))
 
 
 IDS = [id_of(*item) for item in ITEMS]
@@ -212,10 +212,10 @@ def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
     assert list(store.ids) == list(items)
     assert len(store) > 32, "several blocks"
     some = list(items.values())[:: len(items) // 15][:16]
-    assert {bool(item.image) for item in some} == {True, False}
+    assert {bool(item.media) for item in some} == {True, False}
     found = np.stack([store.vector_of(item) for item in some])
-    elements = [{"text": i.text} | ({"image": i.image} if i.image else {}) for i in some]
-    np.testing.assert_allclose(found, open_model(pair).encode(elements), atol=EXACT)
+    given = [{"text": i.text, "image": [image.data for image in i.media]} for i in some]
+    np.testing.assert_allclose(found, open_model(pair).encode(given), atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     preprocess = work.backbone.preprocess
 
     def picky(item):
-        if item.image_path == "big.png":
+        if [image.path for image in item.media] == ["big.png"]:
             raise ValueError("an image takes more tokens than there may be")
         return preprocess(item)
 

@@ -56,10 +56,9 @@ def item_id(item: Item | str) -> bytes:
 
 def _digest(item: Item | str, *, by_content: bool) -> bytes:
     item = Item(item) if isinstance(item, str) else item
-    pictures = item.pictures
-    if not all(path for path, _ in pictures):
+    if not all(media.path for media in item.media):
         raise ValueError(f"an image of the item {item.text[:80]!r} has no path to know it by")
-    images = [picture.identity if by_content else picture.path for picture in pictures]
+    images = [media.identity if by_content else media.path for media in item.media]
     name = "\0".join([item.text, *images]).encode()
     return hashlib.blake2b(name, digest_size=16).hexdigest().encode()
 
@@ -143,7 +142,7 @@ class Embeddings:
                 f"{self.folder} was written by a version that knew images by their paths, which"
                 " may stand for others here; now they are known by their content. Write it again"
             )
-        images = "".join(f", image {path!r}" for path, _ in item.pictures)
+        images = "".join(f", {media.kind} {media.path!r}" for media in item.media)
         raise KeyError(f"{self.folder} has no vector of {item.text[:200]!r}{images}")
 
     def vectors(self, ids: Iterable[bytes]) -> Float32[np.ndarray, "n D"]:

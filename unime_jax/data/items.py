@@ -128,10 +128,10 @@ class Items:
         corpus, row, side = self._places[index]
         return self._corpora[corpus].read(int(row))[side]
 
-    def blame(self, index: int, image_path: str, reason: str) -> BadItem:
-        """An item as one that cannot be used, named by where it is from."""
+    def blame(self, index: int, path: str, reason: str) -> BadItem:
+        """An item that cannot be used, by where it is from; `path`: of the image it failed on."""
         corpus, row, _ = self._places[index]
-        return BadItem(self._corpora[corpus].name, str(row), image_path, reason)
+        return BadItem(self._corpora[corpus].name, str(row), path, reason)
 
     def _scan(
         self, piece: tuple[int, range]

@@ -9,7 +9,7 @@ import numpy as np
 
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
 from unime_jax.data.images import ImageError
-from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.quarantine import BadExample, BadItem, MediaError, failed_path
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
@@ -62,11 +62,12 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
         try:
             row = preprocess(item)
             smallest_bucket(row, shapes)
-        except ImageError as error:  # `error` names the item; the cause says what is wrong
-            reason = f"{side}: image cannot be decoded: {error.__cause__ or error}"
-            raise BadExample(example.source, example.id, item.image_path, reason) from error
         except ValueError as error:
-            raise BadExample(example.source, example.id, item.image_path, str(error)) from error
+            reason = str(error)  # names the item
+            if isinstance(error, MediaError) and isinstance(error.__cause__, ImageError):
+                reason = f"{side}: {error.place} cannot be decoded: {error.__cause__}"
+            path = failed_path(item, error)
+            raise BadExample(example.source, example.id, path, reason) from error
         rows.append(row)
     dropped = max(len(example.negatives) - shapes.negatives, 0)
     return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)

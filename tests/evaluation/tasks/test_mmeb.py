@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.batch import Item
+from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.batch import Item, Media
 from unime_jax.evaluation import results as results_files
 from unime_jax.evaluation import tasks
 from unime_jax.evaluation.ranking import TOP
@@ -58,7 +58,7 @@ def lookup(vectors):
     def encode(items):
         calls.append(list(items))
         for item in calls[-1]:
-            open_pictures(item, None)  # as every model's preprocessing does
+            decode_images(item, None)  # as every model's preprocessing does
         return np.array([vectors[item.text] for item in items], np.float32)
 
     return encode, calls
@@ -185,9 +185,10 @@ def test_text_and_image_path_together_are_the_item():
         ("x", "b.png"),
         ("x", ""),
     ]
-    assert [item.image for item in seen] == [files["a.png"], files["a.png"], files["b.png"], None]
+    a, b = (Media(path, files[path]) for path in ("a.png", "b.png"))
+    assert [item.media for item in seen] == [(a,), (a,), (b,), ()]
     assert sorted(fetched) == ["a.png", "a.png", "b.png"]  # once an item, none before it
-    assert all(item.image is None for item in result.items)
+    assert not any(image.data for item in result.items for image in item.media)
 
 
 def bad_rows():
