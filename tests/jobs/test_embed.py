@@ -531,6 +531,7 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
         row("where?", "lost", [], ("absent.png", b"")),
         row("where?", "broken", [], ("broken.png", BLUE[:50])),
         row("which?", "too big", [], ("big.png", picture(28, 28, 5))),
+        row("which?", "half", [], (["red.png", "half.png"], [RED, BLUE[:50]])),
     ]
     workdir = tmp_path / "run"
     work = embed.begin(settings_of(given), workdir)
@@ -546,16 +547,18 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     work = dataclasses.replace(work, backbone=backbone)
     assert embed.embed(work, process_index=0, process_count=1)
     store = open_embeddings(workdir)
-    assert list(store.ids) == [*IDS[:9], item_id("broken"), item_id("too big"), *IDS[9:]]
+    assert list(store.ids) == [*IDS[:9], *map(item_id, ("broken", "too big", "half")), *IDS[9:]]
     sizes = [len(np.load(file)) for file in sorted(workdir.glob("vectors/*.npy"))]
-    assert sizes == [4, 4, 2, 4, 1]
+    assert sizes == [4, 4, 2, 3, 3]
     np.testing.assert_allclose(store.vectors(IDS), vectors(straight), atol=EXACT)
     bad = read_quarantine(workdir / "quarantine.jsonl")
     assert [(b.source, b.id, b.path, b.reason.split(":")[0]) for b in bad] == [
         ("pairs/b", "0", "absent.png", "query"),
         ("pairs/b", "1", "broken.png", bad[1].reason.split(":")[0]),
         ("pairs/b", "2", "big.png", "an image takes more tokens than there may be"),
+        ("pairs/b", "3", "half.png", bad[3].reason.split(":")[0]),
     ]
+    assert "image 2 of 2: the image 'half.png' cannot be read: OSError" in bad[3].reason
     assert "the image 'broken.png' cannot be read: OSError" in bad[1].reason
     embed.embed(work, process_index=0, process_count=1)
     assert read_quarantine(workdir / "quarantine.jsonl") == bad
