@@ -109,7 +109,7 @@ class Embeddings:
         return len(self.ids)
 
     def __contains__(self, id: bytes) -> bool:
-        return bool(self._found(np.asarray([id]))[1].all())
+        return bool(self._rows_of(np.asarray([id]))[1].all())
 
     def __reduce__(self):
         return open_embeddings, (self.folder,)
@@ -131,9 +131,9 @@ class Embeddings:
         """
         wanted = [Item(item) if isinstance(item, str) else item for item in items]
         ids = [item_id(item) for item in wanted]
-        found = self._found(np.asarray(ids))[1] if ids else np.ones(0, bool)
-        if not found.all():
-            self._say_missing(wanted[int(np.argmin(found))])
+        known = self._rows_of(np.asarray(ids))[1] if ids else np.ones(0, bool)
+        if not known.all():
+            self._say_missing(wanted[int(np.argmin(known))])
         return self.vectors(ids)
 
     def _say_missing(self, item: Item) -> NoReturn:
@@ -155,11 +155,11 @@ class Embeddings:
         wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
         if not len(wanted):
             return np.empty((0, self.dimension), np.float32)
-        rows, found = self._found(wanted)
-        if not found.all():
+        rows, known = self._rows_of(wanted)
+        if not known.all():
             raise KeyError(
-                f"{self.folder} has no vectors of {np.sum(~found)} of {len(wanted)} ids,"
-                f" the first is {wanted[~found].tolist()[0]!r}"
+                f"{self.folder} has no vectors of {np.sum(~known)} of {len(wanted)} ids,"
+                f" the first is {wanted[~known].tolist()[0]!r}"
             )
         out = np.empty((len(wanted), self.dimension), np.float32)
         number = np.searchsorted(self._ends, rows, side="right")
@@ -173,7 +173,7 @@ class Embeddings:
             raise ValueError(f"{self.folder}: the vector of {id!r} has values that are not finite")
         return out
 
-    def _found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row of each id, and whether it is there at all."""
         ids = _as_ids(ids, "looked up")
         if ids.dtype < self._sorted.dtype:  # else NumPy widens the longer array, each time

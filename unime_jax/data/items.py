@@ -90,7 +90,7 @@ def open_lines(file: files.Path) -> Lines:
 
 
 class Items:
-    """The distinct items of corpora in order, the first of its kind each; `items[i]` reads one.
+    """Distinct items of corpora, in the order of their first rows; `items[i]` reads an item.
 
     All rows are read when this is made, and the headers of their images; only ids are kept. An
     image whose pixels are damaged shows where it is decoded.
@@ -112,10 +112,10 @@ class Items:
             for number, corpus in enumerate(corpora)
             for start in range(0, len(corpus), ROWS)
         )
-        for found, where, bad in map_ahead(self._scan, pieces, ahead=2 * THREADS):
-            ids += found
-            places += where
-            self.bad += bad
+        for piece_ids, piece_places, piece_bad in map_ahead(self._scan, pieces, ahead=2 * THREADS):
+            ids += piece_ids
+            places += piece_places
+            self.bad += piece_bad
         distinct, first = np.unique(np.array(ids, "S32"), return_index=True)
         order = np.argsort(first)
         self.ids = distinct[order]

@@ -90,9 +90,9 @@ def pack(
     number_of: dict[tuple[str, str], int] = {}
     rows: list[Row] = []
     targets: list[tuple[str, str]] = []
-    for one in prepared:
-        targets += one.keys[1:]
-        for key, row in zip(one.keys, one.rows, strict=True):
+    for example in prepared:
+        targets += example.keys[1:]
+        for key, row in zip(example.keys, example.rows, strict=True):
             if number_of.setdefault(key, len(rows)) == len(rows):
                 rows.append(row)
     groups, places = fill_buckets(
@@ -105,15 +105,15 @@ def pack(
         group, chunk, row = places[number_of[key]]
         target_id[group][chunk, row] = target_hash(key)
     negative = np.full((len(prepared), shapes.negatives), -1, np.int32)
-    for i, one in enumerate(prepared):
-        negative[i, : len(one.keys) - 2] = [numbers[number_of[key]] for key in one.keys[2:]]
+    for i, example in enumerate(prepared):
+        negative[i, : len(example.keys) - 2] = [numbers[number_of[key]] for key in example.keys[2:]]
     batch = Batch(
         groups=groups,
-        query=np.array([numbers[number_of[one.keys[0]]] for one in prepared], np.int32),
-        positive=np.array([numbers[number_of[one.keys[1]]] for one in prepared], np.int32),
+        query=np.array([numbers[number_of[example.keys[0]]] for example in prepared], np.int32),
+        positive=np.array([numbers[number_of[example.keys[1]]] for example in prepared], np.int32),
         negative=negative,
         target_id=target_id,
-        source=np.array([sources.index(one.source) for one in prepared], np.int32),
+        source=np.array([sources.index(example.source) for example in prepared], np.int32),
     )
     return batch, _info(prepared, rows, groups, places, shapes)
 
@@ -294,7 +294,7 @@ def _info(
     places: np.ndarray,
     shapes: BatchShapes,
 ) -> PackInfo:
-    bad = tuple(item for one in prepared for item in one.bad)
+    bad = tuple(item for example in prepared for item in example.bad)
     live = [group.live.any(axis=1).sum() for group in groups]
     tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
     return PackInfo(
@@ -307,8 +307,8 @@ def _info(
             int(smallest_bucket(row, shapes) != g)
             for row, g in zip(rows, places[:, 0], strict=True)
         ),
-        duplicates=sum(len(one.rows) for one in prepared) - len(rows),
-        dropped_negatives=sum(one.dropped_negatives for one in prepared),
+        duplicates=sum(len(example.rows) for example in prepared) - len(rows),
+        dropped_negatives=sum(example.dropped_negatives for example in prepared),
         truncated=sum(row.truncated > 0 for row in rows),
         orphan_images=sum(row.orphan_images for row in rows),
     )

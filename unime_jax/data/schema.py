@@ -192,10 +192,10 @@ def _bytes(value: Any) -> bytes:
 def _list(cell: Any) -> list[Any]:
     if cell is None:
         return []
-    one = isinstance(cell, str | bytes | bytearray | memoryview) or not hasattr(cell, "__iter__")
-    return [cell] if one else list(cell)
+    single = isinstance(cell, str | bytes | bytearray | memoryview) or not hasattr(cell, "__iter__")
+    return [cell] if single else list(cell)
 
 
 def _values(cell: Any) -> list[Any]:
-    """The values of a cell that holds one or several; an empty one, "", has none."""
+    """The values of a cell, which is a value or a list of some; a cell of "" or b"" has none."""
     return [] if isinstance(cell, str | bytes) and not cell else _list(cell)
