@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 
-def for_each(names: str | Sequence[str], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Any]:
+def for_each(
+    names: str | Sequence[str], cases: Iterable[Any]
+) -> Callable[[Callable[..., None]], Any]:
     """Runs a test over all cases in turn, for cases too cheap to be tests of their own.
 
     As `pytest.mark.parametrize`, of which it takes the first two arguments: all cases run, each

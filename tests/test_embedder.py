@@ -16,7 +16,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
 from unime_jax import Embedder, embedder, encode, sharding
 from unime_jax.backbones import Processing
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data import ahead, inference_shapes
 from unime_jax.models.vlm import Vlm
 
@@ -71,17 +71,23 @@ def cases(tmp_path_factory):
     return [
         ("a red circle", Item(PROMPT + "a red circle")),
         ({"text": "blue " * 70}, Item(PROMPT + "blue " * 70)),
-        (Image.open(io.BytesIO(a)), Item(PROMPT, "", a)),
-        ({"image": str(file)}, Item(PROMPT, "", b)),
-        ({"image": file, "text": "a square"}, Item(PROMPT + "a square", "", b)),
-        ({"text": "left <|image_1|> of", "image": c}, Item(PROMPT + "left <|image_1|> of", "", c)),
-        ({"image": pixels(d), "text": ""}, Item(PROMPT, "", d)),
-        ({"image": [e], "text": "<|image_1|>\nred"}, Item(PROMPT + "<|image_1|>\nred", "", e)),
+        (Image.open(io.BytesIO(a)), Item(PROMPT, (Media("", a),))),
+        ({"image": str(file)}, Item(PROMPT, (Media("", b),))),
+        ({"image": file, "text": "a square"}, Item(PROMPT + "a square", (Media("", b),))),
+        (
+            {"text": "left <|image_1|> of", "image": c},
+            Item(PROMPT + "left <|image_1|> of", (Media("", c),)),
+        ),
+        ({"image": pixels(d), "text": ""}, Item(PROMPT, (Media("", d),))),
+        (
+            {"image": [e], "text": "<|image_1|>\nred"},
+            Item(PROMPT + "<|image_1|>\nred", (Media("", e),)),
+        ),
         (
             {"text": "<|image_1|> or <|image_2|>?", "image": [a, Image.open(file)]},
-            Item(PROMPT + "<|image_1|> or <|image_2|>?", "", a, (Picture("", b),)),
+            Item(PROMPT + "<|image_1|> or <|image_2|>?", (Media("", a), Media("", b))),
         ),
-        ({"image": (pixels(b), a)}, Item(PROMPT, "", b, (Picture("", a),))),
+        ({"image": (pixels(b), a)}, Item(PROMPT, (Media("", b), Media("", a)))),
         ({"text": "none", "image": []}, Item(PROMPT + "none")),
     ]
 

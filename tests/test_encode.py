@@ -6,7 +6,7 @@ import pytest
 
 from tests.models.oracle import EXACT, make_pair, picture
 from unime_jax import paths, sharding
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.training import step
@@ -26,7 +26,10 @@ def items():
     texts = [Item(f"{i} red circles") for i in range(6)]
     long = [Item(f"{word} " * 60) for word in ("red", "blue")]  # in an image bucket for its length
     pictures = [
-        Item("<|image_1|>\n" + "Represent the given image." * (i % 2), f"{i}", picture(*size, i))
+        Item(
+            "<|image_1|>\n" + "Represent the given image." * (i % 2),
+            (Media(f"{i}", picture(*size, i)),),
+        )
         for i, size in enumerate(SIZES * 2)
     ]
     mixed = [*texts, *long, *pictures, texts[2], pictures[1], Item("x")]
@@ -83,4 +86,4 @@ def test_no_items(pair):
 def test_an_item_that_fits_no_bucket_is_an_error(pair, items):
     encode = encoder(pair, buckets=(Bucket(32, 0),), chunk_size=2, rows=2)
     with pytest.raises(ValueError, match="do not fit the largest bucket"):
-        encode([item for item in items if item.image])
+        encode([item for item in items if item.media])

@@ -10,7 +10,7 @@ import pytest
 from tests.float32 import ROUNDING, assert_same_rows
 from tests.models.oracle import EXACT, make_next_pair, packed, picture, torch_hidden
 from tests.tables import for_each
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 
 def test_the_bound_is_of_the_rows_norm():
@@ -46,7 +46,9 @@ def test_a_dot_product_in_any_order_is_within_the_bound():
 def case(tmp_path_factory):
     """A LLaVA-NeXT, an item of image and text as one row, and transformers' states of it."""
     pair = make_next_pair(tmp_path_factory.mktemp("pair") / "folder", "llama")
-    item = Item("<|image_1|>\nWhat is left of the circle?", "a.png", picture(56, 28, seed=0))
+    item = Item(
+        "<|image_1|>\nWhat is left of the circle?", (Media("a.png", picture(56, 28, seed=0)),)
+    )
     inputs, _ = packed(pair, [item], 80, 4)
     return pair, inputs, torch_hidden(pair, item)
 

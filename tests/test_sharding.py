@@ -19,7 +19,7 @@ from tests.test_aot import VISION as VISION_7B
 from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.qwen2_vl import qwen2_vl
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.models import lora
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
@@ -282,7 +282,7 @@ def model(tmp_path_factory):
         [(28, 28), (56, 28), (30, 90), (64, 64), (41, 43), (9, 70)]
     ):
         text = "<|image_1|>\nRepresent the given image." if i % 2 else "<|image_1|>\n"
-        items.append(Item(text, f"{i}.png", picture(width, height, i)))
+        items.append(Item(text, (Media(f"{i}.png", picture(width, height, i)),)))
     inputs, _ = packed(pair, items, 150, 5)
     graph, _ = paths.split(pair.model)
     expected = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(pair.parameters, inputs)
@@ -316,9 +316,9 @@ def qwen2_vl_model(tmp_path_factory):
         pair = pair_of(folder)
     items = [Item("a red circle left of a blue square"), Item("What is in the picture?")]
     for i, (width, height) in enumerate([(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]):
-        items.append(Item("<|image_1|>\nwhat?", f"{i}.png", picture(width, height, i)))
-    more = (Picture("6.png", picture(41, 43, 6)),)
-    items.append(Item("<|image_1|> and <|image_2|>", "5.png", picture(60, 30, 5), more))
+        items.append(Item("<|image_1|>\nwhat?", (Media(f"{i}.png", picture(width, height, i)),)))
+    two = Media("5.png", picture(60, 30, 5)), Media("6.png", picture(41, 43, 6))
+    items.append(Item("<|image_1|> and <|image_2|>", two))
     inputs, _ = packed(pair, items, 100, 5)
     graph, _ = paths.split(pair.model)
     expected = jax.jit(lambda p, i: paths.merge(graph, p)(i, EXACT))(pair.parameters, inputs)

@@ -21,7 +21,7 @@ Tests check the shapes of all annotations (tests/shapes.py).
 import dataclasses
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
@@ -29,59 +29,68 @@ from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
 
 
-class Picture(NamedTuple):
-    """An encoded image file and the path it is known by; a path without bytes is a missing file."""
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """An encoded image or clip, and the path it is known by.
+
+    `data` is the content of a file; a path without it is a missing file. Media are equal if path,
+    content and kind are; `identity` does without the path. The content is never printed.
+
+    Raises:
+      ValueError: there is neither a path nor content.
+    """
 
     path: str
-    data: bytes | None
+    data: bytes | None = dataclasses.field(default=None, repr=False)
+    kind: Literal["image", "clip"] = "image"
 
-    @property
+    def __post_init__(self) -> None:
+        if not self.path and not self.data:
+            raise ValueError(f"{self} is no {self.kind}: it has neither a path nor content")
+
+    @functools.cached_property
     def identity(self) -> str:
-        """ "blake2b:" and 32 hex digits of the content (128 bit); the path where there is none."""
-        if not self.data:
-            return self.path
-        return f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
+        """ "blake2b:" and 32 hex digits of the content (128 bit); the path where there is none.
+
+        That of a clip has "clip:" before it: the same file may also be read as an image.
+        """
+        name = self.path
+        if self.data:
+            name = f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
+        return name if self.kind == "image" else f"{self.kind}:{name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One side of a pair: text, an image, or both.
+    """One side of a pair: text, images, or both.
 
-    `text` marks the place of the image with MMEB's `<|image_1|>`. `image_path` is "" for an item
-    that has no image by intent; a path without `image` bytes is a missing file. `more_images` come
-    after it, `<|image_2|>` and so on. `prefix` and `suffix` are instructions before and after the
-    text, as they are; a suffix is never cut off, and models that pool over tokens may leave a
-    prefix out.
+    `text` marks the places of `media` with MMEB's `<|image_1|>`, `<|image_2|>` and so on. `prefix`
+    and `suffix` are instructions before and after the text, as they are; a suffix is never cut off,
+    and models that pool over tokens may leave a prefix out.
     """
 
     text: str
-    image_path: str = ""
-    image: bytes | None = dataclasses.field(default=None, repr=False, compare=False)
-    more_images: tuple[Picture, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    media: tuple[Media, ...] = ()
     prefix: str = ""
     suffix: str = ""
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """All images of the item, in order."""
-        first = (Picture(self.image_path, self.image),) if self.image_path or self.image else ()
-        return first + self.more_images
-
-    @property
     def key(self) -> tuple[str, str]:
-        """MMEB's name of an item within a dataset: its text and its images' paths."""
-        images = [self.image_path, *(path for path, _ in self.more_images)]
-        return self.prefix + self.text + self.suffix, "\0".join(images)
+        """MMEB's name of an item within a dataset: its text and its media's paths."""
+        return self._words, "\0".join(media.path for media in self.media)
 
     @functools.cached_property
     def identity(self) -> tuple[str, str]:
-        """What an item is: its text and its images' content, wherever they lie.
+        """An item's text and its media's content, wherever they lie.
 
         Equal identities are encoded once and are the same target. Paths will not do: two sources
-        may each have a picture of their own at images/1.jpg.
+        may each have an image of their own at images/1.jpg.
         """
-        images = "\0".join(picture.identity for picture in self.pictures)
-        return self.prefix + self.text + self.suffix, images
+        return self._words, "\0".join(media.identity for media in self.media)
+
+    @property
+    def _words(self) -> str:
+        return self.prefix + self.text + self.suffix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,11 @@ from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.user_inputs import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
-    Part,
+    PromptedInput,
     UserInput,
     names_image,
-    parts,
     split_modalities,
+    text_and_images,
     to_item,
 )
 from unime_jax.encode import Model, NonFiniteError, encode_blocks
@@ -180,7 +180,7 @@ class Embedder:
         before = self._prompt(prompt, prompt_name)
         items = _listed(items)
         self._warn_of_names(items)
-        work = [Part(index, item, before, suffix) for index, item in enumerate(items)]
+        work = [PromptedInput(index, item, before, suffix) for index, item in enumerate(items)]
         return truncated(self._encode(work, batch_size, show_progress_bar), dimension)
 
     def encode_sum(
@@ -208,12 +208,12 @@ class Embedder:
         items = _listed(items)
         self._warn_of_names(items)
         work = [
-            part
+            prompted
             for index, item in enumerate(items)
-            for part in split_modalities(index, item, image_suffix, text_suffix)
+            for prompted in split_modalities(index, item, image_suffix, text_suffix)
         ]
         vectors = np.zeros((len(items), self._width), np.float32)
-        numbers = np.array([part.number for part in work], int)
+        numbers = np.array([prompted.number for prompted in work], int)
         np.add.at(vectors, numbers, self._encode(work, batch_size, show_progress_bar))
         several = np.bincount(numbers, minlength=len(items)) > 1
         length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
@@ -253,7 +253,7 @@ class Embedder:
         )
 
     def _encode(
-        self, work: Sequence[Part], batch_size: int, show_progress_bar: bool
+        self, work: Sequence[PromptedInput], batch_size: int, show_progress_bar: bool
     ) -> Float32[np.ndarray, "n D"]:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -263,7 +263,7 @@ class Embedder:
             blocks = encode_blocks(
                 self.model,
                 work,
-                lambda part: _blame(part.number, self._row, part),
+                lambda prompted: _blame(prompted.number, self._row, prompted),
                 self.shapes(batch_size),
                 window=batch_size,
                 progress=bar.update,
@@ -289,8 +289,8 @@ class Embedder:
             )
         return encoded.vectors
 
-    def _row(self, part: Part) -> Row:
-        return self._preprocess(part.item())
+    def _row(self, prompted: PromptedInput) -> Row:
+        return self._preprocess(prompted.item())
 
     @staticmethod
     def similarity(
@@ -327,7 +327,8 @@ class Embedder:
         """What the tokenizer gets in `encode_sum`: for the images, then for the text."""
         rendered = self._preprocess.prompt.rendered
         return [
-            rendered(part.item()) for part in split_modalities(0, item, image_suffix, text_suffix)
+            rendered(prompted.item())
+            for prompted in split_modalities(0, item, image_suffix, text_suffix)
         ]
 
 
@@ -386,7 +387,7 @@ def _listed(items: Iterable[UserInput]) -> list[UserInput]:
         raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
     items = list(items)
     for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
-        _blame(index, parts, item)
+        _blame(index, text_and_images, item)
     return items
 
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -23,12 +23,11 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
     return file.getvalue()
 
 
-def picture(width: int, height: int, seed: int = 0) -> Picture:
+def picture(width: int, height: int, seed: int = 0) -> Media:
     """An encoded image, named after its seed."""
-    return Picture(f"{seed}.png", encoded(noise(width, height, seed=seed)))
+    return Media(f"{seed}.png", encoded(noise(width, height, seed=seed)))
 
 
-def item(text: str, *pictures: Picture) -> Item:
+def item(text: str, *images: Media) -> Item:
     """An item with images."""
-    first = pictures[0] if pictures else Picture("", None)
-    return Item(text, first.path, first.data, tuple(pictures[1:]))
+    return Item(text, images)

@@ -21,8 +21,8 @@ from tests.backbones.tiny_folders import write_folder
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.llava import anyres
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.batch import Item, Picture
+from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 MARKED = "<|image_1|>\nRepresent the given image for classification\n"
@@ -94,14 +94,12 @@ NAMES = ["onevision", "blending", "next-raw", "next-chat", "vicuna"]
 
 
 def picture(width: int = 40, height: int = 23) -> Item:
-    return Item(MARKED, "a.png", encoded(noise(width, height)))
+    return Item(MARKED, (Media("a.png", encoded(noise(width, height))),))
 
 
 def several(*sizes: tuple[int, int], text: str = MARKED) -> Item:
-    first, *more = (
-        Picture(f"{i}.png", encoded(noise(*size, seed=i))) for i, size in enumerate(sizes)
-    )
-    return Item(text, *first, tuple(more))
+    media = (Media(f"{i}.png", encoded(noise(*size, seed=i))) for i, size in enumerate(sizes))
+    return Item(text, tuple(media))
 
 
 def tiles_of(preprocess: LlavaPreprocessor, image: Image.Image, images: int) -> int:
@@ -115,7 +113,7 @@ def tiles_of(preprocess: LlavaPreprocessor, image: Image.Image, images: int) -> 
 def check_row(case: Case, item: Item) -> None:
     """Ids, slots and patches of an item with images against transformers' processor."""
     preprocess, row = case.preprocess, case.preprocess(item)
-    images = open_pictures(item, None)
+    images = decode_images(item, None)
     inputs = case.processor(
         images=[images], text=[preprocess.prompt.rendered(item)], return_tensors="np"
     )

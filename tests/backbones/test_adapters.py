@@ -17,7 +17,7 @@ from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
 from unime_jax import backbones, paths
 from unime_jax.backbones.io import adapters, merging
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.models import lora
 
 FLOAT32 = np.dtype(np.float32)
@@ -81,7 +81,7 @@ def test_hidden_states_are_pefts(pair, tmp_path):
     model = through_peft(pair, tmp_path / "adapter", parameters, config)
     items = [
         Item("A plain text."),
-        Item("<|image_1|>\nWhat is it?", "a.png", picture(40, 30, seed=3)),
+        Item("<|image_1|>\nWhat is it?", (Media("a.png", picture(40, 30, seed=3)),)),
     ]
     inputs, rows = packed(pair, items, 128, 16)
     ours = paths.merge(graph, parameters)

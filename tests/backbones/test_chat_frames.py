@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from tests.backbones.tiny_prompts import item, opened
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing import chat_frames
 from unime_jax.backbones.preprocessing.prompts import open_prompt
 
@@ -28,7 +28,7 @@ def test_without_a_template_file_the_tokenizers_is_used(tmp_path, prompt_folders
     assert opened(folder, "raw").frames == ()  # which has no need of one
 
 
-@each(
+@for_each(
     "template, message",
     [
         (QWEN2_TEMPLATE, "list of image and text parts"),
@@ -84,7 +84,7 @@ def test_a_template_for_one_image_only(tmp_path, every_prompt):
         assert several(item("x", 3), [4, 4, 4]).ids.count(several.image_token_id) == 3
 
 
-@each("written", [True, False])
+@for_each("written", [True, False])
 def test_the_bos_comes_once(tmp_path, written):
     """Whether the chat template writes it or the tokenizer adds it."""
     folder = write_llava_next(tmp_path, decoder="mistral")

@@ -26,7 +26,7 @@ from unime_jax.backbones.preprocessing.image_processor_config import (
     PROCESSOR_FILE,
 )
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.export import folder as export_folder
 from unime_jax.models.vlm import normalise
 
@@ -35,7 +35,7 @@ WRITE = {
     "llava_next": write_llava_next,
     "qwen2_vl": write_qwen2_vl,
 }
-ITEM = Item("<|image_1|>\nx", "a.png", encoded(noise(61, 37)))
+ITEM = Item("<|image_1|>\nx", (Media("a.png", encoded(noise(61, 37))),))
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:

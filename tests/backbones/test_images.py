@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.backbones.images import encoded, noise
-from unime_jax.backbones.preprocessing.images import open_pictures, to_rgb
-from unime_jax.batch import Item, Picture
+from unime_jax.backbones.preprocessing.images import decode_images, to_rgb
+from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "image_resize.json"
 
@@ -33,18 +33,18 @@ def test_transparency_is_laid_on_white():
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
     greys = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    (image,) = open_pictures(Item("", "a", encoded(Image.fromarray(greys), format)), None)
+    (image,) = decode_images(Item("", (Media("a", encoded(Image.fromarray(greys), format)),)), None)
     np.testing.assert_array_equal(np.asarray(image)[..., 0], greys // 256)
     assert image.mode == "RGB"
 
 
 def test_images_come_in_the_order_of_the_item():
     images = [noise(5, 4, seed=seed) for seed in range(3)]
-    first, *more = (Picture(f"{i}.png", encoded(image)) for i, image in enumerate(images))
-    found = open_pictures(Item("", first.path, first.data, tuple(more)), None)
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(images))
+    found = decode_images(Item("", media), None)
     for ours, theirs in zip(found, images, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-    assert open_pictures(Item("text only"), None) == []
+    assert decode_images(Item("text only"), None) == []
 
 
 def fixed_sizes() -> list[tuple[int, int]]:
@@ -57,8 +57,8 @@ def fixed_sizes() -> list[tuple[int, int]]:
 def test_a_fixed_size_is_pillows_default_resize(size):
     """The originals call Image.resize((width, height)): bicubic, aspect not kept."""
     images = [noise(130, 100), noise(41, 300)]
-    items = [Picture(f"{i}.png", encoded(image)) for i, image in enumerate(images)]
-    found = open_pictures(Item("", *items[0], tuple(items[1:])), size)
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(images))
+    found = decode_images(Item("", media), size)
     for ours, image in zip(found, images, strict=True):
         expected = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
@@ -67,17 +67,17 @@ def test_a_fixed_size_is_pillows_default_resize(size):
 def test_missing_and_broken_images_are_errors_that_name_the_path():
     for data in (None, b""):
         with pytest.raises(ValueError, match="item 'x'.*the image file 'gone.png' is missing"):
-            open_pictures(Item("x", "gone.png", data), None)
+            decode_images(Item("x", (Media("gone.png", data),)), None)
     data = encoded(noise(40, 40))
     for broken in (b"no image", data[:200]):
         with pytest.raises(ValueError, match="item 'x'.*the image 'bad.png' cannot be read"):
-            open_pictures(Item("x", "bad.png", broken), None)
+            decode_images(Item("x", (Media("bad.png", broken),)), None)
         with pytest.raises(ValueError, match="the image 'second.png' cannot be read"):
-            open_pictures(Item("x", "a.png", data, (Picture("second.png", broken),)), None)
+            decode_images(Item("x", (Media("a.png", data), Media("second.png", broken))), None)
 
 
 def test_a_decompression_bomb_is_an_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     file = io.BytesIO(encoded(Image.new("RGB", (15, 15))))
     with pytest.raises(ValueError, match="the image 'bomb.png' cannot be read"):
-        open_pictures(Item("x", "bomb.png", file.getvalue()), None)
+        decode_images(Item("x", (Media("bomb.png", file.getvalue()),)), None)

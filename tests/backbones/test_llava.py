@@ -12,15 +12,15 @@ from tests.backbones.images import encoded
 from tests.backbones.llava_cases import CHAT, MARKED, RAW, picture, several
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones import open_backbone
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.batch import Item, Picture
+from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.batch import Item, Media
 
 # Processing
 
 
-@each("name", ["onevision", "next-raw", "next-chat"])
+@for_each("name", ["onevision", "next-raw", "next-chat"])
 def test_a_fixed_resolution_is_a_resize_before_everything_else(llavas, name):
     """As in the originals: the processor sees an image that already has the size."""
     case = llavas[name]
@@ -28,12 +28,12 @@ def test_a_fixed_resolution_is_a_resize_before_everything_else(llavas, name):
     fixed = open_backbone(str(case.folder), max_length=10_000, processing=processing)
     item = several((40, 23), (128, 97))
     resized = [
-        image.resize((30, 56), Image.Resampling.BICUBIC) for image in open_pictures(item, None)
+        image.resize((30, 56), Image.Resampling.BICUBIC) for image in decode_images(item, None)
     ]
-    first, *more = (Picture(f"{i}.png", encoded(image)) for i, image in enumerate(resized))
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(resized))
     for ours, theirs in (
-        (fixed.preprocess(item), case.preprocess(Item(MARKED, *first, tuple(more)))),
-        (fixed.preprocess(several((40, 23))), case.preprocess(Item(MARKED, *first))),
+        (fixed.preprocess(item), case.preprocess(Item(MARKED, media))),
+        (fixed.preprocess(several((40, 23))), case.preprocess(Item(MARKED, media[:1]))),
     ):
         for field in ("tokens", "slot", "patches"):
             np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
@@ -60,8 +60,8 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
     return write_folder(folder) if name == "onevision" else write_llava_next(folder)
 
 
-@each("name", ["onevision", "next"])
-@each("file", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+@for_each("name", ["onevision", "next"])
+@for_each("file", ["config.json", "tokenizer.json", "preprocessor_config.json"])
 def test_a_missing_file_is_named(tmp_path, name, file):
     (write(name, tmp_path) / file).unlink()
     with pytest.raises(ValueError, match=f"{tmp_path} has no {file}"):
@@ -90,7 +90,7 @@ WRONG = [
 ]
 
 
-@each("name, file, key, value", WRONG)
+@for_each("name, file, key, value", WRONG)
 def test_a_wrong_key_is_named(tmp_path, name, file, key, value):
     path = write(name, tmp_path) / file
     content = {**json.loads(path.read_text()), key: value}
@@ -102,7 +102,7 @@ def test_a_wrong_key_is_named(tmp_path, name, file, key, value):
         open_backbone(str(tmp_path), max_length=99)
 
 
-@each("name", ["onevision", "next"])
+@for_each("name", ["onevision", "next"])
 def test_a_newer_folder_has_its_image_processor_in_processor_config(tmp_path, name):
     folder = write(name, tmp_path)
     before = open_backbone(str(folder), max_length=999).preprocess(picture())

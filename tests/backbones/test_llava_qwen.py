@@ -12,8 +12,9 @@ from tests.backbones.tiny_llava_qwen import TOWER, write_llava_qwen
 from unime_jax import backbones
 from unime_jax.backbones import Processing
 from unime_jax.backbones.llava import llava_config, llava_qwen_config
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 
+A = (Media("a.png", b"x"),)
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
 PROMPTS = json.loads((GOLDEN / "prompts" / "input_ids.json").read_text())["rows"]
 LAYOUT = json.loads((GOLDEN / "layout" / "layout.json").read_text())["rows"]
@@ -44,7 +45,7 @@ def rewritten(folder, **changes):
 @pytest.mark.parametrize("row", PROMPTS, ids=lambda row: row["text"][:20])
 def test_recorded_ids(preprocess, row):
     image = "<image>" in row["user_content_after_preprocess"]
-    item = Item(row["text"], "a.png" if image else "", b"bytes" if image else None)
+    item = Item(row["text"], (Media("a.png", b"bytes"),) if image else ())
     prompt = preprocess.prompt
     ids = prompt(item, [1] * image).ids
     assert [-200 if token == prompt.image_token_id else token for token in ids] == row["input_ids"]
@@ -60,15 +61,15 @@ def test_the_final_line_end_is_pooled(preprocess):
     [
         # Nothing but the markers is ours to change, unless a single image is not in front.
         (Item(" a \n"), " a \n"),
-        (Item("a", "a.png", b"x"), "<image>\na"),
-        (Item("<|image_1|> a\n", "a.png", b"x"), "<image> a\n"),
-        (Item("a <|image_1|>\n", "a.png", b"x"), "<image>\na"),
-        (Item("\n<|image_1|> ", "a.png", b"x"), "<image>"),
-        (Item("a <|image_1|> b", "", b"x", suffix="\nA word: "), "<image>\na  b\nA word: "),
-        (Item("of <|image_1|> ", "a.png", b"x", prefix=" A "), "<image>\nA of"),
-        (Item("<|image_1|>a<|image_2|>\n", "", b"x", (Picture("", b"x"),)), "<image>a<image>\n"),
-        (Item("a <|image_1|><|image_2|> ", "", b"x", (Picture("", b"x"),)), "a <image><image> "),
-        (Item("a", "", b"x", (Picture("", b"x"),)), "<image>\n<image>\na"),
+        (Item("a", A), "<image>\na"),
+        (Item("<|image_1|> a\n", A), "<image> a\n"),
+        (Item("a <|image_1|>\n", A), "<image>\na"),
+        (Item("\n<|image_1|> ", A), "<image>"),
+        (Item("a <|image_1|> b", A, suffix="\nA word: "), "<image>\na  b\nA word: "),
+        (Item("of <|image_1|> ", A, prefix=" A "), "<image>\nA of"),
+        (Item("<|image_1|>a<|image_2|>\n", A * 2), "<image>a<image>\n"),
+        (Item("a <|image_1|><|image_2|> ", A * 2), "a <image><image> "),
+        (Item("a", A * 2), "<image>\n<image>\na"),
         (Item("a <|image_1|>\nb "), "a b "),
     ],
 )  # fmt: skip
@@ -81,7 +82,7 @@ def test_images_in_a_text(preprocess, item, expected):
 def test_recorded_tiles(preprocess, entry):
     """The base tile is stretched; the others lie on black."""
     data = (GOLDEN / "processor" / entry["image"]).read_bytes()
-    row = preprocess(Item("<|image_1|>\n", entry["image"], data))
+    row = preprocess(Item("<|image_1|>\n", (Media(entry["image"], data),)))
     strip = np.asarray(Image.open(GOLDEN / "processor" / entry["tiles_image"]).convert("RGB"))
     tiles = strip.reshape(-1, 384, 384, 3)[:, :378, :378].reshape(-1, 27, 14, 27, 14, 3)
     expected = tiles.transpose(0, 1, 3, 5, 2, 4).reshape(-1, 729, 588)
@@ -176,7 +177,7 @@ def test_an_image_token_of_its_own_is_kept(tmp_path):
 def test_raw_has_no_turn(tmp_path):
     folder = write_llava_qwen(tmp_path)
     raw = opened(folder, Processing(prompt="raw")).preprocess.prompt
-    assert raw.rendered(Item("a <|image_1|>", "", b"x")) == "a <image>"
+    assert raw.rendered(Item("a <|image_1|>", A)) == "a <image>"
 
 
 def test_orphans(tmp_path):
@@ -191,7 +192,10 @@ def test_orphans(tmp_path):
         ).preprocess
         for missing_images in ("strip", "image")
     }
-    for item in (Item("Find it."), Item(text, "a.png", image)):  # none is missing: no difference
+    for item in (
+        Item("Find it."),
+        Item(text, (Media("a.png", image),)),
+    ):  # none is missing: no difference
         a, b = (row(item) for row in rows.values())
         np.testing.assert_array_equal(a.tokens, b.tokens)
         assert a.unmatched_markers == b.unmatched_markers == 0
@@ -210,7 +214,7 @@ def test_a_marker_too_many(tmp_path):
     """The first one is the image's."""
     folder = write_llava_qwen(tmp_path)
     preprocess = opened(folder, Processing(prompt="verbatim", missing_images="image")).preprocess
-    row = preprocess(Item("<|image_1|> or <|image_1|>", "a.png", encoded(noise(28, 28))))
+    row = preprocess(Item("<|image_1|> or <|image_1|>", (Media("a.png", encoded(noise(28, 28))),)))
     assert row.unmatched_markers == 1 and len(row.patches) == 3
     assert (row.patch_position[:2] == 0).all() and (row.patch_position[2] == -1).all()
     slot = row.slot[row.slot[:, 0] >= 0, 0]

@@ -23,10 +23,10 @@ from tests.backbones.llava_cases import (
 )
 from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.llava import anyres
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 
 @settings(max_examples=100, deadline=None)
@@ -35,14 +35,14 @@ def test_rows_equal_transformers(llavas, width, height, name):
     check_row(llavas[name], picture(width, height))
 
 
-@each("name", NAMES)
-@each("size", [(1, 200), (200, 1), (1, 1), (28, 28), (301, 300), (124, 175)])
+@for_each("name", NAMES)
+@for_each("size", [(1, 200), (200, 1), (1, 1), (28, 28), (301, 300), (124, 175)])
 def test_rows_of_extreme_images_equal_transformers(llavas, name, size):
     check_row(llavas[name], picture(*size))
 
 
-@each("name", NAMES)
-@each("sizes", [((40, 23), (41, 43)), ((1, 50), (28, 28), (90, 60))])
+@for_each("name", NAMES)
+@for_each("sizes", [((40, 23), (41, 43)), ((1, 50), (28, 28), (90, 60))])
 def test_several_images_of_an_item(llavas, name, sizes):
     """LLaVA-OneVision cuts none of them into tiles, LLaVA-NeXT all."""
     text = "<|image_1|>\nis <|image_2|>\nbeside it? <|image_3|>"
@@ -67,10 +67,10 @@ def test_several_images_of_an_item(llavas, name, sizes):
     assert len(row.patches) * patches == start
 
 
-@each("name, image", [("onevision", noise(50, 31)), ("blending", noise(900, 600))])
+@for_each("name, image", [("onevision", noise(50, 31)), ("blending", noise(900, 600))])
 def test_slots_and_weights_stand_where_the_image_tokens_are(llavas, name, image):
     preprocess = llavas[name].preprocess
-    row = preprocess(Item(MARKED, "a.png", encoded(image)))
+    row = preprocess(Item(MARKED, (Media("a.png", encoded(image)),)))
     slot, weight = anyres.image_slots(
         image.height,
         image.width,
@@ -95,7 +95,7 @@ def test_uncut_images_are_not_blended(llavas):
     np.testing.assert_array_equal(row.slot_weight[at], np.tile([1, 0, 0, 0], (at.sum(), 1)))
 
 
-@each("name", NAMES)
+@for_each("name", NAMES)
 def test_text_rows(llavas, name):
     preprocess = llavas[name].preprocess
     item = Item("a red circle, \u4e2d\u6587 \U0001f600 e\u0301 </s>")
@@ -111,7 +111,7 @@ def test_text_rows(llavas, name):
     assert row.slot_weight is None or row.slot_weight.shape == row.slot.shape
 
 
-@each("name", NAMES)
+@for_each("name", NAMES)
 def test_rows_fit_the_layout(llavas, name):
     layout = llavas[name].backbone.layout
     for item in (picture(), several((40, 23), (41, 43)), Item("text")):
@@ -133,13 +133,13 @@ def test_orphans_are_left_out_and_counted(llavas):
         assert row.patches is None and (row.slot == anyres.TEXT).all()
 
 
-@each("name", NAMES)
-@each("images", [0, 1, 2])
+@for_each("name", NAMES)
+@for_each("images", [0, 1, 2])
 def test_rows_are_cut_to_the_longest_length(llavas, name, images):
     preprocess = llavas[name].preprocess
     text = MARKED + "a red circle left of a blue square, and a very long text after it. " * 3
     item = several((40, 23), (41, 43), text=text) if images == 2 else Item(text)
-    item = Item(text, *several((40, 23)).pictures[0]) if images == 1 else item
+    item = several((40, 23), text=text) if images == 1 else item
     whole = preprocess(item)
     limit = len(whole.tokens) - 40
     prompt = dataclasses.replace(preprocess.prompt, max_length=limit)
@@ -169,12 +169,12 @@ def test_missing_and_broken_images_are_errors_that_name_the_path(llavas):
     for name in ("onevision", "next-raw"):
         preprocess = llavas[name].preprocess
         with pytest.raises(ValueError, match="the image file 'gone.png' is missing"):
-            preprocess(Item(MARKED, "gone.png"))
+            preprocess(Item(MARKED, (Media("gone.png"),)))
         with pytest.raises(ValueError, match="the image 'bad.png' cannot be read"):
-            preprocess(Item(MARKED, "bad.png", b"no image"))
+            preprocess(Item(MARKED, (Media("bad.png", b"no image"),)))
 
 
-@each("name", NAMES)
+@for_each("name", NAMES)
 def test_it_survives_pickling(llavas, name):
     copy = pickle.loads(pickle.dumps(llavas[name].preprocess))
     ours, theirs = llavas[name].preprocess(picture()), copy(picture())
@@ -200,11 +200,11 @@ KINDS = {  # greys of 16 bits aside, of which transformers makes white: see test
 }
 
 
-@each("name", ["onevision", "next-raw"])
-@each("kind", KINDS)
+@for_each("name", ["onevision", "next-raw"])
+@for_each("kind", KINDS)
 def test_every_kind_of_image_becomes_the_processors_pixels(llavas, name, kind):
     preprocess, processor = llavas[name].preprocess, llavas[name].processor.image_processor
-    row = preprocess(Item(MARKED, "a", KINDS[kind]))
+    row = preprocess(Item(MARKED, (Media("a", KINDS[kind]),)))
     with Image.open(io.BytesIO(KINDS[kind])) as image:
         pixels = processor([image], do_rescale=False, do_normalize=False, return_tensors="np")
     tiles = pixels["pixel_values"][0].transpose(0, 2, 3, 1)
@@ -228,27 +228,27 @@ def real(tmp_path_factory):
     return {"onevision": case(onevision), "next": case(next)}
 
 
-@each("name", ["onevision", "next"])
-@each("size", [(1, 200), (300, 301), (1240, 1754), (336, 336)])
+@for_each("name", ["onevision", "next"])
+@for_each("size", [(1, 200), (300, 301), (1240, 1754), (336, 336)])
 def test_real_geometry_equals_transformers(real, name, size):
     check_row(real[name], picture(*size))
 
 
-@each("name, side, expected", [("next", 336, 1176), ("onevision", 384, 1485)])
+@for_each("name, side, expected", [("next", 336, 1176), ("onevision", 384, 1485)])
 def test_tokens_of_a_square_image(real, name, side, expected):
     row = real[name].preprocess(picture(side, side))
     assert (row.slot[:, 0] >= 0).sum() == expected
 
 
-@each("name", ["onevision", "next"])
-@each("image", ["a.png", "b.png"])
+@for_each("name", ["onevision", "next"])
+@for_each("image", ["a.png", "b.png"])
 def test_legacy_padding(real, name, image):
     """Pixels of transformers 4.48, recorded."""
     family = {"onevision": "llava_onevision", "next": "llava_next"}[name]
     strip = Image.open(GOLDEN / "hf_legacy" / f"{image[0]}_{family}.png").convert("RGB")
     tile = real[name].preprocess.tile
     tiles = np.asarray(strip).reshape(-1, tile, tile, 3)
-    item = Item(MARKED, image, (GOLDEN / "hf_legacy" / image).read_bytes())
+    item = Item(MARKED, (Media(image, (GOLDEN / "hf_legacy" / image).read_bytes()),))
     processing = dataclasses.replace(real[name].backbone.processing, legacy_padding=True)
     legacy = open_backbone(str(real[name].folder), max_length=10_000, processing=processing)
     row = legacy.preprocess(item)

@@ -18,7 +18,7 @@ from unime_jax.backbones.preprocessing import long_texts
 from unime_jax.backbones.preprocessing.fit import Segments, fit
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.texts.text_prompt import TextPrompt
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.strange_texts import MAX_BYTES
 
 
@@ -79,7 +79,7 @@ def draw(random: random.Random) -> Item:
     text = "".join(word + random.choice("    \n") * (random.random() < 0.9) for word in words)
     return Item(
         text,
-        *random.choice([("", None), ("", None), ("a.png", b"?")]),
+        random.choice([(), (), (Media("a.png", b"?"),)]),
         prefix=random.choice(["", "Find "]),
         suffix=random.choice(["", " in one word:", "s"]),
     )
@@ -91,7 +91,7 @@ def tokenised(prompt, item, at_once: bool):
         patch.setattr(long_texts, "CHARACTERS", 10**9 if at_once else 1)
         if isinstance(prompt, TextPrompt):
             return prompt(item)
-        return prompt(item, [3] * len(item.pictures))[:2]
+        return prompt(item, [3] * len(item.media))[:2]
 
 
 def test_the_tokens_that_are_kept_are_those_of_the_whole_text():
@@ -101,7 +101,7 @@ def test_the_tokens_that_are_kept_are_those_of_the_whole_text():
         for _ in range(TRIES):
             item = draw(generator)
             if isinstance(prompt, TextPrompt):
-                item = dataclasses.replace(item, image_path="", image=None)
+                item = dataclasses.replace(item, media=())
             try:
                 whole = tokenised(prompt, item, at_once=True)
             except ValueError as error:
@@ -181,7 +181,7 @@ def test_more_is_read_where_few_characters_make_tokens():
 def test_image_tokens_are_never_left_out():
     raw = prompt(_llama_tokenizer(), max_length=60)
     text = "red circle " * 9000 + "<|image_1|>" + " blue square" * 9000
-    item = Item(text, "a.png", b"?")
+    item = Item(text, (Media("a.png", b"?"),))
     assert tokenised(raw, item, at_once=False)[0] == tokenised(raw, item, at_once=True)[0]
     assert raw(item, [3]).ids.count(raw.image_token_id) == 1
 

@@ -14,7 +14,7 @@ from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
 from unime_jax import backbones
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 FOLDERS = {
     "llava_onevision": write_folder,
@@ -54,7 +54,7 @@ def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
     pair = pair_of(FOLDERS[family](tmp_path), processing=choice)
     image = picture(30, 40, 0)
     items = [
-        Item("<|image_1|>\nRepresent the given image.", "a.png", image),
+        Item("<|image_1|>\nRepresent the given image.", (Media("a.png", image),)),
         ORPHAN,
         Item("Where is it?"),
     ]
@@ -79,7 +79,7 @@ def test_qwen2_vls_positions_of_an_orphan(tmp_path):
     )
     row = backbone.preprocess(ORPHAN)
     assert (row.positions == np.arange(len(row.tokens))[:, None]).all()
-    both = Item("<|image_1|> and <|image_2|>", "a.png", picture(60, 90, 0))
+    both = Item("<|image_1|> and <|image_2|>", (Media("a.png", picture(60, 90, 0)),))
     row = backbone.preprocess(both)
     assert row.unmatched_markers == 1 and (row.slot[-1, 0], row.slot[0, 0]) == (-1, 0)
     assert len(set(row.positions[-1])) == 1 and (np.ptp(row.positions, axis=1) > 0).any()

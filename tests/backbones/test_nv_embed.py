@@ -20,7 +20,7 @@ from tests.models.oracle import EXACT, load
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
@@ -168,10 +168,10 @@ def test_rows_lie_in_the_layout(tiny):
 def test_images_are_refused(tiny):
     preprocess = opened(tiny).preprocess
     for item in (
-        Item("red", "a.png", b"x"),
-        Item("red", "gone.png"),
-        Item("red", "", b"x"),
-        Item("red", more_images=(Picture("", b"x"),)),
+        Item("red", (Media("a.png", b"x"),)),
+        Item("red", (Media("gone.png"),)),
+        Item("red", (Media("", b"x"),)),
+        Item("red", (Media("", b"x"), Media("", b"y"))),
     ):
         with pytest.raises(ValueError, match="embeds texts only; leave out the image"):
             preprocess(item)

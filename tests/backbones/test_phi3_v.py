@@ -9,7 +9,7 @@ import pytest
 
 from tests.backbones.images import noise
 from tests.backbones.tiny_phi3_v import ROPE, TEXT, write_phi3_v
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax import Embedder, paths
 from unime_jax.backbones import Processing, open_backbone
 
@@ -23,7 +23,7 @@ def opened(folder, processing=None, max_length=4096):
 # Settings
 
 
-@each(
+@for_each(
     "changes, message",
     [
         (dict(embd_layer={"hd_transform_order": "glb_sub"}), "embd_layer.embedding_cls"),

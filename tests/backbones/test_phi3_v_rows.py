@@ -10,10 +10,10 @@ from PIL import Image
 
 from tests.backbones.images import item, picture
 from tests.backbones.tiny_phi3_v import GOLDEN
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.phi3_v import hd_transform
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 PROCESSOR = GOLDEN / "processor"
 RAW, CHAT = Processing(prompt="raw", crops=4), Processing(prompt="chat", crops=4)
@@ -23,7 +23,7 @@ def opened(folder, processing=None, max_length=4096):
     return open_backbone(str(folder), max_length=max_length, processing=processing)
 
 
-@each("recorded", json.loads((PROCESSOR / "layout.json").read_text()))
+@for_each("recorded", json.loads((PROCESSOR / "layout.json").read_text()))
 def test_recorded_layouts(recorded):
     size = recorded["height"], recorded["width"]
     canvas = hd_transform.canvas_of(size, crops=recorded["num_crops"], tile=336)
@@ -41,12 +41,12 @@ def test_recorded_layouts(recorded):
 RECORDED = json.loads((PROCESSOR / "pixels.json").read_text())["images"]
 
 
-@each("recorded", RECORDED)
+@for_each("recorded", RECORDED)
 def test_recorded_canvases_to_the_byte(phi3_v_golden, recorded):
     """Through the whole preprocessor."""
     data = (PROCESSOR / recorded["image"]).read_bytes()
     row = opened(phi3_v_golden, Processing(prompt="raw", crops=recorded["num_crops"])).preprocess(
-        Item("<|image_1|>", recorded["image"], data)
+        Item("<|image_1|>", (Media(recorded["image"], data),))
     )
     expected = np.asarray(Image.open(PROCESSOR / recorded["hd_image"]).convert("RGB"))
     rows, columns = (side // 336 for side in expected.shape[:2])
@@ -67,7 +67,7 @@ def unrolled(runs):
     return [x for run in runs for x in ([run[0]] * run[1] if isinstance(run, list) else [run])]
 
 
-@each("recorded", json.loads((PROCESSOR / "interleave.json").read_text())["rows"])
+@for_each("recorded", json.loads((PROCESSOR / "interleave.json").read_text())["rows"])
 def test_recorded_token_ids(phi3_v_golden, recorded):
     """Pieces of text with their own BOS each, images by number."""
     sizes = recorded["images_wh"] or []
@@ -129,7 +129,7 @@ def places(folder, text, count):
     return preprocess.prompt.rendered(one), row.unmatched_markers
 
 
-@each(
+@for_each(
     "text, count, rendered, missing_images",
     [
         ("<|image_2|> then <|image_1|>", 2, "<|image_2|> then <|image_1|>", 0),

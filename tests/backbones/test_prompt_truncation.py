@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.backbones.tiny_prompts import PROMPTS, item
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.prompts import open_prompt
 
 
@@ -61,7 +61,7 @@ def test_only_text_is_shortened(every_prompt, key, text, markers, limit):
     assert short.ids[:begin] == whole.ids[:begin]
 
 
-@each("key", PROMPTS)
+@for_each("key", PROMPTS)
 def test_a_prompt_that_cannot_be_short_enough_is_an_error(every_prompt, key):
     prompt = every_prompt[key]
     message = (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.backbones.tiny_folders import HUB_TEMPLATE, write_folder
 from tests.backbones.tiny_prompts import PROMPTS, item, opened
-from tests.loops import each
+from tests.tables import for_each
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "rendered.json"
 NEW_TEMPLATE = (  # of transformers' newer conversion script, shortened to a user turn
@@ -59,7 +59,7 @@ def test_unime_v1_llava_on_texts(every_prompt):
     assert found == entry["rendered"]
 
 
-@each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
+@for_each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
 def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
     (entry,) = recorded(backbone, "MMEB")
     prompt = every_prompt[family, "raw"]
@@ -74,7 +74,7 @@ def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
     assert unmatched == 1
 
 
-@each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
+@for_each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
 def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
     """A marker without an image stays an image token, which is then a token like any other."""
     (entry,) = recorded(backbone, "MMEB")
@@ -103,7 +103,7 @@ def test_unime_v2_qwen2_vl_on_captions(every_prompt):
     assert [prompt.rendered(item(text)) for text in entry["rendered"]] == entry["rendered"]
 
 
-@each(
+@for_each(
     "template, key",
     [
         (HUB_TEMPLATE, "rendered_with_hub_template"),
@@ -149,7 +149,7 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
     assert prompt(item("no marker", 1), [4]).unmatched_markers == 0
 
 
-@each(
+@for_each(
     "text, images, expected, missing_images",
     [
         ("<|image_1|>\nx\n", 1, "@\nx\n", 0),
@@ -163,7 +163,7 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
         ("<|image_1|>", 0, "", 1),
     ],
 )
-@each("family", ["mistral", "qwen2_vl"])
+@for_each("family", ["mistral", "qwen2_vl"])
 def test_raw_images_stand_where_their_markers_are(
     every_prompt, family, text, images, expected, missing_images
 ):

@@ -18,8 +18,8 @@ from transformers import (
 
 from tests.backbones.images import item, noise, picture
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
-from tests.loops import each
 from tests.models.oracle import load, pair_of
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.io import weights
@@ -53,7 +53,7 @@ SPELLINGS = {
 }
 
 
-@each("spelling", SPELLINGS)
+@for_each("spelling", SPELLINGS)
 def test_pixels_in_every_spelling(tmp_path, spelling):
     """Read as transformers reads them; and overruled so that it does what we do."""
     folder = write_qwen2_vl(tmp_path, min_pixels=256, max_pixels=1024)
@@ -89,7 +89,7 @@ def test_a_newer_folder_has_its_image_processor_in_processor_config(qwen2_vl_fol
     np.testing.assert_array_equal(found, expected)
 
 
-@each(
+@for_each(
     "file, changes, message",
     [
         ("preprocessor_config.json", {"patch_size": 14}, "patch_size is 14, but it must be 4"),
@@ -138,8 +138,8 @@ NAMES = {
 }
 
 
-@each("tied", [True, False])
-@each("spelling", NAMES)
+@for_each("tied", [True, False])
+@for_each("spelling", NAMES)
 def test_there_and_back_changes_no_bit(tmp_path, spelling, tied):
     folder = write_qwen2_vl(tmp_path / "given", text=DECODER | {"tie_word_embeddings": tied})
     pair = pair_of(folder)
@@ -173,7 +173,7 @@ SIZES = {  # of the published config.json files
 PARAMETERS = {"2b": 2_208_985_600, "7b": 8_291_375_616 - 152064 * 3584}  # without a head
 
 
-@each("size", SIZES)
+@for_each("size", SIZES)
 def test_every_parameter_at_full_size(tmp_path, size):
     """Names and shapes of transformers' model, which only has its language-model head on top."""
     widths, kv_heads, vocabulary = SIZES[size]

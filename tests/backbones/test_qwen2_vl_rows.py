@@ -21,9 +21,9 @@ from transformers import (
 
 from tests.backbones.images import encoded, item, noise, picture
 from tests.backbones.tiny_families import write_qwen2_vl
-from tests.loops import each
+from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data.packing import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 
@@ -56,8 +56,8 @@ def check_row(folder, processing, one, torch_model):
     """Every field of a row against transformers' steps."""
     preprocess, processor, tokenizer = three(folder, processing)
     row, text = preprocess(one), preprocess.prompt.rendered(one)
-    assert text.count(PAD) == len(one.pictures)
-    images = [Image.open(io.BytesIO(data)) for _, data in one.pictures]
+    assert text.count(PAD) == len(one.media)
+    images = [Image.open(io.BytesIO(image.data)) for image in one.media]
     seen = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
     grids = seen["image_grid_thw"]
     pieces = text.split(PAD)
@@ -106,9 +106,9 @@ KINDS = {
 }
 
 
-@each("kind", KINDS)
+@for_each("kind", KINDS)
 def test_every_kind_of_image(qwen2_vl_folder, torch_model, kind):
-    one = Item("<|image_1|>\nwhat?", "a", KINDS[kind])
+    one = Item("<|image_1|>\nwhat?", (Media("a", KINDS[kind]),))
     check_row(qwen2_vl_folder, RAW, one, torch_model)
 
 
@@ -120,7 +120,7 @@ def test_normalised_bytes_are_the_processors_pixels(qwen2_vl_folder):
     mean, std = (np.repeat(x, 16) for x in (pixels.mean, pixels.std))
     normal = (row.patches.reshape(-1, 48) * pixels.scale - mean) / std
     processor = AutoImageProcessor.from_pretrained(qwen2_vl_folder, backend="pil")
-    image = Image.open(io.BytesIO(one.image))
+    image = Image.open(io.BytesIO(one.media[0].data))
     theirs = processor([image], return_tensors="np")["pixel_values"].reshape(-1, 3, 2, 16)
     np.testing.assert_allclose(
         normal[: len(theirs)], theirs[:, :, 0].reshape(-1, 48), atol=1e-6, rtol=0
@@ -164,7 +164,7 @@ def test_rows_fit_the_layout(qwen2_vl_folder):
     assert (numbers[2] == 1).sum() == 2 * 3 * 4 and (numbers[3:] == -1).all()
 
 
-@each(
+@for_each(
     "size, tokens, tiles",
     [((224, 224), 64, 1), ((336, 336), 144, 3), ((672, 672), 576, 9), ((1344, 1344), 2304, 36)],
 )
@@ -200,7 +200,7 @@ def test_items_that_are_no_rows_are_named(qwen2_vl_folder):
     with pytest.raises(ValueError, match=r"'a text' with image '0.png': .*1 x 300 .* a line"):
         preprocess(item("a text", picture(300, 1)))
     with pytest.raises(ValueError, match="'b.png' is missing"):
-        preprocess(Item("a text", "b.png", None))
+        preprocess(Item("a text", (Media("b.png"),)))
 
 
 def test_orphans_are_counted_and_left_out(qwen2_vl_folder):
@@ -213,9 +213,9 @@ def test_a_fixed_resolution_comes_first(qwen2_vl_folder):
     backbone = opened(qwen2_vl_folder, dataclasses.replace(RAW, image_size=(40, 24)))
     one = noise(90, 33)
     direct = opened(qwen2_vl_folder).preprocess(
-        item("x", Picture("a", encoded(one.resize((24, 40)))))
+        item("x", Media("a", encoded(one.resize((24, 40)))))
     )
-    row = backbone.preprocess(item("x", Picture("a", encoded(one))))
+    row = backbone.preprocess(item("x", Media("a", encoded(one))))
     np.testing.assert_array_equal(row.patches, direct.patches)
     assert (row.slot >= 0).sum() == 15
 

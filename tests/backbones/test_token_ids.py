@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from tests.backbones.test_headless import WRITE
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.packing import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.layers import Embedding
@@ -143,7 +143,7 @@ def test_nothing_beyond_the_tables_is_packed(folder):
 def test_slots_end_with_the_images_of_the_row(tmp_path, family):
     WRITE[family](tmp_path / family)
     backbone = backbones.open_backbone(str(tmp_path / family), max_length=512)
-    row = backbone.preprocess(Item("<|image_1|>\nx", "a.png", picture(40, 30, 1)))
+    row = backbone.preprocess(Item("<|image_1|>\nx", (Media("a.png", picture(40, 30, 1)),)))
     shapes = BatchShapes((Bucket(512, 64),), backbone.layout, 1, 1)
     fill_buckets([row], shapes)
     first, per_tile = backbone.layout.table

@@ -5,16 +5,16 @@ import sys
 
 from tests.backbones.images import encoded, noise
 from unime_jax.backbones import open_backbone
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 PROGRAM = """
 import sys
 for name in ('torch', 'torchvision', 'tensorflow'): sys.modules[name] = None
 from unime_jax.backbones import open_backbone
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 image = open(sys.argv[1], 'rb').read()
 for folder in sys.argv[2:]:
-    row = open_backbone(folder, max_length=9999).preprocess(Item('x', 'a.png', image))
+    row = open_backbone(folder, max_length=9999).preprocess(Item('x', (Media('a.png', image),)))
     print(len(row.tokens), len(row.patches))
 """
 
@@ -22,8 +22,8 @@ for folder in sys.argv[2:]:
 def test_neither_torch_nor_torchvision_is_needed(llavas, qwen2_vl_folder, phi3_v_folder, tmp_path):
     folders = [llavas["onevision"].folder, llavas["next-raw"].folder]
     folders = [str(folder) for folder in (*folders, qwen2_vl_folder, phi3_v_folder)]
-    item = Item("x", "a.png", encoded(noise(100, 100)))
-    (tmp_path / "a.png").write_bytes(item.image)
+    item = Item("x", (Media("a.png", encoded(noise(100, 100))),))
+    (tmp_path / "a.png").write_bytes(item.media[0].data)
     printed = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "a.png"), *folders],
         capture_output=True,

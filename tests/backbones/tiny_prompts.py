@@ -5,7 +5,7 @@ import json
 from transformers import AutoTokenizer
 
 from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 
 PROMPTS = [
     (family, style)
@@ -29,5 +29,4 @@ def opened(folder, style, max_length=10_000) -> Prompt:
 
 def item(text: str, images: int = 0) -> Item:
     """An item with so many images, which a prompt does not look into."""
-    first, *more = [Picture(f"{i}.png", b"bytes") for i in range(images)] or [Picture("", None)]
-    return Item(text, *first, tuple(more))
+    return Item(text, tuple(Media(f"{i}.png", b"bytes") for i in range(images)))

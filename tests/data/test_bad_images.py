@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests.backbones.images import encoded, noise
-from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Row
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.loader import make_loader
@@ -116,8 +116,8 @@ def rows(tmp_path_factory):
 
 
 def preprocess(item):
-    images = open_pictures(item, (SIZE, SIZE))
-    number = int("".join(filter(str.isdigit, item.image_path or item.text)))
+    images = decode_images(item, (SIZE, SIZE))
+    number = int("".join(filter(str.isdigit, item.media[0].path if item.media else item.text)))
     zero = np.zeros((1, 1), np.int32)
     pixels = np.stack([np.asarray(image).reshape(1, -1) for image in images]) if images else None
     return Row(np.full(1, number, np.int32), zero, zero - 1, patches=pixels)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax import files
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data import embedding_store
 from unime_jax.data.embedding_store import item_id, open_embeddings, read_lines
 from unime_jax.data.embedding_store_writer import Writer, write
@@ -43,17 +43,21 @@ def test_id_can_be_made_without_this_package():
     assert item_id("größe") == item_id(Item("größe")) == expected
     content = b"blake2b:" + hashlib.blake2b(b"?", digest_size=16).hexdigest().encode()
     expected = hashlib.blake2b(b"a\0" + content + b"\0y.png", digest_size=16).hexdigest().encode()
-    assert item_id(Item("a", "x.png", b"?", (Picture("y.png", None),))) == expected
+    assert item_id(Item("a", (Media("x.png", b"?"), Media("y.png", None)))) == expected
 
 
 def test_images_are_known_by_content_wherever_they_lie():
-    assert item_id(Item("a", "x.png", b"1")) == item_id(Item("a", "moved/y.png", b"1"))
-    assert item_id(Item("a", "x.png", b"1")) != item_id(Item("a", "x.png", b"2"))
+    assert item_id(Item("a", (Media("x.png", b"1"),))) == item_id(
+        Item("a", (Media("moved/y.png", b"1"),))
+    )
+    assert item_id(Item("a", (Media("x.png", b"1"),))) != item_id(
+        Item("a", (Media("x.png", b"2"),))
+    )
 
 
 def test_a_folder_that_knows_images_by_path_is_refused(tmp_path):
     """What older versions wrote: the same text and path, but perhaps another picture."""
-    picture = Item("a", "x.png", b"pixels")
+    picture = Item("a", (Media("x.png", b"pixels"),))
     by_path = hashlib.blake2b(b"a\0x.png", digest_size=16).hexdigest()
     np.save(tmp_path / "vectors.npy", VECTORS[:2])
     np.save(tmp_path / "ids.npy", np.array([item_id("a"), by_path.encode()]))
@@ -63,18 +67,25 @@ def test_a_folder_that_knows_images_by_path_is_refused(tmp_path):
         with pytest.raises(ValueError, match="knew images by their paths.*Write it again"):
             call(picture)
     with pytest.raises(KeyError, match="no vector of 'b', image 'x.png'"):
-        store.vectors_of(["a", Item("b", "x.png", b"pixels")])
+        store.vectors_of(["a", Item("b", (Media("x.png", b"pixels"),))])
 
 
 def test_instructions_are_no_part_of_an_id():
-    assert item_id(Item("a", "x", prefix="Represent ", suffix=".")) == item_id(Item("a", "x"))
+    assert item_id(Item("a", (Media("x"),), prefix="Represent ", suffix=".")) == item_id(
+        Item("a", (Media("x"),))
+    )
 
 
 def test_images_are_part_of_an_id():
-    items = [Item("a"), Item("a", "x"), Item("a", "y"), Item("a", "x", None, (Picture("y", b""),))]
+    items = [
+        Item("a"),
+        Item("a", (Media("x"),)),
+        Item("a", (Media("y"),)),
+        Item("a", (Media("x"), Media("y", b""))),
+    ]
     assert len({item_id(item) for item in items}) == 4
     with pytest.raises(ValueError, match="'a'.* no path"):
-        item_id(Item("a", "", b"pixels"))
+        item_id(Item("a", (Media("", b"pixels"),)))
 
 
 @given(data=st.data(), texts=ids, block=st.integers(1, 7), half=st.booleans())
@@ -152,7 +163,7 @@ def test_missing_vectors_are_named(tmp_path):
     with pytest.raises(KeyError, match="no vectors of 2 of 3 ids.*" + item_id("x").decode()):
         store.vectors([item_id(""), item_id("x"), item_id("y")])
     with pytest.raises(KeyError, match="no vector of 'a blue circle', image 'x.png'"):
-        store.vector_of(Item("a blue circle", "x.png"))
+        store.vector_of(Item("a blue circle", (Media("x.png"),)))
     with pytest.raises(ValueError, match="bytes"):
         store.vector(7)
     assert store.vectors([]).shape == (0, 3)

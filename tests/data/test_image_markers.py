@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data.image_markers import DEEPEST, without_markers
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
@@ -100,8 +100,8 @@ def test_the_template_of_exports_reads_markers_as_we_do(prompts, key, prefix, te
         "".join(prompt.image_token if piece == "IMAGE" else piece for piece in pieces)
         for pieces in (prefix, text)
     )
-    first, *more = [Picture(f"{i}.png", b"x") for i in range(images)] or [Picture("", None)]
-    expected = prompt.rendered(Item(text, *first, tuple(more), prefix=prefix))
+    media = tuple(Media(f"{i}.png", b"x") for i in range(images))
+    expected = prompt.rendered(Item(text, media, prefix=prefix))
     source = layout.chat_template_of(**hf_folder.wording(prompt))
     assert rendered(source, prefix, text, images) == expected
 

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from tests.backbones.images import noise
 from tests.data.image_files import GREY16, every_format, png, saved, smooth, tiff
-from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.images import ImageError, decode, read, read_below
@@ -137,7 +137,7 @@ def test_other_formats_are_not_even_tried(format):
 
 
 def pixels_of(item: Item) -> np.ndarray:
-    (image,) = open_pictures(item, None)
+    (image,) = decode_images(item, None)
     return np.asarray(image)
 
 

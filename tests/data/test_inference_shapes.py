@@ -16,7 +16,7 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from unime_jax.backbones import open_backbone
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data import inference_shapes
 from unime_jax.data.shapes import Layout
 
@@ -61,7 +61,7 @@ def corpus(random: np.random.Generator, images: bool) -> list[Item]:
     sizes = np.exp(random.uniform(math.log(60), math.log(1400), 40))
     shapes = np.exp(random.normal(0, 0.35, 40))
     return texts + [
-        Item("blue " * int(n), "a", picture(round(size * shape), round(size / shape)))
+        Item("blue " * int(n), (Media("a", picture(round(size * shape), round(size / shape))),))
         for size, shape, n in zip(sizes, shapes, random.integers(0, 60, 40), strict=True)
     ]
 

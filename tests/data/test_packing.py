@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unime_jax.batch import Example, Item, Row
+from unime_jax.batch import Example, Item, Media, Row
 from unime_jax.data.packing import Prepared, fill_buckets, pack, prepare, target_hash
 from unime_jax.data.quarantine import BadExample, BadItem
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout, pair_shapes
@@ -27,7 +27,7 @@ SOURCES = ("one", "two")
 
 def toy(item: Item) -> Row:
     """As many tokens as the text says, all of them the item's name; as many tiles as the path."""
-    length, tiles = int(item.text.split("/")[0]), int(item.image_path or 0)
+    length, tiles = int(item.text.split("/")[0]), int(item.media[0].path if item.media else 0)
     rng = np.random.default_rng(zlib.crc32(repr(item.key).encode()))
     return Row(
         tokens=np.full(length, target_hash(item.key) >> 1, np.int32),
@@ -41,7 +41,7 @@ def toy(item: Item) -> Row:
 
 
 def item(length, tiles=0, name=""):
-    return Item(f"{length}/{name}", str(tiles or ""))
+    return Item(f"{length}/{name}", (Media(str(tiles)),) if tiles else ())
 
 
 def batch_of(examples, shapes=PLAN, **process):

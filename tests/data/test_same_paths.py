@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.backbones.images import encoded, noise
-from unime_jax.batch import Item, Picture, Row
+from unime_jax.batch import Item, Media, Row
 from unime_jax.data.items import Items, Pairs
 from unime_jax.data.loader import make_loader
 from unime_jax.data.packing import prepare, target_hash
@@ -33,7 +33,7 @@ def rows(image: bytes, path: str = "images/1.png") -> list[dict]:
 
 def first_byte(item: Item) -> Row:
     zero = np.zeros((1, 1), np.int32)
-    return Row(np.full(1, item.image[-20], np.int32), zero, zero - 1)
+    return Row(np.full(1, item.media[0].data[-20], np.int32), zero, zero - 1)
 
 
 def batch_of(**sources):
@@ -69,18 +69,18 @@ def test_one_picture_at_two_paths_is_one_row_and_one_target():
 
 def test_identity_needs_the_content_of_every_image():
     def several(*data):
-        first, *more = (Picture(f"{i}.png", d) for i, d in enumerate(data))
-        return Item("a", *first, tuple(more)).identity
+        return Item("a", tuple(Media(f"{i}.png", d) for i, d in enumerate(data))).identity
 
     assert len({several(A, A), several(A, B), several(B, A), several(A), several(A, None)}) == 5
-    assert Item("a", "x.png").identity == ("a", "x.png") == Item("a", "x.png").key
+    missing = Item("a", (Media("x.png"),))
+    assert missing.identity == ("a", "x.png") == missing.key
 
 
 def test_embeddings_of_two_data_sets_with_one_path_do_not_collide():
     corpora = [Pairs(name, rows(image), ("query",)) for name, image in (("a", A), ("b", B))]
     found = Items(corpora)
     assert len(found) == len(set(found.ids)) == 2
-    assert [found[i].image for i in range(2)] == [A, B]
+    assert [found[i].media[0].data for i in range(2)] == [A, B]
     assert len(Items([corpora[0], corpora[0]])) == 1
 
 

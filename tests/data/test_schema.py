@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Row
 from unime_jax.data import schema
 from unime_jax.data.formats import open_dataset
@@ -47,8 +47,8 @@ def test_good_row():
     example = to_example("shapes", row())
     assert (example.source, example.id) == ("shapes", "7")
     assert example.query.key == ("<|image_1|> what is it?", "a/7.png")
-    assert example.query.image == png()
-    assert example.positive.key == ("a square", "") and example.positive.image is None
+    assert [image.data for image in example.query.media] == [png()]
+    assert example.positive.key == ("a square", "") and example.positive.media == ()
     assert [item.key for item in example.negatives] == [("a circle", ""), ("<|image_1|>", "n.png")]
 
 
@@ -120,7 +120,7 @@ def test_bad_row(name):
 
 def test_pixels_are_not_decoded_here():
     cut = png((64, 64))[:80]
-    assert to_example("shapes", row(qry_image=cut)).query.image == cut
+    assert to_example("shapes", row(qry_image=cut)).query.media[0].data == cut
 
 
 def test_scores_are_those_of_the_candidates_that_there_are():
@@ -140,8 +140,7 @@ def test_a_bad_negative_has_one_number_wherever_its_image_fails(image):
     """Headers fail here, pixels where rows are made; blank negatives are not counted."""
 
     def decode(item):
-        if item.image:
-            open_pictures(item, None)
+        decode_images(item, None)
         zero = np.zeros((1, 1), np.int32)
         return Row(zero[:, 0], zero, zero - 1)
 
@@ -158,7 +157,7 @@ def test_own_columns():
     own = schema.Schema(columns, schema.Columns("answer", "", ""), schema.Columns("", "", ""))
     example = to_example("s", {"question": "a", "picture": png(), "answer": b"b"}, "3", schema=own)
     assert (example.id, example.query.text, example.positive.text) == ("3", "a", "b")
-    assert example.query.image and not example.negatives
+    assert example.query.media[0].data and not example.negatives
 
 
 def test_default_id():
@@ -231,8 +230,8 @@ def test_open_dataset_folder_or_version(folder):
         assert {name: len(source) for name, source in sources.items()} == {"one": 3, "two": 2}
         examples = [to_example("one", sources["one"][i]) for i in range(3)]
         assert sorted(example.id for example in examples) == ["0", "1", "2"]
-        assert all(Image.open(io.BytesIO(example.query.image)) for example in examples)
-        assert examples[0].negatives[1].image == png(color="blue")
+        assert all(Image.open(io.BytesIO(example.query.media[0].data)) for example in examples)
+        assert examples[0].negatives[1].media[0].data == png(color="blue")
 
 
 def test_open_dataset_needs_no_tensorflow(folder):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.items import Lines
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import to_example
@@ -20,7 +20,7 @@ from unime_jax.data.strange_texts import (
     shown,
     text_fault,
 )
-from unime_jax.data.user_inputs import parts
+from unime_jax.data.user_inputs import text_and_images
 from unime_jax.evaluation.item_table import ItemTable
 
 HUGE = "größe " * (MAX_BYTES // 8 + 1)
@@ -37,7 +37,7 @@ def test_absurd_texts_are_refused_everywhere():
     assert f"text of {2 * MAX_BYTES} characters" in text_fault("a" * 2 * MAX_BYTES)
     for item in (HUGE, {"text": HUGE}, {"text": HUGE, "image": b"..."}):
         with pytest.raises(ValueError, match=f"{message}; embed its parts"):
-            parts(item)
+            text_and_images(item)
     for row in ({"qry": HUGE, "pos_text": "a"}, {"qry": "a", "pos_text": HUGE.encode()}):
         with pytest.raises(BadExample, match=message):
             to_example("s", row)
@@ -54,7 +54,7 @@ def test_half_characters_are_refused():
     ):
         to_example("s", {"qry": "a\ud800", "pos_text": "a"})
     with pytest.raises(ValueError, match="not valid Unicode"):
-        parts("a\udfff")
+        text_and_images("a\udfff")
 
 
 SHOWN = {
@@ -84,7 +84,7 @@ def test_a_shown_text_is_one_line_that_can_be_written(text):
 
 @given(strange, strange)
 def test_names_in_messages_are_one_printable_line(text, path):
-    assert name_of(Item(text, path)).isprintable()
+    assert name_of(Item(text, (Media(path, b"x"),))).isprintable()
     assert str(BadExample(text, path, path, "reason")).isprintable()
 
 

@@ -39,7 +39,7 @@ def read_image(path):
 
 def encode(items):
     """One item after the other, as threads do, a few at a time."""
-    lengths = [len(items[number].image or b"") for number in range(len(items))]
+    lengths = [sum(len(image.data) for image in item.media) for item in items]
     assert max(lengths) == IMAGE
     return np.random.default_rng(len(items)).standard_normal((len(items), WIDTH), np.float32)
 
@@ -64,7 +64,7 @@ def test_two_datasets_take_the_memory_of_one():
     assert peaks[1] < 1.3 * peaks[0]
     assert [source.read for source in sources] == [ROWS, ROWS]
     assert all(isinstance(result, DatasetResult) for result in results)
-    assert all(item.image is None for result in results for item in result.items)
+    assert not any(m.data for r in results for item in r.items for m in item.media)
 
 
 def test_candidates_are_numbers_of_four_bytes_in_a_table_of_distinct_items():
@@ -88,7 +88,7 @@ def test_no_image_is_read_before_an_encoder_asks_for_it():
     task = mmeb.Task("one", Rows("one")).open(images)
     assert not paths
     number = next(i for i, (_, path) in enumerate(task.items.keys) if path)
-    assert task.items[number].image == b"..." and paths == [task.items.keys[number][1]]
+    assert task.items[number].media[0].data == b"..." and paths == [task.items.keys[number][1]]
     rows = [{"image_path": "a.png", "caption": "b", "negative_caption": "c"}]
     composition.Task("swap", rows, "<|image_1|>").open(images)
     assert len(paths) == 1

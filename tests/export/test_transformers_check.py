@@ -16,7 +16,7 @@ from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.preprocessing import chat_templates, image_processor_config
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.export import folder as export_folder
 from unime_jax.export.transformers_check import check
 
@@ -27,11 +27,11 @@ WRITE = {
     "qwen2_vl": write_qwen2_vl,
 }
 RAW, CHAT = Processing(prompt="raw"), Processing(prompt="chat")
-IMAGE = Picture("a.png", encoded(noise(61, 37)))
+IMAGE = Media("a.png", encoded(noise(61, 37)))
 ITEMS = [
     Item("a red circle, \u4e2d\u6587 </s>"),
-    Item("<|image_1|>\nRepresent the given image", *IMAGE),
-    Item("<|image_1|> or <|image_2|>", *IMAGE, (Picture("b.png", encoded(noise(20, 90))),)),
+    Item("<|image_1|>\nRepresent the given image", (IMAGE,)),
+    Item("<|image_1|> or <|image_2|>", (IMAGE, Media("b.png", encoded(noise(20, 90))))),
     Item("<|image_1|>\nmarked, and there is none"),
     Item("long " * 200),
 ]

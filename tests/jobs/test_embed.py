@@ -23,7 +23,7 @@ from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture
 from unime_jax import Embedder, config, config_reader, sharding
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
@@ -83,7 +83,7 @@ ITEMS = [
 
 
 def id_of(text, image):
-    return item_id(Item(text, *(image or ())))
+    return item_id(Item(text, (Media(*image),) if image else ()))
 
 
 IDS = [id_of(*item) for item in ITEMS]
@@ -212,10 +212,10 @@ def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
     assert list(store.ids) == list(items)
     assert len(store) > 32, "several blocks"
     some = list(items.values())[:: len(items) // 15][:16]
-    assert {bool(item.image) for item in some} == {True, False}
+    assert {bool(item.media) for item in some} == {True, False}
     found = np.stack([store.vector_of(item) for item in some])
-    elements = [{"text": i.text} | ({"image": i.image} if i.image else {}) for i in some]
-    np.testing.assert_allclose(found, open_model(pair).encode(elements), atol=EXACT)
+    given = [{"text": i.text, "image": [image.data for image in i.media]} for i in some]
+    np.testing.assert_allclose(found, open_model(pair).encode(given), atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -531,13 +531,14 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
         row("where?", "lost", [], ("absent.png", b"")),
         row("where?", "broken", [], ("broken.png", BLUE[:50])),
         row("which?", "too big", [], ("big.png", picture(28, 28, 5))),
+        row("which?", "half", [], (["red.png", "half.png"], [RED, BLUE[:50]])),
     ]
     workdir = tmp_path / "run"
     work = embed.begin(settings_of(given), workdir)
     preprocess = work.backbone.preprocess
 
     def picky(item):
-        if item.image_path == "big.png":
+        if [image.path for image in item.media] == ["big.png"]:
             raise ValueError("an image takes more tokens than there may be")
         return preprocess(item)
 
@@ -546,16 +547,18 @@ def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     work = dataclasses.replace(work, backbone=backbone)
     assert embed.embed(work, process_index=0, process_count=1)
     store = open_embeddings(workdir)
-    assert list(store.ids) == [*IDS[:9], item_id("broken"), item_id("too big"), *IDS[9:]]
+    assert list(store.ids) == [*IDS[:9], *map(item_id, ("broken", "too big", "half")), *IDS[9:]]
     sizes = [len(np.load(file)) for file in sorted(workdir.glob("vectors/*.npy"))]
-    assert sizes == [4, 4, 2, 4, 1]
+    assert sizes == [4, 4, 2, 3, 3]
     np.testing.assert_allclose(store.vectors(IDS), vectors(straight), atol=EXACT)
     bad = read_quarantine(workdir / "quarantine.jsonl")
     assert [(b.source, b.id, b.path, b.reason.split(":")[0]) for b in bad] == [
         ("pairs/b", "0", "absent.png", "query"),
         ("pairs/b", "1", "broken.png", bad[1].reason.split(":")[0]),
         ("pairs/b", "2", "big.png", "an image takes more tokens than there may be"),
+        ("pairs/b", "3", "half.png", bad[3].reason.split(":")[0]),
     ]
+    assert "image 2 of 2: the image 'half.png' cannot be read: OSError" in bad[3].reason
     assert "the image 'broken.png' cannot be read: OSError" in bad[1].reason
     embed.embed(work, process_index=0, process_count=1)
     assert read_quarantine(workdir / "quarantine.jsonl") == bad

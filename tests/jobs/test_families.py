@@ -19,7 +19,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
 from unime_jax import Embedder, backbones
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
@@ -31,8 +31,8 @@ FAMILIES = {  # and the most tiles of an image
 TEXTS = ["a red circle", "Represent the given image for classification"]
 ITEMS = [
     Item(TEXTS[0]),
-    Item("<|image_1|>", "a.png", picture(40, 31, 1)),
-    Item(f"<|image_1|>\n{TEXTS[1]}", "b.png", picture(30, 64, 2)),
+    Item("<|image_1|>", (Media("a.png", picture(40, 31, 1)),)),
+    Item(f"<|image_1|>\n{TEXTS[1]}", (Media("b.png", picture(30, 64, 2)),)),
 ]
 
 
@@ -67,7 +67,7 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
 def embedded(folder: pathlib.Path) -> np.ndarray:
     model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256)
     return model.encode(
-        [{"text": item.text} | ({"image": item.image} if item.image else {}) for item in ITEMS]
+        [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
     )
 
 
@@ -117,14 +117,14 @@ def test_sentence_transformers_gives_the_embeddings(trained):
     model = SentenceTransformer(str(workdir / "hf"), device="cpu")
     inputs = [
         TEXTS[0],
-        Image.open(io.BytesIO(ITEMS[1].image)),
-        {"text": TEXTS[1], "image": Image.open(io.BytesIO(ITEMS[2].image))},
+        Image.open(io.BytesIO(ITEMS[1].media[0].data)),
+        {"text": TEXTS[1], "image": Image.open(io.BytesIO(ITEMS[2].media[0].data))},
     ]
     with torch.no_grad():
         assert_equal(model.encode(inputs), embedded(workdir / "hf"))
     prompted = model.encode([inputs[2]], prompt_name="classify")
     ours = Embedder.from_pretrained(str(workdir / "hf"), dtype="float32", max_length=256)
-    text = {"text": "Represent the image: " + TEXTS[1], "image": ITEMS[2].image}
+    text = {"text": "Represent the image: " + TEXTS[1], "image": ITEMS[2].media[0].data}
     assert_equal(prompted, ours.encode([text]))
 
 

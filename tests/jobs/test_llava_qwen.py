@@ -17,7 +17,7 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
 
@@ -29,8 +29,8 @@ TEXTS = ["a red circle", " Represent the given image.\n"]
 ITEMS = [
     Item(TEXTS[0]),
     Item(TEXTS[1]),  # white space is not stripped
-    Item("<|image_1|>\n", "a.png", picture(40, 31, 1)),
-    Item(f"<|image_1|>\n{TEXTS[1]}", "b.png", picture(30, 64, 2)),
+    Item("<|image_1|>\n", (Media("a.png", picture(40, 31, 1)),)),
+    Item(f"<|image_1|>\n{TEXTS[1]}", (Media("b.png", picture(30, 64, 2)),)),
 ]
 
 
@@ -57,7 +57,7 @@ def exported(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Pat
 def embedded(folder: pathlib.Path) -> np.ndarray:
     model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512)
     return model.encode(
-        [{"text": item.text} | ({"image": item.image} if item.image else {}) for item in ITEMS]
+        [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
     )
 
 
@@ -71,10 +71,10 @@ def by_transformers(folder: pathlib.Path) -> np.ndarray:
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     vectors = []
     for item in ITEMS:
-        content = [{"type": "image"}] if item.image else []
+        content = [{"type": "image"}] if item.media else []
         content.append({"type": "text", "text": item.text.removeprefix("<|image_1|>\n")})
         text = processor.apply_chat_template([{"role": "user", "content": content}])
-        images = [Image.open(io.BytesIO(item.image))] if item.image else None
+        images = [Image.open(io.BytesIO(image.data)) for image in item.media] or None
         inputs = processor(text=text, images=images, return_tensors="pt")
         with torch.no_grad():
             last = model.eval().model(**inputs).last_hidden_state[0, -1].numpy()
@@ -105,7 +105,7 @@ def test_the_template_renders_llaves_prompt(exported):
     for item in ITEMS:
         text = item.text.replace("<|image_1|>", "<image>")
         assert [x.preprocess.prompt.rendered(item) for x in ours] == [FRAME.format(text)] * 2
-        content = [{"type": "image"}] if item.image else []
+        content = [{"type": "image"}] if item.media else []
         content.append({"type": "text", "text": item.text.removeprefix("<|image_1|>\n")})
         for generation in (False, True):
             messages = [{"role": "user", "content": content}]
@@ -133,7 +133,7 @@ def test_files_are_llava_onevisions(exported):
 def test_sentence_transformers_gives_the_embeddings(exported):
     folder, written = exported
     model = SentenceTransformer(str(written), device="cpu")
-    images = [None if item.image is None else Image.open(io.BytesIO(item.image)) for item in ITEMS]
+    images = [Image.open(io.BytesIO(i.media[0].data)) if i.media else None for i in ITEMS]
     inputs = [TEXTS[0], TEXTS[1], images[2], {"text": TEXTS[1], "image": images[3]}]
     with torch.no_grad():
         assert_equal(model.encode(inputs), embedded(folder))

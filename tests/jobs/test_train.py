@@ -20,13 +20,15 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaOnevisionForCon
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from experiments import llave, stage2
+from tests.backbones.images import encoded, noise
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
-from unime_jax import main
+from unime_jax import files, main
 from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read as read_config
 from unime_jax.data import formats, quarantine, schema
 from unime_jax.data.settings import Bucket
+from unime_jax.export import self_check
 from unime_jax.jobs import export, train
 
 LOGGED = {
@@ -409,20 +411,33 @@ BAD_ROWS = {
 }
 
 
+TWO = {"qry": b"<|image_1|> or <|image_2|>?", "qry_image_path": [b"c.png", b"d.png"]}
+SEVERAL_IMAGES = {
+    0: {"id": b"two", "qry_image": [encoded(noise(20, 30)), encoded(noise(50, 20))], **TWO},
+    2: {"id": b"half", "qry_image": [encoded(noise(20, 30)), encoded(noise(90, 90))[:900]], **TWO},
+}
+
+
 def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, spoil):
-    source = spoil(BAD_ROWS)
+    source = spoil(BAD_ROWS | SEVERAL_IMAGES)
     config.data.max_bad_share = 0.5
     train.run(config, workdir)
     found = {item.id: item for item in quarantine.read_quarantine(workdir / "quarantine.jsonl")}
-    assert found.keys() == {"corrupt", "absent", "empty", "targetless"}
+    assert found.keys() == {"corrupt", "absent", "empty", "targetless", "half"}
     assert {item.source for item in found.values()} == {source}
     assert [found[id].path for id in ("corrupt", "absent", "empty")] == ["a.png", "b.png", ""]
+    assert found["half"].path == "d.png"
+    assert found["half"].reason.startswith("query: image 2 of 2 cannot be decoded: OSError")
     assert "cannot be decoded" in found["corrupt"].reason
     assert "missing" in found["absent"].reason
     assert "empty text and no image" in found["empty"].reason
     assert "no positive" in found["targetless"].reason
     assert sum(line["replaced_examples"] for line in metrics(workdir)) >= 4
-    assert (workdir / "hf" / "self_check.json").exists()
+    check = json.loads((workdir / "hf" / "self_check.json").read_text())
+    several = [entry for entry in check["inputs"] if "images" in entry]
+    assert [len(entry["images"]) for entry in several] == [2, 2]  # with their text, and without
+    assert several[0]["text"].count("<image>") == 2
+    self_check.repeat(files.as_path(workdir / "hf"))
 
 
 def test_too_many_bad_rows_end_the_run(config, workdir, spoil, monkeypatch):

@@ -134,9 +134,9 @@ def torch_left_padded(pair: Pair, items: list[Item]) -> np.ndarray:
 def _torch_pixels(pair: Pair, items: list[Item]) -> dict[str, torch.Tensor]:
     """What transformers' image processor makes of all images, handed over item by item."""
     images = [
-        [Image.open(io.BytesIO(data)).convert("RGB") for _, data in item.pictures]
+        [Image.open(io.BytesIO(image.data)).convert("RGB") for image in item.media]
         for item in items
-        if item.pictures
+        if item.media
     ]
     if not images:
         return {}

@@ -27,11 +27,11 @@ from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import EXACT, TEXT, VISION, Pair, packed, pair_of, picture, torch_hidden
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.io import hf_config
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 
 ITEMS = [
     Item("a red circle"),
-    Item("<|image_1|>\nRepresent the given image", "a.png", picture(40, 31, 1)),
+    Item("<|image_1|>\nRepresent the given image", (Media("a.png", picture(40, 31, 1)),)),
     Item("a red circle left of a blue square"),
 ]
 WRITE: dict[str, Callable[[pathlib.Path], Any]] = {

@@ -19,7 +19,7 @@ from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
 from unime_jax import backbones, paths
 from unime_jax.backbones import Processing
-from unime_jax.batch import Inputs, Item, Row
+from unime_jax.batch import Inputs, Item, Media, Row
 from unime_jax.models.llava import Llava
 from unime_jax.models.vlm import Pixels, merge_image_tokens
 
@@ -70,8 +70,8 @@ def rows_of(backbone, facts, data) -> list[Row]:
     for i, (text, count) in enumerate(
         zip(texts, data.get("blocks_per_image", [0] * len(texts)), strict=True)
     ):
-        image = encoded(noise(*facts["image_sizes_wh"][i])) if count else None
-        row = backbone.preprocess(Item(text, "a.png" if image else "", image))
+        image = Media("a.png", encoded(noise(*facts["image_sizes_wh"][i])))
+        row = backbone.preprocess(Item(text, (image,) if count else ()))
         if count:
             row = dataclasses.replace(row, patches=patches_of(data, first, count))
             first += count
@@ -225,7 +225,7 @@ def test_recorded_embedding_of_an_image_file(backbone, model):
     """From a PNG and a text, through our own pixels."""
     facts, data = recorded("png_image_text")
     row = backbone.preprocess(
-        Item(facts["texts"][0], "a.png", (GOLDEN / "processor" / "a.png").read_bytes())
+        Item(facts["texts"][0], (Media("a.png", (GOLDEN / "processor" / "a.png").read_bytes()),))
     )
     check_tokens([row], data)
     found = run(model, inputs_of([row]))
@@ -257,21 +257,21 @@ def test_the_originals_cut_on_the_right(backbone, on_blocks):
 def test_we_shorten_the_text_instead(backbone):
     facts, _ = recorded("truncated")
     text, image = facts["texts"][0], encoded(noise(300, 300))
-    whole = backbone.preprocess(Item(text, "a.png", image))
+    whole = backbone.preprocess(Item(text, (Media("a.png", image),)))
     opened = backbones.open_backbone(str(GOLDEN / "model"), max_length=len(whole.tokens) - 20)
-    row = opened.preprocess(Item(text, "a.png", image))
+    row = opened.preprocess(Item(text, (Media("a.png", image),)))
     assert row.truncated == 20 and len(row.tokens) == len(whole.tokens) - 20
     assert (row.slot >= 0).sum() == (whole.slot >= 0).sum() == 1485
     np.testing.assert_array_equal(row.tokens[-16:], whole.tokens[-16:])  # the turn's end
     few = backbones.open_backbone(str(GOLDEN / "model"), max_length=600)
     with pytest.raises(ValueError, match=r"image tokens, .* are 15\d\d tokens"):
-        few.preprocess(Item(text, "a.png", image))
+        few.preprocess(Item(text, (Media("a.png", image),)))
 
 
 def test_a_marker_without_an_image_in_company(backbone, model):
     """Row 2 of the mixed batch by the real normalisation, beside an image that is no part of it."""
     facts, data = recorded("mixed_batch")
-    other = backbone.preprocess(Item("<|image_1|>\n", "a.png", encoded(noise(30, 30))))
+    other = backbone.preprocess(Item("<|image_1|>\n", (Media("a.png", encoded(noise(30, 30))),)))
     rows = [other, backbone.preprocess(Item(facts["texts"][2]))]
     found = np.asarray(run(model, inputs_of(rows))[0][1])
     assert_same_rows(found, data["embedding"][2])

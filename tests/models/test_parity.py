@@ -21,7 +21,7 @@ from tests.models.oracle import (
     torch_left_padded,
 )
 from unime_jax import paths
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.models import rope
 
 
@@ -169,13 +169,13 @@ SIZES = [(28, 28), (56, 28), (200, 1), (1, 200), (41, 43), (300, 301), (124, 175
 def items_of(sizes):
     """Texts, images with and without text, and items of two and three images."""
     items = [Item("What is in the picture?"), Item("a red circle left of a blue square")]
-    pictures = [Picture(f"{i}.png", picture(*size, i)) for i, size in enumerate(sizes)]
-    for i, one in enumerate(pictures):
+    pictures = [Media(f"{i}.png", picture(*size, i)) for i, size in enumerate(sizes)]
+    for i, image in enumerate(pictures):
         text = "<|image_1|>\nRepresent the given image." if i % 2 else "<|image_1|>\n"
-        items.append(Item(text, *one))
+        items.append(Item(text, (image,)))
     text = "Is <|image_1|> left of <|image_2|>?"
-    items.append(Item(text, *pictures[0], tuple(pictures[1:2])))
-    items.append(Item("Which differs?", *pictures[2], (pictures[1], pictures[0])))
+    items.append(Item(text, tuple(pictures[:2])))
+    items.append(Item("Which differs?", (pictures[2], pictures[1], pictures[0])))
     return items
 
 

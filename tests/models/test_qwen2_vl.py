@@ -18,7 +18,7 @@ from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.qwen2_vl import dynamic_resolution, qwen2_vl
-from unime_jax.batch import Inputs, Item, Picture
+from unime_jax.batch import Inputs, Item, Media
 from unime_jax.models import attention, rope
 from unime_jax.models.pooling import last_token, unit_norm
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
@@ -65,12 +65,11 @@ def first_layer(stack):
 
 
 def image(i, width, height):
-    return Picture(f"{i}.png", picture(width, height, i))
+    return Media(f"{i}.png", picture(width, height, i))
 
 
 def item(text, *pictures):
-    first = pictures[0] if pictures else Picture("", None)
-    return Item(text, first.path, first.data, tuple(pictures[1:]))
+    return Item(text, pictures)
 
 
 SIZES = [(8, 8), (56, 28), (200, 2), (41, 43), (300, 301), (124, 175), (7, 190)]
@@ -242,7 +241,7 @@ def test_whole_model_in_the_chat_template(chat_pair):
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     theirs = dataclasses.replace(pair, torch_model=FindsPositions(pair.torch_model))
     for one, row, number in zip(items(), rows, numbers, strict=True):
-        assert bool(one.pictures) == bool((row.positions != row.positions[:, :1]).any())
+        assert bool(one.media) == bool((row.positions != row.positions[:, :1]).any())
         last = torch_hidden(theirs, one)[-1]
         unit = last / np.linalg.norm(last)
         assert_same_rows(embeddings[number], unit)

@@ -16,7 +16,7 @@ import numpy as np
 
 from unime_jax import embedder, sharding
 from unime_jax.backbones import open_backbone
-from unime_jax.batch import Item, Row
+from unime_jax.batch import Item, Media, Row
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 
@@ -48,9 +48,9 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
         mesh = sharding.make_mesh(*shape)
         model = embedder.Embedder(backbone, mesh=mesh, dtype=dtype, execution=execution)
         counting = model._preprocess = Counting(backbone.preprocess)
-        elements = [{"text": i.text} | ({"image": i.image} if i.image else {}) for i in items]
-        elements = elements[:3] if name == "tensor" else elements  # each shape compiles anew
-        found[f"{name}.embedder"] = model.encode(elements, batch_size=4)
+        given = [{"text": i.text, "image": [image.data for image in i.media]} for i in items]
+        given = given[:3] if name == "tensor" else given  # each shape compiles anew
+        found[f"{name}.embedder"] = model.encode(given, batch_size=4)
         found[f"{name}.embedder.seen"] = np.array(sorted(counting.seen))
         if name == "tensor":
             continue
@@ -70,7 +70,7 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
 def main(coordinator: str, process: str, folder: str, items_file: str, out: str) -> None:
     jax.distributed.initialize(coordinator, 2, int(process))
     given = json.loads(pathlib.Path(items_file).read_text())
-    items = [Item(text, "a" * bool(data), bytes.fromhex(data) or None) for text, data in given]
+    items = [Item(x, (Media("a", bytes.fromhex(data)),) if data else ()) for x, data in given]
     np.savez(out, **embed(folder, items))
     jax.distributed.shutdown()
 

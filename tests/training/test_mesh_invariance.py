@@ -14,7 +14,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.models.oracle import EXACT, TEXT, VISION, picture
 from unime_jax import backbones, sharding
-from unime_jax.batch import Example, Item
+from unime_jax.batch import Example, Item, Media
 from unime_jax.data.packing import pack, prepare
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import lora
@@ -61,9 +61,11 @@ def examples():
     found = []
     for i in range(PAIRS):
         image = picture(28 + 9 * i, 70 - 5 * i, i)
-        query = Item(f"<|image_1|>\nWhat is shown, number {i}?", f"{i}.png", image)
+        query = Item(f"<|image_1|>\nWhat is shown, number {i}?", (Media(f"{i}.png", image),))
         target = (
-            Item(f"the answer is {i // 2}") if i < 4 else Item("<|image_1|>", f"{i}.png", image)
+            Item(f"the answer is {i // 2}")
+            if i < 4
+            else Item("<|image_1|>", (Media(f"{i}.png", image),))
         )
         negative = Item(f"not {i} but {i * i}")
         found.append(Example("pictures", str(i), query, target, (negative,)))

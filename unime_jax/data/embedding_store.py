@@ -56,10 +56,9 @@ def item_id(item: Item | str) -> bytes:
 
 def _digest(item: Item | str, *, by_content: bool) -> bytes:
     item = Item(item) if isinstance(item, str) else item
-    pictures = item.pictures
-    if not all(path for path, _ in pictures):
+    if not all(media.path for media in item.media):
         raise ValueError(f"an image of the item {item.text[:80]!r} has no path to know it by")
-    images = [picture.identity if by_content else picture.path for picture in pictures]
+    images = [media.identity if by_content else media.path for media in item.media]
     name = "\0".join([item.text, *images]).encode()
     return hashlib.blake2b(name, digest_size=16).hexdigest().encode()
 
@@ -110,7 +109,7 @@ class Embeddings:
         return len(self.ids)
 
     def __contains__(self, id: bytes) -> bool:
-        return bool(self._found(np.asarray([id]))[1].all())
+        return bool(self._rows_of(np.asarray([id]))[1].all())
 
     def __reduce__(self):
         return open_embeddings, (self.folder,)
@@ -132,9 +131,9 @@ class Embeddings:
         """
         wanted = [Item(item) if isinstance(item, str) else item for item in items]
         ids = [item_id(item) for item in wanted]
-        found = self._found(np.asarray(ids))[1] if ids else np.ones(0, bool)
-        if not found.all():
-            self._say_missing(wanted[int(np.argmin(found))])
+        known = self._rows_of(np.asarray(ids))[1] if ids else np.ones(0, bool)
+        if not known.all():
+            self._say_missing(wanted[int(np.argmin(known))])
         return self.vectors(ids)
 
     def _say_missing(self, item: Item) -> NoReturn:
@@ -143,7 +142,7 @@ class Embeddings:
                 f"{self.folder} was written by a version that knew images by their paths, which"
                 " may stand for others here; now they are known by their content. Write it again"
             )
-        images = "".join(f", image {path!r}" for path, _ in item.pictures)
+        images = "".join(f", {media.kind} {media.path!r}" for media in item.media)
         raise KeyError(f"{self.folder} has no vector of {item.text[:200]!r}{images}")
 
     def vectors(self, ids: Iterable[bytes]) -> Float32[np.ndarray, "n D"]:
@@ -156,11 +155,11 @@ class Embeddings:
         wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
         if not len(wanted):
             return np.empty((0, self.dimension), np.float32)
-        rows, found = self._found(wanted)
-        if not found.all():
+        rows, known = self._rows_of(wanted)
+        if not known.all():
             raise KeyError(
-                f"{self.folder} has no vectors of {np.sum(~found)} of {len(wanted)} ids,"
-                f" the first is {wanted[~found].tolist()[0]!r}"
+                f"{self.folder} has no vectors of {np.sum(~known)} of {len(wanted)} ids,"
+                f" the first is {wanted[~known].tolist()[0]!r}"
             )
         out = np.empty((len(wanted), self.dimension), np.float32)
         number = np.searchsorted(self._ends, rows, side="right")
@@ -174,7 +173,7 @@ class Embeddings:
             raise ValueError(f"{self.folder}: the vector of {id!r} has values that are not finite")
         return out
 
-    def _found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row of each id, and whether it is there at all."""
         ids = _as_ids(ids, "looked up")
         if ids.dtype < self._sorted.dtype:  # else NumPy widens the longer array, each time

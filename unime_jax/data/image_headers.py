@@ -96,7 +96,7 @@ def _entries(data: bytes, place: int | None) -> Iterator[tuple[int, int, int, in
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walks the markers of the first picture; its scans are counted, its EXIF looked at."""
+    """Walks the markers of the first image; its scans are counted, its EXIF looked at."""
     place, scans, exif = 2, 0, b""
     while found := _MARKER.search(data, place):
         marker, place = data[found.start() + 1], found.end()

@@ -43,8 +43,8 @@ def removed(pattern: str, text: str) -> tuple[str, int]:
     """
     count = 0
     for _ in range(DEEPEST):
-        text, found = re.subn(pattern, "", text)
-        count += found
-        if not found:
+        text, matches = re.subn(pattern, "", text)
+        count += matches
+        if not matches:
             return text, count
     raise ValueError(f"image markers lie within each other, more than {DEEPEST} deep")

@@ -1,7 +1,7 @@
 """The one decoder of image files: which are read, from where, up to what size, and as what.
 
 Embedder, training, evaluation, bulk embedding, reports and exports read images here, so that a file
-is the same picture to all of them. docs/images.md says the same to users.
+is the same image to all of them. docs/images.md says the same to users.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from unime_jax.data import image_headers
 from unime_jax.data.strange_texts import shown
 
 # By Pillow's names; others (EPS, which runs Ghostscript, PSD, FLI, ...) are never tried. "JPEG"
-# stands for MPO, too, the several pictures in one file of many phones.
+# stands for MPO, too, the several images in one file of many phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or a decompression bomb
+MAX_PIXELS = 64_000_000  # a larger image is a mistake or a decompression bomb
 MAX_BYTES = 2**28  # of a file: what so many pixels take without compression
 
 # Of EXIF's orientation, as PIL.ImageOps.exif_transpose has them.
@@ -88,7 +88,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises ImageError for a picture of too many pixels, or none."""
+    """Raises ImageError for an image of too many pixels, or none."""
     if width * height > max_pixels:
         raise ImageError(f"image of {width} x {height} pixels, the limit is {max_pixels}")
     if width < 1 or height < 1:
@@ -96,7 +96,7 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture in RGB with 8 bits a channel, turned as its EXIF orientation says.
+    """An image in RGB with 8 bits a channel, turned as its EXIF orientation says.
 
     Transparency is laid on white, as transformers' image processors do; of greys with more than 8
     bits the upper eight are taken, as Pillow does with colours. Everything else is Pillow's

@@ -90,7 +90,7 @@ def open_lines(file: files.Path) -> Lines:
 
 
 class Items:
-    """The distinct items of corpora in order, the first of its kind each; `items[i]` reads one.
+    """Distinct items of corpora, in the order of their first rows; `items[i]` reads an item.
 
     All rows are read when this is made, and the headers of their images; only ids are kept. An
     image whose pixels are damaged shows where it is decoded.
@@ -112,10 +112,10 @@ class Items:
             for number, corpus in enumerate(corpora)
             for start in range(0, len(corpus), ROWS)
         )
-        for found, where, bad in map_ahead(self._scan, pieces, ahead=2 * THREADS):
-            ids += found
-            places += where
-            self.bad += bad
+        for piece_ids, piece_places, piece_bad in map_ahead(self._scan, pieces, ahead=2 * THREADS):
+            ids += piece_ids
+            places += piece_places
+            self.bad += piece_bad
         distinct, first = np.unique(np.array(ids, "S32"), return_index=True)
         order = np.argsort(first)
         self.ids = distinct[order]
@@ -128,10 +128,10 @@ class Items:
         corpus, row, side = self._places[index]
         return self._corpora[corpus].read(int(row))[side]
 
-    def blame(self, index: int, image_path: str, reason: str) -> BadItem:
-        """An item as one that cannot be used, named by where it is from."""
+    def blame(self, index: int, path: str, reason: str) -> BadItem:
+        """An item that cannot be used, by where it is from; `path`: of the image it failed on."""
         corpus, row, _ = self._places[index]
-        return BadItem(self._corpora[corpus].name, str(row), image_path, reason)
+        return BadItem(self._corpora[corpus].name, str(row), path, reason)
 
     def _scan(
         self, piece: tuple[int, range]

@@ -9,7 +9,7 @@ import numpy as np
 
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
 from unime_jax.data.images import ImageError
-from unime_jax.data.quarantine import BadExample, BadItem
+from unime_jax.data.quarantine import BadExample, BadItem, MediaError, failed_path
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
@@ -62,11 +62,12 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
         try:
             row = preprocess(item)
             smallest_bucket(row, shapes)
-        except ImageError as error:  # `error` names the item; the cause says what is wrong
-            reason = f"{side}: image cannot be decoded: {error.__cause__ or error}"
-            raise BadExample(example.source, example.id, item.image_path, reason) from error
         except ValueError as error:
-            raise BadExample(example.source, example.id, item.image_path, str(error)) from error
+            reason = str(error)  # names the item
+            if isinstance(error, MediaError) and isinstance(error.__cause__, ImageError):
+                reason = f"{side}: {error.place} cannot be decoded: {error.__cause__}"
+            path = failed_path(item, error)
+            raise BadExample(example.source, example.id, path, reason) from error
         rows.append(row)
     dropped = max(len(example.negatives) - shapes.negatives, 0)
     return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
@@ -89,9 +90,9 @@ def pack(
     number_of: dict[tuple[str, str], int] = {}
     rows: list[Row] = []
     targets: list[tuple[str, str]] = []
-    for one in prepared:
-        targets += one.keys[1:]
-        for key, row in zip(one.keys, one.rows, strict=True):
+    for example in prepared:
+        targets += example.keys[1:]
+        for key, row in zip(example.keys, example.rows, strict=True):
             if number_of.setdefault(key, len(rows)) == len(rows):
                 rows.append(row)
     groups, places = fill_buckets(
@@ -104,15 +105,15 @@ def pack(
         group, chunk, row = places[number_of[key]]
         target_id[group][chunk, row] = target_hash(key)
     negative = np.full((len(prepared), shapes.negatives), -1, np.int32)
-    for i, one in enumerate(prepared):
-        negative[i, : len(one.keys) - 2] = [numbers[number_of[key]] for key in one.keys[2:]]
+    for i, example in enumerate(prepared):
+        negative[i, : len(example.keys) - 2] = [numbers[number_of[key]] for key in example.keys[2:]]
     batch = Batch(
         groups=groups,
-        query=np.array([numbers[number_of[one.keys[0]]] for one in prepared], np.int32),
-        positive=np.array([numbers[number_of[one.keys[1]]] for one in prepared], np.int32),
+        query=np.array([numbers[number_of[example.keys[0]]] for example in prepared], np.int32),
+        positive=np.array([numbers[number_of[example.keys[1]]] for example in prepared], np.int32),
         negative=negative,
         target_id=target_id,
-        source=np.array([sources.index(one.source) for one in prepared], np.int32),
+        source=np.array([sources.index(example.source) for example in prepared], np.int32),
     )
     return batch, _info(prepared, rows, groups, places, shapes)
 
@@ -293,7 +294,7 @@ def _info(
     places: np.ndarray,
     shapes: BatchShapes,
 ) -> PackInfo:
-    bad = tuple(item for one in prepared for item in one.bad)
+    bad = tuple(item for example in prepared for item in example.bad)
     live = [group.live.any(axis=1).sum() for group in groups]
     tokens = sum(n * group.tokens[0].size for n, group in zip(live, groups, strict=True))
     return PackInfo(
@@ -306,8 +307,8 @@ def _info(
             int(smallest_bucket(row, shapes) != g)
             for row, g in zip(rows, places[:, 0], strict=True)
         ),
-        duplicates=sum(len(one.rows) for one in prepared) - len(rows),
-        dropped_negatives=sum(one.dropped_negatives for one in prepared),
+        duplicates=sum(len(example.rows) for example in prepared) - len(rows),
+        dropped_negatives=sum(example.dropped_negatives for example in prepared),
         truncated=sum(row.truncated > 0 for row in rows),
         unmatched_markers=sum(row.unmatched_markers for row in rows),
     )

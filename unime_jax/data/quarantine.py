@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from unime_jax import files
+from unime_jax.batch import Item
 
 
 class BadItem(NamedTuple):
@@ -26,6 +27,35 @@ class BadExample(ValueError):  # noqa: N818 (what is bad is the example)
     def __str__(self) -> str:
         where = f", image {self.item.path!r}" if self.item.path else ""
         return f"source {self.item.source!r}, example {self.item.id!r}{where}: {self.item.reason}"
+
+
+class MediaError(ValueError):
+    """One of an item's media that cannot be used.
+
+    Attributes:
+      path: its own, "" if it has none.
+      place: its place in the item, see `place_of`.
+    """
+
+    def __init__(self, message: str, path: str, place: str):
+        super().__init__(message, path, place)  # all arguments, so that it can be pickled
+        self.path, self.place = path, place
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def place_of(item: Item, number: int) -> str:
+    """The place of an item's media, counted from 0, in words: "image 2 of 3", or just "image"."""
+    kind, count = item.media[number].kind, len(item.media)
+    return f"{kind} {number + 1} of {count}" if count > 1 else kind
+
+
+def failed_path(item: Item, error: ValueError) -> str:
+    """Path of the image that an item failed on; "" if the error is not about one of several."""
+    if isinstance(error, MediaError):
+        return error.path
+    return item.media[0].path if len(item.media) == 1 else ""
 
 
 class UnusableSource(ValueError):  # noqa: N818

@@ -6,17 +6,22 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unime_jax.batch import Example, Item
+from unime_jax.batch import Example, Item, Media
+from unime_jax.data.image_markers import without_markers
 from unime_jax.data.images import MAX_PIXELS, ImageError, check
-from unime_jax.data.quarantine import BadExample
+from unime_jax.data.quarantine import BadExample, MediaError, failed_path, place_of
 from unime_jax.data.strange_texts import text_fault
 
-IMAGE_MARKER = "<|image_1|>"
+Cells = tuple[Any, Any, Any]  # an item's text, the paths of its images, and their files
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of an item: its text, its image's path, and the image file's bytes."""
+    """The columns of an item: its text, its images' paths, and the content of their files.
+
+    Paths and files are one value, or a list of several images, which the text places by
+    `<|image_1|>`, `<|image_2|>` and so on.
+    """
 
     text: str
     path: str
@@ -25,9 +30,11 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The columns of an example. Those of negatives hold lists, or one value; any may be absent.
+    """The columns of an example; any may be absent.
 
-    `scores`: a judge's or a miner's scores of the positive and then of each negative.
+    Those of negatives hold a list of what an item has, or one value: a flat list of paths or files
+    is one image for each negative, a list of lists several. `scores`: a judge's or a miner's scores
+    of the positive and then of each negative.
     """
 
     query: Columns
@@ -70,26 +77,31 @@ def to_example(
     without a path is named by its content, because the path is part of an item's key.
 
     Raises:
-      BadExample: no query or positive, text empty where there is no image, image bytes missing, an
-        image whose headers say that it cannot be decoded or has more than `max_pixels`, text that
-        is not UTF-8 or absurdly long, or scores that are not one for each candidate.
+      BadExample: no query or positive, text empty where there is no image, numbers of paths and
+        images that differ, image bytes missing, an image whose headers say that it cannot be
+        decoded or has more than `max_pixels`, text that is not UTF-8 or absurdly long, or scores
+        that are not one for each candidate. Of several images it says which is bad.
     """
     id = _text(row.get(schema.id)) or default_id
 
-    def item(side: str, text: Any, path: Any, image: Any) -> Item:
+    def item(side: str, cells: Cells) -> Item:
+        text, paths, images = cells
         try:
-            name = _text(path) or (hashlib.sha256(image).hexdigest() if image else "")
-            result = Item(_text(text), name, bytes(image) if image else None)
+            result = Item(_text(text), _media(paths, images))
         except UnicodeDecodeError as error:
             raise BadExample(source, id, "", f"{side}: text is not UTF-8: {error}") from error
-        reason = _fault(result, max_pixels)
-        if reason:
-            raise BadExample(source, id, result.image_path, f"{side}: {reason}")
+        except ValueError as error:
+            raise BadExample(source, id, "", f"{side}: {error}") from error
+        try:
+            _check(result, max_pixels)
+        except ValueError as error:
+            path = failed_path(result, error)
+            raise BadExample(source, id, path, f"{side}: {error}") from error
         return result
 
-    query = item("query", *_cells(row, schema.query))
+    query = item("query", _cells(row, schema.query))
     positive = _cells(row, schema.positive)
-    if not any(positive):
+    if not _is_given(positive):
         columns = schema.positive
         reason = f"no positive: {columns.text} and {columns.path} are empty"
         raise BadExample(source, id, "", reason)
@@ -98,17 +110,42 @@ def to_example(
     filled = (values + [""] * (count - len(values)) for values in lists)
     given = list(zip(*filled, strict=True))
     # Numbered without those that are none, as where their images are decoded.
-    kept = [cells for cells in given if any(cells)]
-    negatives = tuple(item(f"negative {number}", *cells) for number, cells in enumerate(kept))
+    kept = [cells for cells in given if _is_given(cells)]
+    negatives = tuple(item(f"negative {number}", cells) for number, cells in enumerate(kept))
     try:
-        scores = _scores(row.get(schema.scores), [any(cells) for cells in given])
+        scores = _scores(row.get(schema.scores), [_is_given(cells) for cells in given])
     except (ValueError, TypeError) as error:
         raise BadExample(source, id, "", f"column {schema.scores}: {error}") from error
-    return Example(source, id, query, item("positive", *positive), negatives, scores)
+    return Example(source, id, query, item("positive", positive), negatives, scores)
 
 
-def _cells(row: Mapping[str, Any], columns: Columns) -> tuple[Any, Any, Any]:
+def _cells(row: Mapping[str, Any], columns: Columns) -> Cells:
     return row.get(columns.text), row.get(columns.path), row.get(columns.image)
+
+
+def _is_given(cells: Cells) -> bool:
+    """Whether there is a text, a path or a file."""
+    text, paths, images = cells
+    files = (image is not None and len(image) for image in _values(images))
+    return bool(text) or any(_values(paths)) or any(files)
+
+
+def _media(paths: Any, images: Any) -> tuple[Media, ...]:
+    """The images of an item; ValueError for a place without one."""
+    names, contents = [*map(_text, _values(paths))], [*map(_bytes, _values(images))]
+    if names and contents and len(names) != len(contents):
+        raise ValueError(f"{len(names)} image paths, but {len(contents)} images")
+    if not any(names) and not any(contents):
+        return ()
+    count = max(len(names), len(contents))
+    media = []
+    for number, (name, content) in enumerate(
+        zip(names or [""] * count, contents or [b""] * count, strict=True), 1
+    ):
+        if not name and not content:
+            raise ValueError(f"image {number} of {count} is missing: there is no path and no bytes")
+        media.append(Media(name or hashlib.sha256(content).hexdigest(), content or None))
+    return tuple(media)
 
 
 def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
@@ -120,19 +157,22 @@ def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
     return tuple(float(score) for score, keep in zip(cell, [True, *kept], strict=True) if keep)
 
 
-def _fault(item: Item, max_pixels: int) -> str:
+def _check(item: Item, max_pixels: int) -> None:
+    """Raises ValueError for an item that cannot be used; MediaError if it is one image's fault."""
     if fault := text_fault(item.text):
-        return fault
-    if item.image_path and not item.image:
-        return "image is missing: there is a path but no bytes"
-    if item.image:
+        raise ValueError(fault)
+    for number, image in enumerate(item.media):
+        place = place_of(item, number)
+        if not image.data:
+            reason = f"{place} is missing: there is a path but no bytes"
+            raise MediaError(reason, image.path, place)
         try:
-            check(item.image, max_pixels=max_pixels)
+            check(image.data, max_pixels=max_pixels)
         except ImageError as error:
-            return f"image cannot be decoded: {error}"
-    elif not item.text.replace(IMAGE_MARKER, "").strip():
-        return "empty text and no image"
-    return ""
+            reason = f"{place} cannot be decoded: {error}"
+            raise MediaError(reason, image.path, place) from error
+    if not item.media and not without_markers(item.text)[0].strip():
+        raise ValueError("empty text and no image")
 
 
 def _text(value: Any) -> str:
@@ -141,7 +181,21 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _list(column: Any) -> list[Any]:
-    if column is None:
+def _bytes(value: Any) -> bytes:
+    if value is None or isinstance(value, str) and not value:
+        return b""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"an image is a {type(value).__name__}; it must be the bytes of a file")
+    return bytes(value)
+
+
+def _list(cell: Any) -> list[Any]:
+    if cell is None:
         return []
-    return [column] if isinstance(column, str | bytes) else list(column)
+    single = isinstance(cell, str | bytes | bytearray | memoryview) or not hasattr(cell, "__iter__")
+    return [cell] if single else list(cell)
+
+
+def _values(cell: Any) -> list[Any]:
+    """The values of a cell, which is a value or a list of some; a cell of "" or b"" has none."""
+    return [] if isinstance(cell, str | bytes) and not cell else _list(cell)

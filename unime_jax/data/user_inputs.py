@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from unime_jax.batch import Item, Picture
+from unime_jax.batch import Item, Media
 from unime_jax.data import images
 from unime_jax.data.image_markers import without_markers
 from unime_jax.data.strange_texts import text_fault
 
-# Of an image: its file, the file's content, or its pixels (an array is uint8 [height, width, 3]).
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# The path of an image's file, its content, or pixels (an array is uint8 [height, width, 3]).
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # A text, an image, or {"text": ..., "image": ...}; either key may be left out.
-UserInput: TypeAlias = str | Image.Image | Mapping[str, str | Source | Sequence[Source]]
+UserInput: TypeAlias = str | Image.Image | Mapping[str, str | ImageSource | Sequence[ImageSource]]
 
 # What UniME's first stage asks after an image and after a sentence (section 3.2.2).
 IMAGE_SUFFIX = "Summary above image in one word:"
@@ -28,81 +28,85 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
-def parts(element: UserInput) -> tuple[str, Sequence[Source]]:
-    """Text and images of an element, checked, but for the images' files.
+def text_and_images(user_input: UserInput) -> tuple[str, Sequence[ImageSource]]:
+    """Text and images of a user's input, checked, but for the images' files.
 
     Raises:
       TypeError, ValueError: it is no item; the message says what is wrong with it.
     """
-    if isinstance(element, str):
-        _check_text(element)
-        return element, ()
-    if isinstance(element, Image.Image):
-        return "", (element,)
-    if not isinstance(element, Mapping):
+    if isinstance(user_input, str):
+        _check_text(user_input)
+        return user_input, ()
+    if isinstance(user_input, Image.Image):
+        return "", (user_input,)
+    if not isinstance(user_input, Mapping):
         raise TypeError(
-            f"a {type(element).__name__} is no item; an item is a str, a PIL image, or a dict of"
+            f"a {type(user_input).__name__} is no item; an item is a str, a PIL image, or a dict of"
             ' "text" and "image"'
         )
-    unknown = [key for key in element if key not in ("text", "image")]
-    if unknown or not element:
-        raise ValueError(f'its keys are {list(element)}; they must be "text", "image" or both')
-    text, given = element.get("text", ""), element.get("image", ())
+    unknown = [key for key in user_input if key not in ("text", "image")]
+    if unknown or not user_input:
+        raise ValueError(f'its keys are {list(user_input)}; they must be "text", "image" or both')
+    text, given = user_input.get("text", ""), user_input.get("image", ())
     if not isinstance(text, str):
         raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')
     _check_text(text)
-    several: Sequence[Any] = given if isinstance(given, list | tuple) else (given,)
-    if not several and "text" not in element:
+    sources: Sequence[Any] = given if isinstance(given, list | tuple) else (given,)
+    if not sources and "text" not in user_input:
         raise ValueError('"image" is an empty list, and there is no "text"')
-    for image in several:
-        _check(image)
-    return text, several
+    for source in sources:
+        _check_image(source)
+    return text, sources
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One text or mix to embed: a user's item, by its number, or one modality of it."""
+class PromptedInput:
+    """A user's input, or its text or images alone, between a prompt and a suffix.
+
+    Attributes:
+      number: of the user's input among those of a call.
+    """
 
     number: int
-    element: UserInput
+    user_input: UserInput
     prompt: str
     suffix: str
 
     def item(self) -> Item:
         """With its images read, see `to_item`."""
-        return to_item(self.element, self.prompt, self.suffix)
+        return to_item(self.user_input, self.prompt, self.suffix)
 
 
 def split_modalities(
-    number: int, element: UserInput, image_suffix: str, text_suffix: str
-) -> list[Part]:
-    """An element's images alone, then its text alone, stripped, as far as it has them.
+    number: int, user_input: UserInput, image_suffix: str, text_suffix: str
+) -> list[PromptedInput]:
+    """A user input's images alone, then its text alone, stripped, as far as it has them.
 
     Beside images, the text loses its markers `<|image_1|>`.
     """
-    text, sources = parts(element)
+    text, sources = text_and_images(user_input)
     modalities = []
     if sources:
-        modalities.append(Part(number, {"image": sources}, "", image_suffix))
+        modalities.append(PromptedInput(number, {"image": sources}, "", image_suffix))
         text, _ = without_markers(text)
     text = text.strip()
     if text or not sources:
-        modalities.append(Part(number, text, "", text_suffix))
+        modalities.append(PromptedInput(number, text, "", text_suffix))
     return modalities
 
 
-def names_image(element: UserInput) -> bool:
-    """Whether an element is a str that sentence-transformers would open as an image.
+def names_image(user_input: UserInput) -> bool:
+    """Whether a user's input is a str that sentence-transformers would open as an image.
 
     These are files that exist, URLs with an image's ending, and data URIs.
     """
-    if not isinstance(element, str):
+    if not isinstance(user_input, str):
         return False
-    if element.startswith(("http://", "https://")) and " " not in element:
-        return element.partition("?")[0].partition("#")[0].lower().endswith(_ENDINGS)
-    if element.startswith("data:image/"):
+    if user_input.startswith(("http://", "https://")) and " " not in user_input:
+        return user_input.partition("?")[0].partition("#")[0].lower().endswith(_ENDINGS)
+    if user_input.startswith("data:image/"):
         return True
-    return element.lower().endswith(_ENDINGS) and os.path.isfile(element)
+    return user_input.lower().endswith(_ENDINGS) and os.path.isfile(user_input)
 
 
 def _check_text(text: str) -> None:
@@ -110,7 +114,7 @@ def _check_text(text: str) -> None:
         raise ValueError(f"{fault}; embed its parts, or cut it")
 
 
-def _check(image: Source) -> None:
+def _check_image(image: ImageSource) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
@@ -126,25 +130,23 @@ def _check(image: Source) -> None:
         raise ValueError(f"an image is {image!r}; leave it out where there is none")
 
 
-def to_item(element: UserInput, prompt: str = "", suffix: str = "") -> Item:
-    """An element as an item, its images read.
+def to_item(user_input: UserInput, prompt: str = "", suffix: str = "") -> Item:
+    """A user's input as an item, its images read.
 
     Raises:
-      TypeError, ValueError: as `parts`, or an image cannot be read.
+      TypeError, ValueError: as `text_and_images`, or an image cannot be read.
     """
-    text, sources = parts(element)
-    pictures = [_read(image) for image in sources]
-    path, data = pictures[0] if pictures else Picture("", None)
-    return Item(text, path, data, tuple(pictures[1:]), prefix=prompt, suffix=suffix)
+    text, sources = text_and_images(user_input)
+    return Item(text, tuple(map(_read, sources)), prefix=prompt, suffix=suffix)
 
 
-def _read(image: Source) -> Picture:
+def _read(image: ImageSource) -> Media:
     """An image as the bytes of a file; PNG, which loses nothing, where it came as pixels."""
     if isinstance(image, bytes):
-        return Picture("", image)
+        return Media("", image)
     try:
         if isinstance(image, str | os.PathLike):
-            return Picture(os.fspath(image), images.read(image))
+            return Media(os.fspath(image), images.read(image))
         if isinstance(image, np.ndarray):
             pixels = Image.fromarray(image)
         else:
@@ -156,4 +158,4 @@ def _read(image: Source) -> Picture:
         raise ValueError(f"the image cannot be read: {error}") from error
     file = io.BytesIO()
     pixels.save(file, "PNG", compress_level=1)
-    return Picture("", file.getvalue())
+    return Media("", file.getvalue())

@@ -1,10 +1,12 @@
 """The report's gallery: queries with their best candidates, failures first, images inlined."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from unime_jax.data.image_markers import NUMBERED
 from unime_jax.data.images import decode
 from unime_jax.evaluation import figures
 from unime_jax.evaluation import scores as scores_lib
@@ -46,7 +48,8 @@ def gallery(
                 continue
             earlier = before.get(name) if after else None
             card = example(shown[name], rows[turn], earlier, images, thumbnails)
-            used += sum(len(side["src"]) for side in (card["query"], *card["cards"]))
+            sides = (card["query"], *card["cards"])
+            used += sum(len(image) for side in sides for image in side["images"])
             sections[name]["examples"].append(card)
     return [section for section in sections.values() if section["examples"]], left_out
 
@@ -69,11 +72,13 @@ def example(
 ) -> dict[str, Any]:
     def card(number: int) -> dict[str, Any]:
         item = result.items[number]
-        if item.image_path and item.image_path not in thumbnails:
-            thumbnails[item.image_path] = thumbnail(images(item.image_path))
-        text = " ".join(item.text.replace("<|image_1|>", " ").split())
+        paths = [image.path for image in item.media]
+        for path in paths:
+            if path not in thumbnails:
+                thumbnails[path] = thumbnail(images(path))
+        text = " ".join(re.sub(NUMBERED, " ", item.text).split())
         text = text if len(text) <= 200 else text[:199] + "…"
-        return {"text": text, "src": thumbnails.get(item.image_path, "")}
+        return {"text": text, "images": [thumbnails[path] for path in paths]}
 
     gold = int(result.gold[row])
     cards = [
@@ -96,7 +101,7 @@ def example(
         "id": result.ids[row],
         "query": card(int(result.query[row])),
         "cards": cards,
-        "pictures": any(c["src"] for c in cards),
+        "has_images": any(c["images"] for c in cards),
         "rank": int(result.rank[row]) + 1,
         "earlier": place_before,
         "candidates": int(result.candidates[row]),
@@ -104,7 +109,7 @@ def example(
 
 
 def thumbnail(data: bytes) -> str:
-    picture = decode(data)
-    form = "PNG" if max(picture.size) <= 64 else "JPEG"
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return figures.data_uri(picture, form)
+    image = decode(data)
+    form = "PNG" if max(image.size) <= 64 else "JPEG"
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return figures.data_uri(image, form)

@@ -1,6 +1,7 @@
 """Table of a dataset's distinct items: numbered once, images read when an encoder asks for them."""
 
 import array
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -8,23 +9,24 @@ import numpy as np
 from jaxtyping import Float32
 
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.data.images import ImageError
 from unime_jax.data.strange_texts import text_fault
 
 Encode = Callable[[Sequence[Item]], np.ndarray]  # n items -> float [n, D]
 Images = Callable[[str], bytes]  # path -> encoded bytes
-Key = tuple[str, str]  # Item.key: text and path, as all images of an evaluation are in one place
+# Item.key: text and paths, as all images of an evaluation are in one place.
+Key = tuple[str, str]
 
 
 class ItemTable(Sequence[Item]):
-    """Distinct items by text and image path, in the order in which they were added.
+    """Distinct items by text and image paths, in the order in which they were added.
 
-    An index reads the item's image file, so that no more images are in memory than an encoder
+    An index reads the item's image files, so that no more images are in memory than an encoder
     holds. It may be asked from several threads.
 
     Attributes:
-      keys: text and image path by item number.
+      keys: text and image paths by item number.
     """
 
     def __init__(self, images: Images, where: Callable[[int], str]):
@@ -56,19 +58,20 @@ class ItemTable(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        text, path = self.keys[index]
-        return Item(text, path, self._read(index) if path else None)
+        item = self.bare(index)
+        media = (Media(image.path, self._read(image.path, index)) for image in item.media)
+        return dataclasses.replace(item, media=tuple(media))
 
     def bare(self, index: int) -> Item:
-        """An item without the bytes of its image."""
-        return Item(*self.keys[index])
+        """An item without the content of its images."""
+        return bare_item(self.keys[index])
 
     def where(self, index: int) -> str:
         """The dataset and the row that an item was met in first."""
         return self._where(self._rows[index])
 
-    def _read(self, index: int) -> bytes:
-        path, where = self.keys[index][1], self.where(index)
+    def _read(self, path: str, index: int) -> bytes:
+        where = self.where(index)
         try:
             data = self._images(path)
         except ImageError as error:
@@ -98,6 +101,27 @@ def encode_table(name: str, table: ItemTable, encode: Encode) -> Float32[np.ndar
             f"{name}: encode returned shape {vectors.shape} for {len(table)} items; expected [n, D]"
         )
     return _normalise(vectors, table)
+
+
+def bare_item(key: Key) -> Item:
+    """The item of a key, without the content of its images."""
+    text, paths = key
+    return Item(text, tuple(Media(path) for path in paths.split("\0")) if paths else ())
+
+
+def paths_of(cell: Any) -> str:
+    """Paths of an item's images, one or a list of several, as in its key; "": it has none.
+
+    Raises:
+      ValueError: one of several is empty, or a path has a NUL, which divides those of a key.
+    """
+    several = isinstance(cell, list | tuple | np.ndarray)
+    paths = [text_of(path) for path in (cell if several else [cell])]
+    if any("\0" in path for path in paths):
+        raise ValueError(f"an image path of {paths} is no path: it has a NUL")
+    if any(paths) and not all(paths):
+        raise ValueError(f"image {paths.index('') + 1} of {len(paths)} has no path: {paths}")
+    return "\0".join(paths) if any(paths) else ""
 
 
 def text_of(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unime_jax import files
-from unime_jax.batch import Item
+from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 
@@ -32,7 +32,7 @@ def load_results(path: files.Path) -> dict[str, DatasetResult]:
     for number, head in enumerate(heads):
         start = f"{number}."
         own = {key.removeprefix(start): v for key, v in arrays.items() if key.startswith(start)}
-        items = tuple(Item(*key) for key in head["items"])
+        items = tuple(bare_item(key) for key in head["items"])
         results[head["name"]] = DatasetResult(head["name"], tuple(head["ids"]), items, **own)
     return results
 

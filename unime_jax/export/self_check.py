@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def repeat(folder: files.Path) -> float:
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     model = Embedder.from_pretrained(folder, dtype="float32")
     items = [
-        {"text": text} | ({"image": folder / entry["image"]} if entry["image"] else {})
+        {"text": text, "image": [folder / name for name in _images_of(entry)]}
         for text, entry in zip(origin["texts"], record["inputs"], strict=True)
     ]
     for item, entry in zip(items, record["inputs"], strict=True):
@@ -168,6 +169,13 @@ def lowest_allowed(*dtypes: np.dtype) -> float:
     return 0.999 if jnp.dtype("bfloat16") in dtypes else 0.99999
 
 
+def _images_of(entry: Mapping[str, Any]) -> list[str]:
+    """Files of a recorded input: "image" names one or none, "images" several."""
+    if "images" in entry:
+        return list(entry["images"])
+    return [entry["image"]] if entry["image"] else []
+
+
 def _write(
     folder: files.Path,
     items: Sequence[Item],
@@ -178,11 +186,15 @@ def _write(
 ) -> None:
     inputs = []
     for i, item in enumerate(items):
-        image = None
-        if item.image:
-            image = f"self_check_{i}{images.suffix(item.image)}"  # a path may end in anything
-            files.write_whole(folder / image, item.image)
-        inputs.append({"text": rendered(item), "image": image})
+        names = []
+        for number, media in enumerate(item.media):
+            assert media.data is not None  # it was embedded
+            place = f"_{number}" if number else ""
+            # A path may end in anything.
+            names.append(f"self_check_{i}{place}{images.suffix(media.data)}")
+            files.write_whole(folder / names[-1], media.data)
+        several = {"images": names} if len(names) > 1 else {"image": names[0] if names else None}
+        inputs.append({"text": rendered(item)} | several)
     record = {
         "dtype": np.dtype(dtype).name,
         "inputs": inputs,

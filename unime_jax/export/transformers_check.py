@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
-from unime_jax.batch import Item
+from unime_jax.batch import Item, Media
 from unime_jax.models.vlm import normalise
 
 PIXELS = 1e-4  # normalised; the order of float32 operations explains less
@@ -144,7 +144,7 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
     preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
     row = preprocess(item)
-    images = open_pictures(item, backbone.processing.image_size)
+    images = decode_images(item, backbone.processing.image_size)
     try:
         inputs = processor(
             images=[images] if images else None,
@@ -177,4 +177,4 @@ def _probes() -> list[Item]:
     noise = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
-    return [Item("probe"), Item("<|image_1|>\nprobe", "probe.png", stream.getvalue())]
+    return [Item("probe"), Item("<|image_1|>\nprobe", (Media("probe.png", stream.getvalue()),))]

@@ -26,12 +26,12 @@ from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Row
+from unime_jax.batch import Item, Row
 from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
-from unime_jax.data.quarantine import BadItem, Quarantine
+from unime_jax.data.quarantine import BadItem, Quarantine, failed_path
 from unime_jax.embedder import Embedder, default_execution, kept, truncated
 from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight
@@ -174,15 +174,14 @@ def _write_blocks(
     bad: dict[int, BadItem] = {}
 
     def prepare(index: int) -> Row | None:
-        path = ""
+        item = Item("")
         try:
             item = items[index]
-            path = item.image_path
             return work.backbone.preprocess(
                 dataclasses.replace(item, prefix=work.prefix, suffix=settings.suffix)
             )
         except ValueError as error:
-            bad[index] = items.blame(index, path, str(error))
+            bad[index] = items.blame(index, failed_path(item, error), str(error))
             return None
 
     cut = 0

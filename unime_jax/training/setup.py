@@ -266,8 +266,8 @@ def examples(
                 continue
             items += [example.query, example.positive]
             break
-    pictured = [item for item in items if item.image]
-    return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in pictured[:1])]
+    with_images = [item for item in items if item.media]
+    return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in with_images[:1])]
 
 
 def write_config(workdir: files.Path, config_dict: ConfigDict) -> None:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.batch import Item
+from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.batch import Item, Media
+from unime_jax.evaluation import gallery, tasks
 from unime_jax.evaluation import results as results_files
-from unime_jax.evaluation import tasks
 from unime_jax.evaluation.ranking import TOP
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.tasks import mmeb
+from unime_jax.evaluation.tasks import composition, mmeb
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 
@@ -58,7 +58,7 @@ def lookup(vectors):
     def encode(items):
         calls.append(list(items))
         for item in calls[-1]:
-            open_pictures(item, None)  # as every model's preprocessing does
+            decode_images(item, None)  # as every model's preprocessing does
         return np.array([vectors[item.text] for item in items], np.float32)
 
     return encode, calls
@@ -185,13 +185,49 @@ def test_text_and_image_path_together_are_the_item():
         ("x", "b.png"),
         ("x", ""),
     ]
-    assert [item.image for item in seen] == [files["a.png"], files["a.png"], files["b.png"], None]
+    a, b = (Media(path, files[path]) for path in ("a.png", "b.png"))
+    assert [item.media for item in seen] == [(a,), (a,), (b,), ()]
     assert sorted(fetched) == ["a.png", "a.png", "b.png"]  # once an item, none before it
-    assert all(item.image is None for item in result.items)
+    assert not any(image.data for item in result.items for image in item.media)
+
+
+def test_an_item_has_as_many_images_as_its_cell_has_paths(tmp_path):
+    """Also in the results that are kept, and in the report's gallery."""
+    files = {"a.png": png("red"), "b.png": png("blue")}
+    rows = [
+        row(
+            "<|image_1|> or <|image_2|>?",
+            "xyz",
+            qry_img_path=np.array([b"a.png", b"b.png"], object),
+            tgt_img_path=[["b.png", "a.png"], "a.png", np.array([], object)],
+        )
+    ]
+    seen = []
+
+    def encode(items):
+        seen.extend(items)
+        return np.eye(len(items), dtype=np.float32) + 0.1
+
+    result = evaluate("d", rows, encode, files.__getitem__)
+    a, b = (Media(path, files[path]) for path in ("a.png", "b.png"))
+    assert [item.media for item in seen] == [(a, b), (b, a), (a,), ()]
+    results_files.save_results(tmp_path / "results.npz", {"d": result})
+    kept = results_files.load_results(tmp_path / "results.npz")["d"]
+    assert kept.items == result.items
+    assert [item.key for item in kept.items] == [item.key for item in seen]
+    example = gallery.example(kept, 0, None, files.__getitem__, {})
+    sides = [example["query"], *example["cards"]]
+    assert [len(side["images"]) for side in sides] == [2, 2, 1, 0]
+    assert example["query"]["text"] == "or ?"
+    composed = {"image_path": ["a.png", "b.png"], "caption": "c", "negative_caption": "n"}
+    task = composition.Task("swap", [composed], "<|image_1|>").open(files.__getitem__)
+    assert task.items[0].media == (a, b)
 
 
 def bad_rows():
     image = {"qry_img_path": "x.png"}
+    two = {"qry_img_path": ["y.png", "x.png"]}
+    first = {"y.png": png()}
     return {
         "no file": (row("q", "ab", **image), no_images, "row 1 .*'x.png' has no file"),
         "empty": (row("q", "ab", **image), lambda path: b"", "row 1 .*'x.png' has no file"),
@@ -201,6 +237,18 @@ def bad_rows():
             lambda path: png()[:-30],
             "row 1 .*'x.png' cannot be read.*cannot be decoded: fetch it again",
         ),
+        "the second has no file": (row("q", "ab", **two), first.__getitem__, "'x.png' has no file"),
+        "the second is corrupt": (
+            row("q", "ab", **two),
+            (first | {"x.png": png()[:-30]}).__getitem__,
+            "row 1 .*image 2 of 2: the image 'x.png' cannot be read.*decoded: fetch it again",
+        ),
+        "no path": (
+            row("q", "ab", qry_img_path=["", "x"]),
+            no_images,
+            "row 1: image 1 of 2",
+        ),
+        "a NUL": (row("q", "ab", qry_img_path="x\0y"), no_images, "row 1: .*it has a NUL"),
         "no candidates": (row("q", ""), no_images, "row 1: no candidates"),
         "uneven": (row("q", "ab", tgt_img_path=[""]), no_images, "2 tgt_text but 1 tgt_img_path"),
         "not a list": (row("q", "ab", tgt_text="ab"), no_images, "must be lists"),

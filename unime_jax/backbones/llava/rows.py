@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from unime_jax.backbones.llava import anyres
-from unime_jax.backbones.preprocessing.images import open_pictures
+from unime_jax.backbones.preprocessing.images import decode_images, for_each_image
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item, Row
 
@@ -69,10 +69,10 @@ class LlavaPreprocessor:
         Raises:
           ValueError: an image is missing or unreadable, or the row cannot be made short enough.
         """
-        images = open_pictures(item, self.image_size)
+        images = decode_images(item, self.image_size)
         tiled = len(images) == 1 or self.tiles_of_many
         absent = self.prompt.empty_places(item) if self.prompt.missing_images == "image" else 0
-        seen = [self._slots(image, tiled=tiled) for image in images]
+        seen = for_each_image(item, images, functools.partial(self._slots, tiled=tiled))
         seen += [anyres.untiled_slots(self.side, self.slots_per_token)] * absent
         ids, truncated, unmatched = self.prompt(item, [len(slot) for slot, _ in seen])
         tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])

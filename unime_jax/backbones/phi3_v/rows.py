@@ -17,8 +17,7 @@ from unime_jax.backbones.phi3_v.hd_transform import (
     slots,
 )
 from unime_jax.backbones.phi3_v.numbered_prompt import NumberedPrompt
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.backbones.preprocessing.prompts import name_of
+from unime_jax.backbones.preprocessing.images import decode_images, for_each_image
 from unime_jax.batch import Item, Row
 
 
@@ -47,11 +46,8 @@ class Phi3VPreprocessor:
           ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
             short enough.
         """
-        images = open_pictures(item, self.image_size)
-        try:
-            canvases = [self._canvas(image) for image in images]
-        except ValueError as error:
-            raise ValueError(f"{name_of(item)}: {error}") from error
+        images = decode_images(item, self.image_size)
+        canvases = for_each_image(item, images, self._canvas)
         side = self.tile // self.patch
         tiles = [1 + canvas.grid[0] * canvas.grid[1] for canvas in canvases]
         first = np.cumsum([0, *tiles])

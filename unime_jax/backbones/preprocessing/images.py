@@ -1,33 +1,65 @@
 """Decoded images of an item, in the size that a run fixes."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from PIL import Image
 
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.images import ImageError, decode, to_rgb
+from unime_jax.data.quarantine import MediaError, place_of
 
-__all__ = ["open_pictures", "to_rgb"]
+__all__ = ["decode_images", "for_each_image", "to_rgb"]
+
+T = TypeVar("T")
 
 
-def open_pictures(item: Item, size: tuple[int, int] | None) -> list[Image.Image]:
+def decode_images(item: Item, size: tuple[int, int] | None) -> list[Image.Image]:
     """All images of an item in RGB, each first resized to `size` (height, width) if given.
 
     The aspect is not kept and the filter is Pillow's bicubic: the fixed resolutions of VLM2Vec and
     UniME, whose images only then go to the processor.
 
     Raises:
-      ValueError: an image is missing.
-      ImageError: it cannot be decoded; a ValueError, too.
+      MediaError: an image is missing, or is a clip, or cannot be decoded: then an ImageError is its
+        cause. The message names the item and the image.
     """
     images = []
-    for path, data in item.pictures:
-        if not data:
-            raise ValueError(f"{name_of(item)}: the image file {path!r} is missing")
+    for number, media in enumerate(item.media):
+        if media.kind != "image":
+            raise _error(
+                item, number, f"{media.path!r} is a {media.kind}; this model reads images and texts"
+            )
+        if not media.data:
+            raise _error(item, number, f"the image file {media.path!r} is missing")
         try:
-            image = decode(data)
+            image = decode(media.data)
         except ImageError as error:
-            raise ImageError(
-                f"{name_of(item)}: the image {path!r} cannot be read: {error}"
-            ) from error
+            reason = f"the image {media.path!r} cannot be read: {error}"
+            raise _error(item, number, reason) from error
         images.append(image.resize((size[1], size[0])) if size else image)
     return images
+
+
+def for_each_image(
+    item: Item, images: Sequence[Image.Image], function: Callable[[Image.Image], T]
+) -> list[T]:
+    """A function's results for an item's decoded images.
+
+    Raises:
+      MediaError: the function raises ValueError. The message names the item and the image.
+    """
+    results = []
+    for number, image in enumerate(images):
+        try:
+            results.append(function(image))
+        except ValueError as error:
+            raise _error(item, number, str(error)) from error
+    return results
+
+
+def _error(item: Item, number: int, reason: str) -> MediaError:
+    place = place_of(item, number)
+    which = f", {place}" if len(item.media) > 1 else ""
+    return MediaError(f"{name_of(item)}{which}: {reason}", item.media[number].path, place)

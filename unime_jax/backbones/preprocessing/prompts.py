@@ -110,7 +110,7 @@ class Prompt:
             return 0
         marker = image_markers.marker(self.image_token)
         markers = len(marker.findall(item.prefix + item.text))
-        return max(0, markers - len(item.pictures))
+        return max(0, markers - len(item.media))
 
     def image_frames(self) -> tuple[tuple[str, str], ...]:
         """Strings before and after a text without markers, by number of images."""
@@ -133,7 +133,7 @@ class Prompt:
     def _segments(self, item: Item) -> tuple[Segments, int]:
         """The prompt in three, and the number of markers without an image."""
         kept = self.empty_places(item)
-        images = len(item.pictures) + kept
+        images = len(item.media) + kept
         text, suffix = item.prefix + item.text, item.suffix
         if self.style == "chat":
             if images >= len(self.frames):
@@ -143,7 +143,7 @@ class Prompt:
                 )
             text, markers = image_markers.without_markers(text, self.image_token)
             before, after = self.frames[images]
-            unmatched = max(0, markers - len(item.pictures))
+            unmatched = max(0, markers - len(item.media))
             return Segments(before, text.strip(), suffix + after), unmatched
         text, stripped = self._placed(text, images)
         if self.style == "verbatim" and images == 1 and not text.startswith(self.image_token):
@@ -243,4 +243,5 @@ def open_prompt(
 def name_of(item: Item) -> str:
     """An item in an error message."""
     text = item.text if len(item.text) <= 60 else item.text[:57] + "..."
-    return f"item {text!r} with image {item.image_path!r}" if item.image_path else f"item {text!r}"
+    named = ", ".join(f"{media.kind} {media.path!r}" for media in item.media if media.path)
+    return f"item {text!r} with {named}" if named else f"item {text!r}"

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image
 
-from unime_jax.backbones.preprocessing.images import open_pictures
-from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
+from unime_jax.backbones.preprocessing.images import decode_images, for_each_image
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
     Size,
     cut_patches,
@@ -63,11 +63,8 @@ class Qwen2VlPreprocessor:
           ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
             short enough.
         """
-        images = open_pictures(item, self.image_size)
-        try:
-            grids = [self._grid(image) for image in images]
-        except ValueError as error:
-            raise ValueError(f"{name_of(item)}: {error}") from error
+        images = decode_images(item, self.image_size)
+        grids = for_each_image(item, images, self._grid)
         merged = [(height // self.merge, width // self.merge) for height, width in grids]
         counts = [rows * columns for rows, columns in merged]
         ids, truncated, unmatched = self.prompt(item, counts)

@@ -44,8 +44,9 @@ class TextPrompt:
           ValueError: there are images, or no tokens, it cannot be made short enough, or a token
             has no embedding.
         """
-        if item.pictures:
-            raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the image")
+        if item.media:
+            kind = item.media[0].kind
+            raise ValueError(f"{name_of(item)}: this model embeds texts only; leave out the {kind}")
         ids, truncated = fit(
             self._segments(item),
             encode=self._encode,

@@ -9,6 +9,16 @@ from unime_jax import files
 from unime_jax.operations import local_copies
 
 
+class Encoded(tfds.decode.SkipDecoding):
+    """A decoder that hands over files as they are, also those of lists and of lists of lists."""
+
+    def decode_batch_example_np(self, serialized_example: Any) -> list[bytes]:
+        return list(serialized_example)
+
+    def decode_ragged_example_np(self, serialized_example: Any) -> Any:
+        return serialized_example
+
+
 def open_folder(folder: str | files.Path) -> Mapping[str, Any]:
     """The data source of each split of a builder config's folder, or of one version of it.
 
@@ -19,12 +29,22 @@ def open_folder(folder: str | files.Path) -> Mapping[str, Any]:
       FileNotFoundError: there is no prepared dataset.
     """
     builder = tfds.builder_from_directory(local_copies.local_copy(version_folder(folder)))
-    encoded = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in (builder.info.features or {}).items()
-        if isinstance(feature, tfds.features.Image)
-    }
-    return {name: builder.as_data_source(name, decoders=encoded) for name in builder.info.splits}
+    decoders = _decoders(builder.info.features)
+    return {name: builder.as_data_source(name, decoders=decoders) for name in builder.info.splits}
+
+
+def _decoders(feature: Any) -> Any:
+    """`Encoded` for every image of a feature, in the feature's structure; None: it has none."""
+    if isinstance(feature, tfds.features.Image):
+        return Encoded()
+    if isinstance(feature, tfds.features.FeaturesDict):
+        named = {name: _decoders(inner) for name, inner in feature.items()}
+        return {name: decoder for name, decoder in named.items() if decoder} or None
+    if isinstance(feature, tfds.features.Sequence) and not isinstance(
+        feature, tfds.features.Dataset
+    ):
+        return _decoders(feature.feature)
+    return None
 
 
 def version_folder(folder: str | files.Path) -> files.Path:

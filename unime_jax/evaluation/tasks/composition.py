@@ -12,7 +12,15 @@ from jaxtyping import Float32, Int32
 
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
-from unime_jax.evaluation.item_table import Encode, Images, ItemTable, Key, encode_table, text_of
+from unime_jax.evaluation.item_table import (
+    Encode,
+    Images,
+    ItemTable,
+    Key,
+    encode_table,
+    paths_of,
+    text_of,
+)
 
 COLUMNS = ("image_path", "caption", "negative_caption")
 
@@ -65,11 +73,16 @@ class Task:
 
     def _keys(self, row: Mapping[str, Any], number: int) -> tuple[Key, Key, Key]:
         """The image, its caption and the negative."""
-        if missing := [column for column in COLUMNS if not text_of(row.get(column))]:
+        try:
+            paths = paths_of(row.get("image_path"))
+        except ValueError as error:
+            raise ValueError(f"{self._where(number)}: {error}") from error
+        caption, negative = text_of(row.get("caption")), text_of(row.get("negative_caption"))
+        given = zip(COLUMNS, (paths, caption, negative), strict=True)
+        if missing := [column for column, value in given if not value]:
             raise ValueError(f"{self._where(number)}: {', '.join(missing)} is missing or empty")
-        path, caption, negative = (text_of(row[column]) for column in COLUMNS)
         return (
-            (self.image_text, path),
+            (self.image_text, paths),
             (self.caption_text.replace("{caption}", caption), ""),
             (self.caption_text.replace("{caption}", negative), ""),
         )

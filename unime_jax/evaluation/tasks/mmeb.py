@@ -14,7 +14,15 @@ from jaxtyping import Float32, Int32, Int64
 
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
-from unime_jax.evaluation.item_table import Encode, Images, ItemTable, Key, encode_table, text_of
+from unime_jax.evaluation.item_table import (
+    Encode,
+    Images,
+    ItemTable,
+    Key,
+    encode_table,
+    paths_of,
+    text_of,
+)
 from unime_jax.evaluation.ranking import DatasetResult
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -25,7 +33,7 @@ class Task:
     """One dataset of MMEB.
 
     A row has `qry_text`, `qry_img_path`, `tgt_text` [K], `tgt_img_path` [K] with the gold at index
-    0, and optionally `id`; K may differ by row.
+    0, and optionally `id`; K may differ by row. An item's path may be a list, of several images.
     """
 
     name: str
@@ -106,5 +114,8 @@ def _keys(row: Mapping[str, Any], where: str) -> tuple[Key, list[Key]]:
         raise ValueError(f"{where}: {len(texts)} tgt_text but {len(paths)} tgt_img_path")
     if len(texts) == 0:
         raise ValueError(f"{where}: no candidates; index 0 must hold the gold")
-    query = text_of(row["qry_text"]), text_of(row["qry_img_path"])
-    return query, [(text_of(t), text_of(p)) for t, p in zip(texts, paths, strict=True)]
+    try:
+        query = text_of(row["qry_text"]), paths_of(row["qry_img_path"])
+        return query, [(text_of(t), paths_of(p)) for t, p in zip(texts, paths, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
