@@ -119,10 +119,10 @@ def train_program(
 def embed_program(backbone: Backbone, mesh: Mesh, plan: BatchShapes, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
     graph, targets = embedder.targets(backbone, mesh, dtype)
-    execution = Execution(embedder.activations(dtype), "none", "xla")
+    execution = embedder.default_execution(dtype)
     return Program(
         mesh=mesh,
-        run=encode._program(step.make_encode(graph, execution), mesh),
+        run=encode.program(step.make_encode(graph, execution), mesh),
         arguments=({}, targets, abstract_rows(plan, mesh)),
         plan=plan,
         graph=graph,
