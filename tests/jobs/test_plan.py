@@ -15,7 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
-from unime_jax.planning import chips, compiler, estimate, report, suggest
+from unime_jax.planning import chips, compiler, memory, report, suggest
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def proportional_compiler(monkeypatch):
 
     def compile_program(program, where, cache):
         asked.append(program)
-        temporaries = 1000 * program.plan.chunk_size
+        temporaries = 1000 * program.shapes.chunk_size
         peak = compiler.argument_bytes(program) + temporaries
         too_large = peak > where.chip.hbm
         text = "ENTRY %main (p: f32[]) -> f32[] {\n}"
-        return compiler.Compiled(temporaries, peak, too_large, text, 0.0, False)
+        return compiler.Compiled(temporaries, peak, too_large, text)
 
     monkeypatch.setattr(compiler, "devices", lambda where: jax.devices()[: where.chips])
     monkeypatch.setattr(compiler, "compile_program", compile_program)
@@ -261,8 +261,8 @@ def test_refusals_say_how_much_was_wanted():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (34.25G) exceeds available HBM (15.75G).",
     ):
-        assert compiler._needed(message) == round(34.25 * 2**30)
-    assert compiler._needed("INTERNAL: something else") is None
+        assert compiler._refused_bytes(message) == round(34.25 * 2**30)
+    assert compiler._refused_bytes("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize("slice_name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
@@ -274,7 +274,7 @@ def test_libtpu_states_the_limit_that_we_have_of_a_chip(slice_name):
     large = jax.ShapeDtypeStruct((needed // 2**12, 2**10), jnp.float32, sharding=sharding)
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         jax.jit(jnp.sum).lower(large).compile()
-    assert compiler._needed(str(refused.value)) == pytest.approx(needed, rel=0.01)
+    assert compiler._refused_bytes(str(refused.value)) == pytest.approx(needed, rel=0.01)
     assert f"({where.chip.hbm / 2**30:.2f}G)" in str(refused.value)
 
 
@@ -282,7 +282,7 @@ def test_json_there_and_back(given, no_compiler, tmp_path):
     plan.run(given, tmp_path)
     (found,) = read(tmp_path)
     entry = report.entry_from_json(found)
-    assert isinstance(entry.memory, estimate.Memory)
+    assert isinstance(entry.memory, memory.Memory)
     assert report.entry_to_json(entry) == found
 
 

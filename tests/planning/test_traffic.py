@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
-from unime_jax.planning import traffic
+from unime_jax.planning import costs
 
 N = 8
 BYTES = 4  # float32
@@ -27,8 +27,8 @@ def compile_text(mesh, function, *arguments, out=None):
 
 
 def ici(text, trips=lambda kind: None):
-    found = traffic.count(text, trips)
-    assert found.unknown == 0
+    found = costs.traffic(text, trips)
+    assert found.unknown_loops == 0
     return found.ici
 
 
@@ -93,8 +93,8 @@ def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     once = 2 * 7 / 8 * 32 * BYTES
     assert ici(text, trips) == {"all-reduce": 11 * once}
     assert len(seen) == 1 and "f32[8,32]" in seen[0]
-    unknown = traffic.count(text, lambda kind: None)
-    assert unknown.unknown == 1 and unknown.ici == {"all-reduce": once}
+    unknown = costs.traffic(text, lambda kind: None)
+    assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
 
 
 def test_the_dearest_branch_counts(mesh):
@@ -117,7 +117,7 @@ ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
   ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%s), replica_groups=[4,4]<=[16], dimensions={0}
 }
 """
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     assert found.ici == {"all-gather": 3 / 4 * 16 * 8 * 2, "all-reduce": 2 * 1 / 2 * 4 * 8 * 2}
 
 
@@ -132,7 +132,7 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
   ROOT %e = f32[8,8]{1,0} all-gather-done(%a)
 }
 """  # noqa: E501
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     assert found.ici == {"all-gather": 3 / 4 * 256, "collective-permute": 64}
 
 
@@ -149,7 +149,7 @@ ENTRY %main (p: f32[16,8]) -> f32[4,8] {
   ROOT %n = f32[4,8]{1,0:T(8,128)S(1)} negate(%t)
 }
 """  # noqa: E501
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
 
 
@@ -186,7 +186,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_a_counted_loop_says_how_often_it_runs():
     """As a TPU's compiler leaves the loops of its collective matmuls: from 1 below 7 by 2."""
-    found = traffic.count(LOOP, lambda kind: pytest.fail("the end is known"))
+    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
     assert found.ici == {"collective-permute": 3 * 32}
 
 
@@ -197,14 +197,14 @@ def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
     text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     weights = 5 * 256 * 256 * BYTES
     assert weights <= found.hbm < 4 * weights
 
 
 def test_text_that_is_no_module():
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        traffic.count("nothing", lambda kind: None)
+        costs.traffic("nothing", lambda kind: None)
 
 
 CHAIN = """HloModule m, num_partitions=16
@@ -238,6 +238,6 @@ ENTRY %main (p: f32[2,8], q: f32[4]) -> f32[4] {
 
 def test_steps_of_one_collective_beside_other_work_count_once():
     """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
-    found = traffic.count(CHAIN, lambda kind: None)
+    found = costs.traffic(CHAIN, lambda kind: None)
     assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
     assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
