@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.sharding import AxisType
 
 import unime_jax
@@ -122,6 +123,23 @@ def test_the_dearest_branch_counts():
 
     arguments = shaped(dtype=jnp.int32), shaped(2, 8), shaped(8, 8)
     assert count(function, *arguments) == 2 * (2 * 2 * 8 * 8)
+
+
+def test_a_pallas_kernel_counts_as_often_as_its_grid_has_points():
+    def kernel(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    multiply = pallas.pallas_call(
+        kernel,
+        grid=(3, 2),
+        in_specs=[
+            pallas.BlockSpec((4, 16), lambda i, j: (i, 0)),
+            pallas.BlockSpec((16, 8), lambda i, j: (0, j)),
+        ],
+        out_specs=pallas.BlockSpec((4, 8), lambda i, j: (i, j)),
+        out_shape=shaped(12, 16),
+    )
+    assert count(multiply, shaped(12, 16), shaped(16, 16)) == 2 * 12 * 16 * 16
 
 
 def test_what_each_device_does_in_a_shard_map_counts_for_all_of_them():

@@ -113,12 +113,12 @@ def test_groups_are_rings_of_their_own():
 
 ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
   %p = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
-  %s = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
-  ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%s), replica_groups=[4,4]<=[16], dimensions={0}
+  %s = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%s), replica_groups=[2,8]<=[16], dimensions={0}
 }
 """
     found = costs.traffic(text, lambda kind: None)
-    assert found.ici == {"all-gather": 3 / 4 * 16 * 8 * 2, "all-reduce": 2 * 1 / 2 * 4 * 8 * 2}
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * 2, "all-reduce": 2 * 3 / 4 * 4 * 8 * 2}
 
 
 def test_asynchronous_starts_count_once_and_by_their_result():
@@ -200,6 +200,59 @@ def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
     found = costs.traffic(text, lambda kind: None)
     weights = 5 * 256 * 256 * BYTES
     assert weights <= found.hbm < 4 * weights
+
+
+ITEMS = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+    "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8,
+    "c64": 8,
+}  # fmt: skip
+
+
+def test_every_dtype_has_its_own_size():
+    for dtype, size in ITEMS.items():
+        text = f"""HloModule m, num_partitions=2
+
+ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
+  %p = {dtype}[6]{{0}} parameter(0)
+  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
+}}
+"""
+        moved = costs.traffic(text, lambda kind: None)
+        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
+
+
+UPDATES = """HloModule m
+
+%fused (stack: f32[5,4,8], row: f32[1,4,8], all: f32[7,8], i: s32[]) -> (f32[5,4,8], f32[2,8]) {
+  %stack = f32[5,4,8]{2,1,0} parameter(0)
+  %row = f32[1,4,8]{2,1,0} parameter(1)
+  %all = f32[7,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %update = f32[5,4,8]{2,1,0} dynamic-update-slice(%stack, %row, %i, %i, %i)
+  %part = f32[2,8]{1,0} dynamic-slice(%all, %i, %i), dynamic_slice_sizes={2,8}
+  ROOT %t = (f32[5,4,8]{2,1,0}, f32[2,8]{1,0}) tuple(%update, %part)
+}
+
+ENTRY %main (p: f32[5,4,8], q: f32[1,4,8], r: f32[7,8], i: s32[]) -> f32[5,4,8] {
+  %p = f32[5,4,8]{2,1,0} parameter(0)
+  %q = f32[1,4,8]{2,1,0} parameter(1)
+  %r = f32[7,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %f = (f32[5,4,8]{2,1,0}, f32[2,8]{1,0}) fusion(%p, %q, %r, %i), kind=kLoop, calls=%fused
+  %f0 = f32[5,4,8]{2,1,0} get-tuple-element(%f), index=0
+  %s = f32[3,8]{1,0} slice(%r), slice={[0:3], [0:8]}
+  ROOT %u = f32[5,4,8]{2,1,0} dynamic-update-slice(%f0, %q, %i, %i, %i)
+}
+"""
+
+
+def test_of_updates_and_slices_only_the_part_moves():
+    """In a fusion: the row read and written, the part read and written, and the scalar."""
+    row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
+    fused = 2 * row + 2 * part + BYTES
+    moved = costs.traffic(UPDATES, lambda kind: None)
+    assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
 
 
 def test_text_that_is_no_module():
