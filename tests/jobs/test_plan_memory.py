@@ -30,17 +30,17 @@ def live_bytes(but):
 
 
 def test_a_distillation_holds_two_batches_and_the_tower_for_its_evaluations(
-    data, workdir, monkeypatch
+    data, tmp_path, workdir, monkeypatch
 ):
     """The next batch is placed while a step runs; weights that the step does not read stay."""
     given = make_config(data)
     given.evaluation.every = 6
     train_rows, test_rows = triples(0, "train", 48), triples(0, "test", 12)
     sentences = sorted({sentence for row in (*train_rows, *test_rows) for sentence in row})
-    texts.write(data / "planned" / "texts", train_rows, test_rows)
-    embedding_store_writer.write(data / "planned" / "teacher", sentences, teach(sentences))
-    given.data.train = given.evaluation.texts = "planned/texts"
-    given.data.teacher = "planned/teacher"
+    texts.write(tmp_path / "texts", train_rows, test_rows)
+    embedding_store_writer.write(tmp_path / "teacher", sentences, teach(sentences))
+    given.data.train = given.evaluation.texts = str(tmp_path / "texts")
+    given.data.teacher = str(tmp_path / "teacher")
     before = jax.live_arrays()
     place, numbers = loop.to_device, itertools.count(1)
 
