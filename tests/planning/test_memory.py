@@ -86,8 +86,10 @@ def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
     assert any(path.startswith("vision_tower.") for path in program.idle)
     _, whole = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     assert set(program.idle) | set(read) == set(whole)
-    weights = [memory.memory(p, V5E, (0.0,), None).weights for p in (alone, program)]
-    assert weights[1] - weights[0] == shares(program.idle) > 0
+    compiled = Compiled(temporaries=0, peak=10**6, too_large=False, text="")
+    less, more = (memory.memory(p, V5E, (0.0,), compiled) for p in (alone, program))
+    tower = shares(program.idle)
+    assert more.weights - less.weights == more.peak - less.peak == tower > 0
 
 
 def test_an_embedding_job_holds_two_batches_and_their_embeddings(backbone):
