@@ -189,7 +189,7 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run, compiled = _program(model.encode, mesh), _compiled(model.encode, mesh)
+    run, compiled = program(model.encode, mesh), _compiled(model.encode, mesh)
     with _announced(shapes, compiled), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
     compiled.add(shapes)
@@ -272,8 +272,11 @@ def _cause(parameters: Sequence[paths.Parameters]) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
-    """One program for all parameters of a model, so that "before" and "after" compile once."""
+def program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+    """Jitted encoder of rows: (trainable, frozen, groups) to replicated float32 [C * R, D] a group.
+
+    One function for all parameters of a model, so that "before" and "after" compile once.
+    """
     everywhere = sharding.replicated(mesh)
 
     @jax.jit
@@ -291,7 +294,7 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
 
 @functools.lru_cache(maxsize=2)
 def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
-    """The plans that `_program` of the same arguments has been called for."""
+    """The shapes that `program` of the same arguments has been called for."""
     return set()
 
 

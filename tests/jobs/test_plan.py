@@ -15,7 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
-from unime_jax.planning import chips, compiler, estimate, report, suggest
+from unime_jax.planning import chips, compiler, memory, report
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,8 @@ def model(tmp_path_factory):
     return str(write_folder(tmp_path_factory.mktemp("model")))
 
 
-@pytest.fixture
-def given(model):
-    """A step of a tiny model on what has the size of a v5e:2x4."""
+def training(model):
+    """The plan of a step of a tiny model on what has the size of a v5e:2x4."""
     planned = plans.get_config("stage2")
     planned.topologies, planned.model = ("v5e:2x4",), model
     run = planned.run
@@ -35,6 +34,11 @@ def given(model):
     return planned
 
 
+@pytest.fixture
+def given(model):
+    return training(model)
+
+
 def embedding(model, *topologies):
     """The plan of an embedding job, which compiles in a second or two."""
     planned = plans.get_config("embed")
@@ -42,12 +46,26 @@ def embedding(model, *topologies):
     return planned
 
 
+def no_devices(where):
+    raise compiler.NoCompilerError("libtpu is not installed.")
+
+
 @pytest.fixture
 def no_compiler(monkeypatch):
-    def devices(where):
-        raise compiler.NoCompilerError("libtpu is not installed.")
+    monkeypatch.setattr(compiler, "devices", no_devices)
 
-    monkeypatch.setattr(compiler, "devices", devices)
+
+@pytest.fixture(scope="module")
+def drafts(model, tmp_path_factory):
+    """The work directory of two plans without a compiler; the second one names two slices."""
+    workdir = tmp_path_factory.mktemp("drafts")
+    step, job = training(model), embedding(model, "v5e:2x2")
+    step.name, step.topologies = "step", ("v5e:4x4", "v5e:2x4")
+    recipes = {"embed": job.to_dict() | {"name": "embed"}, "step": step.to_dict()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "devices", no_devices)
+        plan.run(ConfigDict({"job": "plan", "recipes": recipes}), workdir)
+    return workdir
 
 
 @pytest.fixture
@@ -72,11 +90,11 @@ def proportional_compiler(monkeypatch):
 
     def compile_program(program, where, cache):
         asked.append(program)
-        temporaries = 1000 * program.plan.chunk_size
+        temporaries = 1000 * program.shapes.chunk_size
         peak = compiler.argument_bytes(program) + temporaries
         too_large = peak > where.chip.hbm
         text = "ENTRY %main (p: f32[]) -> f32[] {\n}"
-        return compiler.Compiled(temporaries, peak, too_large, text, 0.0, False)
+        return compiler.Compiled(temporaries, peak, too_large, text)
 
     monkeypatch.setattr(compiler, "devices", lambda where: jax.devices()[: where.chips])
     monkeypatch.setattr(compiler, "compile_program", compile_program)
@@ -98,21 +116,45 @@ def read(workdir):
     return json.loads((workdir / "plan.json").read_text())["plans"]
 
 
-def test_without_a_compiler(given, no_compiler, tmp_path):
+def test_without_a_compiler(drafts):
     """Arguments and FLOPs are exact, the rest is said to be unknown, and nothing is cached."""
-    plan.run(given, tmp_path)
-    (found,) = read(tmp_path)
-    memory, work = found["memory"], found["work"]
-    assert found["compiler"] == "" and found["fits"] is None and found["chips"] == 8
+    *_, step = read(drafts)
+    memory, work = step["memory"], step["work"]
+    assert step["compiler"] == "" and step["fits"] is None and step["chips"] == 8
     assert memory["weights"] > 0 and memory["inputs"] > 0 and memory["peak"] is None
     assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.01)
     assert 0 < work["useful"] < work["executed"] and work["ici"] is None
-    assert found["estimate"]["bound"] == "compute"
-    assert found["settings"]["load"] == {"rows": [64], "tokens": [16]}
-    text = (tmp_path / "plan.md").read_text()
+    assert step["estimate"]["bound"] == "compute"
+    assert step["settings"]["load"] == {"rows": [64], "tokens": [16]}
+    text = (drafts / "plan.md").read_text()
     assert "WARNING: without libtpu nothing was compiled" in text
     assert report.NOTE in text and "has the shapes of" in text
-    assert not list(tmp_path.glob("cache/*"))
+    assert not list(drafts.glob("cache/*"))
+
+
+def test_several_plans_in_one_call(drafts):
+    plans = [(entry["recipe"], entry["topology"]) for entry in read(drafts)]
+    assert plans == [("embed", "v5e:2x2"), ("step", "v5e:4x4"), ("step", "v5e:2x4")]
+
+
+def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(drafts):
+    _, wrong, step = read(drafts)
+    assert "config.chunk_size=8 must be a multiple of 16" in wrong["problem"]
+    assert wrong["memory"] is None and wrong["fits"] is False
+    assert step["problem"] == "" and step["memory"]
+
+
+def test_an_embed_job(drafts):
+    job, *_ = read(drafts)
+    assert job["memory"]["optimizer"] == job["memory"]["gradients"] == 0
+    assert job["hours"] is None and job["work"]["useful"] > 0
+
+
+def test_json_there_and_back(drafts):
+    *_, step = read(drafts)
+    entry = report.entry_from_json(step)
+    assert isinstance(entry.memory, memory.Memory)
+    assert report.entry_to_json(entry) == step
 
 
 def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
@@ -141,69 +183,35 @@ def test_a_slice_that_is_too_small_and_what_would_fit(
 ):
     """Chunks of 8 rows fit: by proportion those of 16 should not, and are not tried."""
     given.run.chunk_size = 32
-    plan.run(given, tmp_path / "all")
-    (found,) = read(tmp_path / "all")
-    assert found["fits"] and found["suggestion"] == ""
-    with_hbm(found["memory"]["peak"] - 17000)
-    plan.run(given, tmp_path / "small")
-    (found,) = read(tmp_path / "small")
-    assert found["fits"] is False
-    assert re.match(r"fits with --config.chunk_size=8: [\d.]+ GB a chip", found["suggestion"])
-    text = (tmp_path / "small" / "plan.md").read_text()
+    (planned,) = plan.read(given.to_dict())
+    large = plan.Recipe(planned, tmp_path).attempt("v5e:2x4", planned.run)
+    assert large.memory.fits
+    with_hbm(large.memory.peak - 17000)
+    plan.run(given, tmp_path)
+    (small,) = read(tmp_path)
+    assert small["fits"] is False and small["memory"]["peak"] == large.memory.peak
+    assert re.match(r"fits with --config.chunk_size=8: [\d.]+ GB a chip", small["suggestion"])
+    assert [p.shapes.chunk_size for p in proportional_compiler] == [32, 32, 8]
+    text = (tmp_path / "plan.md").read_text()
     assert "at chunk_size 32: the slice is too small" in text and "| no |" in text
-
-    with_hbm(1000)  # the weights alone are more
-    given.run.execution.remat = "full"
-    plan.run(given, tmp_path / "tiny")
-    assert "nothing fits of 3 changes" in read(tmp_path / "tiny")[0]["suggestion"]
-    given.run.execution.recompute = False
-    plan.run(given, tmp_path / "kept")
-    assert "nothing fits of 4 changes" in read(tmp_path / "kept")[0]["suggestion"]
 
 
 def test_a_slice_with_room_and_what_would_fill_it(given, proportional_compiler, with_hbm, tmp_path):
-    """What layers keep is known without compiling; what would not fit is not compiled."""
+    """What layers keep is known without compiling: two plans are compiled, this and the change."""
     given.run.execution.remat = "full"
-    kept, seconds = {}, {}
-    for remat in ("none", "dots", "full"):
-        given.run.execution.remat = remat
-        (planned,) = plan.read(given.to_dict())
-        recipe = plan.Recipe(planned, tmp_path)
-        draft = recipe.attempt("v5e:2x4", planned.run, compiled=False)
-        assert draft.compiler == "" and draft.memory.peak is None
-        kept[remat], seconds[remat] = draft.memory.activations, draft.estimate.seconds
-    assert kept["none"] > kept["dots"] > kept["full"] and not proportional_compiler
-    assert seconds["none"] < seconds["dots"] < seconds["full"]
-
-    def suggested(name):
-        proportional_compiler.clear()
-        plan.run(given, tmp_path / name)
-        return read(tmp_path / name)[0], len(proportional_compiler)
-
-    found, compilations = suggested("much")
-    peak = found["memory"]["peak"]
-    assert compilations == 2 and found["fits"] is True
-    assert found["suggestion"].startswith("has room for --config.execution.remat=none: ")
-    assert f"instead of {found['estimate']['seconds']:.3g} by" in found["suggestion"]
-    assert found["suggestion"] in (tmp_path / "much" / "plan.md").read_text()
-
-    with_hbm((peak + kept["dots"] - kept["full"]) / suggest.FULL + 1)
-    found, compilations = suggested("some")
-    assert compilations == 2
-    assert found["suggestion"].startswith("has room for --config.execution.remat=dots: ")
-
-    with_hbm((peak + kept["dots"] - kept["full"]) / suggest.FULL - 2)
-    found, compilations = suggested("little")
-    assert compilations == 1 and found["fits"] is True and found["suggestion"] == ""
-
-
-def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(given, no_compiler, tmp_path):
-    given.topologies = ("v5e:4x4", "v5e:2x4")
     plan.run(given, tmp_path)
-    first, second = read(tmp_path)
-    assert "config.chunk_size=8 must be a multiple of 16" in first["problem"]
-    assert first["memory"] is None and first["fits"] is False
-    assert second["problem"] == "" and second["memory"]
+    (full,) = read(tmp_path)
+    assert full["fits"] is True and len(proportional_compiler) == 2
+    assert full["suggestion"].startswith("has room for --config.execution.remat=none: ")
+    assert f"instead of {full['estimate']['seconds']:.3g} by" in full["suggestion"]
+    assert full["suggestion"] in (tmp_path / "plan.md").read_text()
+
+    given.run.execution.remat = "none"
+    (planned,) = plan.read(given.to_dict())
+    draft = plan.Recipe(planned, tmp_path).attempt("v5e:2x4", planned.run, compiled=False)
+    assert draft.compiler == "" and draft.memory.peak is None and len(proportional_compiler) == 2
+    assert draft.memory.activations > full["memory"]["activations"]
+    assert draft.estimate.seconds < full["estimate"]["seconds"]
 
 
 def test_a_plan_of_which_nothing_could_be_made_fails(given, no_compiler, tmp_path):
@@ -211,14 +219,6 @@ def test_a_plan_of_which_nothing_could_be_made_fails(given, no_compiler, tmp_pat
     with pytest.raises(RuntimeError, match="(?s)not one of 2 plans.*on v5e:4x4: .*on v5e:4x8: "):
         plan.run(given, tmp_path)
     assert len(read(tmp_path)) == 2 and "multiple of 16" in (tmp_path / "plan.md").read_text()
-
-
-def test_an_embed_job(model, no_compiler, tmp_path):
-    given = embedding(model, "v5e:2x2")
-    plan.run(given, tmp_path)
-    (found,) = read(tmp_path)
-    assert found["memory"]["optimizer"] == found["memory"]["gradients"] == 0
-    assert found["hours"] is None and found["work"]["useful"] > 0
 
 
 def test_an_embed_job_in_int8_holds_half_of_the_weights(model, no_compiler, tmp_path):
@@ -229,14 +229,6 @@ def test_an_embed_job_in_int8_holds_half_of_the_weights(model, no_compiler, tmp_
         plan.run(given, tmp_path / dtype)
         held[dtype] = read(tmp_path / dtype)[0]["memory"]["weights"]
     assert held["bfloat16"] / 2 < held["int8"] < 0.9 * held["bfloat16"]
-
-
-def test_several_recipes_in_one_call(given, no_compiler, tmp_path):
-    both = ConfigDict({"job": "plan", "recipes": {}})
-    for name in ("one", "other"):
-        both.recipes[name] = given.to_dict() | {"name": name}
-    plan.run(both, tmp_path)
-    assert [found["recipe"] for found in read(tmp_path)] == ["one", "other"]
 
 
 def test_wrong_names_are_said_before_anything_is_compiled(given, cpu_compiler, tmp_path):
@@ -261,8 +253,8 @@ def test_refusals_say_how_much_was_wanted():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (34.25G) exceeds available HBM (15.75G).",
     ):
-        assert compiler._needed(message) == round(34.25 * 2**30)
-    assert compiler._needed("INTERNAL: something else") is None
+        assert compiler._refused_bytes(message) == round(34.25 * 2**30)
+    assert compiler._refused_bytes("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize("slice_name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
@@ -274,19 +266,11 @@ def test_libtpu_states_the_limit_that_we_have_of_a_chip(slice_name):
     large = jax.ShapeDtypeStruct((needed // 2**12, 2**10), jnp.float32, sharding=sharding)
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         jax.jit(jnp.sum).lower(large).compile()
-    assert compiler._needed(str(refused.value)) == pytest.approx(needed, rel=0.01)
+    assert compiler._refused_bytes(str(refused.value)) == pytest.approx(needed, rel=0.01)
     assert f"({where.chip.hbm / 2**30:.2f}G)" in str(refused.value)
 
 
-def test_json_there_and_back(given, no_compiler, tmp_path):
-    plan.run(given, tmp_path)
-    (found,) = read(tmp_path)
-    entry = report.entry_from_json(found)
-    assert isinstance(entry.memory, estimate.Memory)
-    assert report.entry_to_json(entry) == found
-
-
-def test_the_hub_is_not_asked_for_weights(model, given, no_compiler, tmp_path, monkeypatch):
+def test_the_hub_is_not_asked_for_weights(model, no_compiler, tmp_path, monkeypatch):
     asked = []
 
     def download(hub_id, *, revision, allow_patterns):
@@ -295,7 +279,8 @@ def test_the_hub_is_not_asked_for_weights(model, given, no_compiler, tmp_path, m
 
     monkeypatch.setattr(backbones, "snapshot_download", download)
     backbones._download.cache_clear()
-    given.run.backbone, given.model = "someone/model", ""
+    given = embedding("", "v5e:1x1")
+    given.run.backbone = "someone/model"
     plan.run(given, tmp_path)
     backbones._download.cache_clear()
     ((hub_id, patterns),) = asked

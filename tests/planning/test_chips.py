@@ -5,9 +5,8 @@ import pytest
 from unime_jax.planning import chips
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "links"),
-    [
+def test_sizes_and_links():
+    for name, count, links in (
         ("v5e:1x1", 1, 0),
         ("v5e:2x4", 8, 2),  # a corner of a line by a line
         ("v5e:4x4", 16, 2),
@@ -18,17 +17,14 @@ from unime_jax.planning import chips
         ("v5p:2x2x4", 16, 4),
         ("v5p:4x4x4", 64, 6),
         ("2*v5e:4x4", 32, 2),
-    ],
-)
-def test_sizes_and_links(name, count, links):
-    found = chips.parse(name)
-    assert (found.chips, found.links) == (count, links)
-    assert found.ici == links * found.chip.link
+    ):
+        where = chips.parse(name)
+        assert (where.chips, where.links) == (count, links), name
+        assert where.ici == links * where.chip.link, name
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_names_of_no_slice():
+    for name, message in (
         ("v5e", "is not the name of a TPU slice"),
         ("v5e-16", "is not the name of a TPU slice"),
         ("h100:8", "of chips there are v5e, v5p, v6e"),
@@ -36,11 +32,9 @@ def test_sizes_and_links(name, count, links):
         ("v5p:4x4", "slices of TPU v5p have 3 sides"),
         ("v5e:0x4", "have 2 sides"),
         ("0*v5e:4x4", "have 2 sides"),
-    ],
-)
-def test_what_is_no_slice(name, message):
-    with pytest.raises(ValueError, match=message):
-        chips.parse(name)
+    ):
+        with pytest.raises(ValueError, match=message):
+            chips.parse(name)
 
 
 def test_peaks_are_published_ones():

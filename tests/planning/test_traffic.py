@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
-from unime_jax.planning import traffic
+from unime_jax.planning import costs
 
 N = 8
 BYTES = 4  # float32
@@ -27,8 +27,8 @@ def compile_text(mesh, function, *arguments, out=None):
 
 
 def ici(text, trips=lambda kind: None):
-    found = traffic.count(text, trips)
-    assert found.unknown == 0
+    found = costs.traffic(text, trips)
+    assert found.unknown_loops == 0
     return found.ici
 
 
@@ -93,8 +93,8 @@ def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     once = 2 * 7 / 8 * 32 * BYTES
     assert ici(text, trips) == {"all-reduce": 11 * once}
     assert len(seen) == 1 and "f32[8,32]" in seen[0]
-    unknown = traffic.count(text, lambda kind: None)
-    assert unknown.unknown == 1 and unknown.ici == {"all-reduce": once}
+    unknown = costs.traffic(text, lambda kind: None)
+    assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
 
 
 def test_the_dearest_branch_counts(mesh):
@@ -108,17 +108,22 @@ def test_the_dearest_branch_counts(mesh):
 
 
 def test_groups_are_rings_of_their_own():
-    """Two lines that a TPU's compiler may print, with groups in both notations."""
+    """Lines that a TPU's compiler may print, with groups in both notations; without: all chips."""
     text = """HloModule m, is_scheduled=true, num_partitions=16
 
 ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
   %p = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
-  %s = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
-  ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%s), replica_groups=[4,4]<=[16], dimensions={0}
+  %s = bf16[4,8]{1,0} all-reduce(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %e = bf16[4,8]{1,0} all-to-all(%s), replica_groups={}, dimensions={0}
+  ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%e), replica_groups=[2,8]<=[16], dimensions={0}
 }
 """
-    found = traffic.count(text, lambda kind: None)
-    assert found.ici == {"all-gather": 3 / 4 * 16 * 8 * 2, "all-reduce": 2 * 1 / 2 * 4 * 8 * 2}
+    found = costs.traffic(text, lambda kind: None)
+    assert found.ici == {
+        "all-reduce": 2 * 3 / 4 * 4 * 8 * 2,
+        "all-to-all": 15 / 16 * 4 * 8 * 2,
+        "all-gather": 7 / 8 * 16 * 8 * 2,
+    }
 
 
 def test_asynchronous_starts_count_once_and_by_their_result():
@@ -132,7 +137,7 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
   ROOT %e = f32[8,8]{1,0} all-gather-done(%a)
 }
 """  # noqa: E501
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     assert found.ici == {"all-gather": 3 / 4 * 256, "collective-permute": 64}
 
 
@@ -149,7 +154,7 @@ ENTRY %main (p: f32[16,8]) -> f32[4,8] {
   ROOT %n = f32[4,8]{1,0:T(8,128)S(1)} negate(%t)
 }
 """  # noqa: E501
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
 
 
@@ -168,7 +173,7 @@ LOOP = """HloModule m, num_partitions=8
 %condition (c: (f32[8], u32[], u32[])) -> pred[] {
   %c = (f32[8]{0}, u32[], u32[]) parameter(0)
   %k = u32[] get-tuple-element(%c), index=1
-  %end = u32[] constant(7)
+  %end = u32[] constant(8)
   ROOT %less = pred[] compare(%k, %end), direction=LT
 }
 
@@ -185,9 +190,9 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_a_counted_loop_says_how_often_it_runs():
-    """As a TPU's compiler leaves the loops of its collective matmuls: from 1 below 7 by 2."""
-    found = traffic.count(LOOP, lambda kind: pytest.fail("the end is known"))
-    assert found.ici == {"collective-permute": 3 * 32}
+    """As a TPU's compiler leaves the loops of its collective matmuls: 1, 3, 5, 7."""
+    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
+    assert found.ici == {"collective-permute": 4 * 32}
 
 
 def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
@@ -197,14 +202,67 @@ def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
     text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
-    found = traffic.count(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind: None)
     weights = 5 * 256 * 256 * BYTES
     assert weights <= found.hbm < 4 * weights
 
 
+ITEMS = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+    "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8,
+    "c64": 8,
+}  # fmt: skip
+
+
+def test_every_dtype_has_its_own_size():
+    for dtype, size in ITEMS.items():
+        text = f"""HloModule m, num_partitions=2
+
+ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
+  %p = {dtype}[6]{{0}} parameter(0)
+  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
+}}
+"""
+        moved = costs.traffic(text, lambda kind: None)
+        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
+
+
+UPDATES = """HloModule m
+
+%fused (stack: f32[5,4,8], row: f32[1,4,8], all: f32[7,8], i: s32[]) -> (f32[5,4,8], f32[2,8]) {
+  %stack = f32[5,4,8]{2,1,0} parameter(0)
+  %row = f32[1,4,8]{2,1,0} parameter(1)
+  %all = f32[7,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %update = f32[5,4,8]{2,1,0} dynamic-update-slice(%stack, %row, %i, %i, %i)
+  %part = f32[2,8]{1,0} dynamic-slice(%all, %i, %i), dynamic_slice_sizes={2,8}
+  ROOT %t = (f32[5,4,8]{2,1,0}, f32[2,8]{1,0}) tuple(%update, %part)
+}
+
+ENTRY %main (p: f32[5,4,8], q: f32[1,4,8], r: f32[7,8], i: s32[]) -> f32[5,4,8] {
+  %p = f32[5,4,8]{2,1,0} parameter(0)
+  %q = f32[1,4,8]{2,1,0} parameter(1)
+  %r = f32[7,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %f = (f32[5,4,8]{2,1,0}, f32[2,8]{1,0}) fusion(%p, %q, %r, %i), kind=kLoop, calls=%fused
+  %f0 = f32[5,4,8]{2,1,0} get-tuple-element(%f), index=0
+  %s = f32[3,8]{1,0} slice(%r), slice={[0:3], [0:8]}
+  ROOT %u = f32[5,4,8]{2,1,0} dynamic-update-slice(%f0, %q, %i, %i, %i)
+}
+"""
+
+
+def test_of_updates_and_slices_only_the_part_moves():
+    """In a fusion: the row read and written, the part read and written, and the scalar."""
+    row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
+    fused = 2 * row + 2 * part + BYTES
+    moved = costs.traffic(UPDATES, lambda kind: None)
+    assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
+
+
 def test_text_that_is_no_module():
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        traffic.count("nothing", lambda kind: None)
+        costs.traffic("nothing", lambda kind: None)
 
 
 CHAIN = """HloModule m, num_partitions=16
@@ -238,6 +296,6 @@ ENTRY %main (p: f32[2,8], q: f32[4]) -> f32[4] {
 
 def test_steps_of_one_collective_beside_other_work_count_once():
     """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
-    found = traffic.count(CHAIN, lambda kind: None)
+    found = costs.traffic(CHAIN, lambda kind: None)
     assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
     assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES

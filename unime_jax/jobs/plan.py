@@ -22,11 +22,11 @@ from unime_jax.backbones import Backbone
 from unime_jax.data import inference_shapes
 from unime_jax.data.shapes import Bucket
 from unime_jax.jobs import boundary
-from unime_jax.planning import chips, compiler, estimate, program, report, suggest
+from unime_jax.planning import chips, compiler, estimate, memory, program, report, suggest
 from unime_jax.planning.report import Entry
+from unime_jax.planning.suggest import Settings
 from unime_jax.training import setup
 
-Settings = config.TrainConfig | config.EmbedConfig
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
@@ -77,91 +77,72 @@ class Recipe:
 
     def __init__(self, planned: config.PlanConfig, cache: pathlib.Path):
         self.planned = planned
-        self.name = planned.name
         self.settings = planned.run
         self.cache = cache
         self._backbone: Backbone | None = None
-        self._costs: dict[Any, estimate.RowCosts] = {}
+        self._row_costs: dict[Any, estimate.RowCosts] = {}
 
     def plan(self, topology: str) -> Entry:
         """The plan for a slice, and of a change: one that fits, or one that fills what is left."""
-        key = self._key(topology)
-        kept = self.cache / f"plan_{key}.json"
-        if kept.exists():
+        cached = self.cache / f"plan_{self._key(topology)}.json"
+        if cached.exists():
             try:
-                return report.entry_from_json(files.read_object(kept))
+                return report.entry_from_json(files.read_object(cached))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                files.set_aside(kept, error)
+                files.set_aside(cached, error)
         entry = self.attempt(topology, self.settings)
         if entry.compiler and entry.memory and self.planned.suggest:
             look = suggest.faster if entry.memory.fits else suggest.suggest
             entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one
             self.cache.mkdir(parents=True, exist_ok=True)
-            files.write_whole(kept, json.dumps(report.entry_to_json(entry)) + "\n")
+            files.write_whole(cached, json.dumps(report.entry_to_json(entry)) + "\n")
         return entry
 
     def attempt(self, topology: str, settings: Settings, *, compiled: bool = True) -> Entry:
-        """The plan of these settings for a slice, or what of it is known without compiling."""
+        """The plan of these settings for a slice, or the part that is known without compiling."""
         where = chips.parse(topology)
-        blank = Entry(
-            recipe=self.name,
+        entry = Entry(
+            recipe=self.planned.name,
             topology=topology,
             backbone=settings.backbone,
             stand_in=self.planned.model,
-            settings=facts(settings),
-            compiler="",
-            memory=None,
-            work=None,
-            estimate=None,
-            hours=None,
-            problem="",
-            suggestion="",
+            settings=described(settings),
         )
         try:
             made = self._program(settings, where)
-            return self._fill(blank, settings, made, where, compiled and made.compiles)
+            return self._planned(entry, made, where, compiled and made.compiles)
         except (ValueError, jax.errors.JaxRuntimeError) as error:  # other slices may do
-            return dataclasses.replace(blank, problem=str(error))
+            return dataclasses.replace(entry, problem=str(error))
 
-    def _fill(
-        self,
-        blank: Entry,
-        settings: Settings,
-        made: program.Program,
-        where: chips.Slice,
-        compiles: bool,
+    def _planned(
+        self, entry: Entry, made: program.Program, where: chips.Slice, compiles: bool
     ) -> Entry:
-        training = isinstance(settings, config.TrainConfig)
-        items = made.items * (2 + made.plan.negatives) if training else made.items
-        load = estimate.assume(made.plan, items, self.planned.rows, self.planned.tokens)
-        key = (made.plan.buckets, load, made.execution)
-        if key not in self._costs:
-            self._costs[key] = estimate.row_costs(made, load)
-        costs = self._costs[key]
-        compiled = None
-        if compiles:
-            compiled = compiler.compile_program(made, where, self.cache)
-            logging.info(
-                "%s on %s: %.1f GB a chip%s",
-                self.name,
-                where.name,
-                compiled.peak / 1e9,
-                ", more than there is" if compiled.too_large else "",
-            )
-        work = estimate.work(made, load, costs, compiled)
-        best = estimate.estimate(work, where, made.items)
+        """An entry with memory, work and time."""
+        trains = "steps" in entry.settings
+        rows = made.items * (2 + made.shapes.negatives) if trains else made.items
+        load = estimate.assume(made.shapes, rows, self.planned.rows, self.planned.tokens)
+        key = (made.shapes.buckets, load, made.execution)
+        if key not in self._row_costs:
+            self._row_costs[key] = estimate.row_costs(made, load)
+        row = self._row_costs[key]
+        compiled = compiler.compile_program(made, where, self.cache) if compiles else None
+        needed = memory.memory(made, where, row.kept, compiled)
+        if compiled:
+            small = "" if needed.fits else ", more than there is"
+            peak = needed.known_peak / 1e9
+            logging.info("%s on %s: %.1f GB a chip%s", entry.recipe, where.name, peak, small)
+        work = estimate.work(made, load, row, compiled)
+        time = estimate.estimate(work, where, made.items)
         return dataclasses.replace(
-            blank,
-            settings=blank.settings
+            entry,
+            settings=entry.settings
             | {"mesh": dict(made.mesh.shape), "load": dataclasses.asdict(load)},
             compiler=compiler.versions() if compiled else "",
-            memory=estimate.memory(made, where, costs, compiled),
+            memory=needed,
             work=work,
-            estimate=best,
-            hours=best.seconds * settings.steps / 3600
-            if isinstance(settings, config.TrainConfig)
-            else None,
+            estimate=time,
+            hours=time.seconds * entry.settings["steps"] / 3600 if trains else None,
         )
 
     def _program(self, settings: Settings, where: chips.Slice) -> program.Program:
@@ -170,15 +151,16 @@ class Recipe:
         if isinstance(settings, config.TrainConfig):
             setup.check_sizes(settings, mesh)
             return program.train_program(settings, backbone, mesh, teacher=self.planned.teacher)
-        plan = inference_shapes.plan_of(
+        shapes = inference_shapes.plan_of(
             Bucket(backbone.preprocess.prompt.max_length, 0),
             backbone.layout,
             sharding.row_shards(mesh),
             settings.batch_size,
         )
-        return program.embed_program(backbone, mesh, plan, jnp.dtype(settings.dtype))
+        return program.embed_program(backbone, mesh, shapes, jnp.dtype(settings.dtype))
 
     def _open(self) -> Backbone:
+        """The backbone, opened once."""
         if self._backbone is None:
             settings = self.settings
             longest = (
@@ -196,7 +178,7 @@ class Recipe:
         return self._backbone
 
     def _key(self, topology: str) -> str:
-        """Of everything that a plan follows from."""
+        """Hash of everything that a plan follows from."""
         values = dataclasses.asdict(self.planned)
         del values["topologies"]
         model = self.planned.model or self.settings.backbone
@@ -221,11 +203,11 @@ def _mesh(settings: Settings, where: chips.Slice) -> Mesh:
     return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices)
 
 
-def facts(settings: Settings) -> dict[str, Any]:
-    """What a plan is about, of the settings."""
-    found: dict[str, Any] = {"batch_size": settings.batch_size}
+def described(settings: Settings) -> dict[str, Any]:
+    """The settings that a plan shows, with "steps" where a run trains."""
     if isinstance(settings, config.TrainConfig):
-        found |= {
+        return {
+            "batch_size": settings.batch_size,
             "steps": settings.steps,
             "chunk_size": settings.chunk_size,
             "objective": settings.loss.objective,
@@ -233,7 +215,8 @@ def facts(settings: Settings) -> dict[str, Any]:
             "execution": dataclasses.asdict(settings.execution),
             "buckets": [dataclasses.asdict(bucket) for bucket in settings.data.buckets],
         }
-    else:
-        longest = settings.max_length or "the folder's"
-        found |= {"max_length": longest, "dtype": settings.dtype}
-    return found
+    return {
+        "batch_size": settings.batch_size,
+        "max_length": settings.max_length or "the folder's",
+        "dtype": settings.dtype,
+    }

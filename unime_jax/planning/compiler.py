@@ -6,9 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import pathlib
 import re
-import time
 import zlib
 from typing import Any
 
@@ -23,8 +21,8 @@ from unime_jax.planning.program import Program
 
 PACKAGES = ("jax", "jaxlib", "libtpu")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# What is asked for, arguments and results included, as libtpu 0.0.42 words it and as XLA does where
-# it counts buffers itself.
+# Bytes that a refused program asks for, arguments and results included, in the words of libtpu
+# 0.0.42, and of XLA where it counts buffers itself.
 REFUSALS = (
     r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds",
     r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
@@ -45,16 +43,12 @@ class Compiled:
       too_large: the compiler gave up, as it does when `peak` is more than the chip has; there is
         no `text` then, and `temporaries` is what is left of `peak`.
       text: optimised HLO.
-      seconds: of compilation.
-      cached: whether it was read from disk.
     """
 
     temporaries: int
     peak: int
     too_large: bool
     text: str
-    seconds: float
-    cached: bool
 
 
 def devices(where: Slice) -> list[jax.Device]:
@@ -76,10 +70,10 @@ def devices(where: Slice) -> list[jax.Device]:
         options["num_slices"] = where.count
     name = where.name.rpartition("*")[2]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
         raise ValueError(f"libtpu gives no slice {where.name}: {error}") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def compile_program(program: Program, where: Slice, cache: files.Path) -> Compiled:
@@ -91,49 +85,42 @@ def compile_program(program: Program, where: Slice, cache: files.Path) -> Compil
         lowered = program.run.lower(*program.arguments)
     text = "\n".join([versions(), where.name, lowered.as_text()])
     key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-    facts, hlo = cache / f"{key}.json", cache / f"{key}.hlo.gz"
-    if facts.exists():
+    sizes, hlo = cache / f"{key}.json", cache / f"{key}.hlo.gz"
+    if sizes.exists():
         try:
-            known = files.read_object(facts)
-            optimised = "" if known["too_large"] else gzip.decompress(hlo.read_bytes()).decode()
-            return Compiled(**known, text=optimised, cached=True)
+            values = files.read_object(sizes)
+            optimised = "" if values["too_large"] else gzip.decompress(hlo.read_bytes()).decode()
+            return Compiled(values["temporaries"], values["peak"], values["too_large"], optimised)
         except (ValueError, TypeError, KeyError, OSError, EOFError, zlib.error) as error:
-            files.set_aside(facts, error)
+            files.set_aside(sizes, error)
     logging.info("compiling for %s; a 7B step takes minutes", where.name)
-    found = _compile(lowered, program, cache / f"{key}.error.txt")
+    compiled = _compile(lowered, program, cache / f"{key}.error.txt")
     cache.mkdir(parents=True, exist_ok=True)
-    files.write_whole(hlo, gzip.compress(found.text.encode(), 6))
-    kept = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    del kept["text"], kept["cached"]
-    files.write_whole(facts, json.dumps(kept) + "\n")  # last: it says that the other is whole
-    return found
+    files.write_whole(hlo, gzip.compress(compiled.text.encode(), 6))
+    values = dataclasses.asdict(compiled)
+    del values["text"]
+    files.write_whole(sizes, json.dumps(values) + "\n")  # last: it says that the other is whole
+    return compiled
 
 
-def _compile(lowered: jax.stages.Lowered, program: Program, log: pathlib.Path) -> Compiled:
-    started = time.perf_counter()
+def _compile(lowered: jax.stages.Lowered, program: Program, log: files.Path) -> Compiled:
+    """Compiles; a refusal for want of memory, which names the largest buffers, is left in `log`."""
     try:
         with jax.set_mesh(program.mesh):
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
-        if needed is None:
+        peak = _refused_bytes(str(error))
+        if peak is None:
             raise
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(str(error))  # names the largest buffers
-        held = argument_bytes(program)
-        seconds = time.perf_counter() - started
-        return Compiled(max(needed - held, 0), needed, True, "", seconds, False)
+        log.write_text(str(error))
+        temporaries = max(peak - argument_bytes(program), 0)
+        return Compiled(temporaries, peak, too_large=True, text="")
     memory: Any = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-    return Compiled(
-        temporaries=memory.temp_size_in_bytes,
-        peak=peak,
-        too_large=False,
-        text=compiled.as_text() or "",
-        seconds=time.perf_counter() - started,
-        cached=False,
-    )
+    temporaries = memory.temp_size_in_bytes
+    peak = memory.argument_size_in_bytes + results + temporaries
+    return Compiled(temporaries, peak, too_large=False, text=compiled.as_text() or "")
 
 
 def argument_bytes(program: Program) -> int:
@@ -155,11 +142,11 @@ def versions() -> str:
     return " ".join(f"{name} {_version(name) or 'none'}" for name in PACKAGES)
 
 
-def _needed(message: str) -> int | None:
+def _refused_bytes(message: str) -> int | None:
     """HBM bytes that a refused program needs, from the compiler's message."""
     for refusal in REFUSALS:
-        if found := re.search(refusal, message):
-            return round(float(found[1]) * UNITS[found[2]])
+        if match := re.search(refusal, message):
+            return round(float(match[1]) * UNITS[match[2]])
     return None
 
 

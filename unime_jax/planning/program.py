@@ -13,34 +13,40 @@ from unime_jax import backbones, config, embedder, encode, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.packing import bucket_shapes
-from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step
 from unime_jax.training.objectives import Distillation
 
+Parameters = dict[str, Any]  # abstract, by path
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted program, its abstract arguments and its mesh.
+    """A jitted program, its abstract arguments, and what lies on the devices beside them.
 
     Attributes:
       mesh: of the devices, which may be those of a topology without any hardware; abstract where
         they are not even known to a compiler.
       run: the jitted function that the job calls.
-      arguments: of `run`, all abstract, with shardings.
-      plan: the shapes of its rows.
+      arguments: of `run`, all abstract, with shardings; the last one is a batch.
+      next_call: the arrays of the next call, which is prepared while this one runs: its batch.
+      idle: weights on the devices that `run` does not read, by path.
+      shapes: of its rows.
       parameters: the trainable and the frozen ones, abstract, by path.
       execution: how `graph` is run.
       keeps: whether the backward pass finds activations of all chunks, or encodes them again.
-      items: pairs (or texts, if nothing is trained) that one call is for.
+      items: pairs (or texts, if nothing is trained) of one call.
     """
 
     mesh: Mesh
     run: Any
     arguments: tuple[Any, ...]
-    plan: BatchShapes
+    next_call: Any
+    idle: Parameters
+    shapes: BatchShapes
     graph: Any
-    parameters: tuple[dict[str, Any], dict[str, Any]]
+    parameters: tuple[Parameters, Parameters]
     execution: Execution
     keeps: bool
     items: int
@@ -51,6 +57,17 @@ class Program:
         with jax.sharding.use_abstract_mesh(mesh):
             return self.run.trace(*self.arguments)
 
+    def chunk(self, rows: int, bucket: Bucket) -> tuple[Parameters, Parameters, Inputs]:
+        """Trainable and frozen parameters and a chunk of so many rows, without shardings."""
+        shapes = BatchShapes((bucket,), self.shapes.layout, rows, rows)
+        trainable, frozen = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.parameters
+        )
+        inputs = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, bucket)
+        )
+        return trainable, frozen, inputs
+
     @property
     def compiles(self) -> bool:
         """Whether the mesh is of devices, and not abstract."""
@@ -59,8 +76,8 @@ class Program:
     @property
     def groups(self) -> tuple[Inputs, ...]:
         """The rows among the arguments."""
-        last = self.arguments[-1]
-        return last.groups if isinstance(last, Batch) else last
+        batch = self.arguments[-1]
+        return batch.groups if isinstance(batch, Batch) else batch
 
     @property
     def opt_state(self) -> Any:
@@ -70,7 +87,7 @@ class Program:
 
 
 def abstract_mesh(sizes: config.MeshConfig, devices: int) -> Mesh:
-    """`sharding.make_mesh` of devices that nothing is known of but their number.
+    """`sharding.make_mesh` of devices of which only the number is known.
 
     Raises:
       ValueError: the sizes do not multiply to it.
@@ -85,11 +102,7 @@ def abstract_mesh(sizes: config.MeshConfig, devices: int) -> Mesh:
 
 
 def train_program(
-    settings: config.TrainConfig,
-    backbone: Backbone,
-    mesh: Mesh,
-    *,
-    teacher: int,
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, *, teacher: int
 ) -> Program:
     """The step of `jobs.train`.
 
@@ -99,43 +112,60 @@ def train_program(
     Raises:
       ValueError: a part of the config does not fit the backbone or the mesh.
     """
+    idle: Parameters = {}
+    trained = backbone
     if isinstance(settings.loss, Distillation):
-        backbone = backbones.language_only(backbone, teacher)
-    found = setup.trace(settings, mesh, backbone, backbone.preprocess)
-    now = state.abstract_state(found.abstract_model, found.optimizer(), mesh)
+        trained = backbones.language_only(backbone, teacher)
+    run = setup.trace(settings, mesh, trained, trained.preprocess)
+    if trained is not backbone and settings.evaluation.every:  # of the whole model
+        whole = setup.trace(settings, mesh, backbone, backbone.preprocess).abstract_model.parameters
+        idle = {path: x for path, x in whole.items() if path not in run.abstract_model.parameters}
+    before = state.abstract_state(run.abstract_model, run.optimizer(), mesh)
+    batch = abstract_batch(run.shapes, mesh, settings.batch_size)
     return Program(
         mesh=mesh,
-        run=found.train_step(now),
-        arguments=(now, abstract_batch(found.shapes, mesh, settings.batch_size)),
-        plan=found.shapes,
-        graph=found.abstract_model.graph,
-        parameters=(now.trainable, now.frozen),
-        execution=found.execution,
+        run=run.train_step(before),
+        arguments=(before, batch),
+        next_call=batch,
+        idle=idle,
+        shapes=run.shapes,
+        graph=run.abstract_model.graph,
+        parameters=(before.trainable, before.frozen),
+        execution=run.execution,
         keeps=not settings.execution.recompute,
         items=settings.batch_size,
     )
 
 
-def embed_program(backbone: Backbone, mesh: Mesh, plan: BatchShapes, dtype: jnp.dtype) -> Program:
+def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
-    graph, targets = embedder.targets(backbone, mesh, dtype)
-    execution = Execution(embedder.activations(dtype), "none", "xla")
+    graph, parameters = embedder.targets(backbone, mesh, dtype)
+    execution = embedder.default_execution(dtype)
+    groups = abstract_rows(shapes, mesh)
+    embeddings = [  # of the next call, or of the one before until they are fetched
+        jax.ShapeDtypeStruct(
+            (group.live.size, backbone.dimension), jnp.float32, sharding=sharding.replicated(mesh)
+        )
+        for group in groups
+    ]
     return Program(
         mesh=mesh,
-        run=encode._program(step.make_encode(graph, execution), mesh),
-        arguments=({}, targets, abstract_rows(plan, mesh)),
-        plan=plan,
+        run=encode.program(step.make_encode(graph, execution), mesh),
+        arguments=({}, parameters, groups),
+        next_call=(groups, embeddings),
+        idle={},
+        shapes=shapes,
         graph=graph,
-        parameters=({}, targets),
+        parameters=({}, parameters),
         execution=execution,
         keeps=False,
-        items=plan.rows,
+        items=shapes.rows,
     )
 
 
-def abstract_batch(plan: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
+def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
     """A batch of pairs by shapes, dtypes and shardings."""
-    groups = abstract_rows(plan, mesh)
+    groups = abstract_rows(shapes, mesh)
     pairs = NamedSharding(mesh, jax.P(sharding.ROWS))
     pair = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=pairs)
     rows = sharding.chunked_rows(mesh)
@@ -143,7 +173,7 @@ def abstract_batch(plan: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
         groups=groups,
         query=pair,
         positive=pair,
-        negative=jax.ShapeDtypeStruct((batch_size, plan.negatives), jnp.int32, sharding=pairs),
+        negative=jax.ShapeDtypeStruct((batch_size, shapes.negatives), jnp.int32, sharding=pairs),
         target_id=tuple(
             jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
         ),
@@ -151,8 +181,8 @@ def abstract_batch(plan: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
     )
 
 
-def abstract_rows(plan: BatchShapes, mesh: Mesh) -> tuple[Inputs, ...]:
+def abstract_rows(shapes: BatchShapes, mesh: Mesh) -> tuple[Inputs, ...]:
     """The rows of all buckets by shapes, dtypes and shardings."""
-    groups = tuple(bucket_shapes(plan, bucket) for bucket in plan.buckets)
+    groups = tuple(bucket_shapes(shapes, bucket) for bucket in shapes.buckets)
     rows = sharding.chunked_rows(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), groups)

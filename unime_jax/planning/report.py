@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from unime_jax.planning.chips import parse
-from unime_jax.planning.estimate import Estimate, Memory, Work
+from unime_jax.planning.estimate import Estimate, Work
+from unime_jax.planning.memory import Memory
 
 NOTE = (
-    "Memory is what the compiler says. Step times are estimates, and bounds at that: published "
-    "peaks of the chip, everything overlapped, for batches as assumed. Nothing here was measured "
-    "on a TPU."
+    "Memory is what the compiler says of the program, with a second batch: the next one is placed "
+    "while a step runs. Step times are estimates, and bounds at that: published peaks of the chip, "
+    "everything overlapped, for batches as assumed. Nothing here was measured on a TPU."
 )
 HEADER = (
-    ("recipe", "slice", "batch", "chunk")
-    + ("weights", "optimizer", "inputs", "temporaries (activations)", "peak of HBM, GB", "fits")
-    + ("PFLOP useful / run", "ICI GB", "step s (estimate)", "MFU at most", "pairs/s", "hours")
+    ("recipe", "slice", "batch", "chunk", "weights", "optimizer", "inputs (2 batches)")
+    + ("temporaries (activations)", "peak of HBM, GB", "fits", "PFLOP useful / run", "ICI GB")
+    + ("step s (estimate)", "MFU at most", "pairs/s", "hours")
 )
 
 
@@ -37,13 +38,13 @@ class Entry:
     backbone: str
     stand_in: str
     settings: dict[str, Any]
-    compiler: str
-    memory: Memory | None
-    work: Work | None
-    estimate: Estimate | None
-    hours: float | None
-    problem: str
-    suggestion: str
+    compiler: str = ""
+    memory: Memory | None = None
+    work: Work | None = None
+    estimate: Estimate | None = None
+    hours: float | None = None
+    problem: str = ""
+    suggestion: str = ""
 
 
 def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -70,22 +71,12 @@ def entry_from_json(values: dict[str, Any]) -> Entry:
 def table(entries: Sequence[Entry]) -> str:
     """Markdown table of plans, with remarks on single lines below."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    remarks = []
-    for entry in entries:
-        lines.append("| " + " | ".join(_cells(entry)) + " |")
-        where = f"{entry.recipe} on {entry.topology}"
-        said = (entry.problem, _verdict(entry), entry.suggestion)
-        remarks += [f"- {where}: {text}" for text in said if text]
-        if entry.work and entry.work.unknown_loops:
-            remarks.append(
-                f"- {where}: {entry.work.unknown_loops} loops run until something that the program "
-                "computes; what they move is counted once, which is too little."
-            )
-        if entry.work and parse(entry.topology).count > 1:
-            remarks.append(
-                f"- {where}: traffic between slices is counted as if it went over ICI; the "
-                "data-centre network that it takes is slower, by how much is not known here."
-            )
+    lines += ["| " + " | ".join(_cells(entry)) + " |" for entry in entries]
+    remarks = [
+        f"- {entry.recipe} on {entry.topology}: {remark}"
+        for entry in entries
+        for remark in _remarks(entry)
+    ]
     if any(entry.memory and not entry.compiler for entry in entries):
         remarks.append(
             "- WARNING: without libtpu nothing was compiled. Arguments and FLOPs are exact; "
@@ -97,14 +88,30 @@ def table(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, "", NOTE, *remarks])
 
 
+def _remarks(entry: Entry) -> list[str]:
+    """Sentences on a plan: what is wrong, what would be better, what is not counted."""
+    remarks = [entry.problem, _verdict(entry), entry.suggestion]
+    if entry.work and entry.work.unknown_loops:
+        remarks.append(
+            f"{entry.work.unknown_loops} loops run until something that the program computes; what "
+            "they move is counted once, which is too little."
+        )
+    if entry.work and parse(entry.topology).count > 1:
+        remarks.append(
+            "traffic between slices is counted as if it went over ICI; the data-centre network "
+            "that it takes is slower, by how much is not known here."
+        )
+    return [remark for remark in remarks if remark]
+
+
 def _verdict(entry: Entry) -> str:
     memory = entry.memory
     if memory is None or memory.fits is not False:
         return ""
-    needed = memory.peak or memory.weights + memory.optimizer + memory.inputs
     chunk = entry.settings.get("chunk_size")
-    of = f"{_gb(needed)} GB a chip of {_gb(memory.capacity)}"
-    return f"{of}{f', at chunk_size {chunk}' if chunk else ''}: the slice is too small"
+    at = f", at chunk_size {chunk}" if chunk else ""
+    needed = f"{_gb(memory.known_peak)} GB a chip of {_gb(memory.capacity)}"
+    return f"{needed}{at}: the slice is too small"
 
 
 def _cells(entry: Entry) -> list[str]:

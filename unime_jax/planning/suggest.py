@@ -1,6 +1,7 @@
 """Changes of a run that make it fit a slice, or fill it, each tried by compiling."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -17,12 +18,12 @@ Settings = config.TrainConfig | config.EmbedConfig
 
 
 class Attempt(Protocol):
-    """What can plan a run on a slice, here `jobs.plan.Recipe`."""
+    """A run that can be planned with other settings, here `jobs.plan.Recipe`."""
 
     settings: Settings
 
     def attempt(self, topology: str, settings: Settings, *, compiled: bool = True) -> Entry:
-        """The plan of these settings, or what of it is known without compiling."""
+        """The plan of these settings, or the part that is known without compiling."""
         ...
 
 
@@ -34,77 +35,74 @@ def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
     embeddings a little), and kernels split over more mesh axes. Of chunk sizes the largest that
     should fit by proportion comes first.
     """
-    tried, best = 0, entry
+    least = entry.memory
+    if least is None:
+        return ""
+    tried = 0
     for settings, flags in _candidates(recipe.settings, entry):
         if tried == MOST:
             break
-        found = recipe.attempt(topology, settings)
-        if found.problem or found.memory is None:
-            continue
+        memory = recipe.attempt(topology, settings).memory
+        if memory is None:
+            continue  # these settings cannot run at all
         tried += 1
-        if found.memory.fits:
-            peak = (found.memory.peak or 0) / 1e9
-            return f"fits with{flags}: {peak:.2f} GB a chip, compiled"
-        if best.memory is None or (found.memory.peak or 0) < (best.memory.peak or 0):
-            best = found
-    memory = best.memory
-    assert memory is not None
-    least = (memory.peak or memory.weights + memory.optimizer + memory.inputs) / 1e9
+        if memory.fits:
+            return f"fits with{flags}: {memory.known_peak / 1e9:.2f} GB a chip, compiled"
+        least = min(least, memory, key=lambda memory: memory.known_peak)
     return (
-        f"nothing fits of {tried} changes that were compiled; the least was {least:.2f} GB a chip "
-        f"of {memory.capacity / 1e9:.2f}: take a larger slice, or chips with more memory"
+        f"nothing fits of {tried} changes that were compiled; the least was "
+        f"{least.known_peak / 1e9:.2f} GB a chip of {least.capacity / 1e9:.2f}: take a larger "
+        "slice, or chips with more memory"
     )
 
 
 def faster(recipe: Attempt, topology: str, entry: Entry) -> str:
     """Layers that recompute less, where a run leaves room for what they keep; "": none of them.
 
-    How much that is is known from tracing; what should fit by that is compiled.
+    Tracing says how much they keep. What should fit by that is compiled.
     """
-    now = recipe.settings
-    if not isinstance(now, config.TrainConfig) or entry.memory is None or entry.estimate is None:
+    settings, memory, estimate = recipe.settings, entry.memory, entry.estimate
+    if not isinstance(settings, config.TrainConfig) or memory is None or estimate is None:
         return ""
-    memory, seconds = entry.memory, entry.estimate.seconds
-    for remat in ORDER[: ORDER.index(now.execution.remat)]:
-        settings, flags = _executed(now, "", "remat", remat)
-        draft = recipe.attempt(topology, settings, compiled=False)
-        if draft.memory is None or memory.peak is None:
+    for remat in ORDER[: ORDER.index(settings.execution.remat)]:
+        changed, flags = _executed(settings, "", "remat", remat)
+        draft = recipe.attempt(topology, changed, compiled=False).memory
+        if draft is None:
             continue
-        if memory.peak + draft.memory.activations - memory.activations > FULL * memory.capacity:
+        likely_peak = memory.known_peak + draft.activations - memory.activations
+        if likely_peak > FULL * memory.capacity:
             continue
-        found = recipe.attempt(topology, settings)
-        if found.memory is None or found.estimate is None or not found.memory.fits:
+        plan = recipe.attempt(topology, changed)
+        if plan.memory is None or plan.estimate is None or not plan.memory.fits:
             continue
-        if found.estimate.seconds < (1 - GAIN) * seconds:
+        if plan.estimate.seconds < (1 - GAIN) * estimate.seconds:
             return (
-                f"has room for{flags}: {found.estimate.seconds:.3g} s a step instead of "
-                f"{seconds:.3g} by the estimate, {(found.memory.peak or 0) / 1e9:.2f} GB a chip, "
-                "compiled"
+                f"has room for{flags}: {plan.estimate.seconds:.3g} s a step instead of "
+                f"{estimate.seconds:.3g} by the estimate, {plan.memory.known_peak / 1e9:.2f} GB a "
+                "chip, compiled"
             )
     return ""
 
 
 def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, str]]:
-    if not isinstance(settings, config.TrainConfig):
-        yield from _meshes(settings, entry, "")
-        return
-    now, flags = settings, ""
-    if not now.execution.recompute:
-        now, flags = _executed(now, flags, "recompute", True)
-        yield now, flags
-    yield from _chunks(now, entry, flags)
-    smallest = _shards(entry)
-    if now.chunk_size > smallest:
-        now = dataclasses.replace(now, chunk_size=smallest)
-        flags += f" --config.chunk_size={smallest}"
-    for remat in ORDER[ORDER.index(now.execution.remat) + 1 :]:
-        yield _executed(now, flags, "remat", remat)
-    if now.execution.remat != "full":
-        now, flags = _executed(now, flags, "remat", "full")
-    if now.lora.rank and now.execution.frozen_dtype != "int8":
-        now, flags = _executed(now, flags, "frozen_dtype", "int8")
-        yield now, flags
-    yield from _meshes(now, entry, flags)
+    """Changed settings with their flags, in the order of `suggest`."""
+    flags = ""
+    if isinstance(settings, config.TrainConfig):
+        if not settings.execution.recompute:
+            settings, flags = _executed(settings, flags, "recompute", True)
+            yield settings, flags
+        yield from _chunks(settings, entry, flags)
+        smallest = _row_shards(entry)
+        if settings.chunk_size > smallest:
+            settings, flags = _with_chunks(settings, flags, smallest)
+        for remat in ORDER[ORDER.index(settings.execution.remat) + 1 :]:
+            yield _executed(settings, flags, "remat", remat)
+        if settings.execution.remat != "full":
+            settings, flags = _executed(settings, flags, "remat", "full")
+        if settings.lora.rank and settings.execution.frozen_dtype != "int8":
+            settings, flags = _executed(settings, flags, "frozen_dtype", "int8")
+            yield settings, flags
+    yield from _meshes(settings, entry, flags)
 
 
 def _executed(
@@ -116,45 +114,40 @@ def _executed(
     return changed, f"{flags} --config.execution.{key}={value}"
 
 
+def _with_chunks(
+    settings: config.TrainConfig, flags: str, size: int
+) -> tuple[config.TrainConfig, str]:
+    """The same with another chunk size."""
+    return dataclasses.replace(settings, chunk_size=size), f"{flags} --config.chunk_size={size}"
+
+
 def _chunks(
     settings: config.TrainConfig, entry: Entry, flags: str
 ) -> Iterator[tuple[Settings, str]]:
-    """Smaller chunks, from the largest that should fit."""
-    memory, smallest = entry.memory, _shards(entry)
+    """Smaller chunks that should fit, as temporaries are in proportion, from the largest."""
+    memory, shards = entry.memory, _row_shards(entry)
     if memory is None:
         return
-    held = memory.weights + memory.optimizer + memory.inputs
-    spare, needed = memory.capacity - held, (memory.peak or held) - held
-    if spare <= 0:
-        return  # chunks are not what is too large
-    sizes = []
+    spare = memory.capacity - memory.held
+    temporaries = memory.known_peak - memory.held
     size = settings.chunk_size // 2
-    while size >= smallest and size % smallest == 0:
-        sizes.append(size)
+    while size >= shards and size % shards == 0:
+        if temporaries * size / settings.chunk_size < spare:
+            yield _with_chunks(settings, flags, size)
         size //= 2
-    likely = [size for size in sizes if needed * size / settings.chunk_size < spare]
-    for size in likely[:1] + [size for size in sizes if size < min(likely[:1] or [0])]:
-        yield (
-            dataclasses.replace(settings, chunk_size=size),
-            f"{flags} --config.chunk_size={size}",
-        )
 
 
 def _meshes(settings: Settings, entry: Entry, flags: str) -> Iterator[tuple[Settings, str]]:
     """All devices over fsdp, then part of them over tensor."""
-    devices = 1
-    for size in entry.settings.get("mesh", {}).values():
-        devices *= size
-    tensor = 1
-    while tensor <= min(devices, 8):
-        mesh = config.MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor)
-        if dataclasses.asdict(mesh) != entry.settings.get("mesh"):
-            sizes = {"data": 1, "fsdp": mesh.fsdp, "tensor": tensor}
+    planned = entry.settings["mesh"]
+    devices = math.prod(planned.values())
+    for tensor in (1, 2, 4, 8):
+        sizes = {"data": 1, "fsdp": devices // tensor, "tensor": tensor}
+        if tensor <= devices and sizes != planned:
             named = "".join(f" --config.mesh.{axis}={size}" for axis, size in sizes.items())
-            yield dataclasses.replace(settings, mesh=mesh), flags + named
-        tensor *= 2
+            yield dataclasses.replace(settings, mesh=config.MeshConfig(**sizes)), flags + named
 
 
-def _shards(entry: Entry) -> int:
-    mesh = entry.settings.get("mesh", {})
-    return int(mesh.get("data", 1) * mesh.get("fsdp", 1))
+def _row_shards(entry: Entry) -> int:
+    mesh = entry.settings["mesh"]
+    return int(mesh["data"] * mesh["fsdp"])

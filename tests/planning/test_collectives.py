@@ -1,0 +1,150 @@
+"""The compiled step's collectives: the expected ones, where they are expected."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.backbones.tiny_folders import write_folder
+from tests.models.oracle import EXACT
+from tests.training.test_mesh_invariance import DORA, LOSS, NONE, PAIRS
+from unime_jax import backbones, sharding
+from unime_jax.data.shapes import Bucket, pair_shapes
+from unime_jax.planning.counting import hlo
+from unime_jax.planning.program import abstract_batch
+from unime_jax.training import state, step
+
+WIDTH, LAYERS = 64, 5  # no other size here is 5
+ROWS = 3 * PAIRS  # queries, positives, negatives
+GATHER = "all-gather"
+PICTURES, TEXTS = Bucket(256, 5), Bucket(256, 0)
+TILED = dataclasses.replace(LOSS, column_block=8)
+
+
+@pytest.fixture(scope="module")
+def collectives(tmp_path_factory):
+    """(kind, shape of a result, in how many loops) of every collective of a step.
+
+    Every kernel is divided by every mesh. Each step compiles once, and nothing is computed.
+    """
+    folder = tmp_path_factory.mktemp("collectives") / "folder"
+    sizes = dict(num_hidden_layers=LAYERS, num_attention_heads=8, intermediate_size=2 * WIDTH)
+    write_folder(
+        folder,
+        vision=sizes | dict(hidden_size=WIDTH),
+        text=sizes | dict(hidden_size=WIDTH, num_key_value_heads=8),
+    )
+    backbone = backbones.open_backbone(str(folder), max_length=256)
+    known = {}
+
+    def of(shape, adapters, loss=LOSS, bucket=PICTURES):
+        key = shape, adapters.rank, loss.column_block
+        if key not in known:
+            known[key] = read_collectives(compiled_step(backbone, shape, adapters, loss, bucket))
+        return known[key]
+
+    return of
+
+
+def compiled_step(backbone, shape, adapters, loss, bucket):
+    """Optimised HLO of a step on a mesh; adapters alone are trained if there are any."""
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    trainable = ((r".*\.lora_.*", True), (".*", False)) if adapters.rank else ((".*", True),)
+    model = state.abstract_model(
+        backbone, mesh, adapters=adapters, trainable=trainable, frozen_dtype=jnp.dtype("float32")
+    )
+    optimizer = optax.sgd(0.1)
+    before = state.abstract_state(model, optimizer, mesh)
+    shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
+    train_step = step.make_train_step(
+        step.make_encode(model.graph, EXACT),
+        optimizer,
+        optax.constant_schedule(0.1),
+        loss,
+        recompute=True,
+    )
+    placed = jax.tree.map(lambda x: x.sharding, before)
+    run = jax.jit(train_step, out_shardings=(placed, sharding.replicated(mesh)))
+    with jax.set_mesh(mesh):
+        lowered = run.lower(before, abstract_batch(shapes, mesh, PAIRS))
+        return lowered.compile().as_text()
+
+
+def read_collectives(text):
+    module = hlo.parse(text)
+    collectives = []
+
+    def walk(name, depth):
+        for line in module.computations[name].values():
+            kind = line.opcode.removesuffix("-start")
+            if kind in hlo.COLLECTIVES:
+                sides = re.findall(r"\w+\[([\d,]*)\]", line.type)
+                shapes = [tuple(map(int, filter(None, s.split(",")))) for s in sides]
+                collectives.extend((kind, shape, depth) for shape in shapes)
+            for key in ("body", "to_apply", "calls"):
+                if inner := line.called(key):
+                    walk(inner, depth + (key == "body"))
+            for branch in line.branches:
+                walk(branch, depth)
+
+    walk(module.entry, 0)
+    return collectives
+
+
+def test_data_parallel_gathers_no_parameters(collectives):
+    """Embeddings are gathered for the loss, gradients are summed; a forward needs nothing."""
+    all_kinds = collectives((8, 1, 1), NONE)
+    inside = [(kind, shape) for kind, shape, depth in all_kinds if depth]
+    assert {kind for kind, _ in inside} == {"all-reduce"}
+    assert max(len(shape) for _, shape in inside) == 2  # of one layer; activations have three axes
+    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
+    assert max(map(math.prod, gathered)) == ROWS * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("shape", "adapters"),
+    [
+        ((2, 4, 1), DORA),
+        pytest.param((1, 8, 1), DORA, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), NONE, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), NONE, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), NONE, marks=pytest.mark.slow),
+    ],
+)
+def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
+    gathered = [(s, depth) for kind, s, depth in collectives(shape, adapters) if kind == GATHER]
+    assert not [s for s, _ in gathered if len(s) == 3 and s[0] == LAYERS]
+    layers = [math.prod(s) for s, depth in gathered if depth > 1]
+    assert max(layers) == WIDTH * 2 * WIDTH // shape[2]
+
+
+def test_tensor_parallel_sums_activations(collectives):
+    """Kernels stay where they are; a block of the decoder or the tower sums its outputs."""
+    all_kinds = collectives((1, 1, 8), DORA)
+    assert "all-reduce" in {kind for kind, _, depth in all_kinds if depth > 1}
+    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
+    assert not any(len(s) == 3 and s[0] == LAYERS for s in gathered)
+    assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
+
+
+def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
+    """They go round a ring; what else is gathered are parameters, and integers of rows.
+
+    The tower has no part in it, so texts will do.
+    """
+    embeddings = {(ROWS, WIDTH), (PAIRS, WIDTH), (ROWS // PAIRS, PAIRS, WIDTH), (PAIRS, ROWS)}
+
+    def gathered(loss, bucket):
+        all_kinds = collectives((2, 4, 1), DORA, loss, bucket)
+        kinds = (GATHER, "all-to-all", "all-reduce")
+        return {s for kind, s, _ in all_kinds if kind in kinds}, {kind for kind, *_ in all_kinds}
+
+    dense, kinds = gathered(LOSS, PICTURES)
+    assert dense & embeddings and "collective-permute" not in kinds
+    tiled, kinds = gathered(TILED, TEXTS)
+    assert not tiled & embeddings and "collective-permute" in kinds

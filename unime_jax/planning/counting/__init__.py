@@ -1,0 +1,1 @@
+"""Private to `planning.costs`: readers of jaxprs and of optimised HLO."""

@@ -1,0 +1,108 @@
+"""Memory of a program on one chip, and of what lies there beside it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from unime_jax import sharding
+from unime_jax.batch import Inputs
+from unime_jax.data.shapes import Bucket
+from unime_jax.planning.chips import Slice
+from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
+from unime_jax.planning.program import Program
+from unime_jax.training import step
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip while a program runs.
+
+    Attributes:
+      weights: exact, by shardings; those that only evaluations during training read included.
+      optimizer: exact, its state.
+      inputs: exact; two batches, as the next one is placed while a program runs. Of a program that
+        embeds the embeddings of the other call as well.
+      gradients: exact, of the trainable parameters.
+      activations: kept by the backward pass of a chunk, or of all chunks if none is encoded twice,
+        as traced; the compiler may fuse or drop a part. They are among `temporaries`.
+      temporaries: the compiler's; None: there is no compiler here.
+      peak: the compiler's for the program, with what lies beside its arguments; None as above.
+      capacity: of the chip.
+    """
+
+    weights: int
+    optimizer: int
+    inputs: int
+    gradients: int
+    activations: int
+    temporaries: int | None
+    peak: int | None
+    capacity: int
+
+    @property
+    def held(self) -> int:
+        """Bytes that lie there before the program starts."""
+        return self.weights + self.optimizer + self.inputs
+
+    @property
+    def known_peak(self) -> int:
+        """The peak, or the part of it that is known without a compiler."""
+        return self.held if self.peak is None else self.peak
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the program fits; None if only a part is known, and that part fits."""
+        if self.known_peak > self.capacity:
+            return False
+        return None if self.peak is None else True
+
+
+def memory(
+    program: Program, where: Slice, kept: Sequence[float], compiled: Compiled | None
+) -> Memory:
+    """Memory of one chip.
+
+    `kept`: bytes that the backward pass needs of a row, by bucket, see `kept_of_a_row`.
+    """
+    trainable, _ = program.parameters
+    parameters, optimizer = chip_bytes(program.parameters), chip_bytes(program.opt_state)
+    idle, ahead = chip_bytes(program.idle), chip_bytes(program.next_call)
+    return Memory(
+        weights=parameters + idle,
+        optimizer=optimizer,
+        inputs=argument_bytes(program) - parameters - optimizer + ahead,
+        gradients=chip_bytes(trainable),
+        activations=_activations(program, kept),
+        temporaries=compiled.temporaries if compiled else None,
+        peak=compiled.peak + idle + ahead if compiled else None,
+        capacity=int(where.chip.hbm),
+    )
+
+
+def _activations(program: Program, kept: Sequence[float]) -> int:
+    """Bytes of activations on one chip, given those of a row by bucket."""
+    shapes, shards = program.shapes, sharding.row_shards(program.mesh)
+    chunks = [shapes.chunk_rows(b) // shards * row for b, row in zip(shapes.buckets, kept)]
+    if program.keeps:
+        return round(sum(shapes.chunks(b) * chunk for b, chunk in zip(shapes.buckets, chunks)))
+    return round(max(chunks))
+
+
+def kept_of_a_row(program: Program, bucket: Bucket) -> float:
+    """Bytes that the backward pass needs of one more row, as traced."""
+    if not program.parameters[0]:
+        return 0.0
+    return _kept(program, 2, bucket) - _kept(program, 1, bucket)
+
+
+def _kept(program: Program, rows: int, bucket: Bucket) -> float:
+    """Bytes of what the pullback of so many rows holds, parameters included."""
+    encode = step.make_encode(program.graph, program.execution)
+
+    def pullback(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
+        return jax.vjp(lambda p: encode(p, frozen, inputs), trainable)[1]
+
+    kept = jax.eval_shape(pullback, *program.chunk(rows, bucket))
+    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)))
