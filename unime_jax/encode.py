@@ -27,9 +27,9 @@ from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, 
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
+from unime_jax.models.forward import Encode, count_live_chunks, encode_live_chunks
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
-from unime_jax.training.gradcache import Encode, encode_in_chunks
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
@@ -281,7 +281,8 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
         parts = [
-            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
+            encode_live_chunks(encode, trainable, frozen, group, count_live_chunks(group.live))
+            for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]

@@ -20,10 +20,10 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
+from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import optimizer, state, step
-from unime_jax.training.gradcache import Encode
-from unime_jax.training.objectives import Contrastive
+from unime_jax.training.settings import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Setup:
     preprocess: packing.Preprocess
     execution: Execution
     abstract_model: state.AbstractModel
-    encode: Encode
+    encode: forward.Encode
     shapes: BatchShapes
     test_shapes: BatchShapes
 
@@ -71,7 +71,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            prepare=step.make_prepare(self.abstract_model.graph),
+            prepare=forward.make_prepare(self.abstract_model.graph),
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
@@ -220,7 +220,7 @@ def trace(
         preprocess=preprocess,
         execution=execution,
         abstract_model=abstract_model,
-        encode=step.make_encode(abstract_model.graph, execution),
+        encode=forward.make_encode(abstract_model.graph, execution),
         shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,
