@@ -9,9 +9,9 @@ from absl import logging
 
 from unime_jax import config, files
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import report, results, run_facts, scores, suite
+from unime_jax.evaluation import headline, report, results, scores, suite
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.training import outcome
+from unime_jax.training import curves, outcome
 
 
 def evaluate(
@@ -63,8 +63,9 @@ def write_report(
         after=rankings.get("after"),
         images=tests.images() if tests else lambda path: b"",
         title=f"Training {workdir.name}",
-        facts=run_facts.run_facts(settings, goodput) | best,
+        headline=headline.of_training(settings, goodput) | best,
         composition_rows=tests.composition_rows if tests else {},
+        training=curves.section(workdir),
     )
 
 
@@ -77,7 +78,7 @@ def write_outcome(settings: config.TrainConfig, workdir: files.Path) -> None:
 def read_metrics(workdir: files.Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; none if it cannot be read."""
     try:
-        return report.read_metrics(workdir / "metrics.jsonl")
+        return curves.read_metrics(workdir / "metrics.jsonl")
     except (ValueError, OSError) as error:  # a run does not end for its statistics
         logging.warning("%s; whether the run learns is told from now on", error)
         return []
