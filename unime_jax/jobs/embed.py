@@ -35,7 +35,7 @@ from unime_jax.data.quarantine import BadItem, Quarantine
 from unime_jax.embedder import Embedder, default_execution, kept, truncated
 from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight
-from unime_jax.operations import compilation_cache, workdir_lock
+from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -75,7 +75,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     # Hosts share the folder: each owns its part of it.
     lock = f"embed-{jax.process_index()}-of-{jax.process_count()}.lock"
     with (
-        files.disk_errors(workdir),
+        disk_errors.explained(workdir),
         workdir_lock.owned(workdir, lock, what="writes this part of the embeddings in"),
     ):
         compilation_cache.use_for_job(settings.compilation_cache, workdir)

@@ -9,6 +9,7 @@ import jax
 from absl import logging
 
 from unime_jax import files
+from unime_jax.operations.growing_files import GrowingFile
 from unime_jax.training.progress import Progress
 from unime_jax.training.tensorboard import TensorBoard, flat_scores, write_evaluation
 
@@ -52,7 +53,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         cut_after(path, resume_step)
-        self._file = files.GrowingFile(path)
+        self._file = GrowingFile(path)
         self._workdir = workdir
         self._tensorboard = TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
