@@ -25,10 +25,11 @@ from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import to_item
-from unime_jax.embedder import Embedder, targets
+from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
 from unime_jax.models.forward import make_encode
+from unime_jax.models.inference import targets
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import local_copies
 
@@ -61,7 +62,7 @@ def self_check(
     """
     copy = local_copies.local_copy(folder)
     backbone = open_backbone(str(copy), max_length=max_length)
-    graph, wanted = targets(backbone, mesh, jnp.dtype(dtype))
+    graph, wanted = targets(backbone.make_model, mesh, jnp.dtype(dtype))
     encode = make_encode(graph, execution)
     encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, shapes, mesh)
     expected, found = trained(items), encoder(items)

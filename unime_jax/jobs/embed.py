@@ -32,9 +32,11 @@ from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
-from unime_jax.embedder import Embedder, default_execution, kept, truncated
+from unime_jax.data.truncation import kept, truncated
+from unime_jax.embedder import Embedder
 from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight
+from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 

@@ -1,6 +1,6 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +75,19 @@ def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
 def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
     """Chunk i of a group: `Inputs` without the C axis."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+
+
+def cause_of_nonfinite(parameters: Sequence[paths.Parameters]) -> str:
+    """The cause of embeddings that are not finite, in a sentence; a call of all processes."""
+    named = [(path, x) for part in parameters for path, x in part.items()]
+    floats = [(path, x) for path, x in named if jnp.issubdtype(x.dtype, jnp.floating)]
+    bad = sorted(path for path, x in floats if not jnp.isfinite(x).all())
+    if bad:
+        return (
+            f"{len(bad)} of {len(named)} parameters hold NaN or infinity, such as {bad[0]}; the"
+            " checkpoint is damaged, or was written by a run that diverged"
+        )
+    return (
+        "all weights are finite, so numbers overflow on the way, at this item or at most; try"
+        ' float32 (dtype="float32", config.execution.dtype), and look at the item'
+    )
