@@ -293,5 +293,5 @@ class Embedder:
         return Defaults(self.prompts, self.default_prompt_name).prompt(prompt, prompt_name)
 
     def _kept(self, truncate_dim: int | None) -> int:
-        """How many numbers of an embedding a call keeps."""
+        """D of the embeddings that a call returns."""
         return kept(self._width, self.truncate_dim if truncate_dim is None else truncate_dim)

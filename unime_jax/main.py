@@ -148,7 +148,7 @@ def run() -> None:
 
 
 def says_it_all(error: Exception) -> bool:
-    """Whether the error was raised on purpose to be read by a user."""
+    """True if the error was raised on purpose, to be read by a user."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return _is_ours(last.filename) and (last.line or "").startswith("raise ")
 

@@ -42,7 +42,7 @@ def of_evaluation(settings: EvaluateConfig) -> dict[str, str]:
 
 
 def initialisation(settings: TrainConfig) -> str:
-    """Where the weights before the first step come from, in a few words."""
+    """Origin of the weights before the first step, in a few words."""
     if settings.init_from:
         return f"of the run {settings.init_from}"
     return "random" if settings.init == "random" else "pretrained"

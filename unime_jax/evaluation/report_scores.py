@@ -1,4 +1,4 @@
-"""What a report says of scores: headline numbers, bars with intervals, and datasets that fell."""
+"""The report's part on scores: headline numbers, bars with intervals, and datasets that fell."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

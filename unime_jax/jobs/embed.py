@@ -46,7 +46,7 @@ POLL_SECONDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is to be done, known before any weight is read."""
+    """An embedding job that is set up: model, items and writer, before any weight is read."""
 
     settings: config.EmbedConfig
     backbone: Backbone
@@ -214,9 +214,9 @@ def _write_blocks(
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
     """Data sets, then text files, in the config's order."""
     folder = files.as_path(data.folder)
-    found = {name: formats.open_dataset(folder / name) for name in data.datasets}
-    schema.check_names(data.splits, {split for rows in found.values() for split in rows})
-    for name, rows in found.items():
+    datasets = {name: formats.open_dataset(folder / name) for name in data.datasets}
+    schema.check_names(data.splits, {split for rows in datasets.values() for split in rows})
+    for name, rows in datasets.items():
         for split in data.splits or sorted(rows):
             if split in rows:
                 yield Pairs(f"{name}/{split}", rows[split], data.sides)

@@ -1,4 +1,4 @@
-"""What is cheap to see of a run before anything is built, downloaded or computed, all at once.
+"""Preflight checks: problems that are cheap to see before anything is built, all listed at once.
 
 What a run prepares itself, below `data.folder`, cannot be looked at yet and is left out.
 """
@@ -163,13 +163,13 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """What a run makes itself: files below a folder, if it prepares any."""
+    """Files that a run makes itself, below a folder, if it prepares any."""
 
     folder: files.Path
     prepares: bool
 
     def later(self, path: files.Path) -> bool:
-        """Whether a path may still come to be."""
+        """True if the run itself may still make this path."""
         inside = files.resolved(path).is_relative_to(files.resolved(self.folder))
         return self.prepares and inside and not path.exists()
 
@@ -237,10 +237,10 @@ def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
 
 def _check_module(module: str, problems: Problems) -> None:
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of a package above it
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         problems.add(
             f'config.data.prepare.module={module!r}: there is no such module; "" prepares nothing'
         )

@@ -11,7 +11,7 @@ import uuid
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a lock; `token` is new for each holding, `namespace` that of process ids."""
+    """The holder of a lock; `token` is new for each holding, `namespace` that of process ids."""
 
     host: str
     boot: str
@@ -64,7 +64,7 @@ def myself() -> Owner:
 
 
 def _began(pid: int) -> str:
-    """When a process started, which tells it from a later one of its id; "": there is none."""
+    """Start of a process, which tells it from a later one of its id; "": there is none."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:

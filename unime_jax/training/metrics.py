@@ -113,7 +113,7 @@ class MetricsWriter:
         self._progress.show(step, values)
 
     def write_scores(self, scores: Mapping[int, Mapping[str, Any]]) -> None:
-        """Reports the evaluations so far, by step, of which the last is of the newest step."""
+        """Reports all evaluations so far by step; the last is that of the newest step."""
         if not self._writes:
             return
         write_evaluation(self._workdir, scores)

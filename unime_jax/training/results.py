@@ -1,4 +1,4 @@
-"""What a training run leaves of what it has learnt: scores, the report, and the outcome."""
+"""Results of a training run: scores, the report, and the outcome."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from unime_jax.training import curves, outcome
 def evaluate(
     tests: suite.Suite, encoder: Encoder, when: str
 ) -> tuple[scores.Scores, dict[str, DatasetResult]]:
-    """Scores in percent, and what the report shows of each dataset; the same in all processes."""
+    """Scores in percent, and the rankings of each dataset; the same in all processes."""
     started = time.perf_counter()
     evaluated = suite.evaluate(tests, encoder)
     logging.info("evaluation %s took %.1f s", when, time.perf_counter() - started)
@@ -27,7 +27,7 @@ def evaluate(
 def evaluate_side(
     tests: suite.Suite, encoder: Encoder, workdir: files.Path, when: Literal["before", "after"]
 ) -> scores.Scores:
-    """Writes a side of evaluation.json, and what the report shows of it; {} without tests."""
+    """Writes a side of evaluation.json, and its rankings for the report; {} without tests."""
     if tests.is_empty:
         return {}
     side, shown = evaluate(tests, encoder, f"{when} training")

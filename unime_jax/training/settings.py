@@ -80,7 +80,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run is saved, besides at its end and on SIGTERM."""
+    """Saves of a run, besides those at its end and on SIGTERM."""
 
     every: int  # steps from one save to the next
     keep: int  # newest checkpoints that are kept

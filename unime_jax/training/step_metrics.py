@@ -27,7 +27,7 @@ class _Step:
 
 
 class StepMetrics:
-    """What is known of each step, read while the device computes the next one.
+    """Metrics of each step, read while the device computes the next one.
 
     Args:
       sources: the names that `Batch.source` counts.
@@ -58,7 +58,7 @@ class StepMetrics:
 
     @property
     def told_to_stop(self) -> bool:
-        """Whether any process was told to; all processes agree, a step late."""
+        """True if any process was told to stop; all processes agree, a step late."""
         return self._stop_signal.told if jax.process_count() == 1 else self._told
 
     def add(
