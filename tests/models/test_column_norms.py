@@ -68,12 +68,12 @@ def batch():
 def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     graph, _, frozen = parts
     encode = forward.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
-    prepare = forward.make_prepare(graph) if prepared else None
+    constants = forward.with_column_norms(graph) if prepared else None
     loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
 
     def value(trainable):
         return step.batch_loss(
-            encode, trainable, frozen, batch, loss, recompute=recompute, prepare=prepare
+            encode, trainable, frozen, batch, loss, recompute=recompute, constants=constants
         )[0]
 
     return jax.value_and_grad(value)

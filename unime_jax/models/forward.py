@@ -14,14 +14,14 @@ from unime_jax.models.vlm import Execution
 
 # Embeddings of the rows of a chunk, given trainable and frozen parameters.
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
-# Frozen parameters and what else stays the same for all chunks of a step.
-Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
+# Frozen parameters with all else that stays the same for all chunks of a step, given both parts.
+Constants = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     """Embeddings of one chunk as a function of trainable and frozen parameters.
 
-    The frozen ones may come from `make_prepare`.
+    The frozen ones may come from `with_column_norms`.
     """
 
     def encode(
@@ -36,13 +36,13 @@ def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     return encode
 
 
-def make_prepare(graph: nnx.GraphDef) -> Prepare:
-    """Frozen parameters and DoRA's column norms, the constants of a step."""
+def with_column_norms(graph: nnx.GraphDef) -> Constants:
+    """The frozen parameters with DoRA's column norms, as a function of both parts."""
 
-    def prepare(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
+    def constants(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
         return frozen | lora.column_norms(paths.merge(graph, trainable, frozen))
 
-    return prepare
+    return constants
 
 
 def encode_live_chunks(

@@ -71,7 +71,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            prepare=forward.make_prepare(self.abstract_model.graph),
+            constants=forward.with_column_norms(self.abstract_model.graph),
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
