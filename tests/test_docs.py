@@ -77,9 +77,8 @@ def test_every_package_of_the_architecture_is_there_and_every_module_it_names():
 
 def test_the_way_of_an_example_takes_five_files_and_a_sentence_for_each():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    steps = re.split(r"^\d\. ", text.split("\n## ")[1].split("\n\nAround")[0], flags=re.MULTILINE)[
-        1:
-    ]
+    way = text.split("\n## ")[1].split("\n\nAround")[0]
+    _, *steps = re.split(r"^\d\. ", way, flags=re.MULTILINE)
     assert len(steps) == 5
     for step in steps:
         path, function, sentence = re.match(r"`(\S+\.py)`, `(\w+)`: (.+)", step, re.DOTALL).groups()
