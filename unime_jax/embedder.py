@@ -59,7 +59,7 @@ class Embedder:
         execution: Execution,
         truncate_dim: int | None = None,
     ):
-        """Reads the weights; `from_pretrained` says what the other arguments mean.
+        """Reads the weights; other arguments are those of `from_pretrained`.
 
         `execution` is how the forward is run, see `models.inference`.
         """

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 
 def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:
-    """The config that a command asks for, and what there is to say of it."""
+    """The config that a command asks for, and remarks on it for the log."""
     values = recipes.load(recipe)
     if values.job != "plan":
         command_line.refuse_plan(recipe, overrides)

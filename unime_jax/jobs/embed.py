@@ -91,7 +91,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
 
 
 def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
-    """Reads the corpus once, and compares everything with what `workdir` was begun with."""
+    """Indexes the corpus, and checks model and corpus against those that `workdir` began with."""
     backbone = open_backbone(
         settings.backbone,
         max_length=settings.max_length,

@@ -32,7 +32,7 @@ class Problems:
 
     @contextlib.contextmanager
     def collected(self, key: str = "") -> Iterator[None]:
-        """Keeps an error of what is done in it; `key` is said first, unless the error names it."""
+        """Collects an error of its body, led by `key` unless the error names it."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -57,7 +57,7 @@ class Problems:
 def check(
     make_mesh: Callable[[], Mesh], workdir: files.Path, of_job: Callable[[Problems], None]
 ) -> Mesh:
-    """The mesh of a job, of which all has been looked at that is cheap.
+    """The mesh of a job, after all cheap checks.
 
     Args:
       make_mesh: raises ValueError if it does not fit the devices.

@@ -76,7 +76,7 @@ class GrowingFolder:
             self.sync()
 
     def sync(self) -> None:
-        """Sends what there is; nothing to do for a local folder."""
+        """Sends the whole folder to the bucket; nothing to do for a local one."""
         if not isinstance(self._folder, pathlib.Path):
             files.upload(self.local, self._folder)
             self._sent = time.monotonic()

@@ -124,7 +124,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what was saved is complete.
+        """Waits until all saves are complete.
 
         Raises:
           RuntimeError: a save has failed.

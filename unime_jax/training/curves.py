@@ -93,7 +93,7 @@ def loss_tile(ended: Mapping[str, Any], records: Records) -> dict[str, str]:
 
 
 def counts(records: Records) -> list[dict[str, Any]]:
-    """Totals of what was counted in the batches, where it was."""
+    """Totals of the counts in `tally.COUNTS` that any line has."""
     return [
         {
             "name": name.replace("_", " "),
@@ -161,7 +161,7 @@ def curve(
     title: str,
     new_objective: int = 0,
 ) -> dict[str, Any] | None:
-    """A panel of what is logged by step; None if nothing is.
+    """A panel of logged values by step; None if no line has any.
 
     The loss has a mark after step `new_objective`, where another objective began (0: none did),
     and crosses at steps that were dropped; `chance_loss` goes with it, dashed.

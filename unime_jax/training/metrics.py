@@ -122,7 +122,7 @@ class MetricsWriter:
             self._wandb.log(dict(flat_scores(scores[step])), step=step)
 
     def flush(self) -> None:
-        """Makes the disk keep what was written so far; call it before a checkpoint of these steps.
+        """Flushes all lines to the disk; call it before a checkpoint of these steps.
 
         A run that goes on from there does not write them again.
         """

@@ -85,7 +85,7 @@ def read_metrics(workdir: files.Path) -> list[dict[str, Any]]:
 
 
 def log_results(workdir: files.Path) -> None:
-    """Logs the table of scores, where the report is, and what is wrong with the outcome."""
+    """Logs the table of scores, the path of the report, and the findings of the outcome."""
     if jax.process_index() != 0:
         return
     if sides := scores.read_scores(workdir):

@@ -28,7 +28,7 @@ class Contrastive:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The options of `losses.relational_distillation`, and which texts it is about."""
+    """The options of `losses.relational_distillation`, and the texts that are compared."""
 
     objective: Literal["distillation"]  # KL divergence of rows of the similarity matrices
     # "all" texts of the batch with each other, only those that are "queries" (sent0 of the NLI

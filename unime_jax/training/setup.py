@@ -53,7 +53,7 @@ class Setup:
         )
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The config's optimizer for what is trained."""
+        """The config's optimizer of the trainable parameters."""
         settings = self.settings
         return optimizer.make_optimizer(
             settings.optimizer, settings.steps, self.abstract_model.trainable

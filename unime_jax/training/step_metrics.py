@@ -126,14 +126,14 @@ class StepMetrics:
         self._last += seconds
 
     def flush(self) -> bool:
-        """`report` before a save: what was written so far is on the disk then."""
+        """`report` before a save, with all lines flushed to the disk."""
         is_finite = self.report(saving=True)
         self._writer.flush()
         self._quarantine.merge()
         return is_finite
 
     def refuse(self, items: Sequence[quarantine.BadItem]) -> files.Path:
-        """Lists items of a source that is of no use; the file."""
+        """Lists the items of an unusable source in the quarantine; returns its file."""
         self._quarantine.note(items)
         self._quarantine.merge()
         return self._quarantine.path
