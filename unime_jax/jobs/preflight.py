@@ -20,7 +20,7 @@ from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.shapes import pair_shapes
-from unime_jax.training import checkpoint_manager, optimizer, resume, setup
+from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Distillation
 
 
@@ -82,7 +82,7 @@ def check(
 def check_training(settings: config.TrainConfig, workdir: files.Path, problems: Problems) -> None:
     """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run."""
     with problems.collected():
-        checkpoint_manager.check_name(workdir)
+        checkpoint.check_name(workdir)
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():

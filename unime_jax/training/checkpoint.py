@@ -24,6 +24,10 @@ from unime_jax.training.checksums import checksums
 from unime_jax.training.damaged_checkpoints import all_processes, in_short
 from unime_jax.training.step import TrainState
 
+# A path with these is a pattern to the file names that Orbax looks for when it completes a
+# checkpoint, and the pattern does not match the path itself, or matches another run's as well.
+PATTERN = "*?[\\"
+
 # Names in the record of a checkpoint; runs that are under way have them on disk.
 FINGERPRINTS, CHECKSUMS = "facts", "checksums"
 
@@ -245,6 +249,24 @@ class Checkpoints:
             raise  # a device or another process is gone, which is not about the folder
         except Exception as failure:
             raise RuntimeError(damaged_checkpoints.not_written(self._folder, failure)) from failure
+
+
+def check_name(workdir: files.Path) -> None:
+    """Raises ValueError if checkpoints in this folder could not be read again for its path."""
+    path = str(files.absolute(workdir))
+    bad = sorted(set(path) & set(PATTERN))
+    if bad:
+        raise ValueError(
+            f"--workdir={path}: {' and '.join(map(repr, bad))} in a path is a pattern for Orbax, "
+            "so that no checkpoint written there could be read again. Use another name, such as "
+            f"{_plain(workdir.name) or 'run'}, or a symbolic link without them in its path."
+        )
+
+
+def _plain(name: str) -> str:
+    for character in PATTERN + "]":
+        name = name.replace(character, "_")
+    return name.strip("_")
 
 
 def _saved_part(state: TrainState) -> dict[str, Any]:

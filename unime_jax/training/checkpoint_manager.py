@@ -1,4 +1,4 @@
-"""Orbax' manager of a folder of checkpoints: which are kept, and names it could not read again."""
+"""Orbax' manager of a folder of checkpoints, which keeps the newest and the best."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,10 +19,6 @@ ocp.type_handlers.register_type_handler(
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM),
     override=True,
 )
-
-# A path with these is a pattern to the file names that Orbax looks for when it completes a
-# checkpoint, and the pattern does not match the path itself, or matches another run's as well.
-PATTERN = "*?[\\"
 
 # Of some steps, that of the best checkpoint; None: no score is known.
 Best = Callable[[Sequence[int]], int | None]
@@ -69,21 +65,3 @@ def open_manager(
             ) from error
         damaged_checkpoints.set_notes_aside(folder, error)
         return ocp.CheckpointManager(folder, options=options)
-
-
-def check_name(workdir: files.Path) -> None:
-    """Raises ValueError if checkpoints in this folder could not be read again for its path."""
-    path = str(files.absolute(workdir))
-    bad = sorted(set(path) & set(PATTERN))
-    if bad:
-        raise ValueError(
-            f"--workdir={path}: {' and '.join(map(repr, bad))} in a path is a pattern for Orbax, "
-            "so that no checkpoint written there could be read again. Use another name, such as "
-            f"{_plain(workdir.name) or 'run'}, or a symbolic link without them in its path."
-        )
-
-
-def _plain(name: str) -> str:
-    for character in PATTERN + "]":
-        name = name.replace(character, "_")
-    return name.strip("_")
