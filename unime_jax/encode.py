@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
@@ -27,9 +26,14 @@ from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, 
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
+from unime_jax.models.forward import (
+    Encode,
+    cause_of_nonfinite,
+    count_live_chunks,
+    encode_live_chunks,
+)
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
-from unime_jax.training.gradcache import Encode, encode_in_chunks
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
@@ -213,10 +217,10 @@ def _collected(
     for step in steps:
         if isinstance(step, _Running):
             block, sizes = step.batch.block, step.batch.sizes
-            numbers, found = _fetch(model, step)
+            numbers, fetched = _fetch(model, step)
             if vectors is None:
-                vectors = np.zeros((len(block), found.shape[1]), np.float32)
-            vectors[numbers - block.start] = found
+                vectors = np.zeros((len(block), fetched.shape[1]), np.float32)
+            vectors[numbers - block.start] = fetched
             kept.append(numbers)
             truncated += sum(size.truncated for size in sizes)
             unmatched += sum(size.unmatched_markers for size in sizes)
@@ -242,33 +246,17 @@ def _fetch(
     numbers, vectors = numbers[live], vectors[live]
     bad = sorted(numbers[~np.isfinite(vectors).all(axis=1)].tolist())
     if bad:
-        raise NonFiniteError(bad, len(numbers), _cause(model.parameters))
+        raise NonFiniteError(bad, len(numbers), cause_of_nonfinite(model.parameters))
     return numbers, vectors
 
 
 def _width(model: Model, shapes: BatchShapes) -> int:
-    """D, without computing anything."""
+    """D, by shapes alone."""
     chunk = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
         bucket_shapes(shapes, shapes.buckets[0]),
     )
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
-
-
-def _cause(parameters: Sequence[paths.Parameters]) -> str:
-    """Where embeddings that are not finite come from; all processes ask."""
-    named = [(path, x) for part in parameters for path, x in part.items()]
-    floats = [(path, x) for path, x in named if jnp.issubdtype(x.dtype, jnp.floating)]
-    bad = sorted(path for path, x in floats if not jnp.isfinite(x).all())
-    if bad:
-        return (
-            f"{len(bad)} of {len(named)} parameters hold NaN or infinity, such as {bad[0]}; the"
-            " checkpoint is damaged, or was written by a run that diverged"
-        )
-    return (
-        "all weights are finite, so numbers overflow on the way, at this item or at most; try"
-        ' float32 (dtype="float32", config.execution.dtype), and look at the item'
-    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -284,7 +272,8 @@ def program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
         parts = [
-            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
+            encode_live_chunks(encode, trainable, frozen, group, count_live_chunks(group.live))
+            for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
@@ -301,7 +290,7 @@ def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
 def _announced(
     shapes: BatchShapes, compiled: set[BatchShapes]
 ) -> contextlib.AbstractContextManager[None]:
-    """Says that the first call for some shapes compiles."""
+    """Announces the compilation of the first call for some shapes."""
     if shapes in compiled:
         return contextlib.nullcontext()
     return announced(f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}")

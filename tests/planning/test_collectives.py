@@ -15,6 +15,7 @@ from tests.models.oracle import EXACT
 from tests.training.test_mesh_invariance import DORA, LOSS, NONE, PAIRS
 from unime_jax import backbones, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
+from unime_jax.models import forward
 from unime_jax.planning.counting import hlo
 from unime_jax.planning.program import abstract_batch
 from unime_jax.training import state, step
@@ -62,7 +63,7 @@ def compiled_step(backbone, shape, adapters, loss, bucket):
     before = state.abstract_state(model, optimizer, mesh)
     shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
     train_step = step.make_train_step(
-        step.make_encode(model.graph, EXACT),
+        forward.make_encode(model.graph, EXACT),
         optimizer,
         optax.constant_schedule(0.1),
         loss,

@@ -24,12 +24,13 @@ from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.formats.tfds import version_folder
-from unime_jax.embedder import Embedder, default_execution
+from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, report, run_facts, scores, tasks
+from unime_jax.evaluation import finished, headline, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
 from unime_jax.jobs import boundary, preflight
+from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training import resume
@@ -252,7 +253,7 @@ def _leave(
         after=rankings(results),
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
-        facts=run_facts.evaluation_facts(settings),
+        headline=headline.of_evaluation(settings),
         composition_rows=suite.composition_rows,
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)

@@ -11,12 +11,12 @@ import numpy as np
 
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.models import forward
 from unime_jax.planning import costs
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled
 from unime_jax.planning.memory import kept_of_a_row
 from unime_jax.planning.program import Program
-from unime_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _filled(program: Program, load: Load) -> list[Bucket]:
 def _useful(program: Program, rows: int, bucket: Bucket) -> float:
     """FLOPs of a forward pass over so many full rows, and of the backward pass if any."""
     execution = dataclasses.replace(program.execution, remat="none")
-    encode = step.make_encode(program.graph, execution)
+    encode = forward.make_encode(program.graph, execution)
 
     def once(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
         if not trainable:

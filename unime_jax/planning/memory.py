@@ -9,10 +9,10 @@ import jax
 from unime_jax import sharding
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import Bucket
+from unime_jax.models import forward
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
-from unime_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def kept_of_a_row(program: Program, bucket: Bucket) -> float:
 
 def _kept(program: Program, rows: int, bucket: Bucket) -> float:
     """Bytes of what the pullback of so many rows holds, parameters included."""
-    encode = step.make_encode(program.graph, program.execution)
+    encode = forward.make_encode(program.graph, program.execution)
 
     def pullback(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
         return jax.vjp(lambda p: encode(p, frozen, inputs), trainable)[1]

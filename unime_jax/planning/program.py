@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
-from unime_jax import backbones, config, embedder, encode, sharding
+from unime_jax import backbones, config, encode, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step
 from unime_jax.training.objectives import Distillation
@@ -139,8 +140,8 @@ def train_program(
 
 def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
-    graph, parameters = embedder.targets(backbone, mesh, dtype)
-    execution = embedder.default_execution(dtype)
+    graph, parameters = inference.targets(backbone.make_model, mesh, dtype)
+    execution = inference.default_execution(dtype)
     groups = abstract_rows(shapes, mesh)
     embeddings = [  # of the next call, or of the one before until they are fetched
         jax.ShapeDtypeStruct(
@@ -150,7 +151,7 @@ def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jn
     ]
     return Program(
         mesh=mesh,
-        run=encode.program(step.make_encode(graph, execution), mesh),
+        run=encode.program(forward.make_encode(graph, execution), mesh),
         arguments=({}, parameters, groups),
         next_call=(groups, embeddings),
         idle={},

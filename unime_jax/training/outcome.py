@@ -17,7 +17,7 @@ from absl import logging
 from unime_jax import files
 from unime_jax.config import TrainConfig
 from unime_jax.training import tally
-from unime_jax.training.objectives import Contrastive
+from unime_jax.training.settings import Contrastive
 
 STATUS = 65  # of a run whose every step was skipped; trying again changes nothing
 FILE = "outcome.json"
@@ -241,6 +241,11 @@ def read(workdir: files.Path) -> dict[str, Any]:
     if not whole or not all(_is_finding(finding) for finding in findings or ()):
         return {}
     return outcome
+
+
+def messages(workdir: files.Path) -> list[str]:
+    """Messages of the findings of <workdir>/outcome.json."""
+    return [finding["message"] for finding in read(workdir).get("findings", [])]
 
 
 def _is_finding(finding: Any) -> bool:

@@ -10,11 +10,11 @@ from jaxtyping import Float, Float32
 
 from unime_jax import files, losses
 from unime_jax.batch import Item
+from unime_jax.config import Distillation
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.schema import check_names, to_example
 from unime_jax.evaluation.item_table import Encode, Images
-from unime_jax.training.objectives import Distillation
 
 NEIGHBOURS = 10
 HELD_OUT = "test"
