@@ -30,6 +30,7 @@ from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
 from unime_jax.training.gradcache import Encode, encode_in_chunks
+from unime_jax.training.step import Prepare
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
@@ -37,11 +38,16 @@ Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices."""
+    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices.
+
+    `prepare(trainable, frozen)` makes, once a batch, the constants that every chunk is encoded with
+    in the place of the frozen parameters; None: the frozen ones themselves.
+    """
 
     encode: Encode
     parameters: tuple[paths.Parameters, paths.Parameters]
     mesh: Mesh
+    prepare: Prepare | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +93,18 @@ def make_encoder(
     preprocess: Callable[[Item], Row],
     shapes: BatchShapes,
     mesh: Mesh,
+    prepare: Prepare | None = None,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
-    `parameters`: trainable and frozen. Items run in batches of `shapes.rows`, all of one program.
-    They may be a lazy sequence: threads index each item once. Every process of the mesh must make
-    the same calls and gets all embeddings.
+    `parameters`: trainable and frozen; `prepare`: see `Model`. Items run in batches of
+    `shapes.rows`, all of one program. They may be a lazy sequence: threads index each item once.
+    Every process of the mesh must make the same calls and gets all embeddings.
 
     The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
     item whose embedding is not finite.
     """
-    model = Model(encode, parameters, mesh)
+    model = Model(encode, parameters, mesh, prepare)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
         blocks = encode_blocks(model, items, preprocess, lambda *size: shapes, window=shapes.rows)
@@ -189,7 +196,8 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run, compiled = _program(model.encode, mesh), _compiled(model.encode, mesh)
+    run = _program(model.encode, mesh, model.prepare)
+    compiled = _compiled(model.encode, mesh)
     with _announced(shapes, compiled), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
     compiled.add(shapes)
@@ -272,7 +280,9 @@ def _cause(parameters: Sequence[paths.Parameters]) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+def _program(
+    encode: Encode, mesh: Mesh, prepare: Prepare | None = None
+) -> Callable[..., list[jax.Array]]:
     """One program for all parameters of a model, so that "before" and "after" compile once."""
     everywhere = sharding.replicated(mesh)
 
@@ -280,8 +290,10 @@ def _program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
     def run(
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
+        constants = frozen if prepare is None else prepare(trainable, frozen)
         parts = [
-            encode_in_chunks(encode, trainable, frozen, group, recompute=True) for group in groups
+            encode_in_chunks(encode, trainable, constants, group, recompute=True)
+            for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]

@@ -37,6 +37,7 @@ class Setup:
     execution: Execution
     abstract_model: state.AbstractModel
     encode: Encode
+    prepare: step.Prepare
     shapes: BatchShapes
     test_shapes: BatchShapes
 
@@ -71,7 +72,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            prepare=step.make_prepare(self.abstract_model.graph),
+            prepare=self.prepare,
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
@@ -90,7 +91,9 @@ class Setup:
             self.abstract_model.part(parameters, trainable=True),
             self.abstract_model.part(parameters, trainable=False),
         )
-        return make_encoder(self.encode, parts, self.preprocess, self.test_shapes, self.mesh)
+        return make_encoder(
+            self.encode, parts, self.preprocess, self.test_shapes, self.mesh, self.prepare
+        )
 
 
 def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -221,6 +224,7 @@ def trace(
         execution=execution,
         abstract_model=abstract_model,
         encode=step.make_encode(abstract_model.graph, execution),
+        prepare=step.make_prepare(abstract_model.graph),
         shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,
