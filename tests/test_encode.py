@@ -9,7 +9,7 @@ from unime_jax import paths, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
-from unime_jax.training import step
+from unime_jax.models import forward
 
 SIZES = [(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]  # of two to five tiles
 BUCKETS = (Bucket(32, 0), Bucket(80, 3, share=0.5), Bucket(150, 5))
@@ -42,7 +42,7 @@ def encoder(pair, *, buckets, chunk_size, rows, mesh=(1, 1, 1)):
     }
     trainable = {path: parameters.pop(path) for path in list(parameters) if "norm" in path}
     shapes = BatchShapes(buckets, pair.backbone.layout, chunk_size, rows)
-    encode = step.make_encode(graph, EXACT)
+    encode = forward.make_encode(graph, EXACT)
     return make_encoder(encode, (trainable, parameters), pair.backbone.preprocess, shapes, mesh)
 
 

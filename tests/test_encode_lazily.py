@@ -12,7 +12,7 @@ from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.embedder import default_execution, targets
 from unime_jax.encode import encode_blocks, make_encoder
-from unime_jax.training.step import make_encode
+from unime_jax.models.forward import make_encode
 
 FLOAT32 = np.dtype(np.float32)
 ROWS = 4

@@ -33,9 +33,9 @@ from unime_jax.data.user_inputs import (
 )
 from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.models import layers
+from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import EmbeddingModel, Execution
 from unime_jax.operations import compilation_cache
-from unime_jax.training.step import make_encode
 
 S = TypeVar("S")
 T = TypeVar("T")

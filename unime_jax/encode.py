@@ -27,10 +27,9 @@ from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, 
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
+from unime_jax.models.forward import Encode, Prepare, count_live_chunks, encode_live_chunks
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
-from unime_jax.training.gradcache import Encode, encode_in_chunks
-from unime_jax.training.step import Prepare
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
@@ -292,7 +291,7 @@ def _program(
     ) -> list[jax.Array]:
         constants = frozen if prepare is None else prepare(trainable, frozen)
         parts = [
-            encode_in_chunks(encode, trainable, constants, group, recompute=True)
+            encode_live_chunks(encode, trainable, constants, group, count_live_chunks(group.live))
             for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]

@@ -22,7 +22,7 @@ from unime_jax.data.packing import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
-from unime_jax.training import step
+from unime_jax.models import forward
 
 import_torchvision()
 
@@ -335,7 +335,7 @@ def test_encoder_on_meshes(tiny, shape):
     kernel = parameters["encoder.layer.attention.self.query.kernel"]
     assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
     shapes = BatchShapes((Bucket(16, 0), Bucket(64, 0)), backbone.layout, 8, 8)
-    encode = step.make_encode(graph, EXACT)
+    encode = forward.make_encode(graph, EXACT)
     encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, shapes, mesh)
     found = encoder([Item(text) for text in TEXTS])
     np.testing.assert_allclose(found, of_sentence_transformers(tiny, TEXTS), atol=CLOSE, rtol=0)
@@ -364,7 +364,7 @@ def test_gradients_are_finite_and_reach_every_parameter(tiny):
 
     def gradient(remat):
         execution = dataclasses.replace(EXACT, remat=remat)
-        loss = lambda p: step.make_encode(graph, execution)(p, {}, inputs)[:, 0].sum()  # noqa: E731
+        loss = lambda p: forward.make_encode(graph, execution)(p, {}, inputs)[:, 0].sum()  # noqa: E731
         return jax.jit(jax.grad(loss))(parameters)
 
     plain, other = gradient("none"), gradient("full")

@@ -24,7 +24,7 @@ from unime_jax.batch import Item, Picture
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
-from unime_jax.training import step
+from unime_jax.models import forward
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "nv_embed"
 INSTRUCTION = "Instruct: name the shape\nQuery: "
@@ -326,7 +326,7 @@ def test_encoder_over_chunks_and_buckets(recorded, alone, shape):
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     parameters = backbone.load(targets(backbone, mesh))
     shapes = BatchShapes((Bucket(60, 0), Bucket(240, 0)), backbone.layout, 4, 8)
-    encode = step.make_encode(graph, EXACT)
+    encode = forward.make_encode(graph, EXACT)
     encoder = make_encoder(encode, ({}, parameters), backbone.preprocess, shapes, mesh)
     items = [Item(text, prefix=prompt) for text in TEXTS for prompt in alone]
     expected = np.stack(list(alone.values()), axis=1).reshape(len(items), -1)

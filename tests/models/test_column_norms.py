@@ -12,7 +12,7 @@ from tests.models.oracle import EXACT
 from tests.training.test_step import LOSS, regroup
 from unime_jax import paths
 from unime_jax.batch import Batch
-from unime_jax.models import layers, lora
+from unime_jax.models import forward, layers, lora
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.vlm import LanguageModel
 from unime_jax.training import step
@@ -67,8 +67,8 @@ def batch():
 
 def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     graph, _, frozen = parts
-    encode = step.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
-    prepare = step.make_prepare(graph) if prepared else None
+    encode = forward.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
+    prepare = forward.make_prepare(graph) if prepared else None
     loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
 
     def value(trainable):

@@ -15,7 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION
 from unime_jax import backbones, encode, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
-from unime_jax.models import lora, precision
+from unime_jax.models import forward, lora, precision
 from unime_jax.models.vlm import Execution
 from unime_jax.planning.program import abstract_batch, abstract_rows
 from unime_jax.training import objectives, state, step
@@ -98,7 +98,7 @@ def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1
     )
     optimizer = optax.sgd(1e-3)
     run = step.make_train_step(
-        step.make_encode(abstract_model.graph, Execution(jnp.dtype(dtype), "none", "xla")),
+        forward.make_encode(abstract_model.graph, Execution(jnp.dtype(dtype), "none", "xla")),
         optimizer,
         optax.constant_schedule(1e-3),
         loss,
@@ -153,7 +153,7 @@ def test_of_the_encoder_of_evaluation_export_and_embedder_too(opened):
     )
     shapes = pair_shapes([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
     exact = Execution(jnp.dtype("float32"), "none", "xla")
-    run = encode._program(step.make_encode(abstract_model.graph, exact), mesh)
+    run = encode._program(forward.make_encode(abstract_model.graph, exact), mesh)
     with jax.set_mesh(mesh):
         found = products(run.lower(abstract_model.parameters, {}, abstract_rows(shapes, mesh)))
     assert len(found) > 10 and set(found) == {("f32", "f32", True)}

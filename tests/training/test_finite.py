@@ -11,8 +11,8 @@ from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.embedder import targets
 from unime_jax.encode import make_encoder
+from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import Execution
-from unime_jax.training.step import make_encode
 
 NORM = "encoder.layer.1.output.LayerNorm.weight"
 FLOAT32 = np.dtype(np.float32)

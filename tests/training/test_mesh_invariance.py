@@ -17,7 +17,7 @@ from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item
 from unime_jax.data.packing import pack, prepare
 from unime_jax.data.shapes import Bucket, pair_shapes
-from unime_jax.models import lora
+from unime_jax.models import forward, lora
 from unime_jax.training import loop, objectives, state, step
 
 FAMILIES = {
@@ -95,7 +95,7 @@ def make_step(backbone, shape, *, adapters, trainable, loss):
     now = state.make_state(abstract_model, parameters, optimizer, mesh)
     train_step = jax.jit(
         step.make_train_step(
-            step.make_encode(abstract_model.graph, EXACT),
+            forward.make_encode(abstract_model.graph, EXACT),
             optimizer,
             optax.constant_schedule(RATE),
             loss,

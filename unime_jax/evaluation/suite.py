@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from unime_jax import files
-from unime_jax.config import AgreementConfig, TrainConfig
+from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.formats.tfds import version_folder
@@ -17,7 +17,6 @@ from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.stored_images import open_images
 from unime_jax.evaluation.tasks import composition, distillation, mmeb
-from unime_jax.training.objectives import Distillation
 
 Key = tuple[tasks.Kind, str]  # kind and name of a task
 

@@ -12,12 +12,11 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
-from unime_jax.config import TrainConfig
+from unime_jax.config import Contrastive, Distillation, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers
 from unime_jax.training import outcome
-from unime_jax.training.objectives import Distillation, Objective
 
 EXAMPLES = 4  # prompts that are shown
 LENGTH = 1000  # characters of them
@@ -145,7 +144,7 @@ def _warnings(workdir: files.Path) -> dict[str, str]:
     return {"**warning**": markdown(text)} if text else {}
 
 
-def _loss(loss: Objective) -> str:
+def _loss(loss: Contrastive | Distillation) -> str:
     parts = [f"temperature {loss.temperature}"]
     if isinstance(loss, Distillation):
         towards = loss.direction.replace("_", " and ")

@@ -28,9 +28,9 @@ from unime_jax.data.user_inputs import to_item
 from unime_jax.embedder import Embedder, targets
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
+from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import local_copies
-from unime_jax.training.step import make_encode
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
 NEARLY_ONE = 0.99  # cosine of inputs that have nothing in common

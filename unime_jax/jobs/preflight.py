@@ -21,7 +21,7 @@ from unime_jax.data import embedding_store, formats, items, mixture
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.training import checkpoint, optimizer, resume, setup
-from unime_jax.training.objectives import Distillation
+from unime_jax.training.settings import Distillation
 
 
 class Problems:

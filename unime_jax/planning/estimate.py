@@ -13,11 +13,11 @@ from unime_jax import sharding
 from unime_jax.batch import Inputs
 from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.models import forward
 from unime_jax.planning import flops, traffic
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
-from unime_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,7 @@ def row_costs(program: Program, load: Load) -> RowCosts:
 def _flops(program: Program, rows: int, tokens: int, tiles: int) -> float:
     trainable, frozen, inputs = _abstract(program, rows, tokens, tiles)
     execution = dataclasses.replace(program.execution, remat="none")
-    encode = step.make_encode(program.graph, execution)
+    encode = forward.make_encode(program.graph, execution)
 
     def once(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
         if not trainable:
@@ -237,7 +237,7 @@ def _flops(program: Program, rows: int, tokens: int, tiles: int) -> float:
 
 
 def _kept(program: Program, rows: int, bucket: Bucket) -> float:
-    encode = step.make_encode(program.graph, program.execution)
+    encode = forward.make_encode(program.graph, program.execution)
 
     def pullback(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
         return jax.vjp(lambda p: encode(p, frozen, inputs), trainable)[1]

@@ -14,6 +14,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes
+from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step
 from unime_jax.training.objectives import Distillation
@@ -122,7 +123,7 @@ def embed_program(backbone: Backbone, mesh: Mesh, plan: BatchShapes, dtype: jnp.
     execution = Execution(embedder.activations(dtype), "none", "xla")
     return Program(
         mesh=mesh,
-        run=encode._program(step.make_encode(graph, execution), mesh),
+        run=encode._program(forward.make_encode(graph, execution), mesh),
         arguments=({}, targets, abstract_rows(plan, mesh)),
         plan=plan,
         graph=graph,

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import Inputs
+from unime_jax.models.forward import Encode, chunk_at, count_live_chunks, encode_live_chunks
 
-Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
 Pullback = Callable[[Float[Array, "R D"]], tuple[paths.Parameters]]
 
 
@@ -25,24 +25,20 @@ def encode_in_chunks(
     *,
     recompute: bool,
 ) -> Float[Array, "C R D"]:
-    """Embeddings of all rows of a group; those of chunks without a live row are zero.
+    """Embeddings of all rows of a group, with a gradient for `trainable` alone.
 
-    The number of live chunks is a runtime value: a half-full group costs half, and nothing
-    recompiles. With `recompute` the forward keeps embeddings alone and the backward encodes each
-    chunk again; without it, activations are kept, in room for those of all chunks. Either backward
-    sums the gradient of `trainable` chunk by chunk.
+    Rows of chunks without a live row have zeros. The backward sums the gradient chunk by chunk.
+
+    Args:
+      recompute: the forward keeps embeddings alone, and the backward encodes each chunk again;
+        else the forward keeps activations, in room for those of all chunks.
     """
-    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
 
     @jax.custom_vjp
     def encode_all(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs, live: Int[Array, ""]
     ) -> Float[Array, "C R D"]:
-        def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
-            return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
-
-        room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
-        return jax.lax.fori_loop(0, live, body, room)
+        return encode_live_chunks(encode, trainable, frozen, inputs, live)
 
     def forward(trainable, frozen, inputs, live):
         return encode_all(trainable, frozen, inputs, live), (trainable, frozen, inputs, live)
@@ -59,7 +55,7 @@ def encode_in_chunks(
         encode_all.defvjp(forward, backward)
     else:
         encode_all.defvjp(*_keeping_activations(encode))
-    return encode_all(trainable, frozen, inputs, live_chunks(inputs.live))
+    return encode_all(trainable, frozen, inputs, count_live_chunks(inputs.live))
 
 
 def _keeping_activations(encode: Encode) -> tuple[Callable, Callable]:
@@ -135,20 +131,9 @@ def _gradient(
     trainable: paths.Parameters,
     live: Int[Array, ""],
 ) -> paths.Parameters:
-    """Sum over live chunks of what their pullbacks give."""
+    """Gradient of `trainable`: the sum of the live chunks' gradients."""
 
     def body(i: Int[Array, ""], total: paths.Parameters) -> paths.Parameters:
         return jax.tree.map(jnp.add, total, pullback(i)(cotangent[i])[0])
 
     return jax.lax.fori_loop(0, live, body, jax.tree.map(jnp.zeros_like, trainable))
-
-
-def live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
-    """Number of chunks up to the last that holds a live row."""
-    used = jnp.any(live, axis=1)
-    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
-
-
-def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
-    """Chunk i of a group: `Inputs` without the C axis."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)

@@ -20,10 +20,10 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
+from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import optimizer, state, step
-from unime_jax.training.gradcache import Encode
-from unime_jax.training.objectives import Contrastive
+from unime_jax.training.settings import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Setup:
     preprocess: packing.Preprocess
     execution: Execution
     abstract_model: state.AbstractModel
-    encode: Encode
-    prepare: step.Prepare
+    encode: forward.Encode
+    prepare: forward.Prepare
     shapes: BatchShapes
     test_shapes: BatchShapes
 
@@ -223,8 +223,8 @@ def trace(
         preprocess=preprocess,
         execution=execution,
         abstract_model=abstract_model,
-        encode=step.make_encode(abstract_model.graph, execution),
-        prepare=step.make_prepare(abstract_model.graph),
+        encode=forward.make_encode(abstract_model.graph, execution),
+        prepare=forward.make_prepare(abstract_model.graph),
         shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,

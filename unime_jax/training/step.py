@@ -7,17 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
-from unime_jax.batch import ArrayLike, Batch, Inputs
-from unime_jax.models import lora
-from unime_jax.models.vlm import Execution
+from unime_jax.batch import ArrayLike, Batch
+from unime_jax.models.forward import Encode, Prepare
 from unime_jax.training import objectives
-from unime_jax.training.gradcache import Encode, encode_in_chunks
-
-Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
+from unime_jax.training.gradcache import encode_in_chunks
 
 
 @jax.tree_util.register_dataclass
@@ -31,33 +27,6 @@ class TrainState:
     opt_state: Any
     skipped: Int[ArrayLike, ""]  # non-finite steps so far
     skipped_in_a_row: Int[ArrayLike, ""]
-
-
-def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
-    """Embeddings of one chunk as a function of trainable and frozen parameters.
-
-    The frozen ones may come from `make_prepare`.
-    """
-
-    def encode(
-        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
-    ) -> Float[Array, "R D"]:
-        norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
-        own = {path: leaf for path, leaf in frozen.items() if path not in norms}
-        model = paths.merge(graph, trainable, own)
-        lora.set_column_norms(model, norms)
-        return model(inputs, execution)
-
-    return encode
-
-
-def make_prepare(graph: nnx.GraphDef) -> Prepare:
-    """The frozen parameters and, beside them, DoRA's column norms: a step's constants."""
-
-    def prepare(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
-        return frozen | lora.column_norms(paths.merge(graph, trainable, frozen))
-
-    return prepare
 
 
 def batch_loss(

@@ -1,0 +1,77 @@
+"""An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from unime_jax import paths
+from unime_jax.batch import Inputs
+from unime_jax.models import lora
+from unime_jax.models.vlm import Execution
+
+# Embeddings of the rows of a chunk, given trainable and frozen parameters.
+Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
+# Frozen parameters and what else stays the same for all chunks of a step.
+Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
+
+
+def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
+    """Embeddings of one chunk as a function of trainable and frozen parameters.
+
+    The frozen ones may come from `make_prepare`.
+    """
+
+    def encode(
+        trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
+    ) -> Float[Array, "R D"]:
+        norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
+        own = {path: leaf for path, leaf in frozen.items() if path not in norms}
+        model = paths.merge(graph, trainable, own)
+        lora.set_column_norms(model, norms)
+        return model(inputs, execution)
+
+    return encode
+
+
+def make_prepare(graph: nnx.GraphDef) -> Prepare:
+    """Frozen parameters and DoRA's column norms, the constants of a step."""
+
+    def prepare(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
+        return frozen | lora.column_norms(paths.merge(graph, trainable, frozen))
+
+    return prepare
+
+
+def encode_live_chunks(
+    encode: Encode,
+    trainable: paths.Parameters,
+    frozen: paths.Parameters,
+    inputs: Inputs,
+    live: Int[Array, ""],
+) -> Float[Array, "C R D"]:
+    """Embeddings of the first `live` chunks of a group, one after another; zeros for the others.
+
+    The number of live chunks is a runtime value: a half-full group costs half, and nothing
+    recompiles. There is no gradient through it, see `training.gradcache`.
+    """
+    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+
+    def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
+        return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
+
+    room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
+    return jax.lax.fori_loop(0, live, body, room)
+
+
+def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
+    """Number of chunks up to the last that holds a live row."""
+    used = jnp.any(live, axis=1)
+    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0))
+
+
+def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
+    """Chunk i of a group: `Inputs` without the C axis."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
