@@ -54,7 +54,7 @@ def load_result(path: files.Path) -> Result:
     """Reads what `save_result` wrote."""
     head, arrays = _read(path)
     if isinstance(head, dict) and "agreement" in head:
-        return Agreement(**head["agreement"])
+        return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     (result,) = load_results(path).values()

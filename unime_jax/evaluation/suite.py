@@ -104,8 +104,8 @@ def make_suite(
 
 def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[str, DatasetResult]]:
     """Scores in percent, and what the report shows of each of MMEB's datasets."""
-    images, encode = suite.images(), SharedEncoder(encode)
-    results = {(task.kind, task.name): tasks.run(task, images, encode) for task in suite.tasks}
+    run = tasks.run_all(suite.tasks, suite.images(), SharedEncoder(encode))
+    results = {(task.kind, task.name): result for task, result in run}
     return summary(suite, results), rankings(results)
 
 

@@ -221,11 +221,9 @@ def _results(
             truncate_dim=backbone.dimension,
         )
         encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
-        images = suite.images()
-        for task in missing:
-            started = time.perf_counter()
-            result = tasks.run(task, images, encode)
-            logging.info("%s took %.1f s", task, time.perf_counter() - started)
+        started = time.perf_counter()
+        for task, result in tasks.run_all(missing, suite.images(), encode):
+            logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
             results[task.kind, task.name] = result
             if first:
                 finished.save(workdir, task, result)
