@@ -120,6 +120,7 @@ def taught(data):
     texts.write(data / "held_out" / "texts", train, test)
     sentences = sorted({sentence for row in test for sentence in row})
     vectors = np.random.default_rng(0).normal(size=(len(sentences), 24)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     embedding_store_writer.write(data / "held_out" / "teacher", sentences, vectors)
     return sentences, vectors
 
@@ -141,7 +142,6 @@ def test_held_out_texts(data, straight, taught, tmp_path):
 
     embedder = Embedder.from_pretrained(straight / "hf", dtype="float32")
     student = embedder.encode(sentences, prompt="", suffix="\nIn one word:").astype(np.float64)
-    teacher = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
     others = ~np.eye(len(sentences), dtype=bool)
     shares, nearest = [], []
     for vectors in (teacher.astype(np.float64), student):
