@@ -1,6 +1,7 @@
 """The house: ten files and ten packages at the top, and which of them may import which."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -24,6 +25,11 @@ BELOW = {
     "data": {"batch", "files", "operations", "sharding"},
     "backbones": {"batch", "files", "operations", "data", "models"},
 }
+
+
+# Packages and files that training is built on, or that can do without it.
+WITHOUT_TRAINING = ("encode", "embedder", "evaluation", "export", "backbones", "data", "operations")
+SETTINGS = "training.settings"  # plain data, which config imports
 
 
 def imported(file: pathlib.Path) -> set[str]:
@@ -51,3 +57,49 @@ def test_no_package_imports_jobs(package):
 def test_arrows_point_down(package):
     for file in (PACKAGE / package).rglob("*.py"):
         assert imported(file) <= BELOW[package] | {package}, file
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Files of the package by dotted name, without "unime_jax."."""
+    files = {file.relative_to(PACKAGE).with_suffix(""): file for file in PACKAGE.rglob("*.py")}
+    return {".".join(path.parts).removesuffix(".__init__"): file for path, file in files.items()}
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """The modules of the package that each of them imports, wherever in its file."""
+    known = modules()
+    edges: dict[str, set[str]] = {}
+    for name, file in known.items():
+        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)]
+        own = [node for node in nodes if (node.module or "").split(".")[0] == "unime_jax"]
+        below = [((node.module or "").removeprefix("unime_jax").lstrip("."), node) for node in own]
+        named = {f"{base}.{alias.name}".lstrip(".") for base, n in below for alias in n.names}
+        edges[name] = (named | {base for base, _ in below}) & known.keys()
+    return edges
+
+
+def test_what_training_is_built_on_never_comes_to_training_by_any_way():
+    edges = imports()
+    for start in edges:
+        if start.split(".")[0] not in WITHOUT_TRAINING:
+            continue
+        seen, waiting = {start}, [start]
+        while waiting:
+            new = edges[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        training = {name for name in seen if name.startswith("training.")} - {SETTINGS}
+        assert not training, f"{start} imports {sorted(training)}"
+
+
+def test_training_evaluation_export_and_planning_stand_apart():
+    edges = imports()
+    for name, targets in edges.items():
+        packages = {target.split(".")[0] for target in targets}
+        if name.startswith("training."):
+            assert not packages & {"planning", "export"}, name
+        if name.startswith(("evaluation.", "export.")):
+            assert "planning" not in packages, name
+        if name.startswith("planning."):
+            assert not packages & {"evaluation", "export"}, name

@@ -75,10 +75,15 @@ def test_every_package_of_the_architecture_is_there_and_every_module_it_names():
     assert packages | top <= named
 
 
-def test_the_way_of_an_example_takes_at_most_five_files():
+def test_the_way_of_an_example_takes_five_files_and_a_sentence_for_each():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    way = text.split("\n## ")[1]
-    assert len(re.findall(r"^\d\. `unime_jax/[\w/]+\.py`", way, re.MULTILINE)) == 5
+    way = text.split("\n## ")[1].split("\n\nAround")[0]
+    _, *steps = re.split(r"^\d\. ", way, flags=re.MULTILINE)
+    assert len(steps) == 5
+    for step in steps:
+        path, function, sentence = re.match(r"`(\S+\.py)`, `(\w+)`: (.+)", step, re.DOTALL).groups()
+        assert f"\ndef {function}(" in (ROOT / path).read_text(), (path, function)
+        assert len(re.findall(r"\.(?:\s|$)", sentence)) == 1, path
 
 
 def _tree(text: str) -> set[str]:

@@ -10,9 +10,9 @@ from tests.backbones.tiny_texts import write_bert
 from unime_jax import backbones, encode, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.embedder import default_execution, targets
 from unime_jax.encode import encode_blocks, make_encoder
 from unime_jax.models.forward import make_encode
+from unime_jax.models.inference import default_execution, targets
 
 FLOAT32 = np.dtype(np.float32)
 ROWS = 4
@@ -45,7 +45,7 @@ def model(tmp_path_factory):
     folder = write_bert(tmp_path_factory.mktemp("encode_lazily") / "bert")
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     backbone = backbones.open_backbone(str(folder), max_length=48)
-    graph, wanted = targets(backbone, mesh, FLOAT32)
+    graph, wanted = targets(backbone.make_model, mesh, FLOAT32)
     forward = make_encode(graph, default_execution(FLOAT32))
     return backbone, encode.Model(forward, ({}, backbone.load(wanted)), mesh)
 

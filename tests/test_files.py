@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from unime_jax import files, main
 from unime_jax.jobs import boundary
+from unime_jax.operations import disk_errors
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_whoever_writes_a_full_disk_is_named(disk, tmp_path, how):
         pytest.raises(
             RuntimeError, match="No space left.*there is room.*the same command"
         ) as raised,
-        files.disk_errors(tmp_path, disk / "run"),
+        disk_errors.explained(tmp_path, disk / "run"),
     ):
         WRITES[how](disk / "a")
     assert str(disk) in str(raised.value) and main.says_it_all(raised.value)
@@ -114,14 +115,14 @@ def test_every_way_that_disks_refuse(tmp_path, number):
     ],
 )
 def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as raised, files.disk_errors(tmp_path):
+    with pytest.raises(type(error)) as raised, disk_errors.explained(tmp_path):
         raise error
     assert raised.value is error
 
 
 def test_what_is_said_already_is_not_said_again(tmp_path):
     error = RuntimeError("No space left on device: ...; then the same command goes on")
-    with pytest.raises(RuntimeError) as raised, files.disk_errors(pathlib.Path(tmp_path)):
+    with pytest.raises(RuntimeError) as raised, disk_errors.explained(pathlib.Path(tmp_path)):
         raise error
     assert raised.value is error
 

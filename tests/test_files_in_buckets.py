@@ -16,7 +16,7 @@ from unime_jax.data import images
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.embedding_store_writer import write
 from unime_jax.data.quarantine import BadItem, Quarantine, read_quarantine
-from unime_jax.operations import bucket_lock, workdir_lock
+from unime_jax.operations import bucket_lock, lock_owner, workdir_lock
 from unime_jax.operations.local_copies import local_copy
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training.metrics import MetricsWriter
@@ -240,7 +240,7 @@ def test_its_owner_renews_it(bucket, quick):
 
 
 def test_a_lock_of_a_host_that_is_gone_is_taken_over(bucket, quick, caplog):
-    gone = json.loads(workdir_lock._text(workdir_lock._myself())) | {"host": "gone", "token": "x"}
+    gone = json.loads(lock_owner.to_text(lock_owner.myself())) | {"host": "gone", "token": "x"}
     bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
     caplog.set_level(logging.WARNING)
     with hold():
@@ -249,7 +249,7 @@ def test_a_lock_of_a_host_that_is_gone_is_taken_over(bucket, quick, caplog):
 
 
 def test_of_many_that_take_over_one_at_a_time_owns_it(bucket, quick):
-    gone = json.loads(workdir_lock._text(workdir_lock._myself())) | {"host": "gone", "token": "x"}
+    gone = json.loads(lock_owner.to_text(lock_owner.myself())) | {"host": "gone", "token": "x"}
     bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
     inside, most, done = [0], [0], []
 

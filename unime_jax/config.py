@@ -8,8 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from unime_jax.data.settings import Bucket, Processing, Side
-from unime_jax.models.settings import Implementation, LoraConfig, Remat
-from unime_jax.training.settings import Contrastive, Distillation, OptimizerConfig
+from unime_jax.models.settings import LoraConfig
+from unime_jax.training.settings import (
+    CheckpointConfig,
+    Contrastive,
+    Distillation,
+    ExecutionConfig,
+    OptimizerConfig,
+    ProfileConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +26,6 @@ class MeshConfig:
     data: int  # replicas of the weights; the batch is spread over them
     fsdp: int  # parts of the weights; the batch is spread over them, too
     tensor: int  # parts of each layer, whose activations are spread over them
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When a run is saved, besides at its end and on SIGTERM."""
-
-    every: int  # steps from one save to the next
-    keep: int  # newest checkpoints that are kept
-    # also the one with the highest "All" by `evaluation.every`; distillation: neighbour overlap
-    keep_best: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class ProfileConfig:
-    """Steps that are traced into <workdir>/profile."""
-
-    first_step: int  # the first that is traced
-    steps: int  # how many are traced; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +85,6 @@ class EvaluationConfig:
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
     rows: int  # encoded a call
     limit: int  # the first rows of each dataset; 0: all
-
-
-@dataclasses.dataclass(frozen=True)
-class ExecutionConfig:
-    """Dtypes, and memory against time."""
-
-    dtype: Literal["float32", "bfloat16"]  # of activations
-    # of weights that are not trained; "int8": codes with a scale per output channel for the
-    # kernels of linear layers, and bfloat16 for the rest
-    frozen_dtype: Literal["float32", "bfloat16", "int8"]
-    # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
-    remat: Remat
-    attention: Implementation  # "cudnn" on GPUs only
-    recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def chosen_group(hint: Any, value: Any, where: str) -> Any:
 
 
 def is_optional(hint: Any) -> bool:
-    """Whether a key takes None."""
+    """True if a key takes None."""
     return type(None) in typing.get_args(hint)
 
 

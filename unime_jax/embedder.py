@@ -1,55 +1,52 @@
-"""Embeddings without configs or data sets: open a model folder, hand over texts and images."""
+"""Embeddings of texts and images by a model folder or hub id, without configs or data sets."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32
-from PIL import Image
 from tqdm import tqdm
 
-from unime_jax import paths, sharding
+from unime_jax import sharding
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Row
 from unime_jax.data import inference_shapes
 from unime_jax.data.inference_batches import Shapes
+from unime_jax.data.truncation import kept, truncated
 from unime_jax.data.user_inputs import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
     Part,
     UserInput,
-    names_image,
-    parts,
     split_modalities,
     to_item,
 )
+from unime_jax.data.user_lists import listed, naming, sum_of_parts
 from unime_jax.encode import Model, NonFiniteError, encode_blocks
-from unime_jax.models import layers
 from unime_jax.models.forward import make_encode
-from unime_jax.models.vlm import EmbeddingModel, Execution
+from unime_jax.models.inference import default_execution, targets
+from unime_jax.models.vlm import Execution
 from unime_jax.operations import compilation_cache
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 class Embedder:
-    """A model, its preprocessing and its devices; `from_pretrained` makes one.
+    """A model, its preprocessing and its devices.
+
+        embedder = Embedder.from_pretrained("runs/stage2/hf")
+        vectors = embedder.encode(["a red circle", {"image": "circle.png"}])
+        embedder.similarity(vectors[:1], vectors[1:])
 
     Attributes:
       model: forward, parameters and mesh, for `encode.encode_blocks`.
       max_length: the most tokens of an item; less than was asked for where the model takes less.
       prompts: by name, as the folder has them for sentence-transformers.
-      default_prompt_name: of the one that goes before texts where a call asks for none; None:
-        there is no such one.
+      default_prompt_name: of the prompt before texts where a call asks for none; None: no prompt.
       truncate_dim: how many numbers of an embedding are kept; None: all.
     """
 
@@ -62,14 +59,14 @@ class Embedder:
         execution: Execution,
         truncate_dim: int | None = None,
     ):
-        """Reads the weights; `from_pretrained` says what the other arguments mean.
+        """Reads the weights; other arguments are those of `from_pretrained`.
 
-        `execution` is how the forward is run, see `default_execution`.
+        `execution` is how the forward is run, see `models.inference`.
         """
         self._width = backbone.dimension
         self.truncate_dim = backbone.defaults.truncate_dim if truncate_dim is None else truncate_dim
         self._kept(None)  # a wrong one shows before weights are read
-        graph, wanted = targets(backbone, mesh, dtype)
+        graph, wanted = targets(backbone.make_model, mesh, dtype)
         self.prompts = dict(backbone.defaults.prompts)
         self.default_prompt_name = backbone.defaults.default_prompt_name
         self.max_length = backbone.preprocess.prompt.max_length
@@ -78,11 +75,6 @@ class Embedder:
         self._shards = sharding.row_shards(mesh)
         self._parameters = backbone.load(wanted)
         self.model = Model(make_encode(graph, execution), ({}, self._parameters), mesh)
-
-    @property
-    def dimension(self) -> int:
-        """D, of an embedding that `encode` gives if it is not asked for another."""
-        return self._kept(None)
 
     @classmethod
     def from_pretrained(
@@ -178,10 +170,27 @@ class Embedder:
         """
         dimension = self._kept(truncate_dim)
         before = self._prompt(prompt, prompt_name)
-        items = _listed(items)
-        self._warn_of_names(items)
+        items = listed(items, embeds_images=bool(self._layout.patches))
         work = [Part(index, item, before, suffix) for index, item in enumerate(items)]
         return truncated(self._encode(work, batch_size, show_progress_bar), dimension)
+
+    @staticmethod
+    def similarity(
+        a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]
+    ) -> Float32[np.ndarray, "n m"]:
+        """Cosines of all rows of `a` with all rows of `b`; a row of zeros has cosine 0."""
+        unit = []
+        for name, x in (("a", a), ("b", b)):
+            x = np.asarray(x, np.float32)
+            if x.ndim != 2:
+                raise ValueError(f"{name} has shape {x.shape}; it must be [rows, dimension]")
+            unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+        return unit[0] @ unit[1].T
+
+    @property
+    def dimension(self) -> int:
+        """D of the embeddings that `encode` gives by default."""
+        return self._kept(None)
 
     def encode_sum(
         self,
@@ -205,51 +214,44 @@ class Embedder:
           TypeError, ValueError: as `encode`.
         """
         dimension = self._kept(truncate_dim)
-        items = _listed(items)
-        self._warn_of_names(items)
+        items = listed(items, embeds_images=bool(self._layout.patches))
         work = [
             part
             for index, item in enumerate(items)
             for part in split_modalities(index, item, image_suffix, text_suffix)
         ]
-        vectors = np.zeros((len(items), self._width), np.float32)
-        numbers = np.array([part.number for part in work], int)
-        np.add.at(vectors, numbers, self._encode(work, batch_size, show_progress_bar))
-        several = np.bincount(numbers, minlength=len(items)) > 1
-        length = np.linalg.norm(vectors[several], axis=1, keepdims=True)
-        vectors[several] /= np.maximum(length, 1e-12)
-        return truncated(vectors, dimension)
+        vectors = self._encode(work, batch_size, show_progress_bar)
+        sums = sum_of_parts(vectors, [part.number for part in work], len(items))
+        return truncated(sums, dimension)
 
-    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        return Defaults(self.prompts, self.default_prompt_name).prompt(prompt, prompt_name)
+    def rendered(
+        self,
+        item: UserInput,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        suffix: str = "",
+    ) -> str:
+        """The text that `encode` tokenizes, with a single image token where an image goes."""
+        before = self._prompt(prompt, prompt_name)
+        return self._preprocess.prompt.rendered(to_item(item, before, suffix))
 
-    def _kept(self, truncate_dim: int | None) -> int:
-        """How many numbers of an embedding a call keeps."""
-        return kept(self._width, self.truncate_dim if truncate_dim is None else truncate_dim)
-
-    def _warn_of_names(self, items: Sequence[UserInput]) -> None:
-        """Says once where texts are embedded that another library would open as images."""
-        if not self._layout.patches:
-            return
-        names = [index for index, item in enumerate(items) if names_image(item)]
-        if names:
-            logging.warning(
-                "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
-                ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
-                ' (which opens such a str), or {"text": name} for the text',
-                len(names),
-                len(items),
-                names[0],
-                str(items[names[0]])[:200],
-            )
+    def rendered_sum(
+        self,
+        item: UserInput,
+        *,
+        image_suffix: str = IMAGE_SUFFIX,
+        text_suffix: str = TEXT_SUFFIX,
+    ) -> list[str]:
+        """The texts that `encode_sum` tokenizes: for the images, then for the text."""
+        rendered = self._preprocess.prompt.rendered
+        work = split_modalities(0, item, image_suffix, text_suffix)
+        return [rendered(part.item()) for part in work]
 
     def shapes(self, batch_size: int) -> Shapes:
         """Shapes of batches of about so many rows, see `inference_shapes`."""
         return inference_shapes.shapes_of(
-            self._layout,
-            shards=self._shards,
-            batch_size=batch_size,
-            max_length=self.max_length,
+            self._layout, shards=self._shards, batch_size=batch_size, max_length=self.max_length
         )
 
     def _encode(
@@ -263,7 +265,7 @@ class Embedder:
             blocks = encode_blocks(
                 self.model,
                 work,
-                lambda part: _blame(part.number, self._row, part),
+                lambda part: naming(part.number, lambda: self._preprocess(part.item())),
                 self.shapes(batch_size),
                 window=batch_size,
                 progress=bar.update,
@@ -287,112 +289,9 @@ class Embedder:
             )
         return encoded.vectors
 
-    def _row(self, part: Part) -> Row:
-        return self._preprocess(part.item())
+    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        return Defaults(self.prompts, self.default_prompt_name).prompt(prompt, prompt_name)
 
-    @staticmethod
-    def similarity(
-        a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]
-    ) -> Float32[np.ndarray, "n m"]:
-        """Cosines of all rows of `a` with all rows of `b`; a row of zeros has cosine 0."""
-        unit = []
-        for name, x in (("a", a), ("b", b)):
-            x = np.asarray(x, np.float32)
-            if x.ndim != 2:
-                raise ValueError(f"{name} has shape {x.shape}; it must be [rows, dimension]")
-            unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
-        return unit[0] @ unit[1].T
-
-    def rendered(
-        self,
-        item: UserInput,
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        suffix: str = "",
-    ) -> str:
-        """What the tokenizer gets in `encode`, with a single image token where an image goes."""
-        before = self._prompt(prompt, prompt_name)
-        return self._preprocess.prompt.rendered(to_item(item, before, suffix))
-
-    def rendered_sum(
-        self,
-        item: UserInput,
-        *,
-        image_suffix: str = IMAGE_SUFFIX,
-        text_suffix: str = TEXT_SUFFIX,
-    ) -> list[str]:
-        """What the tokenizer gets in `encode_sum`: for the images, then for the text."""
-        rendered = self._preprocess.prompt.rendered
-        return [
-            rendered(part.item()) for part in split_modalities(0, item, image_suffix, text_suffix)
-        ]
-
-
-def targets(
-    backbone: Backbone, mesh: Mesh, dtype: jnp.dtype
-) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """The model, and shapes, dtypes and shardings of its parameters, by path."""
-
-    def make() -> EmbeddingModel:
-        model = backbone.make_model(jax.random.key(0))
-        if dtype == jnp.int8:
-            layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
-        return model
-
-    graph, shapes = paths.split(jax.eval_shape(make))
-
-    def stored(path: str) -> jnp.dtype:
-        codes = shapes[path].dtype == jnp.int8
-        scale = path.endswith(".kernel_scale")
-        return shapes[path].dtype if codes or scale else activations(dtype)
-
-    return graph, sharding.abstract_parameters(shapes, mesh, stored)
-
-
-def kept(width: int, truncate_dim: int | None) -> int:
-    """How many of an embedding's numbers are kept; ValueError: more than it has, or none."""
-    if truncate_dim is None:
-        return width
-    if not 1 <= truncate_dim <= width:
-        raise ValueError(f"truncate_dim is {truncate_dim}; embeddings of this model have {width}")
-    return truncate_dim
-
-
-def truncated(
-    vectors: Float32[np.ndarray, "n D"], dimension: int
-) -> Float32[np.ndarray, "n dimension"]:
-    """The first `dimension` numbers of every vector, scaled to length 1; all as they are."""
-    if dimension == vectors.shape[1]:
-        return vectors
-    kept = vectors[:, :dimension]
-    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
-
-
-def activations(dtype: jnp.dtype) -> jnp.dtype:
-    """What is computed in, given the dtype of the weights."""
-    return jnp.dtype("bfloat16") if dtype == jnp.int8 else dtype
-
-
-def default_execution(dtype: jnp.dtype) -> Execution:
-    """The forward on any device, given the dtype of the weights."""
-    return Execution(activations(dtype), "none", "xla")
-
-
-def _listed(items: Iterable[UserInput]) -> list[UserInput]:
-    if isinstance(items, str | bytes | Mapping | Image.Image):
-        raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
-    items = list(items)
-    for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
-        _blame(index, parts, item)
-    return items
-
-
-def _blame(index: int, call: Callable[[S], T], item: S) -> T:
-    """`call(item)`; errors name the item."""
-    try:
-        return call(item)
-    except TypeError as error:
-        raise TypeError(f"items[{index}]: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"items[{index}]: {error}") from error
+    def _kept(self, truncate_dim: int | None) -> int:
+        """D of the embeddings that a call returns."""
+        return kept(self._width, self.truncate_dim if truncate_dim is None else truncate_dim)

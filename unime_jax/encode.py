@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
@@ -27,7 +26,13 @@ from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, 
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
-from unime_jax.models.forward import Encode, Prepare, count_live_chunks, encode_live_chunks
+from unime_jax.models.forward import (
+    Constants,
+    Encode,
+    cause_of_nonfinite,
+    count_live_chunks,
+    encode_live_chunks,
+)
 from unime_jax.operations import watchdog
 from unime_jax.operations.compilation_cache import announced
 
@@ -39,14 +44,14 @@ Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 class Model:
     """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices.
 
-    `prepare(trainable, frozen)` makes, once a batch, the constants that every chunk is encoded with
-    in the place of the frozen parameters; None: the frozen ones themselves.
+    `constants(trainable, frozen)` makes, once a batch, what every chunk is encoded with in the
+    place of the frozen parameters; None: the frozen ones themselves.
     """
 
     encode: Encode
     parameters: tuple[paths.Parameters, paths.Parameters]
     mesh: Mesh
-    prepare: Prepare | None = None
+    constants: Constants | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +97,18 @@ def make_encoder(
     preprocess: Callable[[Item], Row],
     shapes: BatchShapes,
     mesh: Mesh,
-    prepare: Prepare | None = None,
+    constants: Constants | None = None,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
-    `parameters`: trainable and frozen; `prepare`: see `Model`. Items run in batches of
+    `parameters`: trainable and frozen; `constants`: see `Model`. Items run in batches of
     `shapes.rows`, all of one program. They may be a lazy sequence: threads index each item once.
     Every process of the mesh must make the same calls and gets all embeddings.
 
     The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
     item whose embedding is not finite.
     """
-    model = Model(encode, parameters, mesh, prepare)
+    model = Model(encode, parameters, mesh, constants)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
         blocks = encode_blocks(model, items, preprocess, lambda *size: shapes, window=shapes.rows)
@@ -195,7 +200,7 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run = _program(model.encode, mesh, model.prepare)
+    run = _program(model.encode, mesh, model.constants)
     compiled = _compiled(model.encode, mesh)
     with _announced(shapes, compiled), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
@@ -220,10 +225,10 @@ def _collected(
     for step in steps:
         if isinstance(step, _Running):
             block, sizes = step.batch.block, step.batch.sizes
-            numbers, found = _fetch(model, step)
+            numbers, fetched = _fetch(model, step)
             if vectors is None:
-                vectors = np.zeros((len(block), found.shape[1]), np.float32)
-            vectors[numbers - block.start] = found
+                vectors = np.zeros((len(block), fetched.shape[1]), np.float32)
+            vectors[numbers - block.start] = fetched
             kept.append(numbers)
             truncated += sum(size.truncated for size in sizes)
             orphans += sum(size.missing_images for size in sizes)
@@ -249,12 +254,12 @@ def _fetch(
     numbers, vectors = numbers[live], vectors[live]
     bad = sorted(numbers[~np.isfinite(vectors).all(axis=1)].tolist())
     if bad:
-        raise NonFiniteError(bad, len(numbers), _cause(model.parameters))
+        raise NonFiniteError(bad, len(numbers), cause_of_nonfinite(model.parameters))
     return numbers, vectors
 
 
 def _width(model: Model, shapes: BatchShapes) -> int:
-    """D, without computing anything."""
+    """D, by shapes alone."""
     chunk = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
         bucket_shapes(shapes, shapes.buckets[0]),
@@ -262,25 +267,9 @@ def _width(model: Model, shapes: BatchShapes) -> int:
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
 
-def _cause(parameters: Sequence[paths.Parameters]) -> str:
-    """Where embeddings that are not finite come from; all processes ask."""
-    named = [(path, x) for part in parameters for path, x in part.items()]
-    floats = [(path, x) for path, x in named if jnp.issubdtype(x.dtype, jnp.floating)]
-    bad = sorted(path for path, x in floats if not jnp.isfinite(x).all())
-    if bad:
-        return (
-            f"{len(bad)} of {len(named)} parameters hold NaN or infinity, such as {bad[0]}; the"
-            " checkpoint is damaged, or was written by a run that diverged"
-        )
-    return (
-        "all weights are finite, so numbers overflow on the way, at this item or at most; try"
-        ' float32 (dtype="float32", config.execution.dtype), and look at the item'
-    )
-
-
 @functools.lru_cache(maxsize=2)
 def _program(
-    encode: Encode, mesh: Mesh, prepare: Prepare | None = None
+    encode: Encode, mesh: Mesh, constants: Constants | None = None
 ) -> Callable[..., list[jax.Array]]:
     """One program for all parameters of a model, so that "before" and "after" compile once."""
     everywhere = sharding.replicated(mesh)
@@ -289,9 +278,9 @@ def _program(
     def run(
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
-        constants = frozen if prepare is None else prepare(trainable, frozen)
+        fixed = frozen if constants is None else constants(trainable, frozen)
         parts = [
-            encode_live_chunks(encode, trainable, constants, group, count_live_chunks(group.live))
+            encode_live_chunks(encode, trainable, fixed, group, count_live_chunks(group.live))
             for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
@@ -302,14 +291,14 @@ def _program(
 
 @functools.lru_cache(maxsize=2)
 def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
-    """The plans that `_program` of the same arguments has been called for."""
+    """The shapes that `_program` of the same arguments has been called for."""
     return set()
 
 
 def _announced(
     shapes: BatchShapes, compiled: set[BatchShapes]
 ) -> contextlib.AbstractContextManager[None]:
-    """Says that the first call for some shapes compiles."""
+    """Announces the compilation of the first call for some shapes."""
     if shapes in compiled:
         return contextlib.nullcontext()
     return announced(f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}")

@@ -1,4 +1,4 @@
-"""Files and folders of a run, on local disks and in buckets: atomic writes and doubtful reads.
+"""Files and folders of a run, on local disks and in buckets: atomic writes, checked reads.
 
 A local path is a `pathlib.Path`, one of a bucket an `epath.Path` ("gs://bucket/run"). The one habit
 of writing: a local file is written beside its place, flushed to the disk and renamed; an object of
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from absl import logging
@@ -27,15 +27,7 @@ from etils import epath  # noqa: E402
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
-# What a disk says that takes no more, as errno and as libraries in C++ and Rust word it.
-DISK = {
-    errno.ENOSPC: "no space left on device",
-    errno.EDQUOT: "disk quota exceeded",
-    errno.EROFS: "read-only file system",
-    errno.EIO: "input/output error",
-}
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
-SECONDS_BETWEEN_UPLOADS = 30.0  # of a growing file, which is sent as a whole
 
 
 def as_path(text: str | os.PathLike[str]) -> Path:
@@ -57,7 +49,7 @@ def as_path(text: str | os.PathLike[str]) -> Path:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is of a bucket."""
+    """True for a path of a bucket."""
     return os.fspath(path).startswith("gs://")
 
 
@@ -117,84 +109,13 @@ def write_whole(path: Path, content: str | bytes | bytearray | memoryview) -> No
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """A new name is on the disk, too; some network file systems have no such call."""
+    """Flushes a folder's names to the disk; some network file systems have no such call."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:
             os.close(number)
-
-
-class GrowingFile:
-    """A text file that only grows, such as metrics.jsonl.
-
-    A local one is appended to at once. One of a bucket is sent as a whole, at most every
-    `SECONDS_BETWEEN_UPLOADS` and at `sync`: a kill loses the lines since then.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._sent = time.monotonic()
-        self._content = bytearray()
-        self._file = None
-        if isinstance(path, epath.Path):
-            with contextlib.suppress(FileNotFoundError):
-                self._content += path.read_bytes()
-        else:
-            self._file = path.open("a", encoding="utf-8")
-
-    def write(self, text: str) -> None:
-        """Appends, for other processes to read."""
-        if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
-            return
-        self._content += text.encode()
-        if time.monotonic() - self._sent >= SECONDS_BETWEEN_UPLOADS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Returns when all that was written would outlive this machine."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        else:
-            write_whole(self._path, self._content)
-            self._sent = time.monotonic()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        else:
-            self.sync()
-
-
-class GrowingFolder:
-    """A folder of files that other libraries append to: `local` is where they write.
-
-    Of a folder in a bucket that is a temporary one, sent as a whole, as a `GrowingFile` is.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._sent = time.monotonic()
-        if isinstance(folder, pathlib.Path):
-            self.local = folder
-        else:
-            self._scratch = tempfile.TemporaryDirectory(prefix="unime_jax-")
-            self.local = pathlib.Path(self._scratch.name)
-
-    def changed(self) -> None:
-        """Sends it, if it was not sent for a while."""
-        if time.monotonic() - self._sent >= SECONDS_BETWEEN_UPLOADS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Sends what there is; nothing to do for a local folder."""
-        if not isinstance(self._folder, pathlib.Path):
-            upload(self.local, self._folder)
-            self._sent = time.monotonic()
 
 
 def append(path: Path, text: str) -> None:
@@ -325,62 +246,3 @@ def set_aside(path: Path, why: object) -> None:
         logging.warning("%s is damaged (%s) and cannot be renamed: %s", path, why, error)
         return
     logging.warning("%s is damaged (%s); it is now %s, and is begun again", path, why, aside.name)
-
-
-@contextlib.contextmanager
-def disk_errors(*folders: Path) -> Iterator[None]:
-    """Says of every write that a disk refuses, wherever it is, which disk and what to do.
-
-    Args:
-      folders: where a job writes. An error often does not name its file; then it is those of them,
-        and the temporary folder, that have no room.
-
-    Raises:
-      RuntimeError: in place of the disk's error.
-    """
-    try:
-        yield
-    except Exception as error:
-        trouble = disk_trouble(error)
-        if trouble is None or _is_told(error):
-            raise
-        reason, path = trouble
-        where = path or ", ".join(map(str, _full(folders) or folders[:1]))
-        raise RuntimeError(
-            f"{where} cannot be written: {reason}. See to it that there is room on that disk and "
-            "that it works; then the same command goes on from what is complete."
-        ) from error
-
-
-def disk_trouble(error: BaseException) -> tuple[str, str] | None:
-    """What a disk has said and of which file ("": unknown), if that is the reason of an error."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        if isinstance(one, OSError) and one.errno in DISK:
-            return os.strerror(one.errno), str(one.filename2 or one.filename or "")
-        if not isinstance(one, OSError):
-            text = str(one).lower()
-            for number, words in DISK.items():
-                if words in text and number != errno.EIO:
-                    return os.strerror(number), ""
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
-    return None
-
-
-def _is_told(error: Exception) -> bool:
-    """Whether this package has worded the error already, with what to do."""
-    return isinstance(error, RuntimeError | ValueError) and "the same command" in str(error)
-
-
-def _full(folders: Sequence[Path]) -> list[pathlib.Path]:
-    """Local folders on disks without room."""
-    local = [folder for folder in folders if isinstance(folder, pathlib.Path)]
-    full = []
-    for folder in (*local, pathlib.Path(tempfile.gettempdir())):
-        existing = next((f for f in (folder, *folder.absolute().parents) if f.exists()), folder)
-        with contextlib.suppress(OSError):
-            if shutil.disk_usage(existing).free < 2**20:
-                full.append(folder)
-    return full

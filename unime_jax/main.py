@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 
 def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:
-    """The config that a command asks for, and what there is to say of it."""
+    """The config that a command asks for, and remarks on it for the log."""
     values = recipes.load(recipe)
     if values.job != "plan":
         command_line.refuse_plan(recipe, overrides)
@@ -148,7 +148,7 @@ def run() -> None:
 
 
 def says_it_all(error: Exception) -> bool:
-    """Whether the error was raised on purpose to be read by a user."""
+    """True if the error was raised on purpose, to be read by a user."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return _is_ours(last.filename) and (last.line or "").startswith("raise ")
 

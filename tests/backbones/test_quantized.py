@@ -14,10 +14,10 @@ from tests.backbones.test_merging import open_adapter, write_adapter
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.models.oracle import load
-from unime_jax import backbones, embedder, sharding
+from unime_jax import backbones, sharding
 from unime_jax.backbones.io import quantized
 from unime_jax.backbones.io.names import Entry
-from unime_jax.models import lora, quantization
+from unime_jax.models import inference, lora, quantization
 from unime_jax.training import state
 
 MESHES = ((1, 2, 1), (1, 4, 1), (1, 1, 4), (1, 8, 1), (2, 2, 2))
@@ -53,7 +53,7 @@ def make(backbone, mesh, init="pretrained"):
 def read(backbone, mesh):
     """As an Embedder does: all linear layers, no adapters."""
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
-    return backbone.load(embedder.targets(backbone, mesh, jnp.dtype("int8"))[1])
+    return backbone.load(inference.targets(backbone.make_model, mesh, jnp.dtype("int8"))[1])
 
 
 def test_codes_are_those_of_the_float_kernels(backbone):

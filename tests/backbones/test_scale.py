@@ -32,11 +32,12 @@ VISION = dict(embed_dim=1280, depth=32, num_heads=16, mlp_ratio=4)
 SCRIPT = """
     import json, pathlib, re, sys, time
     import jax, jax.numpy as jnp
-    from unime_jax import backbones, embedder, sharding
+    from unime_jax import backbones, sharding
+    from unime_jax.models import inference
 
     backbone = backbones.open_backbone(sys.argv[1], max_length=512)
     mesh = sharding.make_mesh(*map(int, sys.argv[2].split(",")))
-    _, targets = embedder.targets(backbone, mesh, jnp.dtype(sys.argv[3]))
+    _, targets = inference.targets(backbone.make_model, mesh, jnp.dtype(sys.argv[3]))
     jax.block_until_ready(jnp.zeros(3))
 
     def peak():  # getrusage would count what the parent process held, too

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unime_jax.evaluation import figures, gallery, intervals, report, report_scores, scores, tasks
+from unime_jax.evaluation import gallery, intervals, report, report_scores, scores, tasks
 from unime_jax.evaluation.tasks import mmeb
+from unime_jax.training import curves
 
 TABLE = {
     "digits": ("CLS", "IND"),
@@ -115,7 +116,13 @@ class Page(html.parser.HTMLParser):
 
 def write(workdir, before, after, **more):
     path = report.write_report(
-        workdir, table=TABLE, before=before, after=after, images=image_bytes, **more
+        workdir,
+        table=TABLE,
+        before=before,
+        after=after,
+        images=image_bytes,
+        training=curves.section(workdir),
+        **more,
     )
     assert path == workdir / "report.html"
     text = path.read_text()
@@ -125,7 +132,7 @@ def write(workdir, before, after, **more):
 def test_report_is_complete_and_self_contained(tmp_path, results):
     write_run(tmp_path, results)
     start = time.process_time()
-    text, page = write(tmp_path, *results, title=EVIL, facts={"backbone": EVIL})
+    text, page = write(tmp_path, *results, title=EVIL, headline={"backbone": EVIL})
     assert time.process_time() - start < 6
     assert len(text) < 3_000_000
 
@@ -178,7 +185,7 @@ def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
         after=results,
         images=image_bytes,
         title=strange,
-        facts={strange: strange},
+        headline={strange: strange},
     )
     text = path.read_text()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
@@ -256,28 +263,6 @@ def test_budget_leaves_out_later_examples(tmp_path, results, monkeypatch):
 def test_the_same_inputs_give_the_same_file(tmp_path, results):
     write_run(tmp_path, results)
     assert write(tmp_path, *results)[0] == write(tmp_path, *results)[0]
-
-
-def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert report.read_metrics(path) == []
-    lines = ['{"step": 2, "loss": 1}', '{"step": 1, "loss": 3}', '{"step": 2, "loss": NaN}', '{"st']
-    path.write_text("\n".join(lines))
-    records = report.read_metrics(path)
-    assert [r["step"] for r in records] == [1, 2]
-    assert figures.dropped_steps(records) == [2]
-    path.write_text('{"step": 2, "loss": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2 is not a step's metrics"):
-        report.read_metrics(path)
-
-
-def test_long_curves_are_binned():
-    x, y = np.arange(10_000.0), np.ones(10_000)
-    y[::3] = np.nan
-    short_x, short_y = figures.binned(x, y)
-    assert len(short_x) == len(short_y) == figures.POINTS
-    assert np.isfinite(short_y).all() and (np.diff(short_x) > 0).all()
-    assert [len(v) for v in figures.binned(x, np.full(10_000, np.nan))] == [0, 0]
 
 
 # What a reader must not take for something else

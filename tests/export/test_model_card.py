@@ -38,7 +38,15 @@ def card_of(folder, backbone="org/model", sources=("a", "b"), prompt="a <image> 
         commits={"org/model`x": "0" * 40},
     )
     model_card.write(
-        folder, folder, settings, model, steps=3, cosine=1.0, items=[Item(EVIL)], sources=sources
+        folder,
+        folder,
+        settings,
+        model,
+        steps=3,
+        cosine=1.0,
+        items=[Item(EVIL)],
+        sources=sources,
+        warnings=(),
     )
     return (folder / "README.md").read_text()
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.torchvision_ops import import_torchvision
-from unime_jax import Embedder, backbones, embedder, paths, sharding
+from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
+from unime_jax.data.truncation import truncated
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
 
@@ -222,5 +223,5 @@ def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
 
 def test_the_first_numbers_of_an_embedding():
     vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]], np.float32)
-    np.testing.assert_allclose(embedder.truncated(vectors, 2), [[0.6, 0.8], [0, 0]], atol=1e-6)
-    assert embedder.truncated(vectors, 3) is vectors
+    np.testing.assert_allclose(truncated(vectors, 2), [[0.6, 0.8], [0, 0]], atol=1e-6)
+    assert truncated(vectors, 3) is vectors

@@ -68,12 +68,12 @@ def batch():
 def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     graph, _, frozen = parts
     encode = forward.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
-    prepare = forward.make_prepare(graph) if prepared else None
+    constants = forward.with_column_norms(graph) if prepared else None
     loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
 
     def value(trainable):
         return step.batch_loss(
-            encode, trainable, frozen, batch, loss, recompute=recompute, prepare=prepare
+            encode, trainable, frozen, batch, loss, recompute=recompute, constants=constants
         )[0]
 
     return jax.value_and_grad(value)
@@ -134,15 +134,15 @@ def test_the_encoder_computes_norms_once_a_batch(parts, batch):
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     forward_of_chunk, groups = forward.make_encode(graph, EXACT), batch.groups * 2
 
-    def program(prepare):
-        run = encode._program(forward_of_chunk, mesh, prepare)
+    def program(constants):
+        run = encode._program(forward_of_chunk, mesh, constants)
         jaxpr = jax.make_jaxpr(run)(trainable, frozen, groups).jaxpr
         with jax.set_mesh(mesh):
             return whole_kernels(jaxpr, set(kernels)), run(trainable, frozen, groups)
 
     (outside, within), expected = program(None)
     assert not outside and within >= len(kernels)
-    counts, vectors = program(forward.make_prepare(graph))
+    counts, vectors = program(forward.with_column_norms(graph))
     assert counts.tolist() == [len(kernels), 0]
     for found, other in zip(vectors, expected, strict=True):
         np.testing.assert_allclose(found, other, atol=1e-6)

@@ -19,6 +19,7 @@ from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item, Row
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
+from unime_jax.models.inference import default_execution
 
 MESHES = {"rows": (1, 2, 2), "tensor": (1, 1, 4)}
 BUCKETS = (Bucket(32, 0), Bucket(150, 3))
@@ -43,7 +44,7 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     backbone = open_backbone(folder, max_length=150)
     dtype = jnp.dtype("float32")
-    execution = embedder.default_execution(dtype)
+    execution = default_execution(dtype)
     for name, shape in MESHES.items():
         mesh = sharding.make_mesh(*shape)
         model = embedder.Embedder(backbone, mesh=mesh, dtype=dtype, execution=execution)

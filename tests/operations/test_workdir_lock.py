@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from unime_jax.operations import workdir_lock
+from unime_jax.operations import lock_owner, workdir_lock
 from unime_jax.operations.workdir_lock import LockedError, owned
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def start(folder, *lines):
 
 def left_behind(folder, age=0.0, **changes):
     """A lock of somebody else, who touched it so many seconds ago."""
-    owner = dataclasses.replace(workdir_lock._myself(), **changes)
+    owner = dataclasses.replace(lock_owner.myself(), **changes)
     (folder / "run.lock").write_text(json.dumps(dataclasses.asdict(owner)))
     now = time.time()
     os.utime(folder / "run.lock", (now - age, now - age))

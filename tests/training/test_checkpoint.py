@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.states import make_state, mesh_of
-from unime_jax.training import checkpoint, damaged_checkpoints
+from unime_jax.training import checkpoint, checkpoint_manager, damaged_checkpoints
 from unime_jax.training.checkpoint import Checkpoints
 
 FINGERPRINTS = {"backbone": "abc", "data": {"a": 3}}
@@ -234,13 +234,13 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(folder):
 @pytest.mark.parametrize("name", ["lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"])
 def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
     with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another name"):
-        checkpoint.check_name(tmp_path / name)
+        checkpoint_manager.check_name(tmp_path / name)
     (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(ValueError, match="in a path is a pattern"):
-        checkpoint.check_name(pathlib.Path("runs/plain"))
+        checkpoint_manager.check_name(pathlib.Path("runs/plain"))
     (tmp_path / "link").symlink_to(tmp_path / name)
-    checkpoint.check_name(tmp_path / "link" / "run")
+    checkpoint_manager.check_name(tmp_path / "link" / "run")
 
 
 @pytest.mark.parametrize("name", ["{a,b}", "a]b", "a b", "seed=0,lr=1e-4", "ünï#%20'", "link"])
@@ -249,7 +249,7 @@ def test_other_names_work(tmp_path, name):
     if name == "link":
         (tmp_path / "lr[1e-4]").mkdir()
         (tmp_path / name).symlink_to(tmp_path / "lr[1e-4]")
-    checkpoint.check_name(tmp_path / name)
+    checkpoint_manager.check_name(tmp_path / name)
     with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
         checkpoints.save(2, make_state(2))
     with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:

@@ -9,9 +9,9 @@ from tests.backbones.tiny_texts import write_bert
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.embedder import targets
 from unime_jax.encode import make_encoder
 from unime_jax.models.forward import make_encode
+from unime_jax.models.inference import targets
 from unime_jax.models.vlm import Execution
 
 NORM = "encoder.layer.1.output.LayerNorm.weight"
@@ -71,7 +71,7 @@ def test_encoders_of_evaluation_and_of_the_exports_check_do_the_same(one_word):
     """In a later window, on a mesh."""
     mesh = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
     backbone = backbones.open_backbone(str(one_word), max_length=64)
-    graph, wanted = targets(backbone, mesh, FLOAT32)
+    graph, wanted = targets(backbone.make_model, mesh, FLOAT32)
     encoder = make_encoder(
         make_encode(graph, Execution(FLOAT32, "none", "xla")),
         ({}, backbone.load(wanted)),

@@ -1,10 +1,9 @@
-"""The report's figures as inline SVG: curves, histograms of cosines, similarity matrices."""
+"""The report's style of figures as inline SVG, histograms of cosines, and similarity matrices."""
 
 import base64
 import io
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -19,8 +18,6 @@ from unime_jax.evaluation.ranking import DatasetResult
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.
 BLUE, VERMILLION, GREY, INK = "#0072b2", "#d55e00", "#7d8794", "#3c4654"
-
-POINTS = 240  # of a curve; longer ones are averaged in bins
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -42,86 +39,6 @@ STYLE: Any = {
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.5,
 }
-
-
-def number(value: Any) -> float:
-    """A logged value, NaN where it is missing or null."""
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def series(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    values = np.array([number(record.get(key)) for record in records], np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def dropped_steps(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Steps whose update was not applied: a non-finite loss, or `skipped_steps` went up."""
-    steps, skipped = [], 0
-    for record in records:
-        lost = "loss" in record and not math.isfinite(number(record["loss"]))
-        if lost or (record.get("skipped_steps") or 0) > skipped:
-            steps.append(record["step"])
-        skipped = max(skipped, record.get("skipped_steps") or 0)
-    return steps
-
-
-def curve(
-    records: Sequence[Mapping[str, Any]],
-    keys: tuple[str, ...],
-    title: str,
-    new_objective: int = 0,
-) -> dict[str, Any] | None:
-    """A panel of what is logged by step; None if nothing is.
-
-    The loss has a mark after step `new_objective`, where another objective began (0: none did),
-    and crosses at steps that were dropped; `chance_loss` goes with it, dashed.
-    """
-    values = [series(records, key) for key in keys]
-    if not any(np.isfinite(v).any() for v in values):
-        return None
-    steps = np.array([record["step"] for record in records], np.float64)
-    figure = Figure(figsize=(3.0, 1.75))
-    axes = figure.add_axes((0.15, 0.17, 0.81, 0.72))
-    for value, color in zip(values, (BLUE, VERMILLION, GREY), strict=False):
-        x, y = binned(steps, value)
-        axes.plot(x, y, color=color, marker="o" if len(x) == 1 else "", markersize=3)
-    bottom = axes.get_xaxis_transform()
-    if keys == ("loss",):
-        x, y = binned(steps, series(records, "chance_loss"))
-        axes.plot(x, y, color=GREY, linewidth=1, linestyle=(0, (3, 2)))
-        if dropped := dropped_steps(records):
-            height = [0.03] * len(dropped)
-            axes.plot(dropped, height, "x", transform=bottom, color=VERMILLION, mew=1.6)
-    if keys == ("loss",) and 0 < new_objective < steps[-1]:
-        axes.axvline(new_objective + 0.5, color=VERMILLION, linewidth=1, linestyle=(0, (1, 1)))
-        axes.annotate(
-            "InfoNCE until here",
-            (new_objective + 0.5, 0.97),
-            xycoords=bottom,
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="top",
-            fontsize=7,
-            color=VERMILLION,
-        )
-    if keys in (("masked_share",), ("batch_accuracy",)):
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    axes.locator_params(nbins=5)
-    axes.margins(x=0.02)
-    if len(keys) == 1:  # all but cosines are amounts: without the zero, noise looks like news
-        low, high = min(0.0, np.nanmin(values[0])), np.nanmax(values[0])
-        axes.set_ylim(low, high + 0.1 * (high - low) if high > low else low + 1)
-    return {"title": title, "lines": len(keys), "svg": _svg(figure, f"{title} by training step")}
-
-
-def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(x) <= POINTS:
-        return x, y
-    kept = np.isfinite(y)
-    parts = np.array_split(np.flatnonzero(kept), max(min(POINTS, int(kept.sum())), 1))
-    means = [(x[part].mean(), y[part].mean()) for part in parts if len(part)]
-    x, y = np.array(means).reshape(-1, 2).T
-    return x, y
 
 
 def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[dict[str, Any]]:
@@ -152,12 +69,13 @@ def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[d
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
         axes.locator_params(axis="y", nbins=4)
         axes.set_ylim(bottom=0)
-        svg = _svg(figure, f"Cosines, {name.lower()}")
-        panels.append({"title": name, "rows": len(side[0]), "svg": svg})
+        drawn = svg(figure, f"Cosines, {name.lower()}")
+        panels.append({"title": name, "rows": len(side[0]), "svg": drawn})
     return panels
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def svg(figure: Figure, label: str) -> Markup:
+    """The figure as an <svg> element, the same from run to run, which screen readers name."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

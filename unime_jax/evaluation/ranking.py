@@ -17,7 +17,7 @@ SHARED = 32  # scores computed for one that is asked for, at most, where rows sh
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetResult:
-    """How one dataset's rows were ranked. Candidate scores are cosines.
+    """Ranks and scores of the candidates of one dataset's rows. Scores are cosines.
 
     `query`, `gold` and `top` are numbers in `items`, which carry no image bytes. `wrong` means any
     candidate that is not the gold item; a row without one has NaN for `hardest` and `easiest`.

@@ -1,4 +1,4 @@
-"""What a report says of scores: headline numbers, bars with intervals, and datasets that fell."""
+"""The report's part on scores: headline numbers, bars with intervals, and datasets that fell."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,7 +55,7 @@ def start_note(config: Mapping[str, Any]) -> str:
 
 
 def benchmark(config: Mapping[str, Any], table: scores_lib.Table) -> str:
-    """MMEB if every dataset is one of its own; else what the config calls the sets."""
+    """Name of the benchmark: MMEB if every dataset is one of its own, else the config's folder."""
     if table and all(scores_lib.MMEB_V1.get(name) == group for name, group in table.items()):
         return "MMEB" if len(table) == len(scores_lib.MMEB_V1) else "part of MMEB"
     return str((config.get("evaluation") or {}).get("mmeb") or "own datasets")

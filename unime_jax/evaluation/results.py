@@ -1,4 +1,4 @@
-"""Evaluation results on disk: rankings for a report, and what a job has finished so far."""
+"""Evaluation results on disk: rankings for a report, and results of single tasks."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ def save_results(path: files.Path, results: Mapping[str, DatasetResult]) -> None
 
 
 def load_results(path: files.Path) -> dict[str, DatasetResult]:
-    """Reads what `save_results` wrote."""
+    """Reads the file of `save_results`."""
     heads, arrays = _read(path)
     results = {}
     for number, head in enumerate(heads):
@@ -51,7 +51,7 @@ def save_result(path: files.Path, result: Result) -> None:
 
 
 def load_result(path: files.Path) -> Result:
-    """Reads what `save_result` wrote."""
+    """Reads the file of `save_result`."""
     head, arrays = _read(path)
     if isinstance(head, dict) and "agreement" in head:
         return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])

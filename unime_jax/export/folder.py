@@ -59,7 +59,7 @@ def write(
 def _write_beside_weights(
     partial: pathlib.Path, backbone: Backbone, dtype: np.dtype, prompts: Mapping[str, str]
 ) -> None:
-    """Writes config, tokenizer, processor and what sentence-transformers wants."""
+    """Writes config, tokenizer, processor and the files of sentence-transformers."""
     copy_files(backbone.folder, partial)
     if backbone.convert:
         backbone.convert(partial)

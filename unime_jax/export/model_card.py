@@ -16,7 +16,6 @@ from unime_jax.config import Contrastive, Distillation, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers
-from unime_jax.training import outcome
 
 EXAMPLES = 4  # prompts that are shown
 LENGTH = 1000  # characters of them
@@ -38,18 +37,20 @@ def write(
     cosine: float,
     items: Sequence[Item],
     sources: Sequence[str],
+    warnings: Sequence[str],
 ) -> None:
     """Writes <folder>/README.md.
 
     Args:
       folder: the export.
-      workdir: of the run; its config.json, evaluation.json and outcome.json are quoted.
+      workdir: of the run; its config.json and evaluation.json are quoted.
       settings: of the run.
       backbone: that it started from.
       steps: done when the weights were exported.
       cosine: the lowest of the self-check.
       items: of the self-check.
       sources: names of the training sources.
+      warnings: sentences on a training that learnt little or nothing.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -57,7 +58,7 @@ def write(
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    found = scores.read_scores(workdir)
+    sides = scores.read_scores(workdir)
     prompts = [_shortened(repr(backbone.preprocess.prompt.rendered(item))) for item in items]
     hub_id = None if files.as_path(settings.backbone).exists() else _yaml(settings.backbone)
     text = environment.get_template("model_card.md.j2").render(
@@ -72,11 +73,11 @@ def write(
         differences=_differences(backbone),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
         cosine=cosine,
-        facts=_facts(settings, steps, sources) | _warnings(workdir),
-        scores=markdown_block(scores.table(found.get("before"), found.get("after")))
-        if found
+        training=_training(settings, steps, sources) | _warning(warnings),
+        scores=markdown_block(scores.table(sides.get("before"), sides.get("after")))
+        if sides
         else "",
-        evaluated=", ".join(map(markdown, found["after"]["datasets"])) if "after" in found else "",
+        evaluated=", ".join(map(markdown, sides["after"]["datasets"])) if "after" in sides else "",
         config=markdown_block((workdir / "config.json").read_text().strip(), "json"),
     )
     files.write_whole(folder / "README.md", text)
@@ -100,12 +101,12 @@ def _origin(settings: TrainConfig, backbone: Backbone) -> str:
         f"{markdown_code(hub_id)} at commit `{commit}`"
         for hub_id, commit in backbone.commits.items()
     ]
-    found = f" On the Hugging Face hub that was {' and '.join(commits)}." if commits else ""
-    return f"It {start} {name}.{found}"
+    origin = f" On the Hugging Face hub that was {' and '.join(commits)}." if commits else ""
+    return f"It {start} {name}.{origin}"
 
 
 def _is_bidirectional(folder: files.Path) -> bool:
-    """Whether config.json has `is_causal: false`, a key that transformers 4 does not read."""
+    """True if config.json has `is_causal: false`, a key that transformers 4 does not read."""
     config = json_files.read(folder / "config.json")
     parts = (config, config.get("text_config") or {})
     return any(part.get("is_causal") is False for part in parts)
@@ -120,10 +121,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LENGTH else f"{text[:LENGTH]} ..."
 
 
-def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
+def _training(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
+    """Rows of the table on the training, by name."""
     lora = settings.lora
     adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
-    facts = {
+    rows = {
         "steps": f"{steps} of {settings.batch_size} pairs",
         "loss": _loss(settings.loss),
         "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
@@ -133,15 +135,13 @@ def _facts(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[st
         "weights": settings.export.dtype,
     }
     if settings.execution.frozen_dtype == "int8":
-        facts["base"] = BASE
-    return facts
+        rows["base"] = BASE
+    return rows
 
 
-def _warnings(workdir: files.Path) -> dict[str, str]:
-    """Row of the findings of outcome.json on what the model learnt; {} without any."""
-    findings = outcome.read(workdir).get("findings", [])
-    text = "; ".join(finding["message"] for finding in findings)
-    return {"**warning**": markdown(text)} if text else {}
+def _warning(warnings: Sequence[str]) -> dict[str, str]:
+    """Row of the training's warnings; {} without any."""
+    return {"**warning**": markdown("; ".join(warnings))} if warnings else {}
 
 
 def _loss(loss: Contrastive | Distillation) -> str:

@@ -25,10 +25,11 @@ from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import to_item
-from unime_jax.embedder import Embedder, targets
+from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
 from unime_jax.models.forward import make_encode
+from unime_jax.models.inference import targets
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import local_copies
 
@@ -61,22 +62,22 @@ def self_check(
     """
     copy = local_copies.local_copy(folder)
     backbone = open_backbone(str(copy), max_length=max_length)
-    graph, wanted = targets(backbone, mesh, jnp.dtype(dtype))
+    graph, wanted = targets(backbone.make_model, mesh, jnp.dtype(dtype))
     encode = make_encode(graph, execution)
     encoder = make_encoder(encode, ({}, backbone.load(wanted)), backbone.preprocess, shapes, mesh)
-    expected, found = trained(items), encoder(items)
-    cosine = lowest_cosine(expected, found)
+    expected, embeddings = trained(items), encoder(items)
+    cosine = lowest_cosine(expected, embeddings)
     bound = lowest_allowed(dtype, execution.dtype)
     if not cosine >= bound:
         raise RuntimeError(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
             f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
         )
-    _check_different(found, bound, folder)
+    _check_different(embeddings, bound, folder)
     transformers_check.check(copy, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
         rendered = backbone.preprocess.prompt.rendered
-        _write(folder, items, found, rendered, dtype, execution.dtype)
+        _write(folder, items, embeddings, rendered, dtype, execution.dtype)
     logging.info("export %s reproduces the trained model: lowest cosine %.7f", folder, cosine)
     return cosine
 
@@ -106,8 +107,9 @@ def repeat(folder: files.Path) -> float:
                 f" exported, it was {entry['text']!r}"
             )
     expected = np.array(record["embeddings"])
-    found = model.encode(items, prompt="", truncate_dim=expected.shape[1])  # all of every vector
-    cosine = lowest_cosine(expected, found)
+    # The whole of every vector, whatever the folder's default.
+    embeddings = model.encode(items, prompt="", truncate_dim=expected.shape[1])
+    cosine = lowest_cosine(expected, embeddings)
     bound = lowest_allowed(np.dtype(record["dtype"]), np.dtype(origin["computed_in"]))
     if not cosine >= bound:
         raise RuntimeError(
@@ -136,9 +138,9 @@ def repeat_in_a_new_process(folder: files.Path) -> None:
         raise RuntimeError(f"{folder} failed its check in a new process:\n{done.stderr[-4000:]}")
 
 
-def lowest_cosine(expected: np.ndarray, found: np.ndarray) -> float:
+def lowest_cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     """Lowest cosine of rows with the same number, which have unit length."""
-    return float(np.min(np.sum(expected * found, axis=1)))
+    return float(np.min(np.sum(expected * actual, axis=1)))
 
 
 def _check_different(embeddings: np.ndarray, bound: float, folder: files.Path) -> None:

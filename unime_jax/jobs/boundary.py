@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from unime_jax import files
-from unime_jax.operations import processes, workdir_lock
+from unime_jax.operations import disk_errors, processes, workdir_lock
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def owning(workdir: files.Path, lock: str, what: str, *others: files.Path) -> It
       RuntimeError: a disk takes no more.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(files.disk_errors(workdir, *others))
+        stack.enter_context(disk_errors.explained(workdir, *others))
         if jax.process_index() == 0:
             stack.enter_context(workdir_lock.owned(workdir, lock, what=what))
         processes.barrier(f"{lock} is held")

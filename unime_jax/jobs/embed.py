@@ -32,10 +32,12 @@ from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
 from unime_jax.data.quarantine import BadItem, Quarantine
-from unime_jax.embedder import Embedder, default_execution, kept, truncated
+from unime_jax.data.truncation import kept, truncated
+from unime_jax.embedder import Embedder
 from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight
-from unime_jax.operations import compilation_cache, workdir_lock
+from unime_jax.models.inference import default_execution
+from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
@@ -44,7 +46,7 @@ POLL_SECONDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is to be done, known before any weight is read."""
+    """An embedding job that is set up: model, items and writer, before any weight is read."""
 
     settings: config.EmbedConfig
     backbone: Backbone
@@ -75,7 +77,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     # Hosts share the folder: each owns its part of it.
     lock = f"embed-{jax.process_index()}-of-{jax.process_count()}.lock"
     with (
-        files.disk_errors(workdir),
+        disk_errors.explained(workdir),
         workdir_lock.owned(workdir, lock, what="writes this part of the embeddings in"),
     ):
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
@@ -89,7 +91,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
 
 
 def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
-    """Reads the corpus once, and compares everything with what `workdir` was begun with."""
+    """Indexes the corpus, and checks model and corpus against those that `workdir` began with."""
     backbone = open_backbone(
         settings.backbone,
         max_length=settings.max_length,
@@ -212,9 +214,9 @@ def _write_blocks(
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
     """Data sets, then text files, in the config's order."""
     folder = files.as_path(data.folder)
-    found = {name: formats.open_dataset(folder / name) for name in data.datasets}
-    schema.check_names(data.splits, {split for rows in found.values() for split in rows})
-    for name, rows in found.items():
+    datasets = {name: formats.open_dataset(folder / name) for name in data.datasets}
+    schema.check_names(data.splits, {split for rows in datasets.values() for split in rows})
+    for name, rows in datasets.items():
         for split in data.splits or sorted(rows):
             if split in rows:
                 yield Pairs(f"{name}/{split}", rows[split], data.sides)

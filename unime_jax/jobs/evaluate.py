@@ -26,13 +26,14 @@ from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats.tfds import version_folder
-from unime_jax.embedder import Embedder, default_execution
+from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, report, run_facts, scores, tasks
+from unime_jax.evaluation import finished, headline, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
 from unime_jax.evaluation.tasks import distillation
 from unime_jax.jobs import boundary, preflight
+from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training import resume
@@ -274,7 +275,7 @@ def _leave(
         after=rankings(results),
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
-        facts=run_facts.evaluation_facts(settings),
+        headline=headline.of_evaluation(settings),
         composition_rows=suite.composition_rows,
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)

@@ -21,9 +21,9 @@ from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
 from unime_jax.jobs import preflight
 from unime_jax.models.vlm import Execution
-from unime_jax.operations import compilation_cache, processes, watchdog, workdir_lock
+from unime_jax.operations import compilation_cache, disk_errors, processes, watchdog, workdir_lock
 from unime_jax.operations.watchdog import Watchdog
-from unime_jax.training import evaluations, resume
+from unime_jax.training import evaluations, outcome, resume
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_config
 from unime_jax.training.step import TrainState
@@ -41,7 +41,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     watch = settings.watchdog
     stacks = workdir / f"stacks-export-{jax.process_index()}.txt"
     with (
-        files.disk_errors(workdir),
+        disk_errors.explained(workdir),
         Watchdog(stacks, seconds=watch.seconds, exit=watch.exit),
     ):
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
@@ -192,6 +192,7 @@ def _write(
         cosine=cosine,
         items=items,
         sources=sorted(settings.data.weights or rows),
+        warnings=outcome.messages(workdir),
     )
     if settings.export.verify:
         self_check.repeat_in_a_new_process(target)

@@ -1,4 +1,4 @@
-"""What is cheap to see of a run before anything is built, downloaded or computed, all at once.
+"""Preflight checks: problems that are cheap to see before anything is built, all listed at once.
 
 What a run prepares itself, below `data.folder`, cannot be looked at yet and is left out.
 """
@@ -20,7 +20,7 @@ from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.shapes import pair_shapes
-from unime_jax.training import checkpoint, optimizer, resume, setup
+from unime_jax.training import checkpoint_manager, optimizer, resume, setup
 from unime_jax.training.settings import Distillation
 
 
@@ -32,7 +32,7 @@ class Problems:
 
     @contextlib.contextmanager
     def collected(self, key: str = "") -> Iterator[None]:
-        """Keeps an error of what is done in it; `key` is said first, unless the error names it."""
+        """Collects an error of its body, led by `key` unless the error names it."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -57,7 +57,7 @@ class Problems:
 def check(
     make_mesh: Callable[[], Mesh], workdir: files.Path, of_job: Callable[[Problems], None]
 ) -> Mesh:
-    """The mesh of a job, of which all has been looked at that is cheap.
+    """The mesh of a job, after all cheap checks.
 
     Args:
       make_mesh: raises ValueError if it does not fit the devices.
@@ -82,7 +82,7 @@ def check(
 def check_training(settings: config.TrainConfig, workdir: files.Path, problems: Problems) -> None:
     """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run."""
     with problems.collected():
-        checkpoint.check_name(workdir)
+        checkpoint_manager.check_name(workdir)
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
@@ -166,13 +166,13 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """What a run makes itself: files below a folder, if it prepares any."""
+    """Files that a run makes itself, below a folder, if it prepares any."""
 
     folder: files.Path
     prepares: bool
 
     def later(self, path: files.Path) -> bool:
-        """Whether a path may still come to be."""
+        """True if the run itself may still make this path."""
         inside = files.resolved(path).is_relative_to(files.resolved(self.folder))
         return self.prepares and inside and not path.exists()
 
@@ -240,10 +240,10 @@ def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
 
 def _check_module(module: str, problems: Problems) -> None:
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of a package above it
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         problems.add(
             f'config.data.prepare.module={module!r}: there is no such module; "" prepares nothing'
         )

@@ -44,7 +44,7 @@ from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_co
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A run that is set up, of which nothing is computed yet.
+    """A run that is set up, with nothing computed yet.
 
     Attributes:
       whole: the model that is evaluated and exported.

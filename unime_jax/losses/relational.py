@@ -145,14 +145,14 @@ def _check(
     ):
         if not value > 0:
             raise ValueError(f"relational_distillation: {name} is {value}; it must be above 0")
-    for what, one, other in (
+    for what, own, theirs in (
         ("rows", student, teacher),
         ("columns", student_columns, teacher_columns),
     ):
-        if one.ndim != 2 or other.ndim != 2 or one.shape[0] != other.shape[0]:
+        if own.ndim != 2 or theirs.ndim != 2 or own.shape[0] != theirs.shape[0]:
             raise ValueError(
-                f"relational_distillation: the student's {what} are {one.shape}, the teacher's "
-                f"{other.shape}; they must be [n, width] of the same n items"
+                f"relational_distillation: the student's {what} are {own.shape}, the teacher's "
+                f"{theirs.shape}; they must be [n, width] of the same n items"
             )
     for who, rows, columns in (
         ("student", student, student_columns),

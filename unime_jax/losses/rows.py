@@ -110,7 +110,7 @@ def hardest_losses(
     count: Int[Array, " B"],
     settings: Settings,
 ) -> Float32[Array, " B"]:
-    """Losses against the hardest negatives, in descending order, of which `count` are real."""
+    """Losses against the hardest negatives in descending order; the first `count` are real."""
     assert settings.hard_negatives is not None
     available = jnp.clip(count, 1, hardest.shape[1])[:, None]
     slots = jnp.arange(settings.hard_negatives) % available  # fewer than asked for: cyclically

@@ -42,7 +42,7 @@ def tiled_rows(
     settings: Settings,
     column_block: int,
 ) -> tuple[RowLosses, RowLosses | None]:
-    """As `rows.dense_rows` of the queries and, if the settings ask for it, of their positives."""
+    """Rows of the queries, and of their positives if the loss is symmetric: `rows.dense_rows`."""
     positive_id = target_id[positive]
     numbers = jnp.arange(candidates.shape[0])
     columns = _Columns(candidates, target_id, mask, numbers)
@@ -76,32 +76,32 @@ def _direction(
     rows = _Rows(embedding, target_id, labelled, positive_score)
     column_block = min(column_block, columns.number.size)
     fixed_rows, fixed_columns = jax.lax.stop_gradient((rows, columns))
-    found = _survey(fixed_rows, fixed_columns, settings, column_block)
-    live = found.count > 0
+    survey = _survey(fixed_rows, fixed_columns, settings, column_block)
+    live = survey.count > 0
     if settings.hard_negatives is None:
-        log_sum = _with_gradient(settings, column_block, found.log_sum, rows, columns)
+        log_sum = _with_gradient(settings, column_block, survey.log_sum, rows, columns)
         gap = jnp.where(live, log_sum - positive_score / settings.temperature, 0)
         losses = jnp.where(live, jax.nn.softplus(gap), 0)
     else:
-        chosen = ring.pick(found.index.reshape(-1), columns.embedding)
-        chosen = chosen.reshape(*found.index.shape, -1)
+        chosen = ring.pick(survey.index.reshape(-1), columns.embedding)
+        chosen = chosen.reshape(*survey.index.shape, -1)
         hardest = jnp.einsum("bd,bkd->bk", embedding, chosen, precision=highest)
-        losses = hardest_losses(hardest, positive_score, found.count, settings)
+        losses = hardest_losses(hardest, positive_score, survey.count, settings)
     return RowLosses(
         losses=losses,
         positive=fixed_rows.positive_score,
-        hard=found.hard,
-        easy=found.easy,
-        count=found.count,
-        unlabelled=found.unlabelled,
-        dropped=found.dropped,
+        hard=survey.hard,
+        easy=survey.easy,
+        count=survey.count,
+        unlabelled=survey.unlabelled,
+        dropped=survey.dropped,
     )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """What a row has seen of the columns so far."""
+    """Running statistics of each row over the columns visited so far."""
 
     count: Int[Array, " B"]
     unlabelled: Int[Array, " B"]

@@ -1,6 +1,6 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from unime_jax.models.vlm import Execution
 
 # Embeddings of the rows of a chunk, given trainable and frozen parameters.
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
-# Frozen parameters and what else stays the same for all chunks of a step.
-Prepare = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
+# Frozen parameters with all else that stays the same for all chunks of a step, given both parts.
+Constants = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     """Embeddings of one chunk as a function of trainable and frozen parameters.
 
-    The frozen ones may come from `make_prepare`.
+    The frozen ones may come from `with_column_norms`.
     """
 
     def encode(
@@ -36,13 +36,13 @@ def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     return encode
 
 
-def make_prepare(graph: nnx.GraphDef) -> Prepare:
-    """Frozen parameters and DoRA's column norms, the constants of a step."""
+def with_column_norms(graph: nnx.GraphDef) -> Constants:
+    """The frozen parameters with DoRA's column norms, as a function of both parts."""
 
-    def prepare(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
+    def constants(trainable: paths.Parameters, frozen: paths.Parameters) -> paths.Parameters:
         return frozen | lora.column_norms(paths.merge(graph, trainable, frozen))
 
-    return prepare
+    return constants
 
 
 def encode_live_chunks(
@@ -75,3 +75,19 @@ def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
 def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
     """Chunk i of a group: `Inputs` without the C axis."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+
+
+def cause_of_nonfinite(parameters: Sequence[paths.Parameters]) -> str:
+    """The cause of embeddings that are not finite, in a sentence; a call of all processes."""
+    named = [(path, x) for part in parameters for path, x in part.items()]
+    floats = [(path, x) for path, x in named if jnp.issubdtype(x.dtype, jnp.floating)]
+    bad = sorted(path for path, x in floats if not jnp.isfinite(x).all())
+    if bad:
+        return (
+            f"{len(bad)} of {len(named)} parameters hold NaN or infinity, such as {bad[0]}; the"
+            " checkpoint is damaged, or was written by a run that diverged"
+        )
+    return (
+        "all weights are finite, so numbers overflow on the way, at this item or at most; try"
+        ' float32 (dtype="float32", config.execution.dtype), and look at the item'
+    )

@@ -60,7 +60,7 @@ def column_norms(model: nnx.Module) -> dict[str, Float32[Array, "*L out"]]:
 
 
 def set_column_norms(model: nnx.Module, parameters: paths.Parameters) -> None:
-    """Gives every layer its norm among `parameters`, if it is there, so as not to compute it."""
+    """Hands each layer its norm from `parameters`, if present, so that it is not computed again."""
     for path, linear in linears(model):
         if f"{path}.{NORM}" in parameters:
             linear.lora_norm = nnx.Param(parameters[f"{path}.{NORM}"])
@@ -77,7 +77,7 @@ def merge(model: nnx.Module, dtype: jnp.dtype) -> None:
 
 
 def is_folded(linear: Linear) -> bool:
-    """Whether the layer is its kernel and bias alone."""
+    """True if the layer has a kernel and a bias alone, without adapter and scales."""
     return linear.lora_a is None and linear.kernel_scale is None
 
 
@@ -92,7 +92,7 @@ def fold(linear: Linear, dtype: jnp.dtype) -> Float[Array, "*L in out"]:
         if (leaf := getattr(linear, name)) is not None
     }
 
-    def one(parts: dict[str, jax.Array]) -> jax.Array:
+    def fold_layer(parts: dict[str, jax.Array]) -> jax.Array:
         w = parts["kernel"].astype(jnp.float32)
         if "kernel_scale" in parts:
             w = quantization.dequantize(parts["kernel"], parts["kernel_scale"])
@@ -104,4 +104,4 @@ def fold(linear: Linear, dtype: jnp.dtype) -> Float[Array, "*L in out"]:
             w = w * (parts["lora_magnitude"] / norm)
         return w.astype(dtype)
 
-    return one(parts) if linear.kernel[...].ndim == 2 else jax.lax.map(one, parts)
+    return fold_layer(parts) if linear.kernel[...].ndim == 2 else jax.lax.map(fold_layer, parts)

@@ -1,4 +1,4 @@
-"""Precision of matrix products: what is called float32 is multiplied as float32 on every platform.
+"""Precision of matrix products: float32 is multiplied as float32 on every platform.
 
 A TPU multiplies float32 operands as one pass of bfloat16, and some GPUs as TF32, unless the product
 itself asks for more. JAX's global default is the user's and stays as it is. So every product of

@@ -1,1 +1,1 @@
-"""What keeps a run alive and tells about it: processes, locks, signals, watchdog, goodput."""
+"""Operation of a run: processes, locks, signals, watchdog, goodput."""

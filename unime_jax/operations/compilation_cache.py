@@ -53,7 +53,7 @@ def use_for_library() -> None:
 
 
 def folder_for(workdir: files.Path | None) -> files.Path:
-    """The folder of this process's programs; `workdir`: of the run that they are of, if any.
+    """The folder of this process's programs; `workdir`: of the run, if there is one.
 
     On CPUs and without a run it is below $XDG_CACHE_HOME (~/.cache)/unime_jax/compiled.
     """

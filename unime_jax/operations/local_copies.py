@@ -1,4 +1,4 @@
-"""Local copies of what lies in a bucket, for readers that map files into memory.
+"""Local copies of a bucket's folders, for readers that map files into memory.
 
 ArrayRecord, safetensors and the vectors of a teacher are read from local files. A copy lies below
 $XDG_CACHE_HOME (~/.cache)/unime_jax/copies, is made once a host, and again when what lies in the

@@ -97,7 +97,7 @@ def join(
 
 
 def check_shared(folder: files.Path) -> None:
-    """Sees that the others find in `folder` what process 0 writes there.
+    """Checks that other processes see in `folder` a file that process 0 has written there.
 
     Raises:
       ValueError: they do not, or it cannot be written.
@@ -199,7 +199,7 @@ def _watch() -> None:
 
 
 def _call_a_witness(process: int, count: int) -> None:
-    """Starts the witness of this process, who speaks up if the process no longer can."""
+    """Starts the witness of this process, which says so if the process is ended from outside."""
     global _witness
     said = (
         f"error: process {process} of {count} was ended from outside: killed (by hand, by the "

@@ -6,6 +6,7 @@ import jax
 from absl import logging
 
 from unime_jax import files
+from unime_jax.operations.growing_files import GrowingFolder
 
 
 class ProfileWindow:
@@ -18,7 +19,7 @@ class ProfileWindow:
 
     def __init__(self, folder: files.Path, *, first_step: int, steps: int):
         self._folder = folder
-        self._growing = files.GrowingFolder(folder)  # the profiler writes into local folders
+        self._growing = GrowingFolder(folder)  # the profiler writes into local folders
         traces = steps > 0 and jax.process_index() == 0
         self._steps = range(first_step, first_step + steps) if traces else range(0)
         self._running = False

@@ -55,7 +55,7 @@ def tell_libtpu_of_no_tpu() -> None:
 
 
 def _may_have_tpu() -> bool:
-    """Whether a device is named as TPUs are, or a PCI device has their vendor's number."""
+    """True if a device is named as TPUs are, or a PCI device has their vendor's number."""
     devices, buses = pathlib.Path("/dev"), pathlib.Path("/sys/bus/pci/devices")
     if any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*")):
         return True

@@ -84,5 +84,5 @@ class StopSignal:
 
 
 def any_told(stop_signal: StopSignal, mesh: Mesh) -> bool:
-    """Whether any process was told to stop; all of them ask, wait, and get the same answer."""
+    """True if any process was told to stop. All call it, wait, and get the same answer."""
     return cross_process.sum_over_processes(mesh)({"told": stop_signal.told})()["told"] > 0

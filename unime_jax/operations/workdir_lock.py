@@ -13,11 +13,8 @@ under gs:// is an object that is made only if there is none (`operations/bucket_
 """
 
 import contextlib
-import dataclasses
-import json
 import os
 import pathlib
-import socket
 import threading
 import time
 import uuid
@@ -26,7 +23,8 @@ from collections.abc import Iterator
 from absl import logging
 
 from unime_jax import files
-from unime_jax.operations import bucket_lock, exits
+from unime_jax.operations import bucket_lock, exits, lock_owner
+from unime_jax.operations.lock_owner import Owner
 
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 90.0  # NFS and gcsfuse may show a file's time as it was a minute ago
@@ -38,22 +36,6 @@ LOST = 76  # status of a process whose lock another one has taken ("protocol err
 
 class LockedError(ValueError):
     """The folder has another owner, who is alive; the message says which."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """Who holds a lock; `token` is new for each holding, `namespace` that of process ids."""
-
-    host: str
-    boot: str
-    namespace: str
-    pid: int
-    began: str
-    since: str
-    token: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
 
 
 @contextlib.contextmanager
@@ -69,7 +51,7 @@ def owned(folder: files.Path, name: str, *, what: str, wait: bool = False) -> It
       OSError: the lock cannot be written.
     """
     path = folder / name
-    mine = _myself()
+    mine = lock_owner.myself()
     _acquire(path, mine, what, wait)
     _tidy(path)
     end = threading.Event()
@@ -98,12 +80,12 @@ def _acquire(path: files.Path, mine: Owner, what: str, wait: bool) -> None:
             if not contested or _is_settled(path, mine):
                 return
             continue
-        found = _look(path)
-        if found is None:  # it is gone
+        state = _look(path)
+        if state is None:  # it is gone
             continue
-        owner, touched, age = found
+        owner, touched, age = state
         where = f"{path.parent} ({path.name})"
-        if owner is not None and _died_here(owner, mine):
+        if owner is not None and lock_owner.died_here(owner, mine):
             logging.warning("%s: taking over from %s, which is gone", where, owner)
             contested = True
             _remove_stale(path, owner, touched, mine)
@@ -120,7 +102,7 @@ def _acquire(path: files.Path, mine: Owner, what: str, wait: bool) -> None:
             continue
         token = owner.token if owner else ""
         alive = owner is not None and (
-            _is_here(owner, mine) or seen not in (None, (token, touched))
+            lock_owner.is_here(owner, mine) or seen not in (None, (token, touched))
         )
         if alive and not wait:
             raise LockedError(
@@ -139,7 +121,7 @@ def _acquire(path: files.Path, mine: Owner, what: str, wait: bool) -> None:
 
 def _create(path: files.Path, mine: Owner) -> bool:
     """Makes the lock, whole, unless there is one."""
-    content = _text(mine)
+    content = lock_owner.to_text(mine)
     if not isinstance(path, pathlib.Path):
         return bucket_lock.create(path, content)
     draft = path.with_name(f"{path.name}.{mine.token}")
@@ -162,10 +144,6 @@ def _create(path: files.Path, mine: Owner) -> bool:
         draft.unlink(missing_ok=True)
 
 
-def _text(owner: Owner) -> str:
-    return json.dumps(dataclasses.asdict(owner), indent=2) + "\n"
-
-
 def _remove_stale(path: files.Path, owner: Owner | None, touched: float, mine: Owner) -> None:
     """Moves a stale lock out of the way, unless somebody else was faster."""
     aside = path.with_name(f"{path.name}.{mine.token}.stale")
@@ -186,16 +164,16 @@ def _remove_stale(path: files.Path, owner: Owner | None, touched: float, mine: O
 
 
 def _is_settled(path: files.Path, mine: Owner) -> bool:
-    """Whether a lock that was made while others took over is still there when they are done."""
+    """True if a lock that was made while others took over is still there when they are done."""
     time.sleep(SETTLE_SECONDS if isinstance(path, pathlib.Path) else bucket_lock.SETTLE_SECONDS)
-    found = _look(path)
-    return found is not None and found[0] == mine
+    state = _look(path)
+    return state is not None and state[0] == mine
 
 
 def _is_still(path: files.Path, owner: Owner | None, touched: float) -> bool:
-    """Whether the lock is the one that was looked at; of one without an owner its time tells."""
-    found = _look(path)
-    return found is not None and found[0] == owner and (owner is not None or found[1] == touched)
+    """True if the lock still is that of `owner`; without an owner, if its time is `touched`."""
+    state = _look(path)
+    return state is not None and state[0] == owner and (owner is not None or state[1] == touched)
 
 
 def _look(path: files.Path) -> tuple[Owner | None, float, float] | None:
@@ -209,7 +187,7 @@ def _look(path: files.Path) -> tuple[Owner | None, float, float] | None:
             content, touched = bucket_lock.read(path)
         except FileNotFoundError:
             return None
-        return _read(content), touched, bucket_lock.now(probe) - touched
+        return lock_owner.from_text(content), touched, bucket_lock.now(probe) - touched
     try:
         with path.open("rb") as file:
             content, touched = file.read(), os.fstat(file.fileno()).st_mtime
@@ -219,23 +197,14 @@ def _look(path: files.Path) -> tuple[Owner | None, float, float] | None:
         return None
     finally:
         probe.unlink(missing_ok=True)
-    return _read(content), touched, age
-
-
-def _read(content: bytes) -> Owner | None:
-    try:
-        record = json.loads(content)
-        owner = Owner(**record)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return owner if isinstance(owner.pid, int) and isinstance(owner.token, str) else None
+    return lock_owner.from_text(content), touched, age
 
 
 def _touch(path: files.Path, mine: Owner, end: threading.Event, what: str) -> None:
     while not end.wait(TOUCH_SECONDS):
         try:
             content = path.read_bytes()
-            owner = _read(content)
+            owner = lock_owner.from_text(content)
             if owner == mine:
                 if isinstance(path, pathlib.Path):
                     os.utime(path)
@@ -250,14 +219,14 @@ def _touch(path: files.Path, mine: Owner, end: threading.Event, what: str) -> No
             logging.warning("%s cannot be touched: %s", path, error)
             continue
         time.sleep(SETTLE_SECONDS)
-        found = _look(path)
-        if end.is_set() or found is None or found[0] == mine:
+        state = _look(path)
+        if end.is_set() or state is None or state[0] == mine:
             continue
         logging.error(
             "%s now belongs to %s, which %s it: this process was not heard of for more than %.0f s "
             "and ends, so that both do not",
             path,
-            found[0] or "somebody else",
+            state[0] or "somebody else",
             what,
             STALE_SECONDS,
         )
@@ -266,7 +235,7 @@ def _touch(path: files.Path, mine: Owner, end: threading.Event, what: str) -> No
 
 def _release(path: files.Path, mine: Owner) -> None:
     try:
-        if _read(path.read_bytes()) == mine:
+        if lock_owner.from_text(path.read_bytes()) == mine:
             path.unlink()
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
@@ -274,7 +243,7 @@ def _release(path: files.Path, mine: Owner) -> None:
 
 
 def _tidy(path: files.Path) -> None:
-    """Removes what processes that were killed while they looked at the lock have left."""
+    """Removes files of processes that were killed while they looked at the lock."""
     if not isinstance(path, pathlib.Path):
         return
     with contextlib.suppress(OSError):
@@ -282,58 +251,3 @@ def _tidy(path: files.Path) -> None:
         for left in path.parent.glob(f"{path.name}.*"):
             if now - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()
-
-
-def _is_here(owner: Owner, mine: Owner) -> bool:
-    """Whether its process id means something to this process."""
-    return (owner.host, owner.boot, owner.namespace) == (mine.host, mine.boot, mine.namespace)
-
-
-def _died_here(owner: Owner, mine: Owner) -> bool:
-    return _is_here(owner, mine) and _began(owner.pid) != owner.began
-
-
-def _myself() -> Owner:
-    return Owner(
-        host=socket.gethostname(),
-        boot=_first_line("/proc/sys/kernel/random/boot_id"),
-        namespace=_namespace(),
-        pid=os.getpid(),
-        began=_began(os.getpid()),
-        since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        token=uuid.uuid4().hex,
-    )
-
-
-def _began(pid: int) -> str:
-    """When a process started, which tells it from a later one of its id; "": there is none."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        if pathlib.Path("/proc/self/stat").exists():
-            return ""
-    except (OSError, ValueError):
-        return ""
-    else:
-        return "" if fields[0] in "ZX" else fields[19]  # a zombie does nothing any more
-    try:  # without /proc its id has to do
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        pass
-    return "unknown"
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _first_line(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text().strip()
-    except OSError:
-        return ""

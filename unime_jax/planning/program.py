@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
-from unime_jax import backbones, config, embedder, encode, sharding
+from unime_jax import backbones, config, encode, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes
-from unime_jax.models import forward
+from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step
 from unime_jax.training.objectives import Distillation
@@ -119,8 +119,8 @@ def train_program(
 
 def embed_program(backbone: Backbone, mesh: Mesh, plan: BatchShapes, dtype: jnp.dtype) -> Program:
     """The program with which `Embedder` encodes rows of one shape."""
-    graph, targets = embedder.targets(backbone, mesh, dtype)
-    execution = Execution(embedder.activations(dtype), "none", "xla")
+    graph, targets = inference.targets(backbone.make_model, mesh, dtype)
+    execution = inference.default_execution(dtype)
     return Program(
         mesh=mesh,
         run=encode._program(forward.make_encode(graph, execution), mesh),

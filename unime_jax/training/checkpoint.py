@@ -10,7 +10,7 @@ arrays as it was on the devices, and what is read is compared with that.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,27 +19,13 @@ from absl import logging
 
 from unime_jax import files
 from unime_jax.training import damaged_checkpoints
+from unime_jax.training.checkpoint_manager import Best, open_manager
 from unime_jax.training.checksums import checksums
 from unime_jax.training.damaged_checkpoints import all_processes, in_short
 from unime_jax.training.step import TrainState
 
-# Of an array that devices have copies of, Orbax lets each device save a slice. The slices are made
-# one by one, and for adapters and moments that takes longer than to write them.
-SLICED_FROM = 2**20  # bytes of a slice
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM),
-    override=True,
-)
-
-# A path with these is a pattern to the file names that Orbax looks for when it completes a
-# checkpoint, and the pattern does not match the path itself, or matches another run's as well.
-PATTERN = "*?[\\"
-
 # Names in the record of a checkpoint; runs that are under way have them on disk.
 FINGERPRINTS, CHECKSUMS = "facts", "checksums"
-
-Best = Callable[[Sequence[int]], int | None]
 
 
 class Checkpoints:
@@ -64,7 +50,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._folder = files.absolute(folder)
-        self._manager = _open(self._folder, keep, best, read_only)
+        self._manager = open_manager(self._folder, keep, best, read_only)
         self._every = every
         self._fingerprints = fingerprints
         self._read_only = read_only
@@ -138,7 +124,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what was saved is complete.
+        """Waits until all saves are complete.
 
         Raises:
           RuntimeError: a save has failed.
@@ -242,7 +228,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**parts))
 
     def _prove(self) -> None:
-        """Sees once in a process's life that what it saves can be read, before it relies on it."""
+        """Reads the first save of this process's life back, before it relies on saves."""
         if self._proven or not self._unproven or jax.process_index() != 0:
             return
         step, record = self._unproven.popitem()
@@ -252,69 +238,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Says of a save that fails which checkpoints are left."""
+        """Errors of saves, in words that say which checkpoints are left."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
             raise  # a device or another process is gone, which is not about the folder
         except Exception as failure:
             raise RuntimeError(damaged_checkpoints.not_written(self._folder, failure)) from failure
-
-
-@dataclasses.dataclass(frozen=True)
-class _BestOf(ocp.checkpoint_managers.PreservationPolicy):
-    """Orbax' preservation policy that keeps the best checkpoint."""
-
-    best: Best
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        best = self.best([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step == best for checkpoint in checkpoints]
-
-
-def _open(
-    folder: files.Path, keep: int, best: Best | None, read_only: bool
-) -> ocp.CheckpointManager:
-    if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-    elif best is None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    else:
-        policies = ocp.checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), _BestOf(best)]
-            ),
-            cleanup_tmp_directories=True,
-        )
-    try:
-        return ocp.CheckpointManager(folder, options=options)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        if read_only:
-            raise ValueError(
-                f"{folder} cannot be opened, a {damaged_checkpoints.NOTES} in it is damaged: "
-                f"{in_short(error)}. Remove that file; the checkpoint is whole without it."
-            ) from error
-        damaged_checkpoints.set_notes_aside(folder, error)
-        return ocp.CheckpointManager(folder, options=options)
-
-
-def check_name(workdir: files.Path) -> None:
-    """Raises ValueError if checkpoints in this folder could not be read again for its path."""
-    path = str(files.absolute(workdir))
-    bad = sorted(set(path) & set(PATTERN))
-    if bad:
-        raise ValueError(
-            f"--workdir={path}: {' and '.join(map(repr, bad))} in a path is a pattern for Orbax, "
-            "so that no checkpoint written there could be read again. Use another name, such as "
-            f"{_plain(workdir.name) or 'run'}, or a symbolic link without them in its path."
-        )
-
-
-def _plain(name: str) -> str:
-    for character in PATTERN + "]":
-        name = name.replace(character, "_")
-    return name.strip("_")
 
 
 def _saved_part(state: TrainState) -> dict[str, Any]:

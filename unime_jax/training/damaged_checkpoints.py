@@ -70,7 +70,7 @@ def not_written(folder: files.Path, failure: Exception) -> str:
 
 
 def all_processes(good: bool) -> bool:
-    """Whether `good` holds in every process."""
+    """True if `good` holds in every process, which all call it."""
     if jax.process_count() == 1:
         return good
     return bool(multihost_utils.process_allgather(np.array(good)).all())

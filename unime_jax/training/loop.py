@@ -195,16 +195,16 @@ def _evaluate(
 
 
 def _gives_up_reading(stop_signal: StopSignal) -> bool:
-    """One process alone can save what it has done at once; of several, each gives a read time."""
+    """True if a hanging read is given up: alone at once, with other processes after a while."""
     if not stop_signal.told:
         return False
     return jax.process_count() == 1 or time.monotonic() - stop_signal.since > HANGING_SECONDS
 
 
 def _leave_hanging_read(stop_signal: StopSignal, done: int) -> None:
-    """Alone, a process goes on to save; the others of several wait for its rows, in the next step.
+    """Returns if this process is alone and can save; else ends it.
 
-    So it cannot save with them, and ends here.
+    The other processes wait for its rows in the next step, so it cannot save with them.
     """
     if jax.process_count() == 1:
         logging.info("told to stop: saving step %d, not waiting for its next batch", done)

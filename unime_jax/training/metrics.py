@@ -9,6 +9,7 @@ import jax
 from absl import logging
 
 from unime_jax import files
+from unime_jax.operations.growing_files import GrowingFile
 from unime_jax.training.progress import Progress
 from unime_jax.training.tensorboard import TensorBoard, flat_scores, write_evaluation
 
@@ -52,7 +53,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         cut_after(path, resume_step)
-        self._file = files.GrowingFile(path)
+        self._file = GrowingFile(path)
         self._workdir = workdir
         self._tensorboard = TensorBoard(workdir / "tensorboard", resume_step + 1)
         self._wandb = wandb and wandb.init(
@@ -112,7 +113,7 @@ class MetricsWriter:
         self._progress.show(step, values)
 
     def write_scores(self, scores: Mapping[int, Mapping[str, Any]]) -> None:
-        """Reports the evaluations so far, by step, of which the last is of the newest step."""
+        """Reports all evaluations so far by step; the last is that of the newest step."""
         if not self._writes:
             return
         write_evaluation(self._workdir, scores)
@@ -121,7 +122,7 @@ class MetricsWriter:
             self._wandb.log(dict(flat_scores(scores[step])), step=step)
 
     def flush(self) -> None:
-        """Makes the disk keep what was written so far; call it before a checkpoint of these steps.
+        """Flushes all lines to the disk; call it before a checkpoint of these steps.
 
         A run that goes on from there does not write them again.
         """

@@ -243,6 +243,11 @@ def read(workdir: files.Path) -> dict[str, Any]:
     return outcome
 
 
+def messages(workdir: files.Path) -> list[str]:
+    """Messages of the findings of <workdir>/outcome.json."""
+    return [finding["message"] for finding in read(workdir).get("findings", [])]
+
+
 def _is_finding(finding: Any) -> bool:
     names = ("name", "message")
     return isinstance(finding, dict) and all(isinstance(finding.get(n), str) for n in names)

@@ -1,4 +1,4 @@
-"""What a training run leaves of what it has learnt: scores, the report, and the outcome."""
+"""Results of a training run: scores, the report, and the outcome."""
 
 import time
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from absl import logging
 
 from unime_jax import config, files
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import report, results, run_facts, scores, suite
+from unime_jax.evaluation import headline, report, results, scores, suite
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.training import outcome
+from unime_jax.training import curves, outcome
 
 
 def evaluate(
     tests: suite.Suite, encoder: Encoder, when: str
 ) -> tuple[scores.Scores, dict[str, DatasetResult]]:
-    """Scores in percent, and what the report shows of each dataset; the same in all processes."""
+    """Scores in percent, and the rankings of each dataset; the same in all processes."""
     started = time.perf_counter()
     evaluated = suite.evaluate(tests, encoder)
     logging.info("evaluation %s took %.1f s", when, time.perf_counter() - started)
@@ -27,7 +27,7 @@ def evaluate(
 def evaluate_side(
     tests: suite.Suite, encoder: Encoder, workdir: files.Path, when: Literal["before", "after"]
 ) -> scores.Scores:
-    """Writes a side of evaluation.json, and what the report shows of it; {} without tests."""
+    """Writes a side of evaluation.json, and its rankings for the report; {} without tests."""
     if tests.is_empty:
         return {}
     side, shown = evaluate(tests, encoder, f"{when} training")
@@ -63,8 +63,9 @@ def write_report(
         after=rankings.get("after"),
         images=tests.images() if tests else lambda path: b"",
         title=f"Training {workdir.name}",
-        facts=run_facts.run_facts(settings, goodput) | best,
+        headline=headline.of_training(settings, goodput) | best,
         composition_rows=tests.composition_rows if tests else {},
+        training=curves.section(workdir),
     )
 
 
@@ -77,14 +78,14 @@ def write_outcome(settings: config.TrainConfig, workdir: files.Path) -> None:
 def read_metrics(workdir: files.Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; none if it cannot be read."""
     try:
-        return report.read_metrics(workdir / "metrics.jsonl")
+        return curves.read_metrics(workdir / "metrics.jsonl")
     except (ValueError, OSError) as error:  # a run does not end for its statistics
         logging.warning("%s; whether the run learns is told from now on", error)
         return []
 
 
 def log_results(workdir: files.Path) -> None:
-    """Logs the table of scores, where the report is, and what is wrong with the outcome."""
+    """Logs the table of scores, the path of the report, and the findings of the outcome."""
     if jax.process_index() != 0:
         return
     if sides := scores.read_scores(workdir):

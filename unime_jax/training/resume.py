@@ -145,7 +145,7 @@ def _schedule_end(config: Mapping[str, Any]) -> Any:
 def _is_longer(
     serious: Mapping[str, Any], earlier: Mapping[str, Any], config: Mapping[str, Any]
 ) -> bool:
-    """Whether more steps are all that has changed seriously."""
+    """True if more steps are the only serious change."""
     before = earlier.get("steps")
     return set(serious) <= {*LENGTH} and isinstance(before, int) and config["steps"] > before
 

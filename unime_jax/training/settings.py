@@ -1,4 +1,4 @@
-"""Settings of a training step: the loss and the optimizer. Plain data, so that configs need no JAX.
+"""Settings of training: loss, optimizer, execution, checkpoints, profile. Plain data, without JAX.
 
 The comment beside a key, or above it, is its text in --help.
 """
@@ -6,6 +6,8 @@ The comment beside a key, or above it, is its text in --help.
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
+
+from unime_jax.models.settings import Implementation, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Contrastive:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The options of `losses.relational_distillation`, and which texts it is about."""
+    """The options of `losses.relational_distillation`, and the texts that are compared."""
 
     objective: Literal["distillation"]  # KL divergence of rows of the similarity matrices
     # "all" texts of the batch with each other, only those that are "queries" (sent0 of the NLI
@@ -74,3 +76,35 @@ class OptimizerConfig:
                 f"optimizer.clip_norm={self.clip_norm} would clip every gradient to zero; it must "
                 "be above 0 (float('inf'): no clipping)."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saves of a run, besides those at its end and on SIGTERM."""
+
+    every: int  # steps from one save to the next
+    keep: int  # newest checkpoints that are kept
+    # also the one with the highest "All" by `evaluation.every`; distillation: neighbour overlap
+    keep_best: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Steps that are traced into <workdir>/profile."""
+
+    first_step: int  # the first that is traced
+    steps: int  # how many are traced; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """Dtypes, and memory against time."""
+
+    dtype: Literal["float32", "bfloat16"]  # of activations
+    # of weights that are not trained; "int8": codes with a scale per output channel for the
+    # kernels of linear layers, and bfloat16 for the rest
+    frozen_dtype: Literal["float32", "bfloat16", "int8"]
+    # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
+    remat: Remat
+    attention: Implementation  # "cudnn" on GPUs only
+    recompute: bool  # encode chunks twice (GradCache) instead of keeping activations

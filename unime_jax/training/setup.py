@@ -1,4 +1,4 @@
-"""What every job on a training config starts from: mesh, model, plans of batches, parameters."""
+"""Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from unime_jax.training.settings import Contrastive
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run before anything is computed; `test_plan` is for rows that have no partner."""
+    """A run before anything is computed; `test_shapes` are for rows that have no partner."""
 
     settings: config.TrainConfig
     mesh: Mesh
@@ -37,7 +37,7 @@ class Setup:
     execution: Execution
     abstract_model: state.AbstractModel
     encode: forward.Encode
-    prepare: forward.Prepare
+    constants: forward.Constants
     shapes: BatchShapes
     test_shapes: BatchShapes
 
@@ -54,14 +54,14 @@ class Setup:
         )
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The config's optimizer for what is trained."""
+        """The config's optimizer of the trainable parameters."""
         settings = self.settings
         return optimizer.make_optimizer(
             settings.optimizer, settings.steps, self.abstract_model.trainable
         )
 
-    def train_step(self, now: step.TrainState, *, sources: int = 0) -> Wrapped:
-        """The compiled step of a state that lies as `now` does; `now` may be abstract.
+    def train_step(self, like: step.TrainState, *, sources: int = 0) -> Wrapped:
+        """The jitted step of a state with the shardings of `like`, which may be abstract.
 
         `sources`: how many `Batch.source` counts, for losses by source.
         """
@@ -72,11 +72,11 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            prepare=self.prepare,
+            constants=self.constants,
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
-        placed = jax.tree.map(lambda x: x.sharding, now)
+        placed = jax.tree.map(lambda x: x.sharding, like)
         return jax.jit(
             run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
         )
@@ -92,7 +92,7 @@ class Setup:
             self.abstract_model.part(parameters, trainable=False),
         )
         return make_encoder(
-            self.encode, parts, self.preprocess, self.test_shapes, self.mesh, self.prepare
+            self.encode, parts, self.preprocess, self.test_shapes, self.mesh, self.constants
         )
 
 
@@ -147,14 +147,16 @@ def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
 
 def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
     """Logs which defaults of the backbone's folder training and evaluation do not follow."""
-    found = []
+    ignored = []
     if asked.default_prompt_name is not None:
         prompt = asked.prompts[asked.default_prompt_name]
-        found.append(f"its default prompt {prompt!r}: texts are as the data and prompts of config")
+        ignored.append(
+            f"its default prompt {prompt!r}: texts are as the data and prompts of config"
+        )
     if asked.truncate_dim is not None:
-        found.append(f"its truncate_dim {asked.truncate_dim}: embeddings are whole")
-    if found:
-        logging.warning("of %s, training and evaluation do not use %s", source, "; ".join(found))
+        ignored.append(f"its truncate_dim {asked.truncate_dim}: embeddings are whole")
+    if ignored:
+        logging.warning("of %s, training and evaluation do not use %s", source, "; ".join(ignored))
     if asked.max_length is not None and asked.max_length != longest:
         logging.info(
             "rows have up to %d tokens, as config.data.buckets say; %s asks for %d",
@@ -176,14 +178,14 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
     settings = whole.settings
     backbone = backbones.language_only(whole.backbone, teacher.dimension)
     preprocess = WithTeacher(backbone.preprocess, teacher, settings.data.suffix)
-    found = trace(settings, whole.mesh, backbone, preprocess)
-    others = sorted(whole.abstract_model.trainable - found.abstract_model.trainable)
+    part = trace(settings, whole.mesh, backbone, preprocess)
+    others = sorted(whole.abstract_model.trainable - part.abstract_model.trainable)
     if others:
         raise ValueError(
             "Distillation sees texts only, so the language model is all that it can train; "
             f"config.trainable also names {len(others)} other parameters, for example {others[0]}."
         )
-    return found
+    return part
 
 
 def exported(workdir: str) -> str:
@@ -224,7 +226,7 @@ def trace(
         execution=execution,
         abstract_model=abstract_model,
         encode=forward.make_encode(abstract_model.graph, execution),
-        prepare=forward.make_prepare(abstract_model.graph),
+        constants=forward.with_column_norms(abstract_model.graph),
         shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,
@@ -239,7 +241,7 @@ def trace(
 
 
 def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractModel) -> None:
-    """Better said before a long run than after it."""
+    """Raises ValueError if an adapter could not hold the trained model, before a long run."""
     if backbone.convert:
         raise ValueError(
             "config.export.adapter=True: other libraries cannot open the adapter's base,"

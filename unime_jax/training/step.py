@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import ArrayLike, Batch
-from unime_jax.models.forward import Encode, Prepare
+from unime_jax.models.forward import Constants, Encode
 from unime_jax.training import objectives
 from unime_jax.training.gradcache import encode_in_chunks
 
@@ -37,18 +37,21 @@ def batch_loss(
     objective: objectives.Objective,
     *,
     recompute: bool,
-    prepare: Prepare | None = None,
+    constants: Constants | None = None,
     plain: Bool[Array, ""] | None = None,
     sources: int = 0,
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
-    """The loss of a whole batch, and its metrics; `plain`, `sources`: see `objectives.contrastive`.
+    """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
-    `prepare(trainable, frozen)` gives the constants that every chunk is encoded with, in the place
-    of `frozen`; None: `frozen` itself. `mean_cosine` is among the metrics whatever the objective.
+    Args:
+      recompute: see `gradcache.encode_in_chunks`.
+      constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
+        all chunks; None: `frozen` itself.
+      plain, sources: see `objectives.contrastive`.
     """
-    constants = frozen if prepare is None else prepare(trainable, frozen)
+    fixed = frozen if constants is None else constants(trainable, frozen)
     embeddings = [
-        encode_in_chunks(encode, trainable, constants, group, recompute=recompute)
+        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute)
         for group in batch.groups
     ]
     if isinstance(objective, objectives.Distillation):
@@ -67,16 +70,21 @@ def make_train_step(
     objective: objectives.Objective,
     *,
     recompute: bool,
-    prepare: Prepare | None = None,
+    constants: Constants | None = None,
     infonce_steps: int = 0,
     sources: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters. The first
-    `infonce_steps` steps use plain InfoNCE: a model that starts at random collapses if it only
-    ever sees its hardest negatives. `sources`: how many `Batch.source` counts; with them, metrics
-    have `source_loss` and `source_rows`, float32 [sources]. `prepare`: see `batch_loss`.
+    A step whose loss or gradient norm is not finite changes nothing but the counters.
+
+    Args:
+      schedule: the learning rate by step, for the metrics; the optimizer has its own.
+      recompute, constants: see `batch_loss`.
+      infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
+        it only ever sees its hardest negatives.
+      sources: how many `Batch.source` counts; with them, metrics have `source_loss` and
+        `source_rows`, float32 [sources].
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
@@ -89,7 +97,7 @@ def make_train_step(
                 batch,
                 objective,
                 recompute=recompute,
-                prepare=prepare,
+                constants=constants,
                 plain=plain,
                 sources=sources,
             ),

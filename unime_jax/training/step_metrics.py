@@ -27,7 +27,7 @@ class _Step:
 
 
 class StepMetrics:
-    """What is known of each step, read while the device computes the next one.
+    """Metrics of each step, read while the device computes the next one.
 
     Args:
       sources: the names that `Batch.source` counts.
@@ -58,7 +58,7 @@ class StepMetrics:
 
     @property
     def told_to_stop(self) -> bool:
-        """Whether any process was told to; all processes agree, a step late."""
+        """True if any process was told to stop; all processes agree, a step late."""
         return self._stop_signal.told if jax.process_count() == 1 else self._told
 
     def add(
@@ -126,14 +126,14 @@ class StepMetrics:
         self._last += seconds
 
     def flush(self) -> bool:
-        """`report` before a save: what was written so far is on the disk then."""
+        """`report` before a save, with all lines flushed to the disk."""
         is_finite = self.report(saving=True)
         self._writer.flush()
         self._quarantine.merge()
         return is_finite
 
     def refuse(self, items: Sequence[quarantine.BadItem]) -> files.Path:
-        """Lists items of a source that is of no use; the file."""
+        """Lists the items of an unusable source in the quarantine; returns its file."""
         self._quarantine.note(items)
         self._quarantine.merge()
         return self._quarantine.path

@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from unime_jax import files
+from unime_jax.operations.growing_files import GrowingFolder
 
 
 class TensorBoard:
@@ -19,7 +20,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: files.Path, first_step: int) -> None:
-        self._growing = files.GrowingFolder(folder)
+        self._growing = GrowingFolder(folder)
         if folder.exists() and not folder.is_dir():
             files.set_aside(folder, "not a folder")
         folder.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ __path__ = [str(FOLDER)]
 
 
 def names() -> list[str]:
-    """The recipes that come with this package; what they share is in files without get_config."""
+    """Names of the recipes that come with this package: files that have get_config."""
     files = FOLDER.glob("[!_]*.py")
     return sorted(file.stem for file in files if "\ndef get_config(" in file.read_text())
 

@@ -1,4 +1,4 @@
-"""Headline of a report: what was trained or evaluated, when, how long, and with what."""
+"""Headline of a report: backbone, hardware, time and versions of a run, by name."""
 
 import datetime
 import importlib.metadata
@@ -10,7 +10,7 @@ import jax
 from unime_jax.config import EvaluateConfig, TrainConfig
 
 
-def run_facts(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, str]:
+def of_training(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, str]:
     """Backbone, length, hardware and versions of a run that ends now, by name.
 
     `goodput` is its `Goodput.summary`.
@@ -28,7 +28,7 @@ def run_facts(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, st
     }
 
 
-def evaluation_facts(settings: EvaluateConfig) -> dict[str, str]:
+def of_evaluation(settings: EvaluateConfig) -> dict[str, str]:
     """Backbone, dtype, hardware and versions of an evaluation that ends now, by name."""
     revision = {"revision": settings.revision} if settings.revision else {}
     return {
@@ -42,7 +42,7 @@ def evaluation_facts(settings: EvaluateConfig) -> dict[str, str]:
 
 
 def initialisation(settings: TrainConfig) -> str:
-    """Where the weights before the first step come from, in a few words."""
+    """Origin of the weights before the first step, in a few words."""
     if settings.init_from:
         return f"of the run {settings.init_from}"
     return "random" if settings.init == "random" else "pretrained"

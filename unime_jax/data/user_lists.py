@@ -1,0 +1,66 @@
+"""Lists of user inputs, as a call of `Embedder` takes them: checked, and joined after encoding."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float32
+from PIL import Image
+
+from unime_jax.data.user_inputs import UserInput, names_image, parts
+
+T = TypeVar("T")
+
+
+def listed(items: Iterable[UserInput], *, embeds_images: bool) -> list[UserInput]:
+    """The items of a call, checked, but for the images' files.
+
+    Args:
+      embeds_images: by the model; then a text that names an image gets a warning.
+
+    Raises:
+      TypeError, ValueError: an item is not as `UserInput`, which the message names, or `items` is
+        a single item.
+    """
+    if isinstance(items, str | bytes | Mapping | Image.Image):
+        raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
+    items = list(items)
+    for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
+        naming(index, functools.partial(parts, item))
+    names = [index for index, item in enumerate(items) if embeds_images and names_image(item)]
+    if names:
+        logging.warning(
+            "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
+            ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
+            ' (which opens such a str), or {"text": name} for the text',
+            len(names),
+            len(items),
+            names[0],
+            str(items[names[0]])[:200],
+        )
+    return items
+
+
+def naming(index: int, call: Callable[[], T]) -> T:
+    """`call()`, whose errors name the item by its index."""
+    try:
+        return call()
+    except TypeError as error:
+        raise TypeError(f"items[{index}]: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"items[{index}]: {error}") from error
+
+
+def sum_of_parts(
+    vectors: Float32[np.ndarray, "parts D"], numbers: Sequence[int], count: int
+) -> Float32[np.ndarray, "count D"]:
+    """Sums of the parts' embeddings by the items' numbers; of several parts, scaled to length 1."""
+    sums = np.zeros((count, vectors.shape[1]), np.float32)
+    items = np.array(numbers, int)
+    np.add.at(sums, items, vectors)
+    several = np.bincount(items, minlength=count) > 1
+    length = np.linalg.norm(sums[several], axis=1, keepdims=True)
+    sums[several] /= np.maximum(length, 1e-12)
+    return sums
