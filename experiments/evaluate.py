@@ -1,17 +1,18 @@
-"""Scores of a model on MMEB and caption sets, apart from any training.
+"""Scores of a model on MMEB, caption sets and held-out texts, apart from any training.
 
 --config=experiments/evaluate.py             the default run of stage2.py on MiniMMEB
 --config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
+--config=experiments/evaluate.py:texts       the default run of stage1.py on held-out texts
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from unime_jax.operations.recipes import base
+from unime_jax.operations.recipes import base, stage1
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "mmeb"))
-    like = base.mini()
+    base.variant_of(variant, ("mini", "mmeb", "texts"))
+    like, distillation = base.mini(), base.distillation()
     config = ConfigDict()
     config.job = "evaluate"
     config.backbone = "runs/stage2"  # a folder, a hub id, a PEFT adapter, or a run: its export
@@ -31,13 +32,21 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.data = ConfigDict()
     config.data.folder = "data"
     config.data.prepare = like.data.prepare  # where the default run has its data from
+    config.data.teacher = ""  # its embeddings of evaluation.texts, below data.folder
+    config.data.suffix = ""  # an instruction after every one of these texts
 
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
     config.evaluation.mmeb = like.evaluation.mmeb
     config.evaluation.composition = like.evaluation.composition
+    config.evaluation.texts = ""  # held-out texts that are compared with a teacher's view of them
+    config.evaluation.agreement = ConfigDict()  # as the loss of a distillation
+    config.evaluation.agreement.temperature = distillation.temperature
+    config.evaluation.agreement.teacher_temperature = config_dict.placeholder(float)  # the same
+    config.evaluation.agreement.direction = distillation.direction
+    config.evaluation.agreement.mask_diagonal = distillation.mask_diagonal
     config.evaluation.images = like.evaluation.images
     config.evaluation.image_prompt = like.evaluation.image_prompt
-    config.evaluation.limit = 0  # the first rows of each dataset; 0: all
+    config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
 
     if variant == "mmeb":  # MMEB-eval and its images below `data.folder`
         pod = base.pretrained("llava_onevision_7b")
@@ -48,4 +57,12 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.evaluation.composition = ""
         config.evaluation.images = pod.evaluation.images
         config.evaluation.image_prompt = pod.evaluation.image_prompt
+    if variant == "texts":
+        trained = stage1.get_config()
+        config.backbone = "runs/stage1"
+        config.data.prepare = trained.data.prepare
+        config.data.teacher = trained.data.teacher
+        config.data.suffix = trained.data.suffix
+        config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
+        config.evaluation.texts = trained.evaluation.texts
     return config

@@ -224,8 +224,21 @@ class EvaluateWatchdogConfig:
 class EvaluateDataConfig:
     """Where evaluation data are, and how they are made if they are absent."""
 
-    folder: str  # that all paths of `evaluation` are relative to
+    folder: str  # that all paths of `data` and `evaluation` are relative to
     prepare: PrepareConfig
+    teacher: str  # a teacher's embeddings of `evaluation.texts`, below `folder`; "": none
+    suffix: str  # an instruction after every one of these texts, never cut off
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreementConfig:
+    """The divergence of held-out texts' similarities from a teacher's, as `loss` of a training."""
+
+    temperature: float  # the model's similarities are divided by it
+    teacher_temperature: float | None  # the teacher's are divided by it; None: the same
+    # the distribution that the divergence is taken under
+    direction: Literal["teacher_student", "student_teacher", "symmetric"]
+    mask_diagonal: bool  # leave out the similarity of a text with itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,15 +247,18 @@ class TasksConfig:
 
     mmeb: str  # a TFDS folder in MMEB-eval's columns
     composition: str  # a TFDS folder of SugarCrepe-style captions
-    images: str  # of both: a TFDS folder with the columns path and image, or plain files
+    # a TFDS folder in MMEB-train's columns, whose split "test" is compared with the teacher's view
+    texts: str
+    agreement: AgreementConfig
+    # of the two first: a TFDS folder with the columns path and image, or plain files
+    images: str
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
-    limit: int  # the first rows of each dataset; 0: all
+    limit: int  # the first rows of each dataset, but for the texts; 0: all
 
     def __post_init__(self) -> None:
-        if not (self.mmeb or self.composition):
+        if not (self.mmeb or self.composition or self.texts):
             raise ValueError(
-                "config.evaluation.mmeb and config.evaluation.composition name nothing to evaluate "
-                "on."
+                "config.evaluation.mmeb, composition and texts name nothing to evaluate on."
             )
 
 
@@ -265,6 +281,19 @@ class EvaluateConfig:
     watchdog: EvaluateWatchdogConfig
     data: EvaluateDataConfig
     evaluation: TasksConfig
+
+    def __post_init__(self) -> None:
+        texts, teacher = self.evaluation.texts, self.data.teacher
+        if bool(texts) != bool(teacher):
+            raise ValueError(
+                f"config.evaluation.texts={texts!r} and config.data.teacher={teacher!r}: held-out "
+                "texts are compared with a teacher's embeddings of them; set both, or neither."
+            )
+        if self.data.suffix and not texts:
+            raise ValueError(
+                f"config.data.suffix={self.data.suffix!r}: only config.evaluation.texts have a use "
+                "for it."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (
+    Constants,
     Encode,
     cause_of_nonfinite,
     count_live_chunks,
@@ -41,11 +42,16 @@ Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices."""
+    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices.
+
+    `constants(trainable, frozen)` makes, once a batch, what every chunk is encoded with in the
+    place of the frozen parameters; None: the frozen ones themselves.
+    """
 
     encode: Encode
     parameters: tuple[paths.Parameters, paths.Parameters]
     mesh: Mesh
+    constants: Constants | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +97,18 @@ def make_encoder(
     preprocess: Callable[[Item], Row],
     shapes: BatchShapes,
     mesh: Mesh,
+    constants: Constants | None = None,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
-    `parameters`: trainable and frozen. Items run in batches of `shapes.rows`, all of one program.
-    They may be a lazy sequence: threads index each item once. Every process of the mesh must make
-    the same calls and gets all embeddings.
+    `parameters`: trainable and frozen; `constants`: see `Model`. Items run in batches of
+    `shapes.rows`, all of one program. They may be a lazy sequence: threads index each item once.
+    Every process of the mesh must make the same calls and gets all embeddings.
 
     The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
     item whose embedding is not finite.
     """
-    model = Model(encode, parameters, mesh)
+    model = Model(encode, parameters, mesh, constants)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
         blocks = encode_blocks(model, items, preprocess, lambda *size: shapes, window=shapes.rows)
@@ -193,7 +200,8 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run, compiled = program(model.encode, mesh), _compiled(model.encode, mesh)
+    run = program(model.encode, mesh, model.constants)
+    compiled = _compiled(model.encode, mesh)
     with _announced(shapes, compiled), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
     compiled.add(shapes)
@@ -260,7 +268,9 @@ def _width(model: Model, shapes: BatchShapes) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
+def program(
+    encode: Encode, mesh: Mesh, constants: Constants | None = None
+) -> Callable[..., list[jax.Array]]:
     """Jitted encoder of rows: (trainable, frozen, groups) to replicated float32 [C * R, D] a group.
 
     One function for all parameters of a model, so that "before" and "after" compile once.
@@ -271,8 +281,9 @@ def program(encode: Encode, mesh: Mesh) -> Callable[..., list[jax.Array]]:
     def run(
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
+        fixed = frozen if constants is None else constants(trainable, frozen)
         parts = [
-            encode_live_chunks(encode, trainable, frozen, group, count_live_chunks(group.live))
+            encode_live_chunks(encode, trainable, fixed, group, count_live_chunks(group.live))
             for group in groups
         ]
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]

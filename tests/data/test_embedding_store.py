@@ -1,8 +1,9 @@
-"""The store of vectors: what was put in comes out by id; what is half-written does not."""
+"""The embedding store: vectors come out by id as they were put in, and damage is named."""
 
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,29 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unime_jax import files
+from tests.data.tiny_vectors import TEXTS, VECTORS
 from unime_jax.batch import Item, Media
 from unime_jax.data import embedding_store
 from unime_jax.data.embedding_store import item_id, open_embeddings, read_lines
-from unime_jax.data.embedding_store_writer import Writer, write
+from unime_jax.data.embedding_store_writer import write
 
-TEXTS = ["a red circle", "größe\u2028two", "", "blue\nsquare", "a\rb"]
-VECTORS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 ids = st.lists(st.text("abc", max_size=4), min_size=1, max_size=30, unique=True)
-
-
-def writer(folder, *, items=5, block=2, dtype="float32", provenance=None) -> Writer:
-    arguments = {"items": items, "dimension": 3, "dtype": dtype, "block": block}
-    return Writer(folder, provenance=provenance or {}, **arguments)
-
-
-def put(folder, *numbers, block=2) -> Writer:
-    """The test's vectors, these blocks of them."""
-    made = writer(folder, block=block)
-    for n in numbers:
-        span = slice(n * block, (n + 1) * block)
-        made.put(n, np.array([item_id(text) for text in TEXTS[span]]), VECTORS[span])
-    return made
 
 
 def test_id_can_be_made_without_this_package():
@@ -129,32 +114,35 @@ def test_files_are_plain_numpy(tmp_path):
     assert open_embeddings(tmp_path / "a").provenance == {"by": "me"}
 
 
-@pytest.mark.parametrize("give", [jnp.asarray, lambda x: jnp.asarray(x, jnp.bfloat16), list])
-def test_arrays_of_any_library(tmp_path, give):
-    given = give(VECTORS)
-    write(tmp_path / "a", [Item(text) for text in TEXTS], given)
-    found = open_embeddings(tmp_path / "a").vectors([item_id(text) for text in TEXTS])
-    np.testing.assert_array_equal(found, np.asarray(given, np.float32))
+def test_arrays_of_any_library(tmp_path):
+    for name, vectors in {
+        "jax": jnp.asarray(VECTORS),
+        "bfloat16": jnp.asarray(VECTORS, jnp.bfloat16),
+        "list": list(VECTORS),
+    }.items():
+        write(tmp_path / name, [Item(text) for text in TEXTS], vectors)
+        found = open_embeddings(tmp_path / name).vectors([item_id(text) for text in TEXTS])
+        np.testing.assert_array_equal(found, np.asarray(vectors, np.float32), err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_plain_pair_of_files(tmp_path, dtype):
-    np.save(tmp_path / "vectors.npy", VECTORS.astype(dtype))
+def test_plain_pair_of_files(tmp_path):
     np.save(tmp_path / "ids.npy", np.array([item_id(text).decode() for text in TEXTS]))
-    found = open_embeddings(tmp_path).vectors([item_id(text) for text in TEXTS])
-    np.testing.assert_array_equal(found, VECTORS.astype(dtype).astype(np.float32))
+    for dtype in (np.float16, np.float32, np.float64):
+        np.save(tmp_path / "vectors.npy", VECTORS.astype(dtype))
+        found = open_embeddings(tmp_path).vectors([item_id(text) for text in TEXTS])
+        np.testing.assert_array_equal(found, VECTORS.astype(dtype).astype(np.float32))
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_plain_vectors_and_lines(tmp_path, end):
+def test_plain_vectors_and_lines(tmp_path):
     """Only a line feed ends a line, also where Python would see other ends."""
     lines = ["a red circle", "größe\u2028two", "", "last"]
     np.save(tmp_path / "vectors.npy", VECTORS[:4])
-    (tmp_path / "texts.txt").write_bytes(((end or "\n").join(lines) + end).encode())
-    assert read_lines(tmp_path / "texts.txt") == lines
-    store = open_embeddings(tmp_path)
-    for line, vector in zip(lines, VECTORS):
-        np.testing.assert_array_equal(store.vector_of(line), vector)
+    for end in ("", "\n", "\r\n"):
+        (tmp_path / "texts.txt").write_bytes(((end or "\n").join(lines) + end).encode())
+        assert read_lines(tmp_path / "texts.txt") == lines, repr(end)
+        store = open_embeddings(tmp_path)
+        for line, vector in zip(lines, VECTORS):
+            np.testing.assert_array_equal(store.vector_of(line), vector, err_msg=repr(end))
 
 
 def test_missing_vectors_are_named(tmp_path):
@@ -207,30 +195,6 @@ def test_many_ids_stay_cheap(tmp_path):
     np.testing.assert_array_equal(store.vector(b"%032x" % 7919), [2, 3])
 
 
-@pytest.mark.parametrize(
-    ("vectors", "names", "message"),
-    [
-        (VECTORS[:4], TEXTS, r"shape \(4, 3\), for 5 items"),
-        (VECTORS[0], TEXTS, r"shape \(3,\)"),
-        (VECTORS[:0], [], "at least one"),
-        (VECTORS[:3], ["a", "b", "a"], r"1 of 3 items came before.*items\[2\]: 'a'"),
-        (VECTORS[:1] * np.nan, ["a"], "not finite"),
-        (VECTORS[:1].astype(np.float64) * 1e300, ["a"], "not finite in float32"),
-    ],
-)
-def test_what_cannot_be_written(tmp_path, vectors, names, message):
-    with pytest.raises(ValueError, match=message):
-        write(tmp_path / "a", names, vectors)
-    assert not (tmp_path / "a").exists()
-
-
-def test_nothing_is_overwritten(tmp_path):
-    write(tmp_path / "a", ["a"], VECTORS[:1])
-    with pytest.raises(ValueError, match="exists already"):
-        write(tmp_path / "a", ["b"], VECTORS[:1])
-    assert open_embeddings(tmp_path / "a").ids == item_id("a")
-
-
 def change(folder, **values):
     record = json.loads((folder / "embeddings.json").read_text()) | values
     (folder / "embeddings.json").write_text(json.dumps(record))
@@ -266,13 +230,14 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tmp_path, damage):
-    write(tmp_path / "a", TEXTS, VECTORS, block=2)
-    harm, message = DAMAGE[damage]
-    harm(tmp_path / "a")
-    with pytest.raises(ValueError, match=message):
-        open_embeddings(tmp_path / "a")
+def test_damage_is_named(tmp_path):
+    for damage, (harm, message) in DAMAGE.items():
+        folder = tmp_path / damage
+        write(folder, TEXTS, VECTORS, block=2)
+        harm(folder)
+        with pytest.raises(ValueError) as error:
+            open_embeddings(folder)
+        assert re.search(message, str(error.value)), damage
 
 
 def test_bfloat16_is_not_a_dtype_of_npy(tmp_path):
@@ -289,125 +254,6 @@ def test_vectors_that_are_not_finite_are_named(tmp_path):
     assert list(store.vector(b"good")) == [1, 2]
     with pytest.raises(ValueError, match="vector of b'bad' has values that are not finite"):
         store.vectors([b"good", b"bad"])
-
-
-def test_blocks_in_any_order(tmp_path):
-    made = put(tmp_path, 2, 0)
-    assert made.missing() == [1] and not made.finish()
-    with pytest.raises(ValueError, match="not complete, 1 of 3 blocks"):
-        open_embeddings(tmp_path)
-    again = put(tmp_path, 1)
-    assert again.missing() == [] and again.finish() and made.finish()
-    store = open_embeddings(tmp_path)
-    np.testing.assert_array_equal(store.vectors(map(item_id, TEXTS)), VECTORS)
-    assert writer(tmp_path).missing() == [] and writer(tmp_path).finish()
-
-
-def test_items_that_were_left_out(tmp_path):
-    """Shorter blocks, also empty ones, put nothing out of its place."""
-    made = writer(tmp_path, items=7, block=2)
-    names = np.array([b"a", b"b", b"c"])
-    made.put(0, names[:1], VECTORS[:1])
-    made.put(1, names[:0], VECTORS[:0])
-    made.put(2, names[1:], VECTORS[1:3])
-    made.put(3, names[:0], VECTORS[:0])
-    assert made.finish()
-    store = open_embeddings(tmp_path)
-    assert list(store.ids) == [b"a", b"b", b"c"]
-    np.testing.assert_array_equal(store.vectors([b"c", b"a", b"b"]), VECTORS[[2, 0, 1]])
-
-
-def test_without_a_single_vector_nothing_is_complete(tmp_path):
-    made = writer(tmp_path, items=1)
-    made.put(0, np.array([], "S32"), VECTORS[:0])
-    with pytest.raises(ValueError, match="not one could be embedded"):
-        made.finish()
-
-
-def test_half_a_file_is_written_again(tmp_path):
-    made = put(tmp_path, 0, 1, 2)
-    cut(tmp_path / "vectors" / "000001.npy")
-    (tmp_path / "vectors" / "000002.ids").unlink()
-    assert made.missing() == [1, 2] and not made.finish()
-    assert put(tmp_path, 1, 2).finish()
-    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
-
-
-def test_another_process_was_faster(tmp_path, monkeypatch):
-    """It completes the folder, and tidies up, between any two steps of this one."""
-    first, second = put(tmp_path, 0, 1, 2), writer(tmp_path)
-    whole = Writer.missing
-
-    def overtaken(self):
-        found = whole(self)
-        monkeypatch.setattr(Writer, "missing", whole)
-        assert second.finish()
-        return found
-
-    monkeypatch.setattr(Writer, "missing", overtaken)
-    assert first.finish()
-    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
-
-
-def test_another_job_is_refused(tmp_path):
-    before = {"prefix": "", "model": {"files": {"a": "1", "b": "2"}}, "sides": ("query",)}
-    made = writer(tmp_path, provenance=before | {"backbone": "x", "versions": {"jax": "1"}})
-    made.put(0, np.array([b"a", b"b"]), VECTORS[:2])
-    moved = before | {"backbone": "y", "versions": {"jax": "2"}}
-    assert writer(tmp_path, provenance=moved).missing() == [1, 2]
-    now = before | {"prefix": "Find ", "model": {"files": {"a": "1", "b": "3", "c": "4"}}}
-    with pytest.raises(ValueError) as error:
-        writer(tmp_path, provenance=now, dtype="float16")
-    assert str(error.value).splitlines()[1:] == [
-        '  dtype: "float32" before, "float16" now',
-        '  provenance.model.files.b: "2" before, "3" now',
-        '  provenance.model.files.c: null before, "4" now',
-        '  provenance.prefix: "" before, "Find " now',
-    ]
-    with pytest.raises(ValueError, match="block: 2 before, 3 now"):
-        writer(tmp_path, provenance=before, block=3)
-
-
-def test_vectors_of_nobody_knows_what_are_refused(tmp_path):
-    put(tmp_path, 0)
-    (tmp_path / "embeddings.json").unlink()
-    with pytest.raises(ValueError, match="no embeddings.json that says what they are"):
-        writer(tmp_path)
-
-
-def test_wrong_blocks_are_refused(tmp_path):
-    made = writer(tmp_path, dtype="float16")
-    names = np.array([b"a", b"b", b"c"])
-    for vectors in (VECTORS[:1], VECTORS[:2, :2], VECTORS[:3]):
-        with pytest.raises(ValueError, match="block 0: "):
-            made.put(0, names[: max(2, len(vectors))], vectors)
-    with pytest.raises(ValueError, match="vector of .*b'b'.*, row 1, is not finite in float16"):
-        made.put(0, names[:2], np.array([[1, 2, 3], [1e6, 0, 0]], np.float32))
-    assert made.missing() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("wrong", [{"dtype": "bfloat16"}, {"block": 0}, {"items": 0}])
-def test_wrong_sizes(tmp_path, wrong):
-    with pytest.raises(ValueError, match="there must be at least one"):
-        writer(tmp_path, **wrong)
-
-
-def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
-    replace, calls = files.write_whole, []
-
-    def dies(file, content):
-        calls.append(file)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        replace(file, content)
-
-    monkeypatch.setattr(files, "write_whole", dies)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a", TEXTS, VECTORS, block=2)
-    assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(files, "write_whole", replace)
-    write(tmp_path / "a", TEXTS, VECTORS, block=2)
-    assert len(open_embeddings(tmp_path / "a")) == 5
 
 
 def test_reading_needs_no_jax_backend(tmp_path):

@@ -13,6 +13,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
+from experiments import evaluate as evaluate_recipe
 from experiments import stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
@@ -23,7 +24,8 @@ from unime_jax.batch import Item
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.settings import Bucket
-from unime_jax.jobs import export, train
+from unime_jax.evaluation import scores
+from unime_jax.jobs import evaluate, export, train
 from unime_jax.training import evaluations, setup
 
 WORDS = 24  # width of the teacher
@@ -102,6 +104,16 @@ def test_the_whole_model_is_evaluated_while_its_language_component_is_distilled(
     assert overlaps[-1] == agreement(distilled)[1]["overlap"] and len(set(overlaps)) > 1
     best = evaluations.best_step(scores, scores)
     assert {best, 12} <= set(tiny_run.checkpoint_steps(tmp_path))
+
+
+def test_job_evaluate_has_the_scores_of_the_run_after_training(data, distilled, tmp_path):
+    trained, made = make_config(data), evaluate_recipe.get_config("texts")
+    made.backbone = str(distilled)
+    made.data.folder, made.data.prepare.module = str(data), ""
+    evaluate.run(made, tmp_path)
+    assert made.data.suffix == trained.data.suffix and made.evaluation.texts
+    found = scores.read_scores(tmp_path)["scores"]["distillation"]
+    assert found == pytest.approx(agreement(distilled)[1], rel=1e-4)
 
 
 @pytest.mark.slow

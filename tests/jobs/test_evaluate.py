@@ -63,13 +63,13 @@ def whole(data, straight, tmp_path_factory):
 @pytest.fixture
 def ran(monkeypatch):
     """Names of the tasks that are run."""
-    names, run = [], tasks.run
+    names, run_all = [], tasks.run_all
 
-    def spy(task, *arguments):
-        names.append(task.name)
-        return run(task, *arguments)
+    def spy(asked, *arguments):
+        names.extend(task.name for task in asked)
+        return run_all(asked, *arguments)
 
-    monkeypatch.setattr(tasks, "run", spy)
+    monkeypatch.setattr(tasks, "run_all", spy)
     return names
 
 

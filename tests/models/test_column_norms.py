@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tests.models.oracle import EXACT
 from tests.training.test_step import LOSS, regroup
-from unime_jax import paths
+from unime_jax import encode, paths, sharding
 from unime_jax.batch import Batch
 from unime_jax.models import forward, layers, lora
 from unime_jax.models.decoder import Decoder, DecoderConfig
@@ -125,6 +125,27 @@ def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(parts, batch, recomput
     outside, within = count(prepared=False)
     assert not outside and within >= len(kernels)
     assert count(prepared=True) == [len(kernels), 0]
+
+
+def test_the_encoder_computes_norms_once_a_batch(parts, batch):
+    """Outside of the loops over chunks of all groups, with the same embeddings."""
+    graph, trainable, frozen = parts
+    kernels = [leaf.shape[1:] for path, leaf in frozen.items() if path.endswith(".kernel")]
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    forward_of_chunk, groups = forward.make_encode(graph, EXACT), batch.groups * 2
+
+    def program(constants):
+        run = encode.program(forward_of_chunk, mesh, constants)
+        jaxpr = jax.make_jaxpr(run)(trainable, frozen, groups).jaxpr
+        with jax.set_mesh(mesh):
+            return whole_kernels(jaxpr, set(kernels)), run(trainable, frozen, groups)
+
+    (outside, within), expected = program(None)
+    assert not outside and within >= len(kernels)
+    counts, vectors = program(forward.with_column_norms(graph))
+    assert counts.tolist() == [len(kernels), 0]
+    for found, other in zip(vectors, expected, strict=True):
+        np.testing.assert_allclose(found, other, atol=1e-6)
 
 
 def test_norms_are_of_the_merged_kernels(parts):

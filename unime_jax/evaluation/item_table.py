@@ -2,7 +2,7 @@
 
 import array
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -95,7 +95,7 @@ def encode_table(name: str, table: ItemTable, encode: Encode) -> Float32[np.ndar
     try:
         vectors = np.asarray(encode(table))
     except ValueError as error:
-        raise _blamed(name, table, error) from error
+        raise blamed({name: table}, error) from error
     if vectors.ndim != 2 or len(vectors) != len(table):
         raise ValueError(
             f"{name}: encode returned shape {vectors.shape} for {len(table)} items; expected [n, D]"
@@ -131,14 +131,21 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _blamed(name: str, table: ItemTable, error: ValueError) -> ValueError:
-    """An encoder's error with the row of the item that its message names."""
+def blamed(tables: Mapping[str, ItemTable], error: ValueError) -> ValueError:
+    """An encoder's error with the row of the item that its message names.
+
+    `tables`: items that it was called with, by the name of their dataset.
+    """
     said = str(error)
-    if said.startswith(name):  # of `ItemTable._read`
+    names = list(tables)
+    if not names or said.startswith(tuple(names)):  # of `ItemTable._read`
         return error
-    names = (name_of(table.bare(number)) for number in range(len(table)))
-    named = [(len(item), -number) for number, item in enumerate(names) if item in said]
-    where = table.where(-max(named)[1]) if named else name
+    where, longest = " to ".join(dict.fromkeys([names[0], names[-1]])), 0
+    for table in tables.values():
+        for number in range(len(table)):
+            name = name_of(table.bare(number))
+            if len(name) > longest and name in said:
+                where, longest = table.where(number), len(name)
     image = any(isinstance(cause, ImageError) for cause in (error, error.__cause__))
     hint = "; the image cannot be decoded: fetch it again" if image else ""
     return ValueError(f"{where}: {said}{hint}")

@@ -12,6 +12,9 @@ from unime_jax import files
 from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
+from unime_jax.evaluation.tasks.distillation import Agreement
+
+Result = DatasetResult | SubsetResult | Agreement  # of one task
 
 
 def save_results(path: files.Path, results: Mapping[str, DatasetResult]) -> None:
@@ -37,17 +40,21 @@ def load_results(path: files.Path) -> dict[str, DatasetResult]:
     return results
 
 
-def save_result(path: files.Path, result: DatasetResult | SubsetResult) -> None:
+def save_result(path: files.Path, result: Result) -> None:
     """Writes the result of one task to an .npz (no pickle)."""
     if isinstance(result, DatasetResult):
         save_results(path, {result.name: result})
-    else:
+    elif isinstance(result, SubsetResult):
         _write(path, {"subset": result.name}, _arrays(result))
+    else:
+        _write(path, {"agreement": result}, {})
 
 
-def load_result(path: files.Path) -> DatasetResult | SubsetResult:
+def load_result(path: files.Path) -> Result:
     """Reads the file of `save_result`."""
     head, arrays = _read(path)
+    if isinstance(head, dict) and "agreement" in head:
+        return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     (result,) = load_results(path).values()

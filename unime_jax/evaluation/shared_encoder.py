@@ -1,4 +1,4 @@
-"""Encoder that keeps vectors of items that several datasets share, up to a limit of memory."""
+"""Encoder of several datasets: full batches of their items together, shared items once."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -16,26 +16,45 @@ class SharedEncoder:
     """An encode function that gives an item that it has encoded before the same vector.
 
     Datasets of MMEB hardly share items, but MiniMMEB's share a quarter. The first `limit` bytes of
-    vectors are kept, in float32; items beyond them are encoded once a dataset.
+    vectors are kept, in float32; items beyond them are encoded once a group.
     """
 
     def __init__(self, encode: Encode, limit: int = LIMIT):
         self._encode, self._room = encode, limit
         self._known: dict[Key, Float32[np.ndarray, " D"]] = {}
+        self._group: dict[Key, Float32[np.ndarray, " D"]] = {}
+
+    def encode_group(self, datasets: Sequence[Sequence[Item]]) -> None:
+        """Encodes the items of a few datasets in one call, whose vectors are kept until the next.
+
+        Datasets of a few hundred items would fill their last batch in part, and the devices would
+        wait for the first rows of each.
+        """
+        self._group = {}
+        new: dict[Key, tuple[Sequence[Item], int]] = {}
+        for items in datasets:
+            for number, key in enumerate(_keys(items)):
+                if key not in self._known:
+                    new.setdefault(key, (items, number))
+        if new:
+            vectors = np.asarray(self._encode(_Selected(list(new.values()))))
+            self._group = dict(zip(new, vectors, strict=True))
+            self._keep(list(new), vectors)
 
     def __call__(self, items: Sequence[Item]) -> np.ndarray:
-        keys = items.keys if isinstance(items, ItemTable) else [item.key for item in items]
-        new = [number for number, key in enumerate(keys) if key not in self._known]
-        known = [number for number, key in enumerate(keys) if key in self._known]
-        if not known:
+        keys = _keys(items)
+        earlier = [self._group.get(key, self._known.get(key)) for key in keys]
+        new = [number for number, vector in enumerate(earlier) if vector is None]
+        if len(new) == len(keys):
             vectors = np.asarray(self._encode(items))
             self._keep(keys, vectors)
             return vectors
-        first = self._known[keys[known[0]]]
-        vectors = np.empty((len(keys), len(first)), first.dtype)
-        vectors[known] = [self._known[keys[number]] for number in known]
+        known = [number for number, vector in enumerate(earlier) if vector is not None]
+        values = [vector for vector in earlier if vector is not None]
+        vectors = np.empty((len(keys), *values[0].shape), values[0].dtype)
+        vectors[known] = values
         if new:
-            vectors[new] = self._encode(_Selected(items, new))
+            vectors[new] = self._encode(_Selected([(items, number) for number in new]))
             self._keep([keys[number] for number in new], vectors[new])
         return vectors
 
@@ -48,14 +67,18 @@ class SharedEncoder:
         self._known.update(zip(keys, copies))
 
 
-class _Selected(Sequence[Item]):
-    """Some of a sequence's items, read when they are asked for."""
+def _keys(items: Sequence[Item]) -> Sequence[Key]:
+    return items.keys if isinstance(items, ItemTable) else [item.key for item in items]
 
-    def __init__(self, items: Sequence[Item], numbers: Sequence[int]):
-        self._items, self._numbers = items, numbers
+
+class _Selected(Sequence[Item]):
+    """Items of several sequences by number, read when they are asked for."""
+
+    def __init__(self, places: Sequence[tuple[Sequence[Item], int]]):
+        self._places = places
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -65,5 +88,6 @@ class _Selected(Sequence[Item]):
 
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
-            return [self._items[number] for number in self._numbers[index]]
-        return self._items[self._numbers[index]]
+            return [items[number] for items, number in self._places[index]]
+        items, number = self._places[index]
+        return items[number]

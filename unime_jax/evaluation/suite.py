@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from unime_jax import files
-from unime_jax.config import Distillation, TrainConfig
+from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.formats.tfds import version_folder
@@ -48,12 +48,13 @@ class Suite:
 
 def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
     """The tasks of a training run's `evaluation`; `folder` is its `data.folder`."""
-    config = settings.evaluation
+    config, loss = settings.evaluation, settings.loss
     agreement = None
-    if config.texts and teacher and isinstance(settings.loss, Distillation):
-        agreement = distillation.Task(
-            folder / config.texts, teacher, settings.data.suffix, settings.loss
+    if config.texts and teacher and isinstance(loss, Distillation):
+        measure = AgreementConfig(
+            loss.temperature, loss.teacher_temperature, loss.direction, loss.mask_diagonal
         )
+        agreement = distillation.Task(folder / config.texts, teacher, settings.data.suffix, measure)
     return make_suite(
         folder,
         mmeb_folder=config.mmeb,
@@ -103,8 +104,8 @@ def make_suite(
 
 def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[str, DatasetResult]]:
     """Scores in percent, and what the report shows of each of MMEB's datasets."""
-    images, encode = suite.images(), SharedEncoder(encode)
-    results = {(task.kind, task.name): tasks.run(task, images, encode) for task in suite.tasks}
+    run = tasks.run_all(suite.tasks, suite.images(), SharedEncoder(encode))
+    results = {(task.kind, task.name): result for task, result in run}
     return summary(suite, results), rankings(results)
 
 

@@ -6,6 +6,7 @@ A dataset's result is on disk as soon as it is finished; the same command goes o
 import contextlib
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +24,14 @@ from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
+from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
+from unime_jax.evaluation.tasks import distillation
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -66,7 +69,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
             backbone = _open_backbone(settings)
-            _check_same(settings, folder, backbone, workdir)
+            _check_same(settings, folder, backbone, suite, workdir)
             write_config(workdir, config_dict)
         with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
             results = _results(settings, suite, backbone, mesh, workdir)
@@ -119,7 +122,11 @@ def _make_mesh(settings: config.EvaluateConfig) -> Mesh:
 
 
 def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
-    chosen = settings.evaluation
+    chosen, data = settings.evaluation, settings.data
+    agreement = None
+    if chosen.texts:
+        teacher = open_embeddings(folder / data.teacher)
+        agreement = distillation.Task(folder / chosen.texts, teacher, data.suffix, chosen.agreement)
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
@@ -127,6 +134,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         images=chosen.images,
         image_prompt=chosen.image_prompt,
         limit=chosen.limit,
+        agreement=agreement,
     )
 
 
@@ -147,6 +155,7 @@ def _check_same(
     settings: config.EvaluateConfig,
     folder: files.Path,
     backbone: Backbone,
+    suite: Suite,
     workdir: files.Path,
 ) -> None:
     """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
@@ -161,6 +170,14 @@ def _check_same(
         "limit": chosen.limit,
         **{key: [name, _digest(folder / name)] for key, name in names.items() if name},
     }
+    for task in suite.tasks:
+        if isinstance(task, distillation.Task):
+            provenance |= {
+                "texts": [chosen.texts, _digest(task.folder)],
+                "teacher": [settings.data.teacher, _digest_of_teacher(task.teacher)],
+                "suffix": task.suffix,
+                "agreement": dataclasses.asdict(task.measure),
+            }
     if jax.process_index() == 0:
         finished.check_same(workdir, provenance)
 
@@ -172,6 +189,13 @@ def _digest(folder: files.Path) -> str:
     except FileNotFoundError:
         return ""
     return hashlib.blake2b(info.read_bytes(), digest_size=16).hexdigest()
+
+
+def _digest_of_teacher(teacher: Embeddings) -> str:
+    """Hash of which items a teacher has embedded, and of what is recorded of it."""
+    record = json.dumps([teacher.dimension, teacher.provenance], sort_keys=True)
+    content = teacher.ids.tobytes() + record.encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _results(
@@ -198,11 +222,9 @@ def _results(
             truncate_dim=backbone.dimension,
         )
         encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
-        images = suite.images()
-        for task in missing:
-            started = time.perf_counter()
-            result = tasks.run(task, images, encode)
-            logging.info("%s took %.1f s", task, time.perf_counter() - started)
+        started = time.perf_counter()
+        for task, result in tasks.run_all(missing, suite.images(), encode):
+            logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
             results[task.kind, task.name] = result
             if first:
                 finished.save(workdir, task, result)

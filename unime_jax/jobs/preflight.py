@@ -112,10 +112,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
-    teacher = folder / settings.data.teacher
-    if settings.data.teacher and not made.later(teacher):
-        with problems.collected("config.data.teacher"):
-            embedding_store.check_folder(teacher)
+    _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
 
@@ -157,8 +154,14 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
     made = _Made(folder, bool(settings.data.prepare.module))
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
-    parts = {"mmeb": settings.evaluation.mmeb, "composition": settings.evaluation.composition}
-    _check_tasks(parts, settings.evaluation.images, folder, made, problems)
+    evaluation = settings.evaluation
+    parts = {
+        "mmeb": evaluation.mmeb,
+        "composition": evaluation.composition,
+        "texts": evaluation.texts,
+    }
+    _check_tasks(parts, evaluation.images, folder, made, problems)
+    _check_teacher(settings.data.teacher, folder, made, problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +257,13 @@ def _check_evaluation(
     if isinstance(settings.loss, Distillation):
         parts["texts"] = evaluation.texts
     _check_tasks(parts, evaluation.images, folder, made, problems)
+
+
+def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:
+    """The folder of a teacher's embeddings; "": none."""
+    if name and not made.later(folder / name):
+        with problems.collected("config.data.teacher"):
+            embedding_store.check_folder(folder / name)
 
 
 def _check_tasks(

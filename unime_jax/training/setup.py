@@ -37,6 +37,7 @@ class Setup:
     execution: Execution
     abstract_model: state.AbstractModel
     encode: forward.Encode
+    constants: forward.Constants
     shapes: BatchShapes
     test_shapes: BatchShapes
 
@@ -71,7 +72,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            constants=forward.with_column_norms(self.abstract_model.graph),
+            constants=self.constants,
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
@@ -90,7 +91,9 @@ class Setup:
             self.abstract_model.part(parameters, trainable=True),
             self.abstract_model.part(parameters, trainable=False),
         )
-        return make_encoder(self.encode, parts, self.preprocess, self.test_shapes, self.mesh)
+        return make_encoder(
+            self.encode, parts, self.preprocess, self.test_shapes, self.mesh, self.constants
+        )
 
 
 def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -223,6 +226,7 @@ def trace(
         execution=execution,
         abstract_model=abstract_model,
         encode=forward.make_encode(abstract_model.graph, execution),
+        constants=forward.with_column_norms(abstract_model.graph),
         shapes=pair_shapes(
             settings.data.buckets,
             backbone.layout,

@@ -6,17 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.batch import Item
+from unime_jax.config import AgreementConfig
 from unime_jax.evaluation.tasks import distillation
-from unime_jax.training.objectives import Distillation
 
-OBJECTIVE = Distillation(
-    objective="distillation",
-    texts="all",
-    temperature=0.1,
-    teacher_temperature=None,
-    direction="teacher_student",
-    mask_diagonal=True,
-    reduction="sum",
+MEASURE = AgreementConfig(
+    temperature=0.1, teacher_temperature=None, direction="teacher_student", mask_diagonal=True
 )
 
 
@@ -41,7 +35,7 @@ def test_the_teacher_itself_agrees_and_chance_does_not():
     rng = np.random.default_rng(0)
     teacher = unit(rng, 60, 8)
     items = tuple(Item(str(number)) for number in range(60))
-    texts = distillation.OpenTask(items, teacher, OBJECTIVE)
+    texts = distillation.OpenTask(items, teacher, MEASURE)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
     same = texts.score(texts.encode(lambda given: teacher[[int(i.text) for i in given]] @ rotation))
     assert abs(same["kl"]) < 1e-4 and same["overlap"] > 99

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 
 from unime_jax import files, losses
 from unime_jax.batch import Item
-from unime_jax.config import Distillation
+from unime_jax.config import AgreementConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.schema import check_names, to_example
@@ -21,7 +21,7 @@ HELD_OUT = "test"
 
 
 class Agreement(TypedDict):
-    """`kl`: the run's own loss over all texts at once, the mean over texts, in nats.
+    """`kl`: the loss of a distillation over all texts at once, the mean over texts, in nats.
 
     `overlap`: percent of each text's 10 nearest other texts that are the same for both.
     """
@@ -37,7 +37,7 @@ class Task:
     folder: files.Path
     teacher: Embeddings
     suffix: str  # an instruction after every text of the student's
-    objective: Distillation
+    measure: AgreementConfig
     name: str = HELD_OUT
     kind: Literal["distillation"] = "distillation"
 
@@ -45,8 +45,7 @@ class Task:
         """Reads all texts and the teacher's embeddings of them; there are no images.
 
         Raises:
-          ValueError: there are too few, or no such split.
-          KeyError: the teacher has not seen some of them.
+          ValueError: there are too few, or no such split, or the teacher has not seen one of them.
         """
         splits = open_dataset(self.folder)
         check_names([HELD_OUT], splits)
@@ -62,7 +61,11 @@ class Task:
             )
         items = list(distinct.values())
         with_suffix = tuple(dataclasses.replace(item, suffix=self.suffix) for item in items)
-        return OpenTask(with_suffix, self.teacher.vectors_of(items), self.objective)
+        try:
+            vectors = self.teacher.vectors_of(items)
+        except KeyError as error:
+            raise ValueError(f"held-out texts in {self.folder}: {error.args[0]}") from error
+        return OpenTask(with_suffix, vectors, self.measure)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class OpenTask:
 
     items: Sequence[Item]
     teacher: Float32[np.ndarray, "n E"]
-    objective: Distillation
+    measure: AgreementConfig
 
     def encode(self, encode: Encode) -> Float32[np.ndarray, "n D"]:
         """The encoder's own vectors."""
@@ -79,14 +82,14 @@ class OpenTask:
 
     def score(self, vectors: Float32[np.ndarray, "n D"]) -> Agreement:
         """Compares the similarities of all texts with each other."""
-        objective = self.objective
+        measure = self.measure
         kl, _ = losses.relational_distillation(
             jnp.asarray(vectors),
             jnp.asarray(self.teacher),
-            temperature=objective.temperature,
-            teacher_temperature=objective.teacher_temperature,
-            direction=objective.direction,
-            mask_diagonal=objective.mask_diagonal,
+            temperature=measure.temperature,
+            teacher_temperature=measure.teacher_temperature,
+            direction=measure.direction,
+            mask_diagonal=measure.mask_diagonal,
             reduction="mean",
         )
         overlap = neighbour_overlap(vectors, self.teacher, NEIGHBOURS)
