@@ -15,7 +15,7 @@ def mesh_of(data=1, fsdp=4, tensor=2):
 
 
 def make_state(step, mesh=None, size=64):
-    """Noise, another for every step, spread over the mesh."""
+    """Noise and counters, others for every step, spread over the mesh."""
     mesh = mesh or mesh_of()
     random = np.random.default_rng(step)
 
@@ -28,7 +28,7 @@ def make_state(step, mesh=None, size=64):
             "bias": place(random.normal(size=5).astype("f4")),
         }
 
-    counters = [place(np.int32(n)) for n in (step, 0, 0)]
+    counters = [place(np.int32(n)) for n in (step, 100 + step, 200 + step)]
     opt_state = {
         "count": place(np.int32(step)),
         "mu": part(),

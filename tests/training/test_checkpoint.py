@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import logging
 import pathlib
 import shutil
@@ -34,34 +35,41 @@ def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three checkpoints."""
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three checkpoints; read-only."""
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    with open_checkpoints(folder) as checkpoints:
         for step in (2, 4, 6):
             checkpoints.save(step, make_state(step))
-    return tmp_path / "checkpoints"
+    return folder
+
+
+@pytest.fixture
+def folder(three, tmp_path):
+    """Three checkpoints of a test's own."""
+    return pathlib.Path(shutil.copytree(three, tmp_path / "checkpoints"))
 
 
 def test_none_yet(tmp_path):
+    with open_checkpoints(tmp_path / "other", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() is None
+    assert not (tmp_path / "other").exists()
     with open_checkpoints(tmp_path / "new") as checkpoints:
         assert checkpoints.latest_step() is None and checkpoints.restore(make_state(0)) is None
+        assert [step for step in range(7) if checkpoints.is_due(step)] == [0, 2, 4, 6]
 
 
-def test_reading_where_nothing_is(tmp_path):
-    with open_checkpoints(tmp_path / "new", read_only=True) as checkpoints:
-        assert checkpoints.latest_step() is None
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 2), (8, 1, 1), (1, 2, 2), (1, 1, 2), (1, 1, 1)])
-def test_any_mesh_restores_the_same_values(folder, shape):
-    """Saved on 8 devices; read on 8, 4, 2 and 1, each by the sharding it has there."""
-    start = make_state(0, mesh_of(*shape))
-    with open_checkpoints(folder) as checkpoints:
-        found = checkpoints.restore(start)
-    assert_same(found, dataclasses.replace(make_state(6), frozen=start.frozen))
-    assert found.trainable["kernel"].sharding == start.trainable["kernel"].sharding
+def test_any_mesh_restores_the_same_values(three):
+    """Saved on 8 devices; read on 8, 2 and 1, each by the sharding it has there."""
+    with open_checkpoints(three, read_only=True) as checkpoints:
+        for shape in ((1, 4, 2), (8, 1, 1), (1, 1, 2), (1, 1, 1)):
+            start = make_state(0, mesh_of(*shape))
+            found = checkpoints.restore(start)
+            # Counters, moments and all: what is not saved is as in `start`.
+            assert_same(found, dataclasses.replace(make_state(6), frozen=start.frozen))
+            assert found.trainable["kernel"].sharding == start.trainable["kernel"].sharding
+            assert found.frozen is start.frozen
 
 
 # Damage
@@ -115,34 +123,63 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_the_one_before_a_damaged_checkpoint_is_used(folder, damage, caplog):
-    DAMAGES[damage](folder / "6")
-    with caplog.at_level(logging.WARNING), open_checkpoints(folder) as checkpoints:
-        found = checkpoints.restore(make_state(0))
-        assert_same(found, make_state(4))
-        assert "checkpoint of step 6" in caplog.text and "step 4 is used instead" in caplog.text
-        assert checkpoints.latest_step() == 4
-        checkpoints.save(6, make_state(6))  # the run gets there again
+def test_the_one_before_a_damaged_checkpoint_is_used(three, tmp_path, caplog):
+    for number, (damage, do) in enumerate(DAMAGES.items()):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(three, folder)
+        do(folder / "6")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), open_checkpoints(folder) as checkpoints:
+            found = checkpoints.restore(make_state(0))
+            assert_same(found, make_state(4))
+            assert "checkpoint of step 6" in caplog.text, damage
+            assert "step 4 is used instead" in caplog.text, damage
+            assert checkpoints.latest_step() == 4, damage
+        assert len(list(folder.with_name("checkpoints_bad").iterdir())) == 1, damage
+        assert steps(folder) == [2, 4], damage
+
+
+def test_a_run_gets_past_a_damaged_checkpoint_twice(folder):
+    """Two of one step are both kept out of the way."""
+    for _ in range(2):
+        flip(folder / "6")
+        with open_checkpoints(folder) as checkpoints:
+            assert_same(checkpoints.restore(make_state(0)), make_state(4))
+            checkpoints.save(6, make_state(6))  # the run gets there again
     assert steps(folder) == [2, 4, 6]
-    assert len(list(folder.with_name("checkpoints_bad").iterdir())) == 1
+    assert len(list(folder.with_name("checkpoints_bad").iterdir())) == 2
     with open_checkpoints(folder) as checkpoints:
         assert_same(checkpoints.restore(make_state(0)), make_state(6))
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"[]", b"7", b"\xff\xfe", b'{"item_handlers": 7}', b"{"]
-)
-def test_notes_on_a_checkpoint_are_no_part_of_it(folder, content):
-    for step in steps(folder):
-        notes = folder / str(step) / damaged_checkpoints.NOTES
-        notes.unlink()
-        if content is not None:
-            notes.write_bytes(content)
-    with open_checkpoints(folder) as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(6))
-        checkpoints.save(8, make_state(8))
-    assert steps(folder) == [4, 6, 8]
+def test_notes_on_a_checkpoint_are_no_part_of_it(three, tmp_path):
+    contents = [None, b"", b"[]", b"7", b"\xff\xfe", b'{"item_handlers": 7}', b"{"]
+    for number, content in enumerate(contents):
+        folder = tmp_path / str(number)
+        shutil.copytree(three, folder)
+        for step in steps(folder):
+            notes = folder / str(step) / damaged_checkpoints.NOTES
+            notes.unlink()
+            if content is not None:
+                notes.write_bytes(content)
+        with open_checkpoints(folder) as checkpoints:
+            assert_same(checkpoints.restore(make_state(0)), make_state(6))
+            if content in (None, b"[]"):
+                checkpoints.save(8, make_state(8))
+        assert steps(folder) == ([4, 6, 8] if content in (None, b"[]") else [2, 4, 6]), content
+
+
+def test_leftovers_of_interrupted_saves_are_removed_by_the_next_run(folder):
+    """Also where the best checkpoint is kept; and they are never taken for a checkpoint."""
+    for best in (None, lambda steps: None):
+        leftover = folder / "8.orbax-checkpoint-tmp"
+        (leftover / "state").mkdir(parents=True)
+        (leftover / "state" / "part").write_bytes(b"x")
+        with open_checkpoints(folder, read_only=True) as checkpoints:
+            assert checkpoints.steps() == [2, 4, 6] and leftover.exists()
+        with open_checkpoints(folder, best=best) as checkpoints:
+            assert checkpoints.steps() == [2, 4, 6] and checkpoints.latest_step() == 6
+        assert not leftover.exists()
 
 
 def test_values_that_no_file_format_would_notice(folder, monkeypatch):
@@ -231,43 +268,71 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(folder):
 # Names of folders
 
 
-@pytest.mark.parametrize("name", ["lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"])
-def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch, name):
-    with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another name"):
-        checkpoint.check_name(tmp_path / name)
-    (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / name)
-    with pytest.raises(ValueError, match="in a path is a pattern"):
-        checkpoint.check_name(pathlib.Path("runs/plain"))
-    (tmp_path / "link").symlink_to(tmp_path / name)
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch):
+    for name in ("lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"):
+        with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another na"):
+            checkpoint.check_name(tmp_path / name)
+        (tmp_path / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(ValueError, match="in a path is a pattern .* such as plain,"):
+            checkpoint.check_name(pathlib.Path("runs/plain"))
+    (tmp_path / "link").symlink_to(tmp_path / "lr[1e-4]")
     checkpoint.check_name(tmp_path / "link" / "run")
+    for name, suggested in (("lr[1e-4]", "lr_1e-4"), ("a*?b", "a__b"), ("**", "run")):
+        with pytest.raises(ValueError, match=f"another name, such as {suggested}, or a symbolic"):
+            checkpoint.check_name(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["{a,b}", "a]b", "a b", "seed=0,lr=1e-4", "ünï#%20'", "link"])
-def test_other_names_work(tmp_path, name):
+def test_other_names_work(tmp_path):
     """Also a link without such characters to a folder that has some."""
-    if name == "link":
-        (tmp_path / "lr[1e-4]").mkdir()
-        (tmp_path / name).symlink_to(tmp_path / "lr[1e-4]")
-    checkpoint.check_name(tmp_path / name)
-    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-        checkpoints.save(2, make_state(2))
-    with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(2))
+    (tmp_path / "lr[1e-4]").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "lr[1e-4]")
+    for name in ("{a,b} ]", "seed=0,lr=1e-4 ünï#%20'", "link"):
+        checkpoint.check_name(tmp_path / name)
+        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            checkpoints.save(2, make_state(2))
+        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            assert_same(checkpoints.restore(make_state(0)), make_state(2))
 
 
-@pytest.mark.parametrize("later", [False, True], ids=["between steps", "at the end"])
-def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path, later):
+def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path):
     """As one in a folder whose name is a pattern, which nobody has refused here."""
-    with (
-        pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*plainer"),
-        open_checkpoints(tmp_path / "lr[1e-4]") as checkpoints,
-    ):
-        checkpoints.save(2, make_state(2))
-        if not later:
-            checkpoints._manager.wait_until_finished()
-            checkpoints.check()
-            raise AssertionError("it was relied on")
+    for number, between_steps in enumerate((True, False)):
+        with (
+            pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*pla"),
+            open_checkpoints(tmp_path / f"lr[{number}e-4]") as checkpoints,
+        ):
+            checkpoints.save(2, make_state(2))
+            if between_steps:
+                checkpoints._manager.wait_until_finished()
+                checkpoints.check()
+                raise AssertionError("it was relied on")
+
+
+def test_a_checkpoint_is_proven_by_its_index_and_record(three):
+    record = json.loads((three / "6" / "record" / "metadata").read_bytes())
+    damaged_checkpoints.check_readable(three, 6, record)
+    for other in (record | {"checksums": {}}, {}):
+        with pytest.raises(RuntimeError, match="step 6 .*it is not what was saved"):
+            damaged_checkpoints.check_readable(three, 6, other)
+    with pytest.raises(RuntimeError, match="step 8 .*cannot be read back: FileNotFoundError"):
+        damaged_checkpoints.check_readable(three, 8, record)
+
+
+def test_an_empty_index_is_no_proof(folder):
+    record = json.loads((folder / "6" / "record" / "metadata").read_bytes())
+    (folder / "6" / "state" / damaged_checkpoints.MANIFEST).write_bytes(b"")
+    with pytest.raises(RuntimeError, match="it is not what was saved"):
+        damaged_checkpoints.check_readable(folder, 6, record)
+
+
+def test_a_long_reason_is_cut_in_its_middle():
+    short = damaged_checkpoints.in_short(ValueError("a\n  b"))
+    assert short == "ValueError: a b"
+    text = damaged_checkpoints.in_short(OSError("begin " + 1000 * "x" + " end"))
+    assert len(text) == 405 and text.startswith("OSError: begin") and text.endswith("x end")
+    exact = damaged_checkpoints.in_short(OSError(391 * "x"))
+    assert exact == "OSError: " + 391 * "x" and len(exact) == 400
 
 
 def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
