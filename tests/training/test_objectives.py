@@ -31,7 +31,9 @@ def unit(rng, *shape):
     return value / np.linalg.norm(value, axis=-1, keepdims=True)
 
 
-def batch_of(rows: Sequence[int], texts: np.ndarray, lengths: np.ndarray, teacher: np.ndarray) -> Batch:
+def batch_of(
+    rows: Sequence[int], texts: np.ndarray, lengths: np.ndarray, teacher: np.ndarray
+) -> Batch:
     """Two buckets with the texts of these numbers, -1 for none, half of the rows in each."""
     groups = []
     for half, width in zip(np.array_split(np.array(rows), 2), (6, 9)):
@@ -76,6 +78,11 @@ def halves(rows):
     return [jnp.asarray(half[None]) for half in np.array_split(np.asarray(rows), 2)]
 
 
+def distilled(config):
+    """By two sources."""
+    return jax.jit(functools.partial(objectives.distillation, config=config, sources=2))
+
+
 def test_distillation_counts_a_text_once(texts):
     tokens, lengths, teacher, student = texts
 
@@ -103,18 +110,17 @@ def test_distillation_of_queries_and_pairs_counts_a_text_as_often_as_it_is_in_on
         batch_of(numbers.tolist(), tokens, lengths, teacher),
         query=np.array([1, 5, 1, 0], np.int32),
         positive=np.array([3, 2, 4, 4], np.int32),
+        negative=np.zeros((4, 0), np.int32),
         source=np.array([0, 0, 1, 1], np.int32),
     )
     own, theirs = student[numbers], teacher[numbers]
     for texts_of, columns in (("queries", batch.query), ("pairs", batch.positive)):
         config = dataclasses.replace(CONFIG, texts=texts_of, teacher_temperature=0.3)
-        found, metrics = objectives.distillation(halves(own), batch, config, sources=2)
+        found, metrics = distilled(config)(halves(own), batch)
         terms = []
         for i, row in enumerate(batch.query):
             others = np.delete(columns, i)
-            p, q = (
-                np.exp(x[others] @ x[row] / heat) for x, heat in ((own, 0.1), (theirs, 0.3))
-            )
+            p, q = (np.exp(x[others] @ x[row] / heat) for x, heat in ((own, 0.1), (theirs, 0.3)))
             p, q = p / p.sum(), q / q.sum()
             terms.append(np.sum(q * np.log(q / p)))
         np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5, err_msg=texts_of)
@@ -181,7 +187,7 @@ def test_losses_of_distillation_by_the_source_of_the_pairs(texts):
         source=np.array([0, 1], np.int32),
     )
     rows = np.concatenate([student, np.zeros((1, 4), np.float32)])
-    _, metrics = objectives.distillation(halves(rows), batch, CONFIG, sources=2)
+    _, metrics = distilled(CONFIG)(halves(rows), batch)
     assert metrics["source_rows"].tolist() == [1, 3]
     terms = []
     for i in range(5):
