@@ -13,6 +13,10 @@ def test_checksums_see_any_bit_and_no_mesh():
     assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
     assert checksums(make_state(1, mesh_of(1, 1, 1))) == expected
     kernel = np.array(state.trainable["kernel"])
+    # The sum that earlier checkpoints were written with.
+    weights = 2 * np.arange(kernel.size, dtype=np.uint64) + 1
+    by_hand = (kernel.view("u4").ravel() * weights).sum() % 2**32
+    assert expected[".trainable['kernel']"] == by_hand
 
     def sum_of(values):
         placed = jax.device_put(values, state.trainable["kernel"].sharding)

@@ -113,14 +113,15 @@ def test_notes_on_a_checkpoint_are_no_part_of_it(three, tmp_path):
 
 def test_leftovers_of_interrupted_saves_are_removed_by_the_next_run(folder):
     """Also where the best checkpoint is kept; and they are never taken for a checkpoint."""
-    for best in (None, lambda steps: None):
-        leftover = folder / "8.orbax-checkpoint-tmp"
+    for step, best in ((8, None), (10, lambda steps: None)):
+        leftover = folder / "7.orbax-checkpoint-tmp"
         (leftover / "state").mkdir(parents=True)
         (leftover / "state" / "part").write_bytes(b"x")
         with open_checkpoints(folder, read_only=True) as checkpoints:
-            assert checkpoints.steps() == [2, 4, 6] and leftover.exists()
+            assert checkpoints.latest_step() == step - 2 and leftover.exists()
         with open_checkpoints(folder, best=best) as checkpoints:
-            assert checkpoints.steps() == [2, 4, 6] and checkpoints.latest_step() == 6
+            assert 7 not in checkpoints.steps() and checkpoints.latest_step() == step - 2
+            checkpoints.save(step, make_state(step))  # which waits until they are gone
         assert not leftover.exists()
 
 

@@ -23,6 +23,10 @@ def open_writer(workdir, total_steps=10, wandb_project=None, **options):
     return MetricsWriter(workdir, total_steps=total_steps, wandb_project=wandb_project, **options)
 
 
+def fail(message):
+    raise OSError(message)
+
+
 def refuse(constant):
     raise AssertionError(f"{constant} is not JSON")
 
@@ -259,8 +263,12 @@ def test_wandb_if_asked_for(tmp_path, monkeypatch):
     writer = open_writer(tmp_path / "run7", wandb_project="p")
     with pytest.raises(KeyboardInterrupt), writer:
         writer.write(2, {"loss": 1})
+        writer.write_scores({2: {"All": 5.0}, 4: {"All": 7.0}})
         raise KeyboardInterrupt
-    assert [call[0] for call in calls] == ["init", "log", "finish"]
+    assert [call[0] for call in calls] == ["init", "log", "log", "finish"]
+    assert calls.pop(2) == ("log", {"evaluation/All": 7.0}, 4)  # the newest evaluation
+    assert list((tmp_path / "run7" / "tensorboard" / "evaluation").iterdir())
+    assert calls[0][1]["resume"] == "auto"
     assert calls[0][1]["project"] == "p"
     assert calls[0][1]["name"] == "run7"
     assert calls[1:] == [("log", {"loss": 1.0}, 2), ("finish", 1)]
@@ -281,4 +289,11 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
             with pytest.raises(RuntimeError, match="No space left.*metrics of step 2") as raised:
                 writer.write(2, {"loss": 1.0})
             monkeypatch.undo()
+    with pytest.raises(OSError, match="at the end"), open_writer(tmp_path / "other") as writer:
+        monkeypatch.setattr(
+            writer, "_file", types.SimpleNamespace(close=lambda: fail("at the end"))
+        )
+    with pytest.raises(KeyError), open_writer(tmp_path / "another") as writer:
+        monkeypatch.setattr(writer, "_file", types.SimpleNamespace(close=lambda: fail("later")))
+        raise KeyError  # which matters more
     assert str(tmp_path) in str(raised.value) and "the same command" in str(raised.value)

@@ -113,7 +113,7 @@ def test_the_report_is_of_the_sides_that_there_are(tmp_path, settings, evaluated
     assert len(reported) == 3
 
 
-def test_the_outcome_is_judged_from_all_lines(tmp_path, settings, caplog):
+def test_the_outcome_is_judged_from_all_lines(tmp_path, settings, writes, caplog):
     chance = math.log(9)
     lines = [
         {"step": n, "loss": chance, "chance_loss": chance, "mean_cosine": 1.0} for n in range(1, 90)
@@ -122,6 +122,7 @@ def test_the_outcome_is_judged_from_all_lines(tmp_path, settings, caplog):
     (tmp_path / "metrics.jsonl").write_text(text)
     results.write_outcome(dataclasses.replace(settings, infonce_steps=0), tmp_path)
     assert json.loads((tmp_path / "outcome.json").read_text())["verdict"] == "learnt_nothing"
+    assert writes[:2] == [("flushed", "outcome"), ("named", "outcome")]
     scores.write_scores(tmp_path, "after", SIDE)
     with caplog.at_level("INFO"):
         results.log_results(tmp_path)
