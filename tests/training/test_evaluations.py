@@ -37,6 +37,8 @@ def test_another_start_knows_the_scores_up_to_where_it_goes_on(tmp_path):
     for step in (2, 4, 6):
         scored.add(step, scores(float(step)))
     scored.add(6, scores(0.0))  # it has scores
+    assert scored.scores[6] == scores(6.0)
+    assert len((tmp_path / evaluations.FILE).read_text().splitlines()) == 3
     again = Evaluations(tmp_path, settings_of(every=2))
     again.resume(4)
     assert again.scores == {2: scores(2.0), 4: scores(4.0)} and again.is_due(6)
@@ -76,6 +78,7 @@ def test_what_counts_as_overall():
     composition = {"composition": {"swap": 40.0, "add": 60.0}}
     distillation = {"distillation": {"kl": 0.1, "overlap": 30.0}}
     assert evaluations.overall({"All": 20.0} | composition | distillation) == 20.0
+    assert evaluations.overall({"All": 0.0} | composition | distillation) == 0.0
     assert evaluations.overall({"All": None} | composition | distillation) == 30.0
     assert evaluations.overall({"All": None} | composition) == 50.0
     assert evaluations.overall({"All": None, "composition": {}}) is None

@@ -98,10 +98,16 @@ def test_fingerprints_are_of_every_file_but_the_record_of_a_self_check(monkeypat
     assert resume.fingerprints(backbone) == {"backbone": before["backbone"]}
     hashes["self_check.json"] = "4"
     assert resume.fingerprints(backbone, {"a": 3}) == before
-    for name, value in (("config.json", "5"), ("model.safetensors", "5"), ("new.json", "5")):
+    for changes in (
+        {"config.json": "5"},
+        {"model.safetensors": "5"},
+        {"self.json": "5"},
+        {"config.json": "2", "model.safetensors": "1"},
+    ):
         kept = dict(hashes)
-        hashes[name] = value
-        assert resume.fingerprints(backbone)["backbone"] != before["backbone"], name
+        hashes.update(changes)
+        assert resume.fingerprints(backbone)["backbone"] != before["backbone"], changes
         hashes.clear()
         hashes.update(kept)
-    assert resume.fingerprints(backbone, {"a": 3}) == before
+    hashes["weights.safetensors"] = hashes.pop("model.safetensors")
+    assert resume.fingerprints(backbone)["backbone"] != before["backbone"]  # another name
