@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training.test_checkpoint import assert_same, make_state, open_checkpoints
+from tests.training.states import assert_same, make_state, open_checkpoints
 from unime_jax import files
 
 FOLDER = "gs://bucket/run/checkpoints"

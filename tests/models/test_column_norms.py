@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tests.models.oracle import EXACT
-from tests.training.test_step import LOSS, regroup
+from tests.training.tiny_batch import LOSS, regroup
 from unime_jax import encode, paths, sharding
 from unime_jax.batch import Batch
 from unime_jax.models import forward, layers, lora

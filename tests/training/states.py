@@ -1,4 +1,4 @@
-"""Training states of noise, on any mesh."""
+"""Training states of noise, on any mesh, and their checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from unime_jax import sharding
+from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.step import TrainState
+
+FINGERPRINTS = {"backbone": "abc", "data": {"a": 3}}
 
 
 def mesh_of(data=1, fsdp=4, tensor=2):
@@ -15,7 +18,7 @@ def mesh_of(data=1, fsdp=4, tensor=2):
 
 
 def make_state(step, mesh=None, size=64):
-    """Noise, another for every step, spread over the mesh."""
+    """Noise and counters, others for every step, spread over the mesh."""
     mesh = mesh or mesh_of()
     random = np.random.default_rng(step)
 
@@ -28,7 +31,7 @@ def make_state(step, mesh=None, size=64):
             "bias": place(random.normal(size=5).astype("f4")),
         }
 
-    counters = [place(np.int32(n)) for n in (step, 0, 0)]
+    counters = [place(np.int32(n)) for n in (step, 100 + step, 200 + step)]
     opt_state = {
         "count": place(np.int32(step)),
         "mu": part(),
@@ -36,3 +39,17 @@ def make_state(step, mesh=None, size=64):
     }
     frozen = {"frozen": place(np.zeros(4, "f4"))}
     return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2])
+
+
+def open_checkpoints(folder, keep=3, fingerprints=FINGERPRINTS, **options):
+    return Checkpoints(folder, every=2, keep=keep, fingerprints=fingerprints, **options)
+
+
+def assert_same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())

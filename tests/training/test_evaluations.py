@@ -1,8 +1,10 @@
 """Evaluations during training: when they are due, and which step is the best."""
 
 import dataclasses
+import errno
 import json
 
+import jax
 import pytest
 
 from experiments import stage2
@@ -35,23 +37,25 @@ def test_another_start_knows_the_scores_up_to_where_it_goes_on(tmp_path):
     for step in (2, 4, 6):
         scored.add(step, scores(float(step)))
     scored.add(6, scores(0.0))  # it has scores
+    assert scored.scores[6] == scores(6.0)
+    assert len((tmp_path / evaluations.FILE).read_text().splitlines()) == 3
     again = Evaluations(tmp_path, settings_of(every=2))
     again.resume(4)
     assert again.scores == {2: scores(2.0), 4: scores(4.0)} and again.is_due(6)
     assert evaluations.read(tmp_path) == again.scores
 
 
-@pytest.mark.parametrize(
-    "damage", [b"[]", b"null", b'{"step": 3}', b'{"step": 4, "scores": 7}', b"\xff\xfe", b'{"ste']
-)
-def test_damaged_lines_are_passed_over(tmp_path, damage):
-    good = json.dumps({"step": 2, "scores": scores(5.0)}).encode() + b"\n"
-    (tmp_path / evaluations.FILE).write_bytes(good + damage)
-    scored = Evaluations(tmp_path, settings_of(every=2))
-    scored.resume(8)
-    assert scored.scores.keys() == {2}
-    scored.add(8, scores(1.0))
-    assert evaluations.read(tmp_path).keys() == {2, 8}
+def test_damaged_lines_are_passed_over(tmp_path):
+    damages = [b"[]", b"null", b'{"step": 3}', b'{"step": 4, "scores": 7}', b"\xff\xfe", b'{"ste']
+    damages.append(b'{"step": 6, "scores": {"All": NaN}}')
+    for damage in damages:
+        good = json.dumps({"step": 2, "scores": scores(5.0)}).encode() + b"\n"
+        (tmp_path / evaluations.FILE).write_bytes(good + damage)
+        scored = Evaluations(tmp_path, settings_of(every=2))
+        scored.resume(8)
+        assert scored.scores.keys() == {2}, damage
+        scored.add(8, scores(1.0))
+        assert evaluations.read(tmp_path).keys() == {2, 8}, damage
 
 
 def test_a_folder_in_place_of_the_file_is_set_aside(tmp_path):
@@ -74,6 +78,52 @@ def test_what_counts_as_overall():
     composition = {"composition": {"swap": 40.0, "add": 60.0}}
     distillation = {"distillation": {"kl": 0.1, "overlap": 30.0}}
     assert evaluations.overall({"All": 20.0} | composition | distillation) == 20.0
+    assert evaluations.overall({"All": 0.0} | composition | distillation) == 0.0
     assert evaluations.overall({"All": None} | composition | distillation) == 30.0
     assert evaluations.overall({"All": None} | composition) == 50.0
     assert evaluations.overall({"All": None, "composition": {}}) is None
+
+
+def test_process_0_alone_writes_scores_that_all_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    scored = Evaluations(tmp_path, settings_of(every=2))
+    scored.add(2, scores(1.0))
+    scored.resume(2)
+    assert scored.scores.keys() == {2} and not scored.is_due(2)
+    assert scored.best([2, 4]) == 2 and not list(tmp_path.iterdir())
+
+
+def test_scores_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluations.files, "append", fails)
+    with pytest.raises(RuntimeError, match="evaluations.jsonl cannot be written: No space left"):
+        Evaluations(tmp_path, settings_of(every=2)).add(2, scores(1.0))
+
+
+def test_keys_that_do_not_fit_each_other_are_refused():
+    settings = settings_of(every=0)
+    evaluations.check(settings)
+
+    def changed(every=0, keep_best=False, export="newest", mmeb="", composition=""):
+        return dataclasses.replace(
+            settings,
+            evaluation=dataclasses.replace(
+                settings.evaluation, every=every, mmeb=mmeb, composition=composition
+            ),
+            checkpoint=dataclasses.replace(settings.checkpoint, keep_best=keep_best),
+            export=dataclasses.replace(settings.export, checkpoint=export),
+        )
+
+    for key in ("mmeb", "composition"):
+        evaluations.check(changed(every=1, keep_best=True, export="best", **{key: "x"}))
+    for message, given in (
+        ("every=-1 must not be negative", {"every": -1}),
+        ("every=1, but there is nothing", {"every": 1}),
+        ("keep_best=True: nothing is evaluated", {"keep_best": True, "mmeb": "x"}),
+        ("best checkpoint is not kept", {"export": "best", "every": 1, "mmeb": "x"}),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            evaluations.check(changed(**given))
+        assert len(str(raised.value).splitlines()) == 1, message

@@ -12,6 +12,7 @@ import pytest
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.float32 import ROUNDING, UNIT_ROUNDOFF
 from tests.models.oracle import EXACT, TEXT, VISION, picture
 from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item, Media
@@ -47,7 +48,6 @@ LOSS = objectives.Contrastive(
 MESHES = [
     shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (2, 4, 8)
 ]
-SOME = [(2, 2, 2)]
 
 
 def folder_of(family, path):
@@ -134,6 +134,12 @@ def run(backbone, shape, *, adapters, trainable, loss):
 SETTINGS = {
     "all": dict(adapters=NONE, trainable=((".*", True),), loss=LOSS),
     "dora": dict(adapters=DORA, trainable=((r".*\.lora_.*", True), (".*", False)), loss=LOSS),
+    # Both in one compilation: adapters beside everything that they adapt, but a frozen tower.
+    "both": dict(
+        adapters=DORA,
+        trainable=((r"vision_tower\..*(bias|kernel)", False), (".*", True)),
+        loss=LOSS,
+    ),
 }
 
 
@@ -153,27 +159,34 @@ def alone(tmp_path_factory):
 
 
 def check(alone, family, settings, shape):
+    """Errors of a parameter are measured by how far it has moved, and by how large it is.
+
+    Embeddings are within `ROUNDING`, so logits are within that divided by the temperature, and so
+    is a gradient relative to itself: hence what a parameter has moved. Each of its additions rounds
+    it as well.
+    """
     backbone, (losses, before, trained) = alone(family, settings)
     found, _, ours = run(backbone, shape, **SETTINGS[settings])
+    relative = ROUNDING / LOSS.temperature
     assert losses[-1] < losses[0] - 1e-3
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    np.testing.assert_allclose(found, losses, rtol=relative)
     moved = 0
     for path, theirs in trained.items():
-        scale = np.abs(theirs).max()
-        np.testing.assert_allclose(ours[path], theirs, atol=1e-5 * scale, rtol=1e-5, err_msg=path)
-        moved += np.abs(theirs - before[path]).max() > 1e-4 * scale
+        way = np.linalg.norm(np.ravel(theirs - before[path]))
+        size = np.linalg.norm(np.ravel(theirs))
+        error = np.linalg.norm(np.ravel(ours[path] - theirs))
+        assert error <= relative * way + STEPS * UNIT_ROUNDOFF * size, path
+        moved += way > 1e-4 * size
     assert moved > len(trained) / 2
 
 
-@pytest.mark.parametrize("shape", SOME)
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_some_meshes(alone, settings, shape):
-    check(alone, "llava_onevision", settings, shape)
+def test_a_mesh_of_three_axes(alone):
+    check(alone, "llava_onevision", "both", (2, 2, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES)
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", ["all", "dora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_on_every_mesh(alone, family, settings, shape):
     check(alone, family, settings, shape)

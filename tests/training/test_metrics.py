@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import pathlib
 import sys
 import types
 
@@ -10,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from unime_jax import files
 from unime_jax.training import metrics, progress
@@ -20,6 +21,10 @@ from unime_jax.training.metrics import MetricsWriter
 
 def open_writer(workdir, total_steps=10, wandb_project=None, **options):
     return MetricsWriter(workdir, total_steps=total_steps, wandb_project=wandb_project, **options)
+
+
+def fail(message):
+    raise OSError(message)
 
 
 def refuse(constant):
@@ -49,17 +54,13 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "loss": None, "a": None, "b": None, "c": 1.0}]
 
 
-@settings(max_examples=30, deadline=None)
-@given(values=strategies.dictionaries(strategies.text(), strategies.floats(), max_size=3))
-def test_any_name_and_number_is_strict_json(tmp_path_factory, values):
-    values.pop("step", None)
-    workdir = tmp_path_factory.mktemp("run")
+def test_any_name_and_number_is_strict_json(tmp_path, monkeypatch):
     events = types.SimpleNamespace(write=lambda *args: None, close=lambda: None)
-    with pytest.MonkeyPatch.context() as patch:  # TensorBoard has rules of its own for names
-        patch.setattr(metrics, "TensorBoard", lambda *args: events)
-        with open_writer(workdir) as writer:
-            writer.write(1, values)
-    (line,) = lines(workdir)
+    monkeypatch.setattr(metrics, "TensorBoard", lambda *args: events)  # has rules for names
+    values = {"": 0.1, '\n\t"\\\0': 1e308, "\ud800\u2028": -5e-324, "ü 蛇": math.nan, "a": -0.0}
+    with open_writer(tmp_path) as writer:
+        writer.write(1, values)
+    (line,) = lines(tmp_path)
     assert line == {"step": 1} | {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
@@ -103,15 +104,86 @@ def test_nothing_to_cut_leaves_the_file_alone(tmp_path):
     assert (tmp_path / "metrics.jsonl").stat().st_ino == inode
 
 
-@pytest.mark.parametrize("step", [2, 1, 0])
-def test_steps_increase(tmp_path, step):
-    with open_writer(tmp_path) as writer:
-        writer.write(2, {"loss": 1})
-        with pytest.raises(ValueError, match=f"step {step} come after those of step 2"):
-            writer.write(step, {"loss": 1})
+def test_steps_increase(tmp_path):
+    """Also from the step that a run goes on from."""
+    with open_writer(tmp_path, resume_step=2) as writer:
+        for last in (2, 3):
+            for step in (2, 1, 0):
+                with pytest.raises(
+                    ValueError, match=f"step {step} come after those of step {last}"
+                ):
+                    writer.write(step, {"loss": 1})
+            if last == 2:
+                writer.write(3, {"loss": 1})
         with pytest.raises(ValueError, match='called "step"'):
-            writer.write(3, {"step": 1})
+            writer.write(4, {"step": 1})
     assert len(lines(tmp_path)) == 1
+
+
+def test_lines_are_flushed_to_the_disk_before_a_checkpoint_of_their_steps(tmp_path, monkeypatch):
+    """A reader sees them at once; a power cut after the checkpoint keeps them."""
+    flushed = []
+
+    def fsync(number):
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{number}"))
+        if path.name == "metrics.jsonl":
+            flushed.append(path.read_text())
+
+    with open_writer(tmp_path) as writer:
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        writer.write(1, {"loss": 1.0})
+        assert not flushed and len(lines(tmp_path)) == 1
+        writer.flush()
+        assert flushed == ['{"step": 1, "loss": 1.0}\n']
+        assert tensorboard_scalars(tmp_path) == [("loss", 1, 1.0)]
+
+
+def test_a_cut_file_is_whole_and_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3))
+    path.write_text(text)
+    events = []
+    replace = pathlib.Path.replace
+
+    def named(source, target):
+        assert source.read_text() == '{"step": 1}\n{"step": 2}\n' and path.read_text() == text
+        events.append("named")
+        return replace(source, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", named)
+    monkeypatch.setattr(files.os, "fsync", lambda number: events.append("flushed"))
+    metrics.cut_after(path, 2)
+    assert events[:2] == ["flushed", "named"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_lines_are_kept_aside_and_a_cut_last_one_is_not(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    for content, kept, aside in (
+        (b'{"step": 1}\n{"st', b'{"step": 1}\n', 0),
+        (b'{"step": 1}\n{"step": 2}\n', b'{"step": 1}\n{"step": 2}\n', 0),
+        (b'{"step": 1}\n{"st\n{"step": 2}\n', b'{"step": 1}\n{"step": 2}\n', 1),
+        (b'{"step": NaN}\n{"step": "1"}\n{"step": 2}\n[]\n', b'{"step": 2}\n', 2),
+    ):
+        caplog.clear()
+        path.write_bytes(content)
+        metrics.cut_after(path, 2)
+        assert path.read_bytes() == kept
+        assert len(list(tmp_path.glob("metrics.jsonl.damaged-*"))) == aside, content
+    assert "3 lines are not a step's metrics" in caplog.text
+
+
+def test_events_of_steps_that_are_run_again_are_dropped_by_readers(tmp_path):
+    """By the number of the first step that comes anew."""
+    with open_writer(tmp_path, resume_step=4):
+        pass
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found.append((event.step, event.session_log.status))
+        data = data[16 + size :]
+    assert found[-1] == (5, SessionLog.START)
 
 
 def tensorboard_scalars(workdir):
@@ -139,15 +211,15 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 
 def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys, monkeypatch):
-    with open_writer(tmp_path, total_steps=300) as writer:
-        for step in range(1, 301):
+    with open_writer(tmp_path, total_steps=30) as writer:
+        for step in range(1, 31):
             writer.write(step, {"loss": 1 / step, "pairs_per_second": 64})
     out, err = capsys.readouterr()
     assert out == ""
     first, last = err.splitlines()  # the first step and the end; in between, one every 30 s
     assert "\r" not in err
-    assert first.startswith("1/300 [") and "loss 1.0000, 64.0 pairs/s" in first
-    assert last.startswith("300/300 [") and "loss 0.0033" in last
+    assert first.startswith("1/30 [") and "loss 1.0000, 64.0 pairs/s" in first
+    assert last.startswith("30/30 [") and "loss 0.0333" in last
 
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with open_writer(tmp_path, total_steps=4) as writer:
@@ -191,8 +263,12 @@ def test_wandb_if_asked_for(tmp_path, monkeypatch):
     writer = open_writer(tmp_path / "run7", wandb_project="p")
     with pytest.raises(KeyboardInterrupt), writer:
         writer.write(2, {"loss": 1})
+        writer.write_scores({2: {"All": 5.0}, 4: {"All": 7.0}})
         raise KeyboardInterrupt
-    assert [call[0] for call in calls] == ["init", "log", "finish"]
+    assert [call[0] for call in calls] == ["init", "log", "log", "finish"]
+    assert calls.pop(2) == ("log", {"evaluation/All": 7.0}, 4)  # the newest evaluation
+    assert list((tmp_path / "run7" / "tensorboard" / "evaluation").iterdir())
+    assert calls[0][1]["resume"] == "auto"
     assert calls[0][1]["project"] == "p"
     assert calls[0][1]["name"] == "run7"
     assert calls[1:] == [("log", {"loss": 1.0}, 2), ("finish", 1)]
@@ -213,4 +289,11 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
             with pytest.raises(RuntimeError, match="No space left.*metrics of step 2") as raised:
                 writer.write(2, {"loss": 1.0})
             monkeypatch.undo()
+    with pytest.raises(OSError, match="at the end"), open_writer(tmp_path / "other") as writer:
+        monkeypatch.setattr(
+            writer, "_file", types.SimpleNamespace(close=lambda: fail("at the end"))
+        )
+    with pytest.raises(KeyError), open_writer(tmp_path / "another") as writer:
+        monkeypatch.setattr(writer, "_file", types.SimpleNamespace(close=lambda: fail("later")))
+        raise KeyError  # which matters more
     assert str(tmp_path) in str(raised.value) and "the same command" in str(raised.value)

@@ -1,13 +1,16 @@
 """What an objective makes of a batch: a text counts once, wherever it was read."""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.float32 import UNIT_ROUNDOFF
 from unime_jax import sharding
 from unime_jax.batch import Batch, Inputs
 from unime_jax.training import objectives
@@ -28,7 +31,9 @@ def unit(rng, *shape):
     return value / np.linalg.norm(value, axis=-1, keepdims=True)
 
 
-def batch_of(rows: list[int], texts: np.ndarray, lengths: np.ndarray, teacher: np.ndarray) -> Batch:
+def batch_of(
+    rows: Sequence[int], texts: np.ndarray, lengths: np.ndarray, teacher: np.ndarray
+) -> Batch:
     """Two buckets with the texts of these numbers, -1 for none, half of the rows in each."""
     groups = []
     for half, width in zip(np.array_split(np.array(rows), 2), (6, 9)):
@@ -68,22 +73,72 @@ def texts():
     return tokens, lengths, unit(rng, 5, 8), unit(rng, 5, 4)
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 1, 0, -1], [1, 0, 4, 1, 2, -1, 3, 3]])
-def test_distillation_counts_a_text_once(texts, rows):
+def halves(rows):
+    """[1, R, D] of the two buckets."""
+    return [jnp.asarray(half[None]) for half in np.array_split(np.asarray(rows), 2)]
+
+
+def distilled(config):
+    """By two sources."""
+    return jax.jit(functools.partial(objectives.distillation, config=config, sources=2))
+
+
+def test_distillation_counts_a_text_once(texts):
     tokens, lengths, teacher, student = texts
-    once = batch_of([0, 1, 2, 3, 4, -1], tokens, lengths, teacher)
-    twice = batch_of(rows, tokens, lengths, teacher)
 
-    def loss(student, batch, rows):
+    @functools.partial(jax.jit, static_argnums=2)
+    @jax.value_and_grad
+    def value(student, batch, rows):
         embeddings = jnp.where(np.array(rows)[:, None] < 0, 0, student[np.array(rows)])
-        halves = [half[None] for half in jnp.array_split(embeddings, 2)]
-        return objectives.distillation(halves, batch, CONFIG)[0]
+        parts = [half[None] for half in jnp.array_split(embeddings, 2)]
+        return objectives.distillation(parts, batch, CONFIG)[0]
 
-    value = jax.jit(jax.value_and_grad(loss), static_argnums=2)
-    found, gradient = value(student, twice, tuple(rows))
-    expected, expected_gradient = value(student, once, (0, 1, 2, 3, 4, -1))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+    once = (0, 1, 2, 3, 4, -1)
+    expected, slope = value(student, batch_of(once, tokens, lengths, teacher), once)
+    for rows in ((0, 1, 2, 3, 4, 1, 0, -1), (1, 0, 4, 1, 2, -1, 3, 3)):
+        found, gradient = value(student, batch_of(rows, tokens, lengths, teacher), rows)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(rows))
+        scale = np.abs(slope).max()
+        np.testing.assert_allclose(gradient, slope, atol=1e-5 * scale, err_msg=str(rows))
+
+
+def test_distillation_of_queries_and_pairs_counts_a_text_as_often_as_it_is_in_one(texts):
+    """Row 5 is text 1 once more, and row 1 is in two pairs."""
+    tokens, lengths, teacher, student = texts
+    numbers = np.array([0, 1, 2, 3, 4, 1])
+    batch = dataclasses.replace(
+        batch_of(numbers.tolist(), tokens, lengths, teacher),
+        query=np.array([1, 5, 1, 0], np.int32),
+        positive=np.array([3, 2, 4, 4], np.int32),
+        negative=np.zeros((4, 0), np.int32),
+        source=np.array([0, 0, 1, 1], np.int32),
+    )
+    own, theirs = student[numbers], teacher[numbers]
+    for texts_of, columns in (("queries", batch.query), ("pairs", batch.positive)):
+        config = dataclasses.replace(CONFIG, texts=texts_of, teacher_temperature=0.3)
+        found, metrics = distilled(config)(halves(own), batch)
+        terms = []
+        for i, row in enumerate(batch.query):
+            others = np.delete(columns, i)
+            p, q = (np.exp(x[others] @ x[row] / heat) for x, heat in ((own, 0.1), (theirs, 0.3)))
+            p, q = p / p.sum(), q / q.sum()
+            terms.append(np.sum(q * np.log(q / p)))
+        np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5, err_msg=texts_of)
+        # The source is that of a row's latest pair.
+        wanted = [terms[1], np.mean([terms[0], terms[2], terms[3]])]
+        np.testing.assert_allclose(metrics["source_loss"], wanted, rtol=1e-5, err_msg=texts_of)
+        assert metrics["source_rows"].tolist() == [1, 3]
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_rows_without_a_teacher_are_refused(texts):
+    tokens, lengths, teacher, student = texts
+    batch = batch_of([0, 1, 2, 3], tokens, lengths, teacher)
+    groups = batch.groups[0], dataclasses.replace(batch.groups[1], teacher=None)
+    with pytest.raises(ValueError, match="no teacher embeddings"):
+        objectives.distillation(
+            halves(student[:4]), dataclasses.replace(batch, groups=groups), CONFIG
+        )
 
 
 def test_text_ids_tell_texts_apart(texts):
@@ -99,28 +154,26 @@ def test_text_ids_tell_texts_apart(texts):
     assert len(set(objectives.text_id(every).tolist())) == len(orders)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts, devices):
+def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts):
+    """Without gradient, and 0 where there is no pair."""
     tokens, lengths, teacher, student = texts
     numbers = np.array([0, 1, -1, 3, 4, 2, 0, -1])
     batch = batch_of(numbers.tolist(), tokens, lengths, teacher)
-    rows = np.where(numbers[:, None] < 0, 7.0, student[numbers])  # of no meaning, but finite
-    halves = [half[None] for half in np.array_split(rows, 2)]
-    live = rows[numbers >= 0]
+    rows = np.where(numbers[:, None] < 0, 7.0, student[numbers]).astype(np.float32)
+    live = rows[numbers >= 0].astype(np.float64)
     cosines = (live @ live.T)[~np.eye(len(live), dtype=bool)]
-    mesh = sharding.make_mesh(devices, 1, 1, jax.devices()[:devices])
-    halves = jax.device_put(halves, sharding.chunked_rows(mesh))
+    mesh = sharding.make_mesh(4, 1, 1, jax.devices()[:4])
+    placed = jax.device_put(halves(rows), sharding.chunked_rows(mesh))
     with jax.set_mesh(mesh):
-        found = jax.jit(objectives.mean_cosine)(halves, batch)
-    np.testing.assert_allclose(found, cosines.mean(), atol=1e-6)
+        found, gradient = jax.jit(jax.value_and_grad(objectives.mean_cosine))(placed, batch)
+    bound = len(rows) * UNIT_ROUNDOFF * 4  # of a sum over rows, and of a square of width 4
+    np.testing.assert_allclose(found, cosines.mean(), atol=bound)
+    assert not any(np.any(part) for part in gradient)
     same = [jnp.ones((1, 4, 4)) / 2] * 2
-    np.testing.assert_allclose(objectives.mean_cosine(same, batch), 1, atol=1e-6)
-
-
-def test_the_mean_cosine_of_one_row_is_none(texts):
-    tokens, lengths, teacher, student = texts
-    batch = batch_of([0, -1], tokens, lengths, teacher)
-    assert objectives.mean_cosine([student[None, :1], student[None, :1]], batch) == 0
+    np.testing.assert_allclose(objectives.mean_cosine(same, batch), 1, atol=bound)
+    for alone in ([0, -1], [-1, -1]):
+        batch = batch_of(alone, tokens, lengths, teacher)
+        assert objectives.mean_cosine([student[None, :1], student[None, :1]], batch) == 0
 
 
 def test_losses_of_distillation_by_the_source_of_the_pairs(texts):
@@ -133,8 +186,14 @@ def test_losses_of_distillation_by_the_source_of_the_pairs(texts):
         negative=np.array([[-1], [3]], np.int32),
         source=np.array([0, 1], np.int32),
     )
-    halves = np.array_split(np.concatenate([student, np.zeros((1, 4), np.float32)]), 2)
-    halves = [jnp.asarray(half[None]) for half in halves]
-    _, metrics = objectives.distillation(halves, batch, CONFIG, sources=2)
+    rows = np.concatenate([student, np.zeros((1, 4), np.float32)])
+    _, metrics = distilled(CONFIG)(halves(rows), batch)
     assert metrics["source_rows"].tolist() == [1, 3]
-    assert np.all(np.isfinite(metrics["source_loss"]))
+    terms = []
+    for i in range(5):
+        others = np.delete(np.arange(5), i)
+        p, q = (np.exp(x[others] @ x[i] / 0.1) for x in (student, teacher))
+        p, q = p / p.sum(), q / q.sum()
+        terms.append(np.sum(q * np.log(q / p)))
+    wanted = [terms[1], np.mean([terms[0], terms[2], terms[3]])]
+    np.testing.assert_allclose(metrics["source_loss"], wanted, rtol=1e-5)

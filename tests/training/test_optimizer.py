@@ -94,38 +94,42 @@ def test_a_multiplier_of_zero_stands_still():
     assert np.all(last["text.kernel"] != parameters()["text.kernel"])
 
 
-@pytest.mark.parametrize("key", ["learning_rates", "weight_decays"])
-def test_a_path_without_rule_is_an_error(key):
-    config = configured(**{key: ((r"text\..*", 1.0),)})
-    with pytest.raises(ValueError, match=rf"optimizer\.{key}(.|\n)*vision\.kernel"):
-        make_optimizer(config, STEPS, parameters())
+def test_a_path_without_rule_is_an_error():
+    for key in ("learning_rates", "weight_decays"):
+        config = configured(**{key: ((r"text\..*", 1.0),)})
+        with pytest.raises(ValueError, match=rf"optimizer\.{key}(.|\n)*vision\.kernel"):
+            make_optimizer(config, STEPS, parameters())
 
 
-@pytest.mark.parametrize(
-    ("schedule", "middle", "end"),
-    [("linear", 5.5e-3, 1e-3), ("cosine", 5.5e-3, 1e-3), ("constant", 1e-2, 1e-2)],
-)
-def test_schedules(schedule, middle, end):
+def rates(schedule, steps=STEPS, **changes):
+    """Of steps 0 to 44."""
+    return np.asarray(make_schedule(configured(schedule=schedule, **changes), steps)(np.arange(45)))
+
+
+def test_schedules():
     """Warm-up over steps 0-3, the peak at step 4, half-way at 12, the final rate at 20."""
-    rate = make_schedule(configured(schedule=schedule), STEPS)
-    np.testing.assert_allclose([rate(i) for i in range(5)], np.arange(1, 6) * 2e-3, rtol=1e-6)
-    np.testing.assert_allclose([rate(12), rate(20), rate(30)], [middle, end, end], rtol=1e-5)
-    assert rate(19) >= end
+    quarter = {"linear": 1e-2 - 9e-3 / 4, "cosine": 1e-3 + 9e-3 * (1 + 0.5**0.5) / 2}
+    for schedule, middle, end in (
+        ("linear", 5.5e-3, 1e-3),
+        ("cosine", 5.5e-3, 1e-3),
+        ("constant", 1e-2, 1e-2),
+    ):
+        rate = rates(schedule)
+        np.testing.assert_allclose(rate[:5], np.arange(1, 6) * 2e-3, rtol=1e-6)
+        np.testing.assert_allclose(rate[[12, 20, 30]], [middle, end, end], rtol=1e-5)
+        np.testing.assert_allclose(rate[8], quarter.get(schedule, 1e-2), rtol=1e-5)
+        assert np.all(np.diff(rate[4:21]) <= 0) and np.all(rate[20:] == rate[20]), schedule
+        without = rates(schedule, warmup_steps=0)
+        np.testing.assert_allclose(without[[0, 20]], [1e-2, end], rtol=1e-5)
+    assert not np.any(rates("cosine", learning_rate=0.0, final_learning_rate=0.0))
 
 
-def test_linear_and_cosine_differ():
-    linear, cosine = (make_schedule(configured(schedule=s), STEPS) for s in ("linear", "cosine"))
-    np.testing.assert_allclose(linear(8), 1e-2 - 9e-3 / 4, rtol=1e-5)
-    np.testing.assert_allclose(cosine(8), 1e-3 + 9e-3 * (1 + 0.5**0.5) / 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_part_of_a_schedule_is_as_in_the_whole(schedule):
+def test_a_part_of_a_schedule_is_as_in_the_whole():
     """With `schedule_steps` the rate is no matter of how many of its steps are run."""
-    whole = make_schedule(configured(schedule=schedule), STEPS)
-    for steps in (3, 20, 40):
-        part = make_schedule(configured(schedule=schedule, schedule_steps=STEPS), steps)
-        assert [float(part(i)) for i in range(45)] == [float(whole(i)) for i in range(45)]
+    for schedule in ("linear", "cosine", "constant"):
+        for steps in (3, 20, 40):
+            part = rates(schedule, steps, schedule_steps=STEPS)
+            np.testing.assert_array_equal(part, rates(schedule), err_msg=f"{schedule}, {steps}")
 
 
 def test_steps_without_a_learning_rate_are_refused():
@@ -137,28 +141,22 @@ def test_steps_without_a_learning_rate_are_refused():
         make_schedule(configured(schedule_steps=4), STEPS)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_no_warmup_starts_at_the_peak(schedule):
-    rate = make_schedule(configured(warmup_steps=0, schedule=schedule), STEPS)
-    np.testing.assert_allclose(rate(0), 1e-2, rtol=1e-6)
-
-
-@pytest.mark.parametrize("warmup", [-1, 20, 21])
-def test_warmup_must_leave_a_step(warmup):
-    with pytest.raises(ValueError, match=f"warmup_steps={warmup}.*steps=20"):
-        make_schedule(configured(warmup_steps=warmup), STEPS)
+def test_warmup_must_leave_a_step():
+    for warmup in (-1, 20, 21):
+        with pytest.raises(ValueError, match=f"warmup_steps={warmup}.* steps=20"):
+            make_schedule(configured(warmup_steps=warmup), STEPS)
     make_schedule(configured(warmup_steps=19), STEPS)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_impossible_settings():
+    for changes, message in (
         ({"schedule": "step"}, '"step"; use "linear"'),
         ({"final_learning_rate": 2e-2}, "final_learning_rate"),
         ({"final_learning_rate": -1e-3}, "final_learning_rate"),
         ({"clip_norm": 0.0}, "clip_norm"),
-    ],
-)
-def test_impossible_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        configured(**changes)
+        ({"clip_norm": float("nan")}, "clip_norm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            configured(**changes)
+    configured(final_learning_rate=CONFIG.learning_rate)
+    configured(final_learning_rate=0.0)

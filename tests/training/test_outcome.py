@@ -136,3 +136,82 @@ def test_the_file_says_it_to_machines(finetune, tmp_path, caplog):
     assert outcome.read(tmp_path)["findings"][0]["name"] == "collapsed"
     (tmp_path / "outcome.json").write_text("[]")
     assert outcome.read(tmp_path) == {} == outcome.read(tmp_path / "absent")
+
+
+def bounded(settings, records):
+    """Names of the findings of a run that has ended, and of one that is under way."""
+    monitor = outcome.Monitor(settings, records)
+    return [names(monitor.outcome(running=running)) for running in (False, True)]
+
+
+def test_skipped_steps_at_the_bound(finetune):
+    """More than a tenth; a single one of few steps is said of a run that has ended."""
+    for steps, skipped, expected in (
+        (80, 8, [[], []]),
+        (80, 9, [["skipped_steps"], ["skipped_steps"]]),
+        (8, 1, [["skipped_steps"], []]),
+    ):
+        records = [*lines(falling(steps - 1)), lines([0.5] * steps, skipped=skipped)[-1]]
+        assert bounded(finetune, records) == expected, (steps, skipped)
+
+
+def test_losses_at_the_bound_of_chance_and_of_the_start(finetune):
+    """Equal to chance is chance; equal to the start is no progress, said from 100 steps on."""
+    assert bounded(finetune, lines([CHANCE] * 60)) == [["chance"]] * 2
+    for steps, running in ((99, []), (100, ["no_progress"])):
+        found = bounded(finetune, lines([1.0] * steps))
+        assert found == [["no_progress"], running], steps
+    warm = dataclasses.replace(
+        finetune, optimizer=dataclasses.replace(finetune.optimizer, warmup_steps=60)
+    )
+    assert judged(warm, lines(falling(60))).verdict == "too_short"
+    assert judged(warm, lines(falling(61))).verdict == "learnt"
+    collapsed = lines([CHANCE * 0.95] * 60, cosine=outcome.COLLAPSED)
+    assert bounded(finetune, collapsed) == [["collapsed"]] * 2
+    low = lines([CHANCE * 0.5] * 60, cosine=outcome.COLLAPSED)
+    assert judged(finetune, low).verdict == "doubtful"  # far below chance: no collapse
+
+
+def test_windows_are_a_quarter_of_the_logged_steps_and_twenty_at_most(finetune):
+    """Steps that are not finite are in none; the windows are the first and the last of the rest."""
+    for steps, size in ((3, 1), (40, 10), (79, 19), (400, 20)):
+        found = judged(finetune, lines(falling(steps)))
+        ends = found.start.first_step, found.start.last_step
+        assert ends == (1, size), steps
+        assert (found.end.first_step, found.end.last_step) == (steps - size + 1, steps), steps
+    losses = [1.0, None, 3.0, *[2.0] * 38]
+    found = judged(finetune, lines(losses))
+    assert found.start.loss == (1.0 + 3.0 + 8 * 2.0) / 10 and found.start.last_step == 11
+    assert judged(finetune, lines([1.0] * 60, skipped=3)).skipped_steps == 3
+
+
+def test_advice_is_about_the_loss_that_is_used(finetune):
+    chance = lines([CHANCE * 1.3] * 100)
+    for changes, word in (
+        ({"hard_negatives": 8, "hardness": 0.0}, "loss.hard_negatives (now 8)"),
+        ({"hard_negatives": None, "hardness": 9.0}, "loss.hardness (now 9)"),
+        ({"hard_negatives": None, "hardness": 0.0}, ""),
+    ):
+        changed = dataclasses.replace(finetune, loss=dataclasses.replace(finetune.loss, **changes))
+        message = judged(changed, chance).findings[0].message
+        assert word in message, changes
+        assert ("hard_negatives" in message) == bool(changes["hard_negatives"]), changes
+        assert ("hardness" in message) == bool(changes["hardness"]), changes
+
+
+def test_the_log_has_errors_for_what_was_in_vain_and_warnings_for_the_rest(
+    finetune, tmp_path, caplog
+):
+    for records, level in (
+        (lines([CHANCE] * 100, cosine=0.9998), logging.ERROR),
+        (lines(falling(100, 0.5, 0.9)), logging.WARNING),
+        (lines([1.0] * 5), logging.INFO),
+    ):
+        caplog.clear()
+        outcome.write(tmp_path, judged(finetune, records))
+        with caplog.at_level(logging.INFO):
+            outcome.say(tmp_path)
+        assert [record.levelno for record in caplog.records] == [level]
+    monkey = tmp_path / "gone"
+    outcome.write(monkey, judged(finetune, lines([1.0] * 5)))  # no such folder
+    assert "cannot be written" in caplog.text

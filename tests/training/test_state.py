@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.float32 import UNIT_ROUNDOFF
 from tests.models.oracle import make_pair
 from unime_jax import paths, sharding
 from unime_jax.models import lora, quantization
@@ -23,6 +24,7 @@ DORA = lora.LoraConfig(
 ALL, ADAPTERS = ((".*", True),), ((r".*\.lora_.*", True), (".*", False))
 BF16, F32, INT8 = jnp.dtype("bfloat16"), jnp.dtype("float32"), jnp.dtype("int8")
 Q = "language_model.layers.self_attn.q_proj"
+START = (-0.34108832, 0.20089184, 0.15767437)  # of its adapter, with seed 0
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +104,14 @@ def random_parameters(backbone):
     return make(backbone, abstract_model, adapters=DORA)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameters, shape):
+def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameters):
     """The same seed, the same numbers to the bit; norms of columns but for the order of a sum."""
-    abstract_model = draw(backbone, make_mesh(*shape), adapters=DORA, trainable=ADAPTERS)
+    abstract_model = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
     found = make(backbone, abstract_model, adapters=DORA)
     assert described(found) == described(abstract_model.parameters)
     assert found.keys() == random_parameters.keys()
     for path, leaf in found.items():
-        tolerance = 1e-6 if path.endswith("magnitude") else 0
+        tolerance = 64 * UNIT_ROUNDOFF if path.endswith("magnitude") else 0  # 64 terms at most
         np.testing.assert_allclose(
             leaf.astype(F32), random_parameters[path].astype(F32), rtol=tolerance, err_msg=path
         )
@@ -130,9 +131,17 @@ def test_adapters_do_not_change_what_the_base_starts_from(backbone, random_param
         np.testing.assert_array_equal(leaf.astype(BF16), random_parameters[path])
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
-def test_new_adapters_on_pretrained_weights(backbone, random_parameters, shape):
-    abstract_model = draw(backbone, make_mesh(*shape), adapters=DORA, trainable=ADAPTERS)
+def test_an_adapter_starts_alike_in_every_process(random_parameters):
+    """Recorded: it depends on its path and on the seed, not on hash(), which processes differ in.
+
+    A change of these values makes runs that begin again other runs.
+    """
+    start = np.asarray(random_parameters[f"{Q}.lora_a"]).ravel()[:3]
+    np.testing.assert_allclose(start, START, rtol=1e-5)
+
+
+def test_new_adapters_on_pretrained_weights(backbone, random_parameters):
+    abstract_model = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
     found = make(backbone, abstract_model, adapters=DORA, init="pretrained")
     assert described(found) == described(abstract_model.parameters)
     held = backbone.load(
@@ -201,11 +210,10 @@ def make_optimizer():
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("adapters", [NONE, DORA])
-def test_state_is_as_planned(backbone, shape, adapters):
+@pytest.mark.parametrize("adapters", [NONE, DORA], ids=["all", "adapters"])
+def test_state_is_as_planned(backbone, adapters):
     """Structure, shapes, dtypes and shardings, of which planning and restoring are certain."""
-    mesh = make_mesh(*shape)
+    mesh = make_mesh(2, 2, 2)
     trainable = ADAPTERS if adapters.rank else ((r"language_model\..*", True), (".*", False))
     abstract_model = draw(backbone, mesh, adapters=adapters, trainable=trainable)
     parameters = zeros(abstract_model)

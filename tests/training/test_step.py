@@ -1,6 +1,7 @@
-"""Chunked encoding, the batch loss and the step: exact on any chunking, padding and mesh."""
+"""The batch loss on any chunking and mesh; the step, its warm-up, and steps that are skipped."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,220 +9,115 @@ import numpy as np
 import optax
 import pytest
 
-from unime_jax import paths, sharding
-from unime_jax.batch import Batch, Inputs
-from unime_jax.training import objectives, step
-from unime_jax.training.gradcache import encode_in_chunks
-
-WIDTH, VOCABULARY = 12, 50
-LOSS = objectives.Contrastive(
-    objective="contrastive",
-    temperature=0.05,
-    hard_negatives=4,
-    false_negative_margin=0.2,
-    hardness=3.0,
-    symmetric=True,
-    column_block=None,
-    mask_same_target=True,
+from tests.training.tiny_batch import (
+    LOSS,
+    assert_close,
+    encode,
+    make_batch,
+    parameters,
+    regroup,
 )
+from unime_jax import losses, sharding
+from unime_jax.batch import Batch
+from unime_jax.training import objectives, step
 
-
-def encode(trainable, frozen, inputs: Inputs):
-    """A stand-in encoder that any chunk of tokens goes through: mean of vectors, then a matrix."""
-    real = jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None]
-    x = jnp.where(real[..., None], trainable["table"][inputs.tokens], 0)
-    x = jnp.tanh(x.sum(axis=1) / jnp.maximum(inputs.length, 1)[:, None] @ trainable["matrix"])
-    x = x + frozen["bias"]
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def parameters(seed=0):
-    a, b = jax.random.split(jax.random.key(seed))
-    trainable = {
-        "table": jax.random.normal(a, (VOCABULARY, WIDTH)),
-        "matrix": jax.random.normal(b, (WIDTH, WIDTH)),
-    }
-    return trainable, {"bias": jnp.full(WIDTH, 0.1)}
-
-
-def group(chunks, rows, live, seed, tokens=7):
-    """`live` rows in the first places of [chunks, rows]."""
-    rng = np.random.default_rng(seed)
-    length = np.zeros(chunks * rows, np.int32)
-    length[:live] = rng.integers(1, tokens + 1, live)
-    ids = rng.integers(0, VOCABULARY, (chunks * rows, tokens)).astype(np.int32)
-    return regroup(ids, length, chunks)
-
-
-def regroup(ids, length, chunks):
-    grid = (chunks, length.size // chunks)
-    tokens = ids.shape[-1]
-    return Inputs(
-        tokens=jnp.asarray(ids).reshape(*grid, tokens),
-        length=jnp.asarray(length).reshape(grid),
-        live=jnp.asarray(length).reshape(grid) > 0,
-        positions=jnp.zeros((*grid, tokens, 1), jnp.int32),
-        slot=jnp.full((*grid, tokens, 1), -1, jnp.int32),
-        slot_weight=None,
-        patches=None,
-        patch_position=None,
-    )
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """16 pairs over two groups; a duplicate target, a ragged explicit negative, dead chunks."""
-    first, second = group(2, 16, 24, 0), group(4, 8, 16, 1)
-    query = np.concatenate([np.arange(0, 12), 32 + np.arange(0, 4)]).astype(np.int32)
-    positive = np.concatenate([np.arange(12, 24), 32 + np.arange(4, 8)]).astype(np.int32)
-    positive[5] = positive[4]
-    negative = np.full((16, 2), -1, np.int32)
-    negative[2, 0], negative[3] = 40, (41, 42)
-    target_id = np.zeros(64, np.uint32)
-    for row in {*positive.tolist(), 40, 41, 42}:
-        target_id[row] = 1000 + row
-    return Batch(
-        groups=(first, second),
-        query=jnp.asarray(query),
-        positive=jnp.asarray(positive),
-        negative=jnp.asarray(negative),
-        target_id=(
-            jnp.asarray(target_id[:32].reshape(2, 16)),
-            jnp.asarray(target_id[32:].reshape(4, 8)),
-        ),
-        source=jnp.zeros(16, jnp.int32),
-    )
-
-
-def value_and_grad(batch, recompute=True, loss=LOSS):
-    trainable, frozen = parameters()
-
-    def value(p):
-        return step.batch_loss(encode, p, frozen, batch, loss, recompute=recompute)[0]
-
-    return jax.jit(jax.value_and_grad(value))(trainable)
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        scale = max(1.0, float(jnp.max(jnp.abs(b))))
-        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=0)
-
-
-@pytest.mark.parametrize("chunks", [1, 2, 4])
-@pytest.mark.parametrize("live", [0, 1, 9, 24, 32])
-def test_chunked_gradient_equals_unchunked(chunks, live):
-    trainable, frozen = parameters()
-    inputs = group(chunks, 32 // chunks, live, seed=live)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-    weight = jax.random.normal(jax.random.key(5), (32, WIDTH))
-    weight = jnp.where(jnp.arange(32)[:, None] < live, weight, 0)
-
-    def chunked(p, recompute):
-        out = encode_in_chunks(encode, p, frozen, inputs, recompute=recompute)
-        return jnp.sum(out.reshape(-1, WIDTH) * weight)
-
-    whole = jax.value_and_grad(lambda p: jnp.sum(encode(p, frozen, flat) * weight))(trainable)
-    for recompute in (True, False):
-        ours = jax.jit(jax.value_and_grad(lambda p, r=recompute: chunked(p, r)))(trainable)
-        assert_close(ours, whole)
-
-
-def test_what_is_kept_of_chunks_are_no_parameters():
-    """Activations alone: nothing that the backward loop reads is a parameter for every chunk."""
-    trainable, frozen = parameters()
-    inputs = group(4, 8, 32, seed=0)
-
-    def value(p):
-        return jnp.sum(encode_in_chunks(encode, p, frozen, inputs, recompute=False))
-
-    loops = [e for e in jax.make_jaxpr(jax.grad(value))(trainable).eqns if "while" in str(e)]
-    shapes = {x.aval.shape for loop in loops for x in loop.outvars}
-    assert (4, 8, WIDTH) in shapes  # the embeddings, or what tanh needs
-    assert not shapes & {(4, *x.shape) for x in jax.tree.leaves((trainable, frozen))}
-
-
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_what_is_kept_of_chunks_follows_the_layers_remat(remat):
-    """With "full" the input of every layer is kept and nothing from inside it."""
-    inner, depth = 5, 3  # the width inside a layer
-    wide = {"up": jnp.ones((depth, WIDTH, inner)), "down": jnp.ones((depth, inner, WIDTH))}
-    inputs = group(4, 8, 32, seed=0)
-
-    def layers(trainable, frozen, inputs):
-        def layer(x, weights):
-            return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
-
-        if remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        x = frozen["table"][inputs.tokens].mean(axis=1)
-        return jax.lax.scan(layer, x, trainable)[0]
-
-    def value(p):
-        frozen = {"table": parameters()[0]["table"]}
-        return jnp.sum(encode_in_chunks(layers, p, frozen, inputs, recompute=False))
-
-    forward, _ = [e for e in jax.make_jaxpr(jax.grad(value))(wide).eqns if "while" in str(e)]
-    shapes = {x.aval.shape for x in forward.outvars}
-    assert (4, depth, 8, WIDTH) in shapes
-    assert ((4, depth, 8, inner) in shapes) == (remat == "none")
-
-
-def test_dead_chunks_are_not_encoded_and_nothing_recompiles():
-    """The same executable; a chunk without rows is skipped, so it leaves zeros."""
-    trainable, frozen = parameters()
-    run = jax.jit(lambda i: encode_in_chunks(encode, trainable, frozen, i, recompute=True))
-    for live in (0, 3, 9, 24):
-        out = run(group(4, 8, live, seed=1))
-        used = -(-live // 8)
-        assert not np.any(out[used:])
-        assert np.all(np.linalg.norm(out[:used], axis=-1) > 0.99)
-    assert run._cache_size() == 1
-
-
-def test_live_rows_without_tokens_are_encoded_and_counted():
-    """Liveness is said, not read off the tokens: rows of a dual encoder's images have none."""
-    trainable, frozen = parameters()
-    inputs = group(4, 8, 0, seed=1)
-    inputs = dataclasses.replace(inputs, live=jnp.arange(32).reshape(4, 8) < 11)
-    for recompute in (True, False):
-        out = encode_in_chunks(encode, trainable, frozen, inputs, recompute=recompute)
-        np.testing.assert_allclose(np.linalg.norm(out[:2], axis=-1), 1, rtol=1e-5)
-        assert not np.any(out[2:])
-    nobody = jnp.zeros(0, jnp.int32)
-    batch = Batch((inputs,), nobody, nobody, jnp.zeros((0, 0), jnp.int32), (), nobody)
-    np.testing.assert_allclose(objectives.mean_cosine([out], batch), 1, rtol=1e-5)  # all are alike
-
-
-def test_loss_does_not_depend_on_chunking(batch):
-    whole = dataclasses.replace(
-        batch,
-        groups=tuple(
-            jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), g) for g in batch.groups
-        ),
-    )
-    expected = value_and_grad(whole, recompute=False)
-    assert_close(value_and_grad(batch), expected)
-    assert_close(value_and_grad(batch, recompute=False), expected)
-
-
+INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0)
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
 
 
-@pytest.mark.parametrize("loss", [IN_TILES, ALL_IN_TILES], ids=["hardest", "all"])
-def test_a_loss_in_tiles_is_the_same(batch, loss):
-    expected = value_and_grad(batch, loss=dataclasses.replace(loss, column_block=None))
-    assert_close(value_and_grad(batch, loss=loss), expected)
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch()
 
 
-@pytest.mark.parametrize("loss", [LOSS, IN_TILES, ALL_IN_TILES], ids=["dense", "hardest", "all"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_loss_and_gradient_on_meshes(batch, shape, loss):
-    expected = value_and_grad(batch, loss=dataclasses.replace(loss, column_block=None))
-    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-    rows = sharding.chunked_rows(mesh)
-    pairs = jax.sharding.NamedSharding(mesh, jax.P(sharding.ROWS))
+@functools.cache
+def value_and_grad(recompute=True, loss=LOSS):
+    """((loss, metrics), gradient) of parameters and a batch."""
+
+    def value(p, batch):
+        return step.batch_loss(encode, p, parameters()[1], batch, loss, recompute=recompute)
+
+    return jax.jit(jax.value_and_grad(value, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def by_hand(batch):
+    """Of a loss, without groups, chunks and row numbers: all rows are encoded at once."""
+    groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
+    target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
+
+    def value(p, loss):
+        table = jnp.concatenate([encode(p, parameters()[1], group) for group in groups])
+        return losses.contrastive(
+            table[batch.query],
+            table,
+            batch.positive,
+            temperature=loss.temperature,
+            hard_negatives=loss.hard_negatives,
+            false_negative_margin=loss.false_negative_margin,
+            hardness=loss.hardness,
+            symmetric=loss.symmetric,
+            target_id=target_id if loss.mask_same_target else None,
+            explicit_negatives=batch.negative,
+            candidate_mask=target_id != 0,
+        )
+
+    run = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=1)
+
+    @functools.cache
+    def get(loss):
+        (value, metrics), gradient = run(
+            parameters()[0], dataclasses.replace(loss, column_block=None)
+        )
+        return (value, metrics["negatives_per_query"]), gradient
+
+    return get
+
+
+def counted(results):
+    """Of all metrics the one whose value no rounding can change."""
+    (value, metrics), gradient = results
+    return (value, metrics["negatives_per_query"]), gradient
+
+
+def test_the_loss_is_that_of_all_rows_encoded_at_once(batch, by_hand):
+    """In any chunks; also if what follows from equal targets is not masked."""
+    unmasked = dataclasses.replace(LOSS, mask_same_target=False)
+    for what, loss, recompute in (
+        ("recomputed", LOSS, True),
+        ("activations kept", LOSS, False),
+        ("the hardest, in tiles", IN_TILES, True),
+        ("all, in tiles", ALL_IN_TILES, True),
+        ("equal targets not masked", unmasked, True),
+        ("equal targets not masked, in tiles", dataclasses.replace(unmasked, column_block=5), True),
+    ):
+        found = counted(value_and_grad(recompute, loss)(parameters()[0], batch))
+        assert_close(found, by_hand(loss), what=what)
+
+
+def test_equal_targets_are_negatives_of_each_other_only_if_they_are_not_masked(batch):
+    """Pairs 4 and 5 have one target: a row of its own for each, with one id."""
+    masked = dataclasses.replace(INFONCE, symmetric=False)
+    unmasked = dataclasses.replace(masked, mask_same_target=False)
+    ids = np.array(batch.target_id[0])
+    ids.reshape(-1)[17] = ids.reshape(-1)[16]  # row 17 was pair 5's own
+    twice = dataclasses.replace(
+        batch,
+        positive=batch.positive.at[5].set(17),
+        target_id=(jnp.asarray(ids), batch.target_id[1]),
+    )
+    distinct = len(set(np.concatenate([np.ravel(x) for x in twice.target_id]).tolist()) - {0})
+    for loss, negatives in ((masked, distinct - 1), (unmasked, distinct)):
+        _, metrics = value_and_grad(loss=loss)(parameters()[0], twice)[0]
+        assert metrics["negatives_per_query"] == negatives, loss.mask_same_target
+    values = [value_and_grad(loss=x)(parameters()[0], twice)[0][0] for x in (masked, unmasked)]
+    assert values[1] > values[0] + 1e-3
+
+
+def test_loss_and_gradient_on_a_mesh(batch, by_hand):
+    mesh = sharding.make_mesh(2, 2, 2)
+    rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
     placed = Batch(
         groups=jax.tree.map(lambda x: jax.device_put(x, rows), batch.groups),
         query=jax.device_put(batch.query, pairs),
@@ -230,8 +126,10 @@ def test_loss_and_gradient_on_meshes(batch, shape, loss):
         target_id=jax.tree.map(lambda x: jax.device_put(x, rows), batch.target_id),
         source=jax.device_put(batch.source, pairs),
     )
-    with jax.set_mesh(mesh):
-        assert_close(value_and_grad(placed, loss=loss), expected)
+    for what, loss in (("dense", LOSS), ("hardest", IN_TILES), ("all", ALL_IN_TILES)):
+        with jax.set_mesh(mesh):
+            found = counted(value_and_grad(loss=loss)(parameters()[0], placed))
+        assert_close(found, by_hand(loss), what=what)
 
 
 def test_representatives():
@@ -241,12 +139,6 @@ def test_representatives():
 
 def test_a_target_met_twice_is_one_candidate(batch):
     """As from two processes: a second row of the same target changes neither loss nor counts."""
-    plain = dataclasses.replace(LOSS, hard_negatives=None, symmetric=False)
-    trainable, frozen = parameters()
-
-    def run(b):
-        return step.batch_loss(encode, trainable, frozen, b, plain, recompute=True)
-
     ids, length = np.array(batch.groups[1].tokens), np.array(batch.groups[1].length)
     second_id = np.array(batch.target_id[1])
     for copy, row in ((20, 4), (21, 8)):  # rows of the second group, counted in it
@@ -259,63 +151,166 @@ def test_a_target_met_twice_is_one_candidate(batch):
         target_id=(batch.target_id[0], jnp.asarray(second_id)),
         negative=batch.negative.at[2, 0].set(32 + 21),
     )
-    (loss, metrics), (other, others) = run(batch), run(again)
-    np.testing.assert_allclose(loss, other, rtol=1e-6)
-    np.testing.assert_allclose(metrics["negatives_per_query"], others["negatives_per_query"])
+    for loss in (LOSS, ALL_IN_TILES):
+        run = value_and_grad(loss=loss)
+        (found, metrics), _ = run(parameters()[0], again)
+        (expected, expected_metrics), _ = run(parameters()[0], batch)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        for name in ("negatives_per_query", "masked_share"):
+            np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-6)
 
 
-def make_step(trainable):
-    optimizer = optax.adam(1e-2)
-    state = step.TrainState(
-        step=jnp.zeros((), jnp.int32),
+# The step
+
+RATE = 1e-2
+
+
+def schedule(count):
+    """Another rate at every step."""
+    return RATE * (count + 1)
+
+
+def make_state(trainable, **counters):
+    counts = {"step": 0, "skipped": 0, "skipped_in_a_row": 0} | counters
+    return step.TrainState(
         trainable=trainable,
         frozen=parameters()[1],
-        opt_state=optimizer.init(trainable),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
+        opt_state=optax.adam(schedule).init(trainable),
+        **{name: jnp.asarray(count, jnp.int32) for name, count in counts.items()},
     )
-    run = step.make_train_step(encode, optimizer, lambda _: 1e-2, LOSS, recompute=True)
-    return state, jax.jit(run)
 
 
-def test_steps_lower_the_loss(batch):
-    state, run = make_step(parameters()[0])
-    losses = []
-    for _ in range(60):
+def make_step(encode=encode, **options):
+    run = step.make_train_step(
+        encode, optax.adam(schedule), schedule, LOSS, recompute=True, **options
+    )
+    return jax.jit(run)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """With two steps of warm-up."""
+    return make_step(infonce_steps=2, sources=1)
+
+
+def test_steps_lower_the_loss(batch, run):
+    state, found = make_state(parameters()[0], step=2), []
+    for _ in range(40):
         state, metrics = run(state, batch)
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < losses[0] / 2
-    assert int(state.step) == 60 and int(state.skipped) == 0
+        found.append(float(metrics["loss"]))
+    assert found[-1] < found[0] / 2
+    assert int(state.step) == 42 and int(state.skipped) == 0
 
 
-def test_non_finite_step_changes_only_the_counters(batch):
+def test_the_first_steps_are_of_plain_infonce_and_no_others(batch, run, by_hand):
+    """All negatives, without margin and hardness; every option that is left would show."""
+    trainable = parameters()[0]
+    plain, chosen = (by_hand(loss)[0][0] for loss in (INFONCE, LOSS))
+    for key in ("hard_negatives", "false_negative_margin", "hardness"):
+        left = dataclasses.replace(INFONCE, **{key: getattr(LOSS, key)})
+        assert abs(by_hand(left)[0][0] - plain) > 1e-3, key
+    for number, expected in ((0, plain), (1, plain), (2, chosen), (3, chosen)):
+        _, metrics = run(make_state(trainable, step=number), batch)
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5, err_msg=str(number))
+    _, metrics = make_step()(make_state(trainable), batch)  # without a warm-up
+    np.testing.assert_allclose(metrics["loss"], chosen, rtol=1e-5)
+    assert "source_loss" not in metrics
+
+
+def test_a_step_is_one_update_of_the_optimizer_and_its_metrics_are_of_it(batch, run):
+    """The rate is that of the step itself, the norm that of the gradient as it came."""
+    trainable = parameters()[0]
+    new, metrics = run(make_state(trainable, step=5, skipped=3, skipped_in_a_row=2), batch)
+    (value, _), gradient = value_and_grad()(trainable, batch)
+    optimizer = optax.adam(schedule)
+    updates, _ = optimizer.update(gradient, optimizer.init(trainable), trainable)
+    assert_close(new.trainable, optax.apply_updates(trainable, updates))
+    np.testing.assert_allclose(metrics["learning_rate"], RATE * 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    square = sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(metrics["gradient_norm"], square**0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["source_loss"], [value], rtol=1e-5)
+    assert metrics["source_rows"] == 16 - metrics["rows_without_negatives"]
+    assert (int(new.step), int(new.skipped), int(new.skipped_in_a_row)) == (6, 3, 0)
+    assert (int(metrics["skipped_steps"]), int(metrics["skipped_in_a_row"])) == (3, 0)
+    np.testing.assert_array_equal(new.frozen["bias"], parameters()[1]["bias"])
+
+
+@jax.custom_vjp
+def at_a_cusp(x):
+    """`x`, whose gradient is infinite."""
+    return x
+
+
+at_a_cusp.defvjp(lambda x: (x, None), lambda _, g: (jnp.full_like(g, jnp.inf),))
+
+
+@jax.custom_vjp
+def without_number(x):
+    """NaN, whose gradient is 0."""
+    return x * jnp.nan
+
+
+without_number.defvjp(lambda x: (x * jnp.nan, None), lambda _, g: (jnp.zeros_like(g),))
+
+
+def test_a_step_that_is_not_finite_changes_only_the_counters(batch, run):
+    """Be it the loss and its gradient, the gradient alone, or the loss alone."""
+
+    def changed(function):
+        return lambda trainable, frozen, inputs: function(encode(trainable, frozen, inputs))
+
     broken = parameters()[0]
     broken["matrix"] = broken["matrix"].at[0, 0].set(jnp.nan)
-    state, run = make_step(broken)
-    once, _ = run(state, batch)
-    twice, metrics = run(once, batch)
-    for old, new in zip(
-        jax.tree.leaves((state.trainable, state.opt_state)),
-        jax.tree.leaves((twice.trainable, twice.opt_state)),
-        strict=True,
+    for what, step_of, trainable, finite in (
+        ("both", run, broken, (False, False)),
+        ("gradient", make_step(changed(at_a_cusp), sources=1), parameters()[0], (True, False)),
+        ("loss", make_step(changed(without_number), sources=1), parameters()[0], (False, True)),
     ):
-        np.testing.assert_array_equal(old, new)
-    assert int(metrics["skipped_steps"]) == int(metrics["skipped_in_a_row"]) == 2
-    healed = dataclasses.replace(twice, trainable=parameters()[0])
+        state = make_state(trainable, step=7, skipped=4)
+        once, metrics = step_of(state, batch)
+        is_finite = tuple(bool(np.isfinite(metrics[x])) for x in ("loss", "gradient_norm"))
+        assert is_finite == finite, what
+        twice, metrics = step_of(once, batch)
+        for old, new in zip(
+            jax.tree.leaves((state.trainable, state.opt_state)),
+            jax.tree.leaves((twice.trainable, twice.opt_state)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(old, new, err_msg=what)
+        assert int(metrics["skipped_steps"]) == int(twice.skipped) == 6, what
+        assert int(metrics["skipped_in_a_row"]) == int(twice.skipped_in_a_row) == 2, what
+        assert int(twice.step) == 9, what
+    healed = dataclasses.replace(once, trainable=parameters()[0])
     healed, metrics = run(healed, batch)
-    assert int(healed.skipped) == 2 and int(healed.skipped_in_a_row) == 0
+    assert int(healed.skipped) == 5 and int(healed.skipped_in_a_row) == 0
 
 
-def test_masking_is_an_option(batch):
-    """Without the mask, exact copies of a positive are negatives, as in the published code."""
-    plain = dataclasses.replace(
-        LOSS, hard_negatives=None, false_negative_margin=None, mask_same_target=False
-    )
-    masked = dataclasses.replace(plain, mask_same_target=True)
-    assert value_and_grad(batch, loss=plain)[0] >= value_and_grad(batch, loss=masked)[0]
-
-
-def test_merge_restores_split():
+def test_prepared_parameters_take_the_place_of_the_frozen_ones(batch):
+    """`prepare` sees both, once a step; the state keeps the frozen ones as they were."""
     trainable, frozen = parameters()
-    assert not set(trainable) & set(frozen)
-    assert paths.assign([("table", 1), (".*", 2)], trainable, what="x") == {"table": 1, "matrix": 2}
+
+    def prepare(trainable, frozen):
+        return {"bias": frozen["bias"] + trainable["matrix"][0]}
+
+    new, metrics = make_step(prepare=prepare)(make_state(trainable), batch)
+    constants = prepare(trainable, frozen)
+    value, _ = jax.jit(
+        lambda p: step.batch_loss(encode, p, constants, batch, LOSS, recompute=True)
+    )(trainable)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert new.frozen.keys() == frozen.keys()
+    np.testing.assert_array_equal(new.frozen["bias"], frozen["bias"])
+
+
+def test_the_mean_cosine_is_among_the_metrics(batch):
+    _, metrics = value_and_grad()(parameters()[0], batch)[0]
+    rows = [
+        encode(*parameters(), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g))
+        for g in batch.groups
+    ]
+    live = np.concatenate(
+        [np.asarray(r)[np.ravel(g.live)] for r, g in zip(rows, batch.groups)]
+    ).astype(np.float64)
+    cosines = (live @ live.T)[~np.eye(len(live), dtype=bool)]
+    np.testing.assert_allclose(metrics["mean_cosine"], cosines.mean(), atol=1e-5)

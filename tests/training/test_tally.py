@@ -26,6 +26,7 @@ def test_sums_since_the_last_line():
     tallied.add(counted, np.array([2.0, np.nan, 0.0]), np.array([3.0, 0.0, 0.0]))
     tallied.add(counted, np.array([6.0, 1.0, 0.0]), np.array([1.0, 4.0, 0.0]))
     found = tallied.take()
+    assert found["replaced_examples"] == 0 and found["duplicate_items"] == 6
     assert found["truncated_rows"] == 10 and found["dropped_negatives"] == 8
     assert found["overflowed_rows"] == 4 and found["missing_images"] == 12
     assert found["source_loss/a"] == 3 and found["source_loss/b"] == 1  # by row

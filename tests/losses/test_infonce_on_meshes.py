@@ -1,0 +1,95 @@
+"""contrastive over several devices: the same values, and where scores and candidates lie."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.losses.loops import (
+    OPTIONS,
+    assert_reference,
+    compiled,
+    random_arguments,
+    reference,
+    unit,
+)
+from unime_jax import sharding
+from unime_jax.losses import contrastive, ring
+
+
+def on_mesh(mesh, options, inputs):
+    """Results over the mesh, and the text of the program."""
+    placed = jax.device_put(inputs, NamedSharding(mesh, P(sharding.ROWS)))
+    with jax.set_mesh(mesh):
+        program = compiled(**options).lower(*placed).compile()
+        return program(*placed), program.as_text()
+
+
+def test_a_mesh_changes_nothing_and_scores_stay_split_by_rows():
+    """Embeddings travel, scores do not: a device has its 2 of 16 rows, never 5 of 40 columns."""
+    inputs = random_arguments(np.random.default_rng(5), 16, 40, width=8, ids=30)
+    mesh = sharding.make_mesh(2, 4, 1)
+    for name in ("hardness", "everything"):
+        expected = reference(*inputs[:3], **inputs[3], **OPTIONS[name])
+        assert expected.closest > 1e-5
+        results, text = on_mesh(mesh, OPTIONS[name], inputs)
+        assert_reference(results, expected, OPTIONS[name], name)
+        assert "f32[2,40]" in text
+        assert "f32[16,5]" not in text
+        if name == "hardness":  # top_k of this platform wants all rows; a TPU's does not
+            assert "f32[16,40]" not in text
+            assert "f32[16,16]" not in text
+
+
+def test_blocks_that_pass_round_the_devices_change_nothing():
+    inputs = random_arguments(np.random.default_rng(5), 16, 40, width=8, ids=30)
+    for shape, name in (((2, 4, 1), "hardness"), ((2, 2, 2), "everything")):
+        mesh = sharding.make_mesh(*shape)
+        expected = reference(*inputs[:3], **inputs[3], **OPTIONS[name])
+        results, _ = on_mesh(mesh, OPTIONS[name] | {"column_block": 3}, inputs)
+        assert_reference(results, expected, OPTIONS[name], f"{name} on {shape}")
+
+
+def test_no_device_holds_all_of_anything():
+    """16384 pairs over 8 devices: neither the scores nor all candidates are anywhere."""
+    pairs, width, column_block = 16384, 64, 512
+    mesh = sharding.make_mesh(2, 4, 1)
+    rows = NamedSharding(mesh, P(sharding.ROWS))
+    x = jax.ShapeDtypeStruct((pairs, width), jnp.float32, sharding=rows)
+    for hard_negatives in (None, 8):
+        options = dict(hard_negatives=hard_negatives, false_negative_margin=0.1, symmetric=True)
+        options |= dict(column_block=column_block)
+
+        def loss(queries, candidates, options=options):
+            return contrastive(queries, candidates, **options)[0]
+
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, x).compile()
+        text = program.as_text()
+        kinds = "all-gather|all-to-all|all-reduce|reduce-scatter"
+        shapes = re.findall(rf"= \(?\w+\[([\d,]*)\]\S* (?:{kinds})(?:-start)?\(", text)
+        assert {len(shape.split(",")) for shape in shapes} <= {1}  # ids and sums, no vectors
+        assert "collective-permute" in text
+        scores = pairs // 8 * column_block * 4
+        assert program.memory_analysis().temp_size_in_bytes < 12 * scores < pairs // 8 * pairs * 4
+
+
+def test_rows_are_picked_from_all_devices():
+    mesh = sharding.make_mesh(2, 2, 2)
+    rng = np.random.default_rng(0)
+    table, index = unit(rng, 20, 3), rng.integers(0, 20, 8).astype(np.int32)
+    with jax.set_mesh(mesh):
+        picked, pullback = jax.vjp(lambda t: ring.blockwise(ring.pick, index, t), table)
+        (gradient,) = pullback(jnp.ones_like(picked))
+    np.testing.assert_array_equal(picked, table[index])
+    np.testing.assert_array_equal(gradient[:, 0], np.bincount(index, minlength=20))
+
+
+def test_rows_that_cannot_be_shared_out_are_refused():
+    x = np.eye(6, dtype=np.float32)
+    with jax.set_mesh(sharding.make_mesh(4, 2, 1)), pytest.raises(ValueError, match="8 row shards"):
+        contrastive(x, x, column_block=2)
