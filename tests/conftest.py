@@ -1,7 +1,9 @@
 """Before jax starts: eight virtual CPU devices, and compilers in a hurry; shapes are checked."""
 
 import faulthandler
+import importlib.util
 import os
+import pathlib
 import sys
 import tempfile
 from typing import NoReturn
@@ -32,11 +34,15 @@ shapes.install()
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from tests import fake_gcs  # noqa: E402
-from tests.torchvision_ops import import_torchvision  # noqa: E402
+from tests import fake_gcs, smoke  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
-import_torchvision()
+if importlib.util.find_spec("torch"):
+    from tests.torchvision_ops import import_torchvision
+
+    import_torchvision()
+
+FOLDER = pathlib.Path(__file__).resolve().parent
 
 # The first example of a test compiles, which is no sign of a slow strategy.
 settings.register_profile(
@@ -83,8 +89,16 @@ def bucket(storage):
     return storage
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Files without a smoke test are not even imported for `-m smoke`: some need what is absent."""
+    is_other = config.option.markexpr == "smoke" and not smoke.has_file(collection_path)
+    return True if is_other and collection_path.is_relative_to(FOLDER) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An hour for a slow test: libtpu compiles a 7B step for long, and longer on a busy machine."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+        elif smoke.has_test(item.nodeid):
+            item.add_marker(pytest.mark.smoke)

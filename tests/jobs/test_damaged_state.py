@@ -189,7 +189,8 @@ def test_so_is_one_of_other_kinds(tmp_path):
 # A whole run, all of it damaged
 
 
-def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, monkeypatch):
+def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, monkeypatch, caplog):
+    """Scores before and after are both made again, by one program."""
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     for name in ("goodput.json", "evaluation.json"):
@@ -200,7 +201,9 @@ def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, monkey
     (workdir / "metrics.jsonl").write_bytes(DAMAGES["wrong kinds"] + whole + b"\xff\xfe\n")
     os.utime(workdir / "run.lock", (0, 0))
     monkeypatch.setattr(train.export, "write", lambda *_: None)
-    train.run(tiny_run.with_evaluation(config), workdir)
+    with caplog.at_level("INFO"):
+        train.run(tiny_run.with_evaluation(config), workdir)
+    assert caplog.text.count("compiling the encoder") == 1
     lines = metrics(workdir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] == metrics(straight)[-1]["loss"]

@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import errno
 import json
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -98,6 +101,10 @@ def test_another_evaluation_forgets_the_scores_before(workdir, config):
     check(workdir, config)
     assert all(file.exists() for file in files)
     config.evaluation.limit = 7
+    config.job = "export"  # which evaluates nothing
+    check(workdir, config)
+    assert all(file.exists() for file in files)
+    config.job = "train"
     check(workdir, config)
     assert not any(file.exists() for file in files)
 
@@ -196,6 +203,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--workdir=.*file/run cannot be written: Not a dir"):
         resume.open_workdir(tmp_path / "file" / "run")
+
+
+def test_a_disk_without_room_is_said_at_the_start(tmp_path, monkeypatch):
+    """A full one still takes an empty file."""
+    write = pathlib.Path.write_bytes
+
+    def full(path, data):
+        if len(data) > 2**16:
+            write(path, data[: 2**16])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(ValueError, match="--workdir=.*cannot be written: No space left"):
+        resume.open_workdir(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 # The job itself, on a work directory that has been trained in

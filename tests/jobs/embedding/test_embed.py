@@ -24,6 +24,7 @@ from tests.jobs.embedding.corpus import (
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import picture
 from unime_jax import Embedder, sharding
+from unime_jax.batch import Item, Picture
 from unime_jax.data import formats, schema
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.quarantine import read_quarantine
@@ -256,6 +257,12 @@ def test_nothing_to_embed(given, splits, tmp_path):
     with pytest.raises(ValueError, match="nothing to embed in 1 rows, the first of 1 .*absent.png"):
         embed.run(given, tmp_path)
     assert [item.path for item in read_quarantine(tmp_path / "quarantine.jsonl")] == ["absent.png"]
+
+
+def test_every_image_of_an_item_has_a_path_to_know_it_by():
+    for images in (("", b"1", (Picture("b.png", b"2"),)), ("a.png", b"1", (Picture("", b"2"),))):
+        with pytest.raises(ValueError, match="an image of the item 'two' has no path"):
+            item_id(Item("two", *images))
 
 
 def test_a_mesh_that_does_not_fit(given, tmp_path):
