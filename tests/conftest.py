@@ -18,11 +18,11 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
     # Compiled programs are not kept in the user's own cache, nor taken from there: they last as
     # long as the tests, whose workers and processes share them.
     CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
-    os.environ["XDG_CACHE_HOME"] = CACHE.name
+    os.environ["UNIME_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = CACHE.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHE.name}/compiled"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
