@@ -43,7 +43,8 @@ def in_shards(folder: pathlib.Path) -> None:
     for file in set(weight_map.values()):
         part = {name: x for name, x in given.items() if weight_map[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
-    (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    size = sum(x.nbytes for x in given.values())
+    edit(folder / tensor_files.INDEX, metadata={"total_size": size}, weight_map=weight_map)
     (folder / tensor_files.SINGLE).unlink()
 
 
