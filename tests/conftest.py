@@ -1,7 +1,9 @@
 """Before jax starts: eight virtual CPU devices, and compilers in a hurry; shapes are checked."""
 
 import faulthandler
+import importlib.util
 import os
+import pathlib
 import sys
 import tempfile
 from typing import NoReturn
@@ -16,9 +18,13 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Compiled programs are not kept in the user's own cache, nor taken from there.
-CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
-os.environ["XDG_CACHE_HOME"] = CACHE.name
+if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
+    # Compiled programs are not kept in the user's own cache, nor taken from there: they last as
+    # long as the tests, whose workers and processes share them.
+    CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
+    os.environ["UNIME_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHE.name}/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from tests import shapes  # noqa: E402
@@ -28,11 +34,15 @@ shapes.install()
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from tests import fake_gcs  # noqa: E402
-from tests.torchvision_ops import import_torchvision  # noqa: E402
+from tests import fake_gcs, smoke  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
-import_torchvision()
+if importlib.util.find_spec("torch"):
+    from tests.torchvision_ops import import_torchvision
+
+    import_torchvision()
+
+FOLDER = pathlib.Path(__file__).resolve().parent
 
 # The first example of a test compiles, which is no sign of a slow strategy.
 settings.register_profile(
@@ -79,8 +89,16 @@ def bucket(storage):
     return storage
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Files without a smoke test are not even imported for `-m smoke`: some need what is absent."""
+    is_other = config.option.markexpr == "smoke" and not smoke.has_file(collection_path)
+    return True if is_other and collection_path.is_relative_to(FOLDER) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An hour for a slow test: libtpu compiles a 7B step for long, and longer on a busy machine."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+        elif smoke.has_test(item.nodeid):
+            item.add_marker(pytest.mark.smoke)

@@ -1,9 +1,11 @@
 """One tiny dataset and one finished run for all tests of the training job."""
 
+import os
 import pathlib
 import shutil
+from collections.abc import Callable
 
-import jax
+import filelock
 import pytest
 from ml_collections import ConfigDict
 
@@ -11,31 +13,29 @@ from tests.jobs import tiny_run
 from unime_jax.jobs import train
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory):
-    """Runs of one config compile once, in this process and in those that tests start."""
-    cache = tmp_path_factory.mktemp("compiled")
-    settings = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name.upper(), str(value))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+    """Folders by name, each made by the first of xdist's workers that wants it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        folder, done = base / name, base / f"{name}.done"
+        with filelock.FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("data")
-    tiny_run.build_data(folder)
-    return folder
+def data(made_once) -> pathlib.Path:
+    return made_once("data", tiny_run.build_data)
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def config(data) -> ConfigDict:
 
 
 @pytest.fixture(scope="session")
-def straight(data, tmp_path_factory) -> pathlib.Path:
+def straight(data, made_once, tmp_path_factory) -> pathlib.Path:
     """The work directory of a run that nothing disturbed, all that there is included. Read-only."""
-    workdir = tmp_path_factory.mktemp("straight")
     config = tiny_run.with_evaluation(tiny_run.make_config(data))
     config.export.verify = True
-    train.run(config, workdir)
-    return workdir
+    made = made_once("straight", lambda workdir: train.run(config, workdir))
+    own = tmp_path_factory.mktemp("straight")  # jobs that are refused write into it for a moment
+    return shutil.copytree(made, own, dirs_exist_ok=True)
 
 
 @pytest.fixture

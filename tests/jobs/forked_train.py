@@ -1,12 +1,12 @@
 """Runs of the training job in forked processes, which cost no imports: killed and started again.
 
-    python -m tests.jobs.forked_train <config.json> <folder of workdirs> <ends, JSON>
+    python -m tests.jobs.forked_train <config.json> <folder of workdirs> <ends of each, JSON>
 
 An end is (signal, moment, later): so many seconds after the moment, which is a number of seconds
-from the start, "parameters": they are listed, "step N": that step is logged, or "save N": its
-checkpoint is being written. Each end is of a run of its own, <folder>/<number>, which is then
-started again and left alone. Prints how both processes ended, -9 for SIGKILL, and the seconds from
-the signal to the end.
+from the start, "parameters": they are listed, "step N": that step is logged by this run, or
+"save N": its checkpoint is being written. The ends of one work directory, <folder>/<number>, come
+one after the other, and then a run that is left alone. Prints by work directory how its processes
+ended, -9 for SIGKILL, and the longest time in seconds from a signal to the end.
 """
 
 import json
@@ -16,8 +16,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from tests.jobs.tiny_run import metrics
@@ -41,45 +42,58 @@ def forked(call: Callable[[], None]) -> int:
         os._exit(status if isinstance(status, int) else 1)
 
 
-def has_come(moment: str | float, workdir: pathlib.Path, seconds: float) -> bool:
+def condition(moment: str | float, workdir: pathlib.Path) -> Callable[[], bool]:
+    """Whether the moment of a run that starts now has come."""
+    started = time.monotonic()
     if not isinstance(moment, str):
-        return seconds >= moment
+        return lambda: time.monotonic() - started >= moment
     if moment == "parameters":
-        return (workdir / "parameters.txt").exists()
+        return lambda: (workdir / "parameters.txt").exists()
     what, number = re.fullmatch(r"(step|save) (\d+)", moment).groups()
-    if what == "step":
-        return any(line["step"] >= int(number) for line in metrics(workdir))
-    return any(workdir.glob(f"checkpoints/{number}.*tmp*"))
+    if what == "save":
+        return lambda: any(workdir.glob(f"checkpoints/{number}.*tmp*"))
+    earlier = []  # whether the lines of a run before have been cut
+
+    def is_logged() -> bool:
+        reached = any(line["step"] >= int(number) for line in metrics(workdir))
+        if not reached:
+            earlier.append(True)
+        return reached and bool(earlier)
+
+    return is_logged
 
 
-def disturbed(config: ConfigDict, workdir: pathlib.Path, end: list) -> list[float]:
-    """One run that is ended, and one that goes on."""
-    number, moment, later = end
+def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -> list[float]:
+    """One run after the other that is ended, and one that goes on."""
     log = workdir.with_suffix(".log").open("wb")
 
     def run() -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        logging.set_verbosity(logging.INFO)
         train.run(config, workdir)
 
-    child, started, ended, told = forked(run), time.monotonic(), 0, None
-    while not ended:
-        if told is None and has_come(moment, workdir, time.monotonic() - started):
-            time.sleep(later)
-            os.kill(child, number)
-            told = time.monotonic()
-        ended, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.001)
-    took = time.monotonic() - (told or time.monotonic())
-    again = os.waitpid(forked(run), 0)[1]
-    return [*map(os.waitstatus_to_exitcode, (status, again)), took]
+    statuses, longest = [], 0.0
+    for number, moment, later in ends:
+        child, has_come, ended, told = forked(run), condition(moment, workdir), 0, None
+        while not ended:
+            if told is None and has_come():
+                time.sleep(later)
+                os.kill(child, number)
+                told = time.monotonic()
+            ended, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.001)
+        longest = max(longest, time.monotonic() - (told or time.monotonic()))
+        statuses.append(status)
+    statuses.append(os.waitpid(forked(run), 0)[1])
+    return [*map(os.waitstatus_to_exitcode, statuses), longest]
 
 
 if __name__ == "__main__":
     config_file, folder, ends = sys.argv[1:]
     given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
     found = [
-        disturbed(given, pathlib.Path(folder) / str(number), end)
-        for number, end in enumerate(json.loads(ends))
+        disturbed(given, pathlib.Path(folder) / str(number), of_one)
+        for number, of_one in enumerate(json.loads(ends))
     ]
     print(json.dumps(found))

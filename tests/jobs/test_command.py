@@ -17,11 +17,10 @@ PROGRESS = re.compile(r"\d+/\d+ \[.*(s/step|step/s).*")
 
 @pytest.fixture(scope="module")
 def trial(data, tmp_path_factory):
-    """Two steps of stage2.py, whose warm-up has fifteen, in a process that has no torch."""
+    """Six steps of stage2.py, whose warm-up has fifteen, in a process that has no torch."""
     workdir = tmp_path_factory.mktemp("trial") / "run"
     config = tiny_run.make_config(data)
     flags = [flag for flag in tiny_run.flags(config) if "warmup_steps" not in flag]
-    flags = [re.sub(r"config\.steps=6", "config.steps=2", flag) for flag in flags]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *flags, f"--workdir={workdir}"],
         cwd=tiny_run.ROOT,
@@ -44,13 +43,13 @@ main.run()
 def test_a_trial_of_fewer_steps_than_the_warmup_runs(trial):
     workdir, done = trial
     assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in tiny_run.metrics(workdir)] == [1, 2]
-    assert tiny_run.checkpoint_steps(workdir) == [2]
+    assert [line["step"] for line in tiny_run.metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert tiny_run.checkpoint_steps(workdir) == [4, 6]
     assert (workdir / "hf" / "self_check.json").exists()
     recorded = json.loads((workdir / "config.json").read_text())
     assert recorded["optimizer"]["warmup_steps"] == 1
-    assert "config.optimizer.warmup_steps: 15 -> 1, as a run of 2 steps would" in done.stderr
-    assert "all 2 steps are plain InfoNCE" in done.stderr
+    assert "config.optimizer.warmup_steps: 15 -> 1, as a run of 6 steps would" in done.stderr
+    assert "all 6 steps are plain InfoNCE" in done.stderr
 
 
 def test_every_line_is_ours(trial):

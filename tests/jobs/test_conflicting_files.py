@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_families import (
     MISTRAL_LM_TEMPLATE,
     MISTRAL_TEMPLATE,
@@ -19,6 +21,7 @@ from tests.backbones.tiny_families import (
 from tests.jobs import tiny_run
 from tests.models.oracle import pair_of, picture
 from unime_jax import Embedder
+from unime_jax.backbones.io import tensor_files
 from unime_jax.data.settings import Bucket
 from unime_jax.export import self_check
 from unime_jax.jobs import export
@@ -31,6 +34,18 @@ OTHER_MEAN = [0.1, 0.2, 0.3]
 def edit(file: pathlib.Path, **changes) -> None:
     content = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(content | changes))
+
+
+def in_shards(folder: pathlib.Path) -> None:
+    """Parts a folder's weights into two files with an index, as those of large models are."""
+    given = tensors(folder)
+    weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(given)}
+    for file in set(weight_map.values()):
+        part = {name: x for name, x in given.items() if weight_map[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    size = sum(x.nbytes for x in given.values())
+    edit(folder / tensor_files.INDEX, metadata={"total_size": size}, weight_map=weight_map)
+    (folder / tensor_files.SINGLE).unlink()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +67,7 @@ def folders(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     (folder / "chat_template.jinja").write_text(MISTRAL_LM_TEMPLATE)
     edit(folder / "config.json", is_causal=False)
     pair_of(folder)
+    in_shards(folder)
     config = tiny_run.make_config(data)
     config.update({"job": "export", "steps": 0, "backbone": str(folder), "init": "pretrained"})
     config.processing.prompt = "chat"
@@ -95,6 +111,7 @@ def assert_equal(found, expected):
 def test_the_export_is_the_folder_as_transformers_read_it(folders, expected):
     _, exported = folders
     assert_equal(embedded(exported), expected)
+    assert [x.name for x in exported.glob("*.safetensors*")] == [tensor_files.SINGLE]  # no index
 
 
 def test_transformers_reads_the_export_alike(folders, expected):

@@ -14,7 +14,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as evaluate_recipe
-from experiments import stage1, stage2
+from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, pair_of
@@ -44,13 +44,17 @@ def teach(sentences) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def sentences(data) -> list[str]:
+def sentences(data, made_once) -> list[str]:
     """Triples and their teacher, in the folder of the session's data."""
     train_rows, test_rows = triples(0, "train", 48), triples(0, "test", 12)
-    texts.write(data / "mini_nli" / "texts", train_rows, test_rows)
-    found = sorted({sentence for row in (*train_rows, *test_rows) for sentence in row})
-    embedding_store_writer.write(data / "mini_nli" / "teacher", found, teach(found))
-    return found
+    sentences = sorted({sentence for row in (*train_rows, *test_rows) for sentence in row})
+
+    def make(folder: pathlib.Path) -> None:
+        texts.write(folder / "texts", train_rows, test_rows)
+        embedding_store_writer.write(folder / "teacher", sentences, teach(sentences))
+
+    assert made_once("data/mini_nli", make) == data / "mini_nli"
+    return sentences
 
 
 def make_config(data: pathlib.Path, variant: str = "mini") -> ConfigDict:
@@ -138,6 +142,7 @@ def agreement(workdir):
     return [scores[side]["distillation"] for side in ("before", "after")]
 
 
+@pytest.mark.slow
 def test_the_loss_as_printed_trains_too(data, sentences, tmp_path):
     train.run(make_config(data, "paper_literal"), tmp_path)
     before, after = agreement(tmp_path)
@@ -182,9 +187,14 @@ def from_stage1(made: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     return made
 
 
-def test_stage2_starts_there(data, distilled, tmp_path):
+def test_llave_starts_there_and_leaves_a_frozen_tower_as_it_was(data, distilled, tmp_path):
+    """LLaVE's options, as far as they differ from stage 2's."""
     made = from_stage1(tiny_run.make_config(data), distilled)
     made.steps = 2
+    recipe = llave.get_config("llava_onevision_7b")
+    made.loss = recipe.loss
+    made.trainable, made.optimizer.schedule = recipe.trainable, recipe.optimizer.schedule
+    made.optimizer.weight_decays = recipe.optimizer.weight_decays
     train.run(made, tmp_path)
     settings = config_reader.read(config.TrainConfig, tiny_run.make_config(data).to_dict())
     started = load_file(distilled / "hf" / "model.safetensors")
@@ -197,6 +207,10 @@ def test_stage2_starts_there(data, distilled, tmp_path):
     moved = np.abs(ended[name] - started[name]).max()
     assert 0 < moved < 0.1 * np.abs(random - started[name]).max()
     assert str(distilled.name) in (tmp_path / "hf" / "README.md").read_text()
+    changed = {name for name in started if started[name].tobytes() != ended[name].tobytes()}
+    assert not any("vision_tower" in name for name in changed)
+    assert any("language_model" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
 
 
 def test_lora_on_pretrained_weights(data, sentences, tmp_path):
@@ -237,25 +251,25 @@ def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp
     assert "no vector" in first["reason"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"trainable": ((".*", True),)}, "config.trainable also names"),
-        ({"data.teacher": ""}, "distillation needs a teacher"),
-        ({"infonce_steps": 5}, "no InfoNCE"),
-        ({"loss": stage2.get_config().loss, "data.teacher": ""}, "only distillation"),
-        ({"init_from": "/nowhere"}, "no exported model in /nowhere/hf"),
-        ({"loss.objective": "kl"}, "use one of contrastive, distillation"),
-    ],
-)
-def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path, change, message):
-    made = make_config(data)
-    for key, value in change.items():
-        group, _, name = key.rpartition(".")
-        (made[group] if group else made)[name] = value
-    with pytest.raises(ValueError, match=message):
-        train.run(made, tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
+DO_NOT_FIT = [
+    ({"trainable": ((".*", True),)}, "config.trainable also names"),
+    ({"data.teacher": ""}, "distillation needs a teacher"),
+    ({"infonce_steps": 5}, "no InfoNCE"),
+    ({"loss": stage2.get_config().loss, "data.teacher": ""}, "only distillation"),
+    ({"init_from": "/nowhere"}, "no exported model in /nowhere/hf"),
+    ({"loss.objective": "kl"}, "use one of contrastive, distillation"),
+]
+
+
+def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path):
+    for change, message in DO_NOT_FIT:
+        made = make_config(data)
+        for key, value in change.items():
+            group, _, name = key.rpartition(".")
+            (made[group] if group else made)[name] = value
+        with pytest.raises(ValueError, match=message):
+            train.run(made, tmp_path)
+        assert not (tmp_path / "checkpoints").exists(), change
 
 
 def test_the_student_is_the_whole_model_without_its_tower(data, sentences):

@@ -99,18 +99,3 @@ def test_the_watchdog_ends_a_run_with_a_pipe_in_place_of_a_file(config, data, wo
     output, _ = process.communicate(timeout=120)
     assert process.returncode == watchdog.STATUS, output
     assert "the set-up has not gone on for 3 s" in output
-
-
-def test_ctrl_c_in_any_job_has_no_traceback():
-    code = (
-        "from unime_jax import main\n"
-        "def interrupted(*_, **__):\n"
-        "  raise KeyboardInterrupt\n"
-        "main.app.run = interrupted\n"
-        "main.run()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert "Ctrl-C: the same command goes on" in done.stderr

@@ -35,7 +35,7 @@ def assert_undisturbed(workdir, straight):
 
 
 def disturbed(config, folder, ends, **environment):
-    """What tests/jobs/forked_train.py prints."""
+    """What tests/jobs/forked_train.py prints; `ends` by work directory."""
     file = folder / "config.json"
     file.write_text(json.dumps(config.to_dict(), default=dataclasses.asdict))
     done = subprocess.run(
@@ -62,10 +62,21 @@ def moments(count, seed):
     return [kinds[n % len(kinds)]() for n in range(count)]
 
 
+def test_goes_on_after_a_kill_in_a_save_and_a_signal(config, straight, tmp_path):
+    """Of one run: what a signal saves and what an unfinished save leaves are both gone on from."""
+    ends = [(signal.SIGKILL, "save 4", 0.0), (signal.SIGTERM, "step 5", 0.0)]
+    ((killed, stopped, end, seconds),) = disturbed(config, tmp_path, [ends])
+    said = (tmp_path / "0.log").read_text()
+    assert (killed, stopped, end) == (-signal.SIGKILL, 143, 0), said
+    assert "told to stop: saving step" in said and seconds < 30
+    assert said.count("reproduces the trained model") == 1  # who is told to stop exports nothing
+    assert_undisturbed(tmp_path / "0", straight)
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(config, straight, tmp_path):
     ends = [(signal.SIGKILL, *moment) for moment in moments(20, seed=0)]
-    found = disturbed(config, tmp_path, ends)
+    found = disturbed(config, tmp_path, [[end] for end in ends])
     assert [again for _, again, _ in found] == [0] * 20
     killed = [status for status, _, _ in found]
     assert killed.count(-signal.SIGKILL) >= 15 and set(killed) <= {0, -signal.SIGKILL}
@@ -78,7 +89,7 @@ def test_told_to_stop_in_any_phase(config, straight, tmp_path):
     """While it starts and compiles there is nothing to save, nor is there after the last step."""
     config = tiny_run.with_evaluation(config)
     moments = [(0.5, 0.0), ("parameters", 2.0), ("step 3", 0.0), ("step 6", 0.3), ("step 6", 1.2)]
-    found = disturbed(config, tmp_path, [(signal.SIGTERM, *m) for m in moments])
+    found = disturbed(config, tmp_path, [[(signal.SIGTERM, *m)] for m in moments])
     for number, (status, again, seconds) in enumerate(found):
         assert status == 143 and again == 0 and seconds < 30, (number, found)
         assert_undisturbed(tmp_path / str(number), straight)
@@ -92,7 +103,7 @@ def test_a_second_start_compiles_nothing(config, tmp_path):
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    found = disturbed(config, tmp_path, [never, never], **environment)
+    found = disturbed(config, tmp_path, [[never], [never]], **environment)
     assert [(status, again) for status, again, _ in found] == [(0, 0)] * 2
     second = (tmp_path / "0" / "goodput.json").stat().st_mtime  # the last that the first wrote
     programs = list((tmp_path / "cache").glob("*-cache"))

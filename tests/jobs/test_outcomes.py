@@ -1,8 +1,8 @@
 """What a run says of what it learnt, and that it hands on nothing when that is nothing."""
 
-import dataclasses
 import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -100,22 +100,15 @@ def test_a_run_whose_every_step_was_skipped_fails_and_hands_on_nothing(
             export.run(config, workdir)
 
 
-def test_the_model_card_says_what_the_run_found(pretrained_card):
-    assert "| **warning** | the model has collapsed" in pretrained_card
-
-
-@pytest.fixture
-def pretrained_card(config, workdir, monkeypatch):
-    """Of a run that its own numbers call collapsed."""
-
-    def collapsed(self, **_):
-        found = outcome.Finding("collapsed", "the model has collapsed: ...")
-        return dataclasses.replace(real(self), findings=(found,), verdict="learnt_nothing")
-
-    real = outcome.Monitor.outcome
-    monkeypatch.setattr(outcome.Monitor, "outcome", collapsed)
-    train.run(config, workdir)
-    return (workdir / "hf" / "README.md").read_text()
+def test_the_model_card_says_what_the_run_found(config, straight, workdir):
+    shutil.copytree(straight, workdir)
+    found = json.loads((workdir / outcome.FILE).read_text())
+    found["findings"] = [{"name": "collapsed", "message": "the model has collapsed: ..."}]
+    (workdir / outcome.FILE).write_text(json.dumps(found))
+    config.job = "export"
+    export.run(config, workdir)
+    card = (workdir / "hf" / "README.md").read_text()
+    assert "| **warning** | the model has collapsed" in card
 
 
 def test_a_constant_model_does_not_pass_the_self_check(config, workdir, monkeypatch):

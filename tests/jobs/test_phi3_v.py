@@ -1,8 +1,8 @@
 """Phi-3.5-Vision from a folder through training and back; transformers has no class for it."""
 
+import functools
 import json
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -47,13 +47,14 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
         (".*", False),
     )
     config.optimizer.learning_rate = 1e-2
-    config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=192, tiles=3))
+    config.data.buckets = (Bucket(tokens=192, tiles=3),)
     config.export.adapter = True
     workdir = tmp_path_factory.mktemp("phi3_v_run")
     train.run(config, workdir)
     return folder, workdir
 
 
+@functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
     return Embedder.from_pretrained(folder, dtype="float32", max_length=192).encode(ELEMENTS)
 
@@ -97,24 +98,16 @@ def test_the_card_says_what_other_libraries_lack(trained):
     assert not (workdir / "hf" / "modules.json").exists()  # of sentence-transformers
 
 
-def test_an_adapter_is_exported_merged(trained, tmp_path):
+def test_an_adapter_is_exported_merged_and_in_bfloat16(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.update({"job": "export", "steps": 0, "backbone": str(workdir / "hf_adapter")})
     config.update({"trainable": ((".*", True),)})
     config.lora.rank = 0
     config.export.adapter = False
-    export.run(config, tmp_path / "merged")
-    found, expected = embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf")
-    assert np.all(np.sum(found * expected, axis=1) >= 0.99999)
-
-
-def test_a_bfloat16_export_stays_close(trained, tmp_path):
-    _, workdir = trained
-    run = shutil.copytree(workdir, tmp_path / "run")
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
     config.export.dtype = "bfloat16"
-    export.run(config, run)
-    assert {x.dtype for x in tensors(run / "hf").values()} >= {np.dtype(jax.numpy.bfloat16)}
-    found, expected = embedded(run / "hf"), embedded(workdir / "hf")
+    export.run(config, tmp_path / "merged")
+    written = tensors(tmp_path / "merged" / "hf")
+    assert {x.dtype for x in written.values()} >= {np.dtype(jax.numpy.bfloat16)}
+    found, expected = embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf")
     assert np.all(np.sum(found * expected, axis=1) >= 0.999)

@@ -1,5 +1,7 @@
 """What is cheap to see is seen first, and all of it is said at once."""
 
+import copy
+
 import pytest
 
 from experiments import embed as embed_recipe
@@ -51,29 +53,28 @@ def test_everything_wrong_with_a_run_comes_in_one_message(config, tmp_path, noth
     assert text.startswith("10 things are wrong, and nothing has been read or built yet:\n- ")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"backbone": "/nowhere"}, 'config.backbone: "/nowhere" is not a local folder'),
-        ({"backbone": "some/model"}, 'config.backbone: "some/model" is not a local .*hub: '),
-        ({"init_from": "/nowhere"}, "config.init_from=/nowhere: there is no exported model"),
-        ({"data.prepare.module": "data_pipelines.nil"}, "prepare.module='data_pipelines.nil': the"),
-        ({"data.prepare.module": "no.such"}, "prepare.module='no.such': there is no such module"),
-        ({"evaluation.mmeb": "/elsewhere"}, "config.evaluation.mmeb: no prepared dataset in /else"),
-        ({"optimizer.warmup_steps": 9}, "optimizer.warmup_steps=9 .* steps=6"),
-    ],
-)  # fmt: skip
-def test_nothing_is_built_for_a_run_that_cannot_be(
-    config, tmp_path, nothing_is_built, changes, message
-):
+CANNOT_BE = [
+    ({"backbone": "/nowhere"}, 'config.backbone: "/nowhere" is not a local folder'),
+    ({"backbone": "some/model"}, 'config.backbone: "some/model" is not a local .*hub: '),
+    ({"init_from": "/nowhere"}, "config.init_from=/nowhere: there is no exported model"),
+    ({"data.prepare.module": "data_pipelines.nil"}, "prepare.module='data_pipelines.nil': the"),
+    ({"data.prepare.module": "no.such"}, "prepare.module='no.such': there is no such module"),
+    ({"evaluation.mmeb": "/elsewhere"}, "config.evaluation.mmeb: no prepared dataset in /else"),
+    ({"optimizer.warmup_steps": 9}, "optimizer.warmup_steps=9 .* steps=6"),
+]
+
+
+def test_nothing_is_built_for_a_run_that_cannot_be(config, tmp_path, nothing_is_built):
     """Also with data that the run would prepare: what it makes itself is not missed."""
     config.data.folder = str(tmp_path / "data")  # and the backbone with it
     config.backbone = f"{tmp_path}/data/mini_mmeb/backbone"
     config.data.prepare.module = "data_pipelines.mini_mmeb"
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(ValueError, match=message) as error:
-        train.run(config, tmp_path / "run")
-    assert "things are wrong" not in str(error.value)
+    for changes, message in CANNOT_BE:
+        wrong = copy.deepcopy(config)
+        wrong.update_from_flattened_dict(changes)
+        with pytest.raises(ValueError, match=message) as error:
+            train.run(wrong, tmp_path / "run")
+        assert "things are wrong" not in str(error.value), changes
 
 
 def test_a_folder_without_weights_is_seen_before_the_data(config, tmp_path, nothing_is_built):

@@ -1,7 +1,11 @@
 """What may change between two starts in one work directory, and what is refused with a diff."""
 
+import copy
 import dataclasses
+import errno
 import json
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -50,16 +54,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_would_train_something_else_is_refused(workdir, config, key):
-    old = _json(config.to_dict()[key] if "." not in key else _value(config, key))
+def test_what_would_train_something_else_is_refused(workdir, config):
     config.log_every = 5  # not what it is about
-    config.update_from_flattened_dict({key: REFUSED[key]})
-    with pytest.raises(ValueError, match="(?s)another config.*another work directory") as raised:
-        check(workdir, config)
-    line = f"  config.{key}: {old} -> {_json(REFUSED[key])}\n"
-    assert line in str(raised.value) and "log_every" not in str(raised.value)
-    assert json.loads((workdir / "config.json").read_text())["log_every"] == 1
+    for key, value in REFUSED.items():
+        old = _json(_value(config, key))
+        changed = copy.deepcopy(config)
+        changed.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match="(?s)another config.*another work dir") as raised:
+            check(workdir, changed)
+        line = f"  config.{key}: {old} -> {_json(value)}\n"
+        assert line in str(raised.value) and "log_every" not in str(raised.value), key
+        assert json.loads((workdir / "config.json").read_text())["log_every"] == 1
 
 
 ALLOWED = {
@@ -96,6 +101,10 @@ def test_another_evaluation_forgets_the_scores_before(workdir, config):
     check(workdir, config)
     assert all(file.exists() for file in files)
     config.evaluation.limit = 7
+    config.job = "export"  # which evaluates nothing
+    check(workdir, config)
+    assert all(file.exists() for file in files)
+    config.job = "train"
     check(workdir, config)
     assert not any(file.exists() for file in files)
 
@@ -196,6 +205,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         resume.open_workdir(tmp_path / "file" / "run")
 
 
+def test_a_disk_without_room_is_said_at_the_start(tmp_path, monkeypatch):
+    """A full one still takes an empty file."""
+    write = pathlib.Path.write_bytes
+
+    def full(path, data):
+        if len(data) > 2**16:
+            write(path, data[: 2**16])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(ValueError, match="--workdir=.*cannot be written: No space left"):
+        resume.open_workdir(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
 # The job itself, on a work directory that has been trained in
 
 
@@ -223,13 +248,15 @@ def test_a_backbone_may_move_but_not_change(config, straight, tmp_path, monkeypa
         train.run(config, workdir)
 
 
-def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path):
+def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path, monkeypatch):
     """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
     workdir = tmp_path / "extended"
     config = tiny_run.with_evaluation(config)
     config.optimizer.schedule_steps = 6
     config.steps = 4
-    train.run(config, workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.export, "write", lambda *_: None)
+        train.run(config, workdir)
     before = json.loads((workdir / "evaluation.json").read_text())
     config.steps = 6
     train.run(config, workdir)

@@ -293,7 +293,7 @@ def test_prepared_parameters_take_the_place_of_the_frozen_ones(batch):
     def prepare(trainable, frozen):
         return {"bias": frozen["bias"] + trainable["matrix"][0]}
 
-    new, metrics = make_step(prepare=prepare)(make_state(trainable), batch)
+    new, metrics = make_step(constants=prepare)(make_state(trainable), batch)
     constants = prepare(trainable, frozen)
     value, _ = jax.jit(
         lambda p: step.batch_loss(encode, p, constants, batch, LOSS, recompute=True)

@@ -1,11 +1,11 @@
 """Runs of the embed job in forked processes, which cost no imports: killed, or two at a time.
 
-    python -m tests.jobs.forked_embed killed <config.json> <workdir> <moments, JSON>
-    python -m tests.jobs.forked_embed pair <config.json> <workdir> <port>
+    python -m tests.jobs.embedding.forked <config.json> <folder> <moments, JSON> <port>
 
-A moment is (n, stage): SIGKILL at the n-th file that a run writes: "half" of it is written, all is
-but it is still "unnamed", or "after" that. The last run is not killed. Prints how each process
-ended, -9 for SIGKILL.
+In <folder>/straight nothing disturbs a run; <folder>/pair is of two processes that know of each
+other. In <folder>/killed a run is killed at each moment, and the last one is not. A moment is
+(n, stage): SIGKILL at the n-th file that a run writes: "half" of it is written, all is but it is
+still "unnamed", or "after" that. Prints by folder how each process ended, -9 for SIGKILL.
 """
 
 import itertools
@@ -125,7 +125,14 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    what, config_file, folder, argument = sys.argv[1:]
-    given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
-    run = {"killed": killed, "pair": pair}[what]
-    print(json.dumps(run(given, pathlib.Path(folder), json.loads(argument))))
+    config_file, parent, moments, port = sys.argv[1:]
+    given, folder = (
+        ConfigDict(json.loads(pathlib.Path(config_file).read_text())),
+        pathlib.Path(parent),
+    )
+    statuses = {
+        "straight": killed(given, folder / "straight", []),
+        "killed": killed(given, folder / "killed", json.loads(moments)),
+        "pair": pair(given, folder / "pair", int(port)),
+    }
+    print(json.dumps(statuses))
