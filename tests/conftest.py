@@ -21,6 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# libtpu compiles for slices that are not there: beside another process, too.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 from tests import shapes  # noqa: E402
 
