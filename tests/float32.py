@@ -30,3 +30,31 @@ def assert_same_rows(ours, theirs) -> None:
             f" {error[worst]:.3g}, and {allowed[worst]:.3g} is allowed:\n"
             f"ours   {ours[worst]}\ntheirs {theirs[worst]}"
         )
+
+
+def assert_same_gradients(ours, theirs) -> None:
+    """Equality of float32 gradients by path, each tensor's error measured by its own norm.
+
+    A tensor that is zero but for rounding, such as the bias of keys without rotary positions, has
+    terms of the others' size: it counts as a thousandth of all of them at least.
+    """
+    assert ours.keys() == theirs.keys()
+    norms = {path: np.linalg.norm(np.asarray(x, np.float64)) for path, x in theirs.items()}
+    least = 1e-3 * np.linalg.norm(list(norms.values()))
+    for path, norm in norms.items():
+        off = np.asarray(ours[path], np.float64) - np.asarray(theirs[path], np.float64)
+        assert np.linalg.norm(off) <= ROUNDING * max(norm, least), path
+
+
+def assert_same_moves(ours, theirs, before, steps: int, relative: float = ROUNDING) -> None:
+    """Equality of float32 parameters by path after some steps from the same ones.
+
+    A gradient is off by `relative` to its own size, and with it the way that a tensor went; each
+    step rounds the tensor once more.
+    """
+    assert ours.keys() == theirs.keys() == before.keys()
+    for path in theirs:
+        mine, other, start = (np.asarray(x[path], np.float64) for x in (ours, theirs, before))
+        allowed = relative * np.linalg.norm(other - start)
+        allowed += steps * UNIT_ROUNDOFF * np.linalg.norm(other)
+        assert np.linalg.norm(mine - other) <= allowed, path

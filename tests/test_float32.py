@@ -1,4 +1,4 @@
-"""The bound of `assert_same_rows` sees faults that are small, and no rounding."""
+"""The bounds see faults that are small, and no rounding."""
 
 import dataclasses
 
@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.float32 import ROUNDING, assert_same_rows
+from tests.float32 import (
+    ROUNDING,
+    UNIT_ROUNDOFF,
+    assert_same_gradients,
+    assert_same_moves,
+    assert_same_rows,
+)
 from tests.models.oracle import EXACT, make_next_pair, packed, picture, torch_hidden
 from tests.tables import for_each
 from unime_jax.batch import Item, Media
@@ -40,6 +46,27 @@ def test_a_dot_product_in_any_order_is_within_the_bound():
     assert_same_rows(one_by_one, exact)
     with pytest.raises(AssertionError):
         assert_same_rows(x.astype(jnp.bfloat16).astype(np.float64) @ y, exact)
+
+
+def test_gradients_of_nothing_are_measured_by_the_others():
+    theirs = {"kernel": np.array([3.0, 4.0]), "bias": np.array([1e-12])}
+    assert_same_gradients(theirs | {"bias": np.array([5e-3 * ROUNDING])}, theirs)
+    for path, value in (("bias", [6e-3 * ROUNDING]), ("kernel", [3.0, 4.0 + 6.0 * ROUNDING])):
+        for wrong in (value, np.multiply(value, np.nan)):
+            with pytest.raises(AssertionError, match=path):
+                assert_same_gradients(theirs | {path: np.asarray(wrong)}, theirs)
+
+
+def test_moves_are_measured_by_their_way():
+    before, after = {"kernel": np.array([3.0, 4.0])}, {"kernel": np.array([3.0, 4.5])}
+    rounding = 4 * UNIT_ROUNDOFF * np.linalg.norm(after["kernel"])
+    for share, right in ((0.9, True), (1.1, False)):
+        ours = {"kernel": after["kernel"] + [share * (0.5 * ROUNDING + rounding), 0.0]}
+        if right:
+            assert_same_moves(ours, after, before, steps=4)
+        else:
+            with pytest.raises(AssertionError, match="kernel"):
+                assert_same_moves(ours, after, before, steps=4)
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,11 @@ def test_too_many_stop_the_run(tmp_path):
 
 
 def test_few_reads_prove_nothing(tmp_path):
-    Quarantine(tmp_path / "q.jsonl", max_share=0.1, min_read=100).add([A, B], read=50)
+    quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.1, min_read=100)
+    quarantine.add([A] * 99, read=99)
+    assert (quarantine.bad, quarantine.read) == (99, 99)
+    with pytest.raises(ValueError, match="99 of 100"):
+        quarantine.add([], read=1)
 
 
 def test_limit_zero_stops_at_the_first(tmp_path):

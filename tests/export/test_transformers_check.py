@@ -76,7 +76,7 @@ def test_exports_pass(tmp_path, family, processing, caplog):
     assert "not compared" not in caplog.text
 
 
-def test_overrides_of_a_run_pass(tmp_path):
+def test_overrides_of_a_run_pass(tmp_path, caplog):
     folder = write_qwen2_vl(tmp_path / "qwen2_vl")
     overruled = dataclasses.replace(RAW, pixels=(512, 2048))
     backbone = exported(folder, tmp_path / "one", overruled)
@@ -85,6 +85,7 @@ def test_overrides_of_a_run_pass(tmp_path):
     overruled = dataclasses.replace(RAW, pinpoints=((28, 56), (56, 28)), legacy_padding=True)
     backbone = exported(folder, tmp_path / "two", overruled)
     check(backbone.folder, backbone, ITEMS)
+    assert "not compared" not in caplog.text
 
 
 def other(folder: pathlib.Path, **changes: Any) -> dict[str, Any]:

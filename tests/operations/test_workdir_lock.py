@@ -78,8 +78,9 @@ def test_a_zombie_owns_nothing(tmp_path):
     process.send_signal(signal.SIGKILL)
     time.sleep(0.3)  # dead, and nobody has asked how it ended
     with hold(tmp_path):
-        pass
-    process.wait()
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

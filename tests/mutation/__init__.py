@@ -1,0 +1,1 @@
+"""Mutation testing: a fixed sample of small faults, and the tests that should notice them."""

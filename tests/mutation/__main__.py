@@ -1,0 +1,161 @@
+"""Runs a sample of mutants: python -m tests.mutation --folder DIR [--seed 0] [--count 300].
+
+Every worker has a copy of the working tree, which itself is never changed. The session (a database
+of cosmic-ray) and the copies lie in the folder; the same command again goes on where it stopped.
+"""
+
+import argparse
+import difflib
+import json
+import pathlib
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from cosmic_ray.testing import run_tests
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
+
+from tests.mutation import sample, scope
+
+LAST = 2000  # characters of the tests' output that are kept
+
+
+def main() -> None:
+    given = arguments()
+    drawn = sample.draw(sample.sources(given.only), seed=given.seed, count=given.count)
+    folder = given.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with use_db(folder / "session.sqlite") as session:
+        remember(session, drawn)
+        known = dict(session.results)
+        left = [mutant for mutant in drawn if mutant.key not in known]
+        print(f"{len(drawn)} mutants, {len(left)} to run", flush=True)
+        copies: queue.Queue[pathlib.Path] = queue.Queue()
+        for number in range(given.workers if left else 0):
+            copies.put(copy_tree(folder / f"copy{number}"))
+        limits = time_limits(folder, left, copies)
+        with ThreadPoolExecutor(given.workers) as pool:
+            run = lambda mutant: try_mutant(mutant, copies, limits)  # noqa: E731
+            for number, (mutant, seconds, result) in enumerate(pool.map(run, left), 1):
+                session.set_result(mutant.key, result)
+                place = f"{mutant.module}:{mutant.start[0]} {mutant.operator}"
+                word = result.test_outcome.value
+                print(f"{number}/{len(left)} {word} in {seconds:.0f} s: {place}", flush=True)
+        print("\n".join(report(drawn, dict(session.results))))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="of session and copies")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=304, help="of all packages together")
+    parser.add_argument("--only", default="", help="how a module's path begins: unime_jax/losses")
+    parser.add_argument("--workers", type=int, default=1)
+    return parser.parse_args()
+
+
+def remember(session: WorkDB, drawn: list[sample.Mutant]) -> None:
+    """Writes a new session, or checks that it is the same sample's.
+
+    Raises:
+      SystemExit: another sample's, or the code has changed.
+    """
+    items = {
+        m.key: WorkItem.single(
+            m.key, MutationSpec(m.module, m.operator, m.occurrence, m.start, m.end)
+        )
+        for m in drawn
+    }
+    known = {item.job_id: item for item in session.work_items}
+    if known and known != items:
+        sys.exit(f"{session.name()} is of another sample or of other code. Give another --folder.")
+    if not known:
+        session.add_work_items(items.values())
+
+
+def copy_tree(folder: pathlib.Path) -> pathlib.Path:
+    """A new copy of all files that git would keep."""
+    shutil.rmtree(folder, ignore_errors=True)
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=scope.ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, names.stdout.split("\0")):
+        if (scope.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(scope.ROOT / name, folder / name)
+    return folder
+
+
+def time_limits(
+    folder: pathlib.Path, mutants: list[sample.Mutant], copies: queue.Queue[pathlib.Path]
+) -> dict[str, float]:
+    """Seconds that the tests of each module may take: a minute and three times the usual.
+
+    Raises:
+      SystemExit: tests fail without any mutant.
+    """
+    file = folder / "seconds.json"
+    usual: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    for module in sorted({mutant.module for mutant in mutants}):
+        tests = " ".join(sorted(scope.tests_of(module)))
+        if tests not in usual:
+            started, copy = time.monotonic(), copies.get()
+            outcome, output = run_tests(in_copy(copy, module), timeout=3600)
+            copies.put(copy)
+            if outcome != TestOutcome.SURVIVED:
+                sys.exit(f"The tests of {module} fail as they are:\n{output[-LAST:]}")
+            usual[tests] = time.monotonic() - started
+            file.write_text(json.dumps(usual, indent=1))
+    return {m.module: 60 + 3 * usual[" ".join(sorted(scope.tests_of(m.module)))] for m in mutants}
+
+
+def in_copy(copy: pathlib.Path, module: str) -> str:
+    """Command that runs a module's tests there, until the first that fails."""
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    tests = shlex.join([*pytest, *scope.tests_of(module)])
+    place = shlex.quote(str(copy))
+    return shlex.join(["sh", "-c", f"cd {place} && PYTHONPATH={place} exec {tests}"])
+
+
+def try_mutant(
+    mutant: sample.Mutant, copies: queue.Queue[pathlib.Path], limits: dict[str, float]
+) -> tuple[sample.Mutant, float, WorkResult]:
+    """The mutant, its seconds and its tests' result."""
+    started, copy = time.monotonic(), copies.get()
+    file = copy / mutant.module
+    source = file.read_text()
+    mutated = mutant.code(source)
+    try:
+        file.write_text(mutated)
+        outcome, output = run_tests(in_copy(copy, mutant.module), limits[mutant.module])
+    finally:
+        file.write_text(source)
+        copies.put(copy)
+    lines = [text.splitlines() for text in (source, mutated)]
+    diff = "\n".join(difflib.unified_diff(*lines, mutant.module, mutant.module, lineterm="", n=2))
+    result = WorkResult(WorkerOutcome.NORMAL, output[-LAST:], outcome, diff)
+    return mutant, time.monotonic() - started, result
+
+
+def report(drawn: list[sample.Mutant], results: dict[str, WorkResult]) -> Iterator[str]:
+    """Survivors, then a line for each package and one for all."""
+    survived = {key for key, result in results.items() if not result.is_killed}
+    for mutant in drawn:
+        if mutant.key in survived:
+            yield f"\nsurvived: {mutant.operator}\n{results[mutant.key].diff}"
+    yield f"\n{'':12} killed  survived  score"
+    for package in [*scope.PACKAGES, "all"]:
+        of_it = [m.key for m in drawn if package in ("all", m.package)]
+        if of_it:
+            killed = len(of_it) - len(survived.intersection(of_it))
+            share = f"{killed / len(of_it):.0%}"
+            yield f"{package:12} {killed:6}  {len(of_it) - killed:8}  {share:>5}"
+
+
+if __name__ == "__main__":
+    main()
