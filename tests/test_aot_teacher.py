@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.backbones.tiny_texts import MISTRAL, write_nv_embed
+from tests.tables import for_each
 from unime_jax import backbones, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.planning import chips, compiler
@@ -50,7 +51,7 @@ def test_the_7b_teacher_traces(backbone):
     assert program.groups[0].patches is None
 
 
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
+@for_each("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 def test_every_matrix_of_it_is_sharded(backbone, mesh):
     """Over fsdp and tensor both; what is whole on every device are norms, biases and latents."""
     data, fsdp, tensor = mesh

@@ -5,9 +5,8 @@ import functools
 import graphlib
 import pathlib
 
-import pytest
-
 import unime_jax
+from tests.tables import for_each
 
 PACKAGE = pathlib.Path(unime_jax.__file__).parent
 FILES = {
@@ -48,13 +47,13 @@ def test_ten_files_and_ten_packages():
     assert {init.parent.name for init in PACKAGE.glob("*/__init__.py")} == PACKAGES
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES - {"jobs"}))
+@for_each("package", sorted(PACKAGES - {"jobs"}))
 def test_no_package_imports_jobs(package):
     for file in (PACKAGE / package).rglob("*.py"):
         assert "jobs" not in imported(file), file
 
 
-@pytest.mark.parametrize("package", BELOW)
+@for_each("package", BELOW)
 def test_arrows_point_down(package):
     for file in (PACKAGE / package).rglob("*.py"):
         assert imported(file) <= BELOW[package] | {package}, file

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax import Embedder, embedder, encode, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item, Media
@@ -274,7 +275,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@for_each("name", BAD)
 def test_a_bad_item_is_named(model, name):
     item, error, message = BAD[name]
     with pytest.raises(error, match=rf"(?s)^items\[2\]: .*{message}"):
@@ -292,9 +293,7 @@ def test_an_image_that_does_not_fit_is_named(one):
         opened(one, max_length=20).encode(["a", {"image": picture(60, 60, 0)}])
 
 
-@pytest.mark.parametrize(
-    "single", ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))], ids=type
-)
+@for_each("single", ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))])
 def test_a_single_item_is_no_list(model, single):
     with pytest.raises(TypeError, match="put it in a list"):
         model.encode(single)
@@ -305,7 +304,7 @@ def test_batch_size_must_be_positive(model):
         model.encode(["a"], batch_size=0)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
+@for_each("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_pil_images_are_their_files(model, mode):
     """A palette, transparency and print colours mean what they mean in a file."""
     image = Image.fromarray(pixels(picture(40, 30, 1))).convert("RGBA")

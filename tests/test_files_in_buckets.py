@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.tables import for_each
 from unime_jax import files
 from unime_jax.backbones import open_backbone
 from unime_jax.data import images
@@ -28,13 +29,13 @@ def content(bucket, name):
     return bucket.objects[f"bucket/{name}"].content
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/run", "gs:/bucket/run", "gs://", "http://host/run"])
+@for_each("text", ["s3://bucket/run", "gs:/bucket/run", "gs://", "http://host/run"])
 def test_other_urls_are_refused_and_not_taken_for_folders(text):
     with pytest.raises(ValueError, match="neither a path nor gs://<bucket>/<folder>"):
         files.as_path(text)
 
 
-@pytest.mark.parametrize("text", ["runs/a", "/tmp/a:b", "a:/b/c"[2:], "./x"])
+@for_each("text", ["runs/a", "/tmp/a:b", "a:/b/c"[2:], "./x"])
 def test_local_paths_stay_pathlib(text):
     assert files.as_path(text) == pathlib.Path(text)
 

@@ -24,6 +24,7 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 
 from tests.backbones.images import noise
 from tests.backbones.tiny_folders import NARROW, pinpoints, tiny_config
+from tests.tables import for_each
 from unime_jax.backbones.llava import anyres
 
 TILE, PATCH = 384, 14
@@ -109,8 +110,8 @@ def check_packing(height: int, width: int, grid: int, max_tiles: int = 9) -> Non
     assert len(slot) == processor_count(height, width, grid, max_tiles)
 
 
-@pytest.mark.parametrize("grid", [2, 6])
-@pytest.mark.parametrize("size", EDGES)
+@for_each("grid", [2, 6])
+@for_each("size", EDGES)
 def test_packing_equals_transformers(size, grid):
     check_packing(*size, grid)
 
@@ -191,7 +192,7 @@ def test_counts_equal_the_processor(size, setting):
     assert len(slots(*size, *setting)[0]) == processor_count(*size, *setting)
 
 
-@pytest.mark.parametrize("row", LAYOUT)
+@for_each("row", LAYOUT)
 def test_layout_of_the_original_llave(row):
     grid, width, height, tiles, tokens, map_rows, map_columns, box = row
     slot, weight = slots(height, width, grid)
@@ -219,7 +220,7 @@ def test_the_base_tile_comes_first_and_rows_are_read_across_tiles():
     assert slot[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize(
+@for_each(
     "grid, max_tiles, expected",
     [(2, 9, False), (3, 9, False), (6, 9, True), (2, 4, False), (2, 3, True), (1, 1, False)],
 )
@@ -257,7 +258,7 @@ def golden_tiles() -> list[dict]:
     return json.loads((LEGACY / "tiles.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("row", golden_tiles(), ids=lambda row: row["tiles_image"])
+@for_each("row", golden_tiles())
 def test_legacy_tiles_are_those_of_transformers_4_48(row):
     """Two of the four have odd padding, one below and one on the right."""
     image = Image.open(LEGACY / row["image"]).convert("RGB")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
+from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
@@ -135,7 +136,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@for_each("form", FORMS)
 def test_tiny(tmp_path, form):
     folder = write_bert(tmp_path, **FORMS[form])
     expected = of_sentence_transformers(folder, TEXTS)
@@ -235,7 +236,7 @@ def test_a_folder_that_does_not_say_how_it_pools(tiny, tmp_path):
         opened(tmp_path / "bare")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "modules",
     [
         ("Transformer",),
@@ -250,7 +251,7 @@ def test_other_modules(tmp_path, modules):
         opened(write_bert(tmp_path, modules=modules))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("pooling", "found"),
     [
         ({"pooling_mode_max_tokens": True}, "max"),
@@ -266,7 +267,7 @@ def test_other_pooling(tmp_path, pooling, found):
         opened(write_bert(tmp_path, pooling=pooling))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [
         {"hidden_act": "relu"},
@@ -291,7 +292,7 @@ def test_there_is_no_choice_of_processing(tiny):
 # Weights, meshes, exports
 
 
-@pytest.mark.parametrize("masked_lm", [False, True])
+@for_each("masked_lm", [False, True])
 def test_there_and_back_changes_no_bit(tmp_path, masked_lm):
     """With heads, pooler and prefix, as the folder has them."""
     folder = write_bert(tmp_path / "given", masked_lm=masked_lm)

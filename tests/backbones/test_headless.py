@@ -17,6 +17,7 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.backbones.io import merging, names
 from unime_jax.backbones.io.names import table
@@ -83,7 +84,7 @@ def saved_again(backbone, parameters, folder):
     return tensors(folder)
 
 
-@pytest.mark.parametrize("family", WRITE)
+@for_each("family", WRITE)
 def test_every_models_modules_lead_back_to_the_published_names(folders, family):
     """So that no spelling of one tensor is another's."""
     known = opened(folders(family)).names
@@ -96,7 +97,7 @@ def test_every_models_modules_lead_back_to_the_published_names(folders, family):
                 assert known.published(f"{module}.weight") == published
 
 
-@pytest.mark.parametrize("family", WRITE)
+@for_each("family", WRITE)
 def test_every_spelling_is_read_and_kept(folders, tmp_path, family):
     """In the models that have all that the embedder uses."""
     whole = opened(folders(family))
@@ -120,7 +121,7 @@ def test_every_spelling_is_read_and_kept(folders, tmp_path, family):
                 assert_same(saved_again(backbone, found, tmp_path / f"saved-{number}"), spelled)
 
 
-@pytest.mark.parametrize("family", IN_TRANSFORMERS)
+@for_each("family", IN_TRANSFORMERS)
 def test_what_automodel_saves(folders, tmp_path, family):
     """It is read, and what is written then, transformers reads."""
     expected = load(opened(folders(family)))
@@ -159,7 +160,7 @@ def test_a_classifiers_head_is_carried(folders, tmp_path):
     assert "classifier.weight" in saved and "bert.pooler.dense.weight" in saved
 
 
-@pytest.mark.parametrize("family", IN_TRANSFORMERS)
+@for_each("family", IN_TRANSFORMERS)
 def test_an_adapter_trained_on_automodel(folders, tmp_path, family):
     """Merged as PEFT does; of the decoder and of the tower."""
     model = AutoModel.from_pretrained(folders(family))
@@ -182,7 +183,7 @@ def test_an_adapter_trained_on_automodel(folders, tmp_path, family):
         np.testing.assert_allclose(found[path], expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("family", ["llava_qwen", "nvembed", "phi3_v"])
+@for_each("family", ["llava_qwen", "nvembed", "phi3_v"])
 def test_an_adapter_with_and_without_a_head(folders, tmp_path, family):
     """Of models whose code is not run, the names follow from its attributes."""
     backbone = opened(folders(family))
@@ -226,7 +227,7 @@ def write_config(folder, base, targets):
     (folder / merging.CONFIG).write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("family", WRITE)
+@for_each("family", WRITE)
 def test_two_spellings_of_one_tensor_are_an_error(folders, tmp_path, family):
     backbone, given = opened(folders(family)), tensors(folders(family))
     name = next(name for name in given if re.search(r"layers?\.0\..*weight", name))

@@ -15,6 +15,7 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.tables import for_each
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.backbone import Preprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
@@ -177,7 +178,7 @@ def test_sizes_as_numbers(tmp_path):
     assert_as_transformers(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"image_processor": "x"}'])
+@for_each("content", ["[]", "{", '{"image_processor": "x"}'])
 def test_a_damaged_file_is_named(tmp_path, content):
     folder = write_llava_next(tmp_path)
     (folder / PROCESSOR_FILE).write_text(content)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.backbones.images import encoded, noise
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images, to_rgb
 from unime_jax.batch import Item, Media
 
@@ -30,7 +31,7 @@ def test_transparency_is_laid_on_white():
     assert to_rgb(image).getcolors() == [(6, (255, 255, 255))]
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@for_each("format", ["PNG", "TIFF"])
 def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
     greys = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     (image,) = decode_images(Item("", (Media("a", encoded(Image.fromarray(greys), format)),)), None)
@@ -53,7 +54,7 @@ def fixed_sizes() -> list[tuple[int, int]]:
     return sorted(tuple(size) for name, size in entries.items() if name != "other")
 
 
-@pytest.mark.parametrize("size", [*fixed_sizes(), (30, 70)])
+@for_each("size", [*fixed_sizes(), (30, 70)])
 def test_a_fixed_size_is_pillows_default_resize(size):
     """The originals call Image.resize((width, height)): bicubic, aspect not kept."""
     images = [noise(130, 100), noise(41, 300)]

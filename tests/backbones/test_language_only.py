@@ -12,6 +12,7 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import EXACT, TEXT, VISION, load, packed, pair_of
+from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.batch import Item
 
@@ -73,7 +74,7 @@ def written_phi3_v(folder):
     write_weights(folder)
 
 
-@pytest.mark.parametrize("write", [write_llava_qwen, written_phi3_v])
+@for_each("write", [write_llava_qwen, written_phi3_v])
 def test_in_checkpoints_of_original_code(write, tmp_path):
     write(tmp_path)
     whole = backbones.open_backbone(str(tmp_path), max_length=64)
@@ -92,7 +93,7 @@ def test_random_parameters_are_the_whole_models(pair):
         np.testing.assert_array_equal(leaf, whole[path])
 
 
-@pytest.mark.parametrize("write", [write_bert, write_nv_embed])
+@for_each("write", [write_bert, write_nv_embed])
 def test_a_text_encoder_has_none(write, tmp_path):
     write(tmp_path)
     backbone = backbones.open_backbone(str(tmp_path), max_length=32)

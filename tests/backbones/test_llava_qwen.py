@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.backbones.images import encoded, noise
 from tests.backbones.tiny_llava_qwen import TOWER, write_llava_qwen
+from tests.tables import for_each
 from unime_jax import backbones
 from unime_jax.backbones import Processing
 from unime_jax.backbones.llava import llava_config, llava_qwen_config
@@ -42,7 +43,7 @@ def rewritten(folder, **changes):
     return folder
 
 
-@pytest.mark.parametrize("row", PROMPTS, ids=lambda row: row["text"][:20])
+@for_each("row", PROMPTS)
 def test_recorded_ids(preprocess, row):
     image = "<image>" in row["user_content_after_preprocess"]
     item = Item(row["text"], (Media("a.png", b"bytes"),) if image else ())
@@ -56,7 +57,7 @@ def test_the_final_line_end_is_pooled(preprocess):
     assert preprocess(Item("A cat")).tokens[-3:].tolist() == [198, 258, 198]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "item, expected",
     [
         # Nothing but the markers is ours to change, unless a single image is not in front.
@@ -78,7 +79,7 @@ def test_images_in_a_text(preprocess, item, expected):
     assert preprocess.prompt.rendered(item) == before + expected + after
 
 
-@pytest.mark.parametrize("entry", TILES, ids=lambda entry: entry["image"])
+@for_each("entry", TILES)
 def test_recorded_tiles(preprocess, entry):
     """The base tile is stretched; the others lie on black."""
     data = (GOLDEN / "processor" / entry["image"]).read_bytes()
@@ -89,7 +90,7 @@ def test_recorded_tiles(preprocess, entry):
     np.testing.assert_array_equal(row.patches, expected)
 
 
-@pytest.mark.parametrize("grids", ["(1x1),...,(2x2)", "(1x1),...,(6x6)"])
+@for_each("grids", ["(1x1),...,(2x2)", "(1x1),...,(6x6)"])
 def test_recorded_layout(tmp_path_factory, grids):
     """Token counts of all recorded sizes, canvases named as grids."""
     folder = tmp_path_factory.mktemp("grids")
@@ -126,7 +127,7 @@ def test_the_published_tower(tmp_path):
     assert backbone.preprocess.max_tiles == 4
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes, message",
     [
         ({"mm_vision_tower": "openai/clip-vit-large"}, None),  # the folder says what it is

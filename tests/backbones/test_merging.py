@@ -21,6 +21,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax import backbones, sharding
 from unime_jax.backbones.io import merging
 
@@ -87,8 +88,8 @@ def assert_close(found, expected, **kwargs):
         np.testing.assert_allclose(a, b, err_msg=name, **(dict(rtol=1e-5, atol=1e-6) | kwargs))
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
-@pytest.mark.parametrize("kind", KINDS)
+@for_each("mesh", [None, (2, 2, 2)])
+@for_each("kind", KINDS)
 def test_loading_merges_as_peft_does(pair, tmp_path, kind, mesh):
     model = write_adapter(pair, tmp_path / "adapter", **KINDS[kind])
     backbone = open_adapter(tmp_path / "adapter")
@@ -102,7 +103,7 @@ def test_loading_merges_as_peft_does(pair, tmp_path, kind, mesh):
     assert layers == chosen and all(path.endswith(".kernel") for path in changed)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@for_each("kind", ["lora", "dora"])
 def test_exporting_a_merged_adapter_is_merge_and_unload(pair, tmp_path, kind):
     """Of every tensor in the base's file, those that only PEFT and generation see included."""
     everything = [*TEXT_LAYERS, *TOWER_LAYERS[family(pair)]]
@@ -136,7 +137,7 @@ def rewritten(folder, rename):
     save_file({rename(name): x for name, x in given.items()}, folder / merging.WEIGHTS)
 
 
-@pytest.mark.parametrize("spelling", ["hub", "default", "magnitude"])
+@for_each("spelling", ["hub", "default", "magnitude"])
 def test_other_spellings_of_an_adapter(pair, tmp_path, spelling):
     """Modules before transformers 4.52, and tensors of other versions of PEFT."""
     write_adapter(pair, tmp_path / "adapter", use_dora=True)
@@ -156,7 +157,7 @@ def test_other_spellings_of_an_adapter(pair, tmp_path, spelling):
     assert_close(load(open_adapter(tmp_path / "adapter")), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("how", ["absolute", "beside", "inside", "working directory", "hub"])
+@for_each("how", ["absolute", "beside", "inside", "working directory", "hub"])
 def test_where_the_base_is(tmp_path, monkeypatch, how):
     pair = PAIRS["qwen2_vl"](tmp_path / "base")
     adapter = tmp_path / ("base/adapter" if how == "inside" else "adapter")

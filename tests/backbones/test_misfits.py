@@ -17,6 +17,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax.backbones.io import names, tensor_files, weights
 
 
@@ -149,7 +150,7 @@ def save(folder, pair, shard_bytes):
     )
 
 
-@pytest.mark.parametrize("shard_bytes", [50_000, weights.SHARD_BYTES])
+@for_each("shard_bytes", [50_000, weights.SHARD_BYTES])
 def test_what_is_cut_short_is_no_checkpoint(pair, tmp_path, monkeypatch, shard_bytes):
     """Neither a new one, nor at the price of the one that was there."""
     written = weights.save_file

@@ -11,6 +11,7 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax import backbones
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
@@ -31,7 +32,7 @@ SUPPORTED = {
 ORPHAN = Item("<|image_1|>\nFind a Wikipedia image that answers this question: Where is it?\n")
 
 
-@pytest.mark.parametrize("family", FOLDERS)
+@for_each("family", FOLDERS)
 def test_a_family_without_a_choice_says_so(tmp_path, family):
     folder = FOLDERS[family](tmp_path)
     for missing_images in ("strip", "token", "image"):
@@ -100,7 +101,7 @@ def test_an_image_of_zeros_in_a_chat_template(tmp_path):
     assert row.unmatched_markers == 1 and (row.patch_position == -1).all()
 
 
-@pytest.mark.parametrize("missing_images", ["strip", "token", "image"])
+@for_each("missing_images", ["strip", "token", "image"])
 def test_the_choice_is_recorded(tmp_path, missing_images):
     choice = Processing(prompt="verbatim", missing_images=missing_images)
     processing.write(tmp_path, choice)
@@ -117,8 +118,8 @@ def test_folders_from_before_there_was_a_choice(tmp_path):
     assert processing.read(tmp_path) == Processing(prompt="chat", missing_images="strip")
 
 
-@pytest.mark.parametrize("missing_images", ["token", "image"])
-@pytest.mark.parametrize("name", [processing.FILE, "config.json"])
+@for_each("missing_images", ["token", "image"])
+@for_each("name", [processing.FILE, "config.json"])
 def test_folders_exported_when_the_key_was_called_orphans(tmp_path, name, missing_images):
     """In embedder.json, or where another library has saved the folder in config.json alone."""
     (tmp_path / "config.json").write_text("{}")

@@ -17,6 +17,7 @@ from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
 from tests.backbones.tiny_texts import write_nv_embed
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
+from tests.tables import for_each
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
@@ -61,7 +62,7 @@ def case(name):
 # Strings to rows
 
 
-@pytest.mark.parametrize("name", ["encode_query", "encode_passage"])
+@for_each("name", ["encode_query", "encode_passage"])
 def test_recorded_strings(recorded, name):
     settings, data = case(name)
     preprocess = opened(recorded, settings["max_length"]).preprocess
@@ -191,7 +192,7 @@ def changed(folder, tmp_path, file="config.json", **changes):
     return tmp_path / "changed"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "value"),
     [
         ("padding_side", "left"),
@@ -211,7 +212,7 @@ def test_a_configuration_that_the_code_does_not_do(tiny, tmp_path, key, value):
         opened(changed(tiny, tmp_path, **{key: value}))
 
 
-@pytest.mark.parametrize("changes", [{"eos_token": None}, {"eos_token": "e"}, {"bos_token": None}])
+@for_each("changes", [{"eos_token": None}, {"eos_token": "e"}, {"bos_token": None}])
 def test_a_tokenizer_that_does_not_fit(tiny, tmp_path, changes):
     with pytest.raises(ValueError, match="tokenizer.json reads the EOS"):
         opened(changed(tiny, tmp_path, "tokenizer_config.json", **changes))
@@ -262,7 +263,7 @@ def test_every_tensor_is_a_parameter(recorded):
     np.testing.assert_array_equal(parameters[f"{block}.to_v.kernel"].T, kv[256:])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@for_each("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_sharded_read_equals_unsharded_read(recorded, shape):
     backbone = opened(recorded)
     expected = load(backbone)

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from tests.backbones.tiny_folders import write_folder
+from tests.tables import for_each
 from unime_jax import Embedder, backbones
 
 
-@pytest.mark.parametrize("model_type", ["t5", None])
+@for_each("model_type", ["t5", None])
 def test_an_unsupported_family(tmp_path, model_type):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": model_type} if model_type else {})
@@ -26,7 +27,7 @@ def test_a_folder_without_config(tmp_path):
         backbones.open_backbone(str(tmp_path / "absent"), max_length=64)
 
 
-@pytest.mark.parametrize("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
+@for_each("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
 def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
     monkeypatch.setattr(backbones, "snapshot_download", None)
     with pytest.raises(ValueError, match=f'^"{name}" is not a local folder: there is none of this'):
@@ -46,7 +47,7 @@ def test_a_work_directory_points_to_its_model(tmp_path):
         Embedder.from_pretrained("/tmp/nope")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("group", "changes", "message"),
     [
         ("text_config", {"use_sliding_window": True, "sliding_window": 100}, "sliding_window is "),

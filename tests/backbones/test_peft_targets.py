@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from tests.backbones.checkpoints import PAIRS, assert_same, family
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax import backbones
 from unime_jax.backbones.io import merging
 from unime_jax.backbones.io.peft_targets import is_target
@@ -55,7 +56,7 @@ CONFIGS = (
 )
 
 
-@pytest.mark.parametrize("settings", CONFIGS, ids=str)
+@for_each("settings", CONFIGS)
 def test_modules_are_chosen_as_peft_does(settings):
     config = peft.LoraConfig(**settings)
     for module in MODULES:
@@ -108,7 +109,7 @@ def test_all_linear_is_what_peft_takes_it_for(pair):
     assert taken == linears
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "qkv", "fc1"]], ids=str)
+@for_each("targets", ["all-linear", ["q_proj", "qkv", "fc1"]])
 def test_a_whole_adapter_loads_and_half_of_it_does_not(pair, tmp_path, targets):
     folder = write_adapter(pair.backbone.folder, tmp_path / "adapter", target_modules=targets)
     configure(folder, target_modules=targets)
@@ -262,7 +263,7 @@ def test_the_same_part_under_two_names(bert_adapter):
     assert [line for line in misfits(bert_adapter) if "twice" in line]
 
 
-@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_magnitude_vector"])
+@for_each("part", ["lora_A", "lora_B", "lora_magnitude_vector"])
 def test_parts_of_single_layers_that_are_missing(tmp_path, part):
     base = write_bert(tmp_path / "base")
     folder = write_adapter(

@@ -14,6 +14,7 @@ from tests.backbones.test_merging import open_adapter, write_adapter
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax import backbones, sharding
 from unime_jax.backbones.io import quantized
 from unime_jax.backbones.io.names import Entry
@@ -72,7 +73,7 @@ def test_codes_are_those_of_the_float_kernels(backbone):
     assert scales == {f"{path}_scale" for path in kernels}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@for_each("mesh", MESHES)
 def test_codes_are_the_same_bits_on_every_mesh(backbone, mesh):
     assert_same(read(backbone, mesh), read(backbone, (1, 1, 1)))
 
@@ -105,8 +106,8 @@ def test_a_merged_adapter_is_quantised_with_its_base(tmp_path):
         assert_same(read(backbone, mesh), found)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("spec", [P(), P("fsdp", "tensor"), P("tensor", "fsdp")])
+@for_each("stacked", [False, True])
+@for_each("spec", [P(), P("fsdp", "tensor"), P("tensor", "fsdp")])
 def test_layers_wider_than_a_block(stacked, spec):
     """Outputs beyond one block of rows, cut where blocks are not, and rows of a fused tensor."""
     tensors = {

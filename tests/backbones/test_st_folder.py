@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.backbones.tiny_families import write_llava_next
+from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones.io import st_folder
@@ -72,7 +73,7 @@ def theirs(bert):
     return SentenceTransformer(str(bert), device="cpu")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "arguments",
     [
         {},
@@ -83,7 +84,6 @@ def theirs(bert):
         {"truncate_dim": 24},
         {"truncate_dim": 3, "prompt_name": "query"},
     ],
-    ids=str,
 )
 def test_prompts_and_dimension(model, theirs, arguments):
     assert_same(model.encode(TEXTS, **arguments), theirs.encode(TEXTS, **arguments))
@@ -126,7 +126,7 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("form", LENGTHS)
+@for_each("form", LENGTHS)
 def test_lengths(tmp_path, form):
     settings, tokenizer, longest = LENGTHS[form]
     folder = write_bert(tmp_path, settings=settings)
@@ -184,7 +184,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@for_each("name", REFUSED)
 def test_what_is_not_done_is_refused(tmp_path, name):
     file, changes, message = REFUSED[name]
     folder = write_bert(tmp_path)
@@ -245,10 +245,9 @@ def in_a_folder(folder, pooling, **settings):
     return folder
 
 
-@pytest.mark.parametrize(
+@for_each(
     "pooling",
     [{"pooling_mode": "mean"}, {"pooling_mode_mean_tokens": True}, {"pooling_mode": "cls"}],
-    ids=str,
 )
 def test_pooling_of_image_models(tmp_path, pooling):
     folder = in_a_folder(tmp_path, pooling)

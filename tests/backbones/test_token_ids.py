@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests.backbones.test_headless import WRITE
 from tests.models.oracle import picture
+from tests.tables import for_each
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.packing import fill_buckets
@@ -139,7 +140,7 @@ def test_nothing_beyond_the_tables_is_packed(folder):
             fill_buckets([row], shapes)
 
 
-@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_vl", "phi3_v"])
+@for_each("family", ["llava_next", "llava_onevision", "qwen2_vl", "phi3_v"])
 def test_slots_end_with_the_images_of_the_row(tmp_path, family):
     WRITE[family](tmp_path / family)
     backbone = backbones.open_backbone(str(tmp_path / family), max_length=512)

@@ -24,6 +24,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
+from tests.tables import for_each
 from unime_jax import backbones, sharding
 from unime_jax.backbones.io import names, tensor_files, weights
 
@@ -35,9 +36,9 @@ def pair(request, tmp_path_factory):
     return PAIRS[request.param](tmp_path_factory.mktemp("weights") / "folder")
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@for_each("shards", [1, 3])
+@for_each("dtype", DTYPES)
+@for_each("spelling", SPELLINGS)
 def test_there_and_back_changes_no_bit(pair, tmp_path, spelling, dtype, shards):
     """What the embedder does not use comes along; names stay the folder's own."""
     given = {name: x.astype(DTYPES[dtype]) for name, x in spellings(pair)[spelling].items()}
@@ -64,13 +65,13 @@ def test_the_checkpoints_have_tensors_that_are_only_carried(pair):
     assert carried == {f"{head}.weight"}
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@for_each("spelling", SPELLINGS)
 def test_every_spelling_reads_the_same(pair, tmp_path, spelling):
     backbone = write(pair, tmp_path / "given", spellings(pair)[spelling])
     assert_same(load(backbone), pair.parameters)
 
 
-@pytest.mark.parametrize("source", DTYPES)
+@for_each("source", DTYPES)
 def test_dtypes_of_file_memory_and_export_are_independent(pair, tmp_path, source):
     """A half-precision file trained in float32 comes back as it was; or wider, if asked for."""
     given = {n: x.astype(DTYPES[source]) for n, x in spellings(pair)["hub"].items()}
@@ -86,8 +87,8 @@ def test_dtypes_of_file_memory_and_export_are_independent(pair, tmp_path, source
         assert_same(tensors(folder), expected)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("shard_bytes", [weights.SHARD_BYTES, 20_000])
+@for_each("spelling", SPELLINGS)
+@for_each("shard_bytes", [weights.SHARD_BYTES, 20_000])
 def test_transformers_loads_what_is_saved(pair, tmp_path, spelling, shard_bytes, monkeypatch):
     backbone = write(pair, tmp_path / "given", spellings(pair)[spelling])
     changed = {path: 2 * x for path, x in pair.parameters.items()}
@@ -140,7 +141,7 @@ def test_a_backbone_without_weights_saves_published_names(pair, tmp_path):
     assert missing == (set() if tied else unused) and not info["unexpected_keys"]
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
+@for_each("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
 def test_sharded_read_equals_unsharded_read(pair, shape):
     wanted = targets(pair.backbone, sharding.make_mesh(*shape))
     read = pair.backbone.load(wanted)
@@ -212,9 +213,9 @@ def test_half_precision_is_rounded_once(pair, tmp_path):
     assert_same(jax.device_get(read), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (200, 3), (129, 65)])
-@pytest.mark.parametrize("target", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("source", DTYPES.values(), ids=str)
+@for_each("shape", [(1, 1), (3, 200), (200, 3), (129, 65)])
+@for_each("target", DTYPES.values())
+@for_each("source", DTYPES.values())
 def test_transposing_in_strips(shape, source, target):
     x = np.random.default_rng(0).normal(size=shape).astype(source)
     found = np.empty(shape[::-1], target)

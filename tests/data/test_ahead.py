@@ -5,10 +5,11 @@ import time
 
 import pytest
 
+from tests.tables import for_each
 from unime_jax.data.ahead import map_ahead
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 7, 100])
+@for_each("ahead", [0, 1, 7, 100])
 def test_order(ahead):
     def slow_at_first(n):
         time.sleep(0.01 if n < 3 else 0)

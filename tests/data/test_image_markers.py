@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
 from unime_jax.batch import Item, Media
 from unime_jax.data.image_markers import DEEPEST, without_markers
@@ -21,7 +22,7 @@ FAMILIES = {"onevision": write_folder, "mistral": write_llava_next, "qwen2_vl": 
 IMAGE_TOKENS = {"onevision": "<image>", "mistral": "<image>", "qwen2_vl": "<|image_pad|>"}
 
 
-@pytest.mark.parametrize(
+@for_each(
     "text, expected, count",
     [
         ("<|image_1|>\nx", "x", 1),
@@ -44,7 +45,7 @@ def test_an_image_token_is_a_marker():
     assert without_markers("<im<image>age>\nx <|image_2|>", "<image>") == ("x ", 3)
 
 
-@pytest.mark.parametrize("depth", [90, 200_000])
+@for_each("depth", [90, 200_000])
 def test_deep_nesting_is_done_or_refused_at_once(depth):
     text = "<|image_1" * depth + "|>" * depth
     if depth < DEEPEST:

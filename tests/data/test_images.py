@@ -17,6 +17,7 @@ from transformers.image_utils import load_image
 
 from tests.backbones.images import noise
 from tests.data.image_files import GREY16, every_format, png, saved, smooth, tiff
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Item
 from unime_jax.data import images
@@ -56,7 +57,7 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("kind", WIDE)
+@for_each("kind", WIDE)
 def test_more_than_8_bits_are_the_same_picture_in_every_format(kind):
     np.testing.assert_array_equal(grey(WIDE[kind]), GREY16 >> 8)
     assert grey(WIDE[kind]).max() == 249
@@ -79,7 +80,7 @@ def test_one_grey_of_16_bits_that_is_transparent_is_white():
     np.testing.assert_array_equal(grey(pixels), [[255, 20000 >> 8]])
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
+@for_each("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
 def test_other_modes_are_as_in_transformers_processors(mode):
     image = noise(20, 30).convert(mode)
     if mode in ("LA", "RGBA"):
@@ -93,8 +94,8 @@ def test_colours_that_pillow_cannot_convert_are_refused():
         decode(saved(Image.new("LAB", (3, 3)), "TIFF"))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@for_each("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@for_each("orientation", range(1, 9))
 def test_a_picture_is_upright_as_transformers_has_it(format, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -112,7 +113,7 @@ def test_orientation_in_xmp_counts_and_a_damaged_exif_does_not():
         assert decode(saved(smooth(), "JPEG", exif=exif)).size == (21, 13)
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
+@for_each("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
 def test_the_first_frame_is_read(format):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = saved(frames[0], format, save_all=True, append_images=frames[1:])
@@ -126,7 +127,7 @@ def test_every_format_that_is_read_is_read():
     assert all(decode(data).mode == "RGB" for data in every_format())
 
 
-@pytest.mark.parametrize("format", ["EPS", "ICO", "TGA", "PCX", "SGI", "ICNS", "PDF", "DDS"])
+@for_each("format", ["EPS", "ICO", "TGA", "PCX", "SGI", "ICNS", "PDF", "DDS"])
 def test_other_formats_are_not_even_tried(format):
     data = saved(Image.new("RGB", (32, 32)), format)
     with pytest.raises(ImageError, match="cannot identify the format; it must be one of JPEG, PNG"):
@@ -157,7 +158,7 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@for_each("kind", SEEN)
 def test_a_file_is_one_picture_by_path_bytes_pil_row_and_in_evaluation(kind, tmp_path):
     data = SEEN[kind]
     (tmp_path / "a.img").write_bytes(data)
@@ -225,7 +226,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@for_each("kind", HOSTILE)
 def test_what_would_take_all_memory_or_time_is_refused_first(kind):
     data, message = HOSTILE[kind]
     with pytest.raises(ImageError, match=message):
@@ -257,7 +258,7 @@ def test_the_limits_hold_for_every_way_in(monkeypatch, tmp_path):
             pixels_of(to_item({"image": image}))
 
 
-@pytest.mark.parametrize("error", [struct.error, IndexError, SyntaxError, KeyError, MemoryError])
+@for_each("error", [struct.error, IndexError, SyntaxError, KeyError, MemoryError])
 def test_whatever_a_decoder_raises_is_an_image_error(monkeypatch, error):
     def broken(*args, **kwargs):
         raise error("line\nbreak \u202e")
@@ -312,7 +313,7 @@ def test_only_files_are_read(tmp_path):
         read(tmp_path / "nowhere.png")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "url",
     ["https://a.org/b.png", "http:/a.org/b.png", "s3://bucket/b.png", "data:image/png;base64,AA"],
 )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tables import for_each
 from unime_jax.data.mixture import mixture
 
 SOURCES = {"b": range(2000), "a": range(700), "c": range(1000), "unused": range(5)}
@@ -39,7 +40,7 @@ def test_pickled_order_is_the_order():
     assert [order[i] for i in range(50)] == [copy[i] for i in range(50)]
 
 
-@pytest.mark.parametrize("source_run", [0, 3, 12])
+@for_each("source_run", [0, 3, 12])
 def test_every_row_once_an_epoch_and_another_order_next(source_run):
     sources = {"b": range(300), "a": range(200)}
     order = mixture(sources, {"a": 1, "b": 2}, batch_size=12, source_run=source_run, seed=0)
@@ -72,7 +73,7 @@ def test_weights_are_respected(weights, source_run):
         assert counts[name] / count == pytest.approx(weight / total, abs=tolerance)
 
 
-@pytest.mark.parametrize("source_run", [2, 3, 4, 6, 12])
+@for_each("source_run", [2, 3, 4, 6, 12])
 def test_runs_are_homogeneous(source_run):
     chosen = picks(12 * 30, source_run=source_run)
     for start in range(0, len(chosen), source_run):
@@ -83,8 +84,8 @@ def test_zero_mixes_within_a_batch():
     assert len({pick.source for pick in picks(12)}) == 3
 
 
-@pytest.mark.parametrize("source_run", [0, 4, 12])
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@for_each("source_run", [0, 4, 12])
+@for_each("processes", [2, 3, 4])
 def test_processes_together_read_the_same_batches(processes, source_run):
     batches, local = 20, 12 // processes
     parts = [
@@ -122,7 +123,7 @@ def test_far_positions_are_as_cheap_as_near_ones():
     assert order[10**12].source in WEIGHTS
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "message"),
     [
         ({"weights": {}}, "no sources"),

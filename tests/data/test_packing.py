@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tables import for_each
 from unime_jax.batch import Example, Item, Media, Row
 from unime_jax.data.packing import Prepared, fill_buckets, pack, prepare, target_hash
 from unime_jax.data.quarantine import BadExample, BadItem
@@ -281,7 +282,7 @@ def test_program_errors_are_not_bad_examples():
         fill_buckets([], PLAN, process_count=3)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("buckets", "message"),
     [
         ((), "at least 1"),

@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Row
 from unime_jax.data import schema
@@ -66,7 +67,7 @@ def test_bytes_and_arrays_as_tfds_gives_them():
     assert [item.key for item in example.negatives] == [("x", "")]
 
 
-@pytest.mark.parametrize("negatives", [{}, {"neg_text": ""}, {"neg_text": [""]}, {"neg_text": []}])
+@for_each("negatives", [{}, {"neg_text": ""}, {"neg_text": [""]}, {"neg_text": []}])
 def test_no_negatives(negatives):
     bare = {name: value for name, value in row().items() if not name.startswith("neg_")}
     assert to_example("shapes", bare | negatives).negatives == ()
@@ -107,7 +108,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@for_each("name", BAD)
 def test_bad_row(name):
     bad, path, reason = BAD[name]
     with pytest.raises(BadExample) as caught:
@@ -135,7 +136,7 @@ def test_scores_are_those_of_the_candidates_that_there_are():
             to_example("s", row(**negatives, scores=wrong))
 
 
-@pytest.mark.parametrize("image", [b"x", png((64, 64))[:80]])
+@for_each("image", [b"x", png((64, 64))[:80]])
 def test_a_bad_negative_has_one_number_wherever_its_image_fails(image):
     """Headers fail here, pixels where rows are made; blank negatives are not counted."""
 

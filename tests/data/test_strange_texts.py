@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item, Media
 from unime_jax.data.items import Lines
@@ -69,7 +70,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("text", SHOWN)
+@for_each("text", SHOWN)
 def test_nothing_in_a_shown_text_is_hidden_or_acts(text):
     assert shown(text) == SHOWN[text]
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.tables import for_each
 from unime_jax.evaluation import intervals
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("hits", "rows", "low", "high"),
     [(18, 100, 11.70, 26.67), (81, 263, 25.53, 36.62), (0, 20, 0, 16.11), (20, 20, 83.89, 100)],
 )

@@ -1,8 +1,8 @@
 """Cosines of rows with their own candidates, by whatever matmuls they are made."""
 
 import numpy as np
-import pytest
 
+from tests.tables import for_each
 from unime_jax.evaluation import ranking
 
 
@@ -16,7 +16,7 @@ def problem(rng, rows=40, pool=30, width=5):
     return np.arange(pool, pool + rows, dtype=np.int32), candidates, offsets, vectors
 
 
-@pytest.mark.parametrize("limits", [{}, {"SHARED": 0}, {"BLOCK": 60}, {"BLOCK": 1}])
+@for_each("limits", [{}, {"SHARED": 0}, {"BLOCK": 60}, {"BLOCK": 1}])
 def test_blocks_and_single_rows_give_the_same_bits(monkeypatch, limits):
     query, candidates, offsets, vectors = problem(np.random.default_rng(0))
     for name, value in limits.items():

@@ -3,8 +3,6 @@
 import json
 import re
 
-import pytest
-
 from tests.evaluation.tiny_report import (
     EVIL,
     TABLE,
@@ -13,6 +11,7 @@ from tests.evaluation.tiny_report import (
     write,
     write_run,
 )
+from tests.tables import for_each
 from unime_jax.evaluation import intervals, report_scores, scores
 
 
@@ -29,7 +28,7 @@ def test_own_sets_have_their_name_and_mmebs_have_mmebs(tmp_path, results):
     assert report_scores.benchmark({}, TABLE) == "own datasets"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("settings", "random"),
     [
         ({"init": "random"}, True),
@@ -92,7 +91,7 @@ def test_losses_of_two_objectives_are_marked_and_not_compared(tmp_path, results)
     assert "Loss, mean of steps 10 to 12 0.750 from 1.250 in steps 6 to 8, the same obj" in words
 
 
-@pytest.mark.parametrize("verdict", ["learnt_nothing", "doubtful"])
+@for_each("verdict", ["learnt_nothing", "doubtful"])
 def test_what_the_run_found_stands_first(tmp_path, results, verdict):
     write_run(tmp_path, results)
     finding = {"name": "collapsed", "message": f"the model {EVIL}"}

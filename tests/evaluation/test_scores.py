@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tables import for_each
 from unime_jax.evaluation import scores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "mmeb_table" / "case.json"
@@ -44,7 +45,7 @@ def test_groups_without_datasets_are_none():
     }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("datasets", "table", "message"),
     [
         ({"digits": 1, "scenes": 1}, SMALL, r"without a score: \['regions'\]"),

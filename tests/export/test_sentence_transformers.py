@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
 from unime_jax.export import sentence_transformers as layout
 
@@ -284,7 +285,7 @@ def test_the_template_is_the_frame(
     assert _rendered(source, {"role": "user", "content": content}) == expected
 
 
-@pytest.mark.parametrize("role, kind", [("assistant", "text"), ("user", "audio")])
+@for_each("role, kind", [("assistant", "text"), ("user", "audio")])
 def test_the_template_refuses_other_roles_and_parts(role: str, kind: str) -> None:
     source = layout.chat_template_of([("", "")], [], strip=True)
     with pytest.raises(jinja2.TemplateError, match="this model embeds"):

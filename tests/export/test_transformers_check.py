@@ -14,6 +14,7 @@ from tests.backbones.tiny_families import MISTRAL_LM_TEMPLATE, write_llava_next,
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
+from tests.tables import for_each
 from unime_jax.backbones import Backbone, Processing, open_backbone
 from unime_jax.backbones.preprocessing import chat_templates, image_processor_config
 from unime_jax.batch import Item, Media
@@ -56,8 +57,8 @@ def edit(file: pathlib.Path, **changes: Any) -> None:
     file.write_text(json.dumps(content | changes))
 
 
-@pytest.mark.parametrize("family", WRITE)
-@pytest.mark.parametrize(
+@for_each("family", WRITE)
+@for_each(
     "processing",
     [
         RAW,
@@ -66,7 +67,6 @@ def edit(file: pathlib.Path, **changes: Any) -> None:
         dataclasses.replace(RAW, image_size=(40, 56)),
         dataclasses.replace(RAW, missing_images="token"),
     ],
-    ids=["raw", "chat", "verbatim", "resized", "missing_images"],
 )
 def test_exports_pass(tmp_path, family, processing, caplog):
     folder = tmp_path / "folder"
@@ -125,7 +125,7 @@ def canvases(folder):
     edit(folder / "preprocessor_config.json", image_grid_pinpoints=[[28, 28]])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         (nested_mean, "normalised pixels are up to .* apart"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
@@ -156,7 +157,7 @@ def test_transformers_carries_the_record_along(one, tmp_path):
     assert backbone.preprocess.prompt.max_length == MAX_LENGTH
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@for_each("name", FAMILIES)
 def test_the_template_tells_it_where_nothing_else_does(exports, tmp_path, name, caplog):
     """Exports of before there was a record in config.json, saved by sentence-transformers."""
     one = exports(name)
@@ -199,7 +200,7 @@ def test_an_untold_cut_with_an_image(exports):
     assert np.sum(opened(one.folder).encode([item]) * one.theirs.encode([item])) < 0.9999
 
 
-@pytest.mark.parametrize("suffix", [True, False])
+@for_each("suffix", [True, False])
 def test_what_a_model_card_says_of_it(suffix):
     long, names = layout.differences(140, suffix=suffix)
     assert ("A row with an image of more than 140 tokens" in long) == suffix

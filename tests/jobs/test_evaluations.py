@@ -10,6 +10,7 @@ import pytest
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
 from tests.multihost import launch
+from tests.tables import for_each
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
 from unime_jax.training import evaluations, loop, results
@@ -182,7 +183,7 @@ def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
         export.run(evaluated, workdir)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "message"),
     [
         ({"evaluation.every": -1}, "evaluation.every=-1 must not be negative"),

@@ -25,6 +25,7 @@ from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import EXACT, TEXT, VISION, Pair, packed, pair_of, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.io import hf_config
 from unime_jax.batch import Item, Media
@@ -124,7 +125,7 @@ def edit(folder: pathlib.Path, group: str | None, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("write", "group", "value", "message"),
     [
         (WRITE["mistral"], "text_config", None, "text_config.is_causal is None"),

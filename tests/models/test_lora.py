@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.models import lora, scan
 from unime_jax.models.decoder import Decoder, DecoderConfig
@@ -95,7 +96,7 @@ def test_merging_into_float32_keeps_updates_that_bfloat16_would_round_away():
     np.testing.assert_allclose(exact, rounded, rtol=1e-2)
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_shapes_and_dtypes(dora):
     _, parameters = paths.split(with_adapters(dora=dora, rank=2))
     assert parameters["layers.self_attn.k_proj.lora_a"].shape == (3, 8, 2)

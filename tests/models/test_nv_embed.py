@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
+from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.batch import Inputs
 from unime_jax.models import attention
@@ -97,7 +98,7 @@ def test_recorded_states(model, case):
     assert np.sum(embedding * data["embedding"], axis=1).min() >= 0.99999
 
 
-@pytest.mark.parametrize("case", RAW)
+@for_each("case", RAW)
 def test_recorded_cross_attention(model, case):
     """Without its residual."""
     data = recorded(case)
@@ -106,8 +107,8 @@ def test_recorded_cross_attention(model, case):
     close(ours, data["cross_attention_output"], data["attention_mask"])
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
-@pytest.mark.parametrize("case", RAW)
+@for_each("layers", [0, 1, 2])
+@for_each("case", RAW)
 def test_recorded_states_of_layers(make, case, layers):
     """The first layers alone, without the norm at the end."""
     data, model = recorded(case), make()

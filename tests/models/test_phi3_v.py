@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from tests.backbones.tiny_phi3_v import GOLDEN, write_golden
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
+from tests.tables import for_each
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.llava import anyres
 from unime_jax.backbones.phi3_v import hd_transform
@@ -151,7 +152,7 @@ def test_without_rope_scaling(tmp_path):
     check(opened(write_golden(tmp_path, rope_scaling=None)), case_of("no_rope_scaling"))
 
 
-@pytest.mark.parametrize("kind", ["su", "longrope"])
+@for_each("kind", ["su", "longrope"])
 def test_both_names_of_longrope(tmp_path, kind):
     """In both spellings of the key, too."""
     scaling = json.loads((GOLDEN / "model" / "config.json").read_text())["rope_scaling"]
@@ -182,7 +183,7 @@ def test_a_short_row_beside_a_long_one(model):
     assert np.sum(case.io["embedding"][1] * case.io["embedding_row1_alone"][0]) < 0.9999
 
 
-@pytest.mark.parametrize("name", ["boundary_text", "boundary_text_plus1", "long_text"])
+@for_each("name", ["boundary_text", "boundary_text_plus1", "long_text"])
 def test_rotary_tables(model, name):
     """The last position's, the attention's scale in them."""
     case = case_of(name)

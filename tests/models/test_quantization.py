@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.models import layers, lora, quantization, scan
 from unime_jax.models.layers import Linear
@@ -67,7 +68,7 @@ def test_channels_of_zeros_stay_zero():
     assert np.all(np.isfinite(quantization.dequantize(codes, scale)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@for_each("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_hidden(bad):
     kernel = np.array(normal((5, 3)))
     kernel[2, 1] = bad
@@ -142,7 +143,7 @@ def test_gradients_are_those_of_the_dense_layer(dora):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_an_adapter_starts_as_identity(dora):
     """To the last bit: DoRA's magnitude is the norm that it is divided by."""
     linear, _ = adapted(dora=dora, trained=False)
@@ -161,7 +162,7 @@ def test_a_dead_channel_stays_dead():
     assert np.all(np.isfinite(y)) and not np.any(y[:, 4]) and np.all(np.any(y[:, 5:], axis=0))
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_merging_gives_what_the_layer_computes(dora):
     linear, dense = adapted(dora=dora)
     x = normal((9, 24), 3)
@@ -199,7 +200,7 @@ def test_only_the_kernels_that_are_named_are_quantised():
     assert "one.kernel_scale" not in parameters
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@for_each("remat", ["none", "dots", "full"])
 def test_no_float_copy_of_the_kernels_is_kept_for_the_gradient(remat):
     """Whatever is recomputed; only the codes wait for the backward pass."""
 

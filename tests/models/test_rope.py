@@ -7,6 +7,7 @@ import torch
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
+from tests.tables import for_each
 from unime_jax.models import rope
 
 
@@ -16,7 +17,7 @@ def test_contiguous_axes_come_in_blocks():
     assert rope.contiguous_axes([16, 24, 24]) == (0,) * 16 + (1,) * 24 + (2,) * 24
 
 
-@pytest.mark.parametrize("sections", [(24, 20, 20), (4, 2, 2), (11, 11, 10), (8,)])
+@for_each("sections", [(24, 20, 20), (4, 2, 2), (11, 11, 10), (8,)])
 def test_interleaved_axes_take_turns(sections):
     """Height at 1::3 up to three times its section, width at 2::3 alike, time everywhere else."""
     expected = np.zeros(sum(sections), int)
@@ -37,7 +38,7 @@ def test_the_pattern_of_published_models():
     assert rope.interleaved_axes((24, 20, 20)) == (0, 1, 2) * 20 + (0,) * 4
 
 
-@pytest.mark.parametrize("sections", [(24, 20, 20), (4, 2, 2)])
+@for_each("sections", [(24, 20, 20), (4, 2, 2)])
 def test_interleaved_angles_are_those_of_transformers(sections):
     head = 2 * sum(sections)
     config = Qwen3VLTextConfig(

@@ -13,6 +13,7 @@ import pytest
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import make_pair, picture
 from tests.multihost.launch import free_port
+from tests.tables import for_each
 from unime_jax import Embedder, sharding
 
 SIZES = [(28, 28), (50, 28), (28, 56)]
@@ -78,7 +79,7 @@ def test_both_have_the_embeddings_of_one_process(found, folder, items, name):
         np.testing.assert_allclose(own[name], expected[:count], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["rows.embedder", "rows.encoder"])
+@for_each("name", ["rows.embedder", "rows.encoder"])
 def test_each_prepares_half_of_the_items(found, items, name):
     first, second = (own[f"{name}.seen"].tolist() for own in found)
     assert sorted([*first, *second]) == sorted(text for text, _ in items)

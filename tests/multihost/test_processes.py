@@ -11,6 +11,7 @@ import pytest
 from tests.jobs.tiny_run import ROOT
 from tests.multihost.launch import free_port
 from tests.multihost.member import LATER
+from tests.tables import for_each
 from unime_jax.operations import processes
 
 HEARTBEAT = 4  # seconds; LATER is longer
@@ -148,7 +149,7 @@ def test_a_shared_folder_is_left_as_it_was(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "message"),
     [
         ({"coordinator": "a:1"}, "--process_id and --num_processes must be given as well"),

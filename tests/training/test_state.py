@@ -10,6 +10,7 @@ import pytest
 
 from tests.float32 import UNIT_ROUNDOFF
 from tests.models.oracle import make_pair
+from tests.tables import for_each
 from unime_jax import paths, sharding
 from unime_jax.models import lora, quantization
 from unime_jax.training import state
@@ -210,7 +211,7 @@ def make_optimizer():
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
 
-@pytest.mark.parametrize("adapters", [NONE, DORA], ids=["all", "adapters"])
+@for_each("adapters", [NONE, DORA])
 def test_state_is_as_planned(backbone, adapters):
     """Structure, shapes, dtypes and shardings, of which planning and restoring are certain."""
     mesh = make_mesh(2, 2, 2)

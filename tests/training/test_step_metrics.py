@@ -25,7 +25,7 @@ INFO = PackInfo(
     duplicates=0,
     dropped_negatives=0,
     truncated=1,
-    orphan_images=0,
+    unmatched_markers=0,
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.tables import for_each
 from unime_jax.evaluation import tasks
 from unime_jax.evaluation.tasks import composition
 
@@ -53,7 +54,7 @@ def test_accuracies_are_the_originals():
     assert means == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("rows", "images", "message"),
     [
         ([], lambda path: png(), "subset 'swap' has no rows"),

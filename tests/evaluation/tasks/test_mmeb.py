@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Item, Media
 from unime_jax.evaluation import gallery, tasks
@@ -64,7 +65,7 @@ def lookup(vectors):
     return encode, calls
 
 
-@pytest.mark.parametrize("case", ["mmeb_plain", "mmeb_ties"])
+@for_each("case", ["mmeb_plain", "mmeb_ties"])
 def test_hit_at_1_is_the_originals(case):
     golden = json.loads((GOLDEN / case / "case.json").read_text())
     io_ = load_file(GOLDEN / case / "io.safetensors")
@@ -98,7 +99,7 @@ def test_zero_vector_is_an_error_that_names_the_item():
         evaluate("zero", rows, lookup(vectors)[0], no_images)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@for_each("value", [np.nan, np.inf])
 def test_a_vector_that_is_not_finite_is_an_error(value):
     vectors = {"q": [1.0, 0], "good": [0.0, 1], "bad": [value, 1]}
     with pytest.raises(ValueError, match="zero or not finite.*text='bad'"):
@@ -256,7 +257,7 @@ def bad_rows():
     }
 
 
-@pytest.mark.parametrize("name", bad_rows())
+@for_each("name", bad_rows())
 def test_bad_data_is_an_error_that_names_dataset_and_row(name):
     bad, images, message = bad_rows()[name]
     vectors = {name: np.eye(3)[i] for i, name in enumerate("qab")}

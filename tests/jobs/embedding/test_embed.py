@@ -23,6 +23,7 @@ from tests.jobs.embedding.corpus import (
 )
 from tests.jobs.tiny_run import ROOT
 from tests.models.oracle import picture
+from tests.tables import for_each
 from unime_jax import Embedder, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data import formats, schema
@@ -159,7 +160,7 @@ def nv_embed(folder):
     return folder
 
 
-@pytest.mark.parametrize("write", [nv_embed, write_bert])
+@for_each("write", [nv_embed, write_bert])
 def test_text_teachers(lines, tmp_path, write):
     """Families that pool over tokens, of which NV-Embed leaves the instruction's out."""
     lines.backbone = str(write(tmp_path / "teacher"))
