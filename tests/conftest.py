@@ -1,6 +1,7 @@
 """Before jax starts: eight virtual CPU devices, and compilers in a hurry; shapes are checked."""
 
 import faulthandler
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -13,10 +14,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     # A step of a tiny model compiles three times as fast.
-    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    + " --xla_backend_optimization_level=0"
     # On a busy machine a virtual device may wait more than 40 s for the others.
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones end the process
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
     # Compiled programs are not kept in the user's own cache, nor taken from there: they last as
