@@ -39,7 +39,7 @@ def evaluation(signal, rows=20):
             # q3 and t3 of a dataset belong together.
             own, shared = (
                 np.random.default_rng([ord(c) for c in name]).normal(size=16)
-                for name in (item.text + item.image_path, re.sub("[qt]", "", item.image_path))
+                for name in ("".join(item.key), re.sub("[qt]", "", item.key[1]))
             )
             vectors.append(own + signal * shared)
         return np.array(vectors, np.float32)

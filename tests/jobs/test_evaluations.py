@@ -196,6 +196,7 @@ def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
 def test_keys_that_do_not_fit_are_named_before_anything_is_trained(
     config, workdir, changes, message
 ):
+    config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         train.run(config, workdir)

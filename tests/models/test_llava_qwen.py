@@ -70,8 +70,10 @@ def rows_of(backbone, facts, data) -> list[Row]:
     for i, (text, count) in enumerate(
         zip(texts, data.get("blocks_per_image", [0] * len(texts)), strict=True)
     ):
-        image = Media("a.png", encoded(noise(*facts["image_sizes_wh"][i])))
-        row = backbone.preprocess(Item(text, (image,) if count else ()))
+        media: tuple[Media, ...] = ()
+        if count:
+            media = (Media("a.png", encoded(noise(*facts["image_sizes_wh"][i]))),)
+        row = backbone.preprocess(Item(text, media))
         if count:
             row = dataclasses.replace(row, patches=patches_of(data, first, count))
             first += count

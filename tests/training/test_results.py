@@ -103,9 +103,9 @@ def test_the_report_is_of_the_sides_that_there_are(tmp_path, settings, evaluated
     results.evaluate_side(TESTS, encoder, tmp_path, "after")
     results.write_report(settings, tmp_path, TESTS, goodput, settings.steps)
     assert reported[-1]["before"] is None and reported[-1]["after"] == {}
-    assert "best checkpoint" not in reported[-1]["facts"]
+    assert "best checkpoint" not in reported[-1]["headline"]
     results.write_report(settings, tmp_path, TESTS, goodput, settings.steps - 1)
-    assert reported[-1]["facts"]["best checkpoint"] == f"of step {settings.steps - 1}"
+    assert reported[-1]["headline"]["best checkpoint"] == f"of step {settings.steps - 1}"
     results.write_report(settings, tmp_path, None, goodput, settings.steps)
     assert reported[-1]["after"] is None and reported[-1]["table"] == {}
     empty = types.SimpleNamespace(is_empty=True)

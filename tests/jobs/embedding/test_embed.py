@@ -16,6 +16,7 @@ from tests.jobs.embedding.corpus import (
     IDS,
     ITEMS,
     PREFIX,
+    RED,
     SUFFIX,
     row,
     settings_of,
