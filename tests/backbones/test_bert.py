@@ -71,7 +71,7 @@ def minilm_here(minilm):
     return opened(minilm)
 
 
-@pytest.mark.parametrize("prompt", ["", "query: "])
+@for_each("prompt", ["", "query: "])
 def test_minilm(minilm, minilm_here, prompt):
     """Mixed lengths, from none to beyond the 256 word pieces that the model takes."""
     found = minilm_here.encode(TEXTS, prompt=prompt, batch_size=4)
@@ -326,7 +326,7 @@ def test_weights_do_not_follow_the_spelling(tmp_path):
     assert_same(tensors(tmp_path / "saved"), old)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@for_each("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_encoder_on_meshes(tiny, shape):
     """Chunks, windows and buckets; the number of heads and positions divides by few of them."""
     backbone = backbones.open_backbone(str(tiny), max_length=64)

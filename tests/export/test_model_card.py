@@ -70,13 +70,14 @@ def test_an_ordinary_card_reads_as_it_is_written(tmp_path):
 def test_what_a_card_says_of_the_training(tmp_path):
     """Rows by name, as the settings are; and the length of the longest bucket."""
     card = card_of(tmp_path, sources=("a",))
-    rows = dict(line[2:-2].split(" | ") for line in card.splitlines() if line.startswith("| "))
+    _, table = card.split("## Training\n\n| | |\n|---|---|\n")
+    lines = table.split("\n\n")[0].splitlines()
+    rows = dict(line[2:-2].split(" | ") for line in lines)
     settings = stage2.get_config()
     optimizer, lora = settings.optimizer, settings.lora
     assert rows["steps"] == f"3 of {settings.batch_size} pairs"
-    assert rows["loss"].startswith(
-        "contrastive: temperature ") and "the 8 hardest" in rows["loss"
-    )
+    assert rows["loss"].startswith(f"contrastive: temperature {settings.loss.temperature}, ")
+    assert "the 8 hardest in-batch negatives" in rows["loss"]
     assert "the positive + 0.1 left out" in rows["loss"] and "hardness" not in rows["loss"]
     assert ("both directions" in rows["loss"]) is settings.loss.symmetric
     adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
@@ -128,7 +129,8 @@ def test_attention_in_both_directions_is_said(tmp_path, config, expected):
 
 def test_origins(tmp_path):
     """A run, the hub with its commits, or an architecture alone."""
-    assert "It started from `org/model`. On the Hugging Face hub that was" in card_of(tmp_path)
+    loaded = card_of(tmp_path, init="pretrained")
+    assert "It started from `org/model`. On the Hugging Face hub that was" in loaded
     random = card_of(tmp_path, init="random")
     assert "It has the architecture of `org/model`." in random
     assert "at commit `" + "0" * 40 + "`" in random
