@@ -24,7 +24,7 @@ ANYWHERE = (
     "tests/training/test_step.py::test_loss_and_gradient_on_a_mesh",
 )
 WITH_TORCH = (
-    "tests/backbones/test_bert.py::test_minilm[",
+    "tests/backbones/test_bert.py::test_minilm_is_sentence_transformers",
     "tests/models/test_llava_qwen.py::test_recorded_embeddings[mixed_batch",
     "tests/models/test_nv_embed.py::test_attention_to_so_many_keys",
     "tests/models/test_parity.py::test_whole_model_on_odd_image_sizes",

@@ -1,6 +1,7 @@
 """Adapters written in PEFT's format, with PEFT's forward pass as the oracle."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from tests.backbones.checkpoints import PAIRS
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.backbones.io import adapters, merging
 from unime_jax.batch import Item, Media
@@ -23,9 +25,10 @@ from unime_jax.models import lora
 FLOAT32 = np.dtype(np.float32)
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request, tmp_path_factory):
-    return PAIRS[request.param](tmp_path_factory.mktemp("adapters") / "base")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type."""
+    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
@@ -51,9 +54,11 @@ def trained(pair, *, dora):
     return graph, parameters, config
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_peft_loads_what_is_written(pair, tmp_path, dora):
+@for_each("model_type", PAIRS)
+@for_each("dora", [False, True])
+def test_peft_loads_what_is_written(pairs, model_type, tmp_path, dora):
     """Nothing missing, nothing unexpected, nothing else adapted."""
+    pair = pairs(model_type)
     _, parameters, config = trained(pair, dora=dora)
     model = through_peft(pair, tmp_path / "adapter", parameters, config)
     assert not list(tmp_path.glob("*.partial"))
@@ -76,7 +81,9 @@ def through_peft(pair, folder, parameters, config):
     return peft.PeftModel.from_pretrained(base, folder).eval()
 
 
-def test_hidden_states_are_pefts(pair, tmp_path):
+@for_each("model_type", PAIRS)
+def test_hidden_states_are_pefts(pairs, model_type, tmp_path):
+    pair = pairs(model_type)
     graph, parameters, config = trained(pair, dora=True)
     model = through_peft(pair, tmp_path / "adapter", parameters, config)
     items = [
@@ -95,8 +102,10 @@ def test_hidden_states_are_pefts(pair, tmp_path):
         np.testing.assert_allclose(a / np.linalg.norm(a), b / np.linalg.norm(b), atol=1e-5)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_written_and_read_again_is_the_merged_model(pair, tmp_path, dora):
+@for_each("model_type", PAIRS)
+@for_each("dora", [False, True])
+def test_written_and_read_again_is_the_merged_model(pairs, model_type, tmp_path, dora):
+    pair = pairs(model_type)
     graph, parameters, config = trained(pair, dora=dora)
     adapters.save(tmp_path / "adapter", pair.backbone, parameters, config, dtype=FLOAT32)
     model = paths.merge(graph, parameters)

@@ -20,6 +20,7 @@ from transformers import (
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionModel,
 )
+from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from tests.backbones.images import noise
@@ -317,3 +318,14 @@ def test_patches_are_read_row_by_row_and_what_fills_none_is_dropped():
     assert patches.shape == (1, 4, 12)
     expected = tiles[0, 2:4, 0:2].transpose(2, 0, 1).reshape(-1)
     np.testing.assert_array_equal(patches[0, 2], expected)
+
+
+TIES = ((56, 28), (28, 56), (28, 28), (56, 56), (28, 28))
+
+
+@for_each("size", [(30, 30), (28, 28), (20, 20), (56, 56), (28, 56), (90, 45), (1, 60), (60, 1)])
+@for_each("pinpoints", [TIES, TIES[::-1], TIES[1:], TIES[:2], TIES[1::-1]])
+def test_of_canvases_as_good_the_first_counts(size, pinpoints):
+    """The same pixels kept and wasted by two canvases, or kept alone."""
+    expected = select_best_resolution(size, [list(canvas) for canvas in pinpoints])
+    assert anyres.select_pinpoint(*size, pinpoints) == tuple(expected)

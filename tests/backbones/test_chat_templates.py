@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, ProcessorMixin
 from tests.backbones.tiny_families import QWEN2_VL_TEMPLATE, write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.batch import Item
@@ -37,13 +38,18 @@ def put(folder: pathlib.Path, file: str, value: Any) -> None:
         path.write_text(json.dumps(content | {"chat_template": value}))
 
 
-@pytest.fixture
-def folder(tmp_path) -> pathlib.Path:
+def written(tmp_path: pathlib.Path) -> pathlib.Path:
     """A LLaVA-OneVision without a template."""
     folder = write_folder(tmp_path)
     (folder / LEGACY).unlink()
     put(folder, TOKENIZER, None)
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    """As `written`."""
+    return written(tmp_path)
 
 
 def rendered(folder: pathlib.Path, processing: Processing = CHAT) -> str:
@@ -76,9 +82,10 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("files", FILES.values(), ids=FILES)
-@pytest.mark.parametrize("form", ["plain", "dict"])
-def test_the_first_of_the_files_counts(folder, files, form, caplog):
+@for_each("files", FILES.values())
+@for_each("form", ["plain", "dict"])
+def test_the_first_of_the_files_counts(tmp_path, files, form, caplog):
+    folder = written(tmp_path)
     for file in files:
         several = {"tool_use": QWEN2_TEMPLATE, "default": template(file)}
         if file == TOKENIZER:  # there it is a list
@@ -113,8 +120,9 @@ def test_a_bad_template_that_counts_names_one_that_would_do(folder):
     assert rendered(folder, Processing(prompt="raw")) == "probe"  # which needs none
 
 
-@pytest.mark.parametrize("file", [PROCESSOR, LEGACY, TOKENIZER, "additional_chat_templates"])
-def test_templates_without_a_default_are_named(folder, file):
+@for_each("file", [PROCESSOR, LEGACY, TOKENIZER, "additional_chat_templates"])
+def test_templates_without_a_default_are_named(tmp_path, file):
+    folder = written(tmp_path)
     named = {"rag": HUB_TEMPLATE, "tool_use": HUB_TEMPLATE}
     if file.startswith("additional"):
         for name, text in named.items():
@@ -126,8 +134,9 @@ def test_templates_without_a_default_are_named(folder, file):
         rendered(folder)
 
 
-@pytest.mark.parametrize("value", [3, {"default": 3}, [{"name": "default"}], ["x"]])
-def test_a_template_that_is_none_is_an_error(folder, value):
+@for_each("value", [3, {"default": 3}, [{"name": "default"}], ["x"]])
+def test_a_template_that_is_none_is_an_error(tmp_path, value):
+    folder = written(tmp_path)
     put(folder, LEGACY, value)
     with pytest.raises(ValueError, match=f"{LEGACY}: chat_template is .* it must be a template"):
         rendered(folder)

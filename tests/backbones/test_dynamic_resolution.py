@@ -21,6 +21,9 @@ SIDES = st.integers(1, 3000)
 @example(1, 200, (3136, 12845056))
 @example(1, 201, (3136, 12845056))
 @example(10, 1500, (3136, 12845056))
+@example(60, 50, (3136, 12845056))  # exactly the least area, of an image with less
+@example(330, 455, (100352, 150528))  # exactly the most
+@example(30, 5900, (100352, 150528))  # not a token would be left of the height
 def test_sizes(height, width, pixels):
     def size(resize):
         try:

@@ -74,13 +74,14 @@ def nest(folder: pathlib.Path, **changes: Any) -> None:
     edit(folder / PROCESSOR_FILE, **{NESTED: read(folder / FILE) | changes})
 
 
-@pytest.fixture(params=WRITE)
-def folder(request, tmp_path) -> pathlib.Path:
-    return WRITE[request.param](tmp_path)
+def written(folder: pathlib.Path, model_type: str) -> pathlib.Path:
+    return WRITE[model_type](folder)
 
 
-def test_what_a_processor_saved_counts(folder, caplog):
+@for_each("model_type", WRITE)
+def test_what_a_processor_saved_counts(tmp_path, model_type, caplog):
     """The case of an image processor that was changed and saved by transformers 5."""
+    folder = written(tmp_path, model_type)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     processor.image_mean = [0.1, 0.2, 0.3]
     edit(folder / PROCESSOR_FILE, **{NESTED: json.loads(processor.to_json_string())})
@@ -95,20 +96,24 @@ def test_what_a_processor_saved_counts(folder, caplog):
     assert "disagree" not in caplog.text
 
 
-@pytest.mark.parametrize(
+@for_each("model_type", WRITE)
+@for_each(
     "changes",
     [
         {"image_std": [0.3, 0.4, 0.5], "resample": 2},
         {"rescale_factor": 1 / 127.5, "image_mean": 0.5, "image_std": 0.25},
     ],
 )
-def test_every_setting_of_the_file_that_counts(folder, changes):
+def test_every_setting_of_the_file_that_counts(tmp_path, model_type, changes):
+    folder = written(tmp_path, model_type)
     nest(folder, **changes)
     assert_as_transformers(folder)
 
 
-def test_what_the_file_lacks_is_the_classes_default(folder):
+@for_each("model_type", WRITE)
+def test_what_the_file_lacks_is_the_classes_default(tmp_path, model_type):
     """And not what the other file says."""
+    folder = written(tmp_path, model_type)
     nest(folder)
     content = read(folder / PROCESSOR_FILE)
     for key in ("resample", "rescale_factor", "do_normalize", "do_convert_rgb"):
@@ -118,9 +123,11 @@ def test_what_the_file_lacks_is_the_classes_default(folder):
     assert_as_transformers(folder)
 
 
-@pytest.mark.parametrize("key", ["image_mean", "resample", "rescale_factor", "do_normalize"])
-def test_null_is_no_default(folder, key):
+@for_each("model_type", WRITE)
+@for_each("key", ["image_mean", "resample", "rescale_factor", "do_normalize"])
+def test_null_is_no_default(tmp_path, model_type, key):
     """transformers fails, or leaves the step out without a word."""
+    folder = written(tmp_path, model_type)
     nest(folder, **{key: None})
     with pytest.raises(ValueError, match=f"{PROCESSOR_FILE}: {key} is (null|missing)"):
         opened(folder)
@@ -186,7 +193,9 @@ def test_a_damaged_file_is_named(tmp_path, content):
         opened(folder)
 
 
-def test_settings_of_another_class_are_refused(folder):
+@for_each("model_type", WRITE)
+def test_settings_of_another_class_are_refused(tmp_path, model_type):
+    folder = written(tmp_path, model_type)
     nest(folder, image_processor_type="CLIPImageProcessor")
     message = f"{PROCESSOR_FILE}: image_processor_type is 'CLIPImageProcessor'; this family has"
     with pytest.raises(ValueError, match=message):
@@ -231,7 +240,9 @@ def assert_alike(folder: pathlib.Path) -> None:
     assert not own["image_processor_type"].endswith("Pil")
 
 
-def test_exports_have_one_truth(folder, tmp_path):
+@for_each("model_type", WRITE)
+def test_exports_have_one_truth(model_type, tmp_path):
+    folder = written(tmp_path, model_type)
     nest(folder, image_mean=[0.1, 0.2, 0.3])
     edit(folder / FILE, a_key_of_the_wrong_file=1)
     edit(folder / PROCESSOR_FILE, patch_size=99)

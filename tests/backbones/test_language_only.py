@@ -25,10 +25,9 @@ ITEMS = [Item("a red circle"), Item("left of", suffix="\nSummary above sentence 
 TEACHER = 6
 
 
-@pytest.fixture(params=FAMILIES)
-def pair(request, tmp_path):
-    FAMILIES[request.param](tmp_path)
-    return pair_of(tmp_path)
+def written(folder, model_type):
+    FAMILIES[model_type](folder)
+    return pair_of(folder)
 
 
 def language_tensors(pair):
@@ -48,7 +47,9 @@ def language_tensors(pair):
     return file, keep
 
 
-def test_embeds_texts_alike_and_reads_nothing_else(pair):
+@for_each("model_type", FAMILIES)
+def test_embeds_texts_alike_and_reads_nothing_else(tmp_path, model_type):
+    pair = written(tmp_path, model_type)
     student = backbones.language_only(pair.backbone, TEACHER)
     assert student.layout.patches == 0 and student.layout.teacher == TEACHER
     parameters = load(student)
@@ -84,7 +85,9 @@ def test_in_checkpoints_of_original_code(write, tmp_path):
         np.testing.assert_array_equal(leaf, expected[path])
 
 
-def test_random_parameters_are_the_whole_models(pair):
+@for_each("model_type", FAMILIES)
+def test_random_parameters_are_the_whole_models(tmp_path, model_type):
+    pair = written(tmp_path, model_type)
     student = backbones.language_only(pair.backbone, TEACHER)
     key = jax.random.key(3)
     whole, own = (paths.split(b.make_model(key))[1] for b in (pair.backbone, student))
@@ -101,7 +104,9 @@ def test_a_text_encoder_has_none(write, tmp_path):
         backbones.language_only(backbone, TEACHER)
 
 
-def test_the_language_component_has_none_of_its_own(pair):
+@for_each("model_type", FAMILIES)
+def test_the_language_component_has_none_of_its_own(tmp_path, model_type):
+    pair = written(tmp_path, model_type)
     student = backbones.language_only(pair.backbone, TEACHER)
     with pytest.raises(ValueError, match="no language component"):
         backbones.language_only(student, TEACHER)

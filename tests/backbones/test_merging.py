@@ -1,5 +1,6 @@
 """PEFT adapters merged while the base is read, with PEFT's own merge as the oracle."""
 
+import functools
 import json
 import re
 import shutil
@@ -43,9 +44,10 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request, tmp_path_factory):
-    return PAIRS[request.param](tmp_path_factory.mktemp("adapters") / "base")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type."""
+    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 def wrapped(pair, **settings):
@@ -88,9 +90,11 @@ def assert_close(found, expected, **kwargs):
         np.testing.assert_allclose(a, b, err_msg=name, **(dict(rtol=1e-5, atol=1e-6) | kwargs))
 
 
+@for_each("model_type", PAIRS)
 @for_each("mesh", [None, (2, 2, 2)])
 @for_each("kind", KINDS)
-def test_loading_merges_as_peft_does(pair, tmp_path, kind, mesh):
+def test_loading_merges_as_peft_does(pairs, model_type, tmp_path, kind, mesh):
+    pair = pairs(model_type)
     model = write_adapter(pair, tmp_path / "adapter", **KINDS[kind])
     backbone = open_adapter(tmp_path / "adapter")
     assert backbone.folder == pair.backbone.folder and backbone.adapter == tmp_path / "adapter"
@@ -103,9 +107,11 @@ def test_loading_merges_as_peft_does(pair, tmp_path, kind, mesh):
     assert layers == chosen and all(path.endswith(".kernel") for path in changed)
 
 
+@for_each("model_type", PAIRS)
 @for_each("kind", ["lora", "dora"])
-def test_exporting_a_merged_adapter_is_merge_and_unload(pair, tmp_path, kind):
+def test_exporting_a_merged_adapter_is_merge_and_unload(pairs, model_type, tmp_path, kind):
     """Of every tensor in the base's file, those that only PEFT and generation see included."""
+    pair = pairs(model_type)
     everything = [*TEXT_LAYERS, *TOWER_LAYERS[family(pair)]]
     if family(pair) != "qwen2_vl":  # whose head is tied to its embeddings
         everything.append("lm_head")
@@ -137,9 +143,11 @@ def rewritten(folder, rename):
     save_file({rename(name): x for name, x in given.items()}, folder / merging.WEIGHTS)
 
 
+@for_each("model_type", PAIRS)
 @for_each("spelling", ["hub", "default", "magnitude"])
-def test_other_spellings_of_an_adapter(pair, tmp_path, spelling):
+def test_other_spellings_of_an_adapter(pairs, model_type, tmp_path, spelling):
     """Modules before transformers 4.52, and tensors of other versions of PEFT."""
+    pair = pairs(model_type)
     write_adapter(pair, tmp_path / "adapter", use_dora=True)
     expected = load(open_adapter(tmp_path / "adapter"))
 
@@ -206,7 +214,7 @@ def adapter(qwen, tmp_path):
     return shutil.copytree(qwen[1], tmp_path / "adapter")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "value"),
     [
         ("bias", "lora_only"),
@@ -220,7 +228,8 @@ def adapter(qwen, tmp_path):
         ("trainable_token_indices", [3]),
     ],
 )
-def test_what_is_not_done_is_an_error_when_the_folder_is_opened(adapter, key, value):
+def test_what_is_not_done_is_an_error_when_the_folder_is_opened(qwen, tmp_path, key, value):
+    adapter = shutil.copytree(qwen[1], tmp_path / "adapter")
     change(adapter, **{key: value})
     with pytest.raises(ValueError, match=rf"adapter_config.json: {key}=.* not supported; merge"):
         open_adapter(adapter)

@@ -175,7 +175,7 @@ def test_what_is_cut_short_is_no_checkpoint(pair, tmp_path, monkeypatch, shard_b
     assert_same(tensors(tmp_path), before)
 
 
-@pytest.mark.parametrize("sizes", [(50_000, weights.SHARD_BYTES), (weights.SHARD_BYTES, 50_000)])
+@for_each("sizes", [(50_000, weights.SHARD_BYTES), (weights.SHARD_BYTES, 50_000)])
 def test_a_later_save_is_the_one_that_is_read(pair, tmp_path, sizes):
     save(tmp_path, pair, sizes[0])
     doubled = {path: 2 * x for path, x in pair.parameters.items()}
@@ -183,3 +183,6 @@ def test_a_later_save_is_the_one_that_is_read(pair, tmp_path, sizes):
     np.testing.assert_array_equal(
         tensors(tmp_path)["image_newline"], 2 * pair.parameters["image_newline"]
     )
+    sharded = sizes[1] < weights.SHARD_BYTES  # other libraries may prefer the index
+    assert (tmp_path / tensor_files.INDEX).exists() is sharded
+    assert (tmp_path / tensor_files.SINGLE).exists() is not sharded

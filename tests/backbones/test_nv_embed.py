@@ -76,7 +76,7 @@ def test_recorded_strings(recorded, name):
         assert row.tokens[-1] == EOS and row.truncated == 0
 
 
-@pytest.mark.parametrize("name", ["encode_query", "encode_passage"])
+@for_each("name", ["encode_query", "encode_passage"])
 def test_recorded_embeddings_of_strings(recorded, name):
     settings, data = case(name)
     model = Embedder.from_pretrained(recorded, dtype="float32")
@@ -310,7 +310,7 @@ def test_texts_and_instructions_differ(alone):
     assert apart.min() > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@for_each("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_embedder_on_meshes(recorded, alone, shape):
     mesh = sharding.make_mesh(*shape)
     model = Embedder.from_pretrained(recorded, dtype="float32", mesh=mesh)
@@ -320,7 +320,7 @@ def test_embedder_on_meshes(recorded, alone, shape):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@for_each("shape", [(1, 1, 1), (2, 2, 2)])
 def test_encoder_over_chunks_and_buckets(recorded, alone, shape):
     backbone = opened(recorded)
     mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])

@@ -1,5 +1,6 @@
 """An adapter's targets against its file, with PEFT's own choice of modules as the oracle."""
 
+import functools
 import json
 import shutil
 
@@ -64,9 +65,13 @@ def test_modules_are_chosen_as_peft_does(settings):
         assert is_target(settings, module, linear=True) == expected, module
 
 
-@pytest.fixture(scope="module", params=["llava_next", "qwen2_vl"])
-def pair(request, tmp_path_factory):
-    return PAIRS[request.param](tmp_path_factory.mktemp("targets") / "base")
+FAMILIES = ("llava_next", "qwen2_vl")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type."""
+    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 def write_adapter(base, folder, kind=AutoModelForImageTextToText, **settings):
@@ -99,8 +104,10 @@ def misfits(folder):
     return [line.strip() for line in str(error.value).splitlines()[1:]]
 
 
-def test_all_linear_is_what_peft_takes_it_for(pair):
+@for_each("model_type", FAMILIES)
+def test_all_linear_is_what_peft_takes_it_for(pairs, model_type):
     """Of a model with a head: all but that, and no convolution or embedding."""
+    pair = pairs(model_type)
     model = AutoModelForImageTextToText.from_pretrained(pair.backbone.folder)
     config = peft.LoraConfig(target_modules="all-linear")
     taken = _maybe_include_all_linear_layers(config, model).target_modules
@@ -109,8 +116,10 @@ def test_all_linear_is_what_peft_takes_it_for(pair):
     assert taken == linears
 
 
+@for_each("model_type", FAMILIES)
 @for_each("targets", ["all-linear", ["q_proj", "qkv", "fc1"]])
-def test_a_whole_adapter_loads_and_half_of_it_does_not(pair, tmp_path, targets):
+def test_a_whole_adapter_loads_and_half_of_it_does_not(pairs, model_type, tmp_path, targets):
+    pair = pairs(model_type)
     folder = write_adapter(pair.backbone.folder, tmp_path / "adapter", target_modules=targets)
     configure(folder, target_modules=targets)
     load(opened(folder))
@@ -135,8 +144,10 @@ class unordered(list):  # noqa: N801
         return sorted(self) == sorted(other)
 
 
-def test_a_tower_that_was_to_be_adapted_is_missed(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_a_tower_that_was_to_be_adapted_is_missed(pairs, model_type, tmp_path):
     """Its tensors alone were left out of the file; in the names of a headless model, too."""
+    pair = pairs(model_type)
     targets = ["q_proj", "qkv", "fc1"]
     for kind in (AutoModelForImageTextToText, AutoModel):
         folder = tmp_path / kind.__name__
@@ -146,8 +157,10 @@ def test_a_tower_that_was_to_be_adapted_is_missed(pair, tmp_path):
         assert lines and all("vis" in line and "names it, but" in line for line in lines)
 
 
-def test_an_adapter_of_the_language_model_alone(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_an_adapter_of_the_language_model_alone(pairs, model_type, tmp_path):
     """Its targets are called as some in the tower, which it has never seen."""
+    pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=["q_proj", "fc1"]
     )
@@ -160,8 +173,10 @@ def test_an_adapter_of_the_language_model_alone(pair, tmp_path):
     assert [line.split()[1] for line in misfits(folder)] == ["layers.1.self_attn.q_proj:"]
 
 
-def test_targets_by_the_names_of_older_versions(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_targets_by_the_names_of_older_versions(pairs, model_type, tmp_path):
     """A pattern is of whole names, which were others where the adapter was trained."""
+    pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=r".*language_model.*\.q_proj"
     )
@@ -173,8 +188,10 @@ def test_targets_by_the_names_of_older_versions(pair, tmp_path):
     assert_same(load(opened(folder)), expected)
 
 
-def test_layers_that_the_embedder_does_not_use_may_be_missing(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_layers_that_the_embedder_does_not_use_may_be_missing(pairs, model_type, tmp_path):
     """They change no embedding; PEFT leaves them as they are, too."""
+    pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj", "fc1", "lm_head"]
     )
@@ -183,8 +200,10 @@ def test_layers_that_the_embedder_does_not_use_may_be_missing(pair, tmp_path):
     assert_same(load(opened(folder)), expected)
 
 
-def test_tensors_of_no_target_are_an_error(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_tensors_of_no_target_are_an_error(pairs, model_type, tmp_path):
     """PEFT would leave them out; the model would be another one there."""
+    pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj", "up_proj"]
     )
@@ -227,22 +246,26 @@ def test_what_the_configuration_leaves_out_is_as_in_peft(bert_adapter):
     np.testing.assert_allclose(found, query, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("outer", ["0.model.", "0.auto_model."])
-def test_an_adapter_around_a_whole_sentence_transformer(bert_adapter, outer):
+def test_an_adapter_around_a_whole_sentence_transformer(bert_adapter):
     expected = load(opened(bert_adapter))
-    stem = merging.PREFIX
-    rewrite(bert_adapter, lambda x: {n.replace(stem, stem + outer): x[n] for n in x})
-    assert_same(load(opened(bert_adapter)), expected)
+    stem = before = merging.PREFIX
+    for outer in ("0.model.", "0.auto_model."):
+        after = stem + outer
+        rewrite(bert_adapter, lambda x: {n.replace(before, after): x[n] for n in x})  # noqa: B023
+        assert_same(load(opened(bert_adapter)), expected)
+        before = after
 
 
-@pytest.mark.parametrize("changes", [{"r": 0}, {"r": None}, {"lora_alpha": "8"}], ids=str)
-def test_ranks_that_are_none(bert_adapter, changes):
-    configure(bert_adapter, **changes)
-    with pytest.raises(ValueError, match=r"adapter_config.json: .* has rank .* and lora_alpha"):
-        opened(bert_adapter)
+def test_ranks_that_are_none(bert_adapter):
+    for changes in ({"r": 0}, {"r": None}, {"r": 8, "lora_alpha": "8"}):
+        configure(bert_adapter, **changes)
+        with pytest.raises(ValueError, match=r"adapter_config.json: .* has rank .* and lora_alpha"):
+            opened(bert_adapter)
 
 
-def test_targets_that_nobody_knows(pair, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_targets_that_nobody_knows(pairs, model_type, tmp_path):
+    pair = pairs(model_type)
     folder = write_adapter(pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj"])
     configure(folder, target_modules=None)
     with pytest.raises(ValueError, match="target_modules is missing, so that it is not known"):

@@ -164,6 +164,26 @@ def test_lines_are_no_images(phi3_v_folder):
         preprocess(item("", picture(1, 3000)))
 
 
+def test_canvases_at_their_edges():
+    """As many crops as are allowed, the last line that is an image, and white on both sides."""
+    grids = {
+        crops: hd_transform.canvas_of((10, 20), crops=crops, tile=56).grid for crops in (1, 2, 7, 8)
+    }
+    assert grids == {1: (1, 1), 2: (1, 2), 7: (2, 3), 8: (2, 4)}
+    assert hd_transform.canvas_of((1, 224), crops=4, tile=56) == ((1, 4), (1, 224))
+    assert hd_transform.canvas_of((224, 1), crops=4, tile=56) == ((4, 1), (224, 1))
+    with pytest.raises(ValueError, match="of 225 x 1 pixels .* cannot be shrunk to 224 pixels"):
+        hd_transform.canvas_of((1, 225), crops=4, tile=56)
+    canvas = hd_transform.canvas_of((1, 3), crops=1, tile=6)  # two lines: two above, two below
+    assert canvas == ((1, 1), (2, 6))
+    black = hd_transform.cut_crops(Image.new("RGB", (3, 1)), canvas, 6)
+    assert np.flatnonzero(black[0, :, 0, 0] == 0).tolist() == [2, 3]
+    odd = hd_transform.canvas_of((2, 4), crops=1, tile=6)
+    assert odd.image == (3, 6)
+    black = hd_transform.cut_crops(Image.new("RGB", (4, 2)), odd, 6)
+    assert np.flatnonzero(black[0, :, 0, 0] == 0).tolist() == [1, 2, 3]
+
+
 def test_image_size_and_crops(phi3_v_folder):
     preprocess = opened(
         phi3_v_folder, Processing(prompt="raw", image_size=(20, 40), crops=8)

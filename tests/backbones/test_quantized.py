@@ -1,6 +1,7 @@
 """int8 kernels read from checkpoints: those of the whole float kernels, on every mesh."""
 
 import concurrent.futures
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,16 @@ FOLDERS = {name: lambda folder, make=make: make(folder) for name, make in PAIRS.
 }
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def backbone(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantized") / "folder"
-    FOLDERS[request.param](folder)
-    return backbones.open_backbone(str(folder), max_length=512)
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A backbone of each family, by its model type."""
+
+    def open_backbone(model_type):
+        folder = tmp_path_factory.mktemp(model_type) / "folder"
+        FOLDERS[model_type](folder)
+        return backbones.open_backbone(str(folder), max_length=512)
+
+    return functools.cache(open_backbone)
 
 
 def make(backbone, mesh, init="pretrained"):
@@ -57,8 +63,10 @@ def read(backbone, mesh):
     return backbone.load(inference.targets(backbone.make_model, mesh, jnp.dtype("int8"))[1])
 
 
-def test_codes_are_those_of_the_float_kernels(backbone):
+@for_each("model_type", FOLDERS)
+def test_codes_are_those_of_the_float_kernels(opened, model_type):
     """And all else is bfloat16. Of every linear layer: those of the tower, too."""
+    backbone = opened(model_type)
     exact, found = load(backbone), read(backbone, (1, 1, 1))
     kernels = {path for path in exact if path.endswith(".kernel")}
     assert any(not path.startswith("language_model.") for path in kernels)
@@ -73,22 +81,28 @@ def test_codes_are_those_of_the_float_kernels(backbone):
     assert scales == {f"{path}_scale" for path in kernels}
 
 
+@for_each("model_type", FOLDERS)
 @for_each("mesh", MESHES)
-def test_codes_are_the_same_bits_on_every_mesh(backbone, mesh):
+def test_codes_are_the_same_bits_on_every_mesh(opened, model_type, mesh):
+    backbone = opened(model_type)
     assert_same(read(backbone, mesh), read(backbone, (1, 1, 1)))
 
 
+@for_each("model_type", FOLDERS)
 @pytest.mark.slow
-def test_parameters_are_the_same_bits_on_every_mesh(backbone):
+def test_parameters_are_the_same_bits_on_every_mesh(opened, model_type):
     """Codes, scales, and DoRA's magnitudes; again when they are read again, as on resuming."""
+    backbone = opened(model_type)
     expected = make(backbone, (1, 1, 1))
     for mesh in ((1, 1, 1), *MESHES):
         assert_same(make(backbone, mesh), expected)
 
 
+@for_each("model_type", FOLDERS)
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
-def test_random_ones_are_the_same_bits_on_every_mesh(backbone, mesh):
+@for_each("mesh", [(1, 8, 1), (2, 2, 2)])
+def test_random_ones_are_the_same_bits_on_every_mesh(opened, model_type, mesh):
+    backbone = opened(model_type)
     assert_same(make(backbone, mesh, "random"), make(backbone, (1, 1, 1), "random"))
 
 

@@ -225,6 +225,20 @@ def test_a_check_of_an_export_is_of_what_was_recorded(bert, model, tmp_path):
     (tmp_path / "hf" / self_check.ITEMS).write_text(json.dumps(items))
     assert self_check.repeat(tmp_path / "hf") >= 0.99999
 
+    for wrong in range(len(TEXTS)):
+        other = whole.copy()
+        other[wrong] = whole[wrong - 1]
+        (tmp_path / "hf" / self_check.FILE).write_text(
+            json.dumps(record | {"embeddings": other.tolist()})
+        )
+        with pytest.raises(RuntimeError, match="does not give the embeddings of its self_check"):
+            self_check.repeat(tmp_path / "hf")
+    edited = [entry | {"text": f"{entry['text']}."} for entry in record["inputs"]]
+    edited[0] = record["inputs"][0]
+    (tmp_path / "hf" / self_check.FILE).write_text(json.dumps(record | {"inputs": edited}))
+    with pytest.raises(RuntimeError, match=r"words an item as 'two dogs.*square'; when it was"):
+        self_check.repeat(tmp_path / "hf")
+
 
 # Other families: models of images, which are only opened here
 

@@ -19,10 +19,9 @@ from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.layers import Embedding
 
 
-@pytest.fixture(params=WRITE)
-def folder(request, tmp_path):
-    WRITE[request.param](tmp_path / request.param)
-    return tmp_path / request.param
+def written(tmp_path, model_type):
+    WRITE[model_type](tmp_path / model_type)
+    return tmp_path / model_type
 
 
 def opened(folder):
@@ -50,8 +49,10 @@ def extend(folder, *tokens):
     return before
 
 
-def test_an_added_token_is_refused_when_the_folder_is_opened(folder):
+@for_each("model_type", WRITE)
+def test_an_added_token_is_refused_when_the_folder_is_opened(tmp_path, model_type):
     """Any text may hold it, so that it is in ordinary use; as many rows as tokens will do."""
+    folder = written(tmp_path, model_type)
     rows = extend(folder)
     assert rows == rows_of(folder)
     opened(folder)
@@ -63,8 +64,10 @@ def test_an_added_token_is_refused_when_the_folder_is_opened(folder):
         Embedder.from_pretrained(folder)
 
 
-def test_a_special_token_is_refused_where_it_is_used(folder):
+@for_each("model_type", WRITE)
+def test_a_special_token_is_refused_where_it_is_used(tmp_path, model_type):
     """It may be for padding, which is never asked for; other texts are as before."""
+    folder = written(tmp_path, model_type)
     before = opened(folder).preprocess(Item("a b")).tokens
     rows = extend(folder, AddedToken("<emb>", special=True, normalized=False))
     preprocess = opened(folder).preprocess
@@ -101,8 +104,10 @@ def test_the_embedder_names_the_item(tmp_path):
     assert np.isfinite(model.encode(["a b"])).all()
 
 
-def test_a_vocabulary_that_is_larger_than_the_model(folder):
+@for_each("model_type", WRITE)
+def test_a_vocabulary_that_is_larger_than_the_model(tmp_path, model_type):
     """Tokens that were not added: config.json is another model's."""
+    folder = written(tmp_path, model_type)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     (config if "vocab_size" in config else config["text_config"])["vocab_size"] = 100
@@ -123,8 +128,10 @@ def test_bert_has_a_type_and_a_position_for_every_token(tmp_path):
         opened(folder)
 
 
-def test_nothing_beyond_the_tables_is_packed(folder):
+@for_each("model_type", WRITE)
+def test_nothing_beyond_the_tables_is_packed(tmp_path, model_type):
     """Whatever made the rows: on a device it would read as NaN, or as another row."""
+    folder = written(tmp_path, model_type)
     backbone = opened(folder)
     layout = backbone.layout
     shapes = BatchShapes((Bucket(64, 0),), layout, 1, 1)

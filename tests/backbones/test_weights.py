@@ -31,16 +31,19 @@ from unime_jax.backbones.io import names, tensor_files, weights
 SPELLINGS = ("saved", "modules", "hub")
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request, tmp_path_factory):
-    return PAIRS[request.param](tmp_path_factory.mktemp("weights") / "folder")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type."""
+    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "folder"))
 
 
+@for_each("model_type", PAIRS)
 @for_each("shards", [1, 3])
 @for_each("dtype", DTYPES)
 @for_each("spelling", SPELLINGS)
-def test_there_and_back_changes_no_bit(pair, tmp_path, spelling, dtype, shards):
+def test_there_and_back_changes_no_bit(pairs, model_type, tmp_path, spelling, dtype, shards):
     """What the embedder does not use comes along; names stay the folder's own."""
+    pair = pairs(model_type)
     given = {name: x.astype(DTYPES[dtype]) for name, x in spellings(pair)[spelling].items()}
     backbone = write(pair, tmp_path / "given", given, shards)
     parameters = backbone.load(targets(backbone, dtype=DTYPES[dtype]))
@@ -50,8 +53,10 @@ def test_there_and_back_changes_no_bit(pair, tmp_path, spelling, dtype, shards):
     assert_same(tensors(tmp_path / "saved"), given)
 
 
-def test_the_checkpoints_have_tensors_that_are_only_carried(pair):
+@for_each("model_type", PAIRS)
+def test_the_checkpoints_have_tensors_that_are_only_carried(pairs, model_type):
     """So that the test above shows that they are."""
+    pair = pairs(model_type)
     backbone, found = pair.backbone, spellings(pair)["hub"]
     entries = names.table({p: x.shape for p, x in pair.parameters.items()}, backbone.names)
     carried = found.keys() - {name for entry in entries for name in entry.names}
@@ -65,15 +70,19 @@ def test_the_checkpoints_have_tensors_that_are_only_carried(pair):
     assert carried == {f"{head}.weight"}
 
 
+@for_each("model_type", PAIRS)
 @for_each("spelling", SPELLINGS)
-def test_every_spelling_reads_the_same(pair, tmp_path, spelling):
+def test_every_spelling_reads_the_same(pairs, model_type, tmp_path, spelling):
+    pair = pairs(model_type)
     backbone = write(pair, tmp_path / "given", spellings(pair)[spelling])
     assert_same(load(backbone), pair.parameters)
 
 
+@for_each("model_type", PAIRS)
 @for_each("source", DTYPES)
-def test_dtypes_of_file_memory_and_export_are_independent(pair, tmp_path, source):
+def test_dtypes_of_file_memory_and_export_are_independent(pairs, model_type, tmp_path, source):
     """A half-precision file trained in float32 comes back as it was; or wider, if asked for."""
+    pair = pairs(model_type)
     given = {n: x.astype(DTYPES[source]) for n, x in spellings(pair)["hub"].items()}
     backbone = write(pair, tmp_path / "given", given)
     parameters = load(backbone)
@@ -87,9 +96,13 @@ def test_dtypes_of_file_memory_and_export_are_independent(pair, tmp_path, source
         assert_same(tensors(folder), expected)
 
 
+@for_each("model_type", PAIRS)
 @for_each("spelling", SPELLINGS)
 @for_each("shard_bytes", [weights.SHARD_BYTES, 20_000])
-def test_transformers_loads_what_is_saved(pair, tmp_path, spelling, shard_bytes, monkeypatch):
+def test_transformers_loads_what_is_saved(
+    pairs, model_type, tmp_path, spelling, shard_bytes, monkeypatch
+):
+    pair = pairs(model_type)
     backbone = write(pair, tmp_path / "given", spellings(pair)[spelling])
     changed = {path: 2 * x for path, x in pair.parameters.items()}
     saved = tmp_path / "saved"
@@ -107,7 +120,9 @@ def test_transformers_loads_what_is_saved(pair, tmp_path, spelling, shard_bytes,
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=0)
 
 
-def test_shards_and_their_index(pair, tmp_path):
+@for_each("model_type", PAIRS)
+def test_shards_and_their_index(pairs, model_type, tmp_path):
+    pair = pairs(model_type)
     weights.save(
         tmp_path, pair.parameters, pair.backbone.names, DTYPES["float32"], shard_bytes=20_000
     )
@@ -126,8 +141,10 @@ def test_shards_and_their_index(pair, tmp_path):
     assert len(index["weight_map"]) == len(tensors(tmp_path))
 
 
-def test_a_backbone_without_weights_saves_published_names(pair, tmp_path):
+@for_each("model_type", PAIRS)
+def test_a_backbone_without_weights_saves_published_names(pairs, model_type, tmp_path):
     """As after training from scratch; only what nothing trained is missing."""
+    pair = pairs(model_type)
     folder = tmp_path / "given"
     shutil.copytree(pair.backbone.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     backbone = backbones.open_backbone(str(folder), max_length=4096)
@@ -141,15 +158,19 @@ def test_a_backbone_without_weights_saves_published_names(pair, tmp_path):
     assert missing == (set() if tied else unused) and not info["unexpected_keys"]
 
 
+@for_each("model_type", PAIRS)
 @for_each("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
-def test_sharded_read_equals_unsharded_read(pair, shape):
+def test_sharded_read_equals_unsharded_read(pairs, model_type, shape):
+    pair = pairs(model_type)
     wanted = targets(pair.backbone, sharding.make_mesh(*shape))
     read = pair.backbone.load(wanted)
     assert_same(read, pair.parameters)
     assert all(read[path].sharding == wanted[path].sharding for path in wanted)
 
 
-def test_sharded_parameters_are_saved_whole(pair, tmp_path):
+@for_each("model_type", PAIRS)
+def test_sharded_parameters_are_saved_whole(pairs, model_type, tmp_path):
+    pair = pairs(model_type)
     parameters = pair.backbone.load(targets(pair.backbone, sharding.make_mesh(2, 2, 2)))
     pair.backbone.save_weights(tmp_path, parameters, np.dtype(np.float32))
     assert_same(tensors(tmp_path), tensors(pair.backbone.folder))
@@ -175,8 +196,10 @@ class Counted:
         return np.asarray(self._view, dtype)
 
 
-def test_each_byte_is_read_once_and_layer_by_layer(pair, monkeypatch):
+@for_each("model_type", PAIRS)
+def test_each_byte_is_read_once_and_layer_by_layer(pairs, model_type, monkeypatch):
     """Devices that hold the same part share a read; nobody reads a whole tensor to cut it."""
+    pair = pairs(model_type)
     reads = {}
     open_tensor = weights.Checkpoint.open
 
@@ -205,8 +228,10 @@ def test_each_byte_is_read_once_and_layer_by_layer(pair, monkeypatch):
     assert reads[q_proj] == [held[q_proj].nbytes // 4] * 4
 
 
-def test_half_precision_is_rounded_once(pair, tmp_path):
+@for_each("model_type", PAIRS)
+def test_half_precision_is_rounded_once(pairs, model_type, tmp_path):
     """From a float32 file straight to the target's dtype, whatever is transposed on the way."""
+    pair = pairs(model_type)
     backbone = write(pair, tmp_path / "given", spellings(pair)["hub"])
     read = backbone.load(targets(backbone, dtype=DTYPES["bfloat16"]))
     expected = {p: np.asarray(x).astype(ml_dtypes.bfloat16) for p, x in pair.parameters.items()}

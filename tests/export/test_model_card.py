@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from experiments import stage2
+from tests.tables import for_each
 from unime_jax import config_reader
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
@@ -19,9 +20,12 @@ FENCE = '```\n# Owned\n<script>alert("x")</script>'
 HIDDEN = "\u202e\x1b\x00"
 
 
-def card_of(folder, backbone="org/model", sources=("a", "b"), prompt="a <image> b"):
+def card_of(
+    folder, backbone="org/model", sources=("a", "b"), prompt="a <image> b", warnings=(), **changes
+):
     config = stage2.get_config()
     config.backbone = backbone
+    config.update_from_flattened_dict(changes)
     settings = config_reader.read(TrainConfig, config.to_dict())
     text = json.dumps(config.to_dict(), indent=2, default=dataclasses.asdict)
     (folder / "config.json").write_text(text)
@@ -46,7 +50,7 @@ def card_of(folder, backbone="org/model", sources=("a", "b"), prompt="a <image> 
         cosine=1.0,
         items=[Item(EVIL)],
         sources=sources,
-        warnings=(),
+        warnings=warnings,
     )
     return (folder / "README.md").read_text()
 
@@ -63,15 +67,95 @@ def test_an_ordinary_card_reads_as_it_is_written(tmp_path):
     assert "transparency on white" in body and "upper eight" in body
 
 
-@pytest.mark.parametrize("hidden", HIDDEN)
-def test_nothing_of_a_data_set_acts_in_a_card(tmp_path, hidden):
+def test_what_a_card_says_of_the_training(tmp_path):
+    """Rows by name, as the settings are; and the length of the longest bucket."""
+    card = card_of(tmp_path, sources=("a",))
+    _, table = card.split("## Training\n\n| | |\n|---|---|\n")
+    lines = table.split("\n\n")[0].splitlines()
+    rows = dict(line[2:-2].split(" | ") for line in lines)
+    settings = stage2.get_config()
+    optimizer, lora = settings.optimizer, settings.lora
+    assert rows["steps"] == f"3 of {settings.batch_size} pairs"
+    assert rows["loss"].startswith(f"contrastive: temperature {settings.loss.temperature}, ")
+    assert "the 8 hardest in-batch negatives" in rows["loss"]
+    assert "the positive + 0.1 left out" in rows["loss"] and "hardness" not in rows["loss"]
+    assert ("both directions" in rows["loss"]) is settings.loss.symmetric
+    adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
+    assert rows["trained"] == (
+        adapters if lora.rank else "parameters chosen by the rules in `trainable`"
+    )
+    assert rows["optimizer"] == (
+        f"AdamW, learning rate {optimizer.learning_rate}, {optimizer.schedule} after"
+        f" {optimizer.warmup_steps} warmup steps"
+    )
+    assert rows["weights"] == settings.export.dtype and "base" not in rows
+    assert "**warning**" not in rows
+    lengths = [bucket.tokens for bucket in settings.data.buckets]
+    assert f'from_pretrained("{tmp_path.name}", max_length={max(lengths)})' in card
+    assert "in both directions" not in card
+
+    (tmp_path / "config.json").unlink()
+    changes = {"loss.symmetric": True, "loss.hardness": 9.0, "lora.rank": 4, "lora.dora": True}
+    other = card_of(tmp_path, warnings=("all was skipped",), **changes)
+    assert "negatives weighted by hardness 9.0, both directions" in other
+    assert f"| DoRA, rank 4, alpha {lora.alpha}, merged |" in other
+    assert "| **warning** | all was skipped |" in other
+    plain = card_of(tmp_path, **changes | {"loss.symmetric": False, "lora.dora": False})
+    assert "both directions" not in plain and "| LoRA, rank 4," in plain
+
+
+def test_only_a_hub_id_is_a_base_model(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "base_model" not in head_of(card_of(tmp_path, backbone=str(folder)))[0]
+    for name in ("org/model", "org/model x", "org/model: y"):
+        assert head_of(card_of(tmp_path, backbone=name))[0]["base_model"] == name
+
+
+@for_each(
+    "config, expected",
+    [
+        ({}, False),
+        ({"is_causal": False}, True),
+        ({"is_causal": True}, False),
+        ({"text_config": {"is_causal": False}}, True),
+        ({"text_config": None}, False),
+    ],
+)
+def test_attention_in_both_directions_is_said(tmp_path, config, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_card._is_bidirectional(tmp_path) is expected
+
+
+def test_origins(tmp_path):
+    """A run, the hub with its commits, or an architecture alone."""
+    loaded = card_of(tmp_path, init="pretrained")
+    assert "It started from `org/model`. On the Hugging Face hub that was" in loaded
+    random = card_of(tmp_path, init="random")
+    assert "It has the architecture of `org/model`." in random
+    assert "at commit `" + "0" * 40 + "`" in random
+
+
+def test_a_prompt_as_long_as_the_limit_is_whole():
+    longest = "x" * model_card.LENGTH
+    assert model_card._shortened(longest) == longest
+    assert model_card._shortened(longest + "y") == longest + " ..."
+
+
+def test_nothing_of_a_data_set_acts_in_a_card(tmp_path):
     markdown_it = pytest.importorskip("markdown_it")
+    parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False})
+    for hidden in HIDDEN:
+        assert_that_nothing_acts(tmp_path, hidden, parser)
+
+
+def assert_that_nothing_acts(tmp_path, hidden, parser):
     strange = f"{EVIL}{hidden}{FENCE}"
     card = card_of(tmp_path, backbone=strange, sources=[strange, "b"], prompt=strange)
     head, body = head_of(card)
     assert head.keys() == {"library_name", "pipeline_tag", "base_model", "tags"}
     assert head["base_model"] == strange and hidden not in card
-    tokens = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).parse(body)
+    tokens = parser.parse(body)
     inline = [child for token in tokens for child in token.children or ()]
     assert not {"html_block"} & {token.type for token in tokens}
     assert not {"html_inline", "link_open", "image", "strong_open"} & {c.type for c in inline}

@@ -1,6 +1,7 @@
 """sentence-transformers on an exported folder gives what the plain model gives item by item."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -125,9 +126,10 @@ class Case:
         return self.loaded.tokenizer.decode(row)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return _make(FAMILIES[request.param], tmp_path_factory.mktemp("export") / request.param)
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """A case of each family, by its name."""
+    return functools.cache(lambda name: _make(FAMILIES[name], tmp_path_factory.mktemp(name) / name))
 
 
 def _make(family: Family, folder: pathlib.Path, dtype: torch.dtype = torch.float32) -> Case:
@@ -172,7 +174,9 @@ INPUTS: list[tuple[Any, str, list[Image.Image]]] = [
 ]
 
 
-def test_texts_and_images_in_one_call(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_texts_and_images_in_one_call(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     expected = np.stack([case.expected(text, images) for _, text, images in INPUTS])
     similar = expected @ expected.T - np.eye(len(expected))
     assert similar.max() < 0.99, "the inputs look alike: equality would say little"
@@ -191,19 +195,25 @@ def _padded(side: str) -> dict[str, Any]:
     return {"processing_kwargs": {"text": {"padding_side": side}}}
 
 
-def test_rows_are_padded_at_their_end(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_rows_are_padded_at_their_end(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     mask = case.loaded[0].preprocess(["a", "a red circle"])["attention_mask"]
     assert mask[:, 0].all() and not mask[:, -1].all()
 
 
-def test_pixels_are_pillows(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_pixels_are_pillows(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     found = case.loaded[0].preprocess([WIDE])["pixel_values"]
     processor = AutoImageProcessor.from_pretrained(case.folder, backend="pil")
     assert torch.equal(found, processor([WIDE], return_tensors="pt")["pixel_values"])
     assert case.loaded.get_embedding_dimension() == DECODER["hidden_size"]
 
 
-def test_a_prompt_is_a_part_of_the_text(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_a_prompt_is_a_part_of_the_text(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     frames = case.family.frames()
     (before, after), (with_image, _) = frames[0], frames[1]
     assert case.tokens("circle", prompt="find: ").endswith(f"{before}find: circle{after}")
@@ -216,14 +226,18 @@ def test_a_prompt_is_a_part_of_the_text(case: Case) -> None:
     np.testing.assert_allclose(queries, same, atol=1e-6)
 
 
-def test_markers_are_left_out(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_markers_are_left_out(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     text = f"<|image_1|>\na {case.family.image_token}red <|image_1|>\ncircle <|image_1|>"
     assert case.tokens(text) == case.tokens("a red circle")
     marked = {"text": "<|image_1|>\nblue", "image": TALL}
     assert case.tokens(marked) == case.tokens({"text": "blue", "image": TALL})
 
 
-def test_what_is_too_long(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_what_is_too_long(cases: Callable[[str], Case], model_type: str) -> None:
+    case = cases(model_type)
     before, after = case.family.frames()[0]
     long = "blue square " * MAX_LENGTH
     assert case.loaded[0].preprocess([long])["input_ids"].shape == (1, MAX_LENGTH)
@@ -235,7 +249,11 @@ def test_what_is_too_long(case: Case) -> None:
         short.encode([WIDE])
 
 
-def test_refuses_what_the_model_does_not_take(case: Case) -> None:
+@for_each("model_type", FAMILIES)
+def test_refuses_what_the_model_does_not_take(
+    cases: Callable[[str], Case], model_type: str
+) -> None:
+    case = cases(model_type)
     with pytest.raises(Exception, match="more images than this model takes: 3"):
         case.loaded.encode([{"text": "x", "image": [SMALL] * 3}])
     with pytest.raises(ValueError, match="video"):
@@ -252,7 +270,11 @@ def test_the_weights_dtype_is_kept(tmp_path: pathlib.Path) -> None:
     assert single.dtype == torch.float32
 
 
-def test_saving_it_again_keeps_the_wording(case: Case, tmp_path: pathlib.Path) -> None:
+@for_each("model_type", FAMILIES)
+def test_saving_it_again_keeps_the_wording(
+    cases: Callable[[str], Case], model_type: str, tmp_path: pathlib.Path
+) -> None:
+    case = cases(model_type)
     case.loaded.save(str(tmp_path / "again"), create_model_card=False)
     again = SentenceTransformer(str(tmp_path / "again"))
     inputs = ["a red circle", {"text": "blue", "image": TALL}]

@@ -78,11 +78,6 @@ def exports(tmp_path_factory):
     return functools.cache(lambda name: export(name, tmp_path_factory.mktemp(name)))
 
 
-@pytest.fixture(params=FAMILIES)
-def one(request, exports) -> Export:
-    return exports(request.param)
-
-
 def opened(folder, **arguments) -> Embedder:
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     return Embedder.from_pretrained(folder, dtype="float32", mesh=mesh, **arguments)
@@ -92,7 +87,9 @@ def assert_same(found, expected):
     assert np.sum(found * expected, axis=1).min() >= 0.99999
 
 
-def test_a_long_text_has_the_recorded_length(one):
+@for_each("model_type", FAMILIES)
+def test_a_long_text_has_the_recorded_length(exports, model_type):
+    one = exports(model_type)
     model = opened(one.folder)
     assert model.max_length == MAX_LENGTH
     texts = [LONG, "a red circle"]
@@ -101,15 +98,19 @@ def test_a_long_text_has_the_recorded_length(one):
     assert_same(model.encode(texts, **named), one.theirs.encode(texts, **named))
 
 
-def test_the_same_call_for_pictures(one, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_the_same_call_for_pictures(exports, model_type, tmp_path):
+    one = exports(model_type)
     file = str(tmp_path / "red.png")
     RED.save(file)
     items = [RED, {"image": file}, {"text": file}, {"image": file, "text": "a"}]
     assert_same(opened(one.folder).encode(items), one.theirs.encode(items))
 
 
-def test_sentence_transformers_leaves_our_file_out(one):
+@for_each("model_type", FAMILIES)
+def test_sentence_transformers_leaves_our_file_out(exports, model_type):
     """And yet the model is used as it was trained."""
+    one = exports(model_type)
     assert not (one.saved / processing.FILE).exists()
     first, second = (
         backbones.open_backbone(str(folder), max_length=None) for folder in (one.folder, one.saved)
@@ -126,8 +127,10 @@ def test_sentence_transformers_leaves_our_file_out(one):
 ITEMS = [LONG, "<|image_1|>\na", RED, {"text": "a red circle", "image": RED}]
 
 
-def test_embeddings_of_what_sentence_transformers_saved(one):
+@for_each("model_type", FAMILIES)
+def test_embeddings_of_what_sentence_transformers_saved(exports, model_type):
     """Under whatever names it has written the weights."""
+    one = exports(model_type)
     model = opened(one.saved)
     assert_same(model.encode(ITEMS), opened(one.folder).encode(ITEMS))
     assert_same(model.encode(ITEMS[:2]), one.theirs.encode(ITEMS[:2]))
@@ -148,7 +151,9 @@ def test_a_length_that_was_changed_in_sentence_transformers(exports, tmp_path):
     assert_same(model.encode([LONG]), theirs.encode([LONG]))
 
 
-def test_transformers_carries_the_record_along(one, tmp_path):
+@for_each("model_type", FAMILIES)
+def test_transformers_carries_the_record_along(exports, model_type, tmp_path):
+    one = exports(model_type)
     AutoModel.from_pretrained(one.folder).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(one.folder).save_pretrained(tmp_path)
     assert not (tmp_path / "modules.json").exists()
