@@ -72,8 +72,6 @@ def test_scores_appear_and_training_is_the_same(evaluated, straight, workdir, no
     assert events.read_bytes().count(b"evaluation/All") == 4  # before, 2, 4 and 6
     spent = json.loads((workdir / "goodput.json").read_text())["seconds"]
     assert spent["evaluation"] > 0
-    train.run(evaluated, workdir)  # finished
-    assert evaluations.read(workdir) == by_step
 
 
 class Killed(BaseException):
@@ -101,7 +99,16 @@ def test_a_kill_neither_repeats_nor_loses_an_evaluation(
             train.run(evaluated, workdir)
     assert checkpoint_steps(workdir)[-1] == 4
     left[:] = [0.0, 60.0] if moment == "after" else [40.0, 0.0, 60.0]  # (step 4), before, after
-    train.run(evaluated, workdir)
+    begun, writer = [], loop.MetricsWriter
+
+    def begin(*arguments, **options):
+        begun.append(options["resume_step"])
+        return writer(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "MetricsWriter", begin)
+        train.run(evaluated, workdir)
+    assert begun == [4]
     assert not left and given(workdir) == {2: 20.0, 4: 40.0, 6: 60.0}
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
@@ -153,6 +160,10 @@ def test_a_signal_during_an_evaluation_has_nothing_to_save(
     monkeypatch.setattr(results.suite, "evaluate", evaluate)
     train.run(evaluated, workdir)
     assert during == [False] * 4 and complete == [2, 4, 6, 6]
+    by_step = evaluations.read(workdir)
+    assert list(by_step) == [2, 4, 6]
+    train.run(evaluated, workdir)  # finished: the end alone is evaluated again
+    assert evaluations.read(workdir) == by_step and len(during) == 5
 
 
 def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
