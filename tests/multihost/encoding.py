@@ -2,8 +2,8 @@
 
     python -m tests.multihost.encoding <coordinator> <model folder> <items.json> <folder>
 
-leaves <folder>/<process>.npz. They are children of one, which imports once. An item is [text, PNG in
-hexadecimal]. Two devices a process, on meshes where both processes have rows of their own, and
+leaves <folder>/<process>.npz. They are children of one, which imports once. An item is [text, PNG
+in hexadecimal]. Two devices a process, on meshes where both processes have rows of their own, and
 where both have all rows.
 """
 
