@@ -36,8 +36,8 @@ def toy(item: Item) -> Row:
         slot=rng.integers(-1, 1 + tiles * 4, (length, 2), np.int32),
         slot_weight=rng.random((length, 2), np.float32),
         patches=rng.integers(0, 255, (tiles, 4, 6), np.uint8) if tiles else None,
-        truncated=length // 16,
-        unmatched_markers=length % 2,
+        truncated=length // 4,
+        unmatched_markers=2 * (length % 2),
     )
 
 
@@ -247,7 +247,7 @@ def test_info():
     assert info.rows == (2, 0, 0, 8) and info.chunks == (1, 0, 0, 2)
     assert info.pad_fraction == pytest.approx(1 - (8 * 16 + 3 + 2) / (2 * 4 * 16 + 16 * 4))
     assert (info.dropped_negatives, info.overflowed, info.truncated) == (BATCH, 0, BATCH)
-    assert info.unmatched_markers == 1
+    assert info.unmatched_markers == 2  # of one row: markers, where `truncated` counts rows
 
 
 def test_chunks_of_smaller_buckets_take_more_rows():

@@ -1,16 +1,20 @@
 """One tiny dataset and one finished run for all tests of the training job."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
 import filelock
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from tests.jobs import tiny_run
 from unime_jax.jobs import train
+from unime_jax.training.setup import Setup
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +62,31 @@ def straight(data, made_once, tmp_path_factory) -> pathlib.Path:
 def workdir(tmp_path):
     yield tmp_path / "run"
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def plain_step(monkeypatch):
+    """Steps that add `tiny_run.PLAIN_STEP` to each parameter, for tests of what is around them.
+
+    Nothing of the model is traced or compiled. A step is skipped where a parameter is not finite.
+    """
+
+    def train_step(self, like, *, sources=0):
+        def step(state, batch):
+            ok = jnp.isfinite(jnp.stack([x.sum() for x in jax.tree.leaves(state.trainable)])).all()
+            new = dataclasses.replace(
+                state,
+                step=state.step + 1,
+                trainable=jax.tree.map(lambda x: x + tiny_run.PLAIN_STEP, state.trainable),
+                skipped=state.skipped + ~ok,
+                skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+            )
+            names = ("loss", "gradient_norm", "learning_rate", "mean_cosine", "chance_loss")
+            counts = {"skipped_steps": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
+            by_source = {name: jnp.ones(sources) for name in ("source_loss", "source_rows")}
+            return new, dict.fromkeys(names, jnp.where(ok, 0.5, jnp.nan)) | counts | by_source
+
+        placed = jax.tree.map(lambda x: x.sharding, like)
+        return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+    monkeypatch.setattr(Setup, "train_step", train_step)

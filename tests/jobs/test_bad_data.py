@@ -46,7 +46,7 @@ SEVERAL_IMAGES = {
 }
 
 
-def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, spoil):
+def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, plain_step, spoil):
     spoil(BAD_ROWS | SEVERAL_IMAGES)
     config.data.max_bad_share = 0.5
     train.run(config, workdir)
@@ -70,7 +70,7 @@ def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, spoil):
     self_check.repeat(files.as_path(workdir / "hf"))
 
 
-def test_too_many_bad_rows_end_the_run(config, workdir, spoil, monkeypatch):
+def test_too_many_bad_rows_end_the_run(config, workdir, plain_step, spoil, monkeypatch):
     spoil(BAD_ROWS)
     early = functools.partial(quarantine.Quarantine, min_read=32)
     monkeypatch.setattr(quarantine, "Quarantine", early)

@@ -94,8 +94,8 @@ def test_the_watchdog_ends_a_run_with_a_pipe_in_place_of_a_file(config, data, wo
     file = tmp_path / "data" / "mini_mmeb" / "backbone" / "config.json"
     file.unlink()
     os.mkfifo(file)
-    config.watchdog.setup_seconds = 3.0
+    config.watchdog.setup_seconds = 1.5
     process = tiny_run.start(config, workdir)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == watchdog.STATUS, output
-    assert "the set-up has not gone on for 3 s" in output
+    assert "the set-up has not gone on for 1.5 s" in output

@@ -57,7 +57,9 @@ def test_the_report_says_what_was_measured_and_on_how_many_rows(straight):
     assert '<details class="dataset" open' not in page and 'href="#examples-1"' in page
 
 
-def test_no_count_is_lost_between_lines_checkpoints_and_starts(config, straight, workdir):
+def test_no_count_is_lost_between_lines_checkpoints_and_starts(
+    config, straight, workdir, plain_step
+):
     """Lines every four steps and where something is saved: sums are those of a line a step."""
     config.log_every, config.checkpoint.every, config.data.negatives = 4, 3, 1
     config.export.verify = False
@@ -82,7 +84,7 @@ def broken(monkeypatch):
 
 @pytest.mark.parametrize("gives_up_after", [10, 4])
 def test_a_run_whose_every_step_was_skipped_fails_and_hands_on_nothing(
-    config, workdir, broken, caplog, gives_up_after
+    config, workdir, plain_step, broken, caplog, gives_up_after
 ):
     config.max_skipped = gives_up_after
     for _ in range(2 if gives_up_after > 6 else 1):  # the same command again

@@ -157,20 +157,19 @@ def test_a_run_of_before_keys_were_renamed_goes_on(workdir, config, caplog):
         check(workdir, config)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-4])
-def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config, rate):
-    config.optimizer.final_learning_rate = rate
-    setup.write_config(workdir, config)
-    config.steps = 12
-    with pytest.raises(ValueError) as raised:
-        check(workdir, config)
-    text = str(raised.value)
-    assert f"ends at step 6 with a learning rate of {rate}. " in text
-    assert "at its start: --config.optimizer.schedule_steps=12, or --config.optimizer.sche" in text
-    assert ("add --config.optimizer.schedule_steps=6" in text) == bool(rate)
-    if rate:
-        config.optimizer.schedule_steps = 6
-        check(workdir, config)
+def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config):
+    for rate in (0.0, 1e-4):
+        config.steps, config.optimizer.final_learning_rate = 6, rate
+        setup.write_config(workdir, config)
+        config.steps = 12
+        with pytest.raises(ValueError) as raised:
+            check(workdir, config)
+        text = str(raised.value)
+        assert f"ends at step 6 with a learning rate of {rate}. " in text
+        assert "at its start: --config.optimizer.schedule_steps=12, or --config.opti" in text, rate
+        assert ("add --config.optimizer.schedule_steps=6" in text) == bool(rate)
+    config.optimizer.schedule_steps = 6
+    check(workdir, config)
 
 
 def test_a_key_that_is_new_or_gone_counts_as_changed(workdir, config):

@@ -1,9 +1,10 @@
-"""One process of two that embed together, and what it had to do for it.
+"""Two processes that embed together, and what each had to do for it.
 
-    python -m tests.multihost.encoding <coordinator> <process> <model folder> <items.json> <out.npz>
+    python -m tests.multihost.encoding <coordinator> <model folder> <items.json> <folder>
 
-An item is [text, PNG in hexadecimal]. Two devices a process, on meshes where both processes have
-rows of their own, and where both have all rows.
+leaves <folder>/<process>.npz. They are children of one, which imports once. An item is [text, PNG
+in hexadecimal]. Two devices a process, on meshes where both processes have rows of their own, and
+where both have all rows.
 """
 
 import json
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.jobs.embedding.forked import forked, status_of
 from unime_jax import embedder, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item, Media, Row
@@ -68,12 +70,17 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
     return found
 
 
-def main(coordinator: str, process: str, folder: str, items_file: str, out: str) -> None:
-    jax.distributed.initialize(coordinator, 2, int(process))
+def main(coordinator: str, folder: str, items_file: str, out: str) -> None:
     given = json.loads(pathlib.Path(items_file).read_text())
     items = [Item(x, (Media("a", bytes.fromhex(data)),) if data else ()) for x, data in given]
-    np.savez(out, **embed(folder, items))
-    jax.distributed.shutdown()
+
+    def run(process: int) -> None:
+        jax.distributed.initialize(coordinator, 2, process)
+        np.savez(pathlib.Path(out) / f"{process}.npz", **embed(folder, items))
+        jax.distributed.shutdown()
+
+    children = [forked(lambda process=process: run(process)) for process in range(2)]
+    sys.exit(any([status_of(child) for child in children]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.tables import for_each
 from unime_jax.operations.watchdog import STATUS, Watchdog
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,25 +26,6 @@ with Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=sys.argv[2] == "exit"
         watchdog.beat()
 time.sleep(1.0)  # evaluates
 """
-
-
-@pytest.mark.parametrize("exit", [True, False])
-def test_a_step_that_hangs(tmp_path, exit):
-    file = tmp_path / "stacks-0.txt"
-    command = [sys.executable, "-c", SLOW, str(file), "exit" if exit else "stay"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == (STATUS if exit else 0)
-    assert "no step has finished for 0.5 s" in done.stderr and "stacks-0.txt" in done.stderr
-    for text in (done.stderr, file.read_text()):
-        assert text.count("in train_step") == 1  # neither the first step nor what comes after
-        assert "in _watch" in text  # all threads
-
-
-def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
-    with Watchdog(tmp_path / "no" / "folder", seconds=0.1, exit=False) as watchdog:
-        watchdog.beat()
-        time.sleep(0.5)
-    assert "no stacks in" in caplog.text
 
 
 PHASES = """
@@ -71,19 +53,52 @@ with watchdog.Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=True):
 """
 
 
-def test_each_phase_has_a_bound_of_its_own(tmp_path):
+SCRIPTS = {"exit": (SLOW, "exit"), "stay": (SLOW, "stay"), "phases": (PHASES, "")}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """By script: status, what was said, and the file of stacks; all ran at once, as they sleep."""
+    folder = tmp_path_factory.mktemp("hanging")
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", script, str(folder / f"{name}-stacks-0.txt"), argument],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (script, argument) in SCRIPTS.items()
+    }
+    found = {}
+    for name, process in running.items():
+        said = process.communicate(timeout=60)[1]
+        found[name] = process.returncode, said, folder / f"{name}-stacks-0.txt"
+    return found
+
+
+@for_each(("name", "status"), [("exit", STATUS), ("stay", 0)])
+def test_a_step_that_hangs(ended, name, status):
+    returned, said, file = ended[name]
+    assert returned == status
+    assert "no step has finished for 0.5 s" in said and "stacks-0.txt" in said
+    for text in (said, file.read_text()):
+        assert text.count("in train_step") == 1  # neither the first step nor what comes after
+        assert "in _watch" in text  # all threads
+
+
+def test_each_phase_has_a_bound_of_its_own(ended):
     """Also where Python's `finally` is not reached: what is registered is done before the end."""
-    file = tmp_path / "stacks-0.txt"
-    done = subprocess.run(
-        [sys.executable, "-c", PHASES, str(file)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == STATUS, done.stderr
-    assert "the export has not gone on for 0.5 s" in done.stderr
+    status, said, file = ended["phases"]
+    assert status == STATUS, said
+    assert "the export has not gone on for 0.5 s" in said
     assert "in hang" in file.read_text() and file.read_text().count("Current thread") <= 1
+
+
+def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
+    with Watchdog(tmp_path / "no" / "folder", seconds=0.1, exit=False) as watchdog:
+        watchdog.beat()
+        time.sleep(0.5)
+    assert "no stacks in" in caplog.text
 
 
 def test_off(tmp_path):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from tests.tables import for_each
 from unime_jax.operations import lock_owner, workdir_lock
 from unime_jax.operations.workdir_lock import LockedError, owned
 
@@ -76,36 +77,40 @@ def test_one_owner_at_a_time_and_the_other_is_told_who_it_is(tmp_path):
 def test_a_zombie_owns_nothing(tmp_path):
     process = start(tmp_path, "time.sleep(60)")
     process.send_signal(signal.SIGKILL)
-    time.sleep(0.3)  # dead, and nobody has asked how it ended
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody asks how it ended
     with hold(tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
-    [{"pid": 2**22 + 1}, {"pid": 1, "began": "17"}, {"began": "17"}],
-    ids=["no such process", "another one's id", "this one's id"],
+    [
+        {"pid": 2**22 + 1},  # no such process
+        {"pid": 1, "began": "17"},  # another one's id
+        {"began": "17"},  # this one's id
+    ],
 )
-def test_a_dead_owner_on_this_host_is_no_obstacle(tmp_path, changes):
+def test_a_dead_owner_on_this_host_is_no_obstacle(tmp_path, quick, changes):
     left_behind(tmp_path, **changes)
     with hold(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["host", "boot", "namespace"])
-def test_an_owner_elsewhere_is_dead_when_silent(tmp_path, quick, name):
+@for_each("name", ["host", "boot", "namespace"])
+def test_an_owner_elsewhere_is_dead_when_silent(tmp_path, quick, monkeypatch, name):
     """Its process id means nothing here, be it that of a process that lives."""
     left_behind(tmp_path, age=60.0, **{name: "elsewhere"})
     began = time.monotonic()
     with hold(tmp_path):
         assert time.monotonic() - began < 0.9  # of one long silent nothing is awaited
+    monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 0.4)
     left_behind(tmp_path, **{name: "elsewhere"}, pid=2**22 + 1)
     began = time.monotonic()
     with hold(tmp_path):
-        assert time.monotonic() - began > 0.9
+        assert time.monotonic() - began > 0.35
 
 
 def test_an_owner_elsewhere_who_is_heard_of_keeps_it(tmp_path, quick):
@@ -126,8 +131,11 @@ def test_an_owner_elsewhere_who_is_heard_of_keeps_it(tmp_path, quick):
         thread.join()
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"host": 1}', b"\xff\xfe", b"[" * 5000])
-def test_a_lock_that_cannot_be_read_is_stale_when_nobody_touches_it(tmp_path, quick, content):
+@for_each("content", [b"", b"[]", b'{"host": 1}', b"\xff\xfe", b"[" * 5000])
+def test_a_lock_that_cannot_be_read_is_stale_when_nobody_touches_it(
+    tmp_path, quick, monkeypatch, content
+):
+    monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 0.2)
     (tmp_path / "run.lock").write_bytes(content)
     with hold(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
@@ -178,7 +186,7 @@ def test_of_many_who_take_over_one_gets_it(tmp_path, quick, monkeypatch, links):
             raise PermissionError("no links on this file system")
 
         monkeypatch.setattr(os, "link", link)
-    for _ in range(3):
+    for _ in range(2):
         left_behind(tmp_path, pid=2**22 + 1)
         inside, most, got = [], [], []
         together = threading.Barrier(8)

@@ -228,6 +228,32 @@ def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys, monkeypatch):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
+def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
+    """Of a run that goes on: two steps in 8 s, so that the last two take as long."""
+    clock = types.SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(progress, "time", clock)
+    with open_writer(tmp_path, total_steps=10, resume_step=6) as writer:
+        clock.now += 8.0
+        writer.write(8, {})
+    assert "8/10 [00:08<00:08,  4.00s/step]" in capsys.readouterr().err
+
+    class Bar:
+        disable = False
+
+        def __init__(self, **options):
+            assert (options["initial"], options["total"]) == (6, 10)
+
+        def close(self):
+            pass
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    with open_writer(tmp_path, total_steps=10, resume_step=6):
+        pass
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -3,9 +3,10 @@
     python -m tests.jobs.embedding.forked <config.json> <folder> <moments, JSON> <port>
 
 In <folder>/straight nothing disturbs a run; <folder>/pair is of two processes that know of each
-other. In <folder>/killed a run is killed at each moment, and the last one is not. A moment is
-(n, stage): SIGKILL at the n-th file that a run writes: "half" of it is written, all is but it is
-still "unnamed", or "after" that. Prints by folder how each process ended, -9 for SIGKILL.
+other. In <folder>/killed a run is killed at each moment, and the last one is not; there and in
+<folder>/plain, where it is left alone, embeddings are `plain`. A moment is (n, stage): SIGKILL at
+the n-th file that a run writes: "half" of it is written, all is but it is still "unnamed", or
+"after" that. Prints by folder how each process ended, -9 for SIGKILL.
 """
 
 import itertools
@@ -18,13 +19,15 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from unime_jax import files
+from unime_jax import embedder, files
 from unime_jax.data.embedding_store import RECORD
 from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
+WIDTH = 48  # of the model
 LEAVE_SECONDS = 1  # that a process waits for the others to leave, too
 
 
@@ -43,6 +46,18 @@ def forked(call: Callable[[], None]) -> int:
 
 def status_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def plain(*_: object) -> Callable[..., jax.Array]:
+    """In the place of `make_encode`: embeddings that differ by token, and compile at once."""
+
+    def encode(trainable, frozen, inputs):
+        own = jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None]
+        total = jnp.where(own, inputs.tokens, 0).sum(axis=1)
+        vectors = jnp.sin(total[:, None] * jnp.arange(1.0, WIDTH + 1))
+        return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return encode
 
 
 def kill_at(moment: int, stage: str) -> None:
@@ -97,6 +112,7 @@ def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, s
 
         def run(moment=moment, stage=stage):
             kill_at(moment, stage)
+            embedder.make_encode = plain
             embed.run(config, workdir)
 
         found.append(status_of(forked(run)))
@@ -126,12 +142,11 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
 
 if __name__ == "__main__":
     config_file, parent, moments, port = sys.argv[1:]
-    given, folder = (
-        ConfigDict(json.loads(pathlib.Path(config_file).read_text())),
-        pathlib.Path(parent),
-    )
+    given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
+    folder = pathlib.Path(parent)
     statuses = {
-        "straight": killed(given, folder / "straight", []),
+        "straight": [status_of(forked(lambda: embed.run(given, folder / "straight")))],
+        "plain": killed(given, folder / "plain", []),
         "killed": killed(given, folder / "killed", json.loads(moments)),
         "pair": pair(given, folder / "pair", int(port)),
     }
