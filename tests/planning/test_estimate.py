@@ -1,7 +1,6 @@
 """Plans of programs of known size: exact memory, FLOPs by closed forms, traffic of a real step."""
 
 import dataclasses
-import functools
 
 import jax
 import pytest
@@ -23,7 +22,6 @@ TEXT = dict(
 ONEVISION_7B = "experiments/plans/models/llava_onevision_7b"
 
 
-@functools.cache
 def step_of(backbone, *buckets, recompute=True):
     given = stage2.get_config()
     given.execution.recompute = recompute
