@@ -28,8 +28,8 @@ WITH_TORCH = (
     "tests/models/test_llava_qwen.py::test_recorded_embeddings[mixed_batch",
     "tests/models/test_nv_embed.py::test_attention_to_so_many_keys",
     "tests/models/test_parity.py::test_whole_model_on_odd_image_sizes",
-    "tests/models/test_phi3_v.py::test_recorded_hidden_states_and_embeddings[mixed_batch",
-    "tests/models/test_qwen2_vl.py::test_recorded_embeddings[raw_prompt_mixed",
+    "tests/models/test_phi3_v.py::test_recorded_hidden_states_and_embeddings",
+    "tests/models/test_qwen2_vl.py::test_recorded_embeddings",
 )
 TESTS = ANYWHERE + (WITH_TORCH if importlib.util.find_spec("torch") else ())
 

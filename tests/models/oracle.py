@@ -35,6 +35,7 @@ TEXT = dict(
     num_key_value_heads=2,
     tie_word_embeddings=False,
 )
+ROPE_THETA = 5e4  # no family's, as the epsilons of the pairs below: what is read must be used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Pair:
 def make_pair(folder: pathlib.Path, *, grid: int, max_tiles: int = 9, seed: int = 0) -> Pair:
     """A LLaVA-OneVision; see `pair_of`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, grid=grid, max_tiles=max_tiles, vision=VISION, text=TEXT)
+    text = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}}
+    vision, text = VISION | {"layer_norm_eps": 0.02}, text | {"rms_norm_eps": 0.03}
+    write_folder(folder, grid=grid, max_tiles=max_tiles, vision=vision, text=text)
     return pair_of(folder, seed=seed)
 
 
@@ -58,7 +61,8 @@ def make_next_pair(
     folder: pathlib.Path, decoder: Literal["llama", "mistral"], *, seed: int = 0
 ) -> Pair:
     """A LLaVA-NeXT, whose tower's last but one layer is read; see `pair_of`."""
-    vision, text = VISION | {"num_hidden_layers": 3}, TEXT | {"vocab_size": 448}
+    vision = VISION | {"num_hidden_layers": 3, "layer_norm_eps": 0.02}
+    text = TEXT | {"vocab_size": 448, "rms_norm_eps": 0.03, "rope_theta": ROPE_THETA}
     write_llava_next(folder, decoder=decoder, vision=vision, text=text)
     return pair_of(folder, seed=seed)
 

@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tests.models.oracle import EXACT
+from tests.tables import for_each
 from tests.training.tiny_batch import LOSS, regroup
 from unime_jax import encode, paths, sharding
 from unime_jax.batch import Batch
@@ -79,18 +80,19 @@ def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     return jax.value_and_grad(value)
 
 
-@pytest.mark.parametrize(("recompute", "remat"), [(True, "full"), (False, "none")])
-def test_once_a_step_is_the_same(parts, batch, recompute, remat):
+def test_once_a_step_is_the_same(parts, batch):
     _, trainable, _ = parts
     expected, gradient = jax.jit(loss_of(parts, batch, prepared=False))(trainable)
-    run = loss_of(parts, batch, prepared=True, recompute=recompute, remat=remat)
-    found, ours = jax.jit(run)(trainable)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert ours.keys() == gradient.keys()
-    for path, leaf in gradient.items():
-        scale = np.abs(leaf).max()
-        assert scale > 0
-        np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=path)
+    for recompute, remat in ((True, "full"), (False, "none")):
+        run = loss_of(parts, batch, prepared=True, recompute=recompute, remat=remat)
+        found, ours = jax.jit(run)(trainable)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=remat)
+        assert ours.keys() == gradient.keys()
+        for path, leaf in gradient.items():
+            scale = np.abs(leaf).max()
+            assert scale > 0
+            what = f"{path}, {remat}"
+            np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=what)
 
 
 def whole_kernels(jaxpr, shapes, inside=False):
@@ -112,7 +114,7 @@ def is_jaxpr(value):
     return isinstance(value, (ClosedJaxpr, Jaxpr))
 
 
-@pytest.mark.parametrize("recompute", [True, False])
+@for_each("recompute", [True, False])
 def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(parts, batch, recompute):
     _, trainable, frozen = parts
     kernels = {p: leaf.shape[1:] for p, leaf in frozen.items() if p.endswith(".kernel")}

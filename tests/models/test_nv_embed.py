@@ -80,7 +80,7 @@ def close(ours, theirs, where=None):
     assert_same_rows(ours, theirs)
 
 
-@pytest.mark.parametrize("case", RAW + STRINGS)
+@for_each("case", RAW + STRINGS)
 def test_recorded_states(model, case):
     """Behind the decoder, behind the latents, and the embeddings."""
     data = recorded(case)

@@ -20,6 +20,7 @@ from tests.models.oracle import (
     torch_hidden,
     torch_left_padded,
 )
+from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.batch import Item, Media
 from unime_jax.models import rope
@@ -37,16 +38,14 @@ def pairs(tmp_path_factory) -> dict[str, Pair]:
     }
 
 
-@pytest.fixture
-def pair(pairs, request) -> Pair:
-    return pairs[getattr(request, "param", "onevision")]
+@pytest.fixture(scope="module")
+def pair(pairs) -> Pair:
+    return pairs["onevision"]
 
 
-EVERY = pytest.mark.parametrize(
-    "pair", ["onevision", "shrinking", "mistral", "llama"], indirect=True
-)
-TOWERS = pytest.mark.parametrize("pair", ["onevision", "mistral"], indirect=True)
-DECODERS = pytest.mark.parametrize("pair", ["onevision", "mistral", "llama"], indirect=True)
+EVERY = for_each("kind", ["onevision", "shrinking", "mistral", "llama"])
+TOWERS = for_each("kind", ["onevision", "mistral"])
+DECODERS = for_each("kind", ["onevision", "mistral", "llama"])
 
 
 def first_layer(stack):
@@ -72,7 +71,8 @@ def our_rope(pair, tokens):
 
 
 @DECODERS
-def test_rotary_angles(pair):
+def test_rotary_angles(pairs, kind):
+    pair = pairs[kind]
     x = random(2, 9, 48)
     cos, sin = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
     ours = our_rope(pair, 9)
@@ -81,7 +81,8 @@ def test_rotary_angles(pair):
 
 
 @DECODERS
-def test_decoder_attention(pair):
+def test_decoder_attention(pairs, kind):
+    pair = pairs[kind]
     x = random(2, 9, 48)
     layer = pair.torch_model.model.language_model.layers[0].self_attn
     mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
@@ -94,7 +95,8 @@ def test_decoder_attention(pair):
 
 
 @DECODERS
-def test_decoder_layer_and_final_norm(pair):
+def test_decoder_layer_and_final_norm(pairs, kind):
+    pair = pairs[kind]
     x = random(2, 9, 48)
     decoder = pair.torch_model.model.language_model
     mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
@@ -113,7 +115,8 @@ def torch_tower(pair):
 
 
 @TOWERS
-def test_vision_layer(pair):
+def test_vision_layer(pairs, kind):
+    pair = pairs[kind]
     x = random(3, 16, 32)
     layer = torch_tower(pair).encoder.layers[0]
     with torch.no_grad():
@@ -123,8 +126,9 @@ def test_vision_layer(pair):
 
 
 @TOWERS
-def test_tower_features(pair):
+def test_tower_features(pairs, kind):
     """SigLIP's last layer; of CLIP the last but one, without the class token."""
+    pair = pairs[kind]
     x = random(3, 3, 28, 28)
     config = pair.torch_model.config
     with torch.no_grad():
@@ -139,7 +143,8 @@ def test_tower_features(pair):
 
 
 @TOWERS
-def test_projector(pair):
+def test_projector(pairs, kind):
+    pair = pairs[kind]
     x = random(3, 16, 32)
     with torch.no_grad():
         theirs = pair.torch_model.model.multi_modal_projector(torch.tensor(x))
@@ -147,8 +152,9 @@ def test_projector(pair):
 
 
 @TOWERS
-def test_image_table(pair):
+def test_image_table(pairs, kind):
     """From bytes to the newline and the projected patches of every tile."""
+    pair = pairs[kind]
     pixels = np.random.default_rng(1).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     settings = json.loads((pair.backbone.folder / "preprocessor_config.json").read_text())
     mean, std = (torch.tensor(settings[f"image_{x}"])[:, None, None] for x in ("mean", "std"))
@@ -198,8 +204,9 @@ def embed(pair, inputs):
 
 
 @EVERY
-def test_whole_model_on_odd_image_sizes(pair):
+def test_whole_model_on_odd_image_sizes(pairs, kind):
     """Text, image and mixed items of all lengths in one padded chunk, each against its own run."""
+    pair = pairs[kind]
     items = items_of(sizes_for(pair))
     inputs, rows, numbers = together(pair, items)
     hidden = np.asarray(jax.jit(lambda i: pair.model.hidden_states(i, EXACT))(inputs))
@@ -217,8 +224,9 @@ def test_whole_model_on_odd_image_sizes(pair):
 
 
 @EVERY
-def test_padding_on_the_left_gives_the_same_embeddings(pair):
+def test_padding_on_the_left_gives_the_same_embeddings(pairs, kind):
     """The originals pad on the left, where transformers' positions count the padding."""
+    pair = pairs[kind]
     items = items_of(sizes_for(pair)[:4])
     inputs, _, numbers = together(pair, items)
     theirs = torch_left_padded(pair, items)
@@ -228,7 +236,8 @@ def test_padding_on_the_left_gives_the_same_embeddings(pair):
 
 
 @TOWERS
-def test_padding_and_neighbours_do_not_matter(pair):
+def test_padding_and_neighbours_do_not_matter(pairs, kind):
+    pair = pairs[kind]
     items = items_of(SIZES[:3])
     alone, _ = packed(pair, items[2:3], 80, 5)
     together, numbers = packed(pair, items, 260, 13)

@@ -13,6 +13,7 @@ import pytest
 from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_texts
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION
+from tests.tables import for_each
 from unime_jax import backbones, encode, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import forward, lora, precision
@@ -109,14 +110,14 @@ def lowered_step(backbone, loss, *, dtype="float32", frozen="float32", devices=1
         return jax.jit(run).lower(now, abstract_batch(shapes, mesh, 8))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@for_each("family", FAMILIES)
 def test_every_float32_product_of_a_step_asks_for_float32(opened, family):
     found = products(lowered_step(opened(family), CONTRASTIVE))
     assert len(found) > 40  # forward and backward
     assert set(found) == {("f32", "f32", True)}
 
 
-@pytest.mark.parametrize("loss", [IN_BLOCKS, HARDEST_IN_BLOCKS], ids=["tiles", "hardest"])
+@for_each("loss", [IN_BLOCKS, HARDEST_IN_BLOCKS])
 def test_of_a_loss_in_tiles_round_a_ring_too(opened, loss):
     found = products(lowered_step(opened("llava_onevision"), loss, devices=2))
     assert set(found) == {("f32", "f32", True)}
@@ -133,7 +134,7 @@ def test_of_int8_kernels_computed_in_float32_too(opened):
     assert set(found) == {("f32", "f32", True)}
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "bert"])
+@for_each("family", ["llava_onevision", "bert"])
 def test_bfloat16_stays_the_platforms_own(opened, family):
     """Only what is float32 in such a run, as norms of DoRA and the loss, asks for more."""
     found = set(products(lowered_step(opened(family), CONTRASTIVE, dtype="bfloat16")))

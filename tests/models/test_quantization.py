@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,7 +114,7 @@ def close(found, expected, tolerance=1e-6):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_a_layer_is_the_dense_layer_of_its_values(dora):
     linear, dense = adapted(dora=dora)
     assert linear.kernel[...].dtype == jnp.int8
@@ -126,7 +125,7 @@ def test_a_layer_is_the_dense_layer_of_its_values(dora):
     close(half.astype(jnp.float32), dense(x), 2e-2)
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_gradients_are_those_of_the_dense_layer(dora):
     """Of the input and of the adapter."""
     found = []

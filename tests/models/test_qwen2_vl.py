@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.float32 import assert_same_gradients, assert_same_rows
 from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
+from tests.tables import for_each
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.qwen2_vl import dynamic_resolution, qwen2_vl
@@ -330,7 +331,7 @@ def recorded_model():
 
 
 @pytest.mark.usefixtures("unchecked_shapes")  # the recorded pixels are signed
-@pytest.mark.parametrize("case", ["raw_prompt_mixed", "text_only"])
+@for_each("case", ["raw_prompt_mixed", "text_only"])
 def test_recorded_embeddings(recorded_model, case):
     """Plain positions, and an image token without an image is a token like any other."""
     data = load_file(GOLDEN / case / "io.safetensors")
