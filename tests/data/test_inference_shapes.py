@@ -66,7 +66,7 @@ def corpus(random: np.random.Generator, images: bool) -> list[Item]:
     ]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@for_each("name", FAMILIES)
 def test_a_mixed_corpus_compiles_few_programs_with_little_padding(tmp_path, name):
     backbone = open_backbone(str(FAMILIES[name](tmp_path / name)), max_length=MOST)
     layout, longest = backbone.layout, backbone.preprocess.prompt.max_length
