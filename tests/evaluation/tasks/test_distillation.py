@@ -65,7 +65,7 @@ def test_teacher_and_student_have_temperatures_of_their_own():
 def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
     fields = {field.name: None for field in dataclasses.fields(Distillation)}
     fields |= {"temperature": 0.1, "teacher_temperature": 0.4, "mask_diagonal": False}
-    loss = Distillation(**fields | {"name": "distillation", "direction": "symmetric"})
+    loss = Distillation(**fields | {"objective": "distillation", "direction": "symmetric"})
     evaluation = types.SimpleNamespace(
         texts="held_out", mmeb="", composition="", images="", image_prompt="", limit=0
     )
