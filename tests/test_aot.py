@@ -11,6 +11,7 @@ from experiments import stage1, stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.planning import chips, compiler
 from unime_jax.planning.program import Program, train_program
@@ -96,10 +97,10 @@ SIZES = {
 HBM = 16e9  # bytes of one TPU v5e chip
 
 
-@pytest.fixture(scope="module", params=SIZES)
-def sized(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
-    """A variant, and its model's config.json with a stand-in tokenizer; no weights."""
-    return request.param, SIZES[request.param][0](tmp_path_factory.mktemp("7b"))
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """By variant, its model's config.json with a stand-in tokenizer; no weights."""
+    return {name: write(tmp_path_factory.mktemp("7b")) for name, (write, *_) in SIZES.items()}
 
 
 def draw(experiment, variant, folder, devices, changes=()) -> Program:
@@ -134,10 +135,10 @@ def check_trace(program: Program):
     assert metrics["loss"].shape == ()
 
 
-def test_the_7b_step_traces(sized):
+@for_each("variant", SIZES)
+def test_the_7b_step_traces(folders, variant):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
-    variant, folder = sized
-    program = draw(stage2, variant, folder, jax.devices())
+    program = draw(stage2, variant, folders[variant], jax.devices())
     trainable, frozen = program.parameters
     size = sum(leaf.size for leaf in (trainable | frozen).values())
     _, least, most = SIZES[variant]
@@ -180,10 +181,10 @@ def test_the_7b_step_traces_on_an_int8_base(tmp_path, experiment, variant):
     check_trace(program)
 
 
-def test_the_7b_distillation_step_traces(sized):
+@for_each("variant", SIZES)
+def test_the_7b_distillation_step_traces(folders, variant):
     """The language component alone, 768 triples; its adapters are all that is trained."""
-    variant, folder = sized
-    program = draw(stage1, variant, folder, jax.devices())
+    program = draw(stage1, variant, folders[variant], jax.devices())
     trainable, frozen = program.parameters
     assert all(path.startswith("language_model.") for path in trainable | frozen)
     assert {path.rpartition(".")[2] for path in trainable} == {"lora_a", "lora_b"}
@@ -193,14 +194,14 @@ def test_the_7b_distillation_step_traces(sized):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", [stage1, stage2], ids=["stage1", "stage2"])
-def test_the_7b_step_compiles_for_tpu_v5e_4x4(sized, experiment, tmp_path):
+@pytest.mark.parametrize("variant", SIZES)
+def test_the_7b_step_compiles_for_tpu_v5e_4x4(folders, variant, experiment, tmp_path):
     """On 16 chips of 16 GB: LoRA with 768 triples of texts of up to 128 tokens; DoRA with 1024
     pairs, images of 336, 384 or up to 672 pixels a side.
     """
     pytest.importorskip("libtpu")
-    variant, folder = sized
     where = chips.parse("v5e:4x4")
-    program = draw(experiment, variant, folder, compiler.devices(where))
+    program = draw(experiment, variant, folders[variant], compiler.devices(where))
     compiled = compiler.compile_program(program, where, tmp_path)
     assert not compiled.too_large and compiled.peak < HBM
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.backbones.tiny_texts import write_bert
+from tests.tables import for_each
 from unime_jax import Embedder, sharding
 
 TEXTS = ["a", "a red circle", "a red circle left of a blue square and a green triangle", "blue"] * 3
@@ -19,7 +20,7 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("dtype", LOWEST)
+@for_each("dtype", LOWEST)
 def test_alone_or_in_company_an_item_has_nearly_one_embedding(folder, dtype):
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     model = Embedder.from_pretrained(folder, dtype=dtype, max_length=48, mesh=mesh)

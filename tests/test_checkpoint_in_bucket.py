@@ -23,28 +23,23 @@ def complete(bucket):
     )
 
 
-def test_the_newest_checkpoint_is_restored_and_older_ones_go(bucket):
-    save(2, 4, 6, keep=2)
-    assert complete(bucket) == ["4", "6"]
+def assert_restored(number):
     with open_checkpoints(files.as_path(FOLDER)) as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(6))
+        assert_same(checkpoints.restore(make_state(0)), make_state(number))
 
 
-def test_one_that_is_not_whole_is_not_seen(bucket):
-    save(2, 4)
-    del bucket.objects["bucket/run/checkpoints/4/commit_success.txt"]
-    with open_checkpoints(files.as_path(FOLDER)) as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(2))
-
-
-def test_a_damaged_one_is_moved_away(bucket):
-    save(2, 4)
-    name = next(n for n in bucket.names() if n.startswith("run/checkpoints/4/state/d/"))
+def test_the_newest_whole_checkpoint_is_restored_and_older_ones_go(bucket):
+    """One after the other is made unusable: it is not whole, then it is damaged."""
+    save(2, 4, 6, 8, keep=3)
+    assert complete(bucket) == ["4", "6", "8"]
+    assert_restored(8)
+    del bucket.objects["bucket/run/checkpoints/8/commit_success.txt"]
+    assert_restored(6)
+    name = next(n for n in bucket.names() if n.startswith("run/checkpoints/6/state/d/"))
     bucket.put(f"bucket/{name}", b"damaged", None)
-    with open_checkpoints(files.as_path(FOLDER)) as checkpoints:
-        assert_same(checkpoints.restore(make_state(0)), make_state(2))
-    assert complete(bucket) == ["2"]
-    assert any(n.startswith("run/checkpoints_bad/4-") for n in bucket.names())
+    assert_restored(4)
+    assert complete(bucket) == ["4"]
+    assert any(n.startswith("run/checkpoints_bad/6-") for n in bucket.names())
 
 
 def test_a_refused_save_is_said(bucket):

@@ -105,7 +105,7 @@ def test_transformers_embeddings(pair, cases):
     assert apart.min() > 100 * EXACT, "otherwise the order could not be seen"
 
 
-@pytest.mark.parametrize("devices, batch_size, chunk_tokens", [(1, 3, 128), (8, 2, 64)])
+@for_each("devices, batch_size, chunk_tokens", [(1, 3, 128), (8, 2, 64)])
 def test_batches_and_devices_change_nothing(
     monkeypatch, one, model, cases, devices, batch_size, chunk_tokens
 ):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.models.oracle import EXACT, make_pair, picture
+from tests.tables import for_each
 from unime_jax import paths, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.shapes import BatchShapes, Bucket
@@ -62,7 +63,7 @@ def test_items_differ(one_by_one, items):
     np.testing.assert_array_equal(close, [[a == b for b in keys] for a in keys])
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 4, 1), (2, 2, 2)])
+@for_each("mesh", [(1, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_equals_encoding_one_by_one(pair, items, one_by_one, mesh):
     """In order, over three windows and three buckets, on one device and on eight."""
     found = encoder(pair, buckets=BUCKETS, chunk_size=8, rows=8, mesh=mesh)(items)

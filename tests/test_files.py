@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -73,7 +74,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("how", WRITES)
+@for_each("how", WRITES)
 def test_whoever_writes_a_full_disk_is_named(disk, tmp_path, how):
     with (
         pytest.raises(
@@ -83,6 +84,9 @@ def test_whoever_writes_a_full_disk_is_named(disk, tmp_path, how):
     ):
         WRITES[how](disk / "a")
     assert str(disk) in str(raised.value) and main.says_it_all(raised.value)
+    for left in disk.glob("a*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_what_was_there_before_stays(disk):
@@ -135,3 +139,27 @@ def test_set_aside_keeps_the_content_and_needs_no_luck(tmp_path, caplog):
     assert kept.name.startswith("a.json.damaged-") and kept.read_text() == "[]"
     files.set_aside(tmp_path / "gone", "nothing")
     assert "cannot be renamed" in caplog.text
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And the name after it; so of a folder that is replaced, and of lines that are added."""
+    flushed = []
+    sync = os.fsync
+
+    def noted(number):
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{number}"))
+        names = sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp"))
+        flushed.append(names if path == tmp_path else (path.suffix, path.read_text(), names))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    files.write_whole(tmp_path / "a", "new")
+    assert flushed == [(".tmp", "new", []), ["a"]]
+    flushed.clear()
+    files.append(tmp_path / "a", "line\n")
+    assert flushed == [("", "new\nline\n", ["a"])]
+    flushed.clear()
+    with files.replacing(tmp_path / "b", last="x") as folder:
+        (folder / "x").touch()
+        assert not (tmp_path / "b").exists()
+    assert flushed == [["a", "b"]]

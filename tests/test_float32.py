@@ -108,7 +108,7 @@ def test_the_model_itself_is_within_the_bound(case):
     assert_same_rows(states(pair, inputs, len(expected)), expected)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@for_each("mutant", MUTANTS)
 def test_a_small_fault_of_an_operation_is_seen(case, mutant):
     pair, inputs, expected = case
     copy = jax.tree.map(jnp.copy, pair.model)

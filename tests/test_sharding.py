@@ -289,7 +289,7 @@ def model(tmp_path_factory):
     return graph, pair.parameters, inputs, np.asarray(expected)
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@for_each("shape", MESHES)
 def test_a_sharded_model_computes_the_same(model, shape):
     graph, parameters, inputs, expected = model
     mesh = make_mesh(*shape)
@@ -325,7 +325,7 @@ def qwen2_vl_model(tmp_path_factory):
     return graph, pair.parameters, inputs, np.asarray(expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2)])
+@for_each("shape", [(2, 4, 1), (2, 2, 2)])
 def test_a_sharded_qwen2_vl_computes_the_same(qwen2_vl_model, shape):
     graph, parameters, inputs, expected = qwen2_vl_model
     mesh = make_mesh(*shape)

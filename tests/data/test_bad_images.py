@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests.backbones.images import encoded, noise
+from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Row
 from unime_jax.data.formats import open_dataset
@@ -154,7 +155,7 @@ def shapes(batch):
     return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@for_each("processes", [1, 2, 4])
 def test_every_batch_has_one_shape_and_the_list_names_each_once(steps, processes, tmp_path):
     lists = [
         Quarantine(tmp_path / "quarantine.jsonl", max_share=0.1, process_index=p)

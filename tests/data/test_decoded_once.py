@@ -9,6 +9,7 @@ from PIL import Image
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder as write_onevision
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.data import images
 from unime_jax.data.items import Items, Pairs
@@ -62,14 +63,21 @@ def decoded(monkeypatch):
     return sizes
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def preprocess(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    FOLDERS[request.param](folder)
-    return open_backbone(str(folder), max_length=2048).preprocess
+@pytest.fixture(scope="module")
+def preprocessing(tmp_path_factory):
+    """What makes rows, by family."""
+    opened = {}
+    for name, write in FOLDERS.items():
+        folder = tmp_path_factory.mktemp(name)
+        write(folder)
+        opened[name] = open_backbone(str(folder), max_length=2048).preprocess
+    return opened
 
 
-def test_in_training(preprocess, decoded):
+@for_each("family", FOLDERS)
+def test_in_training(preprocessing, decoded, family):
+    decoded.clear()
+    preprocess = preprocessing[family]
     largest = Bucket(2048, 64)
     shapes = pair_shapes([largest], None, batch_size=1, negatives=2, chunk_size=1)
     read = read_example({"s": ROWS}, Pick("s", 1), preprocess=preprocess, shapes=shapes)
@@ -77,15 +85,19 @@ def test_in_training(preprocess, decoded):
     assert len(decoded) == 3
 
 
-def test_in_bulk_embedding(preprocess, decoded):
+@for_each("family", FOLDERS)
+def test_in_bulk_embedding(preprocessing, decoded, family):
+    decoded.clear()
     items = Items([Pairs("s", ROWS, SIDES)])
     assert len(items) == 3 * 3 + 1 and decoded == []
     for number in range(len(items)):
-        preprocess(items[number])
+        preprocessing[family](items[number])
     assert len(decoded) == 9
 
 
-def test_pixels_that_are_damaged_show_where_they_are_decoded(preprocess):
+@for_each("family", FOLDERS)
+def test_pixels_that_are_damaged_show_where_they_are_decoded(preprocessing, family):
+    preprocess = preprocessing[family]
     cut = ROWS[0] | {"pos_image": ROWS[0]["pos_image"][:900]}
     shapes = pair_shapes([Bucket(2048, 64)], None, batch_size=1, negatives=2, chunk_size=1)
     read = read_example({"s": [cut, *ROWS]}, Pick("s", 0), preprocess=preprocess, shapes=shapes)

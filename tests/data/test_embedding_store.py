@@ -31,6 +31,13 @@ def test_id_can_be_made_without_this_package():
     assert item_id(Item("a", (Media("x.png", b"?"), Media("y.png", None)))) == expected
 
 
+def test_every_image_of_an_item_has_a_path():
+    named, nameless = Media("x.png", b"1"), Media("", b"2")
+    for media in ((nameless,), (named, nameless), (nameless, named)):
+        with pytest.raises(ValueError, match="an image of the item 'a' has no path to know it by"):
+            item_id(Item("a", media))
+
+
 def test_images_are_known_by_content_wherever_they_lie():
     assert item_id(Item("a", (Media("x.png", b"1"),))) == item_id(
         Item("a", (Media("moved/y.png", b"1"),))

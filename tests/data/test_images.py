@@ -359,3 +359,11 @@ def test_exif_transpose_is_the_oracle_of_turns():
     exif[0x0112] = 7
     image = opened(saved(smooth(), "PNG", exif=exif))
     np.testing.assert_array_equal(images.to_rgb(image), ImageOps.exif_transpose(image))
+
+
+def test_a_palette_in_memory_may_have_an_alpha():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 0, 40, 50, 60, 255], "RGBA")
+    image.putdata([0, 1])
+    assert "transparency" not in image.info
+    np.testing.assert_array_equal(images.to_rgb(image), [[[255, 255, 255], [40, 50, 60]]])

@@ -1,9 +1,10 @@
 """Rows gathered into batches: which of them are in one, and which are left out."""
 
 import numpy as np
+import pytest
 
 from unime_jax.batch import Row
-from unime_jax.data.inference_batches import batches
+from unime_jax.data.inference_batches import batches, blocks_of, prepare
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.data.shared_rows import RowSize
 
@@ -24,3 +25,38 @@ def test_a_row_of_an_image_alone_is_encoded():
 
 def test_an_item_without_a_row_is_left_out():
     assert gathered([(RowSize(0), None)]) == [range(1)]
+
+
+def row(tokens, **fields):
+    zero = np.zeros((tokens, 1), np.int32)
+    return Row(zero[:, 0], zero, zero - 1, **fields)
+
+
+def test_a_row_that_fails_is_said_to_all_processes():
+    """The one whose row it was raises its error; the others have its size alone, and stop."""
+    for preprocess in (lambda item: 1 / 0, lambda item: row(9)):
+        size, error = prepare(["a"], preprocess, lambda tokens, tiles: SHAPES, 0)
+        assert size == RowSize(0, failed=True) and isinstance(error, Exception)
+        with pytest.raises(type(error)):
+            gathered([(size, error)])
+        with pytest.raises(RuntimeError, match="item 0 could not be preprocessed by process 0"):
+            gathered([(size, None)])
+
+
+def test_sizes_are_those_of_the_row():
+    made = row(3, patches=np.zeros((2, 1, 3), np.uint8), truncated=1, unmatched_markers=1)
+    size, _ = prepare(["a", "b"], lambda item: made, lambda tokens, tiles: SHAPES, 1)
+    assert size == RowSize(1, 3, 2, True, True)
+    size, _ = prepare(["a"], lambda item: row(8), lambda tokens, tiles: SHAPES, 0)
+    assert size == RowSize(0, 8, 0, False, False)
+
+
+def test_a_batch_is_full_at_its_rows_and_ends_with_its_block():
+    full = SHAPES.rows
+    sized = [(RowSize(number, 1), row(1)) for number in range(2 * full + 1)]
+    blocks = blocks_of(len(sized), full + 1)
+    assert blocks == [range(full + 1), range(full + 1, 2 * full + 1)]
+    steps = list(batches(iter(sized), blocks, lambda tokens, tiles: SHAPES, parts=1))
+    found = [step if isinstance(step, range) else list(step.rows) for step in steps]
+    first, second = blocks
+    assert found == [[*first[:full]], [*first[full:]], first, [*second], second]

@@ -15,6 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
+from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item, Media
 from unime_jax.data import inference_shapes
@@ -66,7 +67,7 @@ def corpus(random: np.random.Generator, images: bool) -> list[Item]:
     ]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@for_each("name", FAMILIES)
 def test_a_mixed_corpus_compiles_few_programs_with_little_padding(tmp_path, name):
     backbone = open_backbone(str(FAMILIES[name](tmp_path / name)), max_length=MOST)
     layout, longest = backbone.layout, backbone.preprocess.prompt.max_length

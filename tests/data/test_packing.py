@@ -282,6 +282,18 @@ def test_program_errors_are_not_bad_examples():
         fill_buckets([], PLAN, process_count=3)
 
 
+def test_a_teacher_is_of_the_layouts_width_and_comes_with_its_row():
+    layout = dataclasses.replace(LAYOUT, teacher=3)
+    shapes = BatchShapes((Bucket(4, 0),), layout, 4, 4)
+    rows = [dataclasses.replace(toy(item(n)), teacher=np.full(3, n, np.float32)) for n in (2, 4)]
+    (group,), places = fill_buckets(rows, shapes)
+    for (_, chunk, place), row in zip(places, rows):
+        np.testing.assert_array_equal(group.teacher[chunk, place], row.teacher)
+    for teacher in (None, np.zeros(4, np.float32)):
+        with pytest.raises(TypeError, match="teacher"):
+            fill_buckets([dataclasses.replace(rows[0], teacher=teacher)], shapes)
+
+
 @for_each(
     ("buckets", "message"),
     [

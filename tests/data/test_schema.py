@@ -15,6 +15,7 @@ from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Row
 from unime_jax.data import schema
 from unime_jax.data.formats import open_dataset
+from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.images import ImageError, check
 from unime_jax.data.packing import prepare
 from unime_jax.data.quarantine import BadExample
@@ -233,6 +234,13 @@ def test_open_dataset_folder_or_version(folder):
         assert sorted(example.id for example in examples) == ["0", "1", "2"]
         assert all(Image.open(io.BytesIO(example.query.media[0].data)) for example in examples)
         assert examples[0].negatives[1].media[0].data == png(color="blue")
+
+
+def test_the_highest_version_is_that_of_numbers(tmp_path):
+    for version in ("1.9.0", "1.10.0", "1.2.11"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "dataset_info.json").touch()
+    assert version_folder(tmp_path) == tmp_path / "1.10.0"
 
 
 def test_open_dataset_needs_no_tensorflow(folder):

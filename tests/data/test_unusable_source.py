@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.data.test_loader import PLAN, make_preprocess, rows
+from tests.backbones.images import encoded, noise
+from tests.data.test_loader import PLAN, loader, make_preprocess, rows
 from unime_jax.data.loader import MAX_TRIES, read_example
 from unime_jax.data.mixture import Pick
 from unime_jax.data.quarantine import UnusableSource
@@ -20,3 +21,12 @@ def test_a_source_is_given_up_after_so_many_bad_rows_and_not_one_earlier():
     tried = [item.id for item in raised.value.items]
     assert tried == [f"a{row}" for row in range(1, MAX_TRIES + 1)]
     assert len(read(source, 2).bad) == MAX_TRIES - 1 == 999
+
+
+def test_images_of_just_the_allowed_pixels_are_used():
+    image = {"qry_image_path": "a.png", "qry_image": encoded(noise(4, 5))}
+    sources = {"a": [row | image for row in rows("a", 8)]}
+    _, info = next(loader(sources, max_pixels=20))
+    assert info.bad == ()
+    with pytest.raises(UnusableSource, match="image of 4 x 5 pixels, the limit is 19"):
+        next(loader(sources, max_pixels=19))

@@ -10,17 +10,19 @@ import re
 import pytest
 
 from tests.jobs.tiny_run import ROOT
+from tests.tables import for_each
 
 PLANS = json.loads((ROOT / "experiments" / "plans" / "plan.json").read_text())["plans"]
 PAGE = (ROOT / "docs" / "plans.md").read_text()
 
-each_plan = pytest.mark.parametrize(
-    "plan", PLANS, ids=lambda plan: f"{plan['recipe']}-{plan['topology']}"
-)
+NAMED = {f"{plan['recipe']}-{plan['topology']}": plan for plan in PLANS}
+
+each_plan = for_each("name", NAMED)
 
 
 @each_plan
-def test_it_was_compiled_and_fits(plan):
+def test_it_was_compiled_and_fits(name):
+    plan = NAMED[name]
     memory = plan["memory"]
     assert "libtpu" in plan["compiler"] and plan["problem"] == ""
     assert plan["fits"] is True and memory["peak"] < 0.95 * memory["capacity"]
@@ -29,13 +31,15 @@ def test_it_was_compiled_and_fits(plan):
 
 
 @each_plan
-def test_chips_are_those_of_the_slice_and_of_the_mesh(plan):
+def test_chips_are_those_of_the_slice_and_of_the_mesh(name):
+    plan = NAMED[name]
     sides = map(int, plan["topology"].partition(":")[2].split("x"))
     assert plan["chips"] == math.prod(sides) == math.prod(plan["settings"]["mesh"].values())
 
 
 @each_plan
-def test_the_load_is_whole_batches(plan):
+def test_the_load_is_whole_batches(name):
+    plan = NAMED[name]
     settings = plan["settings"]
     load = settings["load"]
     assert len(load["rows"]) == len(load["tokens"])
@@ -43,8 +47,9 @@ def test_the_load_is_whole_batches(plan):
 
 
 @each_plan
-def test_bytes_of_a_chip_add_up_to_the_peak(plan):
+def test_bytes_of_a_chip_add_up_to_the_peak(name):
     """Outputs that take no argument's place are all that is not listed."""
+    plan = NAMED[name]
     memory = plan["memory"]
     assert all(isinstance(size, int) and size >= 0 for size in memory.values())
     parts = sum(memory[key] for key in ("weights", "optimizer", "inputs", "temporaries"))
@@ -54,7 +59,8 @@ def test_bytes_of_a_chip_add_up_to_the_peak(plan):
 
 
 @each_plan
-def test_seconds_follow_from_flops_and_bytes(plan):
+def test_seconds_follow_from_flops_and_bytes(name):
+    plan = NAMED[name]
     work, estimate = plan["work"], plan["estimate"]
     assert 0 < work["useful"] <= work["executed"] and work["hbm"] > 0
     assert (sum(work["ici"].values()) > 0) == (plan["chips"] > 1) == (estimate["ici"] > 0)
@@ -66,7 +72,8 @@ def test_seconds_follow_from_flops_and_bytes(plan):
 
 
 @each_plan
-def test_rates_and_hours_follow_from_seconds(plan):
+def test_rates_and_hours_follow_from_seconds(name):
+    plan = NAMED[name]
     settings, seconds = plan["settings"], plan["estimate"]["seconds"]
     items = plan["estimate"]["items_per_second"]
     assert items == pytest.approx(settings["batch_size"] / seconds)

@@ -1,12 +1,16 @@
 """Agreement of a student with its teacher on held-out texts."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.batch import Item
-from unime_jax.config import AgreementConfig
+from unime_jax.config import AgreementConfig, Distillation
+from unime_jax.evaluation import suite
 from unime_jax.evaluation.tasks import distillation
 
 MEASURE = AgreementConfig(
@@ -41,3 +45,34 @@ def test_the_teacher_itself_agrees_and_chance_does_not():
     assert abs(same["kl"]) < 1e-4 and same["overlap"] > 99
     other = texts.score(unit(rng, 60, 8))
     assert other["kl"] > 1 and other["overlap"] < 30
+
+
+def test_teacher_and_student_have_temperatures_of_their_own():
+    """Twice the temperature is half the similarity."""
+    rng = np.random.default_rng(0)
+    student, teacher = unit(rng, 12, 8), unit(rng, 12, 8)
+    measure = dataclasses.replace(MEASURE, teacher_temperature=0.4)
+    found = distillation.OpenTask((), teacher, measure).score(student)["kl"]
+    logits = [student @ student.T / 0.1, teacher @ teacher.T / 0.4]
+    off = ~np.eye(12, dtype=bool)
+    log_q, log_p = (
+        (x := each[off].reshape(12, 11)) - np.log(np.exp(x).sum(axis=1, keepdims=True))
+        for each in logits
+    )
+    assert found == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean(), rel=1e-4)
+
+
+def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
+    fields = {field.name: None for field in dataclasses.fields(Distillation)}
+    fields |= {"temperature": 0.1, "teacher_temperature": 0.4, "mask_diagonal": False}
+    loss = Distillation(**fields | {"objective": "distillation", "direction": "symmetric"})
+    evaluation = types.SimpleNamespace(
+        texts="held_out", mmeb="", composition="", images="", image_prompt="", limit=0
+    )
+    settings = types.SimpleNamespace(
+        loss=loss, evaluation=evaluation, data=types.SimpleNamespace(suffix=" in one word:")
+    )
+    (task,) = suite.open_suite(settings, tmp_path, teacher := object()).tasks
+    assert task.measure == AgreementConfig(0.1, 0.4, "symmetric", False)
+    assert (task.folder, task.teacher) == (tmp_path / "held_out", teacher)
+    assert task.suffix == " in one word:"
