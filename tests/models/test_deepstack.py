@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.float32 import assert_same_gradients, assert_same_rows
 from tests.models.oracle import EXACT
+from tests.tables import for_each
 from unime_jax import paths, sharding
 from unime_jax.batch import Inputs
 from unime_jax.models import scan
@@ -96,22 +98,19 @@ def values(parameters, graph, remat, reference=False):
     return jnp.sum(states * weight), states
 
 
-@pytest.fixture(scope="module", params=[1, 3, LAYERS])
-def expected(request):
-    graph, parameters = paths.split(Toy(request.param))
-    run = jax.jit(jax.value_and_grad(lambda p: values(p, graph, "none", True), has_aux=True))
-    return graph, parameters, run(parameters)
+@for_each("levels, remat", [(1, "none"), (3, "dots"), (LAYERS, "full")])
+def test_levels_are_added_after_the_first_layers(levels, remat):
+    graph, parameters = paths.split(Toy(levels))
 
+    def run(reference: bool):
+        return jax.jit(
+            jax.value_and_grad(lambda p: values(p, graph, remat, reference), has_aux=True)
+        )(parameters)
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_levels_are_added_after_the_first_layers(expected, remat):
-    graph, parameters, ((_, states), gradient) = expected
-    run = jax.jit(jax.value_and_grad(lambda p: values(p, graph, remat), has_aux=True))
-    (_, ours), own = run(parameters)
-    np.testing.assert_allclose(ours, states, atol=2e-5)
-    assert own.keys() == gradient.keys()
-    for path, leaf in gradient.items():
-        np.testing.assert_allclose(own[path], leaf, atol=1e-4, err_msg=path)
+    (_, theirs), gradient = run(reference=True)
+    (_, ours), own = run(reference=False)
+    assert_same_rows(ours, theirs)
+    assert_same_gradients(own, gradient)
 
 
 def test_levels_have_a_gradient_and_are_kept_once():
@@ -134,15 +133,16 @@ def test_levels_have_a_gradient_and_are_kept_once():
         assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
 
 
-def test_on_a_mesh_the_states_are_the_same(expected):
-    graph, parameters, ((_, states), _) = expected
+def test_on_a_mesh_the_states_are_the_same():
+    graph, parameters = paths.split(Toy(3))
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     rows = jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, P(sharding.ROWS))), inputs()
     )
     run = jax.jit(lambda p, i: paths.merge(graph, p).hidden_states(i, EXACT))
     with jax.set_mesh(mesh):
-        np.testing.assert_allclose(run(parameters, rows), states, atol=2e-5)
+        spread = run(parameters, rows)
+    assert_same_rows(spread, run(parameters, inputs()))
 
 
 def test_without_levels_the_program_has_no_branch():
