@@ -20,6 +20,7 @@ ANYWHERE = (
     "tests/losses/test_infonce_on_meshes.py",
     "tests/operations/test_recipes.py::test_a_name_is_the_file_of_this_clone",
     "tests/planning/test_chips.py",
+    "tests/planning/test_costs.py",
     "tests/training/test_metrics.py",
     "tests/training/test_step.py::test_loss_and_gradient_on_a_mesh",
 )

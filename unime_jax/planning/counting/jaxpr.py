@@ -64,7 +64,7 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
         case "conv_general_dilated":
             return _convolution(eqn), unknown
         case "scan":
-            consts = arguments[: params["num_consts"]]
+            consts = arguments[: _constants_of_scan(params)]
             return params["length"] * _body(params["jaxpr"], consts), unknown
         case "while":
             return _counting_loop(eqn, arguments), unknown
@@ -82,6 +82,14 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
         if key in params:
             return _run(*_opened(params[key]), arguments)
     return 0.0, _evaluated(eqn, arguments)
+
+
+def _constants_of_scan(params: dict[str, Any]) -> int:
+    """Number of a scan's first arguments that are the same in each iteration."""
+    if "num_consts" in params:  # before jax 0.12
+        return params["num_consts"]
+    constants, _, _ = params["ft_in"].unpack()
+    return len(constants.vals)
 
 
 def _body(jaxpr: Jaxpr | ClosedJaxpr, first: Sequence[Value]) -> float:
