@@ -44,17 +44,3 @@ def assert_same_gradients(ours, theirs) -> None:
     for path, norm in norms.items():
         off = np.asarray(ours[path], np.float64) - np.asarray(theirs[path], np.float64)
         assert np.linalg.norm(off) <= ROUNDING * max(norm, least), path
-
-
-def assert_same_moves(ours, theirs, before, steps: int, relative: float = ROUNDING) -> None:
-    """Equality of float32 parameters by path after some steps from the same ones.
-
-    A gradient is off by `relative` to its own size, and with it the way that a tensor went; each
-    step rounds the tensor once more.
-    """
-    assert ours.keys() == theirs.keys() == before.keys()
-    for path in theirs:
-        mine, other, start = (np.asarray(x[path], np.float64) for x in (ours, theirs, before))
-        allowed = relative * np.linalg.norm(other - start)
-        allowed += steps * UNIT_ROUNDOFF * np.linalg.norm(other)
-        assert np.linalg.norm(mine - other) <= allowed, path

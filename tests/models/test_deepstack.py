@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.float32 import assert_same_gradients, assert_same_rows
 from tests.models.oracle import EXACT
 from tests.tables import for_each
 from unime_jax import paths, sharding
@@ -109,8 +108,10 @@ def test_levels_are_added_after_the_first_layers(levels, remat):
 
     (_, theirs), gradient = run(reference=True)
     (_, ours), own = run(reference=False)
-    assert_same_rows(ours, theirs)
-    assert_same_gradients(own, gradient)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert own.keys() == gradient.keys()
+    for path, leaf in gradient.items():
+        np.testing.assert_allclose(own[path], leaf, atol=1e-4, err_msg=path)
 
 
 def test_levels_have_a_gradient_and_are_kept_once():
@@ -142,7 +143,7 @@ def test_on_a_mesh_the_states_are_the_same():
     run = jax.jit(lambda p, i: paths.merge(graph, p).hidden_states(i, EXACT))
     with jax.set_mesh(mesh):
         spread = run(parameters, rows)
-    assert_same_rows(spread, run(parameters, inputs()))
+    np.testing.assert_allclose(spread, run(parameters, inputs()), atol=2e-5)
 
 
 def test_without_levels_the_program_has_no_branch():

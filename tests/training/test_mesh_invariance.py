@@ -12,7 +12,6 @@ import pytest
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
-from tests.float32 import ROUNDING, assert_same_moves
 from tests.models.oracle import EXACT, TEXT, VISION, picture
 from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item, Media
@@ -109,14 +108,6 @@ def make_step(backbone, shape, *, adapters, trainable, loss):
     return mesh, train_step, now, batch
 
 
-def compiled_step(backbone, shape, *, adapters, trainable, loss):
-    mesh, train_step, now, batch = make_step(
-        backbone, shape, adapters=adapters, trainable=trainable, loss=loss
-    )
-    with jax.set_mesh(mesh):
-        return train_step.lower(now, batch).compile()
-
-
 def run(backbone, shape, *, adapters, trainable, loss):
     """Losses of the steps, and what was trained before and after, on the host."""
     mesh, train_step, now, batch = make_step(
@@ -159,20 +150,16 @@ def alone(tmp_path_factory):
 
 
 def check(alone, family, settings, shape):
-    """Errors of a parameter are measured by how far it has moved, and by how large it is.
-
-    Embeddings are within `ROUNDING`, so logits are within that divided by the temperature, and so
-    is a gradient relative to itself: hence what a parameter has moved. Each of its additions rounds
-    it as well.
-    """
     backbone, (losses, before, trained) = alone(family, settings)
     found, _, ours = run(backbone, shape, **SETTINGS[settings])
-    relative = ROUNDING / LOSS.temperature
     assert losses[-1] < losses[0] - 1e-3
-    np.testing.assert_allclose(found, losses, rtol=relative)
-    assert_same_moves(ours, trained, before, STEPS, relative)
-    moved = [np.abs(x - before[path]).max() > 1e-4 * np.abs(x).max() for path, x in trained.items()]
-    assert np.mean(moved) > 1 / 2
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    moved = 0
+    for path, theirs in trained.items():
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours[path], theirs, atol=1e-5 * scale, rtol=1e-5, err_msg=path)
+        moved += np.abs(theirs - before[path]).max() > 1e-4 * scale
+    assert moved > len(trained) / 2
 
 
 def test_a_mesh_of_three_axes(alone):
