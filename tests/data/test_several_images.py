@@ -211,6 +211,7 @@ def test_the_quarantine_names_the_image_that_is_bad(backbones):
             "query: image 2 of 2 is missing: there is no path and no bytes",
         ),
         "counts": (two | {"qry_image": [good]}, "", "query: 2 image paths, but 1 images"),
+        "one more": (two | {"qry_image": [good] * 3}, "", "query: 2 image paths, but 3 images"),
         "pixels of a negative": (
             negative | {"neg_image": [[good, cut]]},
             "d.png",
