@@ -26,7 +26,8 @@ if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
     # long as the tests, whose workers and processes share them.
     CACHE = tempfile.TemporaryDirectory(prefix="unime_jax_tests_")
     os.environ["UNIME_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = CACHE.name
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHE.name}/compiled"
+    compiled = os.environ.get("UNIME_JAX_TESTS_COMPILED", f"{CACHE.name}/compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # libtpu compiles for slices that are not there: beside another process, too.

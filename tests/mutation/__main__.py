@@ -1,4 +1,4 @@
-"""Runs a sample of mutants: python -m tests.mutation --folder DIR [--seed 0] [--count 300].
+"""Runs a sample of mutants: python -m tests.mutation --folder DIR [--seed 0] [--count 304].
 
 Every worker has a copy of the working tree, which itself is never changed. The session (a database
 of cosmic-ray) and the copies lie in the folder; the same command again goes on where it stopped.
@@ -7,6 +7,7 @@ of cosmic-ray) and the copies lie in the folder; the same command again goes on 
 import argparse
 import difflib
 import json
+import os
 import pathlib
 import queue
 import shlex
@@ -24,6 +25,7 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkI
 from tests.mutation import sample, scope
 
 LAST = 2000  # characters of the tests' output that are kept
+COMPILED = "compiled"  # programs of the tests without a mutant, in the folder and in each copy
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with use_db(folder / "session.sqlite") as session:
-        remember(session, drawn)
+        remember(session, drawn, again=given.again)
         known = dict(session.results)
         left = [mutant for mutant in drawn if mutant.key not in known]
         print(f"{len(drawn)} mutants, {len(left)} to run", flush=True)
@@ -45,7 +47,8 @@ def main() -> None:
             for number, (mutant, seconds, result) in enumerate(pool.map(run, left), 1):
                 session.set_result(mutant.key, result)
                 place = f"{mutant.module}:{mutant.start[0]} {mutant.operator}"
-                word = result.test_outcome.value
+                hung = result.output == "timeout"
+                word = "hung" if hung else result.test_outcome.value
                 print(f"{number}/{len(left)} {word} in {seconds:.0f} s: {place}", flush=True)
         print("\n".join(report(drawn, dict(session.results))))
 
@@ -57,11 +60,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=304, help="of all packages together")
     parser.add_argument("--only", default="", help="how a module's path begins: unime_jax/losses")
     parser.add_argument("--workers", type=int, default=1)
+    again = "survivors of this folder once more, and mutants of lines that are new"
+    parser.add_argument("--again", action="store_true", help=again)
     return parser.parse_args()
 
 
-def remember(session: WorkDB, drawn: list[sample.Mutant]) -> None:
+def remember(session: WorkDB, drawn: list[sample.Mutant], *, again: bool) -> None:
     """Writes a new session, or checks that it is the same sample's.
+
+    Args:
+      again: the code may have changed, of which only what was killed before is kept.
 
     Raises:
       SystemExit: another sample's, or the code has changed.
@@ -72,11 +80,16 @@ def remember(session: WorkDB, drawn: list[sample.Mutant]) -> None:
         )
         for m in drawn
     }
+    killed = {key: result for key, result in session.results if again and result.is_killed}
+    if again:
+        session.clear()
     known = {item.job_id: item for item in session.work_items}
     if known and known != items:
         sys.exit(f"{session.name()} is of another sample or of other code. Give another --folder.")
     if not known:
         session.add_work_items(items.values())
+    for key in killed.keys() & items.keys():
+        session.set_result(key, killed[key])
 
 
 def copy_tree(folder: pathlib.Path) -> pathlib.Path:
@@ -94,32 +107,46 @@ def copy_tree(folder: pathlib.Path) -> pathlib.Path:
 def time_limits(
     folder: pathlib.Path, mutants: list[sample.Mutant], copies: queue.Queue[pathlib.Path]
 ) -> dict[str, float]:
-    """Seconds that the tests of each module may take: a minute and three times the usual.
+    """Seconds that the tests of each module may take: a minute and five times the usual.
+
+    What the tests compile stays in the folder, for mutants mostly compile the same.
 
     Raises:
       SystemExit: tests fail without any mutant.
     """
     file = folder / "seconds.json"
     usual: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    for module in sorted({mutant.module for mutant in mutants}):
-        tests = " ".join(sorted(scope.tests_of(module)))
-        if tests not in usual:
-            started, copy = time.monotonic(), copies.get()
-            outcome, output = run_tests(in_copy(copy, module), timeout=3600)
-            copies.put(copy)
-            if outcome != TestOutcome.SURVIVED:
-                sys.exit(f"The tests of {module} fail as they are:\n{output[-LAST:]}")
-            usual[tests] = time.monotonic() - started
+    modules = {tests_key(mutant.module): mutant.module for mutant in mutants}
+
+    def measure(key: str) -> None:
+        copy = copies.get()
+        try:
+            for _ in range(2):  # the second time, programs are there
+                started = time.monotonic()
+                outcome, output = run_tests(in_copy(copy, modules[key], folder / COMPILED), 3600)
+                if outcome != TestOutcome.SURVIVED:
+                    sys.exit(f"The tests of {modules[key]} fail as they are:\n{output[-LAST:]}")
+            usual[key] = time.monotonic() - started
             file.write_text(json.dumps(usual, indent=1))
-    return {m.module: 60 + 3 * usual[" ".join(sorted(scope.tests_of(m.module)))] for m in mutants}
+        finally:
+            copies.put(copy)
+
+    with ThreadPoolExecutor(max(copies.qsize(), 1)) as pool:
+        list(pool.map(measure, sorted(modules.keys() - usual.keys())))
+    return {module: 60 + 5 * usual[tests_key(module)] for module in {m.module for m in mutants}}
 
 
-def in_copy(copy: pathlib.Path, module: str) -> str:
+def tests_key(module: str) -> str:
+    return " ".join(sorted(scope.tests_of(module)))
+
+
+def in_copy(copy: pathlib.Path, module: str, compiled: pathlib.Path) -> str:
     """Command that runs a module's tests there, until the first that fails."""
     pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     tests = shlex.join([*pytest, *scope.tests_of(module)])
-    place = shlex.quote(str(copy))
-    return shlex.join(["sh", "-c", f"cd {place} && PYTHONPATH={place} exec {tests}"])
+    place, programs = shlex.quote(str(copy)), shlex.quote(str(compiled))
+    environment = f"PYTHONPATH={place} UNIME_JAX_TESTS_COMPILED={programs}"
+    return shlex.join(["sh", "-c", f"cd {place} && {environment} exec {tests}"])
 
 
 def try_mutant(
@@ -130,9 +157,12 @@ def try_mutant(
     file = copy / mutant.module
     source = file.read_text()
     mutated = mutant.code(source)
+    compiled = copy / COMPILED  # the mutant's own programs are nobody else's
+    shutil.rmtree(compiled, ignore_errors=True)
+    shutil.copytree(copy.parent / COMPILED, compiled, copy_function=os.link)
     try:
         file.write_text(mutated)
-        outcome, output = run_tests(in_copy(copy, mutant.module), limits[mutant.module])
+        outcome, output = run_tests(in_copy(copy, mutant.module, compiled), limits[mutant.module])
     finally:
         file.write_text(source)
         copies.put(copy)
