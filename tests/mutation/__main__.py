@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import WorkDB, use_db
@@ -114,39 +115,40 @@ def time_limits(
     Raises:
       SystemExit: tests fail without any mutant.
     """
+    tests = {mutant.module: scope.tests_of(mutant.module) for mutant in mutants}
     file = folder / "seconds.json"
     usual: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    modules = {tests_key(mutant.module): mutant.module for mutant in mutants}
-
-    def measure(key: str) -> None:
-        copy = copies.get()
-        try:
-            for _ in range(2):  # the second time, programs are there
-                started = time.monotonic()
-                outcome, output = run_tests(in_copy(copy, modules[key], folder / COMPILED), 3600)
-                if outcome != TestOutcome.SURVIVED:
-                    sys.exit(f"The tests of {modules[key]} fail as they are:\n{output[-LAST:]}")
-            usual[key] = time.monotonic() - started
-            file.write_text(json.dumps(usual, indent=1))
-        finally:
-            copies.put(copy)
-
-    with ThreadPoolExecutor(max(copies.qsize(), 1)) as pool:
-        list(pool.map(measure, sorted(modules.keys() - usual.keys())))
-    return {module: 60 + 5 * usual[tests_key(module)] for module in {m.module for m in mutants}}
+    new = sorted({name for names in tests.values() for name in names} - usual.keys())
+    parts = [part for n in range(copies.qsize()) if (part := new[n :: copies.qsize()])]
+    with ThreadPoolExecutor(max(len(parts), 1)) as pool:
+        for seconds in pool.map(lambda part: measure(part, folder, copies), parts):
+            usual |= seconds
+    file.write_text(json.dumps(usual, indent=1))
+    return {module: 60 + 5 * sum(map(usual.__getitem__, names)) for module, names in tests.items()}
 
 
-def tests_key(module: str) -> str:
-    return " ".join(sorted(scope.tests_of(module)))
+def measure(
+    tests: list[str], folder: pathlib.Path, copies: queue.Queue[pathlib.Path]
+) -> dict[str, float]:
+    """Seconds by file of tests."""
+    copy = copies.get()
+    compiled, junit = folder / COMPILED, copy / "junit.xml"
+    outcome, output = run_tests(in_copy(copy, [*tests, f"--junit-xml={junit}"], compiled), 7200)
+    copies.put(copy)
+    if outcome != TestOutcome.SURVIVED:
+        sys.exit(f"Tests fail as they are:\n{output[-LAST:]}")
+    seconds = dict.fromkeys(tests, 0.0)
+    for case in ElementTree.parse(junit).iter("testcase"):
+        seconds[case.attrib["classname"].replace(".", "/") + ".py"] += float(case.attrib["time"])
+    return seconds
 
 
-def in_copy(copy: pathlib.Path, module: str, compiled: pathlib.Path) -> str:
-    """Command that runs a module's tests there, until the first that fails."""
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    tests = shlex.join([*pytest, *scope.tests_of(module)])
+def in_copy(copy: pathlib.Path, tests: list[str], compiled: pathlib.Path) -> str:
+    """Command that runs files of tests there, until the first that fails."""
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     place, programs = shlex.quote(str(copy)), shlex.quote(str(compiled))
     environment = f"PYTHONPATH={place} UNIME_JAX_TESTS_COMPILED={programs}"
-    return shlex.join(["sh", "-c", f"cd {place} && {environment} exec {tests}"])
+    return shlex.join(["sh", "-c", f"cd {place} && {environment} exec {shlex.join(pytest)}"])
 
 
 def try_mutant(
@@ -162,7 +164,9 @@ def try_mutant(
     shutil.copytree(copy.parent / COMPILED, compiled, copy_function=os.link)
     try:
         file.write_text(mutated)
-        outcome, output = run_tests(in_copy(copy, mutant.module, compiled), limits[mutant.module])
+        outcome, output = run_tests(
+            in_copy(copy, scope.tests_of(mutant.module), compiled), limits[mutant.module]
+        )
     finally:
         file.write_text(source)
         copies.put(copy)
