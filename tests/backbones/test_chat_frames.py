@@ -82,6 +82,9 @@ def test_a_template_for_one_image_only(tmp_path, every_prompt):
     for family in ("onevision", "mistral", "vicuna", "qwen2_vl"):
         several = every_prompt[family, "chat"]
         assert several(item("x", 3), [4, 4, 4]).ids.count(several.image_token_id) == 3
+        assert several(item("x", 8), [1] * 8).ids.count(several.image_token_id) == 8
+        with pytest.raises(ValueError, match=r" has 9 images; .* has places for 8$"):
+            several(item("x", 9), [1] * 9)
 
 
 @for_each("written", [True, False])

@@ -1,13 +1,17 @@
 """The bounds of an export's self-check: one wrong embedding among many, and all the same one."""
 
+import io
+import json
 import logging
 import pathlib
 
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.tables import for_each
+from unime_jax.batch import Item, Media
 from unime_jax.export import self_check
 
 FOLDER = pathlib.Path("folder")
@@ -44,3 +48,29 @@ def test_embeddings_that_are_all_the_same_are_refused(caplog):
         self_check._check_different(unit(0, 0.1, 0), 0.999, FOLDER)
     (message,) = caplog.messages
     assert "nearly one, the lowest cosine of two is 0.9950: the model has collapsed" in message
+
+
+def test_what_is_written_names_every_image_file_and_both_types(tmp_path):
+    def image(color: str, form: str) -> Media:
+        file = io.BytesIO()
+        Image.new("RGB", (3, 2), color).save(file, form)
+        return Media(f"/anywhere/{color}", file.getvalue())
+
+    red, green, blue = image("red", "PNG"), image("green", "JPEG"), image("blue", "PNG")
+    items = [Item("none"), Item("", (red,)), Item("both", (green, blue))]
+    half = np.dtype(ml_dtypes.bfloat16)
+    vectors = unit(0.25, 1, 2).astype(np.float32)
+    self_check._write(tmp_path, items, vectors, lambda x: f"<{x.text}>", half, np.dtype("float32"))
+    record = json.loads((tmp_path / self_check.FILE).read_text())
+    assert record["inputs"] == [
+        {"text": "<none>", "image": None},
+        {"text": "<>", "image": "self_check_1.png"},
+        {"text": "<both>", "images": ["self_check_2.jpg", "self_check_2_1.png"]},
+    ]
+    assert record["dtype"] == "bfloat16"
+    np.testing.assert_array_equal(np.array(record["embeddings"], np.float32), vectors)
+    names = ["self_check_1.png", "self_check_2.jpg", "self_check_2_1.png"]
+    contents = [(tmp_path / name).read_bytes() for name in names]
+    assert contents == [red.data, green.data, blue.data]
+    origin = json.loads((tmp_path / self_check.ITEMS).read_text())
+    assert origin == {"computed_in": "float32", "texts": ["none", "", "both"]}
