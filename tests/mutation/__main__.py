@@ -14,6 +14,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
@@ -128,8 +129,9 @@ def measure(folder: pathlib.Path, mutants: list[sample.Mutant], servers: Servers
     file = folder / "reach.json"
     known: reach.Reach = json.loads(file.read_text()) if file.exists() else {}
     wanted = {name for mutant in mutants for name in scope.tests_of(mutant.module)}
+    lock = threading.Lock()
 
-    def one_file(tests: str) -> None:
+    def measure_file(tests: str) -> None:
         with borrowed(servers) as server:
             lines = server.copy / "lines.json"
             result = server.run([tests], limit=3600, lines=lines)
@@ -139,10 +141,11 @@ def measure(folder: pathlib.Path, mutants: list[sample.Mutant], servers: Servers
             shutil.copytree(
                 server.compiled, folder / "compiled", copy_function=link, dirs_exist_ok=True
             )
+            with lock:
+                file.write_text(json.dumps(known))
 
     with ThreadPoolExecutor(servers.qsize()) as pool:
-        list(pool.map(one_file, sorted(wanted - known.keys())))
-    file.write_text(json.dumps(known))
+        list(pool.map(measure_file, sorted(wanted - known.keys())))
     return known
 
 
