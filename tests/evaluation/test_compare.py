@@ -1,7 +1,10 @@
 """The table of several runs."""
 
+import types
+
 import numpy as np
 import pytest
+from absl import app
 
 from unime_jax.evaluation import compare, scores
 
@@ -22,8 +25,23 @@ def test_means_and_spread(runs):
     np.testing.assert_allclose(found["both"]["All"], [30, 50])
     np.testing.assert_allclose(found["both"]["short"], [15, 35])
     np.testing.assert_allclose(found["both"]["composition"], [30, 40])
-    last = compare.table(found).splitlines()[-1]
-    assert last == "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |"
+    assert compare.table(found).splitlines() == [
+        "| | runs | All | short | composition |",
+        "|---|---|---|---|---|",
+        "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |",
+    ]
+
+
+def test_the_command_groups_runs_by_name_or_pattern(runs, capsys, monkeypatch):
+    given = [f"both:{runs}/*", f"{runs}/one"]
+    monkeypatch.setattr(compare, "_RUNS", types.SimpleNamespace(value=given))
+    monkeypatch.setattr(compare, "_COLUMN", types.SimpleNamespace(value=["short:a,b"]))
+    compare.main(["compare"])
+    *_, both, one = capsys.readouterr().out.splitlines()
+    assert both == "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |"
+    assert one == f"| {runs}/one | 1 | 30.0 | 15.0 | 30.0 |"
+    with pytest.raises(app.UsageError, match="unexpected arguments: x y"):
+        compare.main(["compare", "x", "y"])
 
 
 def test_what_is_missing_is_named(runs):
