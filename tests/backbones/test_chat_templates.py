@@ -113,7 +113,11 @@ def test_a_bad_template_that_counts_names_one_that_would_do(folder):
     )
     with pytest.raises(ValueError, match=message):
         rendered(folder)
-    (folder / JINJA).unlink()
+    put(folder, JINJA, QWEN2_TEMPLATE + " ")
+    put(folder, TOKENIZER, HUB_TEMPLATE)  # of two others only the second would do
+    with pytest.raises(ValueError, match=rf"counts before that of {TOKENIZER}, which would do"):
+        rendered(folder)
+    put(folder, TOKENIZER, QWEN2_TEMPLATE)
     with pytest.raises(ValueError, match="language model's own") as error:
         rendered(folder)
     assert "would do" not in str(error.value)

@@ -63,12 +63,13 @@ def test_items_beyond_the_limit_are_kept_for_their_group_alone(monkeypatch):
 
 
 def test_an_error_in_a_group_names_the_dataset_and_the_row_of_its_item():
+    """Before any dataset of the group is scored."""
     with pytest.raises(ValueError, match=r"^dataset 'three', row 0 \(id 0\): item 'g': 9 tokens"):
-        list(tasks.run_all(suite(), unreachable, SharedEncoder(Encoder(refused="g"))))
+        next(tasks.run_all(suite(), unreachable, SharedEncoder(Encoder(refused="g"))))
     row = {"qry_text": "q", "qry_img_path": "x.png", "tgt_text": ["r"], "tgt_img_path": [""]}
     broken = [*suite(), mmeb.Task("five", [row])]
     with pytest.raises(ValueError, match=r"^dataset 'five', row 0 \(id 0\): image 'x.png' has no"):
-        list(tasks.run_all(broken, unreachable, SharedEncoder(Encoder())))
+        next(tasks.run_all(broken, unreachable, SharedEncoder(Encoder())))
 
 
 def test_a_text_with_another_instruction_is_another_item():
