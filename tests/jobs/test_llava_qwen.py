@@ -122,7 +122,9 @@ def test_files_are_llava_onevisions(exported):
     assert config["image_token_index"] == 259 and config["text_config"]["rope_theta"] == 1e6
     assert config["vision_config"]["num_hidden_layers"] == 2
     tokenizer = json.loads((written / "tokenizer_config.json").read_text())
-    assert tokenizer["added_tokens_decoder"]["259"]["content"] == "<image>"
+    keys = ("lstrip", "normalized", "rstrip", "single_word")
+    token = {"content": "<image>", "special": True} | dict.fromkeys(keys, False)
+    assert tokenizer["added_tokens_decoder"]["259"] == token
     assert "chat_template" not in tokenizer and tokenizer["eos_token"] == "<|im_end|>"
     before, after = (load_file(f / "model.safetensors") for f in exported)
     assert len(before) == len(after) and not set(before) & set(after)

@@ -73,6 +73,7 @@ COVERED_BY = {
         "tests/models/test_llava*.py",
         "tests/models/test_parity*.py",
         "tests/backbones/test_*.py",
+        "tests/jobs/test_llava_qwen*.py",
     ),
     "unime_jax/backbones/phi3_v/": (
         "tests/backbones/test_phi3_v*.py",
@@ -93,6 +94,11 @@ COVERED_BY = {
     ),
     "unime_jax/models/": ("tests/models/test_*.py",),
     "unime_jax/models/bert": ("tests/backbones/test_bert*.py",),
+    "unime_jax/models/forward": (
+        "tests/models/test_*.py",
+        "tests/training/test_finite*.py",
+        "tests/test_encode*.py",
+    ),
     "unime_jax/evaluation/": (
         "tests/evaluation/**/test_*.py",
         "tests/jobs/test_evaluate*.py",
