@@ -17,7 +17,8 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_means_and_spread(runs):
+def test_means_and_spread_of_runs_that_are_whole(runs):
+    # Means and spread.
     found = compare.compare({"both": [runs / "one", runs / "two"]}, {"short": ["a", "b"]})
     np.testing.assert_allclose(found["both"]["All"], [30, 50])
     np.testing.assert_allclose(found["both"]["short"], [15, 35])
@@ -25,8 +26,7 @@ def test_means_and_spread(runs):
     last = compare.table(found).splitlines()[-1]
     assert last == "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |"
 
-
-def test_what_is_missing_is_named(runs):
+    # What is missing is named.
     with pytest.raises(ValueError, match="has no d; it has a, b, c"):
         compare.compare({"x": [runs / "one"]}, {"short": ["a", "d"]})
     with pytest.raises(ValueError, match="no scores after training"):
