@@ -98,6 +98,7 @@ def test_the_file_of_scores(tmp_path):
     assert [p.name for p in workdir.iterdir()] == ["evaluation.json"]
 
     # A failed write leaves the file alone.
+    (tmp_path := tmp_path / "next").mkdir()
     scores.write_scores(tmp_path, "before", {"All": 1.0})
     with pytest.raises(ValueError):
         scores.write_scores(tmp_path, "after", {"All": float("nan")})
@@ -106,6 +107,7 @@ def test_the_file_of_scores(tmp_path):
         scores.write_scores(tmp_path, "later", {})
 
     # A broken file is named.
+    (tmp_path := tmp_path / "next").mkdir()
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match="evaluation.json is not JSON"):
         scores.read_scores(tmp_path)
