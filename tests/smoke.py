@@ -26,7 +26,7 @@ ANYWHERE = (
 )
 WITH_TORCH = (
     "tests/backbones/test_bert.py::test_minilm_is_sentence_transformers",
-    "tests/models/test_llava_qwen.py::test_recorded_embeddings[mixed_batch",
+    "tests/models/test_llava_qwen.py::test_recorded_embedding_of_an_image_file",
     "tests/models/test_nv_embed.py::test_attention_to_so_many_keys",
     "tests/models/test_parity.py::test_whole_model_on_odd_image_sizes",
     "tests/models/test_phi3_v.py::test_recorded_hidden_states_and_embeddings",

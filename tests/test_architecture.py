@@ -79,7 +79,20 @@ def imports() -> dict[str, set[str]]:
     return edges
 
 
-def test_what_training_is_built_on_never_comes_to_training_by_any_way():
+def test_no_packages_import_each_other_by_any_way():
+    # No packages import each other by any way. Packages and files of the top level; settings are
+    # plain data that config gathers.
+    graph: dict[str, set[str]] = {}
+    for name, targets in imports().items():
+        package = name.split(".")[0]
+        others = {t.split(".")[0] for t in targets if not t.endswith(".settings")} - {"__init__"}
+        graph.setdefault(package, set()).update(others - {package})
+    graph.pop("__init__")  # which gives Embedder on demand
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names a cycle
+    assert order.index("losses") < order.index("training") < order.index("jobs")
+    assert order.index("evaluation") < order.index("training") < order.index("planning")
+
+    # What training is built on never comes to training by any way.
     edges = imports()
     for start in edges:
         if start.split(".")[0] not in WITHOUT_TRAINING:
@@ -91,16 +104,3 @@ def test_what_training_is_built_on_never_comes_to_training_by_any_way():
             waiting += new
         training = {name for name in seen if name.startswith("training.")} - {SETTINGS}
         assert not training, f"{start} imports {sorted(training)}"
-
-
-def test_no_packages_import_each_other_by_any_way():
-    """Packages and files of the top level; settings are plain data that config gathers."""
-    graph: dict[str, set[str]] = {}
-    for name, targets in imports().items():
-        package = name.split(".")[0]
-        others = {t.split(".")[0] for t in targets if not t.endswith(".settings")} - {"__init__"}
-        graph.setdefault(package, set()).update(others - {package})
-    graph.pop("__init__")  # which gives Embedder on demand
-    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names a cycle
-    assert order.index("losses") < order.index("training") < order.index("jobs")
-    assert order.index("evaluation") < order.index("training") < order.index("planning")

@@ -73,13 +73,41 @@ def read(values, path, value):
     return config_reader.read(config.TrainConfig, changed(values, path, value))
 
 
-def test_values_arrive(values):
+def test_values_arrive_as_the_dataclasses_have_them(values):
+    # Values arrive.
     settings = config_reader.read(config.TrainConfig, values)
     assert settings.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert settings.loss.hard_negatives == 8
     assert settings.wandb_project is None
     assert settings.trainable == ((".*", True),)
     assert settings.data.buckets == tuple(values["data"]["buckets"])
+
+    # Optional keys take none and numbers widen.
+    assert read(values, "loss.hard_negatives", None).loss.hard_negatives is None
+    assert read(values, "loss.hardness", 9).loss.hardness == 9.0
+    assert isinstance(read(values, "loss.hardness", 9).loss.hardness, float)
+    assert isinstance(
+        read(values, "loss.false_negative_margin", 1).loss.false_negative_margin, float
+    )
+    assert read(values, "wandb_project", "x").wandb_project == "x"
+
+    # Lists become tuples. A config that was written as JSON has lists.
+
+    @dataclasses.dataclass(frozen=True)
+    class Example:
+        rules: Sequence[tuple[str, bool]]
+        sizes: tuple[tuple[int, int], ...]
+        weights: Mapping[str, float]
+        kind: Literal["a"]
+
+    given = {"rules": [[".*", True]], "sizes": [[1, 2], [3, 4]], "weights": {"x": 1}, "kind": "a"}
+    expected = Example(((".*", True),), ((1, 2), (3, 4)), {"x": 1.0}, "a")
+    assert config_reader.read(Example, given) == expected
+    assert config_reader.read(Example, given | {"sizes": []}).sizes == ()
+
+    # Values are checked by the dataclasses themselves.
+    with pytest.raises(ValueError, match="optimizer.final_learning_rate"):
+        read(values, "optimizer.final_learning_rate", 1.0)
 
 
 @for_each(
@@ -125,15 +153,14 @@ def test_mistakes_are_named(values, path, value, message):
         read(values, path, value)
 
 
-def test_buckets_are_the_same_from_a_recipe_and_from_json(values):
-    """<workdir>/config.json has them as objects."""
+def test_a_plan_and_buckets_are_the_same_however_they_come(values):
+    # Buckets are the same from a recipe and from JSON. <workdir>/config.json has them as objects.
     written = json.dumps(values, default=dataclasses.asdict)
     settings = config_reader.read(config.TrainConfig, json.loads(written))
     assert settings == config_reader.read(config.TrainConfig, values)
     assert settings.data.buckets[0] == Bucket(tokens=20, tiles=0, share=1.0)
 
-
-def test_a_plan_reads_the_run_by_its_job():
+    # A plan reads the run by its job.
     for recipe, kind in (("stage2", config.TrainConfig), ("embed", config.EmbedConfig)):
         values = recipes.load(f"plan:{recipe}").to_dict()
         assert type(config_reader.read(config.PlanConfig, values).run) is kind
@@ -148,34 +175,3 @@ def test_all_unknown_and_missing_keys_of_a_group_come_at_once(values):
         config_reader.read(config.TrainConfig, broken)
     assert "unknown key config.stps; did you mean config.steps?" in str(error.value)
     assert "missing key config.steps" in str(error.value)
-
-
-def test_optional_keys_take_none_and_numbers_widen(values):
-    assert read(values, "loss.hard_negatives", None).loss.hard_negatives is None
-    assert read(values, "loss.hardness", 9).loss.hardness == 9.0
-    assert isinstance(read(values, "loss.hardness", 9).loss.hardness, float)
-    assert isinstance(
-        read(values, "loss.false_negative_margin", 1).loss.false_negative_margin, float
-    )
-    assert read(values, "wandb_project", "x").wandb_project == "x"
-
-
-def test_lists_become_tuples():
-    """A config that was written as JSON has lists."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Example:
-        rules: Sequence[tuple[str, bool]]
-        sizes: tuple[tuple[int, int], ...]
-        weights: Mapping[str, float]
-        kind: Literal["a"]
-
-    given = {"rules": [[".*", True]], "sizes": [[1, 2], [3, 4]], "weights": {"x": 1}, "kind": "a"}
-    expected = Example(((".*", True),), ((1, 2), (3, 4)), {"x": 1.0}, "a")
-    assert config_reader.read(Example, given) == expected
-    assert config_reader.read(Example, given | {"sizes": []}).sizes == ()
-
-
-def test_values_are_checked_by_the_dataclasses_themselves(values):
-    with pytest.raises(ValueError, match="optimizer.final_learning_rate"):
-        read(values, "optimizer.final_learning_rate", 1.0)

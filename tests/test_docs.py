@@ -54,19 +54,12 @@ def test_keys_and_recipes_are_there(page, keys):
         module.get_config(*([variant] if variant else []))
 
 
-def test_every_page_is_in_the_map_of_the_site():
+def test_pages_packages_and_modules_are_where_the_docs_say():
+    # Every page is in the map of the site.
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert sorted(_leaves(nav)) == sorted(page.name for page in PAGES[1:])
 
-
-def _leaves(nav) -> list[str]:
-    if isinstance(nav, str):
-        return [nav]
-    entries = nav.values() if isinstance(nav, dict) else nav
-    return [page for entry in entries for page in _leaves(entry)]
-
-
-def test_every_package_of_the_architecture_is_there_and_every_module_it_names():
+    # Every package of the architecture is there and every module it names.
     named = _tree((ROOT / "docs" / "architecture.md").read_text())
     missing = [path for path in named if not (ROOT / path).exists()]
     assert not missing
@@ -75,8 +68,7 @@ def test_every_package_of_the_architecture_is_there_and_every_module_it_names():
     top = {str(file.relative_to(ROOT)) for file in package.glob("[!_]*.py")}
     assert packages | top <= named
 
-
-def test_the_way_of_an_example_takes_five_files_and_a_sentence_for_each():
+    # The way of an example takes five files and a sentence for each.
     text = (ROOT / "docs" / "architecture.md").read_text()
     way = text.split("\n## ")[1].split("\n\nAround")[0]
     _, *steps = re.split(r"^\d\. ", way, flags=re.MULTILINE)
@@ -85,6 +77,13 @@ def test_the_way_of_an_example_takes_five_files_and_a_sentence_for_each():
         path, function, sentence = re.match(r"`(\S+\.py)`, `(\w+)`: (.+)", step, re.DOTALL).groups()
         assert f"\ndef {function}(" in (ROOT / path).read_text(), (path, function)
         assert len(re.findall(r"\.(?:\s|$)", sentence)) == 1, path
+
+
+def _leaves(nav) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in _leaves(entry)]
 
 
 def _tree(text: str) -> set[str]:

@@ -36,11 +36,6 @@ def pair_in(tmp_path_factory):
     return functools.cache(lambda name: pair_of(FAMILIES[name](tmp_path_factory.mktemp(name))))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request, pair_in):
-    return pair_in(request.param)
-
-
 @pytest.fixture(scope="module")
 def one(pair_in):
     """A single family, for what no family can change."""
@@ -93,8 +88,10 @@ def cases(tmp_path_factory):
     ]
 
 
-def test_transformers_embeddings(pair, cases):
+@for_each("family", FAMILIES)
+def test_transformers_embeddings(pair_in, cases, family):
     """In order, of texts, images, both, and several images, in every form."""
+    pair = pair_in(family)
     found = opened(pair).encode([element for element, _ in cases], prompt=PROMPT)
     last = np.stack([torch_hidden(pair, item)[-1] for _, item in cases])
     expected = last / np.linalg.norm(last, axis=1, keepdims=True)
@@ -126,9 +123,16 @@ def test_by_default_all_devices_share_rows_and_weights(one, model):
     np.testing.assert_allclose(spread.encode(items), model.encode(items), atol=EXACT)
 
 
-def test_attributes(one, model):
+def test_attributes_and_what_an_item_is_rendered_as(one, model):
+    # Attributes.
     assert model.dimension == model.encode(["x"]).shape[1] == TEXT["hidden_size"]
     assert model.max_length == 4096 and opened(one, max_length=99).max_length == 99
+
+    # Rendered.
+    item = {"text": "red", "image": [picture(9, 9, 0)] * 2}
+    frame = "<|im_start|>user <image><image>\n{}<|im_end|><|im_start|>assistant\n"
+    assert model.rendered(item) == frame.format("red")
+    assert model.rendered(item, prompt="Not ") == frame.format("Not red")
 
 
 def test_bfloat16_is_the_default_and_close(one, model, compiled):
@@ -168,19 +172,12 @@ def test_processing_is_handed_on(one, model):
     assert np.sum(raw.encode([item]) * model.encode([item])) < 0.99
 
 
-def test_rendered(one, model):
-    item = {"text": "red", "image": [picture(9, 9, 0)] * 2}
-    frame = "<|im_start|>user <image><image>\n{}<|im_end|><|im_start|>assistant\n"
-    assert model.rendered(item) == frame.format("red")
-    assert model.rendered(item, prompt="Not ") == frame.format("Not red")
-
-
-def test_nothing_gives_no_rows(model):
+def test_an_iterator_will_do_and_nothing_gives_no_rows(model):
+    # Nothing gives no rows.
     empty = model.encode([])
     assert empty.shape == (0, model.dimension) and empty.dtype == np.float32
 
-
-def test_an_iterator_will_do(model):
+    # An iterator will do.
     texts = ["a", "b"]
     np.testing.assert_array_equal(model.encode(iter(texts)), model.encode(texts))
 
@@ -282,26 +279,25 @@ def test_a_bad_item_is_named(model, name):
         model.encode(["a", "b", item, "c"], batch_size=2)
 
 
-def test_a_wrong_type_shows_before_anything_is_encoded(monkeypatch, model):
-    monkeypatch.setattr(model, "_preprocess", None)
-    with pytest.raises(TypeError, match=r"^items\[7\]"):
-        model.encode(["a"] * 7 + [None], batch_size=1)
-
-
-def test_an_image_that_does_not_fit_is_named(one):
-    with pytest.raises(ValueError, match=r"^items\[1\]: .*max_length is 20"):
-        opened(one, max_length=20).encode(["a", {"image": picture(60, 60, 0)}])
-
-
 @for_each("single", ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))])
 def test_a_single_item_is_no_list(model, single):
     with pytest.raises(TypeError, match="put it in a list"):
         model.encode(single)
 
 
-def test_batch_size_must_be_positive(model):
+def test_what_cannot_be_encoded_shows_at_once(model, one, monkeypatch):
+    # Batch size must be positive.
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.encode(["a"], batch_size=0)
+
+    # An image that does not fit is named.
+    with pytest.raises(ValueError, match=r"^items\[1\]: .*max_length is 20"):
+        opened(one, max_length=20).encode(["a", {"image": picture(60, 60, 0)}])
+
+    # A wrong type shows before anything is encoded.
+    monkeypatch.setattr(model, "_preprocess", None)
+    with pytest.raises(TypeError, match=r"^items\[7\]"):
+        model.encode(["a"] * 7 + [None], batch_size=1)
 
 
 @for_each("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -367,12 +363,12 @@ def test_similarity():
         Embedder.similarity(a, b[0])
 
 
-def test_an_unsupported_folder(tmp_path):
+def test_the_package_opens_folders_of_models_only(tmp_path):
+    # An unsupported folder.
     with pytest.raises(ValueError, match="has no config.json"):
         Embedder.from_pretrained(tmp_path)
 
-
-def test_the_package_names_it_without_importing_it():
+    # The package names it without importing it.
     import unime_jax
 
     assert "Embedder" in unime_jax.__all__ and unime_jax.Embedder is embedder.Embedder

@@ -69,7 +69,8 @@ def test_each_item_is_read_once_and_by_other_threads(encoder):
     np.testing.assert_array_equal(found, encoder([items[n] for n in range(11)]))
 
 
-def test_an_error_comes_out_as_it_is_and_stops_the_threads(encoder):
+def test_who_stops_or_fails_stops_the_threads(encoder, model, shapes):
+    # An error comes out as it is and stops the threads.
     items, before = Lazy(1000, bad=21), threading.active_count()
     with pytest.raises(KeyError, match="no such image"):
         encoder(items)
@@ -78,8 +79,7 @@ def test_an_error_comes_out_as_it_is_and_stops_the_threads(encoder):
     assert threading.active_count() <= before
     assert len(items.asked) == asked
 
-
-def test_who_stops_taking_blocks_stops_the_threads(model, shapes):
+    # Who stops taking blocks stops the threads.
     backbone, opened = model
     items, before = Lazy(1000), threading.active_count()
     blocks = encode_blocks(

@@ -46,7 +46,8 @@ def recorded(modality: str) -> dict:
     return entry
 
 
-def test_unimes_prompts(model):
+def test_prompts_with_and_without_a_template(model, folder):
+    # UniME's prompts.
     image, text = recorded("image"), recorded("text")
     for sentence, expected in zip(text["inputs"], text["rendered"], strict=True):
         assert model.rendered_sum(sentence) == [expected]
@@ -55,6 +56,13 @@ def test_unimes_prompts(model):
         assert model.rendered(sentence, suffix=TEXT_SUFFIX) == expected
     assert model.rendered_sum({"image": A}) == image["rendered"]
     assert [model.rendered({"image": A}, suffix=IMAGE_SUFFIX)] == image["rendered"]
+
+    # A model trained on raw texts. Without a template, the images' line end is the prompt's own.
+    raw = opened(folder, processing=Processing(prompt="raw"))
+    assert raw.rendered_sum({"text": "red\n", "image": A}) == [
+        "<image>\nSummary above image in one word:",
+        "red\nSummary above sentence in one word:",
+    ]
 
 
 def test_sums_in_the_items_order(model):
@@ -125,6 +133,7 @@ def test_a_suffix_is_never_cut(model, folder, caplog):
 
 
 def test_bad_items_are_named(model):
+    # Bad items are named.
     with pytest.raises(TypeError, match="is a single str"):
         model.encode_sum("a")
     with pytest.raises(TypeError, match=r"items\[1\]: a int is no item"):
@@ -134,15 +143,5 @@ def test_bad_items_are_named(model):
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.encode_sum(["a"], batch_size=0)
 
-
-def test_nothing_gives_no_rows(model):
+    # Nothing gives no rows.
     assert model.encode_sum([]).shape == (0, model.dimension)
-
-
-def test_a_model_trained_on_raw_texts(folder):
-    """Without a template, the images' line end is the prompt's own."""
-    raw = opened(folder, processing=Processing(prompt="raw"))
-    assert raw.rendered_sum({"text": "red\n", "image": A}) == [
-        "<image>\nSummary above image in one word:",
-        "red\nSummary above sentence in one word:",
-    ]

@@ -125,14 +125,16 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     assert raised.value is error
 
 
-def test_what_is_said_already_is_not_said_again(tmp_path):
+def test_what_is_set_aside_or_said_already_stays_so(tmp_path, caplog):
+    # What is said already is not said again.
     error = RuntimeError("No space left on device: ...; then the same command goes on")
     with pytest.raises(RuntimeError) as raised, disk_errors.explained(pathlib.Path(tmp_path)):
         raise error
     assert raised.value is error
 
-
-def test_set_aside_keeps_the_content_and_needs_no_luck(tmp_path, caplog):
+    # Set aside keeps the content and needs no luck.
+    (tmp_path := tmp_path / "next").mkdir()
+    caplog.clear()
     (tmp_path / "a.json").write_text("[]")
     files.set_aside(tmp_path / "a.json", "a list")
     (kept,) = tmp_path.iterdir()

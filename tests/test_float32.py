@@ -17,23 +17,16 @@ from tests.tables import for_each
 from unime_jax.batch import Item, Media
 
 
-def test_the_bound_is_of_the_rows_norm():
+def test_the_bound_is_that_of_a_sum_in_any_order():
+    # The bound is of the row's norm.
     row = np.array([3.0, 4.0])
     assert_same_rows(row + [5.0 * ROUNDING * 0.99, 0.0], row)
     assert_same_rows([row * 1000, row], [row * 1000 + 5000 * ROUNDING * 0.7, row])
     with pytest.raises(AssertionError, match="1 of 2 rows .* row \\(1,\\)"):
         assert_same_rows([row * 1000, row + 5.0 * ROUNDING], [row * 1000, row])
 
-
-@for_each("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_off(value):
-    row = np.array([3.0, 4.0])
-    with pytest.raises(AssertionError, match="rows differ"):
-        assert_same_rows(np.array([value, 4.0]), row)
-
-
-def test_a_dot_product_in_any_order_is_within_the_bound():
-    """The longest sums of the tests' models, in float32 as they come and in float64."""
+    # A dot product in any order is within the bound. The longest sums of the tests' models, in
+    # float32 as they come and in float64.
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 2048)).astype(np.float32), random.normal(size=(2048, 64))
     exact = x.astype(np.float64) @ y
@@ -45,14 +38,20 @@ def test_a_dot_product_in_any_order_is_within_the_bound():
     with pytest.raises(AssertionError):
         assert_same_rows(x.astype(jnp.bfloat16).astype(np.float64) @ y, exact)
 
-
-def test_gradients_of_nothing_are_measured_by_the_others():
+    # Gradients of nothing are measured by the others.
     theirs = {"kernel": np.array([3.0, 4.0]), "bias": np.array([1e-12])}
     assert_same_gradients(theirs | {"bias": np.array([5e-3 * ROUNDING])}, theirs)
     for path, value in (("bias", [6e-3 * ROUNDING]), ("kernel", [3.0, 4.0 + 6.0 * ROUNDING])):
         for wrong in (value, np.multiply(value, np.nan)):
             with pytest.raises(AssertionError, match=path):
                 assert_same_gradients(theirs | {path: np.asarray(wrong)}, theirs)
+
+
+@for_each("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_off(value):
+    row = np.array([3.0, 4.0])
+    with pytest.raises(AssertionError, match="rows differ"):
+        assert_same_rows(np.array([value, 4.0]), row)
 
 
 @pytest.fixture(scope="module")

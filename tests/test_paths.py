@@ -59,14 +59,8 @@ def test_merge_is_the_inverse_of_split(decoder, parts):
         np.testing.assert_array_equal(leaf, parameters[path])
 
 
-def test_merge_of_shapes_alone():
-    shapes = jax.eval_shape(lambda: Decoder(TINY, key=jax.random.key(0)))
-    graph, parameters = paths.split(shapes)
-    out = jax.eval_shape(lambda p: run(paths.merge(graph, p)), parameters)
-    assert out.shape == (1, 5, 8)
-
-
 def test_merge_needs_exactly_the_parameters(decoder):
+    # Merge needs exactly the parameters.
     graph, parameters = paths.split(decoder)
     rest = {path: leaf for path, leaf in parameters.items() if path != "norm.weight"}
     for wrong in (rest, parameters | {"norm.bias": jnp.zeros(8)}):
@@ -76,22 +70,27 @@ def test_merge_needs_exactly_the_parameters(decoder):
     with pytest.raises(ValueError, match=r"no parameters \['a.b'\], and misses \['norm.weight'\]"):
         paths.merge(graph, rest, {"a.b": parameters["norm.weight"]})
 
+    # Merge of shapes alone.
+    shapes = jax.eval_shape(lambda: Decoder(TINY, key=jax.random.key(0)))
+    graph, parameters = paths.split(shapes)
+    out = jax.eval_shape(lambda p: run(paths.merge(graph, p)), parameters)
+    assert out.shape == (1, 5, 8)
 
-def test_first_matching_rule_wins():
+
+def test_the_first_rule_that_matches_the_whole_path_wins():
+    # First matching rule wins.
     rules = [(r".*\.kernel", 1), (r"vision\..*", 2), (r".*", 3)]
     names = ["vision.fc1.kernel", "vision.fc1.bias", "text.bias"]
     assert paths.assign(rules, names, what="x") == dict(zip(names, (1, 2, 3)))
     assert set(paths.assign(rules[::-1], names, what="x").values()) == {3}
 
-
-def test_a_rule_matches_the_whole_path():
+    # A rule matches the whole path.
     with pytest.raises(ValueError):
         paths.assign([("kernel", 1)], ["q_proj.kernel"], what="x")
     with pytest.raises(ValueError):
         paths.assign([("q_proj", 1)], ["q_proj.kernel"], what="x")
 
-
-def test_unmatched_paths_are_all_listed():
+    # Unmatched paths are all listed.
     rules = [(r".*\.kernel", 1)]
     with pytest.raises(ValueError) as error:
         paths.assign(rules, ["a.kernel", "a.bias", "norm.weight"], what="optimizer.decays")

@@ -33,18 +33,17 @@ def inputs() -> Inputs:
     )
 
 
-def test_a_call_with_a_wrong_shape_raises():
+def test_a_call_with_a_wrong_shape_or_dtype_raises():
+    # A call with a wrong shape raises.
     last_token(jnp.zeros((2, 3, 5)), jnp.ones(2, jnp.int32))
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
         last_token(jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
 
-
-def test_a_call_with_a_wrong_dtype_raises():
+    # A call with a wrong dtype raises.
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
         last_token(jnp.zeros((2, 3, 5)), jnp.ones(2))
 
-
-def test_shapes_are_checked_while_a_program_is_traced():
+    # Shapes are checked while a program is traced.
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
         jax.eval_shape(last_token, jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
 
@@ -56,11 +55,17 @@ def test_numpy_stands_for_jax():
 
 
 def test_the_fields_of_a_batch_agree():
+    # The fields of a batch agree.
     good = inputs()
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
         dataclasses.replace(good, length=np.zeros((2, 5), np.int32))
     with pytest.raises(jaxtyping.TypeCheckError, match="'tokens'"):
         dataclasses.replace(good, tokens=good.tokens.astype(np.int64))
+
+    # A chunk of rows is a tree of the same form.
+    chunk = jax.tree.map(lambda x: x[0], inputs())
+    assert chunk.length.shape == (4,)
+    assert pickle.loads(pickle.dumps(chunk)).length.shape == (4,)
 
 
 @for_each("leaf", [object(), 1, None, jax.sharding.PartitionSpec("data")])
@@ -68,20 +73,14 @@ def test_trees_of_other_things_than_arrays_are_not_checked(leaf):
     assert jax.tree.map(lambda x: leaf, inputs()).tokens is leaf
 
 
-def test_a_chunk_of_rows_is_a_tree_of_the_same_form():
-    chunk = jax.tree.map(lambda x: x[0], inputs())
-    assert chunk.length.shape == (4,)
-    assert pickle.loads(pickle.dumps(chunk)).length.shape == (4,)
-
-
-def test_checks_can_be_left_out():
+def test_checks_can_be_left_out_and_are_where_arrays_are():
+    # Checks can be left out.
     with shapes.unchecked():
         last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
     with pytest.raises(jaxtyping.TypeCheckError):
         last_token(jnp.zeros((2, 3)), jnp.ones(2, jnp.int32))
 
-
-def test_functions_without_arrays_stay_as_they_are():
+    # Functions without arrays stay as they are.
     assert hasattr(last_token, "__wrapped__")
     assert not hasattr(paths.assign, "__wrapped__")
 

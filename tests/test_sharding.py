@@ -254,7 +254,8 @@ def test_a_device_holds_its_share_of_the_7b_model(shapes_7b):
     assert mine < total / 8 * 1.01
 
 
-def test_axes_that_do_not_divide_stay_whole():
+def test_axes_that_do_not_divide_stay_whole_and_too_many_are_an_error():
+    # Axes that do not divide stay whole.
     mesh = make_mesh(2, 2, 2)
     for shape, expected in [
         ((3, 6, 4), P(None, "fsdp", "tensor")),
@@ -265,8 +266,7 @@ def test_axes_that_do_not_divide_stay_whole():
         assert sharding.fit(FIRST, shape, mesh) == expected
     assert sharding.fit(P(), (3,), mesh) == P()
 
-
-def test_a_rule_with_more_axes_than_the_array_is_an_error():
+    # A rule with more axes than the array is an error.
     with pytest.raises(ValueError, match=r"names 3 axes, but the array has shape \(4, 4\)"):
         sharding.parameter_shardings(make_mesh(2, 2, 2), {"a": (4, 4)}, [(".*", FIRST)])
     with pytest.raises(ValueError, match="sharding rules"):
@@ -325,7 +325,7 @@ def qwen2_vl_model(tmp_path_factory):
     return graph, pair.parameters, inputs, np.asarray(expected)
 
 
-@for_each("shape", [(2, 4, 1), (2, 2, 2)])
+@for_each("shape", [(2, 2, 2)])
 def test_a_sharded_qwen2_vl_computes_the_same(qwen2_vl_model, shape):
     graph, parameters, inputs, expected = qwen2_vl_model
     mesh = make_mesh(*shape)

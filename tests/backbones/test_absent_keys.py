@@ -94,7 +94,8 @@ def test_image_processors_have_the_defaults_of_transformers_classes(settings, pr
         assert image_processor_config.area({}) == theirs["size"]
 
 
-def test_phi3_v_is_the_published_one(tmp_path):
+def test_families_take_what_is_missing_from_the_published_models(tmp_path):
+    # Phi-3-V is the published one.
     text = phi3_v.text_config({"hidden_size": 64, "num_attention_heads": 4})
     assert text.rope_parameters["rope_type"] == "default"
     assert text.rope_parameters["rope_theta"] == 10000.0
@@ -114,8 +115,8 @@ def test_phi3_v_is_the_published_one(tmp_path):
         with pytest.raises(ValueError, match=f"img_processor.{key} is {value!r}"):
             phi3_v.tower_config(tmp_path, PHI3_V | {"img_processor": other})
 
-
-def test_llava_qwen_takes_what_is_missing_from_siglip_and_qwen2(tmp_path):
+    # LLaVA-Qwen takes what is missing from SigLIP and Qwen2.
+    (tmp_path := tmp_path / "next").mkdir()
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 32,
@@ -146,8 +147,7 @@ def test_llava_qwen_takes_what_is_missing_from_siglip_and_qwen2(tmp_path):
     tied = llava_qwen_config.convert_config(tmp_path, own | {"tie_word_embeddings": True}, 99)
     assert tied.tie_word_embeddings is True
 
-
-def test_nv_embed_takes_what_is_missing_from_the_published_model():
+    # NV-Embed takes what is missing from the published model.
     found = nv_embed._latent_attention(types.SimpleNamespace(), 4096)
     expected = LatentAttentionConfig(hidden_size=4096, num_latents=512, num_heads=8, head_dim=4096)
     assert found == expected

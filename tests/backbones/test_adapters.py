@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +56,38 @@ def trained(pair, *, dora):
     return graph, parameters, config
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A model with adapters, as ours, as a folder, and as PEFT reads that folder."""
+
+    graph: Any
+    parameters: paths.Parameters
+    folder: pathlib.Path
+    peft_model: peft.PeftModel
+
+
+@pytest.fixture(scope="module")
+def adapted(pairs, tmp_path_factory):
+    def make(model_type, dora):
+        pair, folder = pairs(model_type), tmp_path_factory.mktemp(model_type) / "adapter"
+        graph, parameters, config = trained(pair, dora=dora)
+        adapters.save(folder, pair.backbone, parameters, config, dtype=FLOAT32)
+        base = AutoModelForImageTextToText.from_pretrained(pair.backbone.folder)
+        model = peft.PeftModel.from_pretrained(base, folder).eval()
+        return Adapted(graph, parameters, folder, model)
+
+    return functools.cache(make)
+
+
 @for_each("model_type", PAIRS)
 @for_each("dora", [False, True])
-def test_peft_loads_what_is_written(pairs, model_type, tmp_path, dora):
+def test_peft_loads_what_is_written(adapted, model_type, dora):
     """Nothing missing, nothing unexpected, nothing else adapted."""
-    pair = pairs(model_type)
-    _, parameters, config = trained(pair, dora=dora)
-    model = through_peft(pair, tmp_path / "adapter", parameters, config)
-    assert not list(tmp_path.glob("*.partial"))
-    own = peft.get_peft_model_state_dict(model)
-    written = load_file(tmp_path / "adapter" / merging.WEIGHTS)
+    case = adapted(model_type, dora)
+    parameters = case.parameters
+    assert not list(case.folder.parent.glob("*.partial"))
+    own = peft.get_peft_model_state_dict(case.peft_model)
+    written = load_file(case.folder / merging.WEIGHTS)
     assert own.keys() == written.keys()
     for name, x in written.items():
         np.testing.assert_array_equal(own[name].numpy(), x)
@@ -75,27 +99,19 @@ def test_peft_loads_what_is_written(pairs, model_type, tmp_path, dora):
     assert len(written) == count * (3 if dora else 2)
 
 
-def through_peft(pair, folder, parameters, config):
-    adapters.save(folder, pair.backbone, parameters, config, dtype=FLOAT32)
-    base = AutoModelForImageTextToText.from_pretrained(pair.backbone.folder)
-    return peft.PeftModel.from_pretrained(base, folder).eval()
-
-
 @for_each("model_type", PAIRS)
-def test_hidden_states_are_pefts(pairs, model_type, tmp_path):
-    pair = pairs(model_type)
-    graph, parameters, config = trained(pair, dora=True)
-    model = through_peft(pair, tmp_path / "adapter", parameters, config)
+def test_hidden_states_are_pefts(pairs, adapted, model_type):
+    pair, case = pairs(model_type), adapted(model_type, True)
     items = [
         Item("A plain text."),
         Item("<|image_1|>\nWhat is it?", (Media("a.png", picture(40, 30, seed=3)),)),
     ]
     inputs, rows = packed(pair, items, 128, 16)
-    ours = paths.merge(graph, parameters)
+    ours = paths.merge(case.graph, case.parameters)
     hidden = np.asarray(jax.jit(lambda model, x: model.hidden_states(x, EXACT))(ours, inputs))
-    adapted = dataclasses.replace(pair, torch_model=model.base_model.model)
+    in_torch = dataclasses.replace(pair, torch_model=case.peft_model.base_model.model)
     for item, row in zip(items, rows, strict=True):
-        theirs = torch_hidden(adapted, item)
+        theirs = torch_hidden(in_torch, item)
         assert np.abs(theirs - torch_hidden(pair, item)).max() > 0.05
         assert_same_rows(hidden[row, : len(theirs)], theirs)
         a, b = hidden[row, len(theirs) - 1], theirs[-1]
@@ -104,13 +120,11 @@ def test_hidden_states_are_pefts(pairs, model_type, tmp_path):
 
 @for_each("model_type", PAIRS)
 @for_each("dora", [False, True])
-def test_written_and_read_again_is_the_merged_model(pairs, model_type, tmp_path, dora):
-    pair = pairs(model_type)
-    graph, parameters, config = trained(pair, dora=dora)
-    adapters.save(tmp_path / "adapter", pair.backbone, parameters, config, dtype=FLOAT32)
-    model = paths.merge(graph, parameters)
+def test_written_and_read_again_is_the_merged_model(adapted, model_type, dora):
+    case = adapted(model_type, dora)
+    model = paths.merge(case.graph, case.parameters)
     lora.merge(model, jnp.float32)
-    backbone = backbones.open_backbone(str(tmp_path / "adapter"), max_length=4096)
+    backbone = backbones.open_backbone(str(case.folder), max_length=4096)
     found, (_, expected) = load(backbone), paths.split(model)
     assert found.keys() == expected.keys()
     for path in expected:

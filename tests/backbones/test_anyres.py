@@ -182,9 +182,19 @@ def test_llava_next_counts_equal_the_processor(size):
     assert len(next_slots(*size)) == next_count(*size)
 
 
-def test_counts_of_square_images():
+def test_slots_that_can_be_counted_by_hand():
+    # Counts of square images.
     assert len(next_slots(336, 336)) == 1176
     assert len(slots(384, 384, 6)[0]) == 729 + 27 * 28
+
+    # The base tile comes first and rows are read across tiles.
+    slot, _ = anyres.image_slots(
+        8, 8, pinpoints=((4, 4), (4, 8), (8, 4), (8, 8)), tile=4, side=2, max_tiles=9
+    )
+    n = anyres.NEWLINE
+    expected = [1, 2, 3, 4]
+    expected += [5, 6, 9, 10, n, 7, 8, 11, 12, n, 13, 14, 17, 18, n, 15, 16, 19, 20, n]
+    assert slot[:, 0].tolist() == expected
 
 
 @settings(max_examples=300, deadline=None)
@@ -211,16 +221,6 @@ def test_layout_of_the_original_llave(row):
     assert (weight is None) == (grid == 2)
 
 
-def test_the_base_tile_comes_first_and_rows_are_read_across_tiles():
-    slot, _ = anyres.image_slots(
-        8, 8, pinpoints=((4, 4), (4, 8), (8, 4), (8, 8)), tile=4, side=2, max_tiles=9
-    )
-    n = anyres.NEWLINE
-    expected = [1, 2, 3, 4]
-    expected += [5, 6, 9, 10, n, 7, 8, 11, 12, n, 13, 14, 17, 18, n, 15, 16, 19, 20, n]
-    assert slot[:, 0].tolist() == expected
-
-
 @for_each(
     "grid, max_tiles, expected",
     [(2, 9, False), (3, 9, False), (6, 9, True), (2, 4, False), (2, 3, True), (1, 1, False)],
@@ -230,7 +230,8 @@ def test_resamples(grid, max_tiles, expected):
     assert found is expected
 
 
-def test_weights_are_a_blend_of_four_rows_and_sum_to_one():
+def test_what_is_gathered_is_whole_shared_and_not_nothing():
+    # Weights are a blend of four rows and sum to one.
     slot, weight = slots(1240, 1754, 6)
     assert slot.shape == weight.shape and slot.shape[1] == 4
     assert slot.dtype == np.int32 and weight.dtype == np.float32
@@ -240,14 +241,12 @@ def test_weights_are_a_blend_of_four_rows_and_sum_to_one():
     single[: SIDE * SIDE] = True
     np.testing.assert_array_equal(weight[single], np.tile([1, 0, 0, 0], (single.sum(), 1)))
 
-
-def test_shared_arrays_are_read_only():
+    # Shared arrays are read only.
     slot, _ = slots(300, 301, 2)
     with pytest.raises(ValueError, match="read-only"):
         slot[0] = 1
 
-
-def test_a_map_shrunk_to_nothing_is_an_error():
+    # A map shrunk to nothing is an error.
     with pytest.raises(ValueError, match="1 x 100 pixels"):
         anyres.image_slots(1, 100, pinpoints=((3, 18),), tile=3, side=3, max_tiles=1)
 

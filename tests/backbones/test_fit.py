@@ -34,7 +34,8 @@ def fitted(text: str, max_length: int, before="< ", after=" >", special=False, *
     return "".join(map(chr, ids)), truncated
 
 
-def test_the_text_alone_is_cut_and_the_tokens_are_counted():
+def test_the_text_alone_is_cut_to_the_longest_length():
+    # The text alone is cut and the tokens are counted.
     for text, options, expected in (
         ("a b c d", dict(max_length=6), ("<abcd>", 0)),
         ("a b c d", dict(max_length=4), ("<ab>", 2)),
@@ -49,9 +50,8 @@ def test_the_text_alone_is_cut_and_the_tokens_are_counted():
     ):
         assert fitted(text, **options) == expected, (text, options)
 
-
-def test_some_tokens_of_a_text_are_never_cut():
-    """Image tokens, of which each stands for many, the one that is pooled, and the frame's own."""
+    # Some tokens of a text are never cut. Image tokens, of which each stands for many, the one
+    # that is pooled, and the frame's own.
     for text, options, expected in (
         ("a @ b c", dict(max_length=8, expansion=3, uncut_ids=(IMAGE,)), ("<a@b>", 1)),
         ("a b @ c", dict(max_length=6, expansion=3, uncut_ids=(IMAGE,)), ("<@>", 3)),
@@ -63,8 +63,7 @@ def test_some_tokens_of_a_text_are_never_cut():
     ):
         assert fitted(text, **options) == expected, (text, options)
 
-
-def test_a_frame_beyond_the_longest_length_is_an_error():
+    # A frame beyond the longest length is an error.
     options = dict(expansion=10, uncut_ids=(IMAGE,), fixed="images and frame")
     assert fitted("a @ b", 13, **options) == ("<@>", 2)
     message = "^item 'x': its images and frame are 13 tokens, and max_length is 12; raise it$"

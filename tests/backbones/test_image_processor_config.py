@@ -143,7 +143,8 @@ def test_a_crop_by_default_is_refused(tmp_path):
         opened(folder)
 
 
-def test_pixels_of_qwen2_vl_are_those_of_the_file_that_counts(tmp_path, caplog):
+def test_sizes_of_every_family_are_those_of_the_file_that_counts(tmp_path, caplog):
+    # Pixels of Qwen2-VL are those of the file that counts.
     folder = write_qwen2_vl(tmp_path)
     own = read(folder / FILE)
     size = {"shortest_edge": own.pop("min_pixels"), "longest_edge": own.pop("max_pixels")}
@@ -156,15 +157,15 @@ def test_pixels_of_qwen2_vl_are_those_of_the_file_that_counts(tmp_path, caplog):
     assert_as_transformers(folder)
     assert "size is {'shortest_edge': 256, 'longest_edge': 4096} and" in caplog.text
 
-
-def test_pinpoints_are_those_of_the_file_that_counts(tmp_path):
+    # Pinpoints are those of the file that counts.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = write_llava_next(tmp_path)
     nest(folder)
     edit(folder / FILE, image_grid_pinpoints=[[28, 28]])  # would be refused: not config.json's
     assert_as_transformers(folder)
 
-
-def test_crops_of_phi3_v_are_those_of_the_file_that_counts(tmp_path):
+    # Crops of Phi-3-V are those of the file that counts.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = write_phi3_v(tmp_path / "phi3_v")
     nest(folder, num_crops=2, image_mean=[0.1, 0.2, 0.3])
     processing = Processing(prompt="raw", crops=None)

@@ -16,12 +16,12 @@ from unime_jax.batch import Item, Media
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "image_resize.json"
 
 
-def test_rgb_images_are_not_changed():
+def test_an_image_is_its_colours_on_white_in_the_order_of_the_item():
+    # RGB images are not changed.
     image = noise(5, 4)
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image))
 
-
-def test_transparency_is_laid_on_white():
+    # Transparency is laid on white.
     image = Image.new("RGBA", (3, 2), (200, 100, 0, 0))
     assert to_rgb(image).getcolors() == [(6, (255, 255, 255))]
     image = Image.new("P", (3, 2), 1)
@@ -30,6 +30,14 @@ def test_transparency_is_laid_on_white():
     image.info["transparency"] = 1
     assert to_rgb(image).getcolors() == [(6, (255, 255, 255))]
 
+    # Images come in the order of the item.
+    images = [noise(5, 4, seed=seed) for seed in range(3)]
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(images))
+    found = decode_images(Item("", media), None)
+    for ours, theirs in zip(found, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert decode_images(Item("text only"), None) == []
+
 
 @for_each("format", ["PNG", "TIFF"])
 def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
@@ -37,15 +45,6 @@ def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
     (image,) = decode_images(Item("", (Media("a", encoded(Image.fromarray(greys), format)),)), None)
     np.testing.assert_array_equal(np.asarray(image)[..., 0], greys // 256)
     assert image.mode == "RGB"
-
-
-def test_images_come_in_the_order_of_the_item():
-    images = [noise(5, 4, seed=seed) for seed in range(3)]
-    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(images))
-    found = decode_images(Item("", media), None)
-    for ours, theirs in zip(found, images, strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-    assert decode_images(Item("text only"), None) == []
 
 
 def fixed_sizes() -> list[tuple[int, int]]:
@@ -65,7 +64,8 @@ def test_a_fixed_size_is_pillows_default_resize(size):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
-def test_missing_and_broken_images_are_errors_that_name_the_path():
+def test_images_that_cannot_be_read_are_errors_that_name_the_path(monkeypatch):
+    # Missing and broken images are errors that name the path.
     for data in (None, b""):
         with pytest.raises(ValueError, match="item 'x'.*the image file 'gone.png' is missing"):
             decode_images(Item("x", (Media("gone.png", data),)), None)
@@ -76,8 +76,7 @@ def test_missing_and_broken_images_are_errors_that_name_the_path():
         with pytest.raises(ValueError, match="the image 'second.png' cannot be read"):
             decode_images(Item("x", (Media("a.png", data), Media("second.png", broken))), None)
 
-
-def test_a_decompression_bomb_is_an_error(monkeypatch):
+    # A decompression bomb is an error.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     file = io.BytesIO(encoded(Image.new("RGB", (15, 15))))
     with pytest.raises(ValueError, match="the image 'bomb.png' cannot be read"):

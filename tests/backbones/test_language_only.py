@@ -1,5 +1,7 @@
 """A backbone without its tower: the same embeddings of texts, of a folder without the tower."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,12 @@ TEACHER = 6
 def written(folder, model_type):
     FAMILIES[model_type](folder)
     return pair_of(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type; read-only."""
+    return functools.cache(lambda name: written(tmp_path_factory.mktemp(name), name))
 
 
 def language_tensors(pair):
@@ -86,8 +94,8 @@ def test_in_checkpoints_of_original_code(write, tmp_path):
 
 
 @for_each("model_type", FAMILIES)
-def test_random_parameters_are_the_whole_models(tmp_path, model_type):
-    pair = written(tmp_path, model_type)
+def test_random_parameters_are_the_whole_models(pairs, model_type):
+    pair = pairs(model_type)
     student = backbones.language_only(pair.backbone, TEACHER)
     key = jax.random.key(3)
     whole, own = (paths.split(b.make_model(key))[1] for b in (pair.backbone, student))
@@ -105,8 +113,7 @@ def test_a_text_encoder_has_none(write, tmp_path):
 
 
 @for_each("model_type", FAMILIES)
-def test_the_language_component_has_none_of_its_own(tmp_path, model_type):
-    pair = written(tmp_path, model_type)
-    student = backbones.language_only(pair.backbone, TEACHER)
+def test_the_language_component_has_none_of_its_own(pairs, model_type):
+    student = backbones.language_only(pairs(model_type).backbone, TEACHER)
     with pytest.raises(ValueError, match="no language component"):
         backbones.language_only(student, TEACHER)

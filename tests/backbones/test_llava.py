@@ -39,7 +39,8 @@ def test_a_fixed_resolution_is_a_resize_before_everything_else(llavas, name):
             np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
 
 
-def test_pinpoints_of_a_run_replace_the_checkpoints(llavas):
+def test_processing_is_the_families_own_or_that_of_the_run(llavas):
+    # Pinpoints of a run replace the checkpoint's.
     for name in ("onevision", "next-raw"):
         case, pinpoints = llavas[name], ((28, 28),)
         processing = dataclasses.replace(case.backbone.processing, pinpoints=pinpoints)
@@ -51,6 +52,10 @@ def test_pinpoints_of_a_run_replace_the_checkpoints(llavas):
         wrong = dataclasses.replace(processing, pinpoints=((28, 30),))
         with pytest.raises(ValueError, match="^pinpoints are .* multiples of .* 28"):
             open_backbone(str(case.folder), max_length=99, processing=wrong)
+
+    # The families' own processing.
+    assert llavas["onevision"].backbone.processing == CHAT
+    assert llavas["next-raw"].backbone.processing == RAW
 
 
 # Folders
@@ -112,8 +117,3 @@ def test_a_newer_folder_has_its_image_processor_in_processor_config(tmp_path, na
     after = open_backbone(str(folder), max_length=999).preprocess(picture())
     np.testing.assert_array_equal(before.patches, after.patches)
     np.testing.assert_array_equal(before.tokens, after.tokens)
-
-
-def test_the_families_own_processing(llavas):
-    assert llavas["onevision"].backbone.processing == CHAT
-    assert llavas["next-raw"].backbone.processing == RAW

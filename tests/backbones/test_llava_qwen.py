@@ -53,8 +53,14 @@ def test_recorded_ids(preprocess, row):
     assert row["user_content_after_preprocess"] in prompt.rendered(item)
 
 
-def test_the_final_line_end_is_pooled(preprocess):
+def test_prompts_end_as_the_originals(preprocess, tmp_path):
+    # The final line end is pooled.
     assert preprocess(Item("A cat")).tokens[-3:].tolist() == [198, 258, 198]
+
+    # Raw has no turn.
+    folder = write_llava_qwen(tmp_path)
+    raw = opened(folder, Processing(prompt="raw")).preprocess.prompt
+    assert raw.rendered(Item("a <|image_1|>", A)) == "a <image>"
 
 
 @for_each(
@@ -114,8 +120,8 @@ def test_canvases_are_width_and_height(tmp_path, backbone):
         == ((28, 56), (56, 56), (28, 84), (56, 84))  # fmt: skip
 
 
-def test_the_published_tower(tmp_path):
-    """26 of the 27 layers of SigLIP so400m, its shapes and the projector's."""
+def test_the_published_tower_is_known_and_another_must_be_described(tmp_path):
+    # The published tower. 26 of the 27 layers of SigLIP so400m, its shapes and the projector's.
     folder = write_llava_qwen(tmp_path)
     (folder / "siglip_vision_config.json").unlink()
     backbone = opened(rewritten(folder, mm_hidden_size=1152, image_aspect_ratio="anyres_max_4"))
@@ -125,6 +131,18 @@ def test_the_published_tower(tmp_path):
     assert (tower.hidden_size, tower.intermediate_size, tower.layer_norm_eps) == (1152, 4304, 1e-6)
     assert backbone.layout.patches == 729 and backbone.layout.patch_bytes == 588
     assert backbone.preprocess.max_tiles == 4
+
+    # An unknown tower and missing keys are said.
+    (tmp_path := tmp_path / "next").mkdir()
+    folder = rewritten(write_llava_qwen(tmp_path), mm_vision_tower="openai/clip-vit-large")
+    (folder / "siglip_vision_config.json").unlink()
+    with pytest.raises(ValueError, match="mm_vision_tower is 'openai/clip-vit-large', whose sizes"):
+        opened(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["mm_hidden_size"], config["image_grid_pinpoints"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks image_grid_pinpoints, mm_hidden_size"):
+        opened(folder)
 
 
 @for_each(
@@ -151,18 +169,6 @@ def test_what_is_not_done_is_said(tmp_path, changes, message):
         opened(folder)
 
 
-def test_an_unknown_tower_and_missing_keys_are_said(tmp_path):
-    folder = rewritten(write_llava_qwen(tmp_path), mm_vision_tower="openai/clip-vit-large")
-    (folder / "siglip_vision_config.json").unlink()
-    with pytest.raises(ValueError, match="mm_vision_tower is 'openai/clip-vit-large', whose sizes"):
-        opened(folder)
-    config = json.loads((folder / "config.json").read_text())
-    del config["mm_hidden_size"], config["image_grid_pinpoints"]
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="lacks image_grid_pinpoints, mm_hidden_size"):
-        opened(folder)
-
-
 def test_an_image_token_of_its_own_is_kept(tmp_path):
     """Where the tokenizer has one already, as those of LLaVA-OneVision's repositories may."""
     folder = write_llava_qwen(tmp_path)
@@ -175,14 +181,8 @@ def test_an_image_token_of_its_own_is_kept(tmp_path):
     assert opened(folder).preprocess.prompt.image_token_id == 260
 
 
-def test_raw_has_no_turn(tmp_path):
-    folder = write_llava_qwen(tmp_path)
-    raw = opened(folder, Processing(prompt="raw")).preprocess.prompt
-    assert raw.rendered(Item("a <|image_1|>", A)) == "a <image>"
-
-
-def test_orphans(tmp_path):
-    """Left out, or an image of zeros; there is no token that could stand for an image."""
+def test_markers_without_an_image(tmp_path):
+    # Orphans. Left out, or an image of zeros; there is no token that could stand for an image.
     folder = write_llava_qwen(tmp_path)
     with pytest.raises(ValueError, match='missing_images is "token"; this family supports .*image'):
         opened(folder, Processing(prompt="verbatim", missing_images="token"))
@@ -210,9 +210,8 @@ def test_orphans(tmp_path):
     np.testing.assert_array_equal(b.slot[b.slot[:, 0] >= 0, 0], slots)
     assert len(b.tokens) == len(a.tokens) + 18  # and the line end after the marker
 
-
-def test_a_marker_too_many(tmp_path):
-    """The first one is the image's."""
+    # A marker too many. The first one is the image's.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = write_llava_qwen(tmp_path)
     preprocess = opened(folder, Processing(prompt="verbatim", missing_images="image")).preprocess
     row = preprocess(Item("<|image_1|> or <|image_1|>", (Media("a.png", encoded(noise(28, 28))),)))

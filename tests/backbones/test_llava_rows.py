@@ -124,13 +124,22 @@ def test_rows_fit_the_layout(llavas, name):
             assert row.patches.shape[1:] == (layout.patches, layout.patch_bytes)
 
 
-def test_orphans_are_left_out_and_counted(llavas):
+def test_markers_without_an_image_are_left_out_and_missing_files_named(llavas):
+    # Orphans are left out and counted.
     for name in NAMES:
         row = llavas[name].preprocess(Item(MARKED))
         plain = llavas[name].preprocess(Item(MARKED.replace("<|image_1|>\n", "")))
         assert row.tokens.tolist() == plain.tokens.tolist()
         assert (row.unmatched_markers, plain.unmatched_markers) == (1, 0)
         assert row.patches is None and (row.slot == anyres.TEXT).all()
+
+    # Missing and broken images are errors that name the path.
+    for name in ("onevision", "next-raw"):
+        preprocess = llavas[name].preprocess
+        with pytest.raises(ValueError, match="the image file 'gone.png' is missing"):
+            preprocess(Item(MARKED, (Media("gone.png"),)))
+        with pytest.raises(ValueError, match="the image 'bad.png' cannot be read"):
+            preprocess(Item(MARKED, (Media("bad.png", b"no image"),)))
 
 
 @for_each("name", NAMES)
@@ -163,15 +172,6 @@ def test_max_length_is_that_of_open_backbone(llavas):
     assert open_backbone(str(folder), max_length=needed - 3).preprocess(item).truncated == 3
     with pytest.raises(ValueError, match="'a.png': its image tokens.* max_length is 30; raise it"):
         open_backbone(str(folder), max_length=30).preprocess(item)
-
-
-def test_missing_and_broken_images_are_errors_that_name_the_path(llavas):
-    for name in ("onevision", "next-raw"):
-        preprocess = llavas[name].preprocess
-        with pytest.raises(ValueError, match="the image file 'gone.png' is missing"):
-            preprocess(Item(MARKED, (Media("gone.png"),)))
-        with pytest.raises(ValueError, match="the image 'bad.png' cannot be read"):
-            preprocess(Item(MARKED, (Media("bad.png", b"no image"),)))
 
 
 @for_each("name", NAMES)

@@ -148,15 +148,15 @@ def test_either_side_may_be_kept():
                 assert kept(tokenizer, text, side, at_once=False) == whole, (make, side, text)
 
 
-def test_tokens_that_reach_over_seams_are_found():
+def test_seams_are_where_the_tokenizer_never_reaches_over():
+    # Tokens that reach over seams are found.
     crosses = long_texts._crosses
     assert crosses("a▁b") and crosses("or not") and crosses("Ã©Ġb") and crosses("©Ġb")
     for token in ("▁▁", "▁a", "Ġa", ",Ġ", "ãĢĤĊ", "ĊĊ", "ab", "</s>", "<0x0A>", "<|im_start|>"):
         assert not crosses(token), token
 
-
-def test_without_seams_a_text_is_tokenised_whole():
-    """A vocabulary of phrases, a normaliser that drops spaces, and text without spaces."""
+    # Without seams a text is tokenised whole. A vocabulary of phrases, a normaliser that drops
+    # spaces, and text without spaces.
     phrases = _llama_tokenizer()
     phrases.add_tokens(["red circle"])
     glued = _qwen2_tokenizer()
@@ -170,23 +170,22 @@ def test_without_seams_a_text_is_tokenised_whole():
         assert parts == [(other, None)]
 
 
-def test_more_is_read_where_few_characters_make_tokens():
-    """A tokenizer that drops most of a text's beginning still gets as many tokens as there are."""
+def test_as_much_is_read_as_the_tokens_need():
+    # More is read where few characters make tokens. A tokenizer that drops most of a text's
+    # beginning still gets as many tokens as there are.
     bert = TextPrompt(minilm(), "", VOCABULARY, 40)
     text = "\u200b a" * 3 + " " * 50_000 + "red circle " * 20_000
     assert bert(Item(text))[0] == tokenised(bert, Item(text), at_once=True)[0]
     assert len(bert(Item(text))[0]) == 40
 
-
-def test_image_tokens_are_never_left_out():
+    # Image tokens are never left out.
     raw = prompt(_llama_tokenizer(), max_length=60)
     text = "red circle " * 9000 + "<|image_1|>" + " blue square" * 9000
     item = Item(text, (Media("a.png", b"?"),))
     assert tokenised(raw, item, at_once=False)[0] == tokenised(raw, item, at_once=True)[0]
     assert raw(item, [3]).ids.count(raw.image_token_id) == 1
 
-
-def test_four_megabytes_take_little_time_and_memory():
+    # Four megabytes take little time and memory.
     text = ("a red circle left of a blue square, " * 120_000)[:MAX_BYTES]
     found = PROMPTS["bytes"]
     found(Item(text), [])  # looks at the vocabulary once

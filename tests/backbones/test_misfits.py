@@ -77,22 +77,22 @@ def test_a_pooling_head_of_the_tower_is_not_left_over(pair, tmp_path):
     assert_same(tensors(tmp_path / "saved"), found)
 
 
-def test_no_weights(pair, tmp_path):
+def test_what_is_absent_is_named(pair, tmp_path):
+    # No weights.
     backbone = write(pair, tmp_path / "given", {})
     (tmp_path / "given" / tensor_files.SINGLE).unlink()
     (tmp_path / "given" / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"holds no model.safetensors(.|\n)*convert pickled"):
         backbone.load(targets(backbone))
 
-
-def test_an_index_of_absent_files(pair, tmp_path):
+    # An index of absent files.
+    (tmp_path := tmp_path / "next").mkdir()
     backbone = write(pair, tmp_path / "given", tensors(pair.backbone.folder), shards=3)
     (tmp_path / "given" / "part-1.safetensors").unlink()
     with pytest.raises(ValueError, match="absent: part-1.safetensors"):
         backbone.load(targets(backbone))
 
-
-def test_a_parameter_outside_the_family_is_an_error(pair):
+    # A parameter outside the family is an error.
     with pytest.raises(ValueError, match="covers the parameter audio_tower.weight"):
         names.table({"audio_tower.weight": (3,)}, pair.backbone.names)
 
@@ -118,7 +118,8 @@ def test_tensors_are_what_safetensors_wrote(tmp_path):
         assert found[name].dtype == expected.dtype
 
 
-def test_files_that_are_broken(tmp_path):
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    # Files that are broken.
     file = tmp_path / "x.safetensors"
     save_torch({"a": torch.ones(100), "b": torch.ones(100)}, file)
     whole = file.read_bytes()
@@ -133,8 +134,8 @@ def test_files_that_are_broken(tmp_path):
     with pytest.raises(ValueError, match="is no safetensors file"):
         tensor_files.open_file(file)
 
-
-def test_quantised_weights(tmp_path):
+    # Quantised weights.
+    (tmp_path := tmp_path / "next").mkdir()
     save_torch({"a": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="such as a of F8_E4M3; quantised weights must be conv"):
         tensor_files.open_file(tmp_path / "x.safetensors")

@@ -60,20 +60,21 @@ def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
         Item("Where is it?"),
     ]
     inputs, numbers = packed(pair, items, 256, 8)
-    embeddings = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(inputs))[numbers]
+    run = jax.jit(lambda x: pair.model(x, EXACT))
+    embeddings = np.asarray(run(inputs))[numbers]
     last = np.stack([torch_hidden(pair, item)[-1] for item in items])
     expected = last / np.linalg.norm(last, axis=1, keepdims=True)
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
     stripped = dataclasses.replace(choice, missing_images="strip")
     opened = backbones.open_backbone(str(pair.backbone.folder), max_length=512, processing=stripped)
-    other, _ = packed(dataclasses.replace(pair, backbone=opened), [ORPHAN], 256, 8)
-    without = np.asarray(jax.jit(lambda x: pair.model(x, EXACT))(other))[0]
+    other, numbers = packed(dataclasses.replace(pair, backbone=opened), items, 256, 8)
+    without = np.asarray(run(other))[numbers[1]]
     assert np.abs(without - embeddings[1]).max() > 1e-3
     assert opened.preprocess(ORPHAN).unmatched_markers == 1
 
 
-def test_qwen2_vls_positions_of_an_orphan(tmp_path):
-    """Plain, also where images have rows and columns."""
+def test_what_takes_the_place_of_an_image_in_chat_templates(tmp_path):
+    # Qwen2-VL's positions of an orphan. Plain, also where images have rows and columns.
     choice = Processing(prompt="raw", missing_images="token", grid_positions=True)
     backbone = backbones.open_backbone(
         str(write_qwen2_vl(tmp_path)), max_length=512, processing=choice
@@ -85,9 +86,8 @@ def test_qwen2_vls_positions_of_an_orphan(tmp_path):
     assert row.unmatched_markers == 1 and (row.slot[-1, 0], row.slot[0, 0]) == (-1, 0)
     assert len(set(row.positions[-1])) == 1 and (np.ptp(row.positions, axis=1) > 0).any()
 
-
-def test_an_image_of_zeros_in_a_chat_template(tmp_path):
-    """LLaVA-OneVision's own prompt, with one more image."""
+    # An image of zeros in a chat template. LLaVA-OneVision's own prompt, with one more image.
+    (tmp_path := tmp_path / "next").mkdir()
     choice = Processing(prompt="chat", missing_images="image")
     backbone = backbones.open_backbone(
         str(write_folder(tmp_path)), max_length=512, processing=choice

@@ -20,22 +20,15 @@ def test_an_unsupported_family(tmp_path, model_type):
     assert f'model_type "{model_type}" is not supported; supported: bert, llava_next, ' in text
 
 
-def test_a_folder_without_config(tmp_path):
+def test_a_folder_that_is_no_models_is_named(tmp_path):
+    # A folder without config.
     with pytest.raises(ValueError, match="has no config.json"):
         backbones.open_backbone(str(tmp_path), max_length=64)
     with pytest.raises(ValueError, match="is not a local folder"):
         backbones.open_backbone(str(tmp_path / "absent"), max_length=64)
 
-
-@for_each("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
-def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
-    monkeypatch.setattr(backbones, "snapshot_download", None)
-    with pytest.raises(ValueError, match=f'^"{name}" is not a local folder: there is none of this'):
-        backbones.open_backbone(name, max_length=64)
-
-
-def test_a_work_directory_points_to_its_model(tmp_path):
-    """It has a config.json, which is no model's."""
+    # A work directory points to its model. It has a config.json, which is no model's.
+    (tmp_path := tmp_path / "next").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"job": "train"}))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"no exported model yet.*--config.job=export; then open"):
@@ -45,6 +38,13 @@ def test_a_work_directory_points_to_its_model(tmp_path):
         Embedder.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="^(?!.*config.backbone).*is not a local folder"):
         Embedder.from_pretrained("/tmp/nope")
+
+
+@for_each("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
+def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
+    monkeypatch.setattr(backbones, "snapshot_download", None)
+    with pytest.raises(ValueError, match=f'^"{name}" is not a local folder: there is none of this'):
+        backbones.open_backbone(name, max_length=64)
 
 
 @for_each(

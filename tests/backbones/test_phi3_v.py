@@ -40,8 +40,8 @@ def test_what_is_not_done_is_said(tmp_path, changes, message):
         opened(tmp_path)
 
 
-def test_the_published_tower_needs_no_file(tmp_path):
-    """CLIP ViT-L/14-336, which config.json only names."""
+def test_a_folder_needs_no_tower_and_runs_no_code(tmp_path, phi3_v_folder, monkeypatch):
+    # The published tower needs no file. CLIP ViT-L/14-336, which config.json only names.
     write_phi3_v(tmp_path, vision=None)
     backbone = opened(tmp_path)
     _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -53,8 +53,8 @@ def test_the_published_tower_needs_no_file(tmp_path):
         "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.23.mlp.fc1.bias"
     )
 
-
-def test_no_code_of_a_folder_runs_and_nobody_is_asked(phi3_v_folder, tmp_path, monkeypatch):
+    # No code of a folder runs and nobody is asked.
+    (tmp_path := tmp_path / "next").mkdir()
     shutil.copytree(phi3_v_folder, tmp_path / "folder")
     for name in ("configuration_phi3_v.py", "processing_phi3_v.py", "modeling_phi3_v.py"):
         (tmp_path / "folder" / name).write_text("raise RuntimeError('this must not run')\n")
@@ -92,7 +92,8 @@ def test_embeddings_do_not_depend_on_their_neighbours(embedder):
     assert np.max(together @ together.T - np.eye(len(ELEMENTS))) < 0.999
 
 
-def test_images_go_by_their_number(embedder):
+def test_images_go_by_their_number_be_they_bytes_or_files(embedder, tmp_path):
+    # Images go by their number.
     a, b = noise(9, 30), noise(30, 30, seed=3)
     one, other, renamed = embedder.encode(
         [
@@ -104,6 +105,13 @@ def test_images_go_by_their_number(embedder):
     np.testing.assert_allclose(one, renamed, atol=2e-6)
     assert one @ other < 0.9999
 
+    # Encoded bytes and files are the same.
+    stream = io.BytesIO()
+    noise(30, 20).save(stream, "PNG")
+    (tmp_path / "a.png").write_bytes(stream.getvalue())
+    found = embedder.encode([{"image": stream.getvalue()}, {"image": tmp_path / "a.png"}])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
 
 def test_chat_and_half_precision(phi3_v_folder):
     chat = Embedder.from_pretrained(phi3_v_folder, dtype="float32", max_length=300, processing=CHAT)
@@ -112,11 +120,3 @@ def test_chat_and_half_precision(phi3_v_folder):
     )
     exact, rounded = chat.encode(ELEMENTS), half.encode(ELEMENTS)
     assert np.all(np.sum(exact * rounded, axis=1) > 0.99)
-
-
-def test_encoded_bytes_and_files_are_the_same(embedder, tmp_path):
-    stream = io.BytesIO()
-    noise(30, 20).save(stream, "PNG")
-    (tmp_path / "a.png").write_bytes(stream.getvalue())
-    found = embedder.encode([{"image": stream.getvalue()}, {"image": tmp_path / "a.png"}])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)

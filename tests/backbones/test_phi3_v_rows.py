@@ -95,7 +95,8 @@ SENTENCE = "Summary above sentence in one word:"
 IMAGE = "Summary above image in one word:"
 
 
-def test_chat_prompts_are_unimes(phi3_v_folder):
+def test_chat_prompts_are_unimes_a_bos_before_each_piece(phi3_v_folder):
+    # Chat prompts are UniME's.
     prompt = opened(phi3_v_folder, CHAT).preprocess.prompt
     text = prompt.rendered(item(f"A dog.\n{SENTENCE}"))
     assert text == f"<|user|>\nA dog.\n{SENTENCE}<|end|>\n<|assistant|>\n"
@@ -104,9 +105,8 @@ def test_chat_prompts_are_unimes(phi3_v_folder):
     text = prompt.rendered(item("compare", picture(9, 9), picture(8, 9)))
     assert text == "<|user|>\n<|image_1|>\n<|image_2|>\ncompare<|end|>\n<|assistant|>\n"
 
-
-def test_chat_tokens_begin_each_piece_with_a_bos(phi3_v_folder):
-    """As the tokenizer makes of each piece alone; its special tokens take the line end along."""
+    # Chat tokens begin each piece with a BOS. As the tokenizer makes of each piece alone; its
+    # special tokens take the line end along.
     preprocess = opened(phi3_v_folder, CHAT).preprocess
     row = preprocess(item(IMAGE, picture(28, 28)))
     backend = preprocess.prompt.tokenizer
@@ -158,14 +158,9 @@ def test_long_texts_are_cut_inside(phi3_v_folder):
         opened(phi3_v_folder, CHAT, max_length=30).preprocess(one)
 
 
-def test_lines_are_no_images(phi3_v_folder):
-    preprocess = opened(phi3_v_folder, RAW).preprocess
-    with pytest.raises(ValueError, match="3000 x 1 pixels .* nothing of its height"):
-        preprocess(item("", picture(1, 3000)))
-
-
-def test_canvases_at_their_edges():
-    """As many crops as are allowed, the last line that is an image, and white on both sides."""
+def test_canvases_at_their_edges(phi3_v_folder):
+    # Canvases at their edges. As many crops as are allowed, the last line that is an image, and
+    # white on both sides.
     grids = {
         crops: hd_transform.canvas_of((10, 20), crops=crops, tile=56).grid for crops in (1, 2, 7, 8)
     }
@@ -183,8 +178,14 @@ def test_canvases_at_their_edges():
     black = hd_transform.cut_crops(Image.new("RGB", (4, 2)), odd, 6)
     assert np.flatnonzero(black[0, :, 0, 0] == 0).tolist() == [1, 2, 3]
 
+    # Lines are no images.
+    preprocess = opened(phi3_v_folder, RAW).preprocess
+    with pytest.raises(ValueError, match="3000 x 1 pixels .* nothing of its height"):
+        preprocess(item("", picture(1, 3000)))
 
-def test_image_size_and_crops(phi3_v_folder):
+
+def test_processing_of_a_run_counts_in_worker_processes_too(phi3_v_folder):
+    # Image size and crops.
     preprocess = opened(
         phi3_v_folder, Processing(prompt="raw", image_size=(20, 40), crops=8)
     ).preprocess
@@ -193,8 +194,7 @@ def test_image_size_and_crops(phi3_v_folder):
     own = opened(phi3_v_folder, Processing(prompt="raw")).preprocess
     assert len(own(item("", picture(7, 7))).patches) == 1 + 4  # preprocessor_config.json says 4
 
-
-def test_preprocessors_are_picklable(phi3_v_folder):
+    # Preprocessors are picklable.
     preprocess = opened(phi3_v_folder, CHAT).preprocess
     one = item("<|image_1|> a", picture(20, 30))
     a, b = preprocess(one), pickle.loads(pickle.dumps(preprocess))(one)

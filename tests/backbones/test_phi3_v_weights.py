@@ -59,10 +59,31 @@ def test_there_and_back_changes_no_bit(phi3_v_folder, tmp_path, dtype, shards, a
     assert_same(tensors(tmp_path / "saved"), given)
 
 
-def test_the_recorded_checkpoint_comes_back(phi3_v_golden, tmp_path):
+def test_what_is_saved_has_the_published_names(phi3_v_golden, tmp_path, phi3_v_folder):
+    # The recorded checkpoint comes back.
     backbone = opened(phi3_v_golden)
     backbone.save_weights(tmp_path, load(backbone), FLOAT32)
     assert_same(tensors(tmp_path), tensors(phi3_v_golden))
+
+    # Trained embeddings are written under both names.
+    (tmp_path := tmp_path / "next").mkdir()
+    backbone = opened(phi3_v_folder)
+    parameters = {path: 2 * x for path, x in load(backbone).items()}
+    backbone.save_weights(tmp_path, parameters, FLOAT32)
+    saved, given = tensors(tmp_path), tensors(phi3_v_folder)
+    for name in (WTE, EMBED):
+        np.testing.assert_array_equal(saved[name], 2 * given[name])
+    np.testing.assert_array_equal(saved["lm_head.weight"], given["lm_head.weight"])
+
+    # Shards of fused layers.
+    (tmp_path := tmp_path / "next").mkdir()
+    backbone = opened(phi3_v_folder)
+    weights.save(tmp_path, load(backbone), backbone.names, FLOAT32, shard_bytes=5_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 5
+    given = tensors(phi3_v_folder)
+    saved = tensors(tmp_path)
+    unused = {n for n in given if backbone.names.is_unused(n)}
+    assert_same(saved, {n: x for n, x in given.items() if n not in unused | {WTE}})
 
 
 def test_fused_layers_are_read_as_their_parts(phi3_v_folder):
@@ -76,26 +97,6 @@ def test_fused_layers_are_read_as_their_parts(phi3_v_folder):
         fused = [found[f"{layer}.mlp.{x}_proj.kernel"][i].T for x in ("gate", "up")]
         expected = given[f"model.layers.{i}.mlp.gate_up_proj.weight"]
         np.testing.assert_array_equal(np.concatenate(fused), expected)
-
-
-def test_trained_embeddings_are_written_under_both_names(phi3_v_folder, tmp_path):
-    backbone = opened(phi3_v_folder)
-    parameters = {path: 2 * x for path, x in load(backbone).items()}
-    backbone.save_weights(tmp_path, parameters, FLOAT32)
-    saved, given = tensors(tmp_path), tensors(phi3_v_folder)
-    for name in (WTE, EMBED):
-        np.testing.assert_array_equal(saved[name], 2 * given[name])
-    np.testing.assert_array_equal(saved["lm_head.weight"], given["lm_head.weight"])
-
-
-def test_shards_of_fused_layers(phi3_v_folder, tmp_path):
-    backbone = opened(phi3_v_folder)
-    weights.save(tmp_path, load(backbone), backbone.names, FLOAT32, shard_bytes=5_000)
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 5
-    given = tensors(phi3_v_folder)
-    saved = tensors(tmp_path)
-    unused = {n for n in given if backbone.names.is_unused(n)}
-    assert_same(saved, {n: x for n, x in given.items() if n not in unused | {WTE}})
 
 
 def test_misfits_are_listed(phi3_v_folder, tmp_path):

@@ -40,15 +40,15 @@ def recorded(backbone: str, use: str, modality: str = "") -> list[dict]:
     return found
 
 
-def test_unime_v1_llava_on_images(every_prompt):
+def test_prompts_of_unime_are_the_recorded_ones(every_prompt):
+    # UniME-V1 with LLaVA on images.
     (entry,) = recorded("llava_16", "retrieval", "image")
     prompt = every_prompt["mistral", "chat"]
     marked = item("<|image_1|>\nSummary above image in one word:", 1)
     plain = item("Summary above image in one word:", 1)
     assert [prompt.rendered(marked)] == [prompt.rendered(plain)] == entry["rendered"]
 
-
-def test_unime_v1_llava_on_texts(every_prompt):
+    # UniME-V1 with LLaVA on texts.
     (entry,) = recorded("llava_16", "retrieval", "text")
     found = [
         every_prompt["mistral", "chat"].rendered(
@@ -57,6 +57,14 @@ def test_unime_v1_llava_on_texts(every_prompt):
         for text in entry["inputs"]
     ]
     assert found == entry["rendered"]
+
+    # UniME-V2 with Qwen2-VL on captions.
+    prompt = every_prompt["qwen2_vl", "raw"]
+    (entry,) = recorded("qwen2_vl", "Flickr30K", "image")
+    marked = item("<|image_1|> Find an image caption describing the given image.", 1)
+    assert [prompt.rendered(marked)] == entry["rendered"]
+    (entry,) = recorded("qwen2_vl", "Flickr30K", "text")
+    assert [prompt.rendered(item(text)) for text in entry["rendered"]] == entry["rendered"]
 
 
 @for_each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
@@ -92,15 +100,6 @@ def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
             == missing_images
             == (prompt.image_token in expected and not image)
         )
-
-
-def test_unime_v2_qwen2_vl_on_captions(every_prompt):
-    prompt = every_prompt["qwen2_vl", "raw"]
-    (entry,) = recorded("qwen2_vl", "Flickr30K", "image")
-    marked = item("<|image_1|> Find an image caption describing the given image.", 1)
-    assert [prompt.rendered(marked)] == entry["rendered"]
-    (entry,) = recorded("qwen2_vl", "Flickr30K", "text")
-    assert [prompt.rendered(item(text)) for text in entry["rendered"]] == entry["rendered"]
 
 
 @for_each(

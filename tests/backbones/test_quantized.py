@@ -63,11 +63,16 @@ def read(backbone, mesh):
     return backbone.load(inference.targets(backbone.make_model, mesh, jnp.dtype("int8"))[1])
 
 
+@pytest.fixture(scope="module")
+def on_one_device(opened):
+    """Parameters as an Embedder reads them, by model type."""
+    return functools.cache(lambda model_type: read(opened(model_type), (1, 1, 1)))
+
+
 @for_each("model_type", FOLDERS)
-def test_codes_are_those_of_the_float_kernels(opened, model_type):
+def test_codes_are_those_of_the_float_kernels(opened, on_one_device, model_type):
     """And all else is bfloat16. Of every linear layer: those of the tower, too."""
-    backbone = opened(model_type)
-    exact, found = load(backbone), read(backbone, (1, 1, 1))
+    exact, found = load(opened(model_type)), on_one_device(model_type)
     kernels = {path for path in exact if path.endswith(".kernel")}
     assert any(not path.startswith("language_model.") for path in kernels)
     for path, x in exact.items():
@@ -83,9 +88,8 @@ def test_codes_are_those_of_the_float_kernels(opened, model_type):
 
 @for_each("model_type", FOLDERS)
 @for_each("mesh", MESHES)
-def test_codes_are_the_same_bits_on_every_mesh(opened, model_type, mesh):
-    backbone = opened(model_type)
-    assert_same(read(backbone, mesh), read(backbone, (1, 1, 1)))
+def test_codes_are_the_same_bits_on_every_mesh(opened, on_one_device, model_type, mesh):
+    assert_same(read(opened(model_type), mesh), on_one_device(model_type))
 
 
 @for_each("model_type", FOLDERS)

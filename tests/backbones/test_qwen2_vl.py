@@ -115,12 +115,12 @@ def test_a_folder_that_asks_for_something_else(qwen2_vl_folder, tmp_path, file, 
         opened(wrong)
 
 
-def test_pixels_that_are_no_range(qwen2_vl_folder):
+def test_processing_of_the_family(qwen2_vl_folder):
+    # Pixels that are no range.
     with pytest.raises(ValueError, match="processing.pixels are 9 to 3"):
         opened(qwen2_vl_folder, dataclasses.replace(RAW, pixels=(9, 3)))
 
-
-def test_the_familys_own_processing(qwen2_vl_folder):
+    # The family's own processing.
     assert opened(qwen2_vl_folder).processing == RAW
 
 

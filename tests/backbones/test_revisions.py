@@ -74,14 +74,14 @@ def test_the_revision_that_was_asked_for_is_opened_and_recorded(hub, tmp_path):
 
 
 def test_an_adapter_and_its_base_have_a_revision_each(hub, tmp_path):
+    # An adapter and its base have a revision each.
     backbone = opened("org/tuned", "v1")
     assert backbone.folder == hub["org/base", "v2"]
     assert backbone.commits == {"org/tuned": TUNED, "org/base": OTHER}
     assert exported(backbone, tmp_path / "export") == backbone.commits
 
-
-def test_adapters_name_the_commit_of_their_base(hub, tmp_path):
-    """As PEFT has it, which then opens that one."""
+    # Adapters name the commit of their base. As PEFT has it, which then opens that one.
+    (tmp_path := tmp_path / "next").mkdir()
     backbone = opened("org/base", "v2")
     model = backbone.make_model(jax.random.key(0))
     config = lora.LoraConfig(2, 4.0, False, ((r".*\.query", True), (".*", False)))
@@ -93,12 +93,12 @@ def test_adapters_name_the_commit_of_their_base(hub, tmp_path):
     assert (tmp_path / "adapter" / merging.WEIGHTS).exists()
 
 
-def test_a_revision_that_is_not_there(hub):
+def test_a_revision_must_be_there(hub):
+    # A revision that is not there.
     with pytest.raises(ValueError, match="org/base.* at revision 'v9'"):
         opened("org/base", "v9")
 
-
-def test_a_local_folder_has_no_revision(hub):
+    # A local folder has no revision.
     folder = hub["org/base", None]
     assert opened(folder).commits == {}
     message = "revision is 'v2', but .* is a folder here, of which there is one"
@@ -116,32 +116,33 @@ def test_the_embedder_hands_the_revision_on(hub, monkeypatch):
     assert asked == [("org/base", "v2")]
 
 
-def test_transformers_is_never_left_to_ask_about_code(tmp_path, monkeypatch):
-    """Everything that it opens is opened with trust_remote_code=False."""
-    asked = {}
+def test_transformers_is_never_left_to_ask(tmp_path):
+    # Transformers is never left to ask about code. Everything that it opens is opened with
+    # trust_remote_code=False.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        asked = {}
 
-    def spy(owner, name):
-        opening = getattr(owner, name).__func__
+        def spy(owner, name):
+            opening = getattr(owner, name).__func__
 
-        def spied(cls, *arguments, **settings):
-            asked.setdefault(owner.__name__, []).append(settings.get("trust_remote_code"))
-            return opening(cls, *arguments, **settings)
+            def spied(cls, *arguments, **settings):
+                asked.setdefault(owner.__name__, []).append(settings.get("trust_remote_code"))
+                return opening(cls, *arguments, **settings)
 
-        monkeypatch.setattr(owner, name, classmethod(spied))
+            monkeypatch.setattr(owner, name, classmethod(spied))
 
-    spy(transformers.AutoConfig, "from_pretrained")
-    spy(transformers.AutoTokenizer, "from_pretrained")
-    folder = write_bert(tmp_path / "bert")
-    file = folder / "config.json"
-    code = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
-    file.write_text(json.dumps(json.loads(file.read_text()) | code))
-    (folder / "evil.py").write_text("raise SystemExit('code was run')\n")
-    opened(folder)
-    assert asked["AutoConfig"][0] is False and asked["AutoTokenizer"][0] is False
+        spy(transformers.AutoConfig, "from_pretrained")
+        spy(transformers.AutoTokenizer, "from_pretrained")
+        folder = write_bert(tmp_path / "bert")
+        file = folder / "config.json"
+        code = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | code))
+        (folder / "evil.py").write_text("raise SystemExit('code was run')\n")
+        opened(folder)
+        assert asked["AutoConfig"][0] is False and asked["AutoTokenizer"][0] is False
 
-
-def test_transformers_is_asked_for_nothing_elsewhere():
-    """Whatever is opened with it in this package says so in the same line."""
+    # Transformers is asked for nothing elsewhere. Whatever is opened with it in this package says
+    # so in the same line.
     package = pathlib.Path(backbones.__file__).parents[1]
     for file in package.rglob("*.py"):
         for line in file.read_text().splitlines():

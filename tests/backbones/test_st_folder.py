@@ -195,14 +195,15 @@ def test_what_is_not_done_is_refused(tmp_path, name):
     assert str(folder / file) in str(error.value)
 
 
-def test_products_of_any_length_are_refused(tmp_path):
+def test_modules_that_are_not_done_are_refused(tmp_path):
+    # Products of any length are refused.
     folder = write_bert(tmp_path, modules=("Transformer", "Pooling"))
     change(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
     with pytest.raises(ValueError, match="is 'dot', of embeddings of any length"):
         opened(folder)
 
-
-def test_modules_that_are_code(tmp_path):
+    # Modules that are code.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = write_bert(tmp_path)
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "custom_st.Transformer"
@@ -269,7 +270,8 @@ def test_pooling_of_image_models(tmp_path, pooling):
         backbones.open_backbone(str(folder), max_length=64)
 
 
-def test_what_is_assumed_is_said(tmp_path, caplog):
+def test_what_is_assumed_of_image_models_is_said(tmp_path, caplog):
+    # What is assumed is said.
     folder = in_a_folder(tmp_path, {"pooling_mode_lasttoken": True}, max_seq_length=77)
     backbone = backbones.open_backbone(str(folder), max_length=None)
     assert backbone.preprocess.prompt.max_length == 77
@@ -281,16 +283,17 @@ def test_what_is_assumed_is_said(tmp_path, caplog):
     backbones.open_backbone(str(folder), max_length=None, processing=chosen)
     assert not caplog.messages
 
-
-def test_a_plain_folder_says_it_in_the_log(tmp_path, caplog):
+    # A plain folder says it in the log.
+    (tmp_path := tmp_path / "next").mkdir()
+    caplog.clear()
     write_llava_next(tmp_path)
     with caplog.at_level(logging.INFO):
         backbone = backbones.open_backbone(str(tmp_path), max_length=None)
     assert backbone.preprocess.prompt.max_length == backbones.MAX_LENGTH
     assert any("assumed is {'prompt': 'raw'" in message for message in caplog.messages)
 
-
-def test_other_settings_of_image_models(tmp_path):
+    # Other settings of image models.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = in_a_folder(
         tmp_path,
         {"pooling_mode": "lasttoken"},

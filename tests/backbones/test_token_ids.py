@@ -77,7 +77,8 @@ def test_a_special_token_is_refused_where_it_is_used(tmp_path, model_type):
         preprocess(Item("a <emb> b"))
 
 
-def test_a_special_token_of_every_prompt_is_refused_when_the_folder_is_opened(tmp_path):
+def test_a_token_beyond_the_table_is_named(tmp_path):
+    # A special token of every prompt is refused when the folder is opened.
     folder = tmp_path / "qwen2_vl"
     WRITE["qwen2_vl"](folder)
     extend(folder, AddedToken("<emb>", special=True, normalized=False))
@@ -93,8 +94,8 @@ def test_a_special_token_of_every_prompt_is_refused_when_the_folder_is_opened(tm
     with pytest.raises(ValueError, match="'<emb>'"):
         backbones.open_backbone(str(folder), max_length=64, processing=chat)
 
-
-def test_the_embedder_names_the_item(tmp_path):
+    # The embedder names the item.
+    (tmp_path := tmp_path / "next").mkdir()
     folder = WRITE["bert"](tmp_path / "bert")
     extend(folder, AddedToken("<emb>", special=True, normalized=False))
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])

@@ -19,7 +19,8 @@ def test_order(ahead):
     assert list(map_ahead(slow_at_first, [], ahead=ahead)) == []
 
 
-def test_no_further_ahead_than_told():
+def test_threads_work_ahead_as_far_as_told():
+    # No further ahead than told.
     taken = []
 
     def values():
@@ -33,8 +34,7 @@ def test_no_further_ahead_than_told():
     found.close()
     assert len(taken) == 6
 
-
-def test_threads_are_at_work_meanwhile():
+    # Threads are at work meanwhile.
     started = threading.Event()
 
     def call(n):
@@ -47,8 +47,7 @@ def test_threads_are_at_work_meanwhile():
     assert started.wait(10)
     assert list(found) == [1, 2]
 
-
-def test_an_error_comes_in_its_place():
+    # An error comes in its place.
     def call(n):
         if n == 3:
             raise ValueError("three")

@@ -23,22 +23,21 @@ from unime_jax.data.embedding_store_writer import write
 ids = st.lists(st.text("abc", max_size=4), min_size=1, max_size=30, unique=True)
 
 
-def test_id_can_be_made_without_this_package():
+def test_an_id_is_of_the_text_and_the_content_of_its_images():
+    # An id can be made without this package.
     expected = hashlib.blake2b("größe".encode(), digest_size=16).hexdigest().encode()
     assert item_id("größe") == item_id(Item("größe")) == expected
     content = b"blake2b:" + hashlib.blake2b(b"?", digest_size=16).hexdigest().encode()
     expected = hashlib.blake2b(b"a\0" + content + b"\0y.png", digest_size=16).hexdigest().encode()
     assert item_id(Item("a", (Media("x.png", b"?"), Media("y.png", None)))) == expected
 
-
-def test_every_image_of_an_item_has_a_path():
+    # Every image of an item has a path.
     named, nameless = Media("x.png", b"1"), Media("", b"2")
     for media in ((nameless,), (named, nameless), (nameless, named)):
         with pytest.raises(ValueError, match="an image of the item 'a' has no path to know it by"):
             item_id(Item("a", media))
 
-
-def test_images_are_known_by_content_wherever_they_lie():
+    # Images are known by content wherever they lie.
     assert item_id(Item("a", (Media("x.png", b"1"),))) == item_id(
         Item("a", (Media("moved/y.png", b"1"),))
     )
@@ -46,29 +45,12 @@ def test_images_are_known_by_content_wherever_they_lie():
         Item("a", (Media("x.png", b"2"),))
     )
 
-
-def test_a_folder_that_knows_images_by_path_is_refused(tmp_path):
-    """What older versions wrote: the same text and path, but perhaps another picture."""
-    picture = Item("a", (Media("x.png", b"pixels"),))
-    by_path = hashlib.blake2b(b"a\0x.png", digest_size=16).hexdigest()
-    np.save(tmp_path / "vectors.npy", VECTORS[:2])
-    np.save(tmp_path / "ids.npy", np.array([item_id("a"), by_path.encode()]))
-    store = open_embeddings(tmp_path)
-    np.testing.assert_array_equal(store.vector_of("a"), VECTORS[0])
-    for call in (store.vector_of, lambda item: store.vectors_of(["a", item])):
-        with pytest.raises(ValueError, match="knew images by their paths.*Write it again"):
-            call(picture)
-    with pytest.raises(KeyError, match="no vector of 'b', image 'x.png'"):
-        store.vectors_of(["a", Item("b", (Media("x.png", b"pixels"),))])
-
-
-def test_instructions_are_no_part_of_an_id():
+    # Instructions are no part of an id.
     assert item_id(Item("a", (Media("x"),), prefix="Represent ", suffix=".")) == item_id(
         Item("a", (Media("x"),))
     )
 
-
-def test_images_are_part_of_an_id():
+    # Images are part of an id.
     items = [
         Item("a"),
         Item("a", (Media("x"),)),
@@ -132,16 +114,17 @@ def test_arrays_of_any_library(tmp_path):
         np.testing.assert_array_equal(found, np.asarray(vectors, np.float32), err_msg=name)
 
 
-def test_plain_pair_of_files(tmp_path):
+def test_plain_files_of_other_code(tmp_path):
+    # Plain pair of files.
     np.save(tmp_path / "ids.npy", np.array([item_id(text).decode() for text in TEXTS]))
     for dtype in (np.float16, np.float32, np.float64):
         np.save(tmp_path / "vectors.npy", VECTORS.astype(dtype))
         found = open_embeddings(tmp_path).vectors([item_id(text) for text in TEXTS])
         np.testing.assert_array_equal(found, VECTORS.astype(dtype).astype(np.float32))
 
-
-def test_plain_vectors_and_lines(tmp_path):
-    """Only a line feed ends a line, also where Python would see other ends."""
+    # Plain vectors and lines. Only a line feed ends a line, also where Python would see other
+    # ends.
+    (tmp_path := tmp_path / "next").mkdir()
     lines = ["a red circle", "größe\u2028two", "", "last"]
     np.save(tmp_path / "vectors.npy", VECTORS[:4])
     for end in ("", "\n", "\r\n"):
@@ -152,7 +135,8 @@ def test_plain_vectors_and_lines(tmp_path):
             np.testing.assert_array_equal(store.vector_of(line), vector, err_msg=repr(end))
 
 
-def test_missing_vectors_are_named(tmp_path):
+def test_ids_that_are_not_there_are_named_and_long_ones_not_cut(tmp_path):
+    # Missing vectors are named.
     write(tmp_path / "a", TEXTS, VECTORS)
     store = open_embeddings(tmp_path / "a")
     with pytest.raises(KeyError, match="no vectors of 2 of 3 ids.*" + item_id("x").decode()):
@@ -163,8 +147,7 @@ def test_missing_vectors_are_named(tmp_path):
         store.vector(7)
     assert store.vectors([]).shape == (0, 3)
 
-
-def test_ids_longer_than_those_here_are_not_cut(tmp_path):
+    # Ids longer than those here are not cut.
     np.save(tmp_path / "vectors.npy", VECTORS)
     np.save(tmp_path / "ids.npy", np.array([b"x", b"y", b"z", b"v", b"w"]))
     store = open_embeddings(tmp_path)
@@ -172,7 +155,8 @@ def test_ids_longer_than_those_here_are_not_cut(tmp_path):
     np.testing.assert_array_equal(store.vector(b"v"), VECTORS[3])
 
 
-def test_workers_reopen_it(tmp_path):
+def test_many_blocks_and_ids_stay_cheap_and_are_reopened(tmp_path):
+    # Workers reopen it.
     write(tmp_path / "a", TEXTS, VECTORS, block=2)
     store = open_embeddings(tmp_path / "a")
     store.vector_of("")  # blocks are open
@@ -180,18 +164,18 @@ def test_workers_reopen_it(tmp_path):
     assert len(packed) < 1000
     np.testing.assert_array_equal(pickle.loads(packed).vector_of("a\rb"), VECTORS[4])
 
+    # More blocks than are kept open.
+    (tmp_path := tmp_path / "next").mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(embedding_store, "MAPPED", 2)
+        write(tmp_path / "a", TEXTS, VECTORS, block=1)
+        store = open_embeddings(tmp_path / "a")
+        for _ in range(2):
+            for text, vector in zip(TEXTS, VECTORS):
+                np.testing.assert_array_equal(store.vector_of(text), vector)
 
-def test_more_blocks_than_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_store, "MAPPED", 2)
-    write(tmp_path / "a", TEXTS, VECTORS, block=1)
-    store = open_embeddings(tmp_path / "a")
-    for _ in range(2):
-        for text, vector in zip(TEXTS, VECTORS):
-            np.testing.assert_array_equal(store.vector_of(text), vector)
-
-
-def test_many_ids_stay_cheap(tmp_path):
-    """Many seconds would be a loop over them."""
+    # Many ids stay cheap. Many seconds would be a loop over them.
+    (tmp_path := tmp_path / "next").mkdir()
     count = 300_000
     np.save(tmp_path / "vectors.npy", np.arange(2 * count, dtype=np.float32).reshape(count, 2))
     np.save(tmp_path / "ids.npy", np.array([b"%032x" % (i * 7919 % count) for i in range(count)]))
@@ -237,7 +221,8 @@ DAMAGE = {
 }
 
 
-def test_damage_is_named(tmp_path):
+def test_what_cannot_be_used_is_named(tmp_path):
+    # Damage is named.
     for damage, (harm, message) in DAMAGE.items():
         folder = tmp_path / damage
         write(folder, TEXTS, VECTORS, block=2)
@@ -246,21 +231,33 @@ def test_damage_is_named(tmp_path):
             open_embeddings(folder)
         assert re.search(message, str(error.value)), damage
 
-
-def test_bfloat16_is_not_a_dtype_of_npy(tmp_path):
+    # bfloat16 is not a dtype of .npy.
     np.save(tmp_path / "vectors.npy", np.asarray(jnp.asarray(VECTORS, jnp.bfloat16)))
     (tmp_path / "texts.txt").write_text("a\nb\nc\nd\ne\n")
     with pytest.raises(ValueError, match=r"vectors.npy .*V2; vectors are"):
         open_embeddings(tmp_path)
 
-
-def test_vectors_that_are_not_finite_are_named(tmp_path):
+    # Vectors that are not finite are named.
     np.save(tmp_path / "vectors.npy", np.array([[1.0, 2], [np.nan, 0]]))
     np.save(tmp_path / "ids.npy", np.array([b"good", b"bad"]))
     store = open_embeddings(tmp_path)
     assert list(store.vector(b"good")) == [1, 2]
     with pytest.raises(ValueError, match="vector of b'bad' has values that are not finite"):
         store.vectors([b"good", b"bad"])
+
+    # A folder that knows images by path is refused. What older versions wrote: the same text and
+    # path, but perhaps another picture.
+    picture = Item("a", (Media("x.png", b"pixels"),))
+    by_path = hashlib.blake2b(b"a\0x.png", digest_size=16).hexdigest()
+    np.save(tmp_path / "vectors.npy", VECTORS[:2])
+    np.save(tmp_path / "ids.npy", np.array([item_id("a"), by_path.encode()]))
+    store = open_embeddings(tmp_path)
+    np.testing.assert_array_equal(store.vector_of("a"), VECTORS[0])
+    for call in (store.vector_of, lambda item: store.vectors_of(["a", item])):
+        with pytest.raises(ValueError, match="knew images by their paths.*Write it again"):
+            call(picture)
+    with pytest.raises(KeyError, match="no vector of 'b', image 'x.png'"):
+        store.vectors_of(["a", Item("b", (Media("x.png", b"pixels"),))])
 
 
 def test_reading_needs_no_jax_backend(tmp_path):

@@ -23,7 +23,8 @@ def put(folder, *numbers, block=2) -> Writer:
     return made
 
 
-def test_what_cannot_be_written(tmp_path):
+def test_what_does_not_belong_to_the_store_is_refused(tmp_path):
+    # What cannot be written.
     for vectors, names, message in (
         (VECTORS[:4], TEXTS, r"shape \(4, 3\), for 5 items"),
         (VECTORS[0], TEXTS, r"shape \(3,\)"),
@@ -36,74 +37,8 @@ def test_what_cannot_be_written(tmp_path):
             write(tmp_path / "a", names, vectors)
         assert not (tmp_path / "a").exists(), message
 
-
-def test_nothing_is_overwritten(tmp_path):
-    write(tmp_path / "a", ["a"], VECTORS[:1])
-    with pytest.raises(ValueError, match="exists already"):
-        write(tmp_path / "a", ["b"], VECTORS[:1])
-    assert open_embeddings(tmp_path / "a").ids == item_id("a")
-
-
-def test_blocks_in_any_order(tmp_path):
-    made = put(tmp_path, 2, 0)
-    assert made.missing() == [1] and not made.finish()
-    with pytest.raises(ValueError, match="not complete, 1 of 3 blocks"):
-        open_embeddings(tmp_path)
-    again = put(tmp_path, 1)
-    assert again.missing() == [] and again.finish() and made.finish()
-    store = open_embeddings(tmp_path)
-    np.testing.assert_array_equal(store.vectors(map(item_id, TEXTS)), VECTORS)
-    assert writer(tmp_path).missing() == [] and writer(tmp_path).finish()
-
-
-def test_items_that_were_left_out(tmp_path):
-    """Shorter blocks, also empty ones, put nothing out of its place."""
-    made = writer(tmp_path, items=7, block=2)
-    names = np.array([b"a", b"b", b"c"])
-    made.put(0, names[:1], VECTORS[:1])
-    made.put(1, names[:0], VECTORS[:0])
-    made.put(2, names[1:], VECTORS[1:3])
-    made.put(3, names[:0], VECTORS[:0])
-    assert made.finish()
-    store = open_embeddings(tmp_path)
-    assert list(store.ids) == [b"a", b"b", b"c"]
-    np.testing.assert_array_equal(store.vectors([b"c", b"a", b"b"]), VECTORS[[2, 0, 1]])
-
-
-def test_without_a_single_vector_nothing_is_complete(tmp_path):
-    made = writer(tmp_path, items=1)
-    made.put(0, np.array([], "S32"), VECTORS[:0])
-    with pytest.raises(ValueError, match="not one could be embedded"):
-        made.finish()
-
-
-def test_half_a_file_is_written_again(tmp_path):
-    made = put(tmp_path, 0, 1, 2)
-    half = tmp_path / "vectors" / "000001.npy"
-    half.write_bytes(half.read_bytes()[:-1])
-    (tmp_path / "vectors" / "000002.ids").unlink()
-    assert made.missing() == [1, 2] and not made.finish()
-    assert put(tmp_path, 1, 2).finish()
-    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
-
-
-def test_another_process_was_faster(tmp_path, monkeypatch):
-    """It completes the folder, and tidies up, between any two steps of this one."""
-    first, second = put(tmp_path, 0, 1, 2), writer(tmp_path)
-    whole = Writer.missing
-
-    def overtaken(self):
-        found = whole(self)
-        monkeypatch.setattr(Writer, "missing", whole)
-        assert second.finish()
-        return found
-
-    monkeypatch.setattr(Writer, "missing", overtaken)
-    assert first.finish()
-    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
-
-
-def test_another_job_is_refused(tmp_path):
+    # Another job is refused.
+    (tmp_path := tmp_path / "next").mkdir()
     before = {"prefix": "", "model": {"files": {"a": "1", "b": "2"}}, "sides": ("query",)}
     made = writer(tmp_path, provenance=before | {"backbone": "x", "versions": {"jax": "1"}})
     made.put(0, np.array([b"a", b"b"]), VECTORS[:2])
@@ -121,15 +56,15 @@ def test_another_job_is_refused(tmp_path):
     with pytest.raises(ValueError, match="block: 2 before, 3 now"):
         writer(tmp_path, provenance=before, block=3)
 
-
-def test_vectors_of_nobody_knows_what_are_refused(tmp_path):
+    # Vectors of nobody knows what are refused.
+    (tmp_path := tmp_path / "next").mkdir()
     put(tmp_path, 0)
     (tmp_path / "embeddings.json").unlink()
     with pytest.raises(ValueError, match="no embeddings.json that says what they are"):
         writer(tmp_path)
 
-
-def test_wrong_blocks_are_refused(tmp_path):
+    # Wrong blocks are refused.
+    (tmp_path := tmp_path / "next").mkdir()
     made = writer(tmp_path, dtype="float16")
     names = np.array([b"a", b"b", b"c"])
     for vectors in (VECTORS[:1], VECTORS[:2, :2], VECTORS[:3]):
@@ -139,11 +74,78 @@ def test_wrong_blocks_are_refused(tmp_path):
         made.put(0, names[:2], np.array([[1, 2, 3], [1e6, 0, 0]], np.float32))
     assert made.missing() == [0, 1, 2]
 
-
-def test_wrong_sizes(tmp_path):
+    # Wrong sizes.
+    (tmp_path := tmp_path / "next").mkdir()
     for wrong in ({"dtype": "bfloat16"}, {"block": 0}, {"items": 0}):
         with pytest.raises(ValueError, match="there must be at least one"):
             writer(tmp_path, **wrong)
+
+
+def test_nothing_is_overwritten_but_half_a_file(tmp_path, monkeypatch):
+    # Nothing is overwritten.
+    write(tmp_path / "a", ["a"], VECTORS[:1])
+    with pytest.raises(ValueError, match="exists already"):
+        write(tmp_path / "a", ["b"], VECTORS[:1])
+    assert open_embeddings(tmp_path / "a").ids == item_id("a")
+
+    # Half a file is written again.
+    (tmp_path := tmp_path / "next").mkdir()
+    made = put(tmp_path, 0, 1, 2)
+    half = tmp_path / "vectors" / "000001.npy"
+    half.write_bytes(half.read_bytes()[:-1])
+    (tmp_path / "vectors" / "000002.ids").unlink()
+    assert made.missing() == [1, 2] and not made.finish()
+    assert put(tmp_path, 1, 2).finish()
+    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
+
+    # Another process was faster. It completes the folder, and tidies up, between any two steps of
+    # this one.
+    (tmp_path := tmp_path / "next").mkdir()
+    first, second = put(tmp_path, 0, 1, 2), writer(tmp_path)
+    whole = Writer.missing
+
+    def overtaken(self):
+        found = whole(self)
+        monkeypatch.setattr(Writer, "missing", whole)
+        assert second.finish()
+        return found
+
+    monkeypatch.setattr(Writer, "missing", overtaken)
+    assert first.finish()
+    np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
+
+
+def test_blocks_come_in_any_order_and_items_may_be_left_out(tmp_path):
+    # Blocks in any order.
+    made = put(tmp_path, 2, 0)
+    assert made.missing() == [1] and not made.finish()
+    with pytest.raises(ValueError, match="not complete, 1 of 3 blocks"):
+        open_embeddings(tmp_path)
+    again = put(tmp_path, 1)
+    assert again.missing() == [] and again.finish() and made.finish()
+    store = open_embeddings(tmp_path)
+    np.testing.assert_array_equal(store.vectors(map(item_id, TEXTS)), VECTORS)
+    assert writer(tmp_path).missing() == [] and writer(tmp_path).finish()
+
+    # Items that were left out. Shorter blocks, also empty ones, put nothing out of its place.
+    (tmp_path := tmp_path / "next").mkdir()
+    made = writer(tmp_path, items=7, block=2)
+    names = np.array([b"a", b"b", b"c"])
+    made.put(0, names[:1], VECTORS[:1])
+    made.put(1, names[:0], VECTORS[:0])
+    made.put(2, names[1:], VECTORS[1:3])
+    made.put(3, names[:0], VECTORS[:0])
+    assert made.finish()
+    store = open_embeddings(tmp_path)
+    assert list(store.ids) == [b"a", b"b", b"c"]
+    np.testing.assert_array_equal(store.vectors([b"c", b"a", b"b"]), VECTORS[[2, 0, 1]])
+
+    # Without a single vector nothing is complete.
+    (tmp_path := tmp_path / "next").mkdir()
+    made = writer(tmp_path, items=1)
+    made.put(0, np.array([], "S32"), VECTORS[:0])
+    with pytest.raises(ValueError, match="not one could be embedded"):
+        made.finish()
 
 
 def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -64,7 +64,8 @@ def test_more_than_8_bits_are_the_same_picture_in_every_format(kind):
     np.testing.assert_array_equal(images.to_rgb(opened(WIDE[kind])), decode(WIDE[kind]))
 
 
-def test_floats_of_8_bits_are_those_bits():
+def test_strange_colours():
+    # Floats of 8 bits are those bits.
     values = np.arange(256, dtype=np.float32).reshape(8, 32)
     for scale in (1, 1 / np.float32(255)):
         file = saved(Image.fromarray(values * scale), "TIFF")
@@ -74,10 +75,20 @@ def test_floats_of_8_bits_are_those_bits():
         with pytest.raises(ImageError, match="grey values"):
             decode(saved(Image.fromarray(values), "TIFF"))
 
-
-def test_one_grey_of_16_bits_that_is_transparent_is_white():
+    # One grey of 16 bits that is transparent is white.
     pixels = saved(Image.fromarray(np.array([[1000, 20000]], np.uint16)), "PNG", transparency=1000)
     np.testing.assert_array_equal(grey(pixels), [[255, 20000 >> 8]])
+
+    # Colours that Pillow cannot convert are refused.
+    with pytest.raises(ImageError, match="its colours are LAB; convert it to RGB"):
+        decode(saved(Image.new("LAB", (3, 3)), "TIFF"))
+
+    # A palette in memory may have an alpha.
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 0, 40, 50, 60, 255], "RGBA")
+    image.putdata([0, 1])
+    assert "transparency" not in image.info
+    np.testing.assert_array_equal(images.to_rgb(image), [[[255, 255, 255], [40, 50, 60]]])
 
 
 @for_each("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
@@ -87,11 +98,6 @@ def test_other_modes_are_as_in_transformers_processors(mode):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     expected = convert_to_rgb(image, return_numpy=True)
     np.testing.assert_array_equal(np.asarray(images.to_rgb(image)), expected)
-
-
-def test_colours_that_pillow_cannot_convert_are_refused():
-    with pytest.raises(ImageError, match="its colours are LAB; convert it to RGB"):
-        decode(saved(Image.new("LAB", (3, 3)), "TIFF"))
 
 
 @for_each("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -106,11 +112,18 @@ def test_a_picture_is_upright_as_transformers_has_it(format, orientation, tmp_pa
     np.testing.assert_array_equal(np.asarray(decode(data)), expected)
 
 
-def test_orientation_in_xmp_counts_and_a_damaged_exif_does_not():
+def test_turns_are_those_of_exif_and_xmp():
+    # Orientation in XMP counts and a damaged EXIF does not.
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     assert decode(saved(smooth(), "JPEG", xmp=xmp)).size == (13, 21)
     for exif in (b"Exif\0\0nothing", b"Exif\0\0II*\0\xff\xff\xff\xff"):
         assert decode(saved(smooth(), "JPEG", exif=exif)).size == (21, 13)
+
+    # Exif transpose is the oracle of turns.
+    exif = Image.Exif()
+    exif[0x0112] = 7
+    image = opened(saved(smooth(), "PNG", exif=exif))
+    np.testing.assert_array_equal(images.to_rgb(image), ImageOps.exif_transpose(image))
 
 
 @for_each("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
@@ -121,10 +134,17 @@ def test_the_first_frame_is_read(format):
     np.testing.assert_allclose(np.asarray(decode(data))[0, 0], (255, 0, 0), atol=2)
 
 
-def test_every_format_that_is_read_is_read():
+def test_honest_files_of_every_format_are_read():
+    # Every format that is read is read.
     found = {opened(data).format for data in every_format()}
     assert found == {*images._formats(), "MPO"} == {*images.FORMATS, "MPO"}
     assert all(decode(data).mode == "RGB" for data in every_format())
+
+    # Honest files pass the same checks.
+    assert decode(progressive(20)).size == (21, 13)
+    video = np.random.default_rng(0).bytes(10_000_000)  # phones append one
+    assert decode(saved(smooth(), "JPEG") + video).size == (21, 13)
+    assert decode(saved(smooth(), "WEBP", exif=b"Exif\0\0" + greedy(1000))).size == (21, 13)
 
 
 @for_each("format", ["EPS", "ICO", "TGA", "PCX", "SGI", "ICNS", "PDF", "DDS"])
@@ -233,13 +253,6 @@ def test_what_would_take_all_memory_or_time_is_refused_first(kind):
         decode(data)
 
 
-def test_honest_files_pass_the_same_checks():
-    assert decode(progressive(20)).size == (21, 13)
-    video = np.random.default_rng(0).bytes(10_000_000)  # phones append one
-    assert decode(saved(smooth(), "JPEG") + video).size == (21, 13)
-    assert decode(saved(smooth(), "WEBP", exif=b"Exif\0\0" + greedy(1000))).size == (21, 13)
-
-
 def test_the_limits_hold_for_every_way_in(monkeypatch, tmp_path):
     large = Image.new("1", (10_000, 7_000))
     (tmp_path / "a.png").write_bytes(saved(large, "PNG"))
@@ -293,7 +306,8 @@ def test_three_hundred_thousand_damaged_files():
 # Paths.
 
 
-def test_only_files_are_read(tmp_path):
+def test_only_files_in_the_image_folder_are_read(tmp_path):
+    # Only files are read.
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").touch()
     os.truncate(tmp_path / "large", 2**40)
@@ -312,22 +326,7 @@ def test_only_files_are_read(tmp_path):
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nowhere.png")
 
-
-@for_each(
-    "url",
-    ["https://a.org/b.png", "http:/a.org/b.png", "s3://bucket/b.png", "data:image/png;base64,AA"],
-)
-def test_a_url_must_be_downloaded_first(url, tmp_path):
-    for image in (url, pathlib.PurePosixPath(url)):
-        with pytest.raises(
-            ValueError, match="is a URL, and nothing is fetched.*download the image"
-        ):
-            to_item({"image": image})
-    with pytest.raises(ImageError, match="is a URL"):
-        read_below(tmp_path, url)
-
-
-def test_paths_of_a_data_set_stay_in_the_image_folder(tmp_path):
+    # Paths of a data set stay in the image folder.
     folder, secret = tmp_path / "images", tmp_path / "secret.png"
     (folder / "sub").mkdir(parents=True)
     for file in (secret, folder / "sub" / "a.png"):
@@ -354,16 +353,15 @@ def test_paths_of_a_data_set_stay_in_the_image_folder(tmp_path):
         encode_table("dataset 'd'", table, list)
 
 
-def test_exif_transpose_is_the_oracle_of_turns():
-    exif = Image.Exif()
-    exif[0x0112] = 7
-    image = opened(saved(smooth(), "PNG", exif=exif))
-    np.testing.assert_array_equal(images.to_rgb(image), ImageOps.exif_transpose(image))
-
-
-def test_a_palette_in_memory_may_have_an_alpha():
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 0, 40, 50, 60, 255], "RGBA")
-    image.putdata([0, 1])
-    assert "transparency" not in image.info
-    np.testing.assert_array_equal(images.to_rgb(image), [[[255, 255, 255], [40, 50, 60]]])
+@for_each(
+    "url",
+    ["https://a.org/b.png", "http:/a.org/b.png", "s3://bucket/b.png", "data:image/png;base64,AA"],
+)
+def test_a_url_must_be_downloaded_first(url, tmp_path):
+    for image in (url, pathlib.PurePosixPath(url)):
+        with pytest.raises(
+            ValueError, match="is a URL, and nothing is fetched.*download the image"
+        ):
+            to_item({"image": image})
+    with pytest.raises(ImageError, match="is a URL"):
+        read_below(tmp_path, url)

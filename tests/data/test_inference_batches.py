@@ -17,23 +17,17 @@ def gathered(sized):
     return [step if isinstance(step, range) else list(step.rows) for step in steps]
 
 
-def test_a_row_of_an_image_alone_is_encoded():
+def test_items_without_a_row_are_left_out_and_failures_said_to_all():
+    # A row of an image alone is encoded.
     none = np.zeros((0, 1), np.int32)
     image = Row(none[:, 0], none, none, patches=np.zeros((2, 1, 3), np.uint8))
     assert gathered([(RowSize(0, 0, 2), image)]) == [[0], range(1)]
 
-
-def test_an_item_without_a_row_is_left_out():
+    # An item without a row is left out.
     assert gathered([(RowSize(0), None)]) == [range(1)]
 
-
-def row(tokens, **fields):
-    zero = np.zeros((tokens, 1), np.int32)
-    return Row(zero[:, 0], zero, zero - 1, **fields)
-
-
-def test_a_row_that_fails_is_said_to_all_processes():
-    """The one whose row it was raises its error; the others have its size alone, and stop."""
+    # A row that fails is said to all processes. The one whose row it was raises its error; the
+    # others have its size alone, and stop.
     for preprocess in (lambda item: 1 / 0, lambda item: row(9)):
         size, error = prepare(["a"], preprocess, lambda tokens, tiles: SHAPES, 0)
         assert size == RowSize(0, failed=True) and isinstance(error, Exception)
@@ -43,15 +37,20 @@ def test_a_row_that_fails_is_said_to_all_processes():
             gathered([(size, None)])
 
 
-def test_sizes_are_those_of_the_row():
+def row(tokens, **fields):
+    zero = np.zeros((tokens, 1), np.int32)
+    return Row(zero[:, 0], zero, zero - 1, **fields)
+
+
+def test_a_batch_has_the_sizes_of_its_rows_and_ends_with_its_block():
+    # Sizes are those of the row.
     made = row(3, patches=np.zeros((2, 1, 3), np.uint8), truncated=1, unmatched_markers=1)
     size, _ = prepare(["a", "b"], lambda item: made, lambda tokens, tiles: SHAPES, 1)
     assert size == RowSize(1, 3, 2, True, True)
     size, _ = prepare(["a"], lambda item: row(8), lambda tokens, tiles: SHAPES, 0)
     assert size == RowSize(0, 8, 0, False, False)
 
-
-def test_a_batch_is_full_at_its_rows_and_ends_with_its_block():
+    # A batch is full at its rows and ends with its block.
     full = SHAPES.rows
     sized = [(RowSize(number, 1), row(1)) for number in range(2 * full + 1)]
     blocks = blocks_of(len(sized), full + 1)

@@ -43,11 +43,11 @@ def test_each_once_in_order(pairs, lines, piece):
 
 
 def test_bad_items_are_named_by_their_place():
+    # Bad items are named by their place.
     found = Items([Lines("a.txt", ["x"]), Lines("b.txt", ["x", "y"])])
     bad = found.blame(1, "p.png", "too long")
     assert bad == ("b.txt", "1", "p.png", "too long")
 
-
-def test_nothing():
+    # Nothing.
     found = Items([Lines("a.txt", [])])
     assert len(found) == 0 and found.ids.dtype == np.dtype("S32") and not found.bad

@@ -79,11 +79,17 @@ def pairs(batch):
     return [(tokens[q, 0], tokens[p, 0]) for q, p in zip(batch.query, batch.positive, strict=True)]
 
 
-def test_seed_decides():
+def test_seed_decides_and_no_process():
+    # Seed decides.
     for got, want in zip(loader(), uninterrupted(), strict=False):
         assert_same(got, want)
     other = next(loader(seed=1))[0]
     assert not np.array_equal(other.groups[0].tokens, uninterrupted()[0][0].groups[0].tokens)
+
+    # Target ids do not depend on the process.
+    ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
+    known = {target_hash((f"p{i}", "")) for i in range(500)}
+    assert ids - {0} <= known and len(ids) > 4
 
 
 @given(st.integers(0, 9))
@@ -155,10 +161,17 @@ def is_running(process: int) -> bool:
     return state != "Z"
 
 
-def test_runs_of_one_source():
+def test_the_order_of_rows():
+    # Runs of one source.
     for batch, _ in uninterrupted():
         assert all(len(set(run)) == 1 for run in batch.source.reshape(-1, 4).tolist())
     assert {int(i) for batch, _ in uninterrupted() for i in batch.source} == {0, 1}
+
+    # Read example goes round the end.
+    sources = {"a": rows("a", 4, bad={2, 3})}
+    prepared = read_example(sources, Pick("a", 2), preprocess=make_preprocess(), shapes=PLAN)
+    assert [item.id for item in prepared.bad] == ["a2", "a3"]
+    assert prepared.keys == (("a q0", ""), ("p0", ""))
 
 
 def test_bad_rows_are_replaced_and_reported(tmp_path):
@@ -193,7 +206,8 @@ def test_bad_rows_do_not_disturb_the_order():
             break
 
 
-def test_whole_source_bad():
+def test_a_source_of_bad_rows_or_a_fault_of_ours_ends_the_run():
+    # Whole source bad.
     sources = {"a": rows("a", 20), "b": rows("b", 20, bad=range(20))}
     with pytest.raises(
         UnusableSource, match="'b' has no usable example: 20 of 20.*no positive"
@@ -202,15 +216,7 @@ def test_whole_source_bad():
     assert {item.id for item in error.value.items} == {f"b{i}" for i in range(20)}
     assert pickle.loads(pickle.dumps(error.value)).items == error.value.items  # from a worker
 
-
-def test_read_example_goes_round_the_end():
-    sources = {"a": rows("a", 4, bad={2, 3})}
-    prepared = read_example(sources, Pick("a", 2), preprocess=make_preprocess(), shapes=PLAN)
-    assert [item.id for item in prepared.bad] == ["a2", "a3"]
-    assert prepared.keys == (("a q0", ""), ("p0", ""))
-
-
-def test_program_errors_stop_the_run():
+    # Program errors stop the run.
     def broken(item):
         raise KeyError("vision_config")
 
@@ -220,12 +226,6 @@ def test_program_errors_stop_the_run():
         loader(batch_size=16)
     with pytest.raises(ValueError, match="did you mean WebQA"):
         loader({"WebQA": SOURCES["a"]}, {"webQA": 1})
-
-
-def test_target_ids_do_not_depend_on_the_process():
-    ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
-    known = {target_hash((f"p{i}", "")) for i in range(500)}
-    assert ids - {0} <= known and len(ids) > 4
 
 
 def test_arrays_of_workers_come_in_shared_memory(monkeypatch):

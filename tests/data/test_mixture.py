@@ -28,13 +28,13 @@ def picks(count, *, weights=WEIGHTS, batch_size=12, source_run=0, seed=0, proces
     return [order[i] for i in range(count)]
 
 
-def test_seed_decides():
+def test_seed_decides_in_every_process():
+    # Seed decides.
     assert picks(200) == picks(200)
     assert picks(200) != picks(200, seed=1)
     assert picks(50, weights=dict(reversed(WEIGHTS.items()))) == picks(50)
 
-
-def test_pickled_order_is_the_order():
+    # Pickled order is the order.
     order = mixture(SOURCES, WEIGHTS, batch_size=4, source_run=2, seed=3)
     copy = cloudpickle.loads(cloudpickle.dumps(order))
     assert [order[i] for i in range(50)] == [copy[i] for i in range(50)]
@@ -50,11 +50,19 @@ def test_every_row_once_an_epoch_and_another_order_next(source_run):
     assert first != second and first != sorted(first)
 
 
-def test_sources_do_not_share_a_permutation():
+def test_sources_are_permuted_apart_and_mixed_within_a_batch():
+    # Sources do not share a permutation.
     sources = {"x": range(1000), "y": range(1000)}
     order = mixture(sources, {"x": 1, "y": 1}, batch_size=8, source_run=0, seed=0)
     x, y = ([order[i].row for i in range(128) if order[i].source == name] for name in "xy")
     assert x != y
+
+    # Zero mixes within a batch.
+    assert len({pick.source for pick in picks(12)}) == 3
+
+    # Far positions are as cheap as near ones.
+    order = mixture(SOURCES, WEIGHTS, batch_size=12, source_run=4, seed=0)
+    assert order[10**12].source in WEIGHTS
 
 
 @given(
@@ -78,10 +86,6 @@ def test_runs_are_homogeneous(source_run):
     chosen = picks(12 * 30, source_run=source_run)
     for start in range(0, len(chosen), source_run):
         assert len({pick.source for pick in chosen[start : start + source_run]}) == 1
-
-
-def test_zero_mixes_within_a_batch():
-    assert len({pick.source for pick in picks(12)}) == 3
 
 
 @for_each("source_run", [0, 4, 12])
@@ -116,11 +120,6 @@ def test_any_batch_can_be_the_first(first, processes, source_run):
     ]
     order = mixture(SOURCES, WEIGHTS, batch_size=12, source_run=source_run, seed=0)
     assert sum(parts, []) == [order[i] for i in range(first * 12, (first + 1) * 12)]
-
-
-def test_far_positions_are_as_cheap_as_near_ones():
-    order = mixture(SOURCES, WEIGHTS, batch_size=12, source_run=4, seed=0)
-    assert order[10**12].source in WEIGHTS
 
 
 @for_each(

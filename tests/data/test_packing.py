@@ -172,7 +172,8 @@ def test_processes_assemble_to_the_same_who_is_who(examples, processes):
             assert_is(whole, number, negative, True)
 
 
-def test_equal_keys_are_one_row():
+def test_equal_items_are_one_row_and_only_targets_have_ids():
+    # Equal keys are one row.
     label, question = item(3, name="label"), item(5, 1)
     examples = [
         Example("one", "0", question, label, (item(2), label)),
@@ -184,8 +185,7 @@ def test_equal_keys_are_one_row():
     assert batch.negative[0, 1] == batch.positive[0] and (batch.negative[1] == -1).all()
     assert batch.source.tolist() == [0, 1] * 4
 
-
-def test_only_targets_have_ids():
+    # Only targets have ids.
     pair = Example("one", "0", item(3, name="q"), item(3, name="p"))
     batch, _ = batch_of([pair] * BATCH)
     ids = np.concatenate([ids.reshape(-1) for ids in batch.target_id])
@@ -193,8 +193,9 @@ def test_only_targets_have_ids():
     assert target_hash(("a photo of a cat", "")) == 414989515  # the same in every run
 
 
-def test_smallest_bucket_and_overflow():
-    """The first bucket has room for a quarter of 32 rows: one chunk of 16 rows."""
+def test_rows_take_the_smallest_bucket_with_room():
+    # Smallest bucket and overflow. The first bucket has room for a quarter of 32 rows: one chunk
+    # of 16 rows.
     texts = [item(4, name=str(i)) for i in range(20)]
     rows = [toy(text) for text in [*texts, item(5), item(4, 1), item(9), item(4, 2)]]
     groups, places = fill_buckets(rows, PLAN)
@@ -203,11 +204,18 @@ def test_smallest_bucket_and_overflow():
     assert groups[0].patches is None and groups[1].patches is None
     assert groups[2].patches.shape[2:] == (1, 4, 6) and groups[3].patches.shape[2:] == (3, 4, 6)
 
-
-def test_overflow_skips_buckets_without_room_for_the_tiles():
+    # Overflow skips buckets without room for the tiles.
     shapes = BatchShapes((Bucket(4, 1, share=0.1), Bucket(8, 0), Bucket(8, 1)), LAYOUT, 2, 8)
     _, places = fill_buckets([toy(item(4, 1, str(i))) for i in range(8)], shapes)
     assert places[:, 0].tolist() == [0] * 2 + [2] * 6
+
+    # Chunks of smaller buckets take more rows.
+    buckets = Bucket(128, 0), Bucket(512, 1), Bucket(512, 9), Bucket(2048, 9)
+    shapes = pair_shapes(buckets, LAYOUT, batch_size=1024, chunk_size=32)
+    assert [shapes.chunk_rows(bucket) for bucket in buckets] == [512, 128, 32, 32]
+    assert [shapes.chunks(bucket) for bucket in buckets] == [4, 16, 64, 64]
+    small = pair_shapes(buckets, LAYOUT, batch_size=20, chunk_size=32)  # no more than all rows
+    assert [small.chunk_rows(bucket) for bucket in buckets] == [64, 64, 32, 32]
 
 
 def image_alone(name=""):
@@ -217,7 +225,8 @@ def image_alone(name=""):
     return dataclasses.replace(row, **empty)
 
 
-def test_a_row_without_tokens_is_live():
+def test_rows_are_live_and_counted():
+    # A row without tokens is live.
     rows = [image_alone("a"), image_alone("b"), toy(item(2))]
     groups, places = fill_buckets(rows, PLAN)
     assert places[:, 0].tolist() == [2, 2, 0]
@@ -233,8 +242,7 @@ def test_a_row_without_tokens_is_live():
     with pytest.raises(TypeError, match="neither tokens nor tiles"):
         fill_buckets([nothing], PLAN)
 
-
-def test_info():
+    # Info.
     examples = [
         Example("one", "0", item(16, name=str(i)), item(3), tuple(item(2) for _ in range(3)))
         for i in range(BATCH)
@@ -250,16 +258,8 @@ def test_info():
     assert info.unmatched_markers == 2  # of one row: markers, where `truncated` counts rows
 
 
-def test_chunks_of_smaller_buckets_take_more_rows():
-    buckets = Bucket(128, 0), Bucket(512, 1), Bucket(512, 9), Bucket(2048, 9)
-    shapes = pair_shapes(buckets, LAYOUT, batch_size=1024, chunk_size=32)
-    assert [shapes.chunk_rows(bucket) for bucket in buckets] == [512, 128, 32, 32]
-    assert [shapes.chunks(bucket) for bucket in buckets] == [4, 16, 64, 64]
-    small = pair_shapes(buckets, LAYOUT, batch_size=20, chunk_size=32)  # no more than all rows
-    assert [small.chunk_rows(bucket) for bucket in buckets] == [64, 64, 32, 32]
-
-
-def test_prepare_says_whose_row_failed():
+def test_a_bad_row_is_named_and_a_fault_of_ours_is_none():
+    # Prepare says whose row failed.
     def refuse(item):
         raise ValueError("image is 3 pixels wide")
 
@@ -271,8 +271,7 @@ def test_prepare_says_whose_row_failed():
     with pytest.raises(BadExample, match="17 tokens and 0 tiles do not fit .* of 16 tokens"):
         prepare(long, toy, PLAN)
 
-
-def test_program_errors_are_not_bad_examples():
+    # Program errors are not bad examples.
     wrong = dataclasses.replace(toy(item(3)), slot_weight=None)
     with pytest.raises(TypeError, match="layout"):
         pack([Prepared("one", (("a", ""),) * 2, (wrong,) * 2)], PLAN, SOURCES)
@@ -281,8 +280,7 @@ def test_program_errors_are_not_bad_examples():
     with pytest.raises(ValueError, match="chunk_size = 4 rows cannot be spread over 3"):
         fill_buckets([], PLAN, process_count=3)
 
-
-def test_a_teacher_is_of_the_layouts_width_and_comes_with_its_row():
+    # A teacher is of the layout's width and comes with its row.
     layout = dataclasses.replace(LAYOUT, teacher=3)
     shapes = BatchShapes((Bucket(4, 0),), layout, 4, 4)
     rows = [dataclasses.replace(toy(item(n)), teacher=np.full(3, n, np.float32)) for n in (2, 4)]

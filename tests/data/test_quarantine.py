@@ -12,6 +12,7 @@ B = BadItem("shapes", "2", "", "empty text and no image")
 
 
 def test_written_once_and_across_restarts(tmp_path):
+    # Written once and across restarts.
     path = tmp_path / "run" / "quarantine.jsonl"
     quarantine = Quarantine(path)
     quarantine.add([], read=8)
@@ -25,6 +26,12 @@ def test_written_once_and_across_restarts(tmp_path):
     assert lines[0].keys() == {"source", "id", "path", "reason"}
     assert len(again) == 2 and read_quarantine(path) == [A, B]
 
+    # Half written line survives.
+    path = tmp_path / "quarantine.jsonl"
+    path.write_text(json.dumps(A._asdict()) + '\n{"source": "sha')
+    Quarantine(path).add([A, B], read=4)
+    assert read_quarantine(path) == [A, B]
+
 
 def test_names_of_any_characters_are_written_and_none_is_hidden(tmp_path):
     path = tmp_path / "quarantine.jsonl"
@@ -37,14 +44,8 @@ def test_names_of_any_characters_are_written_and_none_is_hidden(tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
-def test_half_written_line_survives(tmp_path):
-    path = tmp_path / "quarantine.jsonl"
-    path.write_text(json.dumps(A._asdict()) + '\n{"source": "sha')
-    Quarantine(path).add([A, B], read=4)
-    assert read_quarantine(path) == [A, B]
-
-
 def test_too_many_stop_the_run(tmp_path):
+    # Too many stop the run.
     path = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(path, max_share=0.1, min_read=100)
     quarantine.add([A] * 9, read=90)
@@ -53,16 +54,14 @@ def test_too_many_stop_the_run(tmp_path):
         quarantine.add([B], read=1)
     assert read_quarantine(path) == [A, B]  # written before the run stops
 
-
-def test_few_reads_prove_nothing(tmp_path):
+    # Few reads prove nothing.
     quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.1, min_read=100)
     quarantine.add([A] * 99, read=99)
     assert (quarantine.bad, quarantine.read) == (99, 99)
     with pytest.raises(ValueError, match="99 of 100"):
         quarantine.add([], read=1)
 
-
-def test_limit_zero_stops_at_the_first(tmp_path):
+    # Limit zero stops at the first.
     with pytest.raises(ValueError, match="1 of 8"):
         Quarantine(tmp_path / "q.jsonl", max_share=0.0, min_read=1).add([A], read=8)
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -13,7 +13,8 @@ def never():
     return False
 
 
-def test_values_come_in_order_and_only_when_asked_for():
+def test_values_and_errors_come_in_order_and_only_when_asked_for():
+    # Values come in order and only when asked for.
     taken = []
 
     def values():
@@ -30,8 +31,7 @@ def test_values_come_in_order_and_only_when_asked_for():
     read.close()
     assert closed == [True] and not read.hangs
 
-
-def test_errors_keep_where_they_came_from():
+    # Errors keep where they came from.
     def values():
         yield 1
         raise KeyError("bad row")

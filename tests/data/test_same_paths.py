@@ -51,7 +51,8 @@ def batch_of(**sources):
     )
 
 
-def test_two_sources_with_one_path_train_on_their_own_pictures():
+def test_pictures_are_known_by_content_and_not_by_path():
+    # Two sources with one path train on their own pictures.
     batch, info = batch_of(one=rows(A), two=rows(B))
     assert info.duplicates == 0 and sum(info.rows) == 4
     assert len(set(batch.query)) == len(set(batch.positive)) == 2
@@ -59,15 +60,13 @@ def test_two_sources_with_one_path_train_on_their_own_pictures():
     assert {tokens[row] for row in batch.query} == {A[-20], B[-20]}
     assert len({ids[row] for row in batch.positive}) == 2, "each other's negatives"
 
-
-def test_one_picture_at_two_paths_is_one_row_and_one_target():
+    # One picture at two paths is one row and one target.
     batch, info = batch_of(one=rows(A), two=rows(A, "elsewhere/b.png"))
     assert info.duplicates == 2 and len(set(batch.positive)) == 1
     (key,) = {to_example("s", row).positive.identity for row in (rows(A) + rows(A, "other"))}
     assert target_hash(key) in batch.target_id[0]
 
-
-def test_identity_needs_the_content_of_every_image():
+    # Identity needs the content of every image.
     def several(*data):
         return Item("a", tuple(Media(f"{i}.png", d) for i, d in enumerate(data))).identity
 
@@ -75,17 +74,22 @@ def test_identity_needs_the_content_of_every_image():
     missing = Item("a", (Media("x.png"),))
     assert missing.identity == ("a", "x.png") == missing.key
 
-
-def test_embeddings_of_two_data_sets_with_one_path_do_not_collide():
+    # Embeddings of two data sets with one path do not collide.
     corpora = [Pairs(name, rows(image), ("query",)) for name, image in (("a", A), ("b", B))]
     found = Items(corpora)
     assert len(found) == len(set(found.ids)) == 2
     assert [found[i].media[0].data for i in range(2)] == [A, B]
     assert len(Items([corpora[0], corpora[0]])) == 1
 
+    # What is prepared is known by content.
+    shapes = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
+    keys = [prepare(to_example("s", rows(x)[0]), first_byte, shapes).keys for x in (A, B)]
+    assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]
 
-def test_mmeb_encodes_each_text_and_path_once_within_an_evaluation():
-    """Also where two paths are the same picture: the protocol counts them as two candidates."""
+
+def test_in_an_evaluation_a_path_is_one_picture(tmp_path):
+    # MMEB encodes each text and path once within an evaluation. Also where two paths are the same
+    # picture: the protocol counts them as two candidates.
     row = {"qry_text": "q", "qry_img_path": "", "tgt_text": ["", "", ""]}
     row["tgt_img_path"] = ["a.png", "copy.png", "a.png"]
     calls = []
@@ -99,16 +103,9 @@ def test_mmeb_encodes_each_text_and_path_once_within_an_evaluation():
         tasks.run(mmeb.Task(name, [row]), {"a.png": A, "copy.png": A}.__getitem__, shared)
     assert calls == [[("q", ""), ("", "a.png"), ("", "copy.png")]]
 
-
-def test_two_pictures_at_one_path_cannot_be_evaluated(tmp_path):
+    # Two pictures at one path cannot be evaluated.
     stored = {"one": [{"path": "a.png", "image": A}], "two": [{"path": "a.png", "image": A}]}
     assert stored_images.index_images(tmp_path, stored)("a.png") == A
     stored["two"][0]["image"] = B
     with pytest.raises(ValueError, match="split 'two': another split has a different image at the"):
         stored_images.index_images(tmp_path, stored)
-
-
-def test_what_is_prepared_is_known_by_content():
-    shapes = pair_shapes([Bucket(2, 0)], Layout(), batch_size=2, chunk_size=4)
-    keys = [prepare(to_example("s", rows(x)[0]), first_byte, shapes).keys for x in (A, B)]
-    assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]

@@ -45,7 +45,8 @@ def row(**changes):
     return good | changes
 
 
-def test_good_row():
+def test_good_rows_in_every_form():
+    # Good row.
     example = to_example("shapes", row())
     assert (example.source, example.id) == ("shapes", "7")
     assert example.query.key == ("<|image_1|> what is it?", "a/7.png")
@@ -53,8 +54,7 @@ def test_good_row():
     assert example.positive.key == ("a square", "") and example.positive.media == ()
     assert [item.key for item in example.negatives] == [("a circle", ""), ("<|image_1|>", "n.png")]
 
-
-def test_bytes_and_arrays_as_tfds_gives_them():
+    # Bytes and arrays as TFDS gives them.
     encoded = row(
         id=b"7",
         qry="größe".encode(),
@@ -67,6 +67,23 @@ def test_bytes_and_arrays_as_tfds_gives_them():
     assert example.id == "7" and example.query.text == "größe"
     assert [item.key for item in example.negatives] == [("x", "")]
 
+    # One negative as plain text.
+    plain = row(neg_text="no", neg_image_path="", neg_image=b"")
+    assert [item.key for item in to_example("shapes", plain).negatives] == [("no", "")]
+
+    # Own columns.
+    columns = schema.Columns("question", "", "picture")
+    own = schema.Schema(columns, schema.Columns("answer", "", ""), schema.Columns("", "", ""))
+    example = to_example("s", {"question": "a", "picture": png(), "answer": b"b"}, "3", schema=own)
+    assert (example.id, example.query.text, example.positive.text) == ("3", "a", "b")
+    assert example.query.media[0].data and not example.negatives
+
+    # Default id.
+    nameless = row(qry_image=b"x", id="")
+    with pytest.raises(BadExample) as caught:
+        to_example("shapes", nameless, "12")
+    assert caught.value.item.id == "12"
+
 
 @for_each("negatives", [{}, {"neg_text": ""}, {"neg_text": [""]}, {"neg_text": []}])
 def test_no_negatives(negatives):
@@ -74,23 +91,30 @@ def test_no_negatives(negatives):
     assert to_example("shapes", bare | negatives).negatives == ()
 
 
-def test_one_negative_as_plain_text():
-    plain = row(neg_text="no", neg_image_path="", neg_image=b"")
-    assert [item.key for item in to_example("shapes", plain).negatives] == [("no", "")]
-
-
-def test_orphan_marker_is_not_an_error():
+def test_images_of_a_row_are_named_and_looked_at_but_not_decoded():
+    # Orphan marker is not an error.
     example = to_example("webqa", row(qry="<|image_1|> who?", qry_image_path="", qry_image=b""))
     assert example.query.text == "<|image_1|> who?"
 
-
-def test_image_without_path_is_named_by_its_content():
+    # Image without path is named by its content.
     red, blue = (
         to_example("s", row(qry_image_path="", qry_image=png(color=color)))
         for color in ("red", "blue")
     )
     assert red.query.key != blue.query.key
     assert red.query.key == to_example("s", row(qry_image_path="", qry_image=png())).query.key
+
+    # Pixels are not decoded here.
+    cut = png((64, 64))[:80]
+    assert to_example("shapes", row(qry_image=cut)).query.media[0].data == cut
+
+    # Huge header is refused before decoding.
+    data = bytearray(png())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2  # 3.6 gigapixels in a few bytes
+    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(ImageError, match="DecompressionBomb"):
+        check(bytes(data))
+    check(png())
 
 
 NO_IMAGE = {"qry_image_path": "", "qry_image": b""}
@@ -120,11 +144,6 @@ def test_bad_row(name):
     assert cloudpickle.loads(cloudpickle.dumps(caught.value)).item == item
 
 
-def test_pixels_are_not_decoded_here():
-    cut = png((64, 64))[:80]
-    assert to_example("shapes", row(qry_image=cut)).query.media[0].data == cut
-
-
 def test_scores_are_those_of_the_candidates_that_there_are():
     negatives = {"neg_text": ["no", "", "never"], "neg_image_path": [], "neg_image": []}
     example = to_example("s", row(**negatives, scores=[0.9, 0.5, 0.0, 0.25]))
@@ -152,38 +171,6 @@ def test_a_bad_negative_has_one_number_wherever_its_image_fails(image):
         prepare(to_example("s", row(neg_text=["no", "", ""], **images)), decode, shapes)
     assert caught.value.item.path == "n.png"
     assert caught.value.item.reason.startswith("negative 1: image cannot be decoded")
-
-
-def test_own_columns():
-    columns = schema.Columns("question", "", "picture")
-    own = schema.Schema(columns, schema.Columns("answer", "", ""), schema.Columns("", "", ""))
-    example = to_example("s", {"question": "a", "picture": png(), "answer": b"b"}, "3", schema=own)
-    assert (example.id, example.query.text, example.positive.text) == ("3", "a", "b")
-    assert example.query.media[0].data and not example.negatives
-
-
-def test_default_id():
-    nameless = row(qry_image=b"x", id="")
-    with pytest.raises(BadExample) as caught:
-        to_example("shapes", nameless, "12")
-    assert caught.value.item.id == "12"
-
-
-def test_huge_header_is_refused_before_decoding():
-    data = bytearray(png())
-    data[16:24] = (60_000).to_bytes(4, "big") * 2  # 3.6 gigapixels in a few bytes
-    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
-    with pytest.raises(ImageError, match="DecompressionBomb"):
-        check(bytes(data))
-    check(png())
-
-
-def test_unknown_source_names_its_neighbours():
-    with pytest.raises(ValueError, match=r"'ImageNet_1k' \(did you mean ImageNet_1K"):
-        check_names(["WebQA", "ImageNet_1k"], ["ImageNet_1K", "WebQA"])
-    with pytest.raises(ValueError, match="'zzz'. The dataset has WebQA"):
-        check_names(["zzz"], ["WebQA"])
-    check_names(["WebQA"], ["ImageNet_1K", "WebQA"])
 
 
 class TinyRows(tfds.core.GeneratorBasedBuilder):
@@ -226,7 +213,8 @@ def folder(tmp_path_factory):
     return builder.data_path
 
 
-def test_open_dataset_folder_or_version(folder):
+def test_a_data_set_is_its_folder_and_highest_version(folder, tmp_path):
+    # Open dataset folder or version.
     for path in (folder, folder.parent):
         sources = open_dataset(path)
         assert {name: len(source) for name, source in sources.items()} == {"one": 3, "two": 2}
@@ -235,12 +223,23 @@ def test_open_dataset_folder_or_version(folder):
         assert all(Image.open(io.BytesIO(example.query.media[0].data)) for example in examples)
         assert examples[0].negatives[1].media[0].data == png(color="blue")
 
-
-def test_the_highest_version_is_that_of_numbers(tmp_path):
+    # The highest version is that of numbers.
     for version in ("1.9.0", "1.10.0", "1.2.11"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "dataset_info.json").touch()
     assert version_folder(tmp_path) == tmp_path / "1.10.0"
+
+    # Unknown source names its neighbours.
+    with pytest.raises(ValueError, match=r"'ImageNet_1k' \(did you mean ImageNet_1K"):
+        check_names(["WebQA", "ImageNet_1k"], ["ImageNet_1K", "WebQA"])
+    with pytest.raises(ValueError, match="'zzz'. The dataset has WebQA"):
+        check_names(["zzz"], ["WebQA"])
+    check_names(["WebQA"], ["ImageNet_1K", "WebQA"])
+
+    # Open dataset says what is missing.
+    (tmp_path := tmp_path / "next").mkdir()
+    with pytest.raises(FileNotFoundError, match="no prepared dataset"):
+        open_dataset(tmp_path)
 
 
 def test_open_dataset_needs_no_tensorflow(folder):
@@ -250,8 +249,3 @@ def test_open_dataset_needs_no_tensorflow(folder):
         "sys.exit(bool({'tensorflow', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_open_dataset_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no prepared dataset"):
-        open_dataset(tmp_path)

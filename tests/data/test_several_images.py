@@ -268,15 +268,8 @@ def test_columns_of_images_hold_a_value_or_a_list():
             query(*wrong)
 
 
-def test_a_clip_is_refused_by_families_that_read_images(backbones):
-    item = Item("x", (Media("a.png", png(0)), Media("b.mp4", b"clip", "clip")))
-    for family, backbone in backbones.items():
-        with pytest.raises(ValueError, match="item 'x'.*clip 'b.mp4'.*is a clip; this model") as e:
-            backbone.preprocess(item)
-        assert e.value.path == "b.mp4", family
-
-
-def test_media_are_values_known_by_their_content():
+def test_media_are_values_and_a_clip_is_refused(backbones):
+    # Media are values known by their content.
     a, b = Media("a.png", b"1"), Media("b.png", b"1")
     assert a != b and a.identity == b.identity and a == Media("a.png", b"1") and len({a, b}) == 2
     kinds = {a.identity, Media("a.png", b"1", "clip").identity, Media("a.png", b"2").identity}
@@ -284,3 +277,10 @@ def test_media_are_values_known_by_their_content():
     assert "\\x" not in repr(Item("x", (Media("a.png", png(0)),)))
     with pytest.raises(ValueError, match="neither a path nor content"):
         Media("")
+
+    # A clip is refused by families that read images.
+    item = Item("x", (Media("a.png", png(0)), Media("b.mp4", b"clip", "clip")))
+    for family, backbone in backbones.items():
+        with pytest.raises(ValueError, match="item 'x'.*clip 'b.mp4'.*is a clip; this model") as e:
+            backbone.preprocess(item)
+        assert e.value.path == "b.mp4", family

@@ -33,6 +33,7 @@ strange = st.text(
 
 
 def test_absurd_texts_are_refused_everywhere():
+    # Absurd texts are refused everywhere.
     message = f"text of {len(HUGE.encode())} bytes, the limit is {MAX_BYTES}"
     assert text_fault(HUGE) == message and text_fault(HUGE[: MAX_BYTES // 2]) == ""
     assert f"text of {2 * MAX_BYTES} characters" in text_fault("a" * 2 * MAX_BYTES)
@@ -47,9 +48,7 @@ def test_absurd_texts_are_refused_everywhere():
     with pytest.raises(ValueError, match=f"^row 7: {message}"):
         ItemTable({}.__getitem__, "row {}".format).add((HUGE, ""), 7)
 
-
-def test_half_characters_are_refused():
-    """Python lets them in from JSON; no tokenizer takes them."""
+    # Half characters are refused. Python lets them in from JSON; no tokenizer takes them.
     with pytest.raises(
         BadExample, match="not valid Unicode: surrogates not allowed at character 1"
     ):

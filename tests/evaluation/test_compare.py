@@ -20,7 +20,8 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_means_and_spread(runs):
+def test_means_and_spread_of_runs_that_are_whole(runs):
+    # Means and spread.
     found = compare.compare({"both": [runs / "one", runs / "two"]}, {"short": ["a", "b"]})
     np.testing.assert_allclose(found["both"]["All"], [30, 50])
     np.testing.assert_allclose(found["both"]["short"], [15, 35])
@@ -43,8 +44,7 @@ def test_the_command_groups_runs_by_name_or_pattern(runs, capsys, monkeypatch):
     with pytest.raises(app.UsageError, match="unexpected arguments: x y"):
         compare.main(["compare", "x", "y"])
 
-
-def test_what_is_missing_is_named(runs):
+    # What is missing is named.
     with pytest.raises(ValueError, match="has no d; it has a, b, c"):
         compare.compare({"x": [runs / "one"]}, {"short": ["a", "d"]})
     with pytest.raises(ValueError, match="no scores after training"):

@@ -36,25 +36,28 @@ class Encoder:
 
 
 def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
-    monkeypatch.setattr(tasks, "GROUP", 6)
-    opened, open_task = [], mmeb.Task.open
-    monkeypatch.setattr(
-        mmeb.Task, "open", lambda task, images: opened.append(task.name) or open_task(task, images)
-    )
-    encode = Encoder()
-    together = []
-    for task, result in tasks.run_all(suite(), unreachable, SharedEncoder(encode)):
-        together.append((task.name, list(opened), result))
-    assert encode.calls == ["abcde", "fghi"], "a group at a time, shared items once"
-    assert [name for name, _, _ in together] == list(DATASETS)
-    assert together[1][1] == ["one", "two"], "the next group is opened when this one is done"
-    for task, (_, _, result) in zip(suite(), together):
-        alone = tasks.run(task, unreachable, Encoder())
-        for field, value in vars(alone).items():
-            np.testing.assert_equal(getattr(result, field), value, err_msg=f"{task}, {field}")
+    # Small tasks are encoded together with the same results.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tasks, "GROUP", 6)
+        opened, open_task = [], mmeb.Task.open
+        monkeypatch.setattr(
+            mmeb.Task,
+            "open",
+            lambda task, images: opened.append(task.name) or open_task(task, images),
+        )
+        encode = Encoder()
+        together = []
+        for task, result in tasks.run_all(suite(), unreachable, SharedEncoder(encode)):
+            together.append((task.name, list(opened), result))
+        assert encode.calls == ["abcde", "fghi"], "a group at a time, shared items once"
+        assert [name for name, _, _ in together] == list(DATASETS)
+        assert together[1][1] == ["one", "two"], "the next group is opened when this one is done"
+        for task, (_, _, result) in zip(suite(), together):
+            alone = tasks.run(task, unreachable, Encoder())
+            for field, value in vars(alone).items():
+                np.testing.assert_equal(getattr(result, field), value, err_msg=f"{task}, {field}")
 
-
-def test_items_beyond_the_limit_are_kept_for_their_group_alone(monkeypatch):
+    # Items beyond the limit are kept for their group alone.
     monkeypatch.setattr(tasks, "GROUP", 6)
     encode = Encoder()
     shared = SharedEncoder(encode, limit=4 * 4)  # one vector of four numbers
@@ -62,8 +65,8 @@ def test_items_beyond_the_limit_are_kept_for_their_group_alone(monkeypatch):
     assert encode.calls == ["abcde", "fghib"]
 
 
-def test_an_error_in_a_group_names_the_dataset_and_the_row_of_its_item():
-    """Before any dataset of the group is scored."""
+def test_an_item_of_a_group_is_its_datasets_own():
+    # An error in a group names the dataset and the row of its item, before any is scored.
     with pytest.raises(ValueError, match=r"^dataset 'three', row 0 \(id 0\): item 'g': 9 tokens"):
         next(tasks.run_all(suite(), unreachable, SharedEncoder(Encoder(refused="g"))))
     row = {"qry_text": "q", "qry_img_path": "x.png", "tgt_text": ["r"], "tgt_img_path": [""]}
@@ -71,8 +74,7 @@ def test_an_error_in_a_group_names_the_dataset_and_the_row_of_its_item():
     with pytest.raises(ValueError, match=r"^dataset 'five', row 0 \(id 0\): image 'x.png' has no"):
         next(tasks.run_all(broken, unreachable, SharedEncoder(Encoder())))
 
-
-def test_a_text_with_another_instruction_is_another_item():
+    # A text with another instruction is another item.
     encode = Encoder()
     shared = SharedEncoder(encode)
     shared.encode_group([[Item("a")], [Item("a", suffix="!"), Item("b")]])

@@ -16,12 +16,12 @@ def test_wilsons_interval(hits, rows, low, high):
     assert intervals.wilson(hits, rows) == pytest.approx((low, high), abs=0.01)
 
 
-def test_no_rows_say_nothing():
+def test_the_interval_of_a_mean_covers_it_in_95_of_100_cases():
+    # No rows say nothing.
     assert intervals.wilson(0, 0) == (0, 100)
     assert intervals.of_mean([]) is None and intervals.of_mean([(1, 2), (0, 0)]) is None
 
-
-def test_the_interval_of_a_mean_covers_it_in_95_of_100_cases():
+    # The interval of a mean covers it in 95 of 100 cases.
     rng = np.random.default_rng(0)
     shares, rows = np.array([0.1, 0.5, 0.9, 0.3]), np.array([100, 50, 100, 20])
     covered = []

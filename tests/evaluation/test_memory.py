@@ -67,7 +67,8 @@ def test_two_datasets_take_the_memory_of_one():
     assert not any(m.data for r in results for item in r.items for m in item.media)
 
 
-def test_candidates_are_numbers_of_four_bytes_in_a_table_of_distinct_items():
+def test_tables_are_of_numbers_and_images_read_late():
+    # Candidates are numbers of four bytes in a table of distinct items.
     task = mmeb.Task("one", Rows("one")).open(read_image)
     assert len(task.items) == ROWS + POOL
     assert task.candidates.dtype == task.query.dtype == np.int32
@@ -77,8 +78,7 @@ def test_candidates_are_numbers_of_four_bytes_in_a_table_of_distinct_items():
     own = task.candidates[task.offsets[7] : task.offsets[8]]
     assert [task.items.keys[i][0].encode() for i in own] == row["tgt_text"]
 
-
-def test_no_image_is_read_before_an_encoder_asks_for_it():
+    # No image is read before an encoder asks for it.
     paths = []
 
     def images(path):

@@ -11,6 +11,7 @@ SMALL = {"digits": ("CLS", "IND"), "scenes": ("RET", "OOD"), "regions": ("RET", 
 
 
 def test_averages_are_those_of_the_original_table():
+    # Averages are those of the original table.
     golden = json.loads(GOLDEN.read_text())
     # Fractions, as in the original: one mean is 0.4675 and its rounding hangs on the last bit.
     result = scores.summary(golden["accuracy"], scores.MMEB_V1)
@@ -28,8 +29,7 @@ def test_averages_are_those_of_the_original_table():
             own = {name for name, groups in scores.MMEB_V1.items() if column in groups}
             assert own == set(golden["groups"][group])
 
-
-def test_groups_without_datasets_are_none():
+    # Groups without datasets are none.
     result = scores.summary({"digits": 10, "scenes": 20, "regions": 60}, SMALL, {"swap": 55})
     assert result == {
         "datasets": {"digits": 10, "scenes": 20, "regions": 60},
@@ -44,6 +44,11 @@ def test_groups_without_datasets_are_none():
         "composition": {"swap": 55},
     }
 
+    # Composition alone has no averages.
+    result = scores.summary({}, {}, {"swap": 55})
+    assert result["All"] is None and result["IND"] is None
+    assert result["composition"] == {"swap": 55}
+
 
 @for_each(
     ("datasets", "table", "message"),
@@ -56,12 +61,6 @@ def test_groups_without_datasets_are_none():
 def test_summary_refuses_what_it_cannot_average(datasets, table, message):
     with pytest.raises(ValueError, match=message):
         scores.summary(datasets, table)
-
-
-def test_composition_alone_has_no_averages():
-    result = scores.summary({}, {}, {"swap": 55})
-    assert result["All"] is None and result["IND"] is None
-    assert result["composition"] == {"swap": 55}
 
 
 def test_table():
@@ -84,7 +83,8 @@ def test_table():
     assert "before" not in scores.table(None, after)
 
 
-def test_a_later_after_keeps_before(tmp_path):
+def test_the_file_of_scores(tmp_path):
+    # A later after keeps before.
     workdir = tmp_path / "run"
     assert scores.read_scores(workdir) == {}
     before = scores.summary({"digits": 10, "scenes": 20, "regions": 60}, SMALL)
@@ -97,8 +97,8 @@ def test_a_later_after_keeps_before(tmp_path):
     assert list(scores.read_scores(workdir)) == ["before", "after"]
     assert [p.name for p in workdir.iterdir()] == ["evaluation.json"]
 
-
-def test_a_failed_write_leaves_the_file_alone(tmp_path):
+    # A failed write leaves the file alone.
+    (tmp_path := tmp_path / "next").mkdir()
     scores.write_scores(tmp_path, "before", {"All": 1.0})
     with pytest.raises(ValueError):
         scores.write_scores(tmp_path, "after", {"All": float("nan")})
@@ -106,8 +106,8 @@ def test_a_failed_write_leaves_the_file_alone(tmp_path):
     with pytest.raises(ValueError, match="when is 'later'"):
         scores.write_scores(tmp_path, "later", {})
 
-
-def test_a_broken_file_is_named(tmp_path):
+    # A broken file is named.
+    (tmp_path := tmp_path / "next").mkdir()
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match="evaluation.json is not JSON"):
         scores.read_scores(tmp_path)

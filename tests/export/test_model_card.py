@@ -60,11 +60,28 @@ def head_of(card):
     return yaml.safe_load(front), body
 
 
-def test_an_ordinary_card_reads_as_it_is_written(tmp_path):
+def test_a_card_names_what_a_model_was_made_from(tmp_path):
+    # An ordinary card reads as it is written.
     head, body = head_of(card_of(tmp_path, sources=("mscoco_i2t", "A-OKVQA")))
     assert head["base_model"] == "org/model" and "`org/model`" in body
     assert ": mscoco_i2t, A-OKVQA |" in body
     assert "transparency on white" in body and "upper eight" in body
+
+    # Only a hub id is a base model.
+    (tmp_path := tmp_path / "next").mkdir()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "base_model" not in head_of(card_of(tmp_path, backbone=str(folder)))[0]
+    for name in ("org/model", "org/model x", "org/model: y"):
+        assert head_of(card_of(tmp_path, backbone=name))[0]["base_model"] == name
+
+    # Origins. A run, the hub with its commits, or an architecture alone.
+    (tmp_path := tmp_path / "next").mkdir()
+    loaded = card_of(tmp_path, init="pretrained")
+    assert "It started from `org/model`. On the Hugging Face hub that was" in loaded
+    random = card_of(tmp_path, init="random")
+    assert "It has the architecture of `org/model`." in random
+    assert "at commit `" + "0" * 40 + "`" in random
 
 
 def test_what_a_card_says_of_the_training(tmp_path):
@@ -104,14 +121,6 @@ def test_what_a_card_says_of_the_training(tmp_path):
     assert "both directions" not in plain and "| LoRA, rank 4," in plain
 
 
-def test_only_a_hub_id_is_a_base_model(tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    assert "base_model" not in head_of(card_of(tmp_path, backbone=str(folder)))[0]
-    for name in ("org/model", "org/model x", "org/model: y"):
-        assert head_of(card_of(tmp_path, backbone=name))[0]["base_model"] == name
-
-
 @for_each(
     "config, expected",
     [
@@ -127,19 +136,14 @@ def test_attention_in_both_directions_is_said(tmp_path, config, expected):
     assert model_card._is_bidirectional(tmp_path) is expected
 
 
-def test_origins(tmp_path):
-    """A run, the hub with its commits, or an architecture alone."""
-    loaded = card_of(tmp_path, init="pretrained")
-    assert "It started from `org/model`. On the Hugging Face hub that was" in loaded
-    random = card_of(tmp_path, init="random")
-    assert "It has the architecture of `org/model`." in random
-    assert "at commit `" + "0" * 40 + "`" in random
-
-
-def test_a_prompt_as_long_as_the_limit_is_whole():
+def test_long_prompts_are_cut(tmp_path):
+    # A prompt as long as the limit is whole.
     longest = "x" * model_card.LENGTH
     assert model_card._shortened(longest) == longest
     assert model_card._shortened(longest + "y") == longest + " ..."
+
+    # Long prompts are cut.
+    assert len(card_of(tmp_path, prompt="x" * 100_000)) < 20_000
 
 
 def test_nothing_of_a_data_set_acts_in_a_card(tmp_path):
@@ -165,7 +169,3 @@ def assert_that_nothing_acts(tmp_path, hidden, parser):
     (config,) = [json.loads(t.content) for t in tokens if t.type == "fence" and t.info == "json"]
     assert config["backbone"] == strange
     assert "49" not in " ".join(t.content for t in tokens if t.type == "code_block")
-
-
-def test_long_prompts_are_cut(tmp_path):
-    assert len(card_of(tmp_path, prompt="x" * 100_000)) < 20_000

@@ -78,6 +78,7 @@ def exports(tmp_path_factory):
     return functools.cache(lambda name: export(name, tmp_path_factory.mktemp(name)))
 
 
+@functools.cache  # of folders that no test changes
 def opened(folder, **arguments) -> Embedder:
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     return Embedder.from_pretrained(folder, dtype="float32", mesh=mesh, **arguments)

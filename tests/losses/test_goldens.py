@@ -51,7 +51,8 @@ def assert_recorded(name, found, loss, *gradients):
         assert_grad(ours, theirs, name)
 
 
-def test_the_loops_are_unime_where_there_are_enough_negatives():
+def test_the_loops_are_those_of_the_originals():
+    # The loops are UniME where there are enough negatives.
     for name in ("all_negatives", "b32_k4", "basic", "temp05", "thr0", "thr_neg", "two_process"):
         case, data = golden(f"unime_v1/{name}")
         found = reference(data["x"], data["y"], np.arange(len(data["x"])), **unime_options(case))
@@ -59,6 +60,49 @@ def test_the_loops_are_unime_where_there_are_enough_negatives():
     # Theirs of two processes is multiplied by their number.
     for rank in ("loss_rank0", "loss_rank1"):
         assert_loss(2 * found.loss, data[rank], rank)
+
+    # The loops are VLM2Vec.
+    for name in ("basic", "b33", "two_targets_per_query", "two_process"):
+        case, data = golden(f"vlm2vec/{name}")
+        positive = np.arange(len(data["x"]), dtype=np.int32) * case.get("targets_per_query", 1)
+        found = reference(data["x"], data["y"], positive, **vlm2vec_options(case))
+        assert_recorded(name, found, data["loss"], data["grad_x"], data["grad_y"])
+    assert_loss(2 * found.loss, data["loss_rank0"], name)
+    assert_grad(2 * found.grad_queries, data["grad_x_ranks"], name)
+    assert_grad(2 * found.grad_candidates, data["grad_y_ranks"], name)
+
+    # The loops are LLaVE.
+    for name in (
+        "alpha0",
+        "alpha05",
+        "alpha9",
+        "alpha9_duplicates",
+        "alpha9_scale20",
+        "alpha05_two_process",
+        "alpha9_two_process",
+    ):
+        case, data = golden(f"llave/{name}")
+        found = reference(data["x"], data["y"], np.arange(len(data["x"])), **llave_options(case))
+        assert_recorded(name, found, data["loss_f64"], data["grad_x"], data["grad_y"])
+        if case["world_size"] == 2:
+            assert_loss(found.loss, (data["loss_rank0"] + data["loss_rank1"]) / 2, name)
+            assert_grad(2 * found.grad_queries, data["grad_x_ranks"], name)
+            assert_grad(2 * found.grad_candidates, data["grad_y_ranks"], name)
+
+    # Fewer than k negatives are repeated. The original lets dropped candidates back in.
+    for name in ("few_valid", "batch_equals_k"):
+        case, data = golden(f"unime_v1/{name}")
+        x, y, options = data["x"], data["y"], unime_options(case)
+        few = np.isin(np.arange(len(x)), case["rows_with_fewer_than_k"])
+        found = reference(x, y, np.arange(len(x)), **options)
+        assert_loss(found.by_query[~few], data["loss_per_query"][~few], name)
+        assert_grad(found.grad_queries[~few], data["grad_x"][~few], name)
+        assert np.all(np.abs(found.by_query - data["loss_per_query"])[few] > 1e-3), name
+        for i in np.flatnonzero(few):  # the cycle, written out from the recorded choice
+            picked = data["neg_indices"][i][data["neg_valid"][i] == 1]
+            scores = data["sim"][i][np.resize(picked, case["k"])].astype(np.float64)
+            gap = (scores - data["sim"][i, i]) / case["temperature"]
+            assert_loss(found.by_query[i], np.logaddexp.reduce(np.append(gap, 0)), name)
 
 
 def test_copies_of_the_positive_are_negatives_unless_they_have_its_id():
@@ -80,66 +124,6 @@ def test_copies_of_the_positive_are_negatives_unless_they_have_its_id():
     assert_reference(run, masked, options)
 
 
-def test_fewer_than_k_negatives_are_repeated():
-    """The original lets dropped candidates back in."""
-    for name in ("few_valid", "batch_equals_k"):
-        case, data = golden(f"unime_v1/{name}")
-        x, y, options = data["x"], data["y"], unime_options(case)
-        few = np.isin(np.arange(len(x)), case["rows_with_fewer_than_k"])
-        found = reference(x, y, np.arange(len(x)), **options)
-        assert_loss(found.by_query[~few], data["loss_per_query"][~few], name)
-        assert_grad(found.grad_queries[~few], data["grad_x"][~few], name)
-        assert np.all(np.abs(found.by_query - data["loss_per_query"])[few] > 1e-3), name
-        for i in np.flatnonzero(few):  # the cycle, written out from the recorded choice
-            picked = data["neg_indices"][i][data["neg_valid"][i] == 1]
-            scores = data["sim"][i][np.resize(picked, case["k"])].astype(np.float64)
-            gap = (scores - data["sim"][i, i]) / case["temperature"]
-            assert_loss(found.by_query[i], np.logaddexp.reduce(np.append(gap, 0)), name)
-
-
-def test_the_loops_are_vlm2vec():
-    for name in ("basic", "b33", "two_targets_per_query", "two_process"):
-        case, data = golden(f"vlm2vec/{name}")
-        positive = np.arange(len(data["x"]), dtype=np.int32) * case.get("targets_per_query", 1)
-        found = reference(data["x"], data["y"], positive, **vlm2vec_options(case))
-        assert_recorded(name, found, data["loss"], data["grad_x"], data["grad_y"])
-    assert_loss(2 * found.loss, data["loss_rank0"], name)
-    assert_grad(2 * found.grad_queries, data["grad_x_ranks"], name)
-    assert_grad(2 * found.grad_candidates, data["grad_y_ranks"], name)
-
-
-def test_the_loops_are_llave():
-    for name in (
-        "alpha0",
-        "alpha05",
-        "alpha9",
-        "alpha9_duplicates",
-        "alpha9_scale20",
-        "alpha05_two_process",
-        "alpha9_two_process",
-    ):
-        case, data = golden(f"llave/{name}")
-        found = reference(data["x"], data["y"], np.arange(len(data["x"])), **llave_options(case))
-        assert_recorded(name, found, data["loss_f64"], data["grad_x"], data["grad_y"])
-        if case["world_size"] == 2:
-            assert_loss(found.loss, (data["loss_rank0"] + data["loss_rank1"]) / 2, name)
-            assert_grad(2 * found.grad_queries, data["grad_x_ranks"], name)
-            assert_grad(2 * found.grad_candidates, data["grad_y_ranks"], name)
-
-
-def test_the_loops_give_the_gradients_that_the_original_caches():
-    for name, options in (
-        ("separate_vlm2vec", vlm2vec_options),
-        ("shared_vlm2vec", vlm2vec_options),
-        ("shared_llave", llave_options),
-        ("shared_unime_v1", unime_options),
-    ):
-        case, data = golden(f"gradcache/{name}")
-        x, y = data["query_reps"], data["target_reps"]
-        found = reference(x, y, np.arange(len(x)), **options(case["loss_args"]))
-        assert_recorded(name, found, data["loss"], data["cache_query"], data["cache_target"])
-
-
 def test_the_losses_are_the_recorded_ones():
     """One of each, without the loops between."""
     for name, options in (
@@ -156,7 +140,8 @@ def test_the_losses_are_the_recorded_ones():
 
 
 def test_the_loops_have_the_gradient_of_their_loss():
-    """By finite differences; without hardness, whose stopped gradient they would not see."""
+    # The loops have the gradient of their loss. By finite differences; without hardness, whose
+    # stopped gradient they would not see.
     queries, candidates, positive, arrays = random_arguments(np.random.default_rng(3))
     options = {"hard_negatives": 3, "false_negative_margin": 0.2, "temperature": 0.5}
     options |= arrays | {"symmetric": True}
@@ -173,3 +158,15 @@ def test_the_loops_have_the_gradient_of_their_loss():
         slope = (losses[1] - losses[0]) / (2 * step)
         np.testing.assert_allclose(slope, np.vdot(gradient, toward), rtol=1e-6)
     assert found.loss == (mean_loss(found.by_query) + mean_loss(found.back_by_query)) / 2
+
+    # The loops give the gradients that the original caches.
+    for name, options in (
+        ("separate_vlm2vec", vlm2vec_options),
+        ("shared_vlm2vec", vlm2vec_options),
+        ("shared_llave", llave_options),
+        ("shared_unime_v1", unime_options),
+    ):
+        case, data = golden(f"gradcache/{name}")
+        x, y = data["query_reps"], data["target_reps"]
+        found = reference(x, y, np.arange(len(x)), **options(case["loss_args"]))
+        assert_recorded(name, found, data["loss"], data["cache_query"], data["cache_target"])

@@ -133,7 +133,8 @@ def test_decisions_at_a_bound():
             assert metrics["masked_share"] == share and metrics["batch_accuracy"] == 0
 
 
-def test_logits_far_apart_do_not_overflow():
+def test_losses_at_the_extremes():
+    # Logits far apart do not overflow.
     vectors = np.array([[1, 0], [-1, 0]], np.float32)
     for options in ({}, {"column_block": 1}, {"hard_negatives": 1}):
         run = compiled(temperature=0.01, **options)
@@ -142,9 +143,8 @@ def test_logits_far_apart_do_not_overflow():
             assert loss == expected, options
             assert all(np.isfinite(grad).all() for grad in grads), options
 
-
-def test_the_loss_of_a_constant_model_is_that_of_chance():
-    """Of the loops, whose `chance_loss` the loss shows."""
+    # The loss of a constant model is that of chance. Of the loops, whose `chance_loss` the loss
+    # shows.
     one = np.repeat(unit(np.random.default_rng(0), 1, 5), 8, axis=0)
     for name in ("plain", "two_hardest", "more_than_columns", "hardness"):
         found = reference(one, one, np.arange(8), **OPTIONS[name])

@@ -139,12 +139,24 @@ def test_equals_torch_with_columns_of_their_own():
         assert_by_hand(run(student, arrays), wanted, f"seed {seed}")
 
 
-def test_nothing_but_padding_is_no_loss():
+def test_padding_is_no_loss_and_bfloat16_computed_in_float32():
+    # Nothing but padding is no loss.
     student, arrays = random_rows(0)
     arrays["row_mask"] = np.zeros(ROWS, bool)
     (loss, metrics), gradient = jitted()(student, arrays)
     assert loss == 0 and not np.any(gradient)
     assert all(not np.any(value) for value in metrics.values())
+
+    # bfloat16 is computed in float32.
+    student, arrays = random_rows(6)
+    half = jnp.asarray(student, jnp.bfloat16)
+    mask = arrays["row_mask"]
+    keep = mask[:, None] & mask
+    wanted, _, _ = by_hand(half, arrays["teacher"], None, keep, arrays["source"])
+    (loss, metrics), gradient = jitted()(half, arrays)
+    assert loss.dtype == metrics["chance_loss"].dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, wanted, rtol=2e-4)
 
 
 def test_a_rotated_teacher_is_agreed_with_and_one_like_the_student_is_no_lesson():
@@ -170,15 +182,3 @@ def test_the_same_on_a_mesh():
     with jax.set_mesh(mesh):
         placed = jax.device_put((student, arrays), NamedSharding(mesh, P(sharding.ROWS)))
         assert_by_hand(jitted()(*placed), wanted, "mesh")
-
-
-def test_bfloat16_is_computed_in_float32():
-    student, arrays = random_rows(6)
-    half = jnp.asarray(student, jnp.bfloat16)
-    mask = arrays["row_mask"]
-    keep = mask[:, None] & mask
-    wanted, _, _ = by_hand(half, arrays["teacher"], None, keep, arrays["source"])
-    (loss, metrics), gradient = jitted()(half, arrays)
-    assert loss.dtype == metrics["chance_loss"].dtype == jnp.float32
-    assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_allclose(loss, wanted, rtol=2e-4)

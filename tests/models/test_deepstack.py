@@ -146,15 +146,15 @@ def test_on_a_mesh_the_states_are_the_same():
     np.testing.assert_allclose(spread, run(parameters, inputs()), atol=2e-5)
 
 
-def test_without_levels_the_program_has_no_branch():
+def test_no_levels_are_no_branch_and_too_many_are_refused():
+    # Without levels the program has no branch.
     model = Toy(0)
     jaxpr = jax.make_jaxpr(lambda i: model.hidden_states(i, EXACT))(inputs())
     assert "cond" not in str(jaxpr)
     with_levels = Toy(1)
     assert "cond" in str(jax.make_jaxpr(lambda i: with_levels.hidden_states(i, EXACT))(inputs()))
 
-
-def test_more_levels_than_layers_are_refused():
+    # More levels than layers are refused.
     with pytest.raises(ValueError, match="5 arrays are to be added after layers, and there are 4"):
         scan.run(
             Toy(0).language_model.layers,

@@ -62,7 +62,7 @@ def last_states(pair: Pair) -> np.ndarray:
     return states / np.linalg.norm(states, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("family", "where"),
     [("llava_onevision", "inner"), ("mistral", "outer"), ("llama", "inner"), ("qwen2_vl", "inner")],
 )
@@ -91,7 +91,7 @@ def looks_ahead(folder: pathlib.Path, implementation: str) -> bool:
     return not torch.allclose(first[0], first[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl"])
+@for_each("family", ["llava_onevision", "qwen2_vl"])
 def test_where_both_parts_of_the_file_say_something(tmp_path, family, caplog):
     for number, (outer, inner) in enumerate(itertools.product((..., True, False), repeat=2)):
         caplog.clear()
@@ -157,20 +157,19 @@ def decoder(text: Any, max_length: int = 64) -> Any:
 SIZES = dict(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)
 
 
-def test_only_qwen2_has_a_switch_for_its_window():
+def test_settings_of_attention_and_rotation_are_those_of_the_family():
+    # Only Qwen2 has a switch for its window.
     text = MistralConfig(**SIZES, sliding_window=16, use_sliding_window=False)
     with pytest.raises(ValueError, match="text_config.sliding_window is 16 tokens"):
         decoder(text)
     decoder(Qwen2Config(**SIZES, sliding_window=16, use_sliding_window=False))
 
-
-def test_rotary_settings_of_other_models_are_not_read():
+    # Rotary settings of other models are not read.
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1]}
     text = LlamaConfig(**SIZES, rope_parameters=rope | {"partial_rotary_factor": 0.5})
     assert decoder(text).rope_axes == (0,) * 8
 
-
-def test_long_rope_has_the_scale_that_transformers_gives_it():
+    # Long rope has the scale that transformers gives it.
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for changes in ({}, {"factor": 4.0}, {"attention_factor": 1.3}):
@@ -188,8 +187,7 @@ def test_long_rope_has_the_scale_that_transformers_gives_it():
     with pytest.raises(ValueError, match="partial_rotary_factor is 0.5"):
         decoder(text)
 
-
-def test_an_unknown_kind_of_layer_is_refused():
+    # An unknown kind of layer is refused.
     text = Qwen2Config(**SIZES)
     text.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="text_config.layer_types is 'linear_attention'"):

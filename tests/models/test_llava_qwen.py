@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tests.backbones.images import encoded, noise
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load
+from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.backbones import Processing
 from unime_jax.batch import Inputs, Item, Media, Row
@@ -202,7 +203,7 @@ def check_tokens(rows, data):
         np.testing.assert_array_equal(np.where(kept == IMAGE_TOKEN, -200, kept), ids)
 
 
-@pytest.mark.parametrize("case", CASES)
+@for_each("case", CASES)
 def test_recorded_embeddings(backbone, on_blocks, case):
     facts, data = recorded(case)
     rows = rows_of(backbone, facts, data)
@@ -215,7 +216,7 @@ def test_recorded_embeddings(backbone, on_blocks, case):
         assert_same_rows(tile, data["projected_tile0"])
 
 
-@pytest.mark.parametrize("newline", ["grid", "one_token"])
+@for_each("newline", ["grid", "one_token"])
 def test_recorded_videos(on_blocks, newline):
     _, data = recorded(f"video_{newline}")
     row = video_row(data, newline)
@@ -248,15 +249,15 @@ def test_recorded_tower(model):
     assert_same_rows(found[-1, ::27], data["vision_tower_last_tile"])
 
 
-def test_the_originals_cut_on_the_right(backbone, on_blocks):
-    """Its row of 600 tokens ends within the image; we never make such a row, see the next test."""
+def test_the_originals_cut_on_the_right_and_we_the_text(backbone, on_blocks):
+    # The originals cut on the right. Its row of 600 tokens ends within the image; we never make
+    # such a row, see below.
     facts, data = recorded("truncated")
     cut = cut_to(rows_of(backbone, facts, data)[0], 600)
     assert cut.slot[-1, 0] >= 0 and list(data["expanded_lengths"]) == [600]
     check(run(on_blocks, inputs_of([cut])), data, [600])
 
-
-def test_we_shorten_the_text_instead(backbone):
+    # We shorten the text instead.
     facts, _ = recorded("truncated")
     text, image = facts["texts"][0], encoded(noise(300, 300))
     whole = backbone.preprocess(Item(text, (Media("a.png", image),)))
@@ -270,8 +271,9 @@ def test_we_shorten_the_text_instead(backbone):
         few.preprocess(Item(text, (Media("a.png", image),)))
 
 
-def test_a_marker_without_an_image_in_company(backbone, model):
-    """Row 2 of the mixed batch by the real normalisation, beside an image that is no part of it."""
+def test_images_that_are_not_there(backbone, model, on_blocks):
+    # A marker without an image in company. Row 2 of the mixed batch by the real normalisation,
+    # beside an image that is no part of it.
     facts, data = recorded("mixed_batch")
     other = backbone.preprocess(Item("<|image_1|>\n", (Media("a.png", encoded(noise(30, 30))),)))
     rows = [other, backbone.preprocess(Item(facts["texts"][2]))]
@@ -279,9 +281,8 @@ def test_a_marker_without_an_image_in_company(backbone, model):
     assert_same_rows(found, data["embedding"][2])
     assert found @ data["embedding"][2] >= COSINE
 
-
-def test_an_image_of_zeros_is_none_of_bytes(backbone, on_blocks):
-    """The grey image is exactly zero after normalisation, which 127 and 128 are not."""
+    # An image of zeros is none of bytes. The grey image is exactly zero after normalisation,
+    # which 127 and 128 are not.
     row = backbone.preprocess(Item("<|image_1|>\nFind a Wikipedia image."))
     assert row.unmatched_markers == 1 and (row.slot[:, 0] >= 0).sum() == 730
     assert row.patches.shape == (1, 729, 588) and (row.patch_position == -1).all()

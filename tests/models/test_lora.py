@@ -65,12 +65,12 @@ def with_adapters(**kwargs):
     return model
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_adapters_change_nothing_at_the_start(dora):
     np.testing.assert_allclose(run(with_adapters(dora=dora)), run(decoder()), atol=1e-5)
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_merged_kernels_compute_what_side_paths_did(dora):
     """On stacked layers, too, each with its own adapter."""
     model = shaken(with_adapters(dora=dora))
@@ -180,7 +180,7 @@ def test_a_dead_column_stays_finite():
     assert np.all(linear(x)[:, 1] == 0) and np.all(np.isfinite(linear(x)))
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@for_each("dora", [False, True])
 def test_no_weight_gradient_is_computed_for_frozen_kernels(dora):
     """No product of the gradient's program has a kernel's shape."""
     linear = Linear(64, 48, bias=True, key=jax.random.key(0))
@@ -206,13 +206,19 @@ def test_no_weight_gradient_is_computed_for_frozen_kernels(dora):
 
 
 def test_rules_choose_layers():
+    # Rules choose layers.
     targets = ((r"layers\.self_attn\.(q|v)_proj", True), (".*", False))
     _, parameters = paths.split(with_adapters(dora=False, targets=targets))
     chosen = {path.rsplit(".", 1)[0] for path in parameters if "lora" in path}
     assert chosen == {"layers.self_attn.q_proj", "layers.self_attn.v_proj"}
 
+    # Rules that choose nothing or leave a layer out are errors.
+    with pytest.raises(ValueError, match="lora.targets chooses no layer"):
+        with_adapters(dora=False, targets=((".*", False),))
+    with pytest.raises(ValueError, match=r"lora\.targets(.|\n)*down_proj(.|\n)*k_proj"):
+        with_adapters(dora=False, targets=((r".*\.q_proj", True),))
 
-def test_an_adapter_does_not_depend_on_the_others():
+    # An adapter does not depend on the others.
     one = ((r".*\.up_proj", True), (".*", False))
     _, alone = paths.split(with_adapters(dora=True, targets=one))
     _, among = paths.split(with_adapters(dora=True))
@@ -220,13 +226,6 @@ def test_an_adapter_does_not_depend_on_the_others():
         np.testing.assert_array_equal(alone[path], among[path])
     first, second = (among[f"layers.mlp.{p}_proj.lora_a"] for p in ("up", "gate"))
     assert np.all(first != second)
-
-
-def test_rules_that_choose_nothing_or_leave_a_layer_out_are_errors():
-    with pytest.raises(ValueError, match="lora.targets chooses no layer"):
-        with_adapters(dora=False, targets=((".*", False),))
-    with pytest.raises(ValueError, match=r"lora\.targets(.|\n)*down_proj(.|\n)*k_proj"):
-        with_adapters(dora=False, targets=((r".*\.q_proj", True),))
 
 
 def test_magnitude_of_stacked_layers_is_each_layers_own():

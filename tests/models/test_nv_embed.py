@@ -119,25 +119,20 @@ def test_recorded_states_of_layers(make, case, layers):
     close(hidden, data[f"hidden_states_{layers}"], data["attention_mask"])
 
 
-def test_padding_is_not_seen(model):
-    """Whatever tokens it holds, and however much there is of it."""
+def test_what_a_token_sees_and_what_is_pooled(model):
+    # Padding is not seen. Whatever tokens it holds, and however much there is of it.
     run = jax.jit(lambda i: model(i, EXACT))
     plain, other = (run(inputs_of(recorded("right_pad"), **x)) for x in ({}, PADDED))
     np.testing.assert_allclose(other, plain, atol=1e-6)
 
-
-PADDED = {"extra": 7, "filler": 99}
-
-
-def test_a_token_sees_those_after_it(model):
+    # A token sees those after it.
     inputs = inputs_of(recorded("no_padding"))
     run = jax.jit(lambda i: model.hidden_states(i, EXACT))
     changed = dataclasses.replace(inputs, tokens=inputs.tokens.at[:, -1].set(99))
     assert jnp.abs(run(inputs)[:, 0] - run(changed)[:, 0]).max() > 1e-3
 
-
-def test_instructions_are_seen_and_not_pooled(model):
-    """So neither the mean over all tokens, nor the text without instruction, is the embedding."""
+    # Instructions are seen and not pooled. So neither the mean over all tokens, nor the text
+    # without instruction, is the embedding.
     inputs = inputs_of(recorded("right_pad"))
     assert (inputs.pool_start[1:] > 0).all()
     run = jax.jit(lambda i: model(i, EXACT))
@@ -146,8 +141,7 @@ def test_instructions_are_seen_and_not_pooled(model):
     for other in (over_all, unseen):
         assert jnp.abs(run(inputs) - run(other))[1:].max(axis=1).min() > 1e-3
 
-
-def test_rows_that_are_padding_are_finite(model):
+    # Rows that are padding are finite.
     inputs = inputs_of(recorded("right_pad"))
     empty = dataclasses.replace(
         inputs, length=inputs.length.at[1].set(0), live=inputs.live.at[1].set(False)
@@ -155,6 +149,9 @@ def test_rows_that_are_padding_are_finite(model):
     plain, other = (jax.jit(lambda i: model(i, EXACT))(i) for i in (inputs, empty))
     assert jnp.isfinite(other).all()
     np.testing.assert_array_equal(np.delete(other, 1, axis=0), np.delete(plain, 1, axis=0))
+
+
+PADDED = {"extra": 7, "filler": 99}
 
 
 def test_bfloat16_stays_close(model):

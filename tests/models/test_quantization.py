@@ -60,11 +60,17 @@ def test_what_is_quantised_again_stays(kernel):
     np.testing.assert_allclose(scale, second, rtol=1e-6)
 
 
-def test_channels_of_zeros_stay_zero():
+def test_values_at_the_edges():
+    # Channels of zeros stay zero.
     kernel = normal((5, 3)).at[:, 1].set(0)
     codes, scale = quantization.quantize(kernel)
     assert scale[1] == 0 and not np.any(codes[:, 1])
     assert np.all(np.isfinite(quantization.dequantize(codes, scale)))
+
+    # Squares are summed exactly. Beyond what float32 can count: 20,000 rows of 127 squared.
+    codes = jnp.full((20_001, 1), 127, jnp.int8)
+    found = quantization.square_sum(codes, jnp.ones(1))
+    assert found[0] == np.float32(20_001 * 127**2)
 
 
 @for_each("bad", [np.nan, np.inf])
@@ -78,13 +84,6 @@ def test_what_is_not_finite_is_not_hidden(bad):
         y = quantization.matmul(normal((4, 5)), jnp.asarray(codes), jnp.asarray(scale))
         assert not np.any(np.isfinite(y[:, 1]))
         assert np.all(np.isfinite(y[:, [0, 2]]))
-
-
-def test_squares_are_summed_exactly():
-    """Beyond what float32 can count: 20,000 rows of 127 squared."""
-    codes = jnp.full((20_001, 1), 127, jnp.int8)
-    found = quantization.square_sum(codes, jnp.ones(1))
-    assert found[0] == np.float32(20_001 * 127**2)
 
 
 def adapted(*, dora, trained=True, bias=True, kernel=None):

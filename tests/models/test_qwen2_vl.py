@@ -104,7 +104,8 @@ def table_of(model, row, execution=EXACT):
 # Components
 
 
-def test_patch_projection(pair):
+def test_patches_and_their_merger(pair):
+    # Patch projection.
     x = random(2, 5, 48)
     theirs = pair.torch_model.model.visual.patch_embed
     frames = np.repeat(x.reshape(10, 3, 1, 16), 2, axis=2).reshape(10, 96)
@@ -112,15 +113,18 @@ def test_patch_projection(pair):
         pair.model.visual.patch_embed(jnp.asarray(x)).reshape(10, -1), theirs(torch.tensor(frames))
     )
 
-
-def test_patches_of_a_clip_have_frames(pair):
-    """Two different frames a patch; a frame twice is a still image."""
+    # Patches of a clip have frames. Two different frames a patch; a frame twice is a still image.
     x = random(10, 3, 2, 16)
     theirs = pair.torch_model.model.visual.patch_embed(torch.tensor(x.reshape(10, 96)))
     ours = pair.model.visual.patch_embed
     close(ours(jnp.asarray(x.reshape(1, 10, 96)))[0], theirs)
     still = jnp.asarray(x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96))
     np.testing.assert_array_equal(ours(still), ours(jnp.asarray(x[:, :, 0].reshape(1, 10, 48))))
+
+    # Merger.
+    x = random(1, 20, 32)
+    theirs = pair.torch_model.model.visual.merger(torch.tensor(x[0]))
+    close(pair.model.visual.merger(jnp.asarray(x))[0], theirs)
 
 
 def test_rows_and_columns_turn_the_frequencies(pair):
@@ -149,12 +153,6 @@ def test_a_block_keeps_images_apart(pair):
     ours = block(jnp.asarray(x), cos, sin, jnp.asarray(position[:, :, 0]), "xla")
     assert np.isfinite(ours).all()
     close(ours[0, given], theirs)
-
-
-def test_merger(pair):
-    x = random(1, 20, 32)
-    theirs = pair.torch_model.model.visual.merger(torch.tensor(x[0]))
-    close(pair.model.visual.merger(jnp.asarray(x))[0], theirs)
 
 
 def test_segments_attend_to_themselves():

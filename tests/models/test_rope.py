@@ -11,12 +11,6 @@ from tests.tables import for_each
 from unime_jax.models import rope
 
 
-def test_contiguous_axes_come_in_blocks():
-    assert rope.contiguous_axes((3,)) == (0, 0, 0)
-    assert rope.contiguous_axes((1, 2, 2)) == (0, 1, 1, 2, 2)
-    assert rope.contiguous_axes([16, 24, 24]) == (0,) * 16 + (1,) * 24 + (2,) * 24
-
-
 @for_each("sections", [(24, 20, 20), (4, 2, 2), (11, 11, 10), (8,)])
 def test_interleaved_axes_take_turns(sections):
     """Height at 1::3 up to three times its section, width at 2::3 alike, time everywhere else."""
@@ -29,13 +23,18 @@ def test_interleaved_axes_take_turns(sections):
     assert {type(axis) for axis in axes} == {int}  # a static part of a graph, to be hashed
 
 
-def test_sections_without_turns_are_refused():
+def test_sections_of_published_models():
+    # Sections without turns are refused.
     with pytest.raises(ValueError, match=r"\[3, 2, 3\] frequencies cannot be interleaved"):
         rope.interleaved_axes((3, 2, 3))
 
-
-def test_the_pattern_of_published_models():
+    # The pattern of published models.
     assert rope.interleaved_axes((24, 20, 20)) == (0, 1, 2) * 20 + (0,) * 4
+
+    # Contiguous axes come in blocks.
+    assert rope.contiguous_axes((3,)) == (0, 0, 0)
+    assert rope.contiguous_axes((1, 2, 2)) == (0, 1, 1, 2, 2)
+    assert rope.contiguous_axes([16, 24, 24]) == (0,) * 16 + (1,) * 24 + (2,) * 24
 
 
 @for_each("sections", [(24, 20, 20), (4, 2, 2)])

@@ -84,7 +84,19 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
 # Names of folders
 
 
-def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch):
+def test_paths_of_any_name_but_patterns(tmp_path, monkeypatch):
+    # Other names work. Also a link without such characters to a folder that has some.
+    (tmp_path / "lr[1e-4]").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "lr[1e-4]")
+    for name in ("{a,b} ]", "seed=0,lr=1e-4 ünï#%20'", "link"):
+        checkpoint.check_name(tmp_path / name)
+        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            checkpoints.save(2, make_state(2))
+        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            assert_same(checkpoints.restore(make_state(0)), make_state(2))
+
+    # A path that is a pattern is refused.
+    (tmp_path := tmp_path / "next").mkdir()
     for name in ("lr[1e-4]", "lr[", "a*b", "a?b", "a**b", "a\\b", "x/[!a]/y"):
         with pytest.raises(ValueError, match="in a path is a pattern .*no checkpoint.*another na"):
             checkpoint.check_name(tmp_path / name)
@@ -97,18 +109,6 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path, monkeypatch):
     for name, suggested in (("lr[1e-4]", "lr_1e-4"), ("a*?b", "a__b"), ("**", "run")):
         with pytest.raises(ValueError, match=f"another name, such as {suggested}, or a symbolic"):
             checkpoint.check_name(tmp_path / name)
-
-
-def test_other_names_work(tmp_path):
-    """Also a link without such characters to a folder that has some."""
-    (tmp_path / "lr[1e-4]").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "lr[1e-4]")
-    for name in ("{a,b} ]", "seed=0,lr=1e-4 ünï#%20'", "link"):
-        checkpoint.check_name(tmp_path / name)
-        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-            checkpoints.save(2, make_state(2))
-        with open_checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-            assert_same(checkpoints.restore(make_state(0)), make_state(2))
 
 
 def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path):
@@ -174,27 +174,30 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(disk):
     assert steps(folder) == [2, 4]
 
 
-def test_a_save_that_fails_later_is_noticed_between_steps(tmp_path, monkeypatch):
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(2, make_state(2))
-        checkpoints._manager.wait_until_finished()
-        checkpoints.check()
+def test_a_save_that_fails_is_noticed(tmp_path, monkeypatch):
+    # A save that fails later is noticed between steps.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+            checkpoints.save(2, make_state(2))
+            checkpoints._manager.wait_until_finished()
+            checkpoints.check()
 
-        def fails(*_, **__):
-            raise OSError(errno.EIO, "Input/output error")
+            def fails(*_, **__):
+                raise OSError(errno.EIO, "Input/output error")
 
-        handler = checkpoint.ocp.AsyncCheckpointer
-        monkeypatch.setattr(handler, "_save_step_metadata", fails)  # in the background thread
-        checkpoints.save(4, make_state(4))
-        with pytest.raises(RuntimeError, match="Input/output error.*Complete: step 2"):
-            for _ in range(3000):
-                checkpoints.check()
-                time.sleep(0.01)
-        monkeypatch.undo()
-    assert steps(tmp_path / "checkpoints") == [2]
+            handler = checkpoint.ocp.AsyncCheckpointer
+            monkeypatch.setattr(handler, "_save_step_metadata", fails)  # in the background thread
+            checkpoints.save(4, make_state(4))
+            with pytest.raises(RuntimeError, match="Input/output error.*Complete: step 2"):
+                for _ in range(3000):
+                    checkpoints.check()
+                    time.sleep(0.01)
+            monkeypatch.undo()
+        assert steps(tmp_path / "checkpoints") == [2]
 
+    # A failed last save is not lost.
+    (tmp_path := tmp_path / "next").mkdir()
 
-def test_a_failed_last_save_is_not_lost(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 

@@ -7,7 +7,8 @@ from tests.training.states import make_state, mesh_of
 from unime_jax.training.checksums import checksums
 
 
-def test_checksums_see_any_bit_and_no_mesh():
+def test_checksums_see_any_bit_of_any_number_and_no_mesh():
+    # Checksums see any bit and no mesh.
     state = make_state(1)
     expected = checksums(state)
     assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
@@ -37,8 +38,7 @@ def test_checksums_see_any_bit_and_no_mesh():
         assert found not in seen, f"axis {axis}"
         seen.add(found)
 
-
-def test_checksums_of_narrow_and_whole_numbers_see_each_bit():
+    # Checksums of narrow and whole numbers see each bit.
     sharding = make_state(1).trainable["bias"].sharding
     for dtype in ("bfloat16", "int8", "int32"):
         values = np.arange(7).astype(jax.numpy.dtype(dtype))

@@ -6,7 +6,8 @@ import pytest
 from unime_jax.training import curves
 
 
-def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
+def test_curves_are_the_last_of_repeated_steps_and_binned(tmp_path):
+    # Read metrics takes the last of a repeated step.
     path = tmp_path / "metrics.jsonl"
     assert curves.read_metrics(path) == []
     lines = ['{"step": 2, "loss": 1}', '{"step": 1, "loss": 3}', '{"step": 2, "loss": NaN}', '{"st']
@@ -18,8 +19,7 @@ def test_read_metrics_takes_the_last_of_a_repeated_step(tmp_path):
     with pytest.raises(ValueError, match="line 2 is not a step's metrics"):
         curves.read_metrics(path)
 
-
-def test_long_curves_are_binned():
+    # Long curves are binned.
     x, y = np.arange(10_000.0), np.ones(10_000)
     y[::3] = np.nan
     short_x, short_y = curves.binned(x, y)

@@ -25,14 +25,15 @@ def scores(percent):
 
 
 def test_due_at_multiples_that_have_no_scores_yet(tmp_path):
+    # Due at multiples that have no scores yet.
     scored = Evaluations(tmp_path, settings_of(every=3, steps=9))
     assert [step for step in range(12) if scored.is_due(step)] == [3, 6]
     scored.add(3, scores(1.0))
     assert [step for step in range(12) if scored.is_due(step)] == [6]
     assert not any(Evaluations(tmp_path, settings_of(every=0)).is_due(step) for step in range(12))
 
-
-def test_another_start_knows_the_scores_up_to_where_it_goes_on(tmp_path):
+    # Another start knows the scores up to where it goes on.
+    (tmp_path := tmp_path / "next").mkdir()
     scored = Evaluations(tmp_path, settings_of(every=2))
     for step in (2, 4, 6):
         scored.add(step, scores(float(step)))
@@ -45,7 +46,8 @@ def test_another_start_knows_the_scores_up_to_where_it_goes_on(tmp_path):
     assert evaluations.read(tmp_path) == again.scores
 
 
-def test_damaged_lines_are_passed_over(tmp_path):
+def test_what_is_damaged_is_passed_over_or_set_aside(tmp_path):
+    # Damaged lines are passed over.
     damages = [b"[]", b"null", b'{"step": 3}', b'{"step": 4, "scores": 7}', b"\xff\xfe", b'{"ste']
     damages.append(b'{"step": 6, "scores": {"All": NaN}}')
     for damage in damages:
@@ -57,8 +59,8 @@ def test_damaged_lines_are_passed_over(tmp_path):
         scored.add(8, scores(1.0))
         assert evaluations.read(tmp_path).keys() == {2, 8}, damage
 
-
-def test_a_folder_in_place_of_the_file_is_set_aside(tmp_path):
+    # A folder in place of the file is set aside.
+    (tmp_path := tmp_path / "next").mkdir()
     (tmp_path / evaluations.FILE).mkdir()
     scored = Evaluations(tmp_path, settings_of(every=2))
     scored.resume(0)
@@ -66,15 +68,15 @@ def test_a_folder_in_place_of_the_file_is_set_aside(tmp_path):
     assert evaluations.read(tmp_path).keys() == {2}
 
 
-def test_the_best_is_the_highest_then_the_latest_of_those_that_are_there():
+def test_the_best_is_the_highest_overall_then_the_latest():
+    # The best is the highest then the latest of those that are there.
     by_step = {2: scores(50.0), 4: scores(60.0), 6: scores(60.0), 8: scores(10.0)}
     assert evaluations.best_step(by_step, [2, 4, 6, 8, 10]) == 6
     assert evaluations.best_step(by_step, [2, 8]) == 2
     assert evaluations.best_step(by_step, [10]) is None
     assert evaluations.best_step({2: {"All": None}}, [2]) is None
 
-
-def test_what_counts_as_overall():
+    # What counts as overall.
     composition = {"composition": {"swap": 40.0, "add": 60.0}}
     distillation = {"distillation": {"kl": 0.1, "overlap": 30.0}}
     assert evaluations.overall({"All": 20.0} | composition | distillation) == 20.0

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.backbones.tiny_texts import write_bert
+from tests.tables import for_each
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
@@ -43,7 +44,7 @@ def opened(folder, **arguments):
     return Embedder.from_pretrained(folder, **({"dtype": "float32", "mesh": mesh} | arguments))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@for_each("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(folder, value):
     poison(folder, NORM, value)
     message = (
@@ -54,7 +55,7 @@ def test_weights_that_are_not_finite_are_named(folder, value):
         opened(folder).encode(["a b", "c"])
 
 
-@pytest.mark.parametrize("call", ["encode", "encode_sum"])
+@for_each("call", ["encode", "encode_sum"])
 def test_the_item_that_overflows_is_named(one_word, call):
     model = opened(one_word)
     assert np.isfinite(model.encode(["a square", "red"])).all()

@@ -39,8 +39,9 @@ def test_chunked_gradient_equals_unchunked():
         assert run._cache_size() == 1
 
 
-def test_what_is_kept_of_chunks_are_no_parameters():
-    """Activations alone: nothing that the backward loop reads is a parameter for every chunk."""
+def test_what_is_kept_of_chunks():
+    # What is kept of chunks are no parameters. Activations alone: nothing that the backward loop
+    # reads is a parameter for every chunk.
     trainable, frozen = parameters()
     inputs = group(4, 8, 32, seed=0)
 
@@ -52,9 +53,8 @@ def test_what_is_kept_of_chunks_are_no_parameters():
     assert (4, 8, WIDTH) in shapes  # the embeddings, or what tanh needs
     assert not shapes & {(4, *x.shape) for x in jax.tree.leaves((trainable, frozen))}
 
-
-def test_what_is_kept_of_chunks_follows_the_layers_remat():
-    """With "full" the input of every layer is kept and nothing from inside it."""
+    # What is kept of chunks follows the layers' remat. With "full" the input of every layer is
+    # kept and nothing from inside it.
     inner, depth = 5, 3  # the width inside a layer
     wide = {"up": jnp.ones((depth, WIDTH, inner)), "down": jnp.ones((depth, inner, WIDTH))}
     inputs = group(4, 8, 32, seed=0)

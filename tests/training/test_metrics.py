@@ -48,13 +48,13 @@ def test_one_flushed_line_a_step(tmp_path):
     assert next(iter(written[1])) == "step"
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_whatever_is_logged_is_strict_json(tmp_path, monkeypatch):
+    # What is not finite is null.
     with open_writer(tmp_path) as writer:
         writer.write(1, {"loss": math.nan, "a": math.inf, "b": -math.inf, "c": 1.0})
     assert lines(tmp_path) == [{"step": 1, "loss": None, "a": None, "b": None, "c": 1.0}]
 
-
-def test_any_name_and_number_is_strict_json(tmp_path, monkeypatch):
+    # Any name and number is strict JSON.
     events = types.SimpleNamespace(write=lambda *args: None, close=lambda: None)
     monkeypatch.setattr(metrics, "TensorBoard", lambda *args: events)  # has rules for names
     values = {"": 0.1, '\n\t"\\\0': 1e308, "\ud800\u2028": -5e-324, "ü 蛇": math.nan, "a": -0.0}
@@ -210,24 +210,6 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     ]
 
 
-def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys, monkeypatch):
-    with open_writer(tmp_path, total_steps=30) as writer:
-        for step in range(1, 31):
-            writer.write(step, {"loss": 1 / step, "pairs_per_second": 64})
-    out, err = capsys.readouterr()
-    assert out == ""
-    first, last = err.splitlines()  # the first step and the end; in between, one every 30 s
-    assert "\r" not in err
-    assert first.startswith("1/30 [") and "loss 1.0000, 64.0 pairs/s" in first
-    assert last.startswith("30/30 [") and "loss 0.0333" in last
-
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    with open_writer(tmp_path, total_steps=4) as writer:
-        for step in range(1, 5):
-            writer.write(step, {})
-    assert len(capsys.readouterr().err.splitlines()) == 4
-
-
 def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
     """Of a run that goes on: two steps in 8 s, so that the last two take as long."""
     clock = types.SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
@@ -254,28 +236,50 @@ def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
         pass
 
 
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with open_writer(tmp_path, total_steps=8, resume_step=4) as writer:
-        writer.write(8, {"loss": 0.25, "pairs_per_second": 3})
-    text = terminal.getvalue()
-    assert "\r" in text
-    assert "50%" in text and "4/8" in text
-    assert "8/8" in text and "loss 0.2500, 3.0 pairs/s" in text
+def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
+    # A bar on a terminal.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with open_writer(tmp_path, total_steps=8, resume_step=4) as writer:
+            writer.write(8, {"loss": 0.25, "pairs_per_second": 3})
+        text = terminal.getvalue()
+        assert "\r" in text
+        assert "50%" in text and "4/8" in text
+        assert "8/8" in text and "loss 0.2500, 3.0 pairs/s" in text
+
+    # Plain lines where stderr is no terminal.
+    (tmp_path := tmp_path / "next").mkdir()
+    capsys.readouterr()
+    with open_writer(tmp_path, total_steps=30) as writer:
+        for step in range(1, 31):
+            writer.write(step, {"loss": 1 / step, "pairs_per_second": 64})
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, last = err.splitlines()  # the first step and the end; in between, one every 30 s
+    assert "\r" not in err
+    assert first.startswith("1/30 [") and "loss 1.0000, 64.0 pairs/s" in first
+    assert last.startswith("30/30 [") and "loss 0.0333" in last
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with open_writer(tmp_path, total_steps=4) as writer:
+        for step in range(1, 5):
+            writer.write(step, {})
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
-def test_wandb_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # makes `import wandb` fail
-    with pytest.raises(ModuleNotFoundError, match=r"'my_project'.*pip install wandb"):
-        open_writer(tmp_path / "run", wandb_project="my_project")
-    assert not (tmp_path / "run").exists()
-    with open_writer(tmp_path / "run"):
-        pass
+def test_wandb(tmp_path, monkeypatch):
+    # Wandb that is not there is a clear error.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(sys.modules, "wandb", None)  # makes `import wandb` fail
+        with pytest.raises(ModuleNotFoundError, match=r"'my_project'.*pip install wandb"):
+            open_writer(tmp_path / "run", wandb_project="my_project")
+        assert not (tmp_path / "run").exists()
+        with open_writer(tmp_path / "run"):
+            pass
 
-
-def test_wandb_if_asked_for(tmp_path, monkeypatch):
+    # Wandb if asked for.
     calls = []
 
     def init(**options):

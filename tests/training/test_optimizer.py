@@ -73,7 +73,8 @@ def test_step_zero_moves():
 
 
 def test_learning_rates_and_decays_by_first_matching_rule():
-    """At step 0 Adam's direction is the gradient's sign, so updates can be written down."""
+    # Learning rates and decays by first matching rule. At step 0 Adam's direction is the
+    # gradient's sign, so updates can be written down.
     config = configured(
         warmup_steps=0,
         clip_norm=float("inf"),
@@ -86,19 +87,46 @@ def test_learning_rates_and_decays_by_first_matching_rule():
         decay = 0.5 if path.endswith("kernel") else 0.0
         np.testing.assert_allclose(updates[path], -1e-2 * rate * (1 + decay * p), rtol=1e-4)
 
-
-def test_a_multiplier_of_zero_stands_still():
+    # A multiplier of zero stands still.
     config = configured(learning_rates=((r"vision\..*", 0.0), (".*", 1.0)))
     last = list(trajectory(make_optimizer(config, STEPS, parameters())))[-1]
     np.testing.assert_array_equal(last["vision.kernel"], parameters()["vision.kernel"])
     assert np.all(last["text.kernel"] != parameters()["text.kernel"])
 
 
-def test_a_path_without_rule_is_an_error():
+def test_settings_that_cannot_be_meant_are_refused():
+    # A path without rule is an error.
     for key in ("learning_rates", "weight_decays"):
         config = configured(**{key: ((r"text\..*", 1.0),)})
         with pytest.raises(ValueError, match=rf"optimizer\.{key}(.|\n)*vision\.kernel"):
             make_optimizer(config, STEPS, parameters())
+
+    # Steps without a learning rate are refused.
+    config = configured(schedule_steps=10, final_learning_rate=0.0)
+    with pytest.raises(ValueError, match="schedule_steps=10 ends .* before steps=20"):
+        make_schedule(config, STEPS)
+    make_schedule(dataclasses.replace(config, schedule="constant"), STEPS)
+    with pytest.raises(ValueError, match="warmup_steps=4 .* optimizer.schedule_steps=4"):
+        make_schedule(configured(schedule_steps=4), STEPS)
+
+    # Warmup must leave a step.
+    for warmup in (-1, 20, 21):
+        with pytest.raises(ValueError, match=f"warmup_steps={warmup}.* steps=20"):
+            make_schedule(configured(warmup_steps=warmup), STEPS)
+    make_schedule(configured(warmup_steps=19), STEPS)
+
+    # Impossible settings.
+    for changes, message in (
+        ({"schedule": "step"}, '"step"; use "linear"'),
+        ({"final_learning_rate": 2e-2}, "final_learning_rate"),
+        ({"final_learning_rate": -1e-3}, "final_learning_rate"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": float("nan")}, "clip_norm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            configured(**changes)
+    configured(final_learning_rate=CONFIG.learning_rate)
+    configured(final_learning_rate=0.0)
 
 
 def rates(schedule, steps=STEPS, **changes):
@@ -107,7 +135,7 @@ def rates(schedule, steps=STEPS, **changes):
 
 
 def test_schedules():
-    """Warm-up over steps 0-3, the peak at step 4, half-way at 12, the final rate at 20."""
+    # Schedules. Warm-up over steps 0-3, the peak at step 4, half-way at 12, the final rate at 20.
     quarter = {"linear": 1e-2 - 9e-3 / 4, "cosine": 1e-3 + 9e-3 * (1 + 0.5**0.5) / 2}
     for schedule, middle, end in (
         ("linear", 5.5e-3, 1e-3),
@@ -123,40 +151,9 @@ def test_schedules():
         np.testing.assert_allclose(without[[0, 20]], [1e-2, end], rtol=1e-5)
     assert not np.any(rates("cosine", learning_rate=0.0, final_learning_rate=0.0))
 
-
-def test_a_part_of_a_schedule_is_as_in_the_whole():
-    """With `schedule_steps` the rate is no matter of how many of its steps are run."""
+    # A part of a schedule is as in the whole. With `schedule_steps` the rate is no matter of how
+    # many of its steps are run.
     for schedule in ("linear", "cosine", "constant"):
         for steps in (3, 20, 40):
             part = rates(schedule, steps, schedule_steps=STEPS)
             np.testing.assert_array_equal(part, rates(schedule), err_msg=f"{schedule}, {steps}")
-
-
-def test_steps_without_a_learning_rate_are_refused():
-    config = configured(schedule_steps=10, final_learning_rate=0.0)
-    with pytest.raises(ValueError, match="schedule_steps=10 ends .* before steps=20"):
-        make_schedule(config, STEPS)
-    make_schedule(dataclasses.replace(config, schedule="constant"), STEPS)
-    with pytest.raises(ValueError, match="warmup_steps=4 .* optimizer.schedule_steps=4"):
-        make_schedule(configured(schedule_steps=4), STEPS)
-
-
-def test_warmup_must_leave_a_step():
-    for warmup in (-1, 20, 21):
-        with pytest.raises(ValueError, match=f"warmup_steps={warmup}.* steps=20"):
-            make_schedule(configured(warmup_steps=warmup), STEPS)
-    make_schedule(configured(warmup_steps=19), STEPS)
-
-
-def test_impossible_settings():
-    for changes, message in (
-        ({"schedule": "step"}, '"step"; use "linear"'),
-        ({"final_learning_rate": 2e-2}, "final_learning_rate"),
-        ({"final_learning_rate": -1e-3}, "final_learning_rate"),
-        ({"clip_norm": 0.0}, "clip_norm"),
-        ({"clip_norm": float("nan")}, "clip_norm"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            configured(**changes)
-    configured(final_learning_rate=CONFIG.learning_rate)
-    configured(final_learning_rate=0.0)

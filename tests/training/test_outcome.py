@@ -51,14 +51,14 @@ def falling(steps, start=2.0, end=0.5):
     return [start + (end - start) * n / steps for n in range(steps)]
 
 
-def test_a_loss_that_falls_is_learning(finetune):
+def test_what_a_run_has_learnt(finetune):
+    # A loss that falls is learning.
     found = judged(finetune, lines(falling(100)))
     assert found.verdict == "learnt" and not found.findings
     assert found.start.first_step == 1 and found.end.last_step == 100
     assert found.end.loss < found.start.loss
 
-
-def test_a_collapse_is_named_with_what_to_change(finetune):
+    # A collapse is named with what to change.
     found = judged(finetune, lines([1.0] * 20 + [CHANCE] * 80, cosine=0.9998))
     assert found.verdict == "learnt_nothing" and names(found) == ["collapsed"]
     message = found.findings[0].message
@@ -66,36 +66,33 @@ def test_a_collapse_is_named_with_what_to_change(finetune):
                  "infonce_steps (now 0)", "hard_negatives (now 8)"):  # fmt: skip
         assert word in message
 
-
-def test_alike_embeddings_that_are_still_told_apart_are_no_collapse(finetune):
-    """As of a pretrained model that was no embedder."""
+    # Alike embeddings that are still told apart are no collapse. As of a pretrained model that
+    # was no embedder.
     assert not judged(finetune, lines(falling(100), cosine=0.995)).findings
 
-
-def test_a_loss_of_chance_is_nothing_learnt_however_spread(finetune):
+    # A loss of chance is nothing learnt however spread.
     found = judged(finetune, lines([CHANCE * 1.3] * 100))
     assert names(found) == ["chance"] and found.verdict == "learnt_nothing"
 
-
-def test_a_loss_that_is_not_below_its_start_is_doubtful(finetune):
+    # A loss that is not below its start is doubtful.
     found = judged(finetune, lines(falling(100, 0.5, 0.9)))
     assert names(found) == ["no_progress"] and found.verdict == "doubtful"
 
-
-def test_losses_of_two_objectives_are_not_compared(settings):
-    """InfoNCE ends at 0.4; the hardest negatives begin at 1.5, which is no loss of progress."""
-    found = judged(settings, lines([*falling(60, 4.0, 0.4), *falling(100, 1.5, 0.7)]))
-    assert found.verdict == "learnt" and found.start.first_step == 61
-    back = judged(settings, lines([*falling(60, 4.0, 2.5), *falling(100, 0.7, 1.5)]))
-    assert names(back) == ["no_progress"]  # though below where InfoNCE began
-
-
-def test_a_short_trial_is_not_judged(finetune):
+    # A short trial is not judged.
     found = judged(finetune, lines([CHANCE] * 12, cosine=0.9999))
     assert found.verdict == "too_short" and not found.findings
 
+    # A resumed run is judged from its start.
+    every = lines(falling(40, 0.5, 0.6) + falling(60, 0.9, 0.8))
+    resumed = outcome.Monitor(finetune, every[:40])
+    for line in every[40:]:
+        resumed.observe(line["step"], line)
+    assert resumed.outcome() == judged(finetune, every)
+    assert names(resumed.outcome()) == ["no_progress"]
+
 
 def test_skipped_steps_are_a_share_and_all_of_them_nothing(finetune):
+    # Skipped steps are a share and all of them nothing.
     some = judged(finetune, [*lines(falling(79)), lines([0.5] * 80, skipped=20)[-1]])
     assert names(some) == ["skipped_steps"] and "20 of 80 steps (25%)" in some.findings[0].message
     bad = [line | {"skipped_steps": line["step"]} for line in lines([None] * 6)]
@@ -103,6 +100,16 @@ def test_skipped_steps_are_a_share_and_all_of_them_nothing(finetune):
     assert names(every) == ["all_skipped"] and every.verdict == "learnt_nothing"
     few = judged(finetune, [*lines(falling(79)), lines([0.5] * 80, skipped=2)[-1]])
     assert not few.findings
+
+    # Skipped steps at the bound. More than a tenth; a single one of few steps is said of a run
+    # that has ended.
+    for steps, skipped, expected in (
+        (80, 8, [[], []]),
+        (80, 9, [["skipped_steps"], ["skipped_steps"]]),
+        (8, 1, [["skipped_steps"], []]),
+    ):
+        records = [*lines(falling(steps - 1)), lines([0.5] * steps, skipped=skipped)[-1]]
+        assert bounded(finetune, records) == expected, (steps, skipped)
 
 
 def test_warnings_come_while_it_happens_and_ever_less_often(finetune, caplog):
@@ -114,16 +121,8 @@ def test_warnings_come_while_it_happens_and_ever_less_often(finetune, caplog):
     assert [text.split(":")[0] for text in said] == ["step 50", "step 100", "step 200", "step 400"]
 
 
-def test_a_resumed_run_is_judged_from_its_start(finetune):
-    every = lines(falling(40, 0.5, 0.6) + falling(60, 0.9, 0.8))
-    resumed = outcome.Monitor(finetune, every[:40])
-    for line in every[40:]:
-        resumed.observe(line["step"], line)
-    assert resumed.outcome() == judged(finetune, every)
-    assert names(resumed.outcome()) == ["no_progress"]
-
-
-def test_the_file_says_it_to_machines(finetune, tmp_path, caplog):
+def test_the_file_says_it_to_machines_and_the_log_to_people(finetune, tmp_path, caplog):
+    # The file says it to machines.
     records = [line | {"truncated_rows": 2} for line in lines([CHANCE] * 100, cosine=0.9998)]
     found = judged(finetune, records)
     with caplog.at_level(logging.ERROR):
@@ -137,6 +136,22 @@ def test_the_file_says_it_to_machines(finetune, tmp_path, caplog):
     (tmp_path / "outcome.json").write_text("[]")
     assert outcome.read(tmp_path) == {} == outcome.read(tmp_path / "absent")
 
+    # The log has errors for what was in vain and warnings for the rest.
+    caplog.clear()
+    for records, level in (
+        (lines([CHANCE] * 100, cosine=0.9998), logging.ERROR),
+        (lines(falling(100, 0.5, 0.9)), logging.WARNING),
+        (lines([1.0] * 5), logging.INFO),
+    ):
+        caplog.clear()
+        outcome.write(tmp_path, judged(finetune, records))
+        with caplog.at_level(logging.INFO):
+            outcome.say(tmp_path)
+        assert [record.levelno for record in caplog.records] == [level]
+    monkey = tmp_path / "gone"
+    outcome.write(monkey, judged(finetune, lines([1.0] * 5)))  # no such folder
+    assert "cannot be written" in caplog.text
+
 
 def bounded(settings, records):
     """Names of the findings of a run that has ended, and of one that is under way."""
@@ -144,19 +159,9 @@ def bounded(settings, records):
     return [names(monitor.outcome(running=running)) for running in (False, True)]
 
 
-def test_skipped_steps_at_the_bound(finetune):
-    """More than a tenth; a single one of few steps is said of a run that has ended."""
-    for steps, skipped, expected in (
-        (80, 8, [[], []]),
-        (80, 9, [["skipped_steps"], ["skipped_steps"]]),
-        (8, 1, [["skipped_steps"], []]),
-    ):
-        records = [*lines(falling(steps - 1)), lines([0.5] * steps, skipped=skipped)[-1]]
-        assert bounded(finetune, records) == expected, (steps, skipped)
-
-
-def test_losses_at_the_bound_of_chance_and_of_the_start(finetune):
-    """Equal to chance is chance; equal to the start is no progress, said from 100 steps on."""
+def test_losses_at_the_bounds_and_over_windows(finetune, settings):
+    # Losses at the bound of chance and of the start. Equal to chance is chance; equal to the
+    # start is no progress, said from 100 steps on.
     assert bounded(finetune, lines([CHANCE] * 60)) == [["chance"]] * 2
     for steps, running in ((99, []), (100, ["no_progress"])):
         found = bounded(finetune, lines([1.0] * steps))
@@ -171,9 +176,8 @@ def test_losses_at_the_bound_of_chance_and_of_the_start(finetune):
     low = lines([CHANCE * 0.5] * 60, cosine=outcome.COLLAPSED)
     assert judged(finetune, low).verdict == "doubtful"  # far below chance: no collapse
 
-
-def test_windows_are_a_quarter_of_the_logged_steps_and_twenty_at_most(finetune):
-    """Steps that are not finite are in none; the windows are the first and the last of the rest."""
+    # Windows are a quarter of the logged steps and twenty at most. Steps that are not finite are
+    # in none; the windows are the first and the last of the rest.
     for steps, size in ((3, 1), (40, 10), (79, 19), (400, 20)):
         found = judged(finetune, lines(falling(steps)))
         ends = found.start.first_step, found.start.last_step
@@ -183,6 +187,13 @@ def test_windows_are_a_quarter_of_the_logged_steps_and_twenty_at_most(finetune):
     found = judged(finetune, lines(losses))
     assert found.start.loss == (1.0 + 3.0 + 8 * 2.0) / 10 and found.start.last_step == 11
     assert judged(finetune, lines([1.0] * 60, skipped=3)).skipped_steps == 3
+
+    # Losses of two objectives are not compared. InfoNCE ends at 0.4; the hardest negatives begin
+    # at 1.5, which is no loss of progress.
+    found = judged(settings, lines([*falling(60, 4.0, 0.4), *falling(100, 1.5, 0.7)]))
+    assert found.verdict == "learnt" and found.start.first_step == 61
+    back = judged(settings, lines([*falling(60, 4.0, 2.5), *falling(100, 0.7, 1.5)]))
+    assert names(back) == ["no_progress"]  # though below where InfoNCE began
 
 
 def test_advice_is_about_the_loss_that_is_used(finetune):
@@ -197,21 +208,3 @@ def test_advice_is_about_the_loss_that_is_used(finetune):
         assert word in message, changes
         assert ("hard_negatives" in message) == bool(changes["hard_negatives"]), changes
         assert ("hardness" in message) == bool(changes["hardness"]), changes
-
-
-def test_the_log_has_errors_for_what_was_in_vain_and_warnings_for_the_rest(
-    finetune, tmp_path, caplog
-):
-    for records, level in (
-        (lines([CHANCE] * 100, cosine=0.9998), logging.ERROR),
-        (lines(falling(100, 0.5, 0.9)), logging.WARNING),
-        (lines([1.0] * 5), logging.INFO),
-    ):
-        caplog.clear()
-        outcome.write(tmp_path, judged(finetune, records))
-        with caplog.at_level(logging.INFO):
-            outcome.say(tmp_path)
-        assert [record.levelno for record in caplog.records] == [level]
-    monkey = tmp_path / "gone"
-    outcome.write(monkey, judged(finetune, lines([1.0] * 5)))  # no such folder
-    assert "cannot be written" in caplog.text

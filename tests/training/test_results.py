@@ -78,13 +78,16 @@ def test_results_that_cannot_be_written_leave_no_scores(tmp_path, evaluated, mon
     assert scores.read_scores(tmp_path) == {}
 
 
-def test_without_tests_nothing_is_evaluated(tmp_path):
+def test_results_are_written_by_process_0_if_anything_was_evaluated(
+    tmp_path, evaluated, settings, monkeypatch, caplog
+):
+    # Without tests nothing is evaluated.
     empty = types.SimpleNamespace(is_empty=True)
     assert results.evaluate_side(empty, encoder, tmp_path, "after") == {}
     assert not list(tmp_path.iterdir())
 
-
-def test_process_0_alone_writes(tmp_path, evaluated, settings, monkeypatch, caplog):
+    # Process 0 alone writes.
+    caplog.clear()
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert results.evaluate_side(TESTS, encoder, tmp_path, "after") == SIDE
     results.write_outcome(settings, tmp_path)

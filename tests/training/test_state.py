@@ -58,14 +58,14 @@ def described(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
 
 
-def test_draw_of_a_full_training(backbone):
+def test_draws_of_full_training_and_adapters_compute_nothing(backbone):
+    # Draw of a full training.
     abstract_model = draw(backbone, make_mesh(2, 2, 2))
     assert abstract_model.trainable == set(abstract_model.parameters)
     assert {x.dtype for x in abstract_model.parameters.values()} == {F32}
     assert not any("lora" in path for path in abstract_model.parameters)
 
-
-def test_draw_of_adapters(backbone):
+    # Draw of adapters.
     mesh = make_mesh(2, 2, 2)
     abstract_model = draw(backbone, mesh, adapters=DORA, trainable=ADAPTERS)
     down = "language_model.layers.mlp.down_proj"
@@ -82,19 +82,26 @@ def test_draw_of_adapters(backbone):
     assert not parts[0].keys() & parts[1].keys()
     assert parts[0] | parts[1] == abstract_model.parameters
 
-
-def test_draw_computes_nothing(backbone):
+    # Draw computes nothing.
     abstract_model = draw(backbone, make_mesh(1, 1, 1), adapters=DORA)
     leaves = jax.tree.leaves((abstract_model.parameters, abstract_model.graph))
     assert not any(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
-def test_rules_must_cover_everything_and_train_something(backbone):
+def test_rules_that_train_nothing_or_freeze_nothing_are_refused(backbone):
+    # Rules must cover everything and train something.
     mesh = make_mesh(1, 1, 1)
     with pytest.raises(ValueError, match="config.trainable leave nothing to train"):
         draw(backbone, mesh, trainable=((".*", False),))
     with pytest.raises(ValueError, match=r"trainable: no rule matches(.|\n)*image_newline"):
         draw(backbone, mesh, trainable=((r"language_model\..*", True),))
+
+    # int8 and nothing frozen is refused.
+    with pytest.raises(ValueError, match='frozen_dtype="int8" is for kernels'):
+        draw(backbone, make_mesh(1, 1, 1), frozen_dtype=INT8)
+    kernels = ((r".*\.kernel", True), (".*", False))
+    with pytest.raises(ValueError, match="config.trainable leaves none"):
+        draw(backbone, make_mesh(1, 1, 1), trainable=kernels, frozen_dtype=INT8)
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +124,18 @@ def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameter
         )
 
 
-def test_the_seed_decides(backbone, random_parameters):
+def test_the_seed_decides_in_every_process(backbone, random_parameters):
+    # The seed decides.
     abstract_model = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
     other = make(backbone, abstract_model, adapters=DORA, seed=1)
     for path in (f"{Q}.kernel", f"{Q}.lora_a", "image_newline"):
         assert np.all(np.asarray(random_parameters[path] != other[path]).mean() > 0.9), path
+
+    # An adapter starts alike in every process. Recorded: it depends on its path and on the seed,
+    # not on hash(), which processes differ in. A change of these values makes runs that begin
+    # again other runs.
+    start = np.asarray(random_parameters[f"{Q}.lora_a"]).ravel()[:3]
+    np.testing.assert_allclose(start, START, rtol=1e-5)
 
 
 def test_adapters_do_not_change_what_the_base_starts_from(backbone, random_parameters):
@@ -129,15 +143,6 @@ def test_adapters_do_not_change_what_the_base_starts_from(backbone, random_param
     abstract_model = draw(backbone, make_mesh(1, 1, 1))
     for path, leaf in make(backbone, abstract_model).items():
         np.testing.assert_array_equal(leaf.astype(BF16), random_parameters[path])
-
-
-def test_an_adapter_starts_alike_in_every_process(random_parameters):
-    """Recorded: it depends on its path and on the seed, not on hash(), which processes differ in.
-
-    A change of these values makes runs that begin again other runs.
-    """
-    start = np.asarray(random_parameters[f"{Q}.lora_a"]).ravel()[:3]
-    np.testing.assert_allclose(start, START, rtol=1e-5)
 
 
 def test_new_adapters_on_pretrained_weights(backbone, random_parameters):
@@ -176,14 +181,6 @@ def test_draw_of_int8(backbone):
     } == kernels - abstract_model.trainable
     assert described(found) == described(zeros(abstract_model))
     state.make_state(abstract_model, zeros(abstract_model), make_optimizer(), make_mesh(2, 2, 2))
-
-
-def test_int8_and_nothing_frozen_is_refused(backbone):
-    with pytest.raises(ValueError, match='frozen_dtype="int8" is for kernels'):
-        draw(backbone, make_mesh(1, 1, 1), frozen_dtype=INT8)
-    kernels = ((r".*\.kernel", True), (".*", False))
-    with pytest.raises(ValueError, match="config.trainable leaves none"):
-        draw(backbone, make_mesh(1, 1, 1), trainable=kernels, frozen_dtype=INT8)
 
 
 def test_magnitudes_are_norms_of_the_quantised(backbone):

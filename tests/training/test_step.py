@@ -132,13 +132,13 @@ def test_loss_and_gradient_on_a_mesh(batch, by_hand):
         assert_close(found, by_hand(loss), what=what)
 
 
-def test_representatives():
+def test_a_target_met_twice_is_one_candidate(batch):
+    # Representatives.
     ids = jnp.asarray([7, 0, 3, 7, 3, 9, 0, 7], jnp.uint32)
     assert objectives.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
 
-
-def test_a_target_met_twice_is_one_candidate(batch):
-    """As from two processes: a second row of the same target changes neither loss nor counts."""
+    # A target met twice is one candidate. As from two processes: a second row of the same target
+    # changes neither loss nor counts.
     ids, length = np.array(batch.groups[1].tokens), np.array(batch.groups[1].length)
     second_id = np.array(batch.target_id[1])
     for copy, row in ((20, 4), (21, 8)):  # rows of the second group, counted in it

@@ -77,7 +77,8 @@ def results(number, skipped=0, in_a_row=0, loss=None):
     }
 
 
-def test_a_line_every_few_steps_and_at_the_end_a_step_late(tmp_path, listener, stop):
+def test_lines_are_written_a_step_late_and_before_a_save(tmp_path, listener, stop):
+    # A line every few steps and at the end a step late.
     metrics = make(tmp_path, listener, stop)
     for number in range(1, 9):
         metrics.add(number, results(number), INFO, waited=0.0)
@@ -93,8 +94,9 @@ def test_a_line_every_few_steps_and_at_the_end_a_step_late(tmp_path, listener, s
     assert "source_loss/b" not in first and "source_loss" not in first
     assert first["pad_fraction"] == 0.5 and first["loss"] == 3.0
 
-
-def test_a_step_that_is_saved_is_written_before(tmp_path, listener, stop):
+    # A step that is saved is written before.
+    (tmp_path := tmp_path / "next").mkdir()
+    listener = Listener()
     metrics = make(tmp_path, listener, stop)
     metrics.add(1, results(1), INFO, waited=0.0)
     assert metrics.flush() and [step for step, _ in listener.written] == [1]
@@ -120,7 +122,8 @@ def test_the_rate_and_the_wait_are_of_one_step(tmp_path, listener, stop, monkeyp
     assert [line["data_wait_share"] for line in lines] == [0.25, 0.125]
 
 
-def test_a_run_gives_up_after_so_many_skipped_steps_in_a_row(tmp_path, listener, stop):
+def test_a_run_gives_up_after_too_many_skipped_steps_or_bad_examples(tmp_path, listener, stop):
+    # A run gives up after so many skipped steps in a row.
     metrics = make(tmp_path, listener, stop)
     metrics.add(1, results(1), INFO, waited=0.0)
     metrics.add(2, results(2, 1, 1), INFO, waited=0.0)
@@ -138,8 +141,9 @@ def test_a_run_gives_up_after_so_many_skipped_steps_in_a_row(tmp_path, listener,
         metrics.report()
     assert [step for step, _ in listener.written] == [2]
 
-
-def test_too_many_bad_examples_end_a_run_and_are_listed(tmp_path, listener, stop):
+    # Too many bad examples end a run and are listed.
+    (tmp_path := tmp_path / "next").mkdir()
+    listener = Listener()
     metrics = make(tmp_path, listener, stop)
     item = BadItem("a", "7", "", "no text")
     bad = dataclasses.replace(INFO, bad=(item,) * 16, read=64)

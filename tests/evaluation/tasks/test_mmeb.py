@@ -90,13 +90,26 @@ def test_hit_at_1_is_the_originals(case):
     assert len(result.items) <= unique + len(rows)
 
 
-def test_zero_vector_is_an_error_that_names_the_item():
+def test_what_cannot_be_ranked_is_an_error_that_names_it():
+    # Zero vector is an error that names the item.
     io_ = np.load(GOLDEN / "mmeb_zero_vector" / "io.npz")
     vectors = {"q": io_["query"]} | {f"c{i}": v for i, v in enumerate(io_["candidates"])}
     zero = next(name for name, v in vectors.items() if not v.any())
     rows = [row("q", [name for name in vectors if name != "q"])]
     with pytest.raises(ValueError, match=f"1 of 7 embeddings .*text='{zero}'"):
         evaluate("zero", rows, lookup(vectors)[0], no_images)
+
+    # No rows is an error.
+    with pytest.raises(ValueError, match="dataset 'CIRR' has no rows"):
+        evaluate("CIRR", [], lookup({})[0], no_images)
+
+    # Encode must return one vector an item.
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) for 3 items"):
+        evaluate("d", [row("q", "ab")], lambda items: np.ones((2, 4)), no_images)
+
+    # No datasets no call.
+    encode, calls = lookup({})
+    assert evaluate_all({}, encode, no_images) == {} and calls == []
 
 
 @for_each("value", [np.nan, np.inf])
@@ -147,7 +160,8 @@ def test_ranking_is_brute_force(data):
         np.testing.assert_equal(by_id[row_id], (rank, hardest))
 
 
-def test_every_distinct_item_is_encoded_once_over_all_datasets():
+def test_every_distinct_item_is_encoded_once():
+    # Every distinct item is encoded once over all datasets.
     vectors = {name: np.eye(6)[i] for i, name in enumerate("abcdef")}
     encode, calls = lookup(vectors)
     rows = {"one": [row("a", "bcb"), row("b", "ca")], "two": [row("a", "def"), row("d", "a")]}
@@ -158,8 +172,7 @@ def test_every_distinct_item_is_encoded_once_over_all_datasets():
     for field, value in vars(alone).items():
         np.testing.assert_equal(getattr(results["two"], field), value)
 
-
-def test_text_and_image_path_together_are_the_item():
+    # Text and image path together are the item.
     files = {"a.png": png("red"), "b.png": png("blue")}
     fetched, seen = [], []
 
@@ -265,22 +278,8 @@ def test_bad_data_is_an_error_that_names_dataset_and_row(name):
         evaluate("RefCOCO", [row("q", "ab"), bad], lookup(vectors)[0], images)
 
 
-def test_no_rows_is_an_error():
-    with pytest.raises(ValueError, match="dataset 'CIRR' has no rows"):
-        evaluate("CIRR", [], lookup({})[0], no_images)
-
-
-def test_no_datasets_no_call():
-    encode, calls = lookup({})
-    assert evaluate_all({}, encode, no_images) == {} and calls == []
-
-
-def test_encode_must_return_one_vector_an_item():
-    with pytest.raises(ValueError, match=r"shape \(2, 4\) for 3 items"):
-        evaluate("d", [row("q", "ab")], lambda items: np.ones((2, 4)), no_images)
-
-
-def test_aligned_holds_distinct_pairs_only():
+def test_results_are_of_distinct_pairs_and_survive_saving(tmp_path):
+    # Aligned holds distinct pairs only.
     rng = np.random.default_rng(0)
     vectors = {c: rng.normal(size=4) for c in "pqrsabc"}
     rows = [row("p", "ab"), row("q", "ab"), row("p", "ca"), row("r", "cb"), row("s", "ba")]
@@ -289,8 +288,7 @@ def test_aligned_holds_distinct_pairs_only():
     expected = [[unit[q] @ unit[g] for g in "acb"] for q in "prs"]
     np.testing.assert_allclose(result.aligned, expected, atol=1e-6)
 
-
-def test_results_survive_saving(tmp_path):
+    # Results survive saving.
     rng = np.random.default_rng(0)
     vectors = {c: rng.normal(size=4) for c in "pqabcdefg"}
     rows = {n: [row("p", "abcdefg"), row("q", "a")] for n in ["x/y"] + [f"d{i}" for i in range(11)]}
