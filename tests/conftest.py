@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = (
 )
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones end the process
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    # Parts of a program would be compiled in parallel, which takes longer where cores are few.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
     # Compiled programs are not kept in the user's own cache, nor taken from there: they last as

@@ -239,7 +239,7 @@ def test_lora_on_pretrained_weights(data, sentences, tmp_path):
     assert (tmp_path / "run" / "hf_adapter" / "adapter_config.json").exists()
 
 
-def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp_path):
+def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, plain_step, tmp_path):
     known = [sentence for number, sentence in enumerate(sentences) if number % 6]
     embedding_store_writer.write(data / "half", known, teach(known))
     made = make_config(data)

@@ -1,39 +1,33 @@
 """The evaluate job: a run's own scores again, whatever happens on the way."""
 
+import itertools
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import evaluate as experiment
-from tests.jobs import tiny_run
+from tests import children
 from tests.multihost import launch
-from unime_jax.evaluation import results, scores, tasks
+from unime_jax.evaluation import finished, results, scores, tasks
 from unime_jax.jobs import evaluate
 
-KILLED = """
-import json, os, pathlib, signal, sys
-from ml_collections import ConfigDict
-from unime_jax.evaluation import finished
-from unime_jax.jobs import evaluate
 
-save, left = finished.save, int(sys.argv[3])
+def killed(config, workdir, results):
+    """An evaluation in whose process SIGKILL comes when so many datasets are done."""
+    save, numbers = finished.save, itertools.count(1)
 
-def dies(*arguments):
-    global left
-    save(*arguments)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def dies(*arguments):
+        save(*arguments)
+        if next(numbers) == results:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-finished.save = dies
-config = ConfigDict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
-evaluate.run(config, pathlib.Path(sys.argv[2]))
-"""
+    finished.save = dies
+    evaluate.run(ConfigDict(config), workdir)
 
 
 @pytest.fixture
@@ -94,11 +88,8 @@ def test_the_report_speaks_of_one_model_and_no_training(whole):
 
 
 def test_a_kill_between_datasets_costs_none_of_the_finished(config, whole, workdir, ran, tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(config.to_dict()))
-    command = [sys.executable, "-c", KILLED, str(file), str(workdir), "3"]
-    process = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    process = children.start(killed, config.to_dict(), workdir, 3, output=tmp_path / "log")
+    assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
     done = sorted(path.stem.partition("-")[2] for path in workdir.glob("results/*.npz"))
     assert len(done) == 3 and not (workdir / "evaluation.json").exists()
     (workdir / "results" / "mmeb-Crops.npz.tmp").write_bytes(b"half")  # of a kill while writing

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
-from unime_jax import Embedder, backbones
+from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
@@ -71,7 +72,8 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
     """Of a folder that does not change."""
-    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256, mesh=mesh)
     return model.encode(
         [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
     )

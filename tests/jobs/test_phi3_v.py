@@ -13,7 +13,7 @@ from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.jobs import tiny_run
 from tests.models.oracle import picture
-from unime_jax import Embedder, backbones
+from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones.io import merging
 from unime_jax.data.settings import Bucket
 from unime_jax.export import self_check
@@ -56,7 +56,9 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
 
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
-    return Embedder.from_pretrained(folder, dtype="float32", max_length=192).encode(ELEMENTS)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(folder, dtype="float32", max_length=192, mesh=mesh)
+    return model.encode(ELEMENTS)
 
 
 def test_the_export_is_the_trained_model_in_the_hubs_form(trained):
