@@ -200,8 +200,7 @@ def test_training_and_test_pictures_are_disjoint():
     rows = [{p.row for p in part if isinstance(p, Digit)} for part in (trained, tested)]
     assert len(rows[0]) > 100 and len(rows[1]) > 100 and not rows[0] & rows[1]
 
-
-def test_a_path_names_one_picture():
+    # A path names one picture
     pictures = {}
     for source in content.SOURCES:
         for row in content.train_rows(source, SEED, 200):
@@ -225,8 +224,7 @@ def test_negatives_are_few_ragged_and_false():
     for row in content.train_rows(DATASETS["Scenes_t2i"], SEED, 200):
         assert not any(describes(row.query.text, side.picture) for side in row.negatives)
 
-
-def test_false_negatives_mean_the_same_under_other_ids():
+    # False negatives mean the same under other ids
     rows = content.train_rows(DATASETS["Scenes_i2t"], SEED, 300)
     groups = content.false_negatives(rows)
     assert len({row.id for row in rows}) == len(rows)

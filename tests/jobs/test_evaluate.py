@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments import evaluate as experiment
 from tests import children
 from tests.multihost import launch
+from tests.tables import for_each
 from unime_jax.evaluation import finished, results, scores, tasks
 from unime_jax.jobs import evaluate
 
@@ -78,8 +79,7 @@ def test_scores_are_those_of_the_run_after_training(whole, straight):
         np.testing.assert_array_equal(result.rank, expected.rank)
         np.testing.assert_allclose(result.gold_score, expected.gold_score, atol=2e-5)
 
-
-def test_the_report_speaks_of_one_model_and_no_training(whole):
+    # The report speaks of one model and no training
     page = (whole / "report.html").read_text()
     assert "Evaluation of " in page and "16 datasets" in page
     assert "<tr><th>Score</th>" in page
@@ -111,7 +111,7 @@ def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ra
     assert scores.read_scores(workdir) == scores.read_scores(whole)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         ({"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
@@ -121,6 +121,7 @@ def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ra
     ],
 )
 def test_results_of_two_settings_are_never_mixed(config, whole, change, message):
+    config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with pytest.raises(ValueError, match=f"another evaluation. Changed since:\n  {message}"):

@@ -109,6 +109,12 @@ def test_training_moved_the_model_and_the_export_is_it(trained):
         assert changed <= bool(adapted), name
         assert changed or "vision" in name or "visual" in name or not adapted, name
 
+    # The card says what the run did
+    folder, workdir = trained
+    card = (workdir / "hf" / "README.md").read_text()
+    for fact in (str(folder), "3 of 16 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
+        assert fact in card
+
 
 def test_transformers_gives_the_embeddings(trained):
     _, workdir = trained
@@ -119,14 +125,13 @@ def test_transformers_gives_the_embeddings(trained):
     assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
 
 
-def test_peft_gives_the_embeddings(trained):
+def test_the_adapter_gives_the_embeddings_by_itself_and_with_peft(trained):
     folder, workdir = trained
     base = AutoModelForImageTextToText.from_pretrained(folder)
     model = PeftModel.from_pretrained(base, workdir / "hf_adapter").merge_and_unload()
     assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
 
-
-def test_the_adapter_alone_gives_the_embeddings(trained):
+    # The adapter alone gives the embeddings
     _, workdir = trained
     assert_equal(embedded(workdir / "hf_adapter"), embedded(workdir / "hf"))
 
@@ -145,13 +150,6 @@ def test_sentence_transformers_gives_the_embeddings(trained):
     ours = Embedder.from_pretrained(str(workdir / "hf"), dtype="float32", max_length=256)
     text = {"text": "Represent the image: " + TEXTS[1], "image": ITEMS[2].media[0].data}
     assert_equal(prompted, ours.encode([text]))
-
-
-def test_the_card_says_what_the_run_did(trained):
-    folder, workdir = trained
-    card = (workdir / "hf" / "README.md").read_text()
-    for fact in (str(folder), "3 of 16 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
-        assert fact in card
 
 
 @pytest.mark.parametrize("trained", ["qwen2_vl"], indirect=True)
@@ -197,16 +195,14 @@ def test_an_adapter_is_exported_merged(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["llava_onevision"], indirect=True)
-def test_nothing_to_export_is_said(trained, tmp_path):
+def test_what_cannot_be_exported_is_said(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
     with pytest.raises(ValueError, match="no checkpoint to export"):
         export.run(config, tmp_path / "empty")
 
-
-@pytest.mark.parametrize("trained", ["llava_onevision"], indirect=True)
-def test_an_adapter_that_cannot_hold_the_model_is_refused(trained, tmp_path):
-    """Norms are trained, too; said before the first step."""
+    # An adapter that cannot hold the model is refused. Norms are trained, too; said before the
+    # first step.
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.update(

@@ -101,8 +101,7 @@ def test_our_embedder_gives_the_embeddings(exported):
     folder, written = exported
     np.testing.assert_allclose(embedded(written), embedded(folder), atol=1e-6)
 
-
-def test_the_template_renders_llaves_prompt(exported):
+    # The template renders llaves prompt
     folder, written = exported
     processor = AutoProcessor.from_pretrained(written)
     ours = [backbones.open_backbone(str(f), max_length=512) for f in exported]
@@ -116,8 +115,7 @@ def test_the_template_renders_llaves_prompt(exported):
             found = processor.apply_chat_template(messages, add_generation_prompt=generation)
             assert found == FRAME.format(text)
 
-
-def test_files_are_llava_onevisions(exported):
+    # Files are llava onevisions
     folder, written = exported
     config = json.loads((written / "config.json").read_text())
     assert config["model_type"] == "llava_onevision"

@@ -78,6 +78,12 @@ def test_the_export_is_the_trained_model_in_the_hubs_form(trained):
     assert {key: after[key] for key in before} == before
     assert (workdir / "hf" / "clip_vision_config.json").exists()
 
+    # The card says what other libraries lack
+    _, workdir = trained
+    card = (workdir / "hf" / "README.md").read_text()
+    assert "transformers has no class for this model" in card and "library_name: transf" in card
+    assert not (workdir / "hf" / "modules.json").exists()  # of sentence-transformers
+
 
 def test_the_export_passes_its_own_check(trained):
     """Prompts with images by number are worded as they were."""
@@ -91,13 +97,6 @@ def test_the_adapter_alone_gives_the_embeddings(trained):
     assert np.all(np.sum(found * expected, axis=1) >= 0.99999)
     record = json.loads((workdir / "hf_adapter" / merging.CONFIG).read_text())
     assert sorted(record["rank_pattern"].values()) == [8, 12] and record["use_dora"]
-
-
-def test_the_card_says_what_other_libraries_lack(trained):
-    _, workdir = trained
-    card = (workdir / "hf" / "README.md").read_text()
-    assert "transformers has no class for this model" in card and "library_name: transf" in card
-    assert not (workdir / "hf" / "modules.json").exists()  # of sentence-transformers
 
 
 def test_an_adapter_is_exported_merged_and_in_bfloat16(trained, tmp_path):

@@ -66,25 +66,22 @@ def test_both_have_the_embeddings_of_one_process(found, folder, items):
             where = f"{name} of process {process}"
             np.testing.assert_allclose(own[name], expected[:count], atol=2e-5, err_msg=where)
 
+    # Processes with the same rows prepare the same items
+    for own in found:
+        assert own["tensor.embedder.seen"].tolist() == sorted(text for text, _ in items[:3])
+
+    # No items
+    assert [own["rows.none"].shape for own in found] == [(0, 48)] * 2
+
+    # An item that fails in one process ends the call in both. Item 5 is the second process's; the
+    # first one must not wait for its row for ever.
+    first, second = (str(own["rows.error"]) for own in found)
+    assert second == "ValueError: bad item"
+    assert first.startswith("RuntimeError: item 5 could not be preprocessed by process 1 of 2")
+
 
 @for_each("name", ["rows.embedder", "rows.encoder"])
 def test_each_prepares_half_of_the_items(found, items, name):
     first, second = (own[f"{name}.seen"].tolist() for own in found)
     assert sorted([*first, *second]) == sorted(text for text, _ in items)
     assert (len(first), len(second)) == (11, 10)
-
-
-def test_processes_with_the_same_rows_prepare_the_same_items(found, items):
-    for own in found:
-        assert own["tensor.embedder.seen"].tolist() == sorted(text for text, _ in items[:3])
-
-
-def test_no_items(found):
-    assert [own["rows.none"].shape for own in found] == [(0, 48)] * 2
-
-
-def test_an_item_that_fails_in_one_process_ends_the_call_in_both(found):
-    """Item 5 is the second process's; the first one must not wait for its row for ever."""
-    first, second = (str(own["rows.error"]) for own in found)
-    assert second == "ValueError: bad item"
-    assert first.startswith("RuntimeError: item 5 could not be preprocessed by process 1 of 2")

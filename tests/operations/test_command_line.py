@@ -89,16 +89,14 @@ def test_values_have_the_type_of_their_key():
     )
     config_reader.read(config.TrainConfig, values.to_dict())
 
-
-def test_elements_of_a_tuple_may_come_one_by_one():
+    # Elements of a tuple may come one by one
     plan = "plan:stage2"
     values = given("--config.topologies=v5e:4x4", "--config.topologies", "v6e:4x4", recipe=plan)
     assert values.topologies == ("v5e:4x4", "v6e:4x4")
     assert given("--config.topologies=v5e:2x4", recipe=plan).topologies == ("v5e:2x4",)
     assert given("--config.rows=0.5", recipe=plan).rows == (0.5,)
 
-
-def test_what_refers_to_a_key_follows_it():
+    # What refers to a key follows it
     values = given("--config.data.folder=/elsewhere")
     assert values.backbone == "/elsewhere/mini_mmeb/backbone"
     assert given("--config.data.folder=/x", "--config.backbone=/y").backbone == "/y"
@@ -263,16 +261,14 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     assert values.optimizer.warmup_steps == 15 and "warmup" not in said
     assert fitted("--config.job=export", "--config.steps=0")[1] == ""
 
-
-def test_a_short_run_is_planned_as_it_would_be_trained():
+    # A short run is planned as it would be trained
     values, said = fitted("--config.run.steps=12", recipe="plan:stage2")
     assert values.run.optimizer.warmup_steps == 1
     assert "config.run.optimizer.warmup_steps: 15 -> 1" in said
     given = "--config.run.steps=12", "--config.run.optimizer.warmup_steps=11"
     assert fitted(*given, recipe="plan:stage2")[0].run.optimizer.warmup_steps == 11
 
-
-def test_a_run_of_infonce_alone_says_so():
+    # A run of infonce alone says so
     assert "all 12 steps are plain InfoNCE" in fitted("--config.steps=12")[1]
     assert "InfoNCE" not in fitted("--config.steps=12", "--config.infonce_steps=0")[1]
 

@@ -12,6 +12,7 @@ from absl import logging
 from tests import children
 from tests.backbones.tiny_texts import write_bert
 from tests.jobs import tiny_run
+from tests.tables import for_each
 from unime_jax import Embedder
 from unime_jax.operations import compilation_cache
 
@@ -43,8 +44,7 @@ def test_programs_of_a_cpu_are_the_users_and_the_cpus(chosen, home, tmp_path, mo
     monkeypatch.setattr(compilation_cache.platform, "machine", lambda: "another")
     assert compilation_cache.folder_for(None) != folder
 
-
-def test_programs_of_an_accelerator_are_the_runs(home, tmp_path, monkeypatch):
+    # Programs of an accelerator are the runs
     monkeypatch.setattr(compilation_cache.jax, "default_backend", lambda: "tpu")
     assert compilation_cache.folder_for(tmp_path) == tmp_path / "compilation_cache"
     assert compilation_cache.folder_for(None) == home / "tpu"
@@ -63,10 +63,9 @@ def test_a_job_without_a_cache_has_none(chosen, home, tmp_path):
     assert not chosen and not home.exists()
 
 
-@pytest.mark.parametrize(
-    "theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}]
-)
+@for_each("theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}])
 def test_jaxs_own_settings_come_first(chosen, home, tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(compilation_cache, "_chosen", False)
     monkeypatch.setattr(compilation_cache, "_told", theirs.get)
     compilation_cache.use_for_job("auto", tmp_path)
     compilation_cache.use_for_library()

@@ -100,8 +100,7 @@ def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
         time.sleep(0.5)
     assert "no stacks in" in caplog.text
 
-
-def test_off(tmp_path):
+    # Off
     with Watchdog(tmp_path / "stacks.txt", seconds=0, exit=True) as watchdog:
         watchdog.beat()
         time.sleep(0.3)

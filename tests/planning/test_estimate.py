@@ -44,7 +44,7 @@ def tiny(backbone):
 
 @pytest.fixture(scope="module")
 def again(backbone):
-    """One bucket, so that a step has 16 chunks of 8 rows; each is encoded again for its gradient."""
+    """One bucket: 16 chunks of 8 rows. Each is encoded again for its gradient."""
     return step_of(backbone, Bucket(tokens=32, tiles=0))
 
 
@@ -170,8 +170,7 @@ def test_loads():
     assert estimate.live_chunks(SHAPES, halves) == (1, 2)
     assert estimate.live_chunks(SHAPES, estimate.Load((7, 9), (10, 20))) == (1, 3)
 
-
-def test_loads_that_there_cannot_be():
+    # Loads that there cannot be
     for shares, tokens, message in (
         ((1.0,), (), "one number for each of the 2 buckets"),
         ((), (1, 2, 3), "one number for each of the 2 buckets"),

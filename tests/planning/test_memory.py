@@ -50,15 +50,13 @@ def test_weights_and_moments_are_those_of_the_shards(backbone):
     assert 2 * weights <= needed.optimizer < 2 * weights + 100
     assert needed.capacity == 15.75 * 2**30
 
-
-def test_inputs_are_two_batches_and_three_counters(backbone):
-    """96 rows and 32 pairs (query, positive, negative, source), over four row shards."""
+    # Inputs are two batches and three counters. 96 rows and 32 pairs (query, positive, negative,
+    # source), over four row shards.
     needed = memory.memory(step_of(backbone, stage2), V5E, (0.0,), None)
     batch = 96 * (TOKENS * TOKEN + ROW) + 32 * 4 * 4
     assert needed.inputs == 2 * batch / 4 + 3 * 4
 
-
-def test_a_peak_is_the_compilers_and_the_second_batch(backbone):
+    # A peak is the compilers and the second batch
     program = step_of(backbone, stage2)
     compiled = Compiled(temporaries=700, peak=10**6, too_large=False, text="")
     needed = memory.memory(program, V5E, (0.0,), compiled)

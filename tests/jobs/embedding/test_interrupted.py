@@ -44,8 +44,7 @@ def test_processes_share_the_blocks(given, straight, tmp_path):
     assert [part(given, workdir, p, 3) for p in (2, 0, 1)] == [False, False, True]
     assert content(workdir) == content(straight)
 
-
-def test_resumed_by_another_number_of_processes(given, straight, tmp_path):
+    # Resumed by another number of processes
     workdir = tmp_path / "resumed"
     assert not part(given, workdir, 1, 3)
     (kept,) = workdir.glob("vectors/*.npy")
