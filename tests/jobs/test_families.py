@@ -51,6 +51,8 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     pair_of(folder)
     config = tiny_run.make_config(data)
     config.steps = 3
+    config.batch_size = config.chunk_size = 8
+    config.loss.hard_negatives = 4
     config.backbone = str(folder)
     config.init = "pretrained"
     config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
@@ -112,7 +114,7 @@ def test_training_moved_the_model_and_the_export_is_it(trained):
     # The card says what the run did
     folder, workdir = trained
     card = (workdir / "hf" / "README.md").read_text()
-    for fact in (str(folder), "3 of 16 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
+    for fact in (str(folder), "3 of 8 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
         assert fact in card
 
 

@@ -34,6 +34,8 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     write_weights(folder)
     config = tiny_run.make_config(data)
     config.steps = 3
+    config.batch_size = config.chunk_size = 8
+    config.loss.hard_negatives = 4
     config.backbone = str(folder)
     config.init = "pretrained"
     config.processing.prompt = "raw"

@@ -244,8 +244,7 @@ def test_the_compiler_is_asked_for_by_name(monkeypatch):
     with pytest.raises(compiler.NoCompilerError, match=r'pip install "jax\[tpu\]"'):
         compiler.devices(chips.parse("v5e:2x2"))
 
-
-def test_refusals_say_how_much_was_wanted():
+    # Refusals say how much was wanted
     for message in (
         "RESOURCE_EXHAUSTED: Ran out of memory. Used 34.25G of 15.75G hbm. Exceeded by 18.5G.",
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "

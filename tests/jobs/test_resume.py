@@ -180,13 +180,13 @@ def test_a_key_that_is_new_or_gone_counts_as_changed(workdir, config):
         resume.check_config(workdir, found)
 
 
-def test_nothing_trained_nothing_compared(workdir, config):
+def test_nothing_trained_nothing_compared(workdir, config, caplog):
     (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "2.orbax-checkpoint-tmp")
     config.seed = 1
     check(workdir, config)
+    (workdir / "checkpoints" / "2.orbax-checkpoint-tmp").rename(workdir / "checkpoints" / "2")
 
-
-def test_a_record_that_is_gone_or_broken(workdir, config, caplog):
+    # A record that is gone or broken
     config.seed = 1
     (workdir / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match="config.json is not JSON"):

@@ -144,8 +144,7 @@ def test_all_mistakes_come_at_once():
         "--config.stps", "config.seed", "--config.lora.rnk",
     ]  # fmt: skip
 
-
-def test_keys_of_runs_in_a_plan():
+    # Keys of runs in a plan
     values = given("--config.recipes.llave_7b.run.loss.hard_negatives=4", recipe="plan")
     assert values.recipes.llave_7b.run.loss.hard_negatives == 4
     with pytest.raises(ValueError, match='"llave_7b" instead of "llave_7"'):
@@ -229,6 +228,11 @@ def test_other_arguments_are_left_alone():
     assert overrides == [("steps", "3")]
     assert others == ["--config=stage2", "--workdir=/x", "--", "--config.steps=4"]
 
+    # Keys are those of the dataclasses
+    found = dict(command_line.keys(config.TrainConfig))
+    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
+    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())
+
 
 # Short runs
 
@@ -271,9 +275,3 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     # A run of infonce alone says so
     assert "all 12 steps are plain InfoNCE" in fitted("--config.steps=12")[1]
     assert "InfoNCE" not in fitted("--config.steps=12", "--config.infonce_steps=0")[1]
-
-
-def test_keys_are_those_of_the_dataclasses():
-    found = dict(command_line.keys(config.TrainConfig))
-    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
-    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())

@@ -65,8 +65,16 @@ def test_a_file_of_ones_own_is_planned(tmp_path):
         assert settings.run.data.buckets == (Bucket(tokens=2048, tiles=4),)
 
 
-def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
-    """One share and one length a bucket; the shares are all rows."""
+def test_every_recipe_describes_its_variants():
+    found = recipes.described()
+    assert found.keys() == set(recipes.names())
+    for name, (summary, variants) in found.items():
+        assert summary and "" in variants, name
+        for variant in variants:
+            recipes.load(f"{name}:{variant}" if variant else name)
+
+    # Expected batches are those of recipes and fit their buckets. One share and one length a
+    # bucket; the shares are all rows.
     for recipe in plan.EXPECTED:
         planned = recipes.load(f"plan:{recipe}")
         config_reader.read(config.PlanConfig, planned.to_dict())
@@ -97,15 +105,6 @@ def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
 def test_what_there_is_none_of(recipe, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         recipes.load(recipe)
-
-
-def test_every_recipe_describes_its_variants():
-    found = recipes.described()
-    assert found.keys() == set(recipes.names())
-    for name, (summary, variants) in found.items():
-        assert summary and "" in variants, name
-        for variant in variants:
-            recipes.load(f"{name}:{variant}" if variant else name)
 
 
 @pytest.fixture(scope="module")

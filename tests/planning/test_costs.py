@@ -108,8 +108,7 @@ def test_chunks_count_as_far_as_rows_are_known_to_be_live():
             gradient = count(jax.grad(loss), weights, group, known=[None, *known])
             assert gradient == chunks * products * CHUNK, case
 
-
-def test_a_loop_of_unknown_end_is_refused():
+    # A loop of unknown end is refused
     loss, group = chunked(recompute=True)
     with pytest.raises(ValueError, match="cannot be counted"):
         count(loss, shaped(TOKENS, WIDTH), group)

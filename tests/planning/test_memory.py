@@ -73,6 +73,15 @@ def test_activations_are_of_one_chunk_or_of_all(backbone):
         program = step_of(backbone, stage2, **{"execution.recompute": recompute})
         assert memory.memory(program, V5E, (50.0,), None).activations == chunks * 2 * 50, recompute
 
+    # An embedding job holds two batches and their embeddings. A batch is launched while the one
+    # before it runs; embeddings are on every chip.
+    shapes = BatchShapes((Bucket(TOKENS, 0),), backbone.layout, 8, 64)
+    program = embed_program(backbone, sharding.make_mesh(*MESH), shapes, jnp.dtype("bfloat16"))
+    needed = memory.memory(program, V5E, (0.0,), None)
+    batch = 64 * (TOKENS * TOKEN + ROW - 4) / 4  # no target_id
+    assert needed.inputs == 2 * batch + 64 * backbone.dimension * 4
+    assert needed.optimizer == needed.gradients == 0
+
 
 def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
     """Its step trains and reads the language model alone."""
@@ -88,13 +97,3 @@ def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
     less, more = (memory.memory(p, V5E, (0.0,), compiled) for p in (alone, program))
     tower = shares(program.idle)
     assert more.weights - less.weights == more.peak - less.peak == tower > 0
-
-
-def test_an_embedding_job_holds_two_batches_and_their_embeddings(backbone):
-    """A batch is launched while the one before it runs; embeddings are on every chip."""
-    shapes = BatchShapes((Bucket(TOKENS, 0),), backbone.layout, 8, 64)
-    program = embed_program(backbone, sharding.make_mesh(*MESH), shapes, jnp.dtype("bfloat16"))
-    needed = memory.memory(program, V5E, (0.0,), None)
-    batch = 64 * (TOKENS * TOKEN + ROW - 4) / 4  # no target_id
-    assert needed.inputs == 2 * batch + 64 * backbone.dimension * 4
-    assert needed.optimizer == needed.gradients == 0

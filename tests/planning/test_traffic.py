@@ -72,6 +72,15 @@ def test_a_scan_counts_as_often_as_it_runs(mesh):
     )
     assert ici(text) == {"all-gather": 5 * 7 / 8 * 32 * 32 * BYTES}
 
+    # The dearest branch counts
+    def function(x, which):
+        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
+        return jax.lax.cond(which, light, heavy, x)
+
+    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
+    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
 
 def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     def function(x, end):
@@ -93,16 +102,6 @@ def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     assert len(seen) == 1 and "f32[8,32]" in seen[0]
     unknown = costs.traffic(text, lambda kind: None)
     assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
-
-
-def test_the_dearest_branch_counts(mesh):
-    def function(x, which):
-        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
-        return jax.lax.cond(which, light, heavy, x)
-
-    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
-    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
-    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
 
 
 def test_groups_are_rings_of_their_own():

@@ -126,9 +126,8 @@ def test_killed_at_any_moment(forked):
     assert list(store.ids) == [item_id(f"number {n}") for n in range(13)]
     assert not list((folder / "killed").rglob("*.tmp"))
 
-
-def test_two_processes_that_know_of_each_other(forked):
-    """As on a pod; each has its own devices only, and writes to the same folder."""
+    # Two processes that know of each other. As on a pod; each has its own devices only, and writes
+    # to the same folder.
     folder, statuses = forked
     assert statuses["pair"] == [0, 0]
     assert list(open_embeddings(folder / "pair").ids) == [item_id(f"number {n}") for n in range(13)]
