@@ -5,15 +5,13 @@ import pathlib
 import re
 import time
 
-import numpy as np
 import pytest
-from absl import logging
 
 from tests import children
 from tests.backbones.tiny_texts import write_bert
 from tests.jobs import tiny_run
+from tests.operations import embedding
 from tests.tables import for_each
-from unime_jax import Embedder
 from unime_jax.operations import compilation_cache
 
 FILES, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
@@ -101,19 +99,13 @@ def test_what_compiles_is_said_and_for_how_long(monkeypatch, caplog):
     assert lines[-1].startswith("compiled the step in 0.1 s")
 
 
-def embed(folder, file):
-    logging.set_verbosity(logging.INFO)
-    model = Embedder.from_pretrained(folder, dtype="float32", max_length=32)
-    np.save(file, model.encode(["a red circle", "a blue square"]))
-
-
 def test_an_embedder_compiles_once_a_machine(tmp_path):
     """A second process reads its programs, and its embeddings are the same to the bit."""
     folder, found = write_bert(tmp_path / "model"), []
     for number in range(2):
         file = tmp_path / f"{number}.npy"
         done = children.start(
-            *(embed, folder, file),
+            *(embedding.embed, folder, file),
             output=tmp_path / f"{number}.log",
             environment=tiny_run.environment(XDG_CACHE_HOME=str(tmp_path / "cache")),
             jax_options={FILES: None},
