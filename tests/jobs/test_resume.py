@@ -136,6 +136,7 @@ def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, capl
     del earlier["optimizer"]["schedule_steps"]
     (workdir / "config.json").write_text(json.dumps(earlier))
     check(workdir, config)
+    setup.write_config(workdir, config)
 
     # A run of before keys were renamed goes on. Buckets were (tokens, tiles, share), and the keys
     # of planning a part of every config.
