@@ -34,16 +34,14 @@ def test_tokenizer_renders_the_exact_prompt(folder):
         assert tokenizer.decode(ids) == rendered
         assert ids.count(tokenizer.convert_tokens_to_ids("<image>")) == bool(image)
 
-
-def test_frequent_words_are_single_tokens_and_any_text_round_trips(folder):
+    # Frequent words are single tokens and any text round trips
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer.tokenize("Find a big red circle")) == 5
     assert len(tokenizer.tokenize("assistant\n")) == 2
     odd = "naïve Größe 漢字 \u200b 12'll"
     assert tokenizer.decode(tokenizer(odd)["input_ids"]) == odd
 
-
-def test_special_tokens_are_those_of_the_config(folder):
+    # Special tokens are those of the config
     tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     assert tokenizer.convert_tokens_to_ids("<image>") == config.image_token_index
     assert tokenizer.convert_tokens_to_ids("<video>") == config.video_token_index
@@ -63,8 +61,7 @@ def test_config_has_the_sizes_and_the_published_form(folder):
     )
     assert raw["vision_aspect_ratio"] == "anyres_max_9" and raw["projector_hidden_act"] == "gelu"
 
-
-def test_processor_cuts_tiles(folder):
+    # Processor cuts tiles
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     for size, tiles in (((48, 48), 2), ((96, 48), 3), ((48, 96), 3)):
         image = Image.new("RGB", size, (255, 0, 0))

@@ -80,6 +80,15 @@ def test_only_the_first_caption_is_true_of_the_image():
         verdicts = [describes(side.text, row.query.picture) for side in row.candidates]
         assert verdicts == [True] + [False] * 49, row.candidates[0].text
 
+    # The edited image differs from all others
+    unchanged = 0
+    for row in content.eval_rows(DATASETS["Edits"], SEED, ROWS):
+        shown = [side.picture.content() for side in row.candidates]
+        assert shown[0] not in shown[1:]
+        unchanged += row.query.picture.content() in shown[1:]
+    # The hardest candidate is the image itself; it is there as often as any hard one.
+    assert abs(unchanged / ROWS - content.HARD_SHARE) < 0.1
+
 
 @for_each("name", ["Digits", "DigitSearch", "DigitPairs"])
 def test_only_the_first_candidate_is_the_digit(name):
@@ -131,16 +140,6 @@ def test_only_the_first_label_answers(name):
         assert {side.text for side in row.candidates} & right == {row.candidates[0].text}
 
 
-def test_the_edited_image_differs_from_all_others():
-    unchanged = 0
-    for row in content.eval_rows(DATASETS["Edits"], SEED, ROWS):
-        shown = [side.picture.content() for side in row.candidates]
-        assert shown[0] not in shown[1:]
-        unchanged += row.query.picture.content() in shown[1:]
-    # The hardest candidate is the image itself; it is there as often as any hard one.
-    assert abs(unchanged / ROWS - content.HARD_SHARE) < 0.1
-
-
 @for_each("name", DATASETS)
 def test_candidates_are_distinct_and_fifty_or_all_labels(name):
     expected = 10 if name.startswith("Digit") else 8 if name == "Backgrounds" else 50
@@ -167,6 +166,12 @@ def test_each_meta_task_has_both_splits_and_ood_has_instructions_of_its_own():
             rows = content.eval_rows(dataset, SEED, ROWS)
             assert not trained & {instruction(row.query.text) for row in rows}
 
+    # Rows follow from the seed
+    for source in content.SOURCES:
+        again = content.train_rows.__wrapped__(source, SEED, 20)
+        assert again == content.train_rows(source, SEED, 20)
+        assert again != content.train_rows(source, SEED + 1, 20)
+
 
 def shown_kinds(picture):
     if isinstance(picture, Scene):
@@ -187,8 +192,7 @@ def test_held_out_kinds_are_never_trained_and_always_asked_for():
             kinds = shown_kinds(row.query.picture) | shown_kinds(row.candidates[0].picture)
             assert bool(kinds & set(world.HELD_OUT)) == dataset.unseen
 
-
-def test_training_and_test_pictures_are_disjoint():
+    # Training and test pictures are disjoint
     trained = {
         side.picture
         for source in content.SOURCES
@@ -200,8 +204,7 @@ def test_training_and_test_pictures_are_disjoint():
     rows = [{p.row for p in part if isinstance(p, Digit)} for part in (trained, tested)]
     assert len(rows[0]) > 100 and len(rows[1]) > 100 and not rows[0] & rows[1]
 
-
-def test_a_path_names_one_picture():
+    # A path names one picture
     pictures = {}
     for source in content.SOURCES:
         for row in content.train_rows(source, SEED, 200):
@@ -225,8 +228,7 @@ def test_negatives_are_few_ragged_and_false():
     for row in content.train_rows(DATASETS["Scenes_t2i"], SEED, 200):
         assert not any(describes(row.query.text, side.picture) for side in row.negatives)
 
-
-def test_false_negatives_mean_the_same_under_other_ids():
+    # False negatives mean the same under other ids
     rows = content.train_rows(DATASETS["Scenes_i2t"], SEED, 300)
     groups = content.false_negatives(rows)
     assert len({row.id for row in rows}) == len(rows)
@@ -248,13 +250,6 @@ def test_composition_captions_differ_in_truth_and_in_the_named_way(subset):
             assert sorted(re.findall(r"[a-m]\w+", true)) == sorted(re.findall(r"[a-m]\w+", false))
         else:
             assert (len(false) > len(true) + 8) == (subset == "add")
-
-
-def test_rows_follow_from_the_seed():
-    for source in content.SOURCES:
-        again = content.train_rows.__wrapped__(source, SEED, 20)
-        assert again == content.train_rows(source, SEED, 20)
-        assert again != content.train_rows(source, SEED + 1, 20)
 
 
 @for_each("relation", [*world.SIDES, *world.STACKED])

@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipelines import mini_mmeb
 from data_pipelines.mini_mmeb import builder as builder_module
 from data_pipelines.mini_mmeb import content
+from tests import children
 from tests.tables import for_each
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +77,7 @@ def test_train_rows_have_mmeb_columns_and_images(data_dir):
                     assert Image.open(io.BytesIO(image)).size in {(48, 48), (96, 48), (48, 96)}
             assert len(row["neg_text"]) == len(row["neg_image_path"]) == len(row["neg_image"])
 
-
-def test_every_named_image_is_there_and_decodes(data_dir):
+    # Every named image is there and decodes
     images = {
         row["path"]: row["image"] for row in opened(data_dir, "images").as_data_source("images")
     }
@@ -100,8 +100,7 @@ def test_every_named_image_is_there_and_decodes(data_dir):
         pixels = np.asarray(Image.open(io.BytesIO(image)))
         assert pixels.shape[-1] == 3 and np.ptp(pixels) > 60, path
 
-
-def test_metadata_is_readable_and_names_the_false_negatives(data_dir):
+    # Metadata is readable and names the false negatives
     facts = opened(data_dir, "eval").info.metadata
     assert facts["datasets"]["NewObjects"] == {"meta": "CLS", "split": "OOD"}
     noted = json.loads((data_dir / "mini_mmeb/train/1.0.0/metadata.json").read_text())
@@ -121,6 +120,11 @@ def test_a_finished_dataset_costs_nothing_and_other_arguments_are_refused(data_d
     with pytest.raises(ValueError, match="must be positive"):
         mini_mmeb.prepare(data_dir, seed=1, train_rows=0, eval_rows=3)
     assert contents(data_dir) == before
+
+    # What is built may be read only. Nothing is written, not even a lock.
+    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
+    mini_mmeb.prepare(data_dir, seed=1, **SMALL)
+    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
 
 
 def test_an_interrupted_build_is_taken_up_again_and_gives_the_same_bytes(
@@ -165,51 +169,36 @@ assert "tensorflow" not in sys.modules
 
 # Several at once, and after a kill
 
-PROGRAM = """
-import sys, time
-from data_pipelines import mini_mmeb
-from data_pipelines.mini_mmeb import builder
-encode = builder.encode
-def slow(picture):
-    time.sleep(float(sys.argv[2]))
-    return encode(picture)
-builder.encode = slow
-mini_mmeb.prepare(sys.argv[1], seed=1, train_rows=6, eval_rows=3)
-"""
 
+def prepare_slowly(folder, seconds):
+    encode = builder_module.encode
 
-def preparation(folder, seconds=0.0):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    def slow(picture):
+        time.sleep(seconds)
+        return encode(picture)
+
+    builder_module.encode = slow
+    mini_mmeb.prepare(folder, seed=1, **SMALL)
 
 
 def test_two_at_once_build_it_once_also_after_one_that_was_killed(data_dir, tmp_path):
-    killed = preparation(tmp_path, 0.1)
-    while not list(tmp_path.glob("mini_mmeb/train/incomplete.*")):
-        assert killed.poll() is None, killed.communicate()[1]
+    folder = tmp_path / "data"
+    killed = children.start(prepare_slowly, folder, 0.1, output=tmp_path / "killed.log")
+    while not list(folder.glob("mini_mmeb/train/incomplete.*")):
+        assert killed.poll() is None, killed.said()
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    (tmp_path / "mini_mmeb" / ".incomplete_backbone").mkdir()
-    running = [preparation(tmp_path) for _ in range(2)]
-    said = [one.communicate(timeout=120)[1] for one in running]
-    assert [one.returncode for one in running] == [0, 0], said
-    built, expected = contents(tmp_path), contents(data_dir)  # a row's columns have no order
+    (folder / "mini_mmeb" / ".incomplete_backbone").mkdir()
+    running = [
+        children.start(prepare_slowly, folder, 0.0, output=tmp_path / f"{n}.log") for n in range(2)
+    ]
+    codes = [one.wait(timeout=120) for one in running]
+    assert codes == [0, 0], [one.said() for one in running]
+    built, expected = contents(folder), contents(data_dir)  # a row's columns have no order
     assert {n: len(b) for n, b in built.items()} == {n: len(b) for n, b in expected.items()}
-    names = {path.name for path in (tmp_path / "mini_mmeb").rglob("*")}
+    names = {path.name for path in (folder / "mini_mmeb").rglob("*")}
     assert not [name for name in names if "incomplete" in name or "lock" in name]
-
-
-def test_what_is_built_may_be_read_only(data_dir):
-    """Nothing is written, not even a lock."""
-    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
-    mini_mmeb.prepare(data_dir, seed=1, **SMALL)
-    assert before == {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
 
 
 @for_each("damage", [b"", b"[]", b"null", b"\xff\x00", b'{"seed": '])

@@ -40,13 +40,11 @@ def test_the_recorded_teacher_is_the_one_that_is_installed(monkeypatch):
     np.testing.assert_allclose(recorded[::97], run, atol=1e-3)
 
 
-def test_other_sentences_need_the_teacher(not_installed):
+def test_other_sentences_need_the_teacher(not_installed, tmp_path):
     with pytest.raises(ValueError, match="pip install"):
         prepare.teach(prepare.sentences(1))
 
-
-def test_what_a_run_finds(tmp_path, not_installed):
-    """The folders of the default config, and nothing is built twice."""
+    # What a run finds. The folders of the default config, and nothing is built twice.
     package(tmp_path, seed=0, train_rows=2, eval_rows=1)
     teacher = open_embeddings(tmp_path / "mini_nli" / "teacher")
     splits = open_dataset(tmp_path / "mini_nli" / "texts")

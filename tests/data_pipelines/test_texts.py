@@ -55,8 +55,7 @@ def test_nli_rows_become_examples(tmp_path):
     texts.prepare([tmp_path / "nli.csv"], tmp_path / "nli", test_rows=1)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
-
-def test_any_text_file(tmp_path):
+    # Any text file
     (tmp_path / "a.txt").write_text("first\n\n  second \r\nthird", encoding="utf-8")
     (tmp_path / "b.txt").write_text("fourth\n", encoding="utf-8")
     texts.prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", test_rows=2)

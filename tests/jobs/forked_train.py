@@ -1,19 +1,14 @@
 """Runs of the training job in forked processes, which cost no imports: killed and started again.
 
-    python -m tests.jobs.forked_train <config.json> <folder of workdirs> <ends of each, JSON>
-
 An end is (signal, moment, later): so many seconds after the moment, which is a number of seconds
 from the start, "parameters": they are listed, "step N": that step is logged by this run, or
-"save N": its checkpoint is being written. The ends of one work directory, <folder>/<number>, come
-one after the other, and then a run that is left alone. Prints by work directory how its processes
-ended, -9 for SIGKILL, and the longest time in seconds from a signal to the end.
+"save N": its checkpoint is being written.
 """
 
 import json
 import os
 import pathlib
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -89,11 +84,14 @@ def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -
     return [*map(os.waitstatus_to_exitcode, statuses), longest]
 
 
-if __name__ == "__main__":
-    config_file, folder, ends = sys.argv[1:]
-    given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
+def all_disturbed(config: dict, folder: pathlib.Path, ends: Sequence[Sequence[list]]) -> None:
+    """Runs in <folder>/<number>, each ended by its `ends` in turn, and then left alone.
+
+    Leaves in <folder>/ends.json, by work directory, how its processes ended, -9 for SIGKILL, and
+    the longest time in seconds from a signal to the end.
+    """
     found = [
-        disturbed(given, pathlib.Path(folder) / str(number), of_one)
-        for number, of_one in enumerate(json.loads(ends))
+        disturbed(ConfigDict(config), folder / str(number), of_one)
+        for number, of_one in enumerate(ends)
     ]
-    print(json.dumps(found))
+    (folder / "ends.json").write_text(json.dumps(found))

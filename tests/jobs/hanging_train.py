@@ -1,15 +1,12 @@
 """unime_jax.main whose data hang after some time, as on a dead file server.
 
-    python -m tests.jobs.hanging_train <reads> <flags of unime_jax.main>
-
-So many examples are read; whoever wants another one waits on a pipe that nobody writes to.
+After `hang_after(reads)` so many examples are read; whoever wants another one waits on a pipe that
+nobody writes to.
 """
 
 import itertools
 import os
-import sys
 
-from unime_jax import main
 from unime_jax.data import loader
 
 
@@ -23,8 +20,3 @@ def hang_after(reads: int) -> None:
         return read_example(*arguments, **options)
 
     loader.read_example = read_or_hang
-
-
-if __name__ == "__main__":
-    hang_after(int(sys.argv.pop(1)))
-    main.run()

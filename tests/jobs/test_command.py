@@ -52,7 +52,7 @@ def test_a_trial_of_fewer_steps_than_the_warmup_runs(trial):
     assert "all 6 steps are plain InfoNCE" in done.stderr
 
 
-def test_every_line_is_ours(trial):
+def test_every_line_is_ours_and_what_compiles_is_said(trial):
     """No library's warning at start: each line is of a file of this package, or progress."""
     workdir, done = trial
     files = {file.name for file in (tiny_run.ROOT / "unime_jax").rglob("*.py")}
@@ -66,8 +66,7 @@ def test_every_line_is_ours(trial):
     assert foreign == []
     assert done.stdout == ""
 
-
-def test_what_compiles_is_said(trial):
+    # What compiles is said
     _, done = trial
     assert "compiling the training step of 16 pairs" in done.stderr
     assert re.search(r"compiled the training step of 16 pairs in [\d.]+ s", done.stderr)

@@ -113,8 +113,12 @@ def test_the_export_is_the_folder_as_transformers_read_it(folders, expected):
     assert_equal(embedded(exported), expected)
     assert [x.name for x in exported.glob("*.safetensors*")] == [tensor_files.SINGLE]  # no index
 
+    # The card says which versions attend in both directions
+    _, exported = folders
+    assert "which transformers reads from version 5 on" in (exported / "README.md").read_text()
 
-def test_transformers_reads_the_export_alike(folders, expected):
+
+def test_other_libraries_read_the_export_alike(folders, expected):
     _, exported = folders
     processor = AutoProcessor.from_pretrained(exported, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(exported).eval()
@@ -123,13 +127,7 @@ def test_transformers_reads_the_export_alike(folders, expected):
     assert older["image_mean"] == OTHER_MEAN
     assert older["image_processor_type"] == "LlavaNextImageProcessor"
 
-
-def test_the_card_says_which_versions_attend_in_both_directions(folders):
-    _, exported = folders
-    assert "which transformers reads from version 5 on" in (exported / "README.md").read_text()
-
-
-def test_sentence_transformers_reads_the_export_alike(folders, expected):
+    # Sentence transformers reads the export alike
     _, exported = folders
     model = SentenceTransformer(str(exported), device="cpu")
     inputs = [TEXTS[0], {"text": TEXTS[1], "image": Image.open(io.BytesIO(PICTURE))}]

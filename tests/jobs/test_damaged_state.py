@@ -75,7 +75,13 @@ def test_goodput_is_begun_again(folder, caplog):
         assert len(list(workdir.glob("goodput.json.damaged-*"))) == 1, kind
 
 
-def test_metrics_go_on_with_the_lines_that_are_whole(folder, caplog):
+def test_metrics_go_on_with_the_lines_that_are_whole(tmp_path, caplog, folder):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    with MetricsWriter(tmp_path, total_steps=9, wandb_project=None, resume_step=2):
+        pass
+    assert [line["step"] for line in metrics(tmp_path)] == [1] and "damaged" not in caplog.text
+
+    # Metrics go on with the lines that are whole
     for kind in DAMAGES:
         caplog.clear()
         workdir = folder()
@@ -93,13 +99,6 @@ def test_metrics_go_on_with_the_lines_that_are_whole(folder, caplog):
         assert len(list(workdir.glob("metrics.jsonl.damaged-*"))) == 1, kind
 
 
-def test_a_last_line_that_was_cut_is_no_damage(tmp_path, caplog):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo')
-    with MetricsWriter(tmp_path, total_steps=9, wandb_project=None, resume_step=2):
-        pass
-    assert [line["step"] for line in metrics(tmp_path)] == [1] and "damaged" not in caplog.text
-
-
 def test_an_outcome_is_as_good_as_none(folder):
     for kind in (*DAMAGES, "findings"):
         workdir = folder()
@@ -111,7 +110,7 @@ def test_an_outcome_is_as_good_as_none(folder):
         outcome.say(workdir)
 
 
-def test_scores_are_made_again(folder, caplog):
+def test_scores_are_made_again(folder, caplog, straight):
     for kind in DAMAGES:
         caplog.clear()
         workdir = folder()
@@ -120,8 +119,7 @@ def test_scores_are_made_again(folder, caplog):
         assert scores.read_scores(workdir) == {}, kind
         assert "evaluation.json is damaged" in caplog.text, kind
 
-
-def test_scores_without_results_are_made_again(straight, folder):
+    # Scores without results are made again
     for kind in DAMAGES:
         workdir = folder()
         for name in ("evaluation.json", "results_before.npz", "results_after.npz"):
@@ -161,7 +159,7 @@ def test_a_config_is_refused_or_compared(folder, config):
         assert "remove it if the config" in text or "Changed since" in text, kind
 
 
-def test_a_record_of_embeddings_is_refused(folder):
+def test_a_record_of_embeddings_is_refused(folder, tmp_path):
     for kind in DAMAGES:
         workdir = folder()
         damage(workdir / embedding_store.RECORD, kind)
@@ -169,8 +167,7 @@ def test_a_record_of_embeddings_is_refused(folder):
             embedding_store.open_embeddings(workdir)
         assert main.says_it_all(raised.value), kind
 
-
-def test_so_is_one_of_other_kinds(tmp_path):
+    # So is one of other kinds
     record = dict(
         count=1, dimension=8, dtype="float32", block=1, blocks=1, complete=True, provenance={}
     )

@@ -149,13 +149,12 @@ def test_the_loss_as_printed_trains_too(data, sentences, tmp_path):
     assert after["kl"] < 0.6 * before["kl"]
 
 
-def test_only_the_language_model_is_there(distilled):
+def test_only_the_language_model_is_there(distilled, data):
     """The tower is neither trained nor made while training; the export has it as it began."""
     table = (distilled / "parameters.txt").read_text()
     assert "language_model.layers.mlp.up_proj.kernel" in table and "vision_tower" not in table
 
-
-def test_the_tower_stays_as_it_was(data, distilled):
+    # The tower stays as it was
     made = make_config(data)
     settings = config_reader.read(config.TrainConfig, made.to_dict())
     mesh = setup.make_mesh(settings)
@@ -239,7 +238,7 @@ def test_lora_on_pretrained_weights(data, sentences, tmp_path):
     assert (tmp_path / "run" / "hf_adapter" / "adapter_config.json").exists()
 
 
-def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, tmp_path):
+def test_a_text_without_teacher_is_listed_and_stops_the_run(data, sentences, plain_step, tmp_path):
     known = [sentence for number, sentence in enumerate(sentences) if number % 6]
     embedding_store_writer.write(data / "half", known, teach(known))
     made = make_config(data)

@@ -1,39 +1,34 @@
 """The evaluate job: a run's own scores again, whatever happens on the way."""
 
+import itertools
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import evaluate as experiment
-from tests.jobs import tiny_run
+from tests import children
 from tests.multihost import launch
-from unime_jax.evaluation import results, scores, tasks
+from tests.tables import for_each
+from unime_jax.evaluation import finished, results, scores, tasks
 from unime_jax.jobs import evaluate
 
-KILLED = """
-import json, os, pathlib, signal, sys
-from ml_collections import ConfigDict
-from unime_jax.evaluation import finished
-from unime_jax.jobs import evaluate
 
-save, left = finished.save, int(sys.argv[3])
+def killed(config, workdir, results):
+    """An evaluation in whose process SIGKILL comes when so many datasets are done."""
+    save, numbers = finished.save, itertools.count(1)
 
-def dies(*arguments):
-    global left
-    save(*arguments)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def dies(*arguments):
+        save(*arguments)
+        if next(numbers) == results:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-finished.save = dies
-config = ConfigDict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
-evaluate.run(config, pathlib.Path(sys.argv[2]))
-"""
+    finished.save = dies
+    evaluate.run(ConfigDict(config), workdir)
 
 
 @pytest.fixture
@@ -84,8 +79,7 @@ def test_scores_are_those_of_the_run_after_training(whole, straight):
         np.testing.assert_array_equal(result.rank, expected.rank)
         np.testing.assert_allclose(result.gold_score, expected.gold_score, atol=2e-5)
 
-
-def test_the_report_speaks_of_one_model_and_no_training(whole):
+    # The report speaks of one model and no training
     page = (whole / "report.html").read_text()
     assert "Evaluation of " in page and "16 datasets" in page
     assert "<tr><th>Score</th>" in page
@@ -94,11 +88,8 @@ def test_the_report_speaks_of_one_model_and_no_training(whole):
 
 
 def test_a_kill_between_datasets_costs_none_of_the_finished(config, whole, workdir, ran, tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(config.to_dict()))
-    command = [sys.executable, "-c", KILLED, str(file), str(workdir), "3"]
-    process = subprocess.run(command, cwd=tiny_run.ROOT, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    process = children.start(killed, config.to_dict(), workdir, 3, output=tmp_path / "log")
+    assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
     done = sorted(path.stem.partition("-")[2] for path in workdir.glob("results/*.npz"))
     assert len(done) == 3 and not (workdir / "evaluation.json").exists()
     (workdir / "results" / "mmeb-Crops.npz.tmp").write_bytes(b"half")  # of a kill while writing
@@ -120,7 +111,7 @@ def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ra
     assert scores.read_scores(workdir) == scores.read_scores(whole)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "message"),
     [
         ({"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
@@ -130,6 +121,7 @@ def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ra
     ],
 )
 def test_results_of_two_settings_are_never_mixed(config, whole, change, message):
+    config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with pytest.raises(ValueError, match=f"another evaluation. Changed since:\n  {message}"):

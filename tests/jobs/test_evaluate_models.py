@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import huggingface_hub.constants
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
-from unime_jax import Embedder, backbones, files
+from unime_jax import Embedder, backbones, files, sharding
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset
 from unime_jax.evaluation import finished, results, scores
@@ -63,7 +64,7 @@ def make_config(data, backbone, dtype="float32"):
 
 
 def test_the_export_in_float32(data, straight, whole):
-    check(whole, data, Embedder.from_pretrained(straight / "hf", dtype="float32"), LAST)
+    check(whole, data, embedder(straight / "hf"), LAST)
 
 
 def test_a_hub_id(data, straight, whole, hub_id, tmp_path):
@@ -79,7 +80,7 @@ def test_a_hub_id(data, straight, whole, hub_id, tmp_path):
 
 def test_an_adapter_of_peft(data, straight, adapter, whole, tmp_path):
     evaluate.run(make_config(data, adapter), tmp_path)
-    check(tmp_path, data, Embedder.from_pretrained(adapter, dtype="float32"), LAST)
+    check(tmp_path, data, embedder(adapter), LAST)
     moved = cosines(tmp_path) - cosines(whole)
     assert np.abs(moved).max() > 1e-3, "the adapter takes part"
 
@@ -87,9 +88,7 @@ def test_an_adapter_of_peft(data, straight, adapter, whole, tmp_path):
 def test_weights_of_less_precision(data, straight, whole, tmp_path):
     for dtype in ("bfloat16", "int8"):
         evaluate.run(make_config(data, straight, dtype), tmp_path / dtype)
-        check(
-            tmp_path / dtype, data, Embedder.from_pretrained(straight / "hf", dtype=dtype), COARSE
-        )
+        check(tmp_path / dtype, data, embedder(straight / "hf", dtype), COARSE)
         moved = np.abs(cosines(tmp_path / dtype) - cosines(whole)).max()
         assert 0 < moved < 0.1, dtype
 
@@ -140,8 +139,11 @@ def test_held_out_texts(data, straight, taught, tmp_path):
     evaluate.run(config, tmp_path)
     agreement = scores.read_scores(tmp_path)["scores"]["distillation"]
 
-    embedder = Embedder.from_pretrained(straight / "hf", dtype="float32")
-    student = embedder.encode(sentences, prompt="", suffix="\nIn one word:").astype(np.float64)
+    student = (
+        embedder(straight / "hf")
+        .encode(sentences, prompt="", suffix="\nIn one word:")
+        .astype(np.float64)
+    )
     others = ~np.eye(len(sentences), dtype=bool)
     shares, nearest = [], []
     for vectors in (teacher.astype(np.float64), student):
@@ -177,7 +179,13 @@ def test_held_out_texts_need_a_teacher_that_knows_them(data, straight, taught, t
         evaluate.run(config, tmp_path / "run")
 
 
-def check(workdir: pathlib.Path, data: pathlib.Path, embedder: Embedder, tolerance: float):
+def embedder(folder: pathlib.Path, dtype: str = "float32") -> Embedder:
+    """On one device, which compiles sooner than for the eight of an evaluation."""
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return Embedder.from_pretrained(folder, dtype=dtype, mesh=mesh)
+
+
+def check(workdir: pathlib.Path, data: pathlib.Path, model: Embedder, tolerance: float):
     """Cosines and hits of an evaluation, by an Embedder and NumPy."""
     images = {
         row["path"].decode(): row["image"]
@@ -190,7 +198,7 @@ def check(workdir: pathlib.Path, data: pathlib.Path, embedder: Embedder, toleran
             {"text": text.decode()} | ({"image": images[path.decode()]} if path else {})
             for text, path in sides
         ]
-        return embedder.encode(items, prompt="")
+        return model.encode(items, prompt="")
 
     datasets = open_dataset(data / "mini_mmeb" / "eval")
     rows = {name: source[0] for name, source in datasets.items()}

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
-from unime_jax import Embedder, backbones
+from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
@@ -50,6 +51,8 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     pair_of(folder)
     config = tiny_run.make_config(data)
     config.steps = 3
+    config.batch_size = config.chunk_size = 8
+    config.loss.hard_negatives = 4
     config.backbone = str(folder)
     config.init = "pretrained"
     config.trainable = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
@@ -71,7 +74,8 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
     """Of a folder that does not change."""
-    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256, mesh=mesh)
     return model.encode(
         [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
     )
@@ -107,6 +111,12 @@ def test_training_moved_the_model_and_the_export_is_it(trained):
         assert changed <= bool(adapted), name
         assert changed or "vision" in name or "visual" in name or not adapted, name
 
+    # The card says what the run did
+    folder, workdir = trained
+    card = (workdir / "hf" / "README.md").read_text()
+    for fact in (str(folder), "3 of 8 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
+        assert fact in card
+
 
 def test_transformers_gives_the_embeddings(trained):
     _, workdir = trained
@@ -117,14 +127,13 @@ def test_transformers_gives_the_embeddings(trained):
     assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
 
 
-def test_peft_gives_the_embeddings(trained):
+def test_the_adapter_gives_the_embeddings_by_itself_and_with_peft(trained):
     folder, workdir = trained
     base = AutoModelForImageTextToText.from_pretrained(folder)
     model = PeftModel.from_pretrained(base, workdir / "hf_adapter").merge_and_unload()
     assert_equal(by_torch(model.eval(), workdir / "hf"), embedded(workdir / "hf"))
 
-
-def test_the_adapter_alone_gives_the_embeddings(trained):
+    # The adapter alone gives the embeddings
     _, workdir = trained
     assert_equal(embedded(workdir / "hf_adapter"), embedded(workdir / "hf"))
 
@@ -143,13 +152,6 @@ def test_sentence_transformers_gives_the_embeddings(trained):
     ours = Embedder.from_pretrained(str(workdir / "hf"), dtype="float32", max_length=256)
     text = {"text": "Represent the image: " + TEXTS[1], "image": ITEMS[2].media[0].data}
     assert_equal(prompted, ours.encode([text]))
-
-
-def test_the_card_says_what_the_run_did(trained):
-    folder, workdir = trained
-    card = (workdir / "hf" / "README.md").read_text()
-    for fact in (str(folder), "3 of 16 pairs", "DoRA, rank 4", "hardest in-batch negatives"):
-        assert fact in card
 
 
 @pytest.mark.parametrize("trained", ["qwen2_vl"], indirect=True)
@@ -195,16 +197,14 @@ def test_an_adapter_is_exported_merged(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["llava_onevision"], indirect=True)
-def test_nothing_to_export_is_said(trained, tmp_path):
+def test_what_cannot_be_exported_is_said(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
     with pytest.raises(ValueError, match="no checkpoint to export"):
         export.run(config, tmp_path / "empty")
 
-
-@pytest.mark.parametrize("trained", ["llava_onevision"], indirect=True)
-def test_an_adapter_that_cannot_hold_the_model_is_refused(trained, tmp_path):
-    """Norms are trained, too; said before the first step."""
+    # An adapter that cannot hold the model is refused. Norms are trained, too; said before the
+    # first step.
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.update(

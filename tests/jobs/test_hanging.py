@@ -1,29 +1,29 @@
 """Reads that hang: SIGTERM and Ctrl-C save what is done and leave; the watchdog sees all phases."""
 
+import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests import children
 from tests.jobs import tiny_run
+from tests.jobs.hanging_train import hang_after
 from tests.jobs.tiny_run import checkpoint_steps, metrics
 from tests.multihost import launch
+from unime_jax import main
 from unime_jax.jobs import train
 from unime_jax.operations import watchdog
 
 
 def start(config, workdir, reads):
-    command = [sys.executable, "-m", "tests.jobs.hanging_train", str(reads)]
-    return subprocess.Popen(
-        [*command, *tiny_run.flags(config), f"--workdir={workdir}"],
-        cwd=tiny_run.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return children.start(
+        launch.command,
+        functools.partial(hang_after, reads),
+        output=workdir.with_suffix(".log"),
+        argv=[*tiny_run.flags(config), f"--workdir={workdir}"],
     )
 
 
@@ -31,7 +31,7 @@ def until_it_hangs(process, workdir):
     """Its third step is done, and one more was dispatched at most."""
     end = time.monotonic() + 200
     while not any(line["step"] >= 3 for line in metrics(workdir)):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said()
         assert time.monotonic() < end
         time.sleep(0.05)
     time.sleep(1)
@@ -47,8 +47,8 @@ def test_told_to_stop_while_a_read_hangs(config, straight, workdir, number, stat
     until_it_hangs(process, workdir)
     began = time.monotonic()
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status and time.monotonic() - began < 30, output
+    assert process.wait(timeout=60) == status and time.monotonic() - began < 30, process.said()
+    output = process.said()
     assert "Traceback" not in output and "told to stop: saving step" in output
     assert "the same command goes on" in output or number == signal.SIGTERM
     (stopped,) = checkpoint_steps(workdir)
@@ -63,8 +63,7 @@ def test_told_to_stop_while_a_read_hangs(config, straight, workdir, number, stat
 def test_of_several_processes_all_leave_a_read_that_hangs(config, workdir):
     """They cannot save: the state of the last step went into the next one, which waits for rows."""
     config.checkpoint.every = 2
-    script = ("-m", "tests.jobs.hanging_train", str(4 * 8 + 2))
-    run = launch.start(config, workdir, 2, script=script)
+    run = launch.start(config, workdir, 2, before=functools.partial(hang_after, 4 * 8 + 2))
     run.wait_until(lambda: any(line["step"] >= 3 for line in metrics(workdir)))
     time.sleep(2)
     for process in run.processes:
@@ -79,9 +78,8 @@ def test_of_several_processes_all_leave_a_read_that_hangs(config, workdir):
 def test_the_watchdog_ends_a_run_whose_first_batch_never_comes(config, workdir):
     config.watchdog.seconds = 3.0
     process = start(config, workdir, reads=0)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == watchdog.STATUS, output
-    assert "no step has finished for 3 s" in output
+    assert process.wait(timeout=120) == watchdog.STATUS, process.said()
+    assert "no step has finished for 3 s" in process.said()
     assert "read_or_hang" in (workdir / "stacks-0.txt").read_text()
     assert not (workdir / "run.lock").exists()
 
@@ -94,8 +92,11 @@ def test_the_watchdog_ends_a_run_with_a_pipe_in_place_of_a_file(config, data, wo
     file = tmp_path / "data" / "mini_mmeb" / "backbone" / "config.json"
     file.unlink()
     os.mkfifo(file)
-    config.watchdog.setup_seconds = 1.5
-    process = tiny_run.start(config, workdir)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == watchdog.STATUS, output
-    assert "the set-up has not gone on for 1.5 s" in output
+    config.watchdog.setup_seconds = 0.5
+    process = children.start(
+        main.run,
+        output=tmp_path / "log",
+        argv=[*tiny_run.flags(config), f"--workdir={workdir}"],
+    )
+    assert process.wait(timeout=120) == watchdog.STATUS, process.said()
+    assert "the set-up has not gone on for 0.5 s" in process.said()

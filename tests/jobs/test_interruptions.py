@@ -1,20 +1,18 @@
 """Runs that are killed, told to stop, or left without a disk, and go on as if nothing had been."""
 
 import contextlib
-import dataclasses
 import functools
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from tests.jobs import tiny_run
+from tests import children
+from tests.jobs import forked_train, tiny_run
 from tests.jobs.tiny_run import metrics, saved
 from unime_jax.jobs import train
 
@@ -34,20 +32,16 @@ def assert_undisturbed(workdir, straight):
     assert (workdir / "hf" / "self_check.json").exists()
 
 
-def disturbed(config, folder, ends, **environment):
-    """What tests/jobs/forked_train.py prints; `ends` by work directory."""
-    file = folder / "config.json"
-    file.write_text(json.dumps(config.to_dict(), default=dataclasses.asdict))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.forked_train", file, folder, json.dumps(ends)],
-        cwd=tiny_run.ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=3000,
+def disturbed(config, folder, ends, jax_options=None):
+    """What `forked_train` tells of these ends by work directory."""
+    child = children.start(
+        forked_train.all_disturbed,
+        *(config.to_dict(), folder, ends),
+        output=folder / "log",
+        jax_options=jax_options,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert child.wait(timeout=3000) == 0, child.said()
+    return json.loads((folder / "ends.json").read_text())
 
 
 def moments(count, seed):
@@ -100,11 +94,7 @@ def test_told_to_stop_in_any_phase(config, straight, tmp_path):
 def test_a_second_start_compiles_nothing(config, tmp_path):
     config.compilation_cache = str(tmp_path / "cache")
     never = (signal.SIGKILL, 1e9, 0.0)
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    found = disturbed(config, tmp_path, [[never], [never]], **environment)
+    found = disturbed(config, tmp_path, [[never], [never]], {"jax_compilation_cache_dir": None})
     assert [(status, again) for status, again, _ in found] == [(0, 0)] * 2
     second = (tmp_path / "0" / "goodput.json").stat().st_mtime  # the last that the first wrote
     programs = list((tmp_path / "cache").glob("*-cache"))

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoImageProcessor, AutoProcessor, LlavaOnevisionForCon
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.jobs import tiny_run
 from tests.models.oracle import picture
-from unime_jax import Embedder, backbones
+from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import export, train
@@ -57,7 +58,8 @@ def exported(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
 
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
-    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512, mesh=mesh)
     return model.encode(
         [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
     )
@@ -99,8 +101,7 @@ def test_our_embedder_gives_the_embeddings(exported):
     folder, written = exported
     np.testing.assert_allclose(embedded(written), embedded(folder), atol=1e-6)
 
-
-def test_the_template_renders_llaves_prompt(exported):
+    # The template renders llaves prompt
     folder, written = exported
     processor = AutoProcessor.from_pretrained(written)
     ours = [backbones.open_backbone(str(f), max_length=512) for f in exported]
@@ -114,8 +115,7 @@ def test_the_template_renders_llaves_prompt(exported):
             found = processor.apply_chat_template(messages, add_generation_prompt=generation)
             assert found == FRAME.format(text)
 
-
-def test_files_are_llava_onevisions(exported):
+    # Files are llava onevisions
     folder, written = exported
     config = json.loads((written / "config.json").read_text())
     assert config["model_type"] == "llava_onevision"

@@ -5,6 +5,7 @@ process and over those of several are not made in the same order.
 """
 
 import collections
+import functools
 import json
 import pathlib
 import signal
@@ -16,9 +17,10 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from tests import children
 from tests.jobs import tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics
-from tests.multihost import launch
+from tests.multihost import launch, reader, recording
 from unime_jax.data import formats, mixture
 from unime_jax.jobs import train
 
@@ -74,8 +76,8 @@ def pair(data, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "records").mkdir()
     config = tiny_run.make_config(data)
-    script = ("-m", "tests.multihost.recording", str(folder / "records"))
-    launch.finish(config, folder / "run", 2, script=script)
+    before = functools.partial(recording.record, folder / "records")
+    launch.finish(config, folder / "run", 2, before=before)
     return folder / "run"
 
 
@@ -121,21 +123,19 @@ def test_process_0_writes(pair):
 
 def test_each_process_reads_its_own_weights(straight, tmp_path):
     """And they gather them to write them, as export does."""
-    given = {"coordinator": f"localhost:{launch.free_port()}", "num_processes": 2}
+    coordinator = f"localhost:{launch.free_port()}"
     running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.multihost.reader"]
-            + [json.dumps(given | {"process_id": n}), str(straight / "hf"), str(tmp_path)],
-            cwd=tiny_run.ROOT,
-            env=launch.environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        children.start(
+            reader.read,
+            *(coordinator, n, str(straight / "hf"), tmp_path),
+            output=tmp_path / f"{n}.log",
+            environment=launch.environment(2),
+            jax_options=launch.NO_CACHE,
         )
         for n in range(2)
     ]
-    said = [one.communicate(timeout=launch.LIMIT)[0] for one in running]
-    assert [one.returncode for one in running] == [0, 0], "\n".join(said)
+    codes = [one.wait(launch.LIMIT) for one in running]
+    assert codes == [0, 0], "\n".join(one.said() for one in running)
     found, other = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
     spread = 0
     for path, (spec, read, size) in found.items():

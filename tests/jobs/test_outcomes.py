@@ -32,8 +32,7 @@ def test_a_run_leaves_what_it_counted_and_what_became_of_it(straight):
     for name, total in found["counts"].items():
         assert total == sum(line[name] for line in lines)
 
-
-def test_scores_are_in_tensorboard(straight):
+    # Scores are in tensorboard
     found = json.loads((straight / "evaluation.json").read_text())
     (file,) = (straight / "tensorboard" / "evaluation").iterdir()
     data, shown = file.read_bytes(), {}
@@ -47,8 +46,7 @@ def test_scores_are_in_tensorboard(straight):
     for name, percent in found["after"]["datasets"].items():
         assert shown[6, f"evaluation/datasets/{name}"] == pytest.approx(percent)
 
-
-def test_the_report_says_what_was_measured_and_on_how_many_rows(straight):
+    # The report says what was measured and on how many rows
     page = (straight / "report.html").read_text()
     for words in ("Scores on mini_mmeb/eval", "(random weights)", "95 % interval", "of 1 rows",
                   "finished", "UTC", "took", jax.__version__, "Loss by source", "too few to tell",
@@ -113,7 +111,7 @@ def test_the_model_card_says_what_the_run_found(config, straight, workdir):
     assert "| **warning** | the model has collapsed" in card
 
 
-def test_a_constant_model_does_not_pass_the_self_check(config, workdir, monkeypatch):
+def test_a_constant_model_does_not_pass_the_self_check(config, workdir, monkeypatch, tmp_path):
     """One vector for every token, of texts and images: it agrees with itself on every input."""
     initial = Setup.initial
 
@@ -132,8 +130,7 @@ def test_a_constant_model_does_not_pass_the_self_check(config, workdir, monkeypa
         export.run(config, workdir)
     assert not (workdir / "hf" / "README.md").exists()
 
-
-def test_a_record_of_one_embedding_does_not_pass_either(tmp_path):
+    # A record of one embedding does not pass either
     one = np.full((3, 4), 0.5)
     with pytest.raises(RuntimeError, match="all 3 inputs of the self-check one embedding"):
         self_check._check_different(one, 0.99999, tmp_path)

@@ -13,7 +13,7 @@ from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.jobs import tiny_run
 from tests.models.oracle import picture
-from unime_jax import Embedder, backbones
+from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones.io import merging
 from unime_jax.data.settings import Bucket
 from unime_jax.export import self_check
@@ -34,6 +34,8 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     write_weights(folder)
     config = tiny_run.make_config(data)
     config.steps = 3
+    config.batch_size = config.chunk_size = 8
+    config.loss.hard_negatives = 4
     config.backbone = str(folder)
     config.init = "pretrained"
     config.processing.prompt = "raw"
@@ -56,7 +58,9 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
 
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
-    return Embedder.from_pretrained(folder, dtype="float32", max_length=192).encode(ELEMENTS)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(folder, dtype="float32", max_length=192, mesh=mesh)
+    return model.encode(ELEMENTS)
 
 
 def test_the_export_is_the_trained_model_in_the_hubs_form(trained):
@@ -76,6 +80,12 @@ def test_the_export_is_the_trained_model_in_the_hubs_form(trained):
     assert {key: after[key] for key in before} == before
     assert (workdir / "hf" / "clip_vision_config.json").exists()
 
+    # The card says what other libraries lack
+    _, workdir = trained
+    card = (workdir / "hf" / "README.md").read_text()
+    assert "transformers has no class for this model" in card and "library_name: transf" in card
+    assert not (workdir / "hf" / "modules.json").exists()  # of sentence-transformers
+
 
 def test_the_export_passes_its_own_check(trained):
     """Prompts with images by number are worded as they were."""
@@ -89,13 +99,6 @@ def test_the_adapter_alone_gives_the_embeddings(trained):
     assert np.all(np.sum(found * expected, axis=1) >= 0.99999)
     record = json.loads((workdir / "hf_adapter" / merging.CONFIG).read_text())
     assert sorted(record["rank_pattern"].values()) == [8, 12] and record["use_dora"]
-
-
-def test_the_card_says_what_other_libraries_lack(trained):
-    _, workdir = trained
-    card = (workdir / "hf" / "README.md").read_text()
-    assert "transformers has no class for this model" in card and "library_name: transf" in card
-    assert not (workdir / "hf" / "modules.json").exists()  # of sentence-transformers
 
 
 def test_an_adapter_is_exported_merged_and_in_bfloat16(trained, tmp_path):

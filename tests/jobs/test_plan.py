@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import plan as plans
 from tests.backbones.tiny_folders import write_folder
+from tests.tables import for_each
 from unime_jax import backbones, config
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
@@ -136,21 +137,18 @@ def test_several_plans_in_one_call(drafts):
     plans = [(entry["recipe"], entry["topology"]) for entry in read(drafts)]
     assert plans == [("embed", "v5e:2x2"), ("step", "v5e:4x4"), ("step", "v5e:2x4")]
 
-
-def test_a_batch_that_does_not_fit_the_slice_is_one_line_of_the_table(drafts):
+    # A batch that does not fit the slice is one line of the table
     _, wrong, step = read(drafts)
     assert "config.chunk_size=8 must be a multiple of 16" in wrong["problem"]
     assert wrong["memory"] is None and wrong["fits"] is False
     assert step["problem"] == "" and step["memory"]
 
-
-def test_an_embed_job(drafts):
+    # An embed job
     job, *_ = read(drafts)
     assert job["memory"]["optimizer"] == job["memory"]["gradients"] == 0
     assert job["hours"] is None and job["work"]["useful"] > 0
 
-
-def test_json_there_and_back(drafts):
+    # Json there and back
     *_, step = read(drafts)
     entry = report.entry_from_json(step)
     assert isinstance(entry.memory, memory.Memory)
@@ -246,8 +244,7 @@ def test_the_compiler_is_asked_for_by_name(monkeypatch):
     with pytest.raises(compiler.NoCompilerError, match=r'pip install "jax\[tpu\]"'):
         compiler.devices(chips.parse("v5e:2x2"))
 
-
-def test_refusals_say_how_much_was_wanted():
+    # Refusals say how much was wanted
     for message in (
         "RESOURCE_EXHAUSTED: Ran out of memory. Used 34.25G of 15.75G hbm. Exceeded by 18.5G.",
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
@@ -257,9 +254,13 @@ def test_refusals_say_how_much_was_wanted():
     assert compiler._refused_bytes("INTERNAL: something else") is None
 
 
-@pytest.mark.parametrize("slice_name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
-def test_libtpu_states_the_limit_that_we_have_of_a_chip(slice_name):
+@pytest.fixture
+def libtpu():
     pytest.importorskip("libtpu")
+
+
+@for_each("slice_name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
+def test_libtpu_states_the_limit_that_we_have_of_a_chip(libtpu, slice_name):
     where = chips.parse(slice_name)
     sharding = jax.sharding.SingleDeviceSharding(compiler.devices(where)[0])
     needed = 2**37  # 128 GiB, more than any of them has

@@ -90,8 +90,7 @@ def test_an_export_is_checked(config, tmp_path):
     with pytest.raises(ValueError, match="(?s)^3 things.*_size=20.*config.backb.*config.data.tr"):
         export.run(config, tmp_path)
 
-
-def test_an_embedding_job_is_checked(tmp_path):
+    # An embedding job is checked
     config = embed_recipe.get_config()
     config.backbone = str(tmp_path / "nowhere")
     config.data.folder, config.data.texts = str(tmp_path), ("texts.txt",)

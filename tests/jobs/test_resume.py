@@ -28,9 +28,18 @@ def check(workdir, config):
     resume.check_config(workdir, config.to_dict())
 
 
-def test_the_same_config_says_nothing(workdir, config, caplog):
+def test_the_same_config_says_nothing_and_the_rest_is_applied_and_logged(workdir, config, caplog):
     check(workdir, config)
     assert not caplog.text
+
+    # The rest is applied and logged
+    (workdir / "evaluation.json").write_text("{}")
+    config.update_from_flattened_dict(ALLOWED)
+    with caplog.at_level("INFO"):
+        check(workdir, config)
+    for key, value in ALLOWED.items():
+        assert f"  config.{key}: " in caplog.text and f" -> {json.dumps(value)}" in caplog.text
+    assert (workdir / "evaluation.json").exists()
 
 
 REFUSED = {
@@ -83,16 +92,6 @@ ALLOWED = {
 }
 
 
-def test_the_rest_is_applied_and_logged(workdir, config, caplog):
-    (workdir / "evaluation.json").write_text("{}")
-    config.update_from_flattened_dict(ALLOWED)
-    with caplog.at_level("INFO"):
-        check(workdir, config)
-    for key, value in ALLOWED.items():
-        assert f"  config.{key}: " in caplog.text and f" -> {json.dumps(value)}" in caplog.text
-    assert (workdir / "evaluation.json").exists()
-
-
 def test_another_evaluation_forgets_the_scores_before(workdir, config):
     files = [workdir / name for name in ("evaluation.json", "evaluations.jsonl")]
     for file in files:
@@ -132,15 +131,15 @@ def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
         check(workdir, config)
 
 
-def test_a_run_of_before_there_was_schedule_steps_goes_on(workdir, config):
+def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, caplog):
     earlier = json.loads((workdir / "config.json").read_text())
     del earlier["optimizer"]["schedule_steps"]
     (workdir / "config.json").write_text(json.dumps(earlier))
     check(workdir, config)
+    setup.write_config(workdir, config)
 
-
-def test_a_run_of_before_keys_were_renamed_goes_on(workdir, config, caplog):
-    """Buckets were (tokens, tiles, share), and the keys of planning a part of every config."""
+    # A run of before keys were renamed goes on. Buckets were (tokens, tiles, share), and the keys
+    # of planning a part of every config.
     earlier = json.loads((workdir / "config.json").read_text())
     data, loss, processing = earlier["data"], earlier["loss"], earlier["processing"]
     data["homogeneous"] = data.pop("source_run")
@@ -182,13 +181,13 @@ def test_a_key_that_is_new_or_gone_counts_as_changed(workdir, config):
         resume.check_config(workdir, found)
 
 
-def test_nothing_trained_nothing_compared(workdir, config):
+def test_nothing_trained_nothing_compared(workdir, config, caplog):
     (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "2.orbax-checkpoint-tmp")
     config.seed = 1
     check(workdir, config)
+    (workdir / "checkpoints" / "2.orbax-checkpoint-tmp").rename(workdir / "checkpoints" / "2")
 
-
-def test_a_record_that_is_gone_or_broken(workdir, config, caplog):
+    # A record that is gone or broken
     config.seed = 1
     (workdir / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match="config.json is not JSON"):
@@ -198,14 +197,12 @@ def test_a_record_that_is_gone_or_broken(workdir, config, caplog):
     assert "cannot be compared" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--workdir=.*file/run cannot be written: Not a dir"):
         resume.open_workdir(tmp_path / "file" / "run")
 
-
-def test_a_disk_without_room_is_said_at_the_start(tmp_path, monkeypatch):
-    """A full one still takes an empty file."""
+    # A disk without room is said at the start. A full one still takes an empty file.
     write = pathlib.Path.write_bytes
 
     def full(path, data):

@@ -58,8 +58,7 @@ def test_a_run_leaves_all_its_files(straight):
     assert len((straight / "report.html").read_text()) > 10_000
     assert checkpoint_steps(straight) == [4, 6]  # keep=2
 
-
-def test_metrics(straight):
+    # Metrics
     lines = metrics(straight)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
@@ -69,8 +68,7 @@ def test_metrics(straight):
         assert 0 <= line["pad_fraction"] < 1 and 0 <= line["data_wait_share"] <= 1
         assert 0 < line["negatives_per_query"] < 32 and 0 <= line["masked_share"] < 1
 
-
-def test_evaluation(straight):
+    # Evaluation
     found = json.loads((straight / "evaluation.json").read_text())
     assert found.keys() == {"before", "after"}
     for scores in found.values():
@@ -80,6 +78,18 @@ def test_evaluation(straight):
         values = [*scores["datasets"].values(), *scores["composition"].values()]
         assert len(scores["datasets"]) > 4 and all(0 <= value <= 100 for value in values)
     assert found["before"] != found["after"]
+
+    # Export self check holds every kind of input
+    check = json.loads((straight / "hf" / "self_check.json").read_text())
+    assert check.keys() == {"dtype", "inputs", "embeddings"} and check["dtype"] == "float32"
+    kinds = set()
+    for entry in check["inputs"]:
+        assert entry.keys() == {"text", "image"}
+        assert entry["image"] is None or (straight / "hf" / entry["image"]).is_file()
+        body = re.fullmatch(r"(?s)<\|im_start\|>user (.*?)<\|im_end\|>.*", entry["text"])[1]
+        kinds.add((entry["image"] is not None, bool(body.replace("<image>", "").strip())))
+    assert kinds == {(False, True), (True, False), (True, True)}
+    assert len(check["embeddings"]) == len(check["inputs"])
 
 
 # The export, read by torch
@@ -93,19 +103,6 @@ def exported(straight):
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert not report["mismatched_keys"]
     return model.eval()
-
-
-def test_export_self_check_holds_every_kind_of_input(straight):
-    check = json.loads((straight / "hf" / "self_check.json").read_text())
-    assert check.keys() == {"dtype", "inputs", "embeddings"} and check["dtype"] == "float32"
-    kinds = set()
-    for entry in check["inputs"]:
-        assert entry.keys() == {"text", "image"}
-        assert entry["image"] is None or (straight / "hf" / entry["image"]).is_file()
-        body = re.fullmatch(r"(?s)<\|im_start\|>user (.*?)<\|im_end\|>.*", entry["text"])[1]
-        kinds.add((entry["image"] is not None, bool(body.replace("<image>", "").strip())))
-    assert kinds == {(False, True), (True, False), (True, True)}
-    assert len(check["embeddings"]) == len(check["inputs"])
 
 
 def test_torch_reproduces_the_self_check(straight, exported):

@@ -2,13 +2,11 @@
 
 import copy
 import functools
-import subprocess
-import sys
 
 import pytest
 
 from experiments import llave, stage2
-from tests.jobs import tiny_run
+from tests import children
 from tests.jobs.tiny_run import metrics
 from unime_jax import main
 from unime_jax.config import TrainConfig
@@ -66,33 +64,25 @@ def test_a_missing_key_is_named(config, workdir):
         train.run(config, workdir)
 
 
-# A process costs seconds of imports, so that there is one for both.
-MISTAKE_AND_CTRL_C = """
-import sys
-from unime_jax import main
-try:
+def interrupted():
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    main.app.run = interrupt
     main.run()
-except SystemExit as end:
-    print("mistake", 1 if isinstance(end.code, str) else end.code, end.code, flush=True)
-def interrupted(*_, **__):
-    raise KeyboardInterrupt
-main.app.run = interrupted
-main.run()
-"""
 
 
 def test_the_command_line_answers_a_mistake_in_a_line_and_ctrl_c_without_traceback(tmp_path):
     flags = ["--config=experiments/stage2.py", "--config.optimizer.learning_rte=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", MISTAKE_AND_CTRL_C, *flags, f"--workdir={tmp_path}"],
-        cwd=tiny_run.ROOT,
-        capture_output=True,
-        text=True,
+    argv = [*flags, f"--workdir={tmp_path}"]
+    mistaken, stopped = (
+        children.start(call, output=tmp_path / call.__name__, argv=argv)
+        for call in (main.run, interrupted)
     )
-    assert done.stdout.startswith("mistake 1 ") and "Traceback" not in done.stdout + done.stderr
-    assert '"learning_rate" instead of "learning_rte"' in done.stdout + done.stderr
-    assert done.returncode == 130
-    assert "Ctrl-C: the same command goes on" in done.stderr
+    assert (mistaken.wait(60), stopped.wait(60)) == (1, 130)
+    assert '"learning_rate" instead of "learning_rte"' in mistaken.said()
+    assert "Ctrl-C: the same command goes on" in stopped.said()
+    assert "Traceback" not in mistaken.said() + stopped.said()
 
 
 def test_a_bug_keeps_its_traceback():

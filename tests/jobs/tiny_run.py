@@ -4,8 +4,6 @@ import importlib
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -56,18 +54,6 @@ def with_evaluation(config: ConfigDict) -> ConfigDict:
     config.evaluation.rows = 64
     config.evaluation.limit = 1
     return config
-
-
-def start(config: ConfigDict, workdir: pathlib.Path) -> subprocess.Popen:
-    """The command line, as a process; what differs from stage2.py is said by flags."""
-    command = [sys.executable, "-m", "unime_jax.main", *flags(config), f"--workdir={workdir}"]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def flags(config: ConfigDict, experiment: str = "experiments/stage2.py") -> list[str]:

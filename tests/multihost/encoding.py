@@ -1,21 +1,15 @@
 """Two processes that embed together, and what each had to do for it.
 
-    python -m tests.multihost.encoding <coordinator> <model folder> <items.json> <folder>
-
-leaves <folder>/<process>.npz. They are children of one, which imports once. An item is [text, PNG
-in hexadecimal]. Two devices a process, on meshes where both processes have rows of their own, and
-where both have all rows.
+Each leaves <folder>/<process>.npz. An item is (text, PNG). Two devices a process, on meshes where
+both processes have rows of their own, and where both have all rows.
 """
 
-import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.jobs.embedding.forked import forked, status_of
 from unime_jax import embedder, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item, Media, Row
@@ -70,18 +64,14 @@ def embed(folder: str, items: list[Item]) -> dict[str, np.ndarray]:
     return found
 
 
-def main(coordinator: str, folder: str, items_file: str, out: str) -> None:
-    given = json.loads(pathlib.Path(items_file).read_text())
-    items = [Item(x, (Media("a", bytes.fromhex(data)),) if data else ()) for x, data in given]
-
-    def run(process: int) -> None:
-        jax.distributed.initialize(coordinator, 2, process)
-        np.savez(pathlib.Path(out) / f"{process}.npz", **embed(folder, items))
-        jax.distributed.shutdown()
-
-    children = [forked(lambda process=process: run(process)) for process in range(2)]
-    sys.exit(any([status_of(child) for child in children]))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def run(
+    coordinator: str,
+    process: int,
+    folder: str,
+    given: list[tuple[str, bytes]],
+    out: pathlib.Path,
+) -> None:
+    items = [Item(text, (Media("a", data),) if data else ()) for text, data in given]
+    jax.distributed.initialize(coordinator, 2, process)
+    np.savez(out / f"{process}.npz", **embed(folder, items))
+    jax.distributed.shutdown()

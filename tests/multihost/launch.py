@@ -5,28 +5,30 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from tests import children
 from tests.jobs import tiny_run
+from unime_jax import main
 
 DEVICES = 8  # of all processes together
 LIMIT = 420  # seconds
+# Only process 0 finds everything in a cache, and the CPU's collectives give up on a process that
+# comes 30 s later.
+NO_CACHE = {"jax_enable_compilation_cache": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Processes that were started together, and what each has said so far."""
 
-    processes: Sequence[subprocess.Popen]
-    logs: Sequence[pathlib.Path]
+    processes: Sequence[children.Child]
 
     def said(self, process: int) -> str:
-        return self.logs[process].read_text()
+        return self.processes[process].said()
 
     def wait(self) -> list[int]:
         """Return codes, by process; all are killed when it takes too long."""
@@ -64,48 +66,43 @@ def start(
     processes: int,
     *flags: str,
     experiment: str = "experiments/stage2.py",
-    script: Sequence[str] = ("-m", "unime_jax.main"),
+    before: Callable[[], None] | None = None,
 ) -> Run:
     """The training command, once for each process, on equal parts of `DEVICES`.
 
-    `script` takes the place of unime_jax.main. Logs lie beside `workdir`. Each process may have a
+    `before` is called first in each of them. Logs lie beside `workdir`. Each process may have a
     config of its own.
     """
     configs = [config] * processes if isinstance(config, ConfigDict) else config
-    command = [
-        *(sys.executable, *script),
+    shared = [
         *(f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}"),
         *(f"--num_processes={processes}", *flags),
     ]
-    logs = [workdir.with_name(f"{workdir.name}_{p}_of_{processes}.log") for p in range(processes)]
-    started = []
-    for number, log in enumerate(logs):
-        with log.open("w") as output:
-            started.append(
-                subprocess.Popen(
-                    [*command, f"--process_id={number}"]
-                    + tiny_run.flags(configs[number], experiment),
-                    cwd=tiny_run.ROOT,
-                    env=environment(processes),
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return Run(started, logs)
+    started = [
+        children.start(
+            command,
+            before,
+            output=workdir.with_name(f"{workdir.name}_{number}_of_{processes}.log"),
+            argv=[*shared, f"--process_id={number}", *tiny_run.flags(own, experiment)],
+            environment=environment(processes),
+            jax_options=NO_CACHE,
+        )
+        for number, own in enumerate(configs)
+    ]
+    return Run(started)
+
+
+def command(before: Callable[[], None] | None) -> None:
+    if before is not None:
+        before()
+    main.run()
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Of each of so many processes.
-
-    None uses a compilation cache: only process 0 finds everything there, and the CPU's collectives
-    give up on a process that comes 30 s later.
-    """
+    """Of each of so many processes."""
     count = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    return os.environ | {
-        "XLA_FLAGS": f"{others} {count}",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
+    return os.environ | {"XLA_FLAGS": f"{others} {count}"}
 
 
 def finish(*arguments, **options) -> Run:

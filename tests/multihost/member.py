@@ -1,11 +1,9 @@
 """One process of several that do nothing but join, and then what they are told to.
 
-    python -m tests.multihost.member <JSON of the arguments of processes.join> <what> [<folder>]
-
-"wait" for the others at the end; "raise" an error; be "killed"; "slow": wait, after others have.
+It is to "wait" for the others at the end; to "raise" an error; to be "killed"; to be "slow", that
+is to wait after others have.
 """
 
-import json
 import os
 import pathlib
 import signal
@@ -20,13 +18,13 @@ from unime_jax.operations import processes
 LATER = 6.0  # seconds that a slow process needs more than others
 
 
-def main(arguments: str, what: str, folder: str | None = None) -> None:
+def run(arguments: dict, what: str, folder: pathlib.Path | None = None) -> None:
     logging.set_verbosity(logging.INFO)
     processes._SEEN_SECONDS = 1.0
     try:
-        processes.join(**json.loads(arguments))
+        processes.join(**arguments)
         if folder:
-            processes.check_shared(pathlib.Path(folder))
+            processes.check_shared(folder)
         if what == "raise":
             raise ValueError("this one has no data")
     except ValueError as error:
@@ -43,7 +41,3 @@ def main(arguments: str, what: str, folder: str | None = None) -> None:
         processes.fail(traceback.format_exc(), expected=False)
         raise
     sys.stdout.write("left\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,14 +1,11 @@
 """One process of two that read a model's weights, note what of them, and write them again.
 
-    python -m tests.multihost.reader <JSON of the arguments of processes.join> <model> <folder>
-
-leaves <folder>/<process>.json: by parameter its spec and how many of its values were read here.
+Each leaves <folder>/<process>.json: by parameter its spec and how many of its values it has read.
 """
 
 import collections
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +16,8 @@ from unime_jax.backbones.io import weights
 from unime_jax.operations import processes
 
 
-def main(arguments: str, model: str, folder: pathlib.Path) -> None:
-    processes.join(**json.loads(arguments))
+def read(coordinator: str, process: int, model: str, folder: pathlib.Path) -> None:
+    processes.join(coordinator=coordinator, process_id=process, num_processes=2)
     backbone = backbones.open_backbone(model, max_length=64)
     mesh = sharding.make_mesh(1, 4, 2)
     _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
@@ -43,7 +40,3 @@ def main(arguments: str, model: str, folder: pathlib.Path) -> None:
     found = {path: (str(placed[path].spec), read[path], shapes[path].size) for path in shapes}
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
     processes.leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))

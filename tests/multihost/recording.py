@@ -1,9 +1,7 @@
 """unime_jax.main, noting what one process reads and writes.
 
-    python -m tests.multihost.recording <folder> <flags of unime_jax.main>
-
-leaves <folder>/<process>.json: "rows", the (source, row) that were begun to be read, in order, and
-"written", the files that Python made, opened for writing, renamed or removed.
+`record` leaves <folder>/<process>.json: "rows", the (source, row) that were begun to be read, in
+order, and "written", the files that Python made, opened for writing, renamed or removed.
 """
 
 import json
@@ -14,7 +12,6 @@ import threading
 
 import jax
 
-from unime_jax import main
 from unime_jax.data import loader
 from unime_jax.operations import processes
 
@@ -49,8 +46,3 @@ def record(folder: pathlib.Path) -> None:
     loader.read_example = read_and_note
     processes.leave = write_and_leave
     sys.addaudithook(note)
-
-
-if __name__ == "__main__":
-    record(pathlib.Path(sys.argv.pop(1)))
-    main.run()

@@ -1,14 +1,14 @@
 """Joining and ending together, by processes that train nothing: seconds each."""
 
-import json
 import os
-import subprocess
-import sys
+import pathlib
+import signal
 import time
 
 import pytest
 
-from tests.jobs.tiny_run import ROOT
+from tests import children
+from tests.multihost import member
 from tests.multihost.launch import free_port
 from tests.multihost.member import LATER
 from tests.tables import for_each
@@ -17,7 +17,13 @@ from unime_jax.operations import processes
 HEARTBEAT = 4  # seconds; LATER is longer
 
 
-def members(*whats: str, folders: tuple = (), join_seconds: int = 30, present: int | None = None):
+def members(
+    logs: pathlib.Path,
+    *whats: str,
+    folders: tuple = (),
+    join_seconds: int = 30,
+    present: int | None = None,
+):
     """(return code, output) of each process, and how long they took; `present` of them exist."""
     port, started = free_port(), time.monotonic()
     running = []
@@ -29,39 +35,42 @@ def members(*whats: str, folders: tuple = (), join_seconds: int = 30, present: i
             "join_seconds": join_seconds,
             "heartbeat_seconds": HEARTBEAT,
         }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.multihost.member", json.dumps(arguments), what]
-                + [str(folder) for folder in folders[number : number + 1]],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        given = (arguments, what, *folders[number : number + 1])
+        running.append(children.start(member.run, *given, output=logs / f"{number}.log"))
     try:
-        said = [one.communicate(timeout=120)[0] for one in running]
+        codes = [one.wait(timeout=120) for one in running]
     finally:
         for one in running:
             one.kill()
-    return [(one.returncode, text) for one, text in zip(running, said)], time.monotonic() - started
+    seconds = time.monotonic() - started
+    return [(code, last_word(one)) for code, one in zip(codes, running)], seconds
+
+
+def last_word(ended: children.Child) -> str:
+    """What it said; of one that was aborted, until its witness has spoken."""
+    end = time.monotonic() + 10
+    while ended.returncode == -signal.SIGABRT and time.monotonic() < end:
+        if ended.said().rstrip().endswith(processes.RESUMES):
+            break
+        time.sleep(0.01)
+    return ended.said()
 
 
 @pytest.mark.slow
-def test_who_is_done_early_waits_for_the_others():
+def test_who_is_done_early_waits_for_the_others(tmp_path):
     """Longer than the heartbeat timeout, which is for processes that are silent."""
     assert LATER > HEARTBEAT
-    found, seconds = members("slow", "wait")
+    found, seconds = members(tmp_path, "slow", "wait")
     assert [code for code, _ in found] == [0, 0], found
     assert all("left" in text for _, text in found) and seconds > LATER
     assert not any("ended from outside" in text for _, text in found)
 
 
 @pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing):
+def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing, tmp_path):
     whats = ["wait", "wait", "wait"]
     whats[failing] = "raise"
-    found, seconds = members(*whats)
+    found, seconds = members(tmp_path, *whats)
     assert [code for code, _ in found] == [1, 1, 1], found
     for number, (_, text) in enumerate(found):
         assert "error: this one has no data" in text and "The same command" in text
@@ -72,11 +81,11 @@ def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing):
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_is_killed_ends_the_others(killed):
+def test_a_process_that_is_killed_ends_the_others(killed, tmp_path):
     """They wait for it, and cannot be told; JAX notices its silence, and aborts them."""
     whats = ["wait", "wait", "wait"]
     whats[killed] = "killed"
-    found, seconds = members(*whats)
+    found, seconds = members(tmp_path, *whats)
     assert found[killed][0] == -9
     for number, (code, text) in enumerate(found):
         if number == killed:
@@ -96,8 +105,8 @@ def test_a_process_that_is_killed_ends_the_others(killed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("present", [1, 2])
-def test_processes_that_do_not_come_are_not_awaited_for_ever(present):
-    found, seconds = members("wait", "wait", "wait", join_seconds=3, present=present)
+def test_processes_that_do_not_come_are_not_awaited_for_ever(present, tmp_path):
+    found, seconds = members(tmp_path, "wait", "wait", "wait", join_seconds=3, present=present)
     assert [code for code, _ in found] == [1] * present and seconds < 60
     assert "error: process 0 of 3 waited for the others at localhost:" in found[0][1]
     assert "not all came within 3 s" in found[0][1]
@@ -105,46 +114,38 @@ def test_processes_that_do_not_come_are_not_awaited_for_ever(present):
         assert "process 1 of 3 was not joined with the others through process 0" in found[1][1]
 
 
-def test_a_coordinator_that_does_not_answer_is_named():
+def test_a_coordinator_that_does_not_answer_is_named(tmp_path):
     arguments = {"coordinator": f"localhost:{free_port()}", "process_id": 2, "num_processes": 4}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.multihost.member"]
-        + [json.dumps(arguments | {"join_seconds": 2}), "wait"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+    done = children.start(
+        member.run, arguments | {"join_seconds": 1}, "wait", output=tmp_path / "log"
     )
-    assert done.returncode == 1
-    assert "process 2 of 4 was not joined" in done.stderr
-    assert arguments["coordinator"] in done.stderr and "within 2 s" in done.stderr
+    assert done.wait(60) == 1
+    assert "process 2 of 4 was not joined" in done.said()
+    assert arguments["coordinator"] in done.said() and "within 1 s" in done.said()
 
 
 @pytest.mark.slow
-def test_without_a_cluster_the_flags_are_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.multihost.member", "{}", "wait"],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if not key.startswith("SLURM")},
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_without_a_cluster_the_flags_are_named(tmp_path):
+    done = children.start(
+        *(member.run, {}, "wait"),
+        output=tmp_path / "log",
+        environment={key: x for key, x in os.environ.items() if not key.startswith("SLURM")},
     )
-    assert done.returncode == 1
-    assert "alone: --distributed: JAX finds no cluster" in done.stderr
-    assert "--coordinator=host:port" in done.stderr
+    assert done.wait(60) == 1
+    assert "alone: --distributed: JAX finds no cluster" in done.said()
+    assert "--coordinator=host:port" in done.said()
 
 
 @pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_noticed(tmp_path):
-    found, _ = members("wait", "wait", folders=(tmp_path / "a", tmp_path / "b"))
+    found, _ = members(tmp_path, "wait", "wait", folders=(tmp_path / "a", tmp_path / "b"))
     assert [code for code, _ in found] == [1, 1]
     assert all(f"{tmp_path / 'b'} of process 1 is not process 0's" in text for _, text in found)
 
 
 @pytest.mark.slow
 def test_a_shared_folder_is_left_as_it_was(tmp_path):
-    found, _ = members("wait", "wait", folders=(tmp_path / "a", tmp_path / "a"))
+    found, _ = members(tmp_path, "wait", "wait", folders=(tmp_path / "a", tmp_path / "a"))
     assert [code for code, _ in found] == [0, 0], found
     assert list((tmp_path / "a").iterdir()) == []
 

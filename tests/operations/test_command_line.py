@@ -89,16 +89,14 @@ def test_values_have_the_type_of_their_key():
     )
     config_reader.read(config.TrainConfig, values.to_dict())
 
-
-def test_elements_of_a_tuple_may_come_one_by_one():
+    # Elements of a tuple may come one by one
     plan = "plan:stage2"
     values = given("--config.topologies=v5e:4x4", "--config.topologies", "v6e:4x4", recipe=plan)
     assert values.topologies == ("v5e:4x4", "v6e:4x4")
     assert given("--config.topologies=v5e:2x4", recipe=plan).topologies == ("v5e:2x4",)
     assert given("--config.rows=0.5", recipe=plan).rows == (0.5,)
 
-
-def test_what_refers_to_a_key_follows_it():
+    # What refers to a key follows it
     values = given("--config.data.folder=/elsewhere")
     assert values.backbone == "/elsewhere/mini_mmeb/backbone"
     assert given("--config.data.folder=/x", "--config.backbone=/y").backbone == "/y"
@@ -146,8 +144,7 @@ def test_all_mistakes_come_at_once():
         "--config.stps", "config.seed", "--config.lora.rnk",
     ]  # fmt: skip
 
-
-def test_keys_of_runs_in_a_plan():
+    # Keys of runs in a plan
     values = given("--config.recipes.llave_7b.run.loss.hard_negatives=4", recipe="plan")
     assert values.recipes.llave_7b.run.loss.hard_negatives == 4
     with pytest.raises(ValueError, match='"llave_7b" instead of "llave_7"'):
@@ -231,6 +228,11 @@ def test_other_arguments_are_left_alone():
     assert overrides == [("steps", "3")]
     assert others == ["--config=stage2", "--workdir=/x", "--", "--config.steps=4"]
 
+    # Keys are those of the dataclasses
+    found = dict(command_line.keys(config.TrainConfig))
+    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
+    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())
+
 
 # Short runs
 
@@ -263,21 +265,13 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     assert values.optimizer.warmup_steps == 15 and "warmup" not in said
     assert fitted("--config.job=export", "--config.steps=0")[1] == ""
 
-
-def test_a_short_run_is_planned_as_it_would_be_trained():
+    # A short run is planned as it would be trained
     values, said = fitted("--config.run.steps=12", recipe="plan:stage2")
     assert values.run.optimizer.warmup_steps == 1
     assert "config.run.optimizer.warmup_steps: 15 -> 1" in said
     given = "--config.run.steps=12", "--config.run.optimizer.warmup_steps=11"
     assert fitted(*given, recipe="plan:stage2")[0].run.optimizer.warmup_steps == 11
 
-
-def test_a_run_of_infonce_alone_says_so():
+    # A run of infonce alone says so
     assert "all 12 steps are plain InfoNCE" in fitted("--config.steps=12")[1]
     assert "InfoNCE" not in fitted("--config.steps=12", "--config.infonce_steps=0")[1]
-
-
-def test_keys_are_those_of_the_dataclasses():
-    found = dict(command_line.keys(config.TrainConfig))
-    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
-    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())

@@ -3,14 +3,15 @@
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests import children
 from tests.backbones.tiny_texts import write_bert
 from tests.jobs import tiny_run
+from tests.operations import embedding
+from tests.tables import for_each
 from unime_jax.operations import compilation_cache
 
 FILES, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
@@ -41,8 +42,7 @@ def test_programs_of_a_cpu_are_the_users_and_the_cpus(chosen, home, tmp_path, mo
     monkeypatch.setattr(compilation_cache.platform, "machine", lambda: "another")
     assert compilation_cache.folder_for(None) != folder
 
-
-def test_programs_of_an_accelerator_are_the_runs(home, tmp_path, monkeypatch):
+    # Programs of an accelerator are the runs
     monkeypatch.setattr(compilation_cache.jax, "default_backend", lambda: "tpu")
     assert compilation_cache.folder_for(tmp_path) == tmp_path / "compilation_cache"
     assert compilation_cache.folder_for(None) == home / "tpu"
@@ -61,10 +61,9 @@ def test_a_job_without_a_cache_has_none(chosen, home, tmp_path):
     assert not chosen and not home.exists()
 
 
-@pytest.mark.parametrize(
-    "theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}]
-)
+@for_each("theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}])
 def test_jaxs_own_settings_come_first(chosen, home, tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(compilation_cache, "_chosen", False)
     monkeypatch.setattr(compilation_cache, "_told", theirs.get)
     compilation_cache.use_for_job("auto", tmp_path)
     compilation_cache.use_for_library()
@@ -100,36 +99,19 @@ def test_what_compiles_is_said_and_for_how_long(monkeypatch, caplog):
     assert lines[-1].startswith("compiled the step in 0.1 s")
 
 
-SCRIPT = """
-import sys
-import numpy as np
-from absl import logging
-logging.set_verbosity(logging.INFO)
-from unime_jax import Embedder
-model = Embedder.from_pretrained(sys.argv[1], dtype="float32", max_length=32)
-np.save(sys.argv[2], model.encode(["a red circle", "a blue square"]))
-"""
-
-
 def test_an_embedder_compiles_once_a_machine(tmp_path):
     """A second process reads its programs, and its embeddings are the same to the bit."""
     folder, found = write_bert(tmp_path / "model"), []
     for number in range(2):
-        environment = {
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "JAX_COMPILATION_CACHE_DIR": "",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
         file = tmp_path / f"{number}.npy"
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(folder), str(file)],
-            cwd=tiny_run.ROOT,
-            capture_output=True,
-            text=True,
-            env=tiny_run.environment(**environment),
+        done = children.start(
+            *(embedding.embed, folder, file),
+            output=tmp_path / f"{number}.log",
+            environment=tiny_run.environment(XDG_CACHE_HOME=str(tmp_path / "cache")),
+            jax_options={FILES: None},
         )
-        assert done.returncode == 0, done.stderr
-        found.append((file.read_bytes(), done.stderr))
+        assert done.wait(timeout=300) == 0, done.said()
+        found.append((file.read_bytes(), done.said()))
     (first, said), (second, again) = found
     assert first == second
     assert re.search(r"compiling the encoder of \d+ rows, 32 tokens", said)

@@ -76,6 +76,15 @@ def test_a_file_that_was_not_finished_is_no_obstacle(tmp_path, pass_time):
     run(tmp_path, pass_time, 0, 4)
     assert read(tmp_path)["starts"] == 1
 
+    # One process writes
+    run(tmp_path, pass_time, 0, 4)
+    before = read(tmp_path)
+    clock = Goodput(tmp_path, writes=False)
+    pass_time(20)
+    clock.stepped(5)
+    clock.saved(8)
+    assert read(tmp_path) == before
+
 
 def test_it_is_written_now_and_then(tmp_path, pass_time):
     clock = Goodput(tmp_path, writes=True)
@@ -84,13 +93,3 @@ def test_it_is_written_now_and_then(tmp_path, pass_time):
         clock.stepped(step)
         assert (tmp_path / "goodput.json").exists() == (step >= 10)
     assert read(tmp_path)["steps"] == 20
-
-
-def test_one_process_writes(tmp_path, pass_time):
-    run(tmp_path, pass_time, 0, 4)
-    before = read(tmp_path)
-    clock = Goodput(tmp_path, writes=False)
-    pass_time(20)
-    clock.stepped(5)
-    clock.saved(8)
-    assert read(tmp_path) == before

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import pytest
 
+from tests.tables import for_each
 from unime_jax.operations.profiling import ProfileWindow
 
 
@@ -28,22 +29,19 @@ def loop(folder, calls, window, steps, error=None):
     return calls
 
 
-def test_windows(tmp_path, calls):
-    assert loop(tmp_path, calls, (2, 2), range(1, 6)) == [1, "start", 2, 3, "stop", 4, 5]
-
-
-def test_none(tmp_path, calls):
-    assert loop(tmp_path, calls, (2, 0), range(1, 4)) == [1, 2, 3]
-
-
-def test_a_resumed_run_traces_what_is_left(tmp_path, calls):
-    assert loop(tmp_path, calls, (2, 3), range(4, 6)) == ["start", 4, "stop", 5]
-
-
-def test_the_loop_may_end_first(tmp_path, calls):
-    assert loop(tmp_path, calls, (2, 9), range(1, 3)) == [1, "start", 2, "stop"]
+@for_each(
+    ("window", "steps", "error", "expected"),
+    [
+        ((2, 2), range(1, 6), None, [1, "start", 2, 3, "stop", 4, 5]),
+        ((2, 0), range(1, 4), None, [1, 2, 3]),
+        ((2, 3), range(4, 6), None, ["start", 4, "stop", 5]),  # resumed: what is left
+        ((2, 9), range(1, 3), None, [1, "start", 2, "stop"]),  # the loop may end first
+        ((1, 9), range(1, 3), 2, ["start", 1, 2, "stop"]),
+    ],
+)
+def test_windows(tmp_path, calls, window, steps, error, expected):
     calls.clear()
-    assert loop(tmp_path, calls, (1, 9), range(1, 3), error=2) == ["start", 1, 2, "stop"]
+    assert loop(tmp_path, calls, window, steps, error) == expected
 
 
 def test_process_0_only(tmp_path, calls, monkeypatch):

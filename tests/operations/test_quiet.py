@@ -2,10 +2,7 @@
 
 import logging
 import os
-import subprocess
-import sys
 
-from tests.jobs import tiny_run
 from tests.tables import for_each
 from unime_jax.operations import quiet
 
@@ -36,15 +33,3 @@ def test_libtpu_is_answered_where_there_is_no_tpu(monkeypatch):
     quiet.silence()
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "a,b"
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
-
-
-def test_importing_everything_says_nothing():
-    script = (
-        "import importlib.util; find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda n, *r: None if n == 'torch' else find(n, *r)\n"
-        "from unime_jax import Embedder, main\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tiny_run.ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -27,6 +27,11 @@ def test_a_name_is_the_file_of_this_clone():
         assert recipes.load(name).to_dict() == recipes.load(file).to_dict()
         assert recipes.name_of(name) == recipes.name_of(file) == name.partition(":")[0]
 
+    # A recipe given as a file is planned as by name
+    by_file = recipes.load("experiments/plan.py:experiments/stage2.py:qwen2_vl_7b")
+    assert by_file.to_dict() == recipes.load("plan:stage2:qwen2_vl_7b").to_dict()
+    assert by_file.name == "stage2:qwen2_vl_7b"
+
 
 def test_a_file_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
@@ -60,14 +65,16 @@ def test_a_file_of_ones_own_is_planned(tmp_path):
         assert settings.run.data.buckets == (Bucket(tokens=2048, tiles=4),)
 
 
-def test_a_recipe_given_as_a_file_is_planned_as_by_name():
-    by_file = recipes.load("experiments/plan.py:experiments/stage2.py:qwen2_vl_7b")
-    assert by_file.to_dict() == recipes.load("plan:stage2:qwen2_vl_7b").to_dict()
-    assert by_file.name == "stage2:qwen2_vl_7b"
+def test_every_recipe_describes_its_variants():
+    found = recipes.described()
+    assert found.keys() == set(recipes.names())
+    for name, (summary, variants) in found.items():
+        assert summary and "" in variants, name
+        for variant in variants:
+            recipes.load(f"{name}:{variant}" if variant else name)
 
-
-def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
-    """One share and one length a bucket; the shares are all rows."""
+    # Expected batches are those of recipes and fit their buckets. One share and one length a
+    # bucket; the shares are all rows.
     for recipe in plan.EXPECTED:
         planned = recipes.load(f"plan:{recipe}")
         config_reader.read(config.PlanConfig, planned.to_dict())
@@ -98,15 +105,6 @@ def test_expected_batches_are_those_of_recipes_and_fit_their_buckets():
 def test_what_there_is_none_of(recipe, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         recipes.load(recipe)
-
-
-def test_every_recipe_describes_its_variants():
-    found = recipes.described()
-    assert found.keys() == set(recipes.names())
-    for name, (summary, variants) in found.items():
-        assert summary and "" in variants, name
-        for variant in variants:
-            recipes.load(f"{name}:{variant}" if variant else name)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +143,8 @@ def test_an_installed_package_has_its_recipes(installed, tmp_path):
         assert (installed / "data_pipelines" / name).exists()
     assert not (installed / "experiments").exists()  # a name that others use
 
-
-def test_the_installed_command_knows_its_recipes(installed, tmp_path):
-    """Also beside a folder of the user's that is called experiments."""
+    # The installed command knows its recipes. Also beside a folder of the user's that is called
+    # experiments.
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "stage2.py").write_text("raise SystemExit('not this one')")
     shown = in_installed(

@@ -71,8 +71,7 @@ def test_with_something_to_save_the_caller_ends_it():
     process.send_signal(signal.SIGTERM)  # impatience changes nothing
     assert process.communicate(timeout=30)[0] == b"saved\n" and process.returncode == 143
 
-
-def test_ctrl_c_saves_and_a_second_one_ends_at_once():
+    # Ctrl c saves and a second one ends at once
     lines = (
         "with StopSignal() as stop:",
         "  stop.unsaved = True",

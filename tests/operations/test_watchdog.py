@@ -20,11 +20,11 @@ def train_step(seconds):
     time.sleep(seconds)
 
 with Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=sys.argv[2] == "exit") as watchdog:
-    train_step(1.5)  # compiles
-    for seconds in (0.1, 0.1, 2.0, 0.1):
+    train_step(0.9)  # compiles
+    for seconds in (0.1, 0.1, 1.0, 0.1):
         train_step(seconds)
         watchdog.beat()
-time.sleep(1.0)  # evaluates
+time.sleep(0.9)  # evaluates
 """
 
 
@@ -36,17 +36,17 @@ def hang():
     time.sleep(60)
 
 with watchdog.Watchdog(pathlib.Path(sys.argv[1]), seconds=0.5, exit=True):
-    time.sleep(1.0)  # no step yet
+    time.sleep(0.9)  # no step yet
     with watchdog.phase("the set-up has not gone on", 0.6):
-        for _ in range(4):
+        for _ in range(3):
             time.sleep(0.3)
             watchdog.progress()
     watchdog.progress()  # of something that nobody waits for
-    time.sleep(1.0)
+    time.sleep(0.9)
     with watchdog.phase("no step has finished", 0.5):
         watchdog.progress()
         with watchdog.phase("the step has not compiled", 0):
-            time.sleep(1.0)
+            time.sleep(0.9)
         watchdog.progress()
     with watchdog.phase("the export has not gone on", 0.5):
         hang()
@@ -100,8 +100,7 @@ def test_it_says_so_even_where_nothing_can_be_written(tmp_path, caplog):
         time.sleep(0.5)
     assert "no stacks in" in caplog.text
 
-
-def test_off(tmp_path):
+    # Off
     with Watchdog(tmp_path / "stacks.txt", seconds=0, exit=True) as watchdog:
         watchdog.beat()
         time.sleep(0.3)

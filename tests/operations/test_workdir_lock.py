@@ -73,8 +73,7 @@ def test_one_owner_at_a_time_and_the_other_is_told_who_it_is(tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 
-
-def test_a_zombie_owns_nothing(tmp_path):
+    # A zombie owns nothing
     process = start(tmp_path, "time.sleep(60)")
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody asks how it ended
@@ -147,6 +146,13 @@ def test_the_owner_touches_it(tmp_path, quick):
         time.sleep(0.6)
         assert time.time() - (tmp_path / "run.lock").stat().st_mtime < 5
 
+    # What was left by lookers is tidied
+    for name in ("run.lock.abc", "run.lock.abc.now"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with hold(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
 
 def test_who_waits_gets_it_when_the_other_is_done(tmp_path, quick):
     process = start(tmp_path, "time.sleep(1)", "(folder / 'result').write_text('done')")
@@ -155,22 +161,20 @@ def test_who_waits_gets_it_when_the_other_is_done(tmp_path, quick):
     process.wait()
 
 
-def test_one_that_lost_it_ends(tmp_path):
-    """As of a host that was suspended for minutes."""
-    process = start(tmp_path, "time.sleep(60)")
-    process.send_signal(signal.SIGSTOP)
-    left_behind(tmp_path, token="another")
-    process.send_signal(signal.SIGCONT)
-    assert process.wait(timeout=40) == workdir_lock.LOST
-    assert json.loads((tmp_path / "run.lock").read_text())["token"] == "another"
-
-
 def test_an_end_without_finally_releases_it(tmp_path):
     process = start(
         tmp_path, "threading.Thread(target=exits.exit_now, args=[143]).start()", "time.sleep(60)"
     )
     assert process.wait(timeout=30) == 143
     assert list(tmp_path.iterdir()) == []
+
+    # One that lost it ends. As of a host that was suspended for minutes.
+    process = start(tmp_path, "time.sleep(60)")
+    process.send_signal(signal.SIGSTOP)
+    left_behind(tmp_path, token="another")
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=40) == workdir_lock.LOST
+    assert json.loads((tmp_path / "run.lock").read_text())["token"] == "another"
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
@@ -210,11 +214,3 @@ def test_of_many_who_take_over_one_gets_it(tmp_path, quick, monkeypatch, links):
             thread.join()
         assert max(most) == 1 and got and not lost
         assert list(tmp_path.iterdir()) == []
-
-
-def test_what_was_left_by_lookers_is_tidied(tmp_path):
-    for name in ("run.lock.abc", "run.lock.abc.now"):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (0, 0))
-    with hold(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]

@@ -45,6 +45,17 @@ def test_products_and_convolutions_and_nothing_else():
     unused = lambda a, b: (jnp.matmul(a, b), a + 1)[1]  # noqa: E731
     assert count(unused, shaped(5, 5), shaped(5, 5)) == 0
 
+    # Xla counts the same without loops
+    def loss(weights, x):
+        for w in weights:
+            x = jnp.maximum(x @ w, 0)
+        return (x * x).sum()
+
+    weights = [shaped(256, 256)] * 3
+    ours = count(jax.grad(loss), weights, shaped(128, 256))
+    compiled = jax.jit(jax.grad(loss)).lower(weights, shaped(128, 256)).compile()
+    assert ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+
 
 def test_a_scan_and_its_gradient():
     """Forward, input's gradient and weights' gradient are a product each, remat is one more."""
@@ -60,18 +71,6 @@ def test_a_scan_and_its_gradient():
         arguments = shaped(6, 8, 8), shaped(4, 8)
         assert count(loss, *arguments) == 6 * product, remat
         assert count(jax.grad(loss), *arguments) == 6 * products * product, remat
-
-
-def test_xla_counts_the_same_without_loops():
-    def loss(weights, x):
-        for w in weights:
-            x = jnp.maximum(x @ w, 0)
-        return (x * x).sum()
-
-    weights = [shaped(256, 256)] * 3
-    ours = count(jax.grad(loss), weights, shaped(128, 256))
-    compiled = jax.jit(jax.grad(loss)).lower(weights, shaped(128, 256)).compile()
-    assert ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
 
 
 ROWS, TOKENS, WIDTH = 2, 8, 16
@@ -109,14 +108,13 @@ def test_chunks_count_as_far_as_rows_are_known_to_be_live():
             gradient = count(jax.grad(loss), weights, group, known=[None, *known])
             assert gradient == chunks * products * CHUNK, case
 
-
-def test_a_loop_of_unknown_end_is_refused():
+    # A loop of unknown end is refused
     loss, group = chunked(recompute=True)
     with pytest.raises(ValueError, match="cannot be counted"):
         count(loss, shaped(TOKENS, WIDTH), group)
 
 
-def test_the_dearest_branch_counts():
+def test_branches_kernels_and_devices():
     def function(which, x, w):
         branches = [lambda: x, lambda: x @ w @ w, lambda: x @ w]
         return jax.lax.switch(which, branches)
@@ -124,8 +122,7 @@ def test_the_dearest_branch_counts():
     arguments = shaped(dtype=jnp.int32), shaped(2, 8), shaped(8, 8)
     assert count(function, *arguments) == 2 * (2 * 2 * 8 * 8)
 
-
-def test_a_pallas_kernel_counts_as_often_as_its_grid_has_points():
+    # A pallas kernel counts as often as its grid has points
     def kernel(x, w, out):
         out[...] = x[...] @ w[...]
 
@@ -141,8 +138,7 @@ def test_a_pallas_kernel_counts_as_often_as_its_grid_has_points():
     )
     assert count(multiply, shaped(12, 16), shaped(16, 16)) == 2 * 12 * 16 * 16
 
-
-def test_what_each_device_does_in_a_shard_map_counts_for_all_of_them():
+    # What each device does in a shard map counts for all of them
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     rows, whole = jax.P("x"), jax.P()
     multiply = jax.shard_map(

@@ -42,6 +42,18 @@ def tiny(backbone):
     return step_of(backbone, Bucket(tokens=16, tiles=0), Bucket(tokens=32, tiles=0))
 
 
+@pytest.fixture(scope="module")
+def again(backbone):
+    """One bucket: 16 chunks of 8 rows. Each is encoded again for its gradient."""
+    return step_of(backbone, Bucket(tokens=32, tiles=0))
+
+
+@pytest.fixture(scope="module")
+def kept(backbone):
+    """The same, but what a gradient needs is kept of all chunks."""
+    return step_of(backbone, Bucket(tokens=32, tiles=0), recompute=False)
+
+
 def decoder_flops(layers, width, hidden, heads, kv, dim, tokens):
     """One forward pass over a row: matrices, then queries by keys and weights by values."""
     matrices = 2 * width * (heads + kv) * dim + 3 * width * hidden
@@ -67,21 +79,18 @@ def test_executed_flops_follow_live_chunks(tiny):
     assert work.ici is None and work.hbm is None
 
 
-def test_without_recomputation_dead_chunks_are_not_counted_either(backbone):
+def test_without_recomputation_dead_chunks_are_not_counted_either(again, kept):
     """3 of 16 chunks, forward and backward; there is room for what is kept of all 16."""
-    kept = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=False)
     load = estimate.Load((24,), (32,))
     work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
     encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
     assert work.useful == encoding <= work.executed < 1.4 * encoding
-    again = step_of(backbone, Bucket(tokens=32, tiles=0))
     where, costs = chips.parse("v5e:2x4"), estimate.row_costs(kept, load)
     one, all_chunks = (memory.memory(p, where, costs.kept, None).activations for p in (again, kept))
     assert all_chunks == 16 * one > 0  # there is room for 128 rows
 
 
-def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(backbone):
-    kept = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=False)
+def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
     text = str(kept.traced().jaxpr)
 
     def somewhere(*sides):
@@ -92,10 +101,10 @@ def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(backbone):
     assert stacked and not any(somewhere(16, *shape) for shape in stacked)
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-def test_a_compiled_step_gathers_its_weights_in_every_pass(backbone, recompute):
+@pytest.mark.parametrize("step", ["again", "kept"])
+def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
-    tiny = step_of(backbone, Bucket(tokens=32, tiles=0), recompute=recompute)
+    tiny = request.getfixturevalue(step)
     with jax.set_mesh(tiny.mesh):
         text = tiny.run.lower(*tiny.arguments).compile().as_text()
     kernels = sum(
@@ -161,8 +170,7 @@ def test_loads():
     assert estimate.live_chunks(SHAPES, halves) == (1, 2)
     assert estimate.live_chunks(SHAPES, estimate.Load((7, 9), (10, 20))) == (1, 3)
 
-
-def test_loads_that_there_cannot_be():
+    # Loads that there cannot be
     for shares, tokens, message in (
         ((1.0,), (), "one number for each of the 2 buckets"),
         ((), (1, 2, 3), "one number for each of the 2 buckets"),

@@ -50,15 +50,13 @@ def test_weights_and_moments_are_those_of_the_shards(backbone):
     assert 2 * weights <= needed.optimizer < 2 * weights + 100
     assert needed.capacity == 15.75 * 2**30
 
-
-def test_inputs_are_two_batches_and_three_counters(backbone):
-    """96 rows and 32 pairs (query, positive, negative, source), over four row shards."""
+    # Inputs are two batches and three counters. 96 rows and 32 pairs (query, positive, negative,
+    # source), over four row shards.
     needed = memory.memory(step_of(backbone, stage2), V5E, (0.0,), None)
     batch = 96 * (TOKENS * TOKEN + ROW) + 32 * 4 * 4
     assert needed.inputs == 2 * batch / 4 + 3 * 4
 
-
-def test_a_peak_is_the_compilers_and_the_second_batch(backbone):
+    # A peak is the compilers and the second batch
     program = step_of(backbone, stage2)
     compiled = Compiled(temporaries=700, peak=10**6, too_large=False, text="")
     needed = memory.memory(program, V5E, (0.0,), compiled)
@@ -75,6 +73,15 @@ def test_activations_are_of_one_chunk_or_of_all(backbone):
         program = step_of(backbone, stage2, **{"execution.recompute": recompute})
         assert memory.memory(program, V5E, (50.0,), None).activations == chunks * 2 * 50, recompute
 
+    # An embedding job holds two batches and their embeddings. A batch is launched while the one
+    # before it runs; embeddings are on every chip.
+    shapes = BatchShapes((Bucket(TOKENS, 0),), backbone.layout, 8, 64)
+    program = embed_program(backbone, sharding.make_mesh(*MESH), shapes, jnp.dtype("bfloat16"))
+    needed = memory.memory(program, V5E, (0.0,), None)
+    batch = 64 * (TOKENS * TOKEN + ROW - 4) / 4  # no target_id
+    assert needed.inputs == 2 * batch + 64 * backbone.dimension * 4
+    assert needed.optimizer == needed.gradients == 0
+
 
 def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
     """Its step trains and reads the language model alone."""
@@ -90,13 +97,3 @@ def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
     less, more = (memory.memory(p, V5E, (0.0,), compiled) for p in (alone, program))
     tower = shares(program.idle)
     assert more.weights - less.weights == more.peak - less.peak == tower > 0
-
-
-def test_an_embedding_job_holds_two_batches_and_their_embeddings(backbone):
-    """A batch is launched while the one before it runs; embeddings are on every chip."""
-    shapes = BatchShapes((Bucket(TOKENS, 0),), backbone.layout, 8, 64)
-    program = embed_program(backbone, sharding.make_mesh(*MESH), shapes, jnp.dtype("bfloat16"))
-    needed = memory.memory(program, V5E, (0.0,), None)
-    batch = 64 * (TOKENS * TOKEN + ROW - 4) / 4  # no target_id
-    assert needed.inputs == 2 * batch + 64 * backbone.dimension * 4
-    assert needed.optimizer == needed.gradients == 0

@@ -72,6 +72,11 @@ def test_the_largest_chunks_that_should_fit_by_proportion_are_tried_first():
         assert run.says(suggest.suggest) == said
         assert [settings.chunk_size for settings in run.compiled] == sizes
 
+    # What fits is said with all flags that led there
+    run = Run(training(16, "none"), HELD - WEIGHTS // 2 + 60)
+    flags = "chunk_size=4 --config.execution.remat=full --config.execution.frozen_dtype=int8"
+    assert run.says(suggest.suggest).startswith(f"fits with --config.{flags}: ")
+
 
 def test_each_change_comes_with_those_before_it():
     """Nothing fits: chunks could not be small enough, so they are as small as the mesh allows."""
@@ -93,21 +98,13 @@ def test_each_change_comes_with_those_before_it():
     assert meshes == [{"data": 1, "fsdp": 4 // n, "tensor": n} for n in (2, 4)]
     assert said.startswith("nothing fits of 6 changes that were compiled; the least was 0.00 GB")
 
-
-def test_no_more_than_six_changes_are_compiled():
-    """Seven sizes of chunks should fit by proportion, and do not."""
+    # No more than six changes are compiled. Seven sizes of chunks should fit by proportion, and do
+    # not.
     run = Run(training(2**14, "full"), HELD + 2999, fixed=3000)
     assert "nothing fits of 6 changes" in run.says(suggest.suggest)
     assert len(run.compiled) == suggest.MOST == 6
 
-
-def test_what_fits_is_said_with_all_flags_that_led_there():
-    run = Run(training(16, "none"), HELD - WEIGHTS // 2 + 60)
-    flags = "chunk_size=4 --config.execution.remat=full --config.execution.frozen_dtype=int8"
-    assert run.says(suggest.suggest).startswith(f"fits with --config.{flags}: ")
-
-
-def test_settings_that_cannot_run_are_no_tries():
+    # Settings that cannot run are no tries
     run = Run(training(16, "none"), WEIGHTS // 2, impossible="dots")
     assert "nothing fits of 4 changes" in run.says(suggest.suggest)
     assert len(run.compiled) == 5
@@ -132,8 +129,7 @@ def test_layers_that_recompute_less_are_tried_where_there_is_room_by_tracing():
         else:
             assert said == ""
 
-
-def test_a_gain_below_a_twentieth_is_none():
+    # A gain below a twentieth is none
     close = {"none": 7.7, "dots": 7.5, "full": 8.0}
     run = Run(training(4, "full"), 1e6, seconds=close)
     assert run.says(suggest.faster).startswith("has room for --config.execution.remat=dots: 7.5 s")

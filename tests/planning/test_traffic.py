@@ -32,17 +32,15 @@ def ici(text, trips=lambda kind: None):
     return found.ici
 
 
-def test_all_gather(mesh):
+def test_each_collective_by_its_size(mesh):
     text = compile_text(mesh, lambda x: x * 2, shaped(mesh, (64, 32), "x"), out=())
     assert ici(text) == {"all-gather": 7 / 8 * 64 * 32 * BYTES}
 
-
-def test_all_reduce(mesh):
+    # All reduce
     text = compile_text(mesh, lambda x: x.sum(0), shaped(mesh, (64, 32), "x"), out=())
     assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
 
-
-def test_explicit_collectives(mesh):
+    # Explicit collectives
     def function(x):
         ring = [(i, (i + 1) % N) for i in range(N)]
         shift = jax.lax.ppermute(x, "x", ring)
@@ -74,6 +72,15 @@ def test_a_scan_counts_as_often_as_it_runs(mesh):
     )
     assert ici(text) == {"all-gather": 5 * 7 / 8 * 32 * 32 * BYTES}
 
+    # The dearest branch counts
+    def function(x, which):
+        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
+        return jax.lax.cond(which, light, heavy, x)
+
+    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
+    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
 
 def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     def function(x, end):
@@ -97,16 +104,6 @@ def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
 
 
-def test_the_dearest_branch_counts(mesh):
-    def function(x, which):
-        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
-        return jax.lax.cond(which, light, heavy, x)
-
-    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
-    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
-    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
-
-
 def test_groups_are_rings_of_their_own():
     """Lines that a TPU's compiler may print, with groups in both notations; without: all chips."""
     text = """HloModule m, is_scheduled=true, num_partitions=16
@@ -125,8 +122,7 @@ ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
         "all-gather": 7 / 8 * 16 * 8 * 2,
     }
 
-
-def test_asynchronous_starts_count_once_and_by_their_result():
+    # Asynchronous starts count once and by their result
     text = """HloModule m, num_partitions=4
 
 ENTRY %main (p: f32[2,8]) -> f32[8,8] {
@@ -140,9 +136,8 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
     found = costs.traffic(text, lambda kind: None)
     assert found.ici == {"all-gather": 3 / 4 * 256, "collective-permute": 64}
 
-
-def test_what_stays_on_the_chip_is_no_traffic():
-    """Memory space 1 is the chip's own: a copy and a slice into it read HBM, and write nothing."""
+    # What stays on the chip is no traffic. Memory space 1 is the chip's own: a copy and a slice
+    # into it read HBM, and write nothing.
     text = """HloModule m
 
 ENTRY %main (p: f32[16,8]) -> f32[4,8] {
@@ -260,7 +255,13 @@ def test_of_updates_and_slices_only_the_part_moves():
     assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
 
 
-def test_text_that_is_no_module():
+def test_steps_of_one_collective_beside_other_work_count_once():
+    """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
+    found = costs.traffic(CHAIN, lambda kind: None)
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
+    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
+
+    # Text that is no module
     with pytest.raises(ValueError, match="no ENTRY computation"):
         costs.traffic("nothing", lambda kind: None)
 
@@ -292,10 +293,3 @@ ENTRY %main (p: f32[2,8], q: f32[4]) -> f32[4] {
   ROOT %r = f32[4]{0} get-tuple-element(%f), index=0
 }
 """  # noqa: E501
-
-
-def test_steps_of_one_collective_beside_other_work_count_once():
-    """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
-    found = costs.traffic(CHAIN, lambda kind: None)
-    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
-    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES

@@ -1,12 +1,10 @@
 """Runs of the embed job in forked processes, which cost no imports: killed, or two at a time.
 
-    python -m tests.jobs.embedding.forked <config.json> <folder> <moments, JSON> <port>
-
 In <folder>/straight nothing disturbs a run; <folder>/pair is of two processes that know of each
 other. In <folder>/killed a run is killed at each moment, and the last one is not; there and in
 <folder>/plain, where it is left alone, embeddings are `plain`. A moment is (n, stage): SIGKILL at
 the n-th file that a run writes: "half" of it is written, all is but it is still "unnamed", or
-"after" that. Prints by folder how each process ended, -9 for SIGKILL.
+"after" that.
 """
 
 import itertools
@@ -14,7 +12,6 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable
 
@@ -140,14 +137,13 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
     return [status_of(child) for child in [forked(lambda p=p: run(p)) for p in range(2)]]
 
 
-if __name__ == "__main__":
-    config_file, parent, moments, port = sys.argv[1:]
-    given = ConfigDict(json.loads(pathlib.Path(config_file).read_text()))
-    folder = pathlib.Path(parent)
+def run_all(config: dict, folder: pathlib.Path, moments: list[tuple[int, str]], port: int) -> None:
+    """Leaves in <folder>/ends.json by folder how each process ended, -9 for SIGKILL."""
+    given = ConfigDict(config)
     statuses = {
         "straight": [status_of(forked(lambda: embed.run(given, folder / "straight")))],
         "plain": killed(given, folder / "plain", []),
-        "killed": killed(given, folder / "killed", json.loads(moments)),
-        "pair": pair(given, folder / "pair", int(port)),
+        "killed": killed(given, folder / "killed", moments),
+        "pair": pair(given, folder / "pair", port),
     }
-    print(json.dumps(statuses))
+    (folder / "ends.json").write_text(json.dumps(statuses))

@@ -47,6 +47,16 @@ def test_what_the_embedder_makes_of_each_distinct_item(pair, given, straight):
     assert shapes == [(4, 48)] * 3 + [(1, 48)]
     assert json.loads((straight / "config.json").read_text())["prefix"] == PREFIX
 
+    # Provenance
+    found = open_embeddings(straight).provenance
+    assert found["backbone"] == str(pair.backbone.folder.resolve())
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= found["model"]["files"].keys()
+    assert found["model"]["processing"]["prompt"] == "chat"
+    assert (found["prefix"], found["suffix"]) == (PREFIX, SUFFIX)
+    assert found["corpus"]["datasets"] == ["pairs"] and found["corpus"]["items"] == len(ITEMS)
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"].keys() == {"unime_jax", "jax", "flax", "transformers"}
+
 
 def embedded(pair, items):
     elements = [{"text": text} | ({"image": image[1]} if image else {}) for text, image in items]
@@ -57,17 +67,6 @@ def open_model(pair) -> Embedder:
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     folder = pair.backbone.folder
     return Embedder.from_pretrained(folder, dtype="float32", max_length=128, mesh=mesh)
-
-
-def test_provenance(pair, given, straight):
-    found = open_embeddings(straight).provenance
-    assert found["backbone"] == str(pair.backbone.folder.resolve())
-    assert {"config.json", "tokenizer.json", "model.safetensors"} <= found["model"]["files"].keys()
-    assert found["model"]["processing"]["prompt"] == "chat"
-    assert (found["prefix"], found["suffix"]) == (PREFIX, SUFFIX)
-    assert found["corpus"]["datasets"] == ["pairs"] and found["corpus"]["items"] == len(ITEMS)
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["versions"].keys() == {"unime_jax", "jax", "flax", "transformers"}
 
 
 def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
@@ -94,7 +93,7 @@ def test_a_data_set_on_disk(monkeypatch, pair, given, data, tmp_path):
     np.testing.assert_allclose(found, open_model(pair).encode(inputs), atol=EXACT)
 
 
-def test_sides_and_splits(given):
+def test_sides_and_splits(given, tmp_path):
     for sides, splits, wanted in (
         (("query",), (), [0, 4, 9, 11]),
         (("positive",), ("b",), [5, 10]),
@@ -105,8 +104,7 @@ def test_sides_and_splits(given):
         assert items.ids.tolist() == [IDS[i] for i in wanted], sides
         assert [item_id(items[i]) for i in range(len(items))] == items.ids.tolist(), sides
 
-
-def test_a_split_that_is_not_there(given, tmp_path):
+    # A split that is not there
     given.data.splits = ("aa",)
     with pytest.raises(ValueError, match=r"'aa' \(did you mean a\?\)"):
         embed.run(given, tmp_path)
@@ -137,8 +135,16 @@ def test_another_way_of_processing(pair, given, straight, tmp_path):
     assert np.abs(vectors(tmp_path / "raw") - vectors(straight)).max() > 100 * EXACT
 
 
-def test_text_files(pair, lines, tmp_path):
-    """A text a line; lines that say nothing are left out, and lines that came before."""
+def test_text_files(lines, tmp_path, pair):
+    lines.data.texts = ("absent.txt",)
+    with pytest.raises(ValueError, match="absent.txt is no text file that can be read"):
+        embed.run(lines, tmp_path / "run")
+    (tmp_path / "texts.txt").write_bytes(b"\xff")
+    lines.data.texts = ("texts.txt",)
+    with pytest.raises(ValueError, match="texts.txt is no text file"):
+        embed.run(lines, tmp_path / "run")
+
+    # Text files. A text a line; lines that say nothing are left out, and lines that came before.
     text = "water\r\n\nthe sea\nwater\n  \na\u2028b"
     (tmp_path / "texts.txt").write_bytes(text.encode())
     (tmp_path / "more.txt").write_text("land\nthe sea\n")
@@ -201,16 +207,6 @@ def test_a_folder_that_asks_for_a_prompt_and_a_dimension(lines, tmp_path):
         assert provenance["model"]["max_length"] == longest
 
 
-def test_text_files_that_cannot_be_read(lines, tmp_path):
-    lines.data.texts = ("absent.txt",)
-    with pytest.raises(ValueError, match="absent.txt is no text file that can be read"):
-        embed.run(lines, tmp_path / "run")
-    (tmp_path / "texts.txt").write_bytes(b"\xff")
-    lines.data.texts = ("texts.txt",)
-    with pytest.raises(ValueError, match="texts.txt is no text file"):
-        embed.run(lines, tmp_path / "run")
-
-
 def test_bad_items_are_left_out(given, splits, straight, tmp_path):
     """Rows with bad headers whole; what shows when an item is used, that item alone."""
     splits["b"][:0] = [
@@ -256,8 +252,7 @@ def test_too_many_bad_items_stop_it(given, splits, tmp_path):
         embed.run(given, tmp_path / "run")
     assert not list((tmp_path / "run").glob("vectors/*"))
 
-
-def test_nothing_to_embed(given, splits, tmp_path):
+    # Nothing to embed
     splits["a"], splits["b"] = [], [row("where?", "lost", [], ("absent.png", b""))]
     with pytest.raises(ValueError, match="nothing to embed in 1 rows, the first of 1 .*absent.png"):
         embed.run(given, tmp_path)

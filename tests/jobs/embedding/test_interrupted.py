@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -15,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from experiments import embed as experiment
+from tests import children
 from tests.backbones.checkpoints import tensors
 from tests.jobs.embedding.corpus import (
     EXACT,
@@ -26,7 +24,10 @@ from tests.jobs.embedding.corpus import (
     vectors,
     with_lines,
 )
-from tests.jobs.tiny_run import ROOT, environment
+from tests.jobs.embedding.forked import run_all
+from tests.jobs.tiny_run import environment
+from tests.multihost.launch import free_port
+from unime_jax import main
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.jobs import embed
 
@@ -43,8 +44,7 @@ def test_processes_share_the_blocks(given, straight, tmp_path):
     assert [part(given, workdir, p, 3) for p in (2, 0, 1)] == [False, False, True]
     assert content(workdir) == content(straight)
 
-
-def test_resumed_by_another_number_of_processes(given, straight, tmp_path):
+    # Resumed by another number of processes
     workdir = tmp_path / "resumed"
     assert not part(given, workdir, 1, 3)
     (kept,) = workdir.glob("vectors/*.npy")
@@ -97,22 +97,15 @@ MOMENTS = [  # files of a run: the record, ids and vectors of each block, all id
 def forked(pair, tmp_path_factory):
     """A folder of four work directories, and how the processes that wrote each have ended."""
     folder = tmp_path_factory.mktemp("forked")
-    file = folder / "config.json"
-    file.write_text(json.dumps(with_lines(make_config(pair), folder).to_dict()))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.embedding.forked", file, folder]
-        + [json.dumps(MOMENTS), str(port)],
-        cwd=ROOT,
-        env=of_one_device(),
-        capture_output=True,
-        text=True,
-        timeout=300,
+    config = with_lines(make_config(pair), folder).to_dict()
+    child = children.start(
+        run_all,
+        *(config, folder, MOMENTS, free_port()),
+        output=folder / "log",
+        environment=of_one_device(),
     )
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    assert child.wait(timeout=300) == 0, child.said()
+    return folder, json.loads((folder / "ends.json").read_text())
 
 
 def of_one_device() -> dict[str, str]:
@@ -133,9 +126,8 @@ def test_killed_at_any_moment(forked):
     assert list(store.ids) == [item_id(f"number {n}") for n in range(13)]
     assert not list((folder / "killed").rglob("*.tmp"))
 
-
-def test_two_processes_that_know_of_each_other(forked):
-    """As on a pod; each has its own devices only, and writes to the same folder."""
+    # Two processes that know of each other. As on a pod; each has its own devices only, and writes
+    # to the same folder.
     folder, statuses = forked
     assert statuses["pair"] == [0, 0]
     assert list(open_embeddings(folder / "pair").ids) == [item_id(f"number {n}") for n in range(13)]
@@ -153,21 +145,17 @@ def test_the_command_line_killed_from_outside(lines, tmp_path):
         "--config.output.block=1",
         "--config.batch_size=1",
     ]
-    command = [sys.executable, "-m", "unime_jax.main", "--config=experiments/embed.py", *flags]
-    process = subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
-        cwd=ROOT,
-        env=of_one_device(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    process = children.start(
+        main.run,
+        output=tmp_path / "log",
+        argv=["--config=experiments/embed.py", *flags, f"--workdir={workdir}"],
+        environment=of_one_device(),
     )
     while not list(workdir.glob("vectors/*.npy")):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said()
         time.sleep(0.02)
     process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     with pytest.raises(ValueError, match="not complete, .* run the command that writes it again"):
         open_embeddings(workdir)
     resumed = experiment.get_config()
