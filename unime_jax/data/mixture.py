@@ -16,10 +16,11 @@ ENDLESS = 1 << 48  # examples; more than anybody trains on, and index arithmetic
 
 
 class Pick(NamedTuple):
-    """A row of a source."""
+    """A row of a source, in so many a pass over it."""
 
     source: str
     row: int
+    epoch: int = 0
 
 
 def mixture(
@@ -48,11 +49,10 @@ def mixture(
     """
     check(sources, weights, batch_size, source_run, process_count)
     names = sorted(weights)
+    counts = {name: len(sources[name]) for name in names}
     run = max(source_run, 1)
     rows = {
-        name: grain.MapDataset.range(len(sources[name]))
-        .shuffle(seed=_source_seed(seed, name))
-        .repeat()
+        name: grain.MapDataset.range(counts[name]).shuffle(seed=_source_seed(seed, name)).repeat()
         for name in names
     }
     runs = grain.MapDataset.mix(
@@ -65,7 +65,8 @@ def mixture(
         batch, offset = divmod(position, local)
         example = (first_batch + batch) * batch_size + process_index * local + offset
         name, number = runs[example // run]
-        return Pick(name, int(rows[name][number * run + example % run]))
+        place = number * run + example % run
+        return Pick(name, int(rows[name][place]), place // counts[name])
 
     return grain.MapDataset.range(ENDLESS // process_count).map(pick)
 
