@@ -253,5 +253,5 @@ def test_open_dataset_needs_no_tensorflow(folder):
 
 
 def test_open_dataset_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no prepared dataset"):
+    with pytest.raises(FileNotFoundError, match="no data in"):
         open_dataset(tmp_path)

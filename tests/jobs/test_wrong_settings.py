@@ -34,7 +34,7 @@ WRONG = [
     ({"mesh.tensor": 3}, r"mesh.tensor=3 does not give the 8 device"),
     ({"backbone": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.weights": {"digit": 1.0}}, "no such source: 'digit'"),
-    ({"data.train": "mini_mmeb/trian"}, "no prepared dataset in .*trian"),
+    ({"data.train": "mini_mmeb/trian"}, "no data in .*trian"),
     ({"optimizer.lerning_rate": 1.0}, "lerning_rate; did you mean config.optimizer.learning_r"),
     ({"optimizer.schedule": "poly"}, "schedule is 'poly'; use one of 'linear'"),
     ({"optimizer.warmup_steps": 6}, "optimizer.warmup_steps=6 .* steps=6"),

@@ -5,16 +5,8 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-KEYS = (
-    "query",
-    "query_image",
-    "positive",
-    "positive_image",
-    "negatives",
-    "negatives_image",
-    "scores",
-    "id",
-)
+from unime_jax.data.settings import COLUMN_KEYS as KEYS
+
 # The column that a key stands for, where it is the only one of these.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "query": ("query", "anchor", "question", "sentence1", "sent0"),
@@ -92,17 +84,6 @@ MMEB_TRAIN = Form(
 def is_known(column: str) -> bool:
     """Whether a column has a name that some form reads."""
     return any(column in names for names in NAMES.values()) or bool(_NUMBERED.fullmatch(column))
-
-
-def check_keys(chosen: Mapping[str, str], where: str) -> None:
-    """Raises ValueError for keys of `data.columns` that there are not, or without a column."""
-    for key, column in chosen.items():
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}"
-            raise ValueError(f"unknown key {where}.{key}; {hint}")
-        if not column:
-            raise ValueError(f'{where}.{key} is ""; it must name a column, or be left out')
 
 
 def recognise(

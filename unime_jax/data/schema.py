@@ -152,12 +152,13 @@ def _is_given(cells: Cells) -> bool:
 
 def _media(paths: Any, images: Any) -> tuple[Media, ...]:
     """The images of an item; ValueError for a place without one."""
-    names, contents = [*map(_text, _values(paths))], _values(images)
-    if names and contents and len(names) != len(contents):
-        raise ValueError(f"{len(names)} image paths, but {len(contents)} images")
-    count = max(len(names), len(contents))
+    names = [*map(_text, _values(paths))]
+    given = [image if isinstance(image, ImageFile) else _bytes(image) for image in _values(images)]
+    if names and given and len(names) != len(given):
+        raise ValueError(f"{len(names)} image paths, but {len(given)} images")
+    count = max(len(names), len(given))
     places = [f"image {number + 1} of {count}" if count > 1 else "image" for number in range(count)]
-    contents = [_content(*image) for image in zip(contents, places)]
+    contents = [_content(*image) for image in zip(given, places)]
     if not any(names) and not any(contents):
         return ()
     media = []
@@ -214,10 +215,10 @@ def _bytes(value: Any) -> bytes:
     return bytes(value)
 
 
-def _content(image: Any, place: str) -> bytes:
+def _content(image: bytes | ImageFile, place: str) -> bytes:
     """The bytes of an image's file; MediaError if it cannot be read."""
-    if not isinstance(image, ImageFile):
-        return _bytes(image)
+    if isinstance(image, bytes):
+        return image
     try:
         data = image.read()
     except FileNotFoundError as error:

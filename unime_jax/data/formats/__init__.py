@@ -244,8 +244,13 @@ def _listed(folder: pathlib.Path, endings: tuple[str, ...]) -> list[pathlib.Path
 
 
 def _folders_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Folders that may have sources of their own: none of a data set that is a folder itself."""
     if not folder.is_dir() or arrow.is_folder(folder) or _is_tfds(folder):
         return []
+    return _inner_folders(folder)
+
+
+def _inner_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     with os.scandir(folder) as entries:
         return sorted(
             pathlib.Path(entry.path)
@@ -258,7 +263,7 @@ def _data_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Files of known formats at a path, in it, or one below."""
     if not path.is_dir():
         return [path] if path.is_file() else []
-    inner = [path, *(folder for folder in path.iterdir() if folder.is_dir())]
+    inner = [path, *_inner_folders(path)]
     return [file for folder in inner for file in _listed(folder, tuple(FORMATS))]
 
 
