@@ -32,7 +32,7 @@ class Table:
     folders: tuple[str, ...]
     delimiter: str
     columns: tuple[str, ...]
-    starts: Int64[np.ndarray, " n+1"]  # bytes; the last is the end
+    starts: Int64[np.ndarray, " _"]  # bytes; one more, the last: the end
     lines: Int64[np.ndarray, " n"]  # numbers of the rows' first lines, from 1
     has_schema = True
     is_nested = False

@@ -33,9 +33,9 @@ class TarRows:
     source: str
     file: FileStamp
     members: Int64[np.ndarray, "m 3"]  # offset, size, number of the ending
-    starts: Int64[np.ndarray, " n+1"]  # first members of the rows, then the number of all
+    starts: Int64[np.ndarray, " _"]  # first members of the n rows, then the number of all
     names: UInt8[np.ndarray, " _"]  # of the rows, in UTF-8, one after the other
-    name_starts: Int64[np.ndarray, " n+1"]
+    name_starts: Int64[np.ndarray, " _"]  # as `starts`, of `names`
     endings: tuple[str, ...]
     has_schema = False
     is_nested = True
