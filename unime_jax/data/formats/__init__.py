@@ -62,7 +62,7 @@ def open_dataset(path: str | files.Path) -> dict[str, Source]:
     if local.is_file():
         return {**_open_files([(_source_name(local, root), local)], root)}
     if root != local:  # a glob
-        matches = sorted(file for file in root.glob(str(local.relative_to(root))) if file.is_file())
+        matches = _matches(root, local)
         if not matches:
             raise FileNotFoundError(f"no data in {path}: no file matches")
         return {**_open_files([(_source_name(file, root), file) for file in matches], root)}
@@ -88,7 +88,7 @@ def fingerprint(path: str | files.Path) -> str:
     root, local = _local(path)
     known: Iterable[pathlib.Path] = _data_files(local)
     if root != local and not local.is_file():
-        known = root.glob(str(local.relative_to(root)))
+        known = _matches(root, local)
     digest = hashlib.blake2b(digest_size=16)
     listed = sorted(file for file in known if file.is_file())
     for file in listed:
@@ -112,6 +112,15 @@ def _local(path: files.Path) -> tuple[pathlib.Path, pathlib.Path]:
         return root, root / pattern
     local = local_copies.local_copy(path)
     return (local.parent if local.is_file() else local), local
+
+
+def _matches(root: pathlib.Path, local: pathlib.Path) -> list[pathlib.Path]:
+    """Files that a glob is of, but for hidden ones."""
+    return sorted(
+        file
+        for file in root.glob(str(local.relative_to(root)))
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(root).parts)
+    )
 
 
 def _open_folder(folder: pathlib.Path, root: pathlib.Path) -> dict[str, Source]:

@@ -81,7 +81,8 @@ def _index(file: FileStamp) -> Index:
     start = start[kept]
     if len(start) and start[0] == 0 and read_at(file, 0, min(3, file.size)) == BOM:
         start[0] = len(BOM)
-    return {"starts": start, "lines": lines if len(lines) < len(kept) else lines[:0]}
+    none = np.zeros(0, np.int64)  # not a slice, which would keep all of them in memory
+    return {"starts": start, "lines": lines if len(lines) < len(kept) else none}
 
 
 def _blocks(file: FileStamp) -> Iterator[tuple[Int64[np.ndarray, " _"], Bool[np.ndarray, " _"]]]:
