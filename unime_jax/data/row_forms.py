@@ -123,11 +123,10 @@ def recognise(
             f"columns {names['negatives']!r} and {numbered[0]!r} could both be the negatives; say"
             " which by config.data.columns.negatives"
         )
-    optional = [key for key in KEYS[4:] if not names[key] and not (numbered and "neg" in key)]
+    optional = [key for key in KEYS if not names[key] and not (numbered and "neg" in key)]
     _check_near(columns, optional, [*names.values(), *numbered])
     if not has_schema:
-        later = {"query_image", "positive_image", *optional}
-        names |= {key: NAMES[key][0] for key in later if not names[key]}
+        names |= {key: NAMES[key][0] for key in optional}
     return Form(
         query=Side(names["query"], names["query_image"]),
         positive=Side(names["positive"], names["positive_image"]),
@@ -165,7 +164,7 @@ def _check_chosen(columns: Collection[str], chosen: Mapping[str, str], has_schem
         may_come = not has_schema and not key.startswith(("query", "positive"))
         if name not in columns and not may_come:
             near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(
                 f"config.data.columns.{key}={name!r}: there is no such column{hint} The columns"
                 f" are {', '.join(columns)}"
