@@ -35,6 +35,8 @@ WRONG = [
     ({"backbone": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.weights": {"digit": 1.0}}, "no such source: 'digit'"),
     ({"data.train": "mini_mmeb/trian"}, "no data in .*trian"),
+    ({"data.columns": {"qurey": "a"}}, "unknown key config.data.columns.qurey; did you mean query"),
+    ({"data.columns": {"query": "ask"}}, "query='ask': there is no such column. The columns are"),
     ({"optimizer.lerning_rate": 1.0}, "lerning_rate; did you mean config.optimizer.learning_r"),
     ({"optimizer.schedule": "poly"}, "schedule is 'poly'; use one of 'linear'"),
     ({"optimizer.warmup_steps": 6}, "optimizer.warmup_steps=6 .* steps=6"),
