@@ -291,6 +291,15 @@ def test_a_key_that_the_first_rows_do_not_have(tmp_path):
         read[102]
 
 
+def test_scores_go_by_the_places_of_numbered_negatives_or_by_those_that_there_are(tmp_path):
+    row = {"query": "q", "positive": "p", "negative_1": "", "negative_2": "b", "negative_3": "c"}
+    for scores, kept in (([9, 1, 2, 3], (9, 2, 3)), ([9, 2, 3], (9, 2, 3))):
+        (example,) = examples(write_jsonl(tmp_path, [row | {"scores": scores}]))
+        assert [item.text for item in example.negatives] == ["b", "c"] and example.scores == kept
+    with pytest.raises(BadExample, match="2 scores for a positive and 2 negatives"):
+        examples(write_jsonl(tmp_path, [row | {"scores": [9, 1]}]))
+
+
 def test_lists_are_json_in_the_cells_of_csv_only(tmp_path):
     row = {"query": "q", "positive": "[1]", "negatives": '["a", "b"]', "scores": "[1, 0.5, 0]"}
     (example,) = examples(write_csv(tmp_path, [row]))

@@ -16,11 +16,11 @@ ENDLESS = 1 << 48  # examples; more than anybody trains on, and index arithmetic
 
 
 class Pick(NamedTuple):
-    """A row of a source, in so many a pass over it."""
+    """A row of a source."""
 
     source: str
     row: int
-    epoch: int = 0
+    epoch: int = 0  # passes over the source before this one
 
 
 def mixture(

@@ -122,8 +122,8 @@ class PairRows:
         if not positive.text and not positive.images:
             names = " and ".join(name for name in form.positive.columns[:2] if name in row)
             raise ValueError(f"no positive: {names or form.positive.columns[0]} is empty")
-        negatives = self._negatives(row)
         scores = self._list(_cell(row, form.scores), (int, float, str))
+        negatives = self._negatives(row, scored=len(scores) - 1)
         return {
             "id": id,
             "qry": query.text,
@@ -158,10 +158,11 @@ class PairRows:
         images = self._images(_cell(row, side.image), _cell(row, side.path), row, what)
         return _both(cells, images, what)
 
-    def _negatives(self, row: Mapping[str, Any]) -> list[Cells]:
-        """Those of the list columns, then those of the numbered ones; without empty ones of these.
+    def _negatives(self, row: Mapping[str, Any], scored: int) -> list[Cells]:
+        """Those of the list columns, then those of the numbered ones.
 
-        A place of a list stays, though it is empty, as scores go by places.
+        A place of a list stays, though it is empty, as scores go by places; an empty numbered
+        column does if so many negatives are scored.
         """
         form, side = self.form, self.form.negatives
         names = (side.text, side.image, side.path)
@@ -180,11 +181,10 @@ class PairRows:
             what = f"negative {number}"
             images = self._images(image, path, row, what)
             result.append(_both(self._item(cell, row, what), images, what))
-        for name in form.numbered:
-            cells = self._item(row.get(name), row, name)
-            if cells.text or cells.images:
-                result.append(cells)
-        return result
+        numbered = [self._item(row.get(name), row, name) for name in form.numbered]
+        if count + len(numbered) != scored:
+            numbered = [cells for cells in numbered if cells.text or cells.images]
+        return result + numbered
 
     def _item(self, cell: Any, row: Mapping[str, Any], what: str) -> Cells:
         """A text, or a dict of a text and images."""
