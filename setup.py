@@ -72,6 +72,7 @@ setup(
         "optax",
         "orbax-checkpoint>=0.12.8",
         "pillow",
+        "pyarrow",
         "safetensors",
         "scikit-learn",  # MiniMMEB's handwritten digits
         "scipy",

@@ -33,8 +33,9 @@ def get_config(variant: str = "mini") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.folder = "data"
-    config.data.datasets = ("mini_mmeb/train",)  # TFDS folders in MMEB-train's columns
-    config.data.splits = ()  # empty: all
+    config.data.datasets = ("mini_mmeb/train",)  # pairs, as data.train of base.py
+    config.data.columns = ConfigDict()  # as in base.py
+    config.data.splits = ()  # sources; empty: all
     config.data.sides = ("query", "positive", "negatives")
     config.data.texts = ()  # files with a text a line
     config.data.max_bad_share = 0.05  # of the items

@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 PATH = re.compile(r"`((?:unime_jax|experiments|data_pipelines|tests|docs)/[\w/.-]+)`")
 RECIPE = re.compile(r"--config=(?:experiments/)?(\w+)(?:\.py)?(?::([\w:]+))?(?=[\s`)])")
 KEY = re.compile(r"--config\.([a-z_0-9.]+)=")
-NAMED_BY_USERS = ("data.weights", "export.prompts")  # the keys below these
+NAMED_BY_USERS = ("data.weights", "data.columns", "export.prompts")  # the keys below these
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from unime_jax.backbones import open_backbone
 from unime_jax.data import images
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.embedding_store_writer import write
+from unime_jax.data.formats import fingerprint
+from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadItem, Quarantine, read_quarantine
 from unime_jax.operations import bucket_lock, lock_owner, workdir_lock
 from unime_jax.operations.local_copies import local_copy
@@ -273,3 +275,20 @@ def test_of_many_that_take_over_one_at_a_time_owns_it(bucket, quick):
     for thread in threads:
         thread.join()
     assert len(done) == 3 and most == [1] and bucket.names() == []
+
+
+def test_pairs_in_a_bucket_are_read_from_a_local_copy(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = files.as_path("gs://bucket/own")
+    for name in ("pairs-00000-of-00002", "pairs-00001-of-00002", "other"):
+        files.write_whole(root / f"{name}.jsonl", '{"query": {"image": "i/a"}, "positive": "p"}\n')
+    files.write_whole(root / "i" / "a", b"pixels")
+    sources = open_pairs(str(root), {})
+    assert {name: len(rows) for name, rows in sources.items()} == {"other": 1, "pairs": 2}
+    (image,) = sources["pairs"][1]["qry_image"]
+    assert image.read() == b"pixels"
+    assert list(open_pairs(str(root / "pairs-*.jsonl"), {})) == ["pairs"]
+    assert list(open_pairs(str(root / "other.jsonl"), {})) == ["other"]
+    assert fingerprint(root) == fingerprint(local_copy(root)) != ""
+    with pytest.raises(FileNotFoundError):
+        open_pairs("gs://bucket/absent", {})

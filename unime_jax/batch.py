@@ -98,6 +98,8 @@ class Example:
     """A query, its positive and any number of explicit negatives, from one training source.
 
     `scores`: a judge's or a miner's, of the positive and each negative; empty: there are none.
+    `negative_numbers`: where the negatives stand among those of the row, if they were drawn;
+    empty: they are all, in order.
     """
 
     source: str
@@ -106,6 +108,8 @@ class Example:
     positive: Item
     negatives: tuple[Item, ...] = ()
     scores: tuple[float, ...] = ()
+    negative_numbers: tuple[int, ...] = ()
+    undrawn_negatives: int = 0  # that the row has besides
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from unime_jax.data.settings import Bucket, Processing, Side
+from unime_jax.data.settings import Bucket, Processing, Side, check_keys
 from unime_jax.models.settings import LoraConfig
 from unime_jax.training.settings import (
     CheckpointConfig,
@@ -60,7 +60,10 @@ class DataConfig:
 
     folder: str  # that all paths of `data` and `evaluation` are relative to
     prepare: PrepareConfig
-    train: str  # a TFDS folder in MMEB-train's columns, below `folder`
+    train: str  # pairs below `folder`: a folder, a file, or a glob of files; see docs/data.md
+    # which column is the query, query_image, positive, positive_image, negatives,
+    # negatives_image, scores or id; empty: told by their names
+    columns: Mapping[str, str]
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
     source_run: int  # examples in a row from one source; 0: mixed freely
     negatives: int  # explicit negatives a pair, at most
@@ -71,15 +74,18 @@ class DataConfig:
     workers: int  # processes that read and preprocess; 0: threads of this one
     max_bad_share: float  # of the examples read that may be unusable before the run stops
 
+    def __post_init__(self) -> None:
+        check_keys(self.columns, "config.data.columns")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation data below `data.folder`; "" leaves a part out."""
 
     every: int  # steps from one evaluation to the next during training; 0: only at the ends
-    mmeb: str  # a TFDS folder in MMEB-eval's columns
-    composition: str  # a TFDS folder of SugarCrepe-style captions
-    # a TFDS folder in MMEB-train's columns, whose split "test" is compared with the teacher's view
+    mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
+    composition: str  # SugarCrepe-style captions, in any format
+    # pairs, whose source "test" is compared with the teacher's view
     texts: str
     images: str  # of the two first: a TFDS folder with the columns path and image, or plain files
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
@@ -158,11 +164,15 @@ class CorpusConfig:
     """The items that are embedded: each distinct one once, in order."""
 
     folder: str  # that the paths below are relative to
-    datasets: tuple[str, ...]  # TFDS folders in MMEB-train's columns
-    splits: tuple[str, ...]  # of the datasets; empty: all
+    datasets: tuple[str, ...]  # pairs, each as `data.train` of a training run
+    columns: Mapping[str, str]  # as in a training run
+    splits: tuple[str, ...]  # sources of the datasets; empty: all
     sides: tuple[Side, ...]  # of every row
     texts: tuple[str, ...]  # files with a text a line
     max_bad_share: float  # of the items that may be unusable before the job stops
+
+    def __post_init__(self) -> None:
+        check_keys(self.columns, "config.data.columns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,9 +255,9 @@ class AgreementConfig:
 class TasksConfig:
     """Evaluation data below `data.folder`, as in a training run; "" leaves a part out."""
 
-    mmeb: str  # a TFDS folder in MMEB-eval's columns
-    composition: str  # a TFDS folder of SugarCrepe-style captions
-    # a TFDS folder in MMEB-train's columns, whose split "test" is compared with the teacher's view
+    mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
+    composition: str  # SugarCrepe-style captions, in any format
+    # pairs, whose source "test" is compared with the teacher's view
     texts: str
     agreement: AgreementConfig
     # of the two first: a TFDS folder with the columns path and image, or plain files

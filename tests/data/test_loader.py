@@ -18,12 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.formats.writers import write_jsonl
 from unime_jax.batch import Row
 from unime_jax.data import loader as loader_module
-from unime_jax.data.loader import make_loader, read_example
-from unime_jax.data.mixture import Pick
+from unime_jax.data.loader import draw_negatives, make_loader, read_example
+from unime_jax.data.mixture import Pick, mixture
 from unime_jax.data.packing import target_hash
-from unime_jax.data.quarantine import Quarantine, UnusableSource, read_quarantine
+from unime_jax.data.pairs import open_pairs
+from unime_jax.data.quarantine import BadExample, Quarantine, UnusableSource, read_quarantine
+from unime_jax.data.schema import to_example
 from unime_jax.data.shapes import Bucket, Layout, pair_shapes
 
 BATCH = 8
@@ -169,7 +172,9 @@ def test_the_order_of_rows():
 
     # Read example goes round the end.
     sources = {"a": rows("a", 4, bad={2, 3})}
-    prepared = read_example(sources, Pick("a", 2), preprocess=make_preprocess(), shapes=PLAN)
+    prepared = read_example(
+        sources, Pick("a", 2), preprocess=make_preprocess(), shapes=PLAN, seed=0
+    )
     assert [item.id for item in prepared.bad] == ["a2", "a3"]
     assert prepared.keys == (("a q0", ""), ("p0", ""))
 
@@ -254,3 +259,68 @@ def test_arrays_of_workers_come_in_shared_memory(monkeypatch):
     with contextlib.closing(loader(**options)) as iterator:
         want, _ = next(iterator)
     np.testing.assert_array_equal(got.groups[0].patches, want.groups[0].patches)
+
+
+def test_a_file_gives_the_batches_of_its_rows_from_any_batch_on(tmp_path):
+    """JSON lines on disk, with and without worker processes, beside the rows as a list."""
+    keys = {"id": "id", "query": "qry", "positive": "pos_text", "negatives": "neg_text"}
+    sources, texts = {}, {}
+    for name, count in (("a", 60), ("b", 90)):
+        texts[name] = [
+            row | {"neg_text": several(name, i)} for i, row in enumerate(rows(name, count))
+        ]
+        write_jsonl(
+            tmp_path,
+            [{key: row[column] for key, column in keys.items()} for row in texts[name]],
+            f"{name}.jsonl",
+        )
+    sources = open_pairs(tmp_path, {})
+    shapes = pair_shapes([Bucket(8, 0)], Layout(), batch_size=BATCH, negatives=2, chunk_size=4)
+    want = list(itertools.islice(loader(texts, shapes=shapes), 24))  # more than an epoch
+    assert any(info.dropped_negatives for _, info in want)
+    for first, workers in ((0, 0), (17, 0), (3, 2)):
+        options = {"shapes": shapes, "first_batch": first, "workers": workers}
+        with contextlib.closing(loader(sources, **options)) as batches:
+            for got, batch in zip(batches, want[first:][:4]):
+                assert_same(got, batch)
+
+
+def several(name, number):
+    return [f"{name} {number} no {n}" for n in range(number % 5)]
+
+
+def test_negatives_are_drawn_anew_in_every_pass_and_none_twice():
+    source = {"s": [{"qry": "q", "pos_text": "p", "neg_text": [f"n{i}" for i in range(6)]}]}
+    source["s"][0]["scores"] = [9.0, 0, 1, 2, 3, 4, 5]
+    shapes = pair_shapes([Bucket(8, 0)], Layout(), batch_size=BATCH, negatives=2, chunk_size=4)
+    drawn = []
+    for epoch in range(60):
+        pick = Pick("s", 0, epoch)
+        options = {"preprocess": make_preprocess(), "shapes": shapes}
+        prepared = read_example(source, pick, seed=0, **options)
+        assert prepared.keys == read_example(source, pick, seed=0, **options).keys
+        drawn.append(tuple(int(key[0].removeprefix("n")) for key in prepared.keys[2:]))
+        assert prepared.dropped_negatives == 4
+    assert all(first < second for first, second in drawn)
+    counts = np.bincount(np.ravel(drawn), minlength=6)
+    assert counts.min() > 8 and len(set(drawn)) > 8
+    other = [draw_negatives(2, f"1/s/0/{epoch}", 6) for epoch in range(60)]
+    assert [tuple(numbers) for numbers in other] != drawn
+    assert list(draw_negatives(2, "", 2)) == [0, 1] and list(draw_negatives(0, "", 3)) == []
+    example = to_example("s", source["s"][0], draw=lambda count: (1, 4))
+    assert [item.text for item in example.negatives] == ["n1", "n4"]
+    assert example.scores == (9, 1, 4) and example.undrawn_negatives == 4
+
+
+def test_a_negative_that_is_not_drawn_is_not_read():
+    row = {"qry": "q", "pos_text": "p", "neg_text": ["", "a", "b"], "neg_image_path": ["", "", "x"]}
+    assert len(to_example("s", row, draw=lambda count: range(1)).negatives) == 1
+    with pytest.raises(BadExample, match="negative 1: image is missing"):
+        to_example("s", row, draw=lambda count: (1,))
+
+
+def test_passes_are_counted_by_the_mixture():
+    picks = mixture({"a": range(5)}, {"a": 1}, batch_size=4, source_run=0, seed=0)
+    seen = [picks[i] for i in range(15)]
+    assert [pick.epoch for pick in seen] == [0] * 5 + [1] * 5 + [2] * 5
+    assert all(sorted(p.row for p in seen[i : i + 5]) == [*range(5)] for i in (0, 5, 10))

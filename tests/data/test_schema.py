@@ -238,7 +238,7 @@ def test_a_data_set_is_its_folder_and_highest_version(folder, tmp_path):
 
     # Open dataset says what is missing.
     (tmp_path := tmp_path / "next").mkdir()
-    with pytest.raises(FileNotFoundError, match="no prepared dataset"):
+    with pytest.raises(FileNotFoundError, match="no data in"):
         open_dataset(tmp_path)
 
 

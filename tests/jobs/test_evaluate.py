@@ -152,7 +152,7 @@ def test_what_is_wrong_is_said_before_anything_is_read(config, straight, tmp_pat
     config.evaluation.images = "nowhere_either"
     with pytest.raises(ValueError) as error:
         evaluate.run(config, workdir)
-    assert "config.evaluation.mmeb: no prepared dataset in" in str(error.value)
+    assert "config.evaluation.mmeb: no data in" in str(error.value)
     assert "config.evaluation.images: there is no folder" in str(error.value)
     config.evaluation.mmeb = config.evaluation.composition = ""
     with pytest.raises(ValueError, match="name nothing to evaluate on"):

@@ -44,9 +44,9 @@ def test_everything_wrong_with_a_run_comes_in_one_message(config, tmp_path, noth
         "config.trainable: '(' is no regular expression",
         "config.wandb_project='no_such_package', but the package wandb is not installed",
         'config.backbone: "/nowhere" is not a local folder',
-        f"config.data.train: no prepared dataset in {tmp_path}/absent/mini_mmeb/train",
-        f"config.evaluation.mmeb: no prepared dataset in {tmp_path}/absent/mini_mmeb/eval",
-        f"config.evaluation.composition: no prepared dataset in {tmp_path}/absent",
+        f"config.data.train: no data in {tmp_path}/absent/mini_mmeb/train",
+        f"config.evaluation.mmeb: no data in {tmp_path}/absent/mini_mmeb/eval",
+        f"config.evaluation.composition: no data in {tmp_path}/absent",
         f"config.evaluation.images: there is no folder {tmp_path}/absent/mini_mmeb/images",
     ):
         assert expected in text, expected
@@ -59,7 +59,7 @@ CANNOT_BE = [
     ({"init_from": "/nowhere"}, "config.init_from=/nowhere: there is no exported model"),
     ({"data.prepare.module": "data_pipelines.nil"}, "prepare.module='data_pipelines.nil': the"),
     ({"data.prepare.module": "no.such"}, "prepare.module='no.such': there is no such module"),
-    ({"evaluation.mmeb": "/elsewhere"}, "config.evaluation.mmeb: no prepared dataset in /else"),
+    ({"evaluation.mmeb": "/elsewhere"}, "config.evaluation.mmeb: no data in /else"),
     ({"optimizer.warmup_steps": 9}, "optimizer.warmup_steps=9 .* steps=6"),
 ]
 

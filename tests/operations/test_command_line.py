@@ -71,6 +71,7 @@ def test_values_have_the_type_of_their_key():
         "--config.backbone=None",
         "--config.data.suffix=",
         "--config.data.weights.digits=2",
+        "--config.data.columns.query=ask",
         "--config.export.prompts={'query': 'Find '}",
         '--config.trainable=((r"vision_tower\\..*", False), (".*", True))',
         "--config.data.buckets=[Bucket(tokens=40, tiles=0), Bucket(tokens=56, tiles=3, share=0.5)]",
@@ -81,6 +82,7 @@ def test_values_have_the_type_of_their_key():
     assert values.execution.recompute is False
     assert values.backbone == "None" and values.data.suffix == ""  # which are texts
     assert values.data.weights.to_dict() == {"digits": 2.0}
+    assert values.data.columns.to_dict() == {"query": "ask"}
     assert values.export.prompts.to_dict() == {"query": "Find "}
     assert values.trainable == ((r"vision_tower\..*", False), (".*", True))
     assert values.data.buckets == (

@@ -5,6 +5,7 @@ is the same image to all of them. docs/images.md says the same to users.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -42,6 +43,27 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 
 class ImageError(ValueError):
     """An image that cannot be used, or may not be read; the message says why, not which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """An image's file that a data set names by its path below folders; read when it is wanted."""
+
+    folders: tuple[str, ...]  # that are tried in turn
+    path: str
+
+    def read(self) -> bytes:
+        """The content of the file in the first folder that has it.
+
+        Raises:
+          OSError: it cannot be opened.
+          ImageError: as `read_below`.
+        """
+        *others, last = self.folders
+        for folder in others:
+            with contextlib.suppress(FileNotFoundError):
+                return read_below(folder, self.path)
+        return read_below(last, self.path)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

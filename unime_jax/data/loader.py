@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import grain
 from absl import flags, logging
@@ -48,6 +49,7 @@ def make_loader(
     sources must be picklable), which changes nothing in the order. Two batches are kept ready;
     preparing starts with the first `next` or with `start_prefetch()`. `close()` ends the workers.
 
+    Of more negatives than `shapes.negatives` a row has a draw in every pass, see `draw_negatives`.
     A bad example is replaced by the next good row of its source and named in `PackInfo.bad`.
 
     Which rows global batch n has follows from n: a run that has done n steps goes on with
@@ -77,6 +79,7 @@ def make_loader(
         {name: sources[name] for name in names},
         preprocess=preprocess,
         shapes=shapes,
+        seed=seed,
         max_pixels=max_pixels,
     )
     put = functools.partial(
@@ -139,15 +142,32 @@ def _end_with_parent(parent: int, *_: int) -> None:
     threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
+def draw_negatives(most: int, seed: str, count: int) -> Sequence[int]:
+    """Numbers of at most `most` of `count` negatives, in order, none twice.
+
+    They follow from `seed` alone, which names the row and the pass over its source.
+    """
+    if count <= most:
+        return range(count)
+
+    def rank(number: int) -> bytes:
+        return hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+
+    return sorted(sorted(range(count), key=rank)[:most])
+
+
 def read_example(
     sources: Mapping[str, Source],
     pick: Pick,
     *,
     preprocess: Preprocess,
     shapes: BatchShapes,
+    seed: int,
     max_pixels: int = MAX_PIXELS,
 ) -> Prepared:
     """The picked row, or the next one of its source that is good; the bad ones on the way noted.
+
+    Of more negatives than `shapes` has room for some are drawn, others in every pass.
 
     Raises UnusableSource when the whole source, or MAX_TRIES rows in a row, are bad.
     """
@@ -157,7 +177,10 @@ def read_example(
     for step in range(tries):
         index = (pick.row + step) % len(source)
         try:
-            example = to_example(pick.source, source[index], str(index), max_pixels)
+            draw = functools.partial(
+                draw_negatives, shapes.negatives, f"{seed}/{pick.source}/{index}/{pick.epoch}"
+            )
+            example = to_example(pick.source, source[index], str(index), max_pixels, draw=draw)
             prepared = prepare(example, preprocess, shapes)
         except BadExample as error:
             bad.append(error.item)

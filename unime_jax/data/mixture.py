@@ -20,6 +20,7 @@ class Pick(NamedTuple):
 
     source: str
     row: int
+    epoch: int = 0  # passes over the source before this one
 
 
 def mixture(
@@ -48,11 +49,10 @@ def mixture(
     """
     check(sources, weights, batch_size, source_run, process_count)
     names = sorted(weights)
+    counts = {name: len(sources[name]) for name in names}
     run = max(source_run, 1)
     rows = {
-        name: grain.MapDataset.range(len(sources[name]))
-        .shuffle(seed=_source_seed(seed, name))
-        .repeat()
+        name: grain.MapDataset.range(counts[name]).shuffle(seed=_source_seed(seed, name)).repeat()
         for name in names
     }
     runs = grain.MapDataset.mix(
@@ -65,7 +65,8 @@ def mixture(
         batch, offset = divmod(position, local)
         example = (first_batch + batch) * batch_size + process_index * local + offset
         name, number = runs[example // run]
-        return Pick(name, int(rows[name][number * run + example % run]))
+        place = number * run + example % run
+        return Pick(name, int(rows[name][place]), place // counts[name])
 
     return grain.MapDataset.range(ENDLESS // process_count).map(pick)
 

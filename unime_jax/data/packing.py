@@ -55,7 +55,8 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
     or a row fits no bucket.
     """
     negatives = example.negatives[: shapes.negatives]
-    sides = ["query", "positive", *(f"negative {number}" for number in range(len(negatives)))]
+    numbers = example.negative_numbers or range(len(negatives))
+    sides = ["query", "positive", *(f"negative {n}" for n in numbers[: len(negatives)])]
     items = (example.query, example.positive, *negatives)
     rows = []
     for side, item in zip(sides, items, strict=True):
@@ -69,7 +70,7 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
             path = failed_path(item, error)
             raise BadExample(example.source, example.id, path, reason) from error
         rows.append(row)
-    dropped = max(len(example.negatives) - shapes.negatives, 0)
+    dropped = example.undrawn_negatives + len(example.negatives) - len(negatives)
     return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
 
 

@@ -3,24 +3,26 @@
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unime_jax.batch import Example, Item, Media
 from unime_jax.data.image_markers import without_markers
-from unime_jax.data.images import MAX_PIXELS, ImageError, check
+from unime_jax.data.images import MAX_PIXELS, ImageError, ImageFile, check
 from unime_jax.data.quarantine import BadExample, MediaError, failed_path, place_of
 from unime_jax.data.strange_texts import text_fault
 
 Cells = tuple[Any, Any, Any]  # an item's text, the paths of its images, and their files
+Draw = Callable[[int], Sequence[int]]  # numbers of the negatives that are taken, of so many
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The columns of an item: its text, its images' paths, and the content of their files.
 
-    Paths and files are one value, or a list of several images, which the text places by
-    `<|image_1|>`, `<|image_2|>` and so on.
+    A file's content is bytes, or an `ImageFile` that has it. Paths and files are one value, or a
+    list of several images, which the text places by `<|image_1|>`, `<|image_2|>` and so on.
     """
 
     text: str
@@ -70,11 +72,13 @@ def to_example(
     default_id: str = "",
     max_pixels: int = MAX_PIXELS,
     schema: Schema = MMEB,
+    draw: Draw | None = None,
 ) -> Example:
     """The example of a row, its images still encoded; only their headers are read.
 
     A negative without text and image is none. `default_id` names a row without an id. An image
-    without a path is named by its content, because the path is part of an item's key.
+    without a path is named by its content, because the path is part of an item's key. `draw`
+    chooses among the negatives, and only those are read; None: all.
 
     Raises:
       BadExample: no query or positive, text empty where there is no image, numbers of paths and
@@ -91,7 +95,8 @@ def to_example(
         except UnicodeDecodeError as error:
             raise BadExample(source, id, "", f"{side}: text is not UTF-8: {error}") from error
         except ValueError as error:
-            raise BadExample(source, id, "", f"{side}: {error}") from error
+            path = error.path if isinstance(error, MediaError) else ""
+            raise BadExample(source, id, path, f"{side}: {error}") from error
         try:
             _check(result, max_pixels)
         except ValueError as error:
@@ -111,12 +116,24 @@ def to_example(
     given = list(zip(*filled, strict=True))
     # Numbered without those that are none, as where their images are decoded.
     kept = [cells for cells in given if _is_given(cells)]
-    negatives = tuple(item(f"negative {number}", cells) for number, cells in enumerate(kept))
+    drawn = tuple(range(len(kept)) if draw is None else draw(len(kept)))
+    negatives = tuple(item(f"negative {number}", kept[number]) for number in drawn)
     try:
         scores = _scores(row.get(schema.scores), [_is_given(cells) for cells in given])
     except (ValueError, TypeError) as error:
         raise BadExample(source, id, "", f"column {schema.scores}: {error}") from error
-    return Example(source, id, query, item("positive", positive), negatives, scores)
+    if scores:
+        scores = (scores[0], *(scores[1 + number] for number in drawn))
+    return Example(
+        source,
+        id,
+        query,
+        item("positive", positive),
+        negatives,
+        scores,
+        negative_numbers=drawn,
+        undrawn_negatives=len(kept) - len(drawn),
+    )
 
 
 def _cells(row: Mapping[str, Any], columns: Columns) -> Cells:
@@ -126,18 +143,24 @@ def _cells(row: Mapping[str, Any], columns: Columns) -> Cells:
 def _is_given(cells: Cells) -> bool:
     """Whether there is a text, a path or a file."""
     text, paths, images = cells
-    files = (image is not None and len(image) for image in _values(images))
+    files = (
+        isinstance(image, ImageFile) or (image is not None and len(image))
+        for image in _values(images)
+    )
     return bool(text) or any(_values(paths)) or any(files)
 
 
 def _media(paths: Any, images: Any) -> tuple[Media, ...]:
     """The images of an item; ValueError for a place without one."""
-    names, contents = [*map(_text, _values(paths))], [*map(_bytes, _values(images))]
-    if names and contents and len(names) != len(contents):
-        raise ValueError(f"{len(names)} image paths, but {len(contents)} images")
+    names = [*map(_text, _values(paths))]
+    given = [image if isinstance(image, ImageFile) else _bytes(image) for image in _values(images)]
+    if names and given and len(names) != len(given):
+        raise ValueError(f"{len(names)} image paths, but {len(given)} images")
+    count = max(len(names), len(given))
+    places = [f"image {number + 1} of {count}" if count > 1 else "image" for number in range(count)]
+    contents = [_content(*image) for image in zip(given, places)]
     if not any(names) and not any(contents):
         return ()
-    count = max(len(names), len(contents))
     media = []
     for number, (name, content) in enumerate(
         zip(names or [""] * count, contents or [b""] * count, strict=True), 1
@@ -154,7 +177,10 @@ def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
         return ()
     if len(cell) != 1 + len(kept):
         raise ValueError(f"{len(cell)} scores for a positive and {len(kept)} negatives")
-    return tuple(float(score) for score, keep in zip(cell, [True, *kept], strict=True) if keep)
+    scores = tuple(float(score) for score, keep in zip(cell, [True, *kept], strict=True) if keep)
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"{scores}: a score is no finite number")
+    return scores
 
 
 def _check(item: Item, max_pixels: int) -> None:
@@ -187,6 +213,22 @@ def _bytes(value: Any) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise ValueError(f"an image is a {type(value).__name__}; it must be the bytes of a file")
     return bytes(value)
+
+
+def _content(image: bytes | ImageFile, place: str) -> bytes:
+    """The bytes of an image's file; MediaError if it cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        data = image.read()
+    except FileNotFoundError as error:
+        reason = f"{place} is missing: there is no file {image.path!r} in {image.folders[-1]}"
+        raise MediaError(reason, image.path, place) from error
+    except (OSError, ImageError) as error:
+        raise MediaError(f"{place} cannot be read: {error}", image.path, place) from error
+    if not data:
+        raise MediaError(f"{place} cannot be decoded: the file is empty", image.path, place)
+    return data
 
 
 def _list(cell: Any) -> list[Any]:

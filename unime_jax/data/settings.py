@@ -4,11 +4,24 @@ The comment beside a key, or its entry under "Attributes:", is its text in --hel
 """
 
 import dataclasses
+import difflib
+from collections.abc import Mapping
 from typing import Literal
 
 Side = Literal["query", "positive", "negatives"]
 Style = Literal["chat", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
+
+COLUMN_KEYS = (  # of data.columns
+    "query",
+    "query_image",
+    "positive",
+    "positive_image",
+    "negatives",
+    "negatives_image",
+    "scores",
+    "id",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +66,14 @@ class Processing:
     legacy_padding: bool = False
     crops: int | None = None
     missing_images: MissingImages = "strip"
+
+
+def check_keys(chosen: Mapping[str, str], where: str) -> None:
+    """Raises ValueError for keys of `data.columns` that there are not, or without a column."""
+    for key, column in chosen.items():
+        if key not in COLUMN_KEYS:
+            near = difflib.get_close_matches(key, COLUMN_KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COLUMN_KEYS)}"
+            raise ValueError(f"unknown key {where}.{key}; {hint}")
+        if not column:
+            raise ValueError(f'{where}.{key} is ""; it must name a column, or be left out')

@@ -86,6 +86,7 @@ def make_suite(
       ValueError: a dataset whose meta task is not known.
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
+    datasets = {name.removesuffix("/test"): rows for name, rows in datasets.items()}  # of the hub
     table = _table(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
@@ -126,6 +127,10 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
 
 
 def _table(folder: files.Path) -> scores.Table:
-    metadata = tfds.builder_from_directory(version_folder(folder)).info.metadata or {}
+    try:
+        version = version_folder(folder)
+    except FileNotFoundError:  # of another format, which has no metadata
+        return scores.MMEB_V1
+    metadata = tfds.builder_from_directory(version).info.metadata or {}
     named = metadata.get("datasets", {})
     return {n: (v["meta"], v["split"]) for n, v in named.items()} or scores.MMEB_V1

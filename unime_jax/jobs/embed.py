@@ -27,10 +27,11 @@ from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item, Row
-from unime_jax.data import formats, schema
+from unime_jax.data import schema
 from unime_jax.data.embedding_store import IDENTITY
 from unime_jax.data.embedding_store_writer import Writer
 from unime_jax.data.items import Corpus, Items, Pairs, open_lines
+from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadItem, Quarantine, failed_path
 from unime_jax.data.truncation import kept, truncated
 from unime_jax.embedder import Embedder
@@ -213,7 +214,7 @@ def _write_blocks(
 def _corpora(data: config.CorpusConfig) -> Iterator[Corpus]:
     """Data sets, then text files, in the config's order."""
     folder = files.as_path(data.folder)
-    datasets = {name: formats.open_dataset(folder / name) for name in data.datasets}
+    datasets = {name: open_pairs(folder / name, data.columns) for name in data.datasets}
     schema.check_names(data.splits, {split for rows in datasets.values() for split in rows})
     for name, rows in datasets.items():
         for split in data.splits or sorted(rows):

@@ -25,7 +25,7 @@ from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings, open_embeddings
-from unime_jax.data.formats.tfds import version_folder
+from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
@@ -168,27 +168,18 @@ def _check_same(
         "dtype": settings.dtype,
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
-        **{key: [name, _digest(folder / name)] for key, name in names.items() if name},
+        **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
     }
     for task in suite.tasks:
         if isinstance(task, distillation.Task):
             provenance |= {
-                "texts": [chosen.texts, _digest(task.folder)],
+                "texts": [chosen.texts, fingerprint(task.folder)],
                 "teacher": [settings.data.teacher, _digest_of_teacher(task.teacher)],
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
             }
     if jax.process_index() == 0:
         finished.check_same(workdir, provenance)
-
-
-def _digest(folder: files.Path) -> str:
-    """Hash of what TFDS records of a dataset, its sizes and shards; "" of plain files."""
-    try:
-        info = version_folder(folder) / "dataset_info.json"
-    except FileNotFoundError:
-        return ""
-    return hashlib.blake2b(info.read_bytes(), digest_size=16).hexdigest()
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:

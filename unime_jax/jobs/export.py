@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from unime_jax import config, config_reader, files, paths, sharding
 from unime_jax.backbones.io import adapters
 from unime_jax.data import formats
+from unime_jax.data.pairs import open_pairs
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
 from unime_jax.jobs import preflight
@@ -59,7 +60,8 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
                 setup = set_up(settings, mesh)
                 train = files.as_path(settings.data.folder) / settings.data.train
-                rows = formats.open_dataset(train) if settings.data.train else {}
+                columns = settings.data.columns
+                rows = open_pairs(train, columns) if settings.data.train else {}
                 if settings.steps:
                     state = restore(setup, workdir, evaluations.read(workdir))
                     if int(state.skipped) >= int(state.step) > 0:

@@ -18,7 +18,7 @@ from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
-from unime_jax.data.formats.tfds import version_folder
+from unime_jax.data.pairs import open_pairs
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Distillation
@@ -103,7 +103,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     _check_model(settings, made, problems)
     if not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
-            rows = formats.open_dataset(folder / settings.data.train)
+            rows = open_pairs(folder / settings.data.train, settings.data.columns)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
             mixture.check(
                 rows,
@@ -122,7 +122,7 @@ def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
-            formats.open_dataset(folder / settings.data.train)
+            open_pairs(folder / settings.data.train, settings.data.columns)
 
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
@@ -140,7 +140,7 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
         problems.add("config.data.datasets and config.data.texts name nothing to embed")
     for name in settings.data.datasets:
         with problems.collected("config.data.datasets"):
-            formats.open_dataset(folder / name)
+            open_pairs(folder / name, settings.data.columns)
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
@@ -277,7 +277,7 @@ def _check_tasks(
     for key, name in parts.items():
         if name and not made.later(folder / name):
             with problems.collected(f"config.evaluation.{key}"):
-                version_folder(folder / name)
+                formats.open_dataset(folder / name)
     pictured = bool(parts["mmeb"] or parts["composition"])
     if pictured and not made.later(folder / images) and not (folder / images).is_dir():
         problems.add(f"config.evaluation.images: there is no folder {folder / images}")

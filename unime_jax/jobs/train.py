@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from unime_jax import config, config_reader, files, paths
 from unime_jax.data import formats
 from unime_jax.data.embedding_store import open_embeddings
+from unime_jax.data.pairs import open_pairs
 from unime_jax.data.reader import Reader
 from unime_jax.evaluation import earlier, scores, suite
 from unime_jax.jobs import boundary, export, preflight
@@ -142,7 +143,7 @@ def _set_up(
         whole = set_up(settings, mesh)
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
         trained = whole if teacher is None else student(whole, teacher)
-        rows = formats.open_dataset(folder / settings.data.train)
+        rows = open_pairs(folder / settings.data.train, settings.data.columns)
         batches = inputs.make_batches(trained, rows)
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)

@@ -128,6 +128,8 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         if group != "plan"  # which has a config of its own now
     }
     data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
+    if isinstance(data, dict):
+        data.setdefault("columns", {})
     if isinstance(data, dict) and isinstance(data.get("buckets"), list):
         data["buckets"] = [
             dict(zip(names, bucket)) if isinstance(bucket, list) else bucket

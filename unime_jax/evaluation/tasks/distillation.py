@@ -12,7 +12,7 @@ from unime_jax import files, losses
 from unime_jax.batch import Item
 from unime_jax.config import AgreementConfig
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.formats import open_dataset
+from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import check_names, to_example
 from unime_jax.evaluation.item_table import Encode, Images
 
@@ -47,7 +47,7 @@ class Task:
         Raises:
           ValueError: there are too few, or no such split, or the teacher has not seen one of them.
         """
-        splits = open_dataset(self.folder)
+        splits = open_pairs(self.folder, {})
         check_names([HELD_OUT], splits)
         source = splits[HELD_OUT]
         distinct: dict[tuple[str, str], Item] = {}

@@ -1,0 +1,331 @@
+"""Training pairs: rows of any format and form in MMEB-train's columns, which `schema` reads."""
+
+import base64
+import binascii
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from unime_jax import files
+from unime_jax.data import formats, row_forms
+from unime_jax.data.formats import Rows, Source
+from unime_jax.data.images import ImageFile
+from unime_jax.data.quarantine import BadExample
+from unime_jax.data.row_forms import Form, Side
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
+_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_ITEM = ("text", "image", "images")
+
+
+class Image(NamedTuple):
+    """An image's path, "" if it has none, and its file's content."""
+
+    path: str
+    content: bytes | ImageFile
+
+
+class Cells(NamedTuple):
+    """A side's text and images."""
+
+    text: str | bytes = ""
+    images: tuple[Image, ...] = ()
+
+
+def open_pairs(path: str | files.Path, columns: Mapping[str, str]) -> dict[str, Source]:
+    """The pairs of each source of `formats.open_dataset`, in MMEB-train's columns.
+
+    Args:
+      columns: `data.columns`, names by key of `row_forms.KEYS`; empty: told by the names.
+
+    Raises:
+      FileNotFoundError: as `formats.open_dataset`.
+      ValueError: as it, or columns in which no pair is recognised.
+    """
+    sources = formats.open_dataset(path)
+    return {name: with_form(name, rows, columns) for name, rows in sources.items()}
+
+
+def with_form(name: str, source: Source, chosen: Mapping[str, str]) -> Source:
+    """A source's rows in MMEB-train's columns.
+
+    One without `Rows.columns` (of TFDS, or a list) has them, unless `chosen` says otherwise.
+    Raises ValueError as `row_forms.recognise`.
+    """
+    if not len(source):
+        return source  # which the mixture refuses
+    if not hasattr(source, "columns"):
+        if not chosen:
+            return source
+        form = _recognised(name, tuple(source[0]), chosen, has_schema=True)
+        return PairRows(name, source, form, ())
+    rows: Rows = source  # type: ignore[assignment]
+    columns = rows.columns
+    form = _recognised(name, columns, chosen, has_schema=rows.has_schema)
+    left_out = [column for column in columns if column not in form.columns]
+    if left_out and rows.has_schema:
+        logging.info("source %r: columns that are not read: %s", name, ", ".join(left_out))
+    unseen = () if rows.has_schema else columns
+    return PairRows(name, rows.only(form.columns), form, rows.folders, unseen, rows.is_nested)
+
+
+def _recognised(
+    name: str, columns: Sequence[str], chosen: Mapping[str, str], *, has_schema: bool
+) -> Form:
+    try:
+        return row_forms.recognise(columns, chosen, has_schema=has_schema)
+    except ValueError as error:
+        raise ValueError(f"source {name!r}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRows:
+    """The rows of a source in MMEB-train's columns; images in files are read by who wants them.
+
+    An index raises BadExample for a row that is no pair.
+    """
+
+    name: str
+    rows: Source
+    form: Form
+    folders: tuple[str, ...]  # that images' paths are below
+    seen: tuple[str, ...] = ()  # the keys that the form was told from, if rows may have others
+    is_nested: bool = True  # else lists are JSON in a text
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        row = self.rows[index]
+        row_id = getattr(self.rows, "row_id", None)
+        id = ""
+        try:
+            id = _id(_cell(row, self.form.id)) or (row_id(index) if row_id else "")
+            return self._mapped(row, id)
+        except ValueError as error:
+            raise BadExample(self.name, id or str(index), "", str(error)) from error
+
+    def _mapped(self, row: Mapping[str, Any], id: str) -> dict[str, Any]:
+        form = self.form
+        if self.seen:
+            self._check_unseen(row)
+        query = self._cells(row, form.query, "query")
+        positive = self._cells(row, form.positive, "positive")
+        if not positive.text and not positive.images:
+            names = " and ".join(name for name in form.positive.columns[:2] if name in row)
+            raise ValueError(f"no positive: {names or form.positive.columns[0]} is empty")
+        scores = self._list(_cell(row, form.scores), (int, float, str))
+        negatives = self._negatives(row, scored=len(scores) - 1)
+        return {
+            "id": id,
+            "qry": query.text,
+            "qry_image_path": [image.path for image in query.images],
+            "qry_image": [image.content for image in query.images],
+            "pos_text": positive.text,
+            "pos_image_path": [image.path for image in positive.images],
+            "pos_image": [image.content for image in positive.images],
+            "neg_text": [cells.text for cells in negatives],
+            "neg_image_path": [[image.path for image in cells.images] for cells in negatives],
+            "neg_image": [[image.content for image in cells.images] for cells in negatives],
+            "scores": scores,
+        }
+
+    def _check_unseen(self, row: Mapping[str, Any]) -> None:
+        """Raises ValueError for a key that would be read if the first rows had it."""
+        for key in row.keys() - set(self.seen) - set(self.form.columns):
+            if row_forms.is_known(key):
+                raise ValueError(
+                    f"{key!r} is a key that the first {formats.rows.SAMPLE} rows do not have, so"
+                    " that it is not read; use the same keys in all rows, or config.data.columns"
+                )
+
+    def _cells(self, row: Mapping[str, Any], side: Side, what: str) -> Cells:
+        """The text and images of a side that has one item."""
+        cell = _cell(row, side.text)
+        if isinstance(cell, list | tuple | np.ndarray):
+            if len(cell) > 1:
+                raise ValueError(f"{what}: {side.text} is a list of {len(cell)}; it must be one")
+            cell = cell[0] if len(cell) else None
+        cells = self._item(cell, row, what)
+        images = self._images(_cell(row, side.image), _cell(row, side.path), row, what)
+        return _both(cells, images, what)
+
+    def _negatives(self, row: Mapping[str, Any], scored: int) -> list[Cells]:
+        """Those of the list columns, then those of the numbered ones.
+
+        A place of a list stays, though it is empty, as scores go by places; an empty numbered
+        column does if so many negatives are scored.
+        """
+        form, side = self.form, self.form.negatives
+        names = (side.text, side.image, side.path)
+        lists = [self._list(_cell(row, name), (str, dict, list)) for name in names]
+        lengths = {len(values) for values in lists if values}
+        if len(lengths) > 1:
+            named = [name for name, values in zip(names, lists) if values]
+            raise ValueError(
+                f"negatives: {' and '.join(named)} have {sorted(lengths)} entries; they must have"
+                " one for each negative"
+            )
+        result = []
+        count = max(lengths, default=0)
+        columns = [values or [None] * count for values in lists]
+        for number, (cell, image, path) in enumerate(zip(*columns, strict=True)):
+            what = f"negative {number}"
+            images = self._images(image, path, row, what)
+            result.append(_both(self._item(cell, row, what), images, what))
+        numbered = [self._item(row.get(name), row, name) for name in form.numbered]
+        if count + len(numbered) != scored:
+            numbered = [cells for cells in numbered if cells.text or cells.images]
+        return result + numbered
+
+    def _item(self, cell: Any, row: Mapping[str, Any], what: str) -> Cells:
+        """A text, or a dict of a text and images."""
+        if cell is None or _is_nan(cell):
+            return Cells()
+        if isinstance(cell, str | bytes):
+            return Cells(cell)
+        if isinstance(cell, Mapping) and "bytes" in cell:  # a picture of Hugging Face datasets
+            return Cells("", self._images(cell, None, row, what))
+        if not isinstance(cell, Mapping):
+            shown = json.dumps(cell, default=str)[:40]
+            raise ValueError(
+                f"{what}: it is a {type(cell).__name__}, {shown}; it must be a text, or"
+                ' {"text": ..., "image": ...}'
+            )
+        if cell.get("video") is not None:
+            raise ValueError(f"{what}: it has a video, which training data cannot have yet")
+        for key in cell:
+            if key not in _ITEM and cell[key] is not None:
+                near = difflib.get_close_matches(key, _ITEM, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else ""
+                raise ValueError(f'{what}: {key!r} is no key of an item ("text", "image"){hint}')
+        if cell.get("image") is not None and cell.get("images") is not None:
+            raise ValueError(f'{what}: it has "image" and "images"; give one of them')
+        text = cell.get("text")
+        if text is not None and not isinstance(text, str | bytes):
+            raise ValueError(f'{what}: its "text" is a {type(text).__name__}; it must be a text')
+        given = cell.get("images") if cell.get("image") is None else cell["image"]
+        return Cells(text or "", self._images(given, None, row, what))
+
+    def _images(
+        self, cell: Any, paths: Any, row: Mapping[str, Any], what: str
+    ) -> tuple[Image, ...]:
+        """Images of a cell, or of a cell of contents beside one of paths."""
+        contents, names = self._given(cell), self._given(paths)
+        if contents and names and len(contents) != len(names):
+            raise ValueError(f"{what}: {len(names)} image paths, but {len(contents)} images")
+        if not contents:
+            return tuple(self._image(name, row, what) for name in names)
+        images = []
+        for content, name in zip(contents, names or [None] * len(contents), strict=True):
+            image = self._image(content, row, what)
+            images.append(image if name is None else Image(_text(name), image.content))
+        return tuple(images)
+
+    def _image(self, value: Any, row: Mapping[str, Any], what: str) -> Image:
+        """A path, an image in base64, the bytes of a file, or {"bytes", "path"}."""
+        if isinstance(value, Mapping):
+            unknown = [key for key in value if key not in ("bytes", "path")]
+            if unknown or not value:
+                raise ValueError(
+                    f"{what}: an image is a dict of {', '.join(map(repr, value)) or 'nothing'};"
+                    ' it must have "bytes", "path" or both'
+                )
+            path = _text(value.get("path") or "")
+            if value.get("bytes"):
+                return Image(path, self._image(value["bytes"], row, what).content)
+            value = path
+        if isinstance(value, bytes | bytearray | memoryview):
+            return Image("", bytes(value))
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{what}: an image is a {type(value).__name__}; it must be a path, bytes, or base64"
+            )
+        if not value:
+            raise ValueError(f"{what}: an image has neither a path nor bytes")
+        if uri := _URI.match(value):
+            return Image("", _decoded(value[uri.end() :], what))
+        if not self.folders and isinstance(row.get(value), bytes):
+            return Image(value, row[value])
+        if _BASE64.fullmatch(value) and not self._is_file(value):
+            with contextlib.suppress(ValueError):
+                return Image("", _decoded(value, what))
+        if not self.folders:
+            raise ValueError(f"{what}: the row has no image {value[:100]!r}")
+        return Image(value, ImageFile(self.folders, value))
+
+    def _is_file(self, path: str) -> bool:
+        """Whether there is such a file; a very long text is none."""
+        places = [os.path.join(folder, path) for folder in self.folders]
+        return len(path) < 4096 and any(map(os.path.exists, places))
+
+    def _given(self, cell: Any) -> list[Any]:
+        """The images of a cell; none if all are empty."""
+        values = self._list(cell, (str, dict))
+        return values if any(_is_given(value) for value in values) else []
+
+    def _list(self, cell: Any, kinds: tuple[type, ...]) -> list[Any]:
+        """The values of a list's cell; of another value, that alone; of an empty one, none.
+
+        Args:
+          kinds: of values that a list in JSON has, where cells are texts; else it is a text.
+        """
+        if cell is None or _is_nan(cell) or (isinstance(cell, str | bytes) and not cell):
+            return []
+        if not self.is_nested and isinstance(cell, str) and cell.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                values = json.loads(cell)
+                if all(isinstance(value, kinds) for value in values):
+                    return list(values)
+        return list(cell) if isinstance(cell, list | tuple | np.ndarray) else [cell]
+
+
+def _cell(row: Mapping[str, Any], name: str) -> Any:
+    return row.get(name) if name else None
+
+
+def _both(cells: Cells, images: tuple[Image, ...], what: str) -> Cells:
+    """An item's cells, with images from a column of their own."""
+    if cells.images and images:
+        raise ValueError(f"{what}: it has images, and its column of images has others")
+    return Cells(cells.text, cells.images or images)
+
+
+def _decoded(text: str, what: str) -> bytes:
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{what}: an image is no base64: {error}") from error
+    if not data:
+        raise ValueError(f"{what}: an image in base64 is empty")
+    return data
+
+
+def _is_given(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_is_given(part) for part in value.values())
+    is_empty = hasattr(value, "__len__") and not len(value)
+    return value is not None and not _is_nan(value) and not is_empty
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a cell is pandas' mark of an empty one."""
+    return isinstance(value, float) and value != value
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        raise ValueError(f"its id is a {type(value).__name__}; it must be a text or a number")
+    return "" if value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
