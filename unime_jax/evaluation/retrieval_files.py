@@ -1,0 +1,78 @@
+"""Retrieval sets on disk: a data set of pairs, or folders in BEIR's layout."""
+
+import csv
+import hashlib
+import io
+import json
+
+from unime_jax import files
+from unime_jax.data.formats import Source, open_dataset
+from unime_jax.evaluation.retrieval_data import Judged, Pairs, RetrievalData
+from unime_jax.operations import watchdog
+
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")  # of queries, corpus and qrels
+HELD_OUT = "test"  # of several files of qrels
+
+
+def open_sets(path: files.Path) -> list[RetrievalData]:
+    """The sets of a path, of which no row of pairs is read yet.
+
+    A folder with queries, corpus and qrels is one set, and a folder of such folders is a set each,
+    by their names. Everything else is pairs, each split a set.
+
+    Raises:
+      FileNotFoundError: there is no data, or a part of it is missing.
+      ValueError: there are two files of one part.
+    """
+    if _is_judged(path):
+        return [_open_judged(path)]
+    folders = sorted(path.iterdir()) if path.is_dir() else []
+    if judged := [folder for folder in folders if folder.is_dir() and _is_judged(folder)]:
+        return [_open_judged(folder) for folder in judged]
+    folder = path if path.is_dir() else path.parent
+    return [Pairs(name, rows, folder) for name, rows in open_dataset(path).items()]
+
+
+def digest(path: files.Path) -> str:
+    """Hash of the names and the content of all files of a path (128 bit, hexadecimal)."""
+    below = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total = hashlib.blake2b(digest_size=16)
+    for file in below:
+        with file.open("rb") as stream:
+            own = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        total.update(f"{name}\0{own.hexdigest()}\n".encode())
+        watchdog.progress()
+    return total.hexdigest()
+
+
+def read_rows(file: files.Path) -> Source:
+    """The rows of a file as they are, by column."""
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text().split("\n") if line.strip()]
+    delimiter = "\t" if file.suffix == ".tsv" else ","
+    return list(csv.DictReader(io.StringIO(file.read_text()), delimiter=delimiter))
+
+
+def _is_judged(folder: files.Path) -> bool:
+    return any((folder / f"queries{suffix}").exists() for suffix in SUFFIXES)
+
+
+def _open_judged(folder: files.Path) -> Judged:
+    queries, corpus = (read_rows(_file(folder, part)) for part in ("queries", "corpus"))
+    qrels = folder / "qrels"
+    file = _file(qrels, HELD_OUT) if qrels.is_dir() else _file(folder, "qrels")
+    return Judged(folder.name, queries, corpus, read_rows(file), folder)
+
+
+def _file(folder: files.Path, part: str) -> files.Path:
+    """The file of one part, whatever its format."""
+    known = [folder / f"{part}{suffix}" for suffix in SUFFIXES]
+    there = [file for file in known if file.exists()]
+    if not there:
+        raise FileNotFoundError(
+            f"{folder} has no {part}: one of {', '.join(file.name for file in known)} is expected"
+        )
+    if len(there) > 1:
+        raise ValueError(f"{folder} has {' and '.join(f.name for f in there)}: remove all but one")
+    return there[0]
