@@ -268,7 +268,10 @@ def _example(
         if _is_filled(paths) and not _is_filled(content):
             try:
                 row[columns.image] = _read(paths, folder)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                reason = f"{error.filename} cannot be read: {error.strerror or error}"
+                raise ValueError(f"{where}: {columns.path}: {reason}") from error
+            except ValueError as error:
                 raise ValueError(f"{where}: {columns.path}: {error}") from error
     try:
         return to_example("", row, number, schema=schema)
