@@ -68,7 +68,8 @@ def run_all(
     """
     for group in _groups(tasks, images):
         try:
-            encode.encode_group([opened.items for _, opened in group])
+            # One alone is encoded as it is scored: a corpus's vectors are not copied.
+            encode.encode_group([o.items for _, o in group] if len(group) > 1 else [])
         except ValueError as error:
             tables = {str(t): o.items for t, o in group if isinstance(o.items, ItemTable)}
             raise blamed(tables, error) from error
