@@ -10,15 +10,12 @@ import numpy as np
 from unime_jax import files
 from unime_jax.batch import Example, Item
 from unime_jax.data.formats import Source
-from unime_jax.data.images import read_below
-from unime_jax.data.quarantine import BadExample
-from unime_jax.data.schema import MMEB, Columns, Schema, to_example
+from unime_jax.data.schema import MMEB
 from unime_jax.evaluation.corpus_ranking import Judgements
-from unime_jax.evaluation.item_table import Images, ItemTable, text_of
+from unime_jax.evaluation.item_table import Images, ItemTable
+from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, text_cell
 
 PLACE = "retrieval://"  # begins the paths of images that lie in rows: no path of a file does
-ITEM = Columns("text", "image_path", "image")
-ITEMS = Schema(query=ITEM, positive=ITEM, negatives=Columns("", "", ""))
 NAMED = 5  # ids that an error names
 
 
@@ -94,7 +91,7 @@ class Pairs:
         return list(ids.values()), judged, 0
 
     def _example(self, row: int) -> Example:
-        return _example(self.where(row), self.rows[row], str(row), self.folder, MMEB)
+        return example_of(self.where(row), self.rows, row, self.folder, MMEB)
 
     def __str__(self) -> str:
         return f"retrieval set {self.name!r}"
@@ -119,9 +116,7 @@ class Judged:
         """The query or the document."""
         part, number = self._part(row)
         rows = self.queries if part == "queries" else self.corpus
-        where = self.where(row)
-        cells = _item_columns(rows[number], where)
-        return (_example(where, cells, str(number), self.folder, ITEMS).query,)
+        return (example_of(self.where(row), rows, number, self.folder, ITEMS).query,)
 
     def where(self, row: int) -> str:
         part, number = self._part(row)
@@ -151,7 +146,7 @@ class Judged:
             raise ValueError(f"{self}: {part} has no rows")
         numbers: dict[str, int] = {}
         for number in range(len(rows)):
-            id = _cell(rows[number], "_id", "id")
+            id = text_cell(rows[number], "_id", "id")
             if not id:
                 raise ValueError(f"{self}, {part} row {number}: no id; a row has _id or id")
             if numbers.setdefault(id, number) != number:
@@ -168,8 +163,8 @@ class Judged:
         unknown: dict[str, dict[str, None]] = {"queries": {}, "corpus": {}}
         for number in range(len(self.qrels)):
             row, where = self.qrels[number], f"{self}, qrels row {number}"
-            query = _cell(row, "query-id", "query_id")
-            document = _cell(row, "corpus-id", "corpus_id")
+            query = text_cell(row, "query-id", "query_id")
+            document = text_cell(row, "corpus-id", "corpus_id")
             if not query or not document:
                 raise ValueError(
                     f"{where}: no query-id or corpus-id; it has the columns {', '.join(row)}"
@@ -258,74 +253,8 @@ def _judgements(
     )
 
 
-def _example(
-    where: str, row: Mapping[str, Any], number: str, folder: files.Path, schema: Schema
-) -> Example:
-    """The example of a row whose images may be files at their paths."""
-    row = dict(row)
-    for columns in (schema.query, schema.positive, schema.negatives):
-        paths, content = row.get(columns.path), row.get(columns.image)
-        if _is_filled(paths) and not _is_filled(content):
-            try:
-                row[columns.image] = _read(paths, folder)
-            except OSError as error:
-                reason = f"{error.filename} cannot be read: {error.strerror or error}"
-                raise ValueError(f"{where}: {columns.path}: {reason}") from error
-            except ValueError as error:
-                raise ValueError(f"{where}: {columns.path}: {error}") from error
-    try:
-        return to_example("", row, number, schema=schema)
-    except BadExample as error:
-        image = f"image {error.item.path!r}: " if error.item.path else ""
-        reason = error.item.reason.removeprefix("query: " if schema is ITEMS else "")
-        raise ValueError(f"{where}: {image}{reason}") from error
-
-
-def _item_columns(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The columns of `ITEM`, of a row of queries or corpus."""
-    text = " ".join(part for part in (_cell(row, "title"), _cell(row, "text")) if part)
-    images = [_content(image) for image in _list(row.get("image"))]
-    paths = [image for image in images if isinstance(image, str)]
-    content = [image for image in images if not isinstance(image, str)]
-    if paths and content:
-        raise ValueError(f"{where}: image has paths and contents of files; give one of them")
-    return {"text": text, "image_path": paths, "image": content}
-
-
-def _read(paths: Any, folder: files.Path) -> Any:
-    """Contents of files in the structure of their paths, b"" where there is none."""
-    if paths is None or isinstance(paths, str | bytes):
-        path = text_of(paths)
-        return read_below(folder, path) if path else b""
-    return [_read(inner, folder) for inner in paths]
-
-
-def _is_filled(cell: Any) -> bool:
-    """Whether any value of a cell, or of the lists in it, is neither None nor empty."""
-    if cell is None or isinstance(cell, str | bytes | bytearray | memoryview):
-        return bool(cell)
-    return any(map(_is_filled, cell))
-
-
-def _list(cell: Any) -> list[Any]:
-    if not _is_filled(cell):
-        return []
-    single = isinstance(cell, str | bytes | bytearray | memoryview | Mapping)
-    return [cell] if single else list(cell)
-
-
-def _content(image: Any) -> Any:
-    """The content or path of an image, which Hugging Face's datasets have by these names."""
-    return (image.get("bytes") or image.get("path")) if isinstance(image, Mapping) else image
-
-
-def _cell(row: Mapping[str, Any], *names: str) -> str:
-    """The text of the first of these columns that is filled; "" if none is."""
-    return next((t for name in names if (t := text_of(row.get(name)))), "")
-
-
 def _grade(row: Mapping[str, Any], where: str) -> float:
-    said = _cell(row, "score")
+    said = text_cell(row, "score")
     try:
         grade = float(said or 1)
     except ValueError as error:
