@@ -1,5 +1,7 @@
 """Scores of retrieval sets: means, medians, intervals, and what the log says of them."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,7 @@ def test_scores_of_retrieval_are_checked_as_they_are_read(tmp_path):
     scores.write_scores(tmp_path, "after", {"retrieval": found})
     with pytest.raises(ValueError, match="'after' has retrieval set 'b' without R@1, .*evaluate a"):
         scores.read_scores(tmp_path)
+    for damaged in ([], {"datasets": []}):
+        (tmp_path / "evaluation.json").write_text(json.dumps({"after": {"retrieval": damaged}}))
+        with pytest.raises(ValueError, match="retrieval that is no object|without R@1"):
+            scores.read_scores(tmp_path)

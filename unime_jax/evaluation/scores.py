@@ -136,14 +136,22 @@ def _check_side(side: str, scores: Any) -> None:
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
-    sets = scores.get("retrieval", {})
-    for name, values in {"": sets, **retrieval_sets(scores)}.items():
-        of = f"retrieval set {name!r}" if name else "retrieval"
-        if sets and not all(_is_number(values.get(column)) for column in RETRIEVAL):
-            raise ValueError(f"{side!r} has {of} without {', '.join(RETRIEVAL)}")
+    if "retrieval" in scores:
+        _check_retrieval(side, scores["retrieval"])
     for column in (*COLUMNS, "meta_mean"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
+
+
+def _check_retrieval(side: str, scores: Any) -> None:
+    sets = scores.get("datasets", {}) if isinstance(scores, dict) else None
+    if not isinstance(sets, dict):
+        raise ValueError(f"{side!r} has retrieval that is no object of scores")
+    needed = (*RETRIEVAL, "queries", "candidates")
+    for name, values in {"": scores, **sets}.items():
+        if not isinstance(values, dict) or not all(_is_number(values.get(n)) for n in needed):
+            of = f"retrieval set {name!r}" if name else "retrieval"
+            raise ValueError(f"{side!r} has {of} without {', '.join(needed)}")
 
 
 def _is_number(value: Any) -> bool:
