@@ -109,6 +109,7 @@ def mini() -> ConfigDict:
     config.data.prepare.eval_rows = 100  # of each dataset
     config.data.train = "mini_mmeb/train"  # below data.folder: a folder, a file or *.jsonl
     config.data.columns = ConfigDict()  # of the query, positive, ...; empty: told by their names
+    config.data.eval = ""  # retrieval sets below data.folder: pairs, or folders in BEIR's layout
     config.data.weights = ConfigDict()  # by source; empty: all sources, equally often
     config.data.source_run = 16  # examples in a row from one source; 0: mixed freely
     config.data.negatives = 2  # explicit negatives a pair, at most

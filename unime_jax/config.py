@@ -64,6 +64,8 @@ class DataConfig:
     # which column is the query, query_image, positive, positive_image, negatives,
     # negatives_image, scores or id; empty: told by their names
     columns: Mapping[str, str]
+    # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
+    eval: str
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
     source_run: int  # examples in a row from one source; 0: mixed freely
     negatives: int  # explicit negatives a pair, at most
@@ -236,8 +238,14 @@ class EvaluateDataConfig:
 
     folder: str  # that all paths of `data` and `evaluation` are relative to
     prepare: PrepareConfig
+    # retrieval sets, below `folder`: pairs, or folders in BEIR's layout; "": none
+    eval: str
+    columns: Mapping[str, str]  # of these pairs, as in a training run
     teacher: str  # a teacher's embeddings of `evaluation.texts`, below `folder`; "": none
     suffix: str  # an instruction after every one of these texts, never cut off
+
+    def __post_init__(self) -> None:
+        check_keys(self.columns, "config.data.columns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +273,6 @@ class TasksConfig:
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
     limit: int  # the first rows of each dataset, but for the texts; 0: all
 
-    def __post_init__(self) -> None:
-        if not (self.mmeb or self.composition or self.texts):
-            raise ValueError(
-                "config.evaluation.mmeb, composition and texts name nothing to evaluate on."
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
@@ -293,7 +295,13 @@ class EvaluateConfig:
     evaluation: TasksConfig
 
     def __post_init__(self) -> None:
-        texts, teacher = self.evaluation.texts, self.data.teacher
+        chosen = self.evaluation
+        if not (chosen.mmeb or chosen.composition or chosen.texts or self.data.eval):
+            raise ValueError(
+                "config.data.eval, config.evaluation.mmeb, composition and texts name nothing to "
+                "evaluate on."
+            )
+        texts, teacher = chosen.texts, self.data.teacher
         if bool(texts) != bool(teacher):
             raise ValueError(
                 f"config.evaluation.texts={texts!r} and config.data.teacher={teacher!r}: held-out "

@@ -12,13 +12,15 @@ from PIL import Image
 from tests.evaluation.tiny_report import (
     EVIL,
     TABLE,
+    Page,
     evaluation,
     image_bytes,
     write,
     write_run,
 )
-from unime_jax.evaluation import gallery, report, scores, tasks
-from unime_jax.evaluation.tasks import mmeb
+from unime_jax.evaluation import gallery, report, retrieval_scores, scores, tasks
+from unime_jax.evaluation.retrieval_data import Pairs, images_of
+from unime_jax.evaluation.tasks import mmeb, retrieval
 
 
 def test_report_is_complete_and_self_contained(tmp_path, results):
@@ -155,3 +157,68 @@ def test_budget_leaves_out_later_examples(tmp_path, results, monkeypatch):
 def test_the_same_inputs_give_the_same_file(tmp_path, results):
     write_run(tmp_path, results)
     assert write(tmp_path, *results)[0] == write(tmp_path, *results)[0]
+
+
+def test_retrieval_has_tables_with_intervals_and_examples(tmp_path):
+    def side(signal):
+        rng = np.random.default_rng(5)
+        rows = [
+            {
+                "qry": f"{EVIL} question {n}",
+                "pos_text": f"answer {n}",
+                "pos_image": image_bytes("b"),
+            }
+            for n in range(9)
+        ]
+        sets = [Pairs(name, rows, tmp_path) for name in ("first set", "second set")]
+        eye = np.eye(10, 16)
+
+        def encode(items):
+            numbers = [int(item.text.split()[-1]) for item in items]
+            return signal * eye[numbers] + rng.standard_normal((len(items), 16))
+
+        return {s.name: tasks.run(retrieval.Task(s), image_bytes, encode) for s in sets}, sets
+
+    (before, sets), (after, _) = side(0.0), side(8.0)
+    for when, results in (("before", before), ("after", after)):
+        scores.write_scores(tmp_path, when, {"retrieval": retrieval_scores.of_sets(results)})
+    in_rows = images_of({data.name: data for data in sets})
+    path = report.write_report(
+        tmp_path,
+        table={},
+        before={},
+        after={},
+        images=in_rows,
+        retrieval={"before": before, "after": after},
+    )
+    text = path.read_text()
+    words = " ".join(" ".join(Page(text).texts).split())
+    assert "All queries: 18 queries, 18 candidates" in words
+    assert "second set: 9 queries, 9 candidates" in words and "median rank" in words
+    found = scores.read_scores(tmp_path)
+    low, high = found["after"]["retrieval"]["intervals"]["MRR"]
+    assert f"{low:.1f} to {high:.1f}" in words and "R@1, retrieval from 18 candidates" in words
+    change = found["after"]["retrieval"]["R@1"] - found["before"]["retrieval"]["R@1"]
+    assert change > 0 and f'<span class="up">{change:+.1f}</span>' in text
+    assert "before training: place" in words and "&lt;script&gt;" in text
+    assert text.count('class="candidate gold"') >= 6 and text.count("<b>bold") == 0
+    assert text.count("<img src=") > 6 and "hit@1" not in words
+
+
+def test_a_mistake_in_retrieval_shows_all_relevant_targets_as_gold(tmp_path):
+    rows = [{"qry": "q", "pos_text": text} for text in ("a", "b")]
+    rows += [{"qry": "other", "pos_text": text} for text in "cdefg"]
+    vectors = {"q": [1, 0], "a": [4, 3], "b": [0, 1], "other": [1, 0]}
+    vectors |= dict.fromkeys("cdefg", [1, 0])
+
+    def encode(items):
+        return np.array([vectors[item.text] for item in items], np.float32)
+
+    result = tasks.run(retrieval.Task(Pairs("own", rows, tmp_path)), image_bytes, encode)
+    (section,), left_out = gallery.gallery({}, {}, {}, image_bytes, {"after": {"own": result}})
+    assert (section["failures"], section["rows"], left_out) == (1, 2, 0)
+    mistake, hit = section["examples"]
+    assert mistake["query"]["text"] == "q" and (mistake["rank"], mistake["candidates"]) == (6, 7)
+    golds = [(card["place"], card["text"]) for card in mistake["cards"] if card["gold"]]
+    assert golds == [(6, "a")] and len(mistake["cards"]) == 6
+    assert [card["gold"] for card in hit["cards"]] == [True] * 5 and hit["rank"] == 1

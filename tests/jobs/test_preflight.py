@@ -30,6 +30,7 @@ def test_everything_wrong_with_a_run_comes_in_one_message(config, tmp_path, noth
     config.trainable = (("(", True),)
     config.backbone = "/nowhere"
     config.optimizer.schedule_steps = 3
+    config.data.eval = "own"
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError) as error:
         train.run(config, tmp_path / "file" / "run")
@@ -47,10 +48,11 @@ def test_everything_wrong_with_a_run_comes_in_one_message(config, tmp_path, noth
         f"config.data.train: no data in {tmp_path}/absent/mini_mmeb/train",
         f"config.evaluation.mmeb: no data in {tmp_path}/absent/mini_mmeb/eval",
         f"config.evaluation.composition: no data in {tmp_path}/absent",
+        f"config.data.eval: no data in {tmp_path}/absent/own",
         f"config.evaluation.images: there is no folder {tmp_path}/absent/mini_mmeb/images",
     ):
         assert expected in text, expected
-    assert text.startswith("10 things are wrong, and nothing has been read or built yet:\n- ")
+    assert text.startswith("11 things are wrong, and nothing has been read or built yet:\n- ")
 
 
 CANNOT_BE = [

@@ -82,6 +82,10 @@ def test_the_best_is_the_highest_overall_then_the_latest():
     assert evaluations.overall({"All": 20.0} | composition | distillation) == 20.0
     assert evaluations.overall({"All": 0.0} | composition | distillation) == 0.0
     assert evaluations.overall({"All": None} | composition | distillation) == 30.0
+    retrieval = {"retrieval": {"R@1": 70.0, "R@5": 80.0}}
+    assert evaluations.overall({"All": 20.0} | retrieval) == 20.0
+    assert evaluations.overall({"All": None} | retrieval | distillation) == 30.0
+    assert evaluations.overall({"All": None} | retrieval | composition) == 70.0
     assert evaluations.overall({"All": None} | composition) == 50.0
     assert evaluations.overall({"All": None, "composition": {}}) is None
 
@@ -120,6 +124,8 @@ def test_keys_that_do_not_fit_each_other_are_refused():
 
     for key in ("mmeb", "composition"):
         evaluations.check(changed(every=1, keep_best=True, export="best", **{key: "x"}))
+    own = dataclasses.replace(settings.data, eval="x")
+    evaluations.check(dataclasses.replace(changed(every=1), data=own))
     for message, given in (
         ("every=-1 must not be negative", {"every": -1}),
         ("every=1, but there is nothing", {"every": 1}),

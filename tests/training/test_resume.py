@@ -49,6 +49,17 @@ def test_only_training_forgets_the_scores_of_another_evaluation(workdir, config)
         assert scores(workdir) == left, (job, changed)
 
 
+def test_other_own_data_make_scores_wrong_and_a_config_without_the_key_does_not(workdir, config):
+    earlier = json.loads(json.dumps(config))
+    del earlier["data"]["eval"]
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    resume.check_config(workdir, config)
+    assert scores(workdir) == BOTH
+    config["data"]["eval"] = "own"
+    resume.check_config(workdir, config)
+    assert scores(workdir) == []
+
+
 def test_other_processes_than_0_leave_the_folder_to_it(workdir, config, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     config["seed"] += 1  # which process 0 refuses

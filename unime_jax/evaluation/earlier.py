@@ -23,6 +23,7 @@ def set_damaged_aside(workdir: files.Path) -> None:
         file = workdir / f"results_{side}.npz"
         try:
             results.load_results(file)
+            results.load_sets(file)
         except FileNotFoundError as error:
             files.set_aside(path, error)
             return

@@ -126,18 +126,18 @@ def cosines(
     for start in range(0, len(query), rows):
         stop = min(start + rows, len(query))
         part = slice(offsets[start], offsets[stop])
-        dense = _dense(vectors, query[start:stop], unique)
+        dense = dense_cosines(vectors, query[start:stop], unique)
         row = np.repeat(np.arange(stop - start), np.diff(offsets[start : stop + 1]))
         scores[part] = dense[row, column[part]]
     return scores
 
 
-def _dense(
+def dense_cosines(
     vectors: Float32[np.ndarray, "n D"],
     rows: Int32[np.ndarray, " rows"],
     columns: Int32[np.ndarray, " columns"],
 ) -> Float32[np.ndarray, "rows columns"]:
-    """Cosines of all `rows` with all `columns`, in blocks that bound the float64 copies."""
+    """Cosines of all `rows` with all `columns`, as `cosines`, in blocks of bounded memory."""
     result = np.empty((len(rows), len(columns)), np.float32)
     size = max(1, BLOCK // max(vectors.shape[1], len(rows)))
     left = vectors[rows].astype(np.float64)
@@ -145,6 +145,18 @@ def _dense(
         right = vectors[columns[start : start + size]].astype(np.float64)
         result[:, start : start + size] = left @ right.T
     return result
+
+
+def telling_rows(
+    margin: Float32[np.ndarray, " rows"], rank: Int32[np.ndarray, " rows"], count: int
+) -> list[int]:
+    """The most confident mistakes and, if there is room or at least one place, a hit.
+
+    `margin`: by how much the gold scores higher than the best candidate; the lowest comes first.
+    """
+    failures = [int(n) for n in np.argsort(margin, kind="stable") if rank[n] > 0]
+    hits = np.flatnonzero(rank == 0).tolist()
+    return [*failures[: count - 1], *hits[:1], *failures[count - 1 :], *hits[1:]][:count]
 
 
 def _distinct_pairs(

@@ -20,6 +20,7 @@ from unime_jax.evaluation import figures, gallery, report_scores
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 FILE = "report.html"
 
@@ -58,6 +59,7 @@ def write_report(
     title: str = "Run report",
     headline: Mapping[str, str] | None = None,
     composition_rows: Mapping[str, int] | None = None,
+    retrieval: Mapping[str, Mapping[str, RetrievalResult]] | None = None,
     training: TrainingSection = NOT_TRAINED,
 ) -> files.Path:
     """Writes <workdir>/report.html and returns its path.
@@ -71,6 +73,7 @@ def write_report(
       title: a few words.
       headline: backbone, hardware and the like by name, shown under the title.
       composition_rows: how many a subset of composition has; those not named have no interval.
+      retrieval: results of retrieval sets by name, "before" and "after", for the examples.
       training: of an evaluation apart from training, there is nothing to show.
     """
     scores = scores_lib.read_scores(workdir)
@@ -83,7 +86,7 @@ def write_report(
     sides = {f"Before training{start}": before, "After training" if trained else "Scores": after}
     with matplotlib.rc_context(figures.STYLE):
         histograms = figures.histograms(sides)
-    examples, left_out = gallery.gallery(table, before, after, images)
+    examples, left_out = gallery.gallery(table, before, after, images, retrieval)
     benchmark = report_scores.benchmark(config, table)
     rows = report_scores.row_count(after or before)
     tiles = [
@@ -108,6 +111,8 @@ def write_report(
             after=scores.get("after"),
             groups=report_scores.dataset_bars(scores, table, after or before),
             composition=report_scores.composition_bars(scores, composition_rows or {}),
+            retrieval=report_scores.retrieval_tables(scores),
+            retrieval_columns=scores_lib.RETRIEVAL,
             distilled=any(report_scores.sides(scores, "distillation")),
             curves=training.curves,
             dropped=training.dropped,

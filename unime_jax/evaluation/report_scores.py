@@ -31,6 +31,10 @@ def score_tiles(
     first, last = (sum(side.values()) / len(side) if side else None for side in subsets)
     name = f"Caption chosen, mean of {max(map(len, subsets))} composition subsets"
     yield from _tile(name, first, last, "{:.1f} %", start)
+    found = sides(scores, "retrieval")
+    size = (found[1] or found[0]).get("candidates", 0)
+    name = f"R@1, retrieval from {size:,} candidates"
+    yield from _tile(name, found[0].get("R@1"), found[1].get("R@1"), "{:.1f} %", start)
     for name, key, form in (
         ("Held-out KL to the teacher, nats", "kl", "{:.3f}"),
         ("Top-10 neighbours as the teacher's", "overlap", "{:.1f} %"),
@@ -143,6 +147,28 @@ def composition_bars(scores: BothScores, rows: Mapping[str, int]) -> list[dict[s
             bar | {"split": "", "chance": 50, "tied": 0, "interval": interval, "rows": count}
         )
     return bars
+
+
+def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
+    """Scores of retrieval by name, before and after: of all sets, then of each of several."""
+    first, last = (scores_lib.retrieval_sets(scores.get(side) or {}) for side in SIDES)
+    tables = []
+    for name, (a, b) in {
+        "": sides(scores, "retrieval"),
+        **{name: (first.get(name), last.get(name)) for name in {**first, **last}},
+    }.items():
+        if of := b or a:
+            tables.append(
+                {
+                    "name": name,
+                    "queries": of["queries"],
+                    "candidates": of["candidates"],
+                    "before": a,
+                    "after": b,
+                    "intervals": of.get("intervals", {}),
+                }
+            )
+    return tables
 
 
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:

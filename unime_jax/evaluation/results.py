@@ -3,47 +3,69 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from unime_jax import files
+from unime_jax.batch import Item
 from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 from unime_jax.evaluation.tasks.distillation import Agreement
+from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
-Result = DatasetResult | SubsetResult | Agreement  # of one task
+Result = DatasetResult | RetrievalResult | SubsetResult | Agreement  # of one task
 
 
-def save_results(path: files.Path, results: Mapping[str, DatasetResult]) -> None:
-    """Writes results to one .npz (no pickle), so that a report can be rebuilt later."""
+def save_results(
+    path: files.Path,
+    results: Mapping[str, DatasetResult],
+    sets: Mapping[str, RetrievalResult] | None = None,
+) -> None:
+    """Writes results to one .npz (no pickle), so that a report can be rebuilt later.
+
+    `results` are of MMEB's datasets, `sets` of retrieval; a name may be in both.
+    """
     arrays: dict[str, np.ndarray] = {}
     head = []
-    for number, result in enumerate(results.values()):
+    several: list[DatasetResult | RetrievalResult] = [*results.values(), *(sets or {}).values()]
+    for number, result in enumerate(several):
         items = [item.key for item in result.items]
-        head.append({"name": result.name, "ids": result.ids, "items": items})
+        about: dict[str, Any] = {"name": result.name, "ids": result.ids, "items": items}
+        corpus = {"corpus": result.candidates} if isinstance(result, RetrievalResult) else {}
+        head.append(about | corpus)
         arrays |= {f"{number}.{name}": value for name, value in _arrays(result).items()}
     _write(path, head, arrays)
 
 
 def load_results(path: files.Path) -> dict[str, DatasetResult]:
-    """Reads the file of `save_results`."""
-    heads, arrays = _read(path)
-    results = {}
-    for number, head in enumerate(heads):
-        start = f"{number}."
-        own = {key.removeprefix(start): v for key, v in arrays.items() if key.startswith(start)}
-        items = tuple(bare_item(key) for key in head["items"])
-        results[head["name"]] = DatasetResult(head["name"], tuple(head["ids"]), items, **own)
-    return results
+    """Reads MMEB's datasets from the file of `save_results`."""
+    return {
+        head["name"]: DatasetResult(head["name"], tuple(head["ids"]), _items(head), **arrays)
+        for head, arrays in _read_several(path)
+        if "corpus" not in head
+    }
+
+
+def load_sets(path: files.Path) -> dict[str, RetrievalResult]:
+    """Reads retrieval sets from the file of `save_results`."""
+    return {
+        head["name"]: RetrievalResult(
+            head["name"], tuple(head["ids"]), _items(head), head["corpus"], **arrays
+        )
+        for head, arrays in _read_several(path)
+        if "corpus" in head
+    }
 
 
 def save_result(path: files.Path, result: Result) -> None:
     """Writes the result of one task to an .npz (no pickle)."""
     if isinstance(result, DatasetResult):
         save_results(path, {result.name: result})
+    elif isinstance(result, RetrievalResult):
+        save_results(path, {}, {result.name: result})
     elif isinstance(result, SubsetResult):
         _write(path, {"subset": result.name}, _arrays(result))
     else:
@@ -57,8 +79,21 @@ def load_result(path: files.Path) -> Result:
         return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
-    (result,) = load_results(path).values()
-    return result
+    of_mmeb = list(load_results(path).values())
+    return of_mmeb[0] if of_mmeb else next(iter(load_sets(path).values()))
+
+
+def _read_several(path: files.Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """The head and the arrays of each result in the file of `save_results`."""
+    heads, arrays = _read(path)
+    for number, head in enumerate(heads):
+        start = f"{number}."
+        own = {key.removeprefix(start): v for key, v in arrays.items() if key.startswith(start)}
+        yield head, own
+
+
+def _items(head: Mapping[str, Any]) -> tuple[Item, ...]:
+    return tuple(bare_item(key) for key in head["items"])
 
 
 def _arrays(result: Any) -> dict[str, np.ndarray]:

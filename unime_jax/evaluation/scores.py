@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from unime_jax import files
@@ -10,6 +10,8 @@ from unime_jax.data.strange_texts import shown
 
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
+# Percent, but for the last, which is a place from 1.
+RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "mAP", "median_rank")
 COLUMNS = (*METAS, *SPLITS, "All")
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
@@ -70,8 +72,9 @@ def summary(
 
 
 def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
-    """A text table CLS VQA RET VG IND OOD All, one of composition and one of distillation.
+    """A text table CLS VQA RET VG IND OOD All, and those of composition, distillation, retrieval.
 
+    The last has the 95 % interval of its last line of scores, and a table for each of several sets.
     `last_name` begins the lines of `after`.
     """
     blocks = []
@@ -83,7 +86,29 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
     if first or last:
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
+    blocks += _retrieval_blocks(before, after, last_name)
     return "\n\n".join(blocks)
+
+
+def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Retrieval scores by set, where there are several."""
+    return dict((scores.get("retrieval") or {}).get("datasets") or {})
+
+
+def _retrieval_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
+    """Tables of retrieval: of all sets, then of each where there are several."""
+    first, last = ((scores or {}).get("retrieval") or {} for scores in (before, after))
+    if not first and not last:
+        return
+    sides = retrieval_sets(before or {}), retrieval_sets(after or {})
+    named = {name: (sides[0].get(name), sides[1].get(name)) for name in {**sides[0], **sides[1]}}
+    for name, (a, b) in [("", (first, last)), *named.items()]:
+        of = b or a or {}
+        yield (
+            f"{shown(name) or 'retrieval'}: {of.get('queries')} queries, "
+            f"{of.get('candidates')} candidates\n"
+            + _block("retrieval %", RETRIEVAL, a, b, last_name, intervals=of.get("intervals"))
+        )
 
 
 def read_scores(workdir: files.Path) -> dict[str, Scores]:
@@ -111,9 +136,22 @@ def _check_side(side: str, scores: Any) -> None:
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
+    if "retrieval" in scores:
+        _check_retrieval(side, scores["retrieval"])
     for column in (*COLUMNS, "meta_mean"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
+
+
+def _check_retrieval(side: str, scores: Any) -> None:
+    sets = scores.get("datasets", {}) if isinstance(scores, dict) else None
+    if not isinstance(sets, dict):
+        raise ValueError(f"{side!r} has retrieval that is no object of scores")
+    needed = (*RETRIEVAL, "queries", "candidates")
+    for name, values in {"": scores, **sets}.items():
+        if not isinstance(values, dict) or not all(_is_number(values.get(n)) for n in needed):
+            of = f"retrieval set {name!r}" if name else "retrieval"
+            raise ValueError(f"{side!r} has {of} without {', '.join(needed)}")
 
 
 def _is_number(value: Any) -> bool:
@@ -150,7 +188,9 @@ def _block(
     after: Mapping[str, Any] | None,
     last_name: str,
     digits: int = 1,
+    intervals: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
+    """`intervals`: [low, high] by column, of the last line of scores."""
     names = [shown(column) for column in columns]  # of a data set's making
     widths = [max(7, len(name) + 2) for name in names]
     lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
@@ -166,6 +206,10 @@ def _block(
         add("before", first, f".{digits}f")
     if after:
         add(last_name, second, f".{digits}f")
+    if intervals:
+        for number, name in enumerate(("95 % from", "95 % to")):
+            values = [intervals[c][number] if c in intervals else None for c in columns]
+            add(name, values, f".{digits}f")
     if before and after:
         pairs = zip(first, second, strict=True)
         add("change", [None if a is None or b is None else b - a for a, b in pairs], f"+.{digits}f")

@@ -11,12 +11,15 @@ from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.formats.tfds import version_folder
-from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation import retrieval_scores, scores, tasks
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.retrieval_data import PLACE, images_of
+from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.stored_images import open_images
-from unime_jax.evaluation.tasks import composition, distillation, mmeb
+from unime_jax.evaluation.tasks import composition, distillation, mmeb, retrieval
+from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 Key = tuple[tasks.Kind, str]  # kind and name of a task
 
@@ -37,8 +40,13 @@ class Suite:
         return not self.tasks
 
     def images(self) -> Images:
-        """Encoded bytes by path; an index of them is made anew by every call."""
-        return open_images(self.image_folder)
+        """Encoded bytes by path; an index of them is made anew by every call.
+
+        Those of retrieval sets lie in the rows of the sets.
+        """
+        own = {t.name: t.data for t in self.tasks if isinstance(t, retrieval.Task)}
+        in_rows, stored = images_of(own), open_images(self.image_folder)
+        return lambda path: in_rows(path) if path.startswith(PLACE) else stored(path)
 
     @property
     def composition_rows(self) -> dict[str, int]:
@@ -63,6 +71,8 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         image_prompt=config.image_prompt,
         limit=config.limit,
         agreement=agreement,
+        retrieval_data=settings.data.eval,
+        columns=settings.data.columns,
     )
 
 
@@ -74,12 +84,15 @@ def make_suite(
     images: str,
     image_prompt: str,
     limit: int,
-    agreement: distillation.Task | None = None,
+    agreement: distillation.Task | None,
+    retrieval_data: str,
+    columns: Mapping[str, str],
 ) -> Suite:
     """Opens folders below `folder` ("": none), of which no row is read.
 
-    The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
-    columns path and image, or from plain files, whose paths must stay below it.
+    `retrieval_data` may be a file, too, see `retrieval_files.open_sets`; `columns` are its. The table is the dataset's
+    own metadata, or MMEB's. Images come from a TFDS folder with the columns path and image, or from
+    plain files, whose paths must stay below it.
 
     Raises:
       FileNotFoundError: a folder without a dataset.
@@ -100,19 +113,26 @@ def make_suite(
         composition.Task(name, rows, image_prompt, limit=limit) for name, rows in subsets.items()
     ]
     suite += [agreement] if agreement else []
+    sets = open_sets(folder / retrieval_data, columns) if retrieval_data else []
+    suite += [retrieval.Task(data, limit) for data in sets]
     return Suite(tuple(suite), {name: table[name] for name in datasets}, folder / images)
 
 
-def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[str, DatasetResult]]:
-    """Scores in percent, and what the report shows of each of MMEB's datasets."""
+def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[Key, Any]]:
+    """Scores in percent, and the result of each task."""
     run = tasks.run_all(suite.tasks, suite.images(), SharedEncoder(encode))
     results = {(task.kind, task.name): result for task, result in run}
-    return summary(suite, results), rankings(results)
+    return summary(suite, results), results
 
 
 def rankings(results: Mapping[Key, Any]) -> dict[str, DatasetResult]:
     """The results of MMEB's datasets by name."""
     return {name: result for (kind, name), result in results.items() if kind == "mmeb"}
+
+
+def retrievals(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
+    """The results of retrieval sets by name."""
+    return {name: result for (kind, name), result in results.items() if kind == "retrieval"}
 
 
 def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
@@ -123,6 +143,8 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
+    if sets := retrievals(results):
+        found["retrieval"] = retrieval_scores.of_sets(sets)
     return found
 
 

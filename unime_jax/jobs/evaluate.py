@@ -30,7 +30,7 @@ from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, summary
+from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
 from unime_jax.evaluation.tasks import distillation
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
@@ -135,6 +135,8 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         image_prompt=chosen.image_prompt,
         limit=chosen.limit,
         agreement=agreement,
+        retrieval_data=data.eval,
+        columns=data.columns,
     )
 
 
@@ -170,6 +172,11 @@ def _check_same(
         "limit": chosen.limit,
         **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
     }
+    if name := settings.data.eval:
+        provenance |= {
+            "eval": [name, fingerprint(folder / name)],
+            "columns": dict(settings.data.columns),
+        }
     for task in suite.tasks:
         if isinstance(task, distillation.Task):
             provenance |= {
@@ -268,5 +275,6 @@ def _leave(
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
         composition_rows=suite.composition_rows,
+        retrieval={"after": retrievals(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)

@@ -20,6 +20,7 @@ from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.shapes import pair_shapes
+from unime_jax.evaluation import retrieval_files
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Distillation
 
@@ -161,6 +162,7 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
         "texts": evaluation.texts,
     }
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
     _check_teacher(settings.data.teacher, folder, made, problems)
 
 
@@ -257,6 +259,20 @@ def _check_evaluation(
     if isinstance(settings.loss, Distillation):
         parts["texts"] = evaluation.texts
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
+
+
+def _check_sets(
+    name: str,
+    columns: Mapping[str, str],
+    folder: files.Path,
+    made: _Made,
+    problems: Problems,
+) -> None:
+    """The retrieval sets of `data.eval`; "": none."""
+    if name and not made.later(folder / name):
+        with problems.collected("config.data.eval"):
+            retrieval_files.open_sets(folder / name, columns)
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:

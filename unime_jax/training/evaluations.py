@@ -76,12 +76,15 @@ def overall(scores: Scores) -> float | None:
     """The percentage by which checkpoints are compared.
 
     "All", the mean over MMEB's datasets; without any, the overlap of nearest neighbours with the
-    teacher's, for distillation; without that, the mean over composition subsets.
+    teacher's, for distillation; without that, R@1 of retrieval, the mean over sets; without that,
+    the mean over composition subsets.
     """
     if scores.get("All") is not None:
         return float(scores["All"])
     if scores.get("distillation"):
         return float(scores["distillation"]["overlap"])
+    if scores.get("retrieval"):
+        return float(scores["retrieval"]["R@1"])
     subsets = list((scores.get("composition") or {}).values())
     return sum(subsets) / len(subsets) if subsets else None
 
@@ -112,10 +115,11 @@ def check(settings: TrainConfig) -> None:
         problems.append(
             f"config.evaluation.every={every} must not be negative; 0 evaluates at the ends only."
         )
-    if every > 0 and not (evaluation.mmeb or evaluation.composition or evaluation.texts):
+    named = evaluation.mmeb or evaluation.composition or evaluation.texts or settings.data.eval
+    if every > 0 and not named:
         problems.append(
             f"config.evaluation.every={every}, but there is nothing to evaluate: name a dataset in "
-            "config.evaluation.mmeb, composition or texts."
+            "config.evaluation.mmeb, composition or texts, or in config.data.eval."
         )
     if settings.checkpoint.keep_best and every == 0:
         problems.append(

@@ -1,7 +1,7 @@
 """Results of a training run: scores, the report, and the outcome."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,14 +10,13 @@ from absl import logging
 from unime_jax import config, files
 from unime_jax.encode import Encoder
 from unime_jax.evaluation import headline, report, results, scores, suite
-from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.training import curves, outcome
 
 
 def evaluate(
     tests: suite.Suite, encoder: Encoder, when: str
-) -> tuple[scores.Scores, dict[str, DatasetResult]]:
-    """Scores in percent, and the rankings of each dataset; the same in all processes."""
+) -> tuple[scores.Scores, dict[suite.Key, Any]]:
+    """Scores in percent, and the result of each task; the same in all processes."""
     started = time.perf_counter()
     evaluated = suite.evaluate(tests, encoder)
     logging.info("evaluation %s took %.1f s", when, time.perf_counter() - started)
@@ -30,10 +29,11 @@ def evaluate_side(
     """Writes a side of evaluation.json, and its rankings for the report; {} without tests."""
     if tests.is_empty:
         return {}
-    side, shown = evaluate(tests, encoder, f"{when} training")
+    side, by_task = evaluate(tests, encoder, f"{when} training")
     if jax.process_index() == 0:
         # The scores say that this side is done, so they come last.
-        results.save_results(workdir / f"results_{when}.npz", shown)
+        rankings, sets = suite.rankings(by_task), suite.retrievals(by_task)
+        results.save_results(workdir / f"results_{when}.npz", rankings, sets)
         scores.write_scores(workdir, when, side)
     return side
 
@@ -55,7 +55,11 @@ def write_report(
     if jax.process_index() != 0 or (tests and (tests.is_empty or not sides)):
         return
     best = {"best checkpoint": f"of step {steps}"} if steps < settings.steps else {}
-    rankings = {when: results.load_results(workdir / f"results_{when}.npz") for when in sides}
+
+    def loaded(load: Callable[[files.Path], Any]) -> dict[str, Any]:
+        return {when: load(workdir / f"results_{when}.npz") for when in sides}
+
+    rankings = loaded(results.load_results)
     report.write_report(
         workdir,
         table=tests.table if tests else {},
@@ -65,6 +69,7 @@ def write_report(
         title=f"Training {workdir.name}",
         headline=headline.of_training(settings, goodput) | best,
         composition_rows=tests.composition_rows if tests else {},
+        retrieval=loaded(results.load_sets),
         training=curves.section(workdir),
     )
 

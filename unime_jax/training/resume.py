@@ -34,6 +34,7 @@ FREE = (
     "execution.remat",
     "execution.attention",
     "execution.recompute",
+    "data.eval",
     "data.workers",
     "data.max_bad_share",
     "data.prepare.module",
@@ -112,14 +113,14 @@ def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
         )
     if changed:
         logging.info("the config has changed, applied from now on:\n%s", _listed(changed))
-    evaluation = {key for key in changed if _is_in(key, ("evaluation",))}
+    evaluation = {key for key in changed if _is_in(key, ("evaluation", "data.eval"))}
     if config["job"] == "train" and evaluation - {"evaluation.every"}:
         (workdir / "evaluation.json").unlink(missing_ok=True)
         (workdir / evaluations.FILE).unlink(missing_ok=True)
 
 
 def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of before keys were renamed and buckets had names, so that its run can go on."""
+    """A config of before keys were renamed or added, so that its run can go on."""
     config = {
         group: {config_reader.RENAMED.get(key, key): value for key, value in values.items()}
         if group in ("data", "loss", "processing") and isinstance(values, Mapping)
@@ -130,6 +131,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
     if isinstance(data, dict):
         data.setdefault("columns", {})
+        data.setdefault("eval", "")
     if isinstance(data, dict) and isinstance(data.get("buckets"), list):
         data["buckets"] = [
             dict(zip(names, bucket)) if isinstance(bucket, list) else bucket

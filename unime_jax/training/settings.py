@@ -84,7 +84,8 @@ class CheckpointConfig:
 
     every: int  # steps from one save to the next
     keep: int  # newest checkpoints that are kept
-    # also the one with the highest "All" by `evaluation.every`; distillation: neighbour overlap
+    # also the one with the highest "All" by `evaluation.every`; distillation: neighbour overlap;
+    # without either: R@1 of `data.eval`
     keep_best: bool
 
 

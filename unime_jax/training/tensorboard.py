@@ -70,8 +70,10 @@ def write_evaluation(workdir: files.Path, scores: Mapping[int, Mapping[str, Any]
 def flat_scores(
     scores: Mapping[str, Any], prefix: str = "evaluation"
 ) -> Iterator[tuple[str, float]]:
-    """Numbers by tag, "evaluation/datasets/<name>" for example."""
+    """Numbers by tag, "evaluation/datasets/<name>" for example; intervals are left out."""
     for name, value in scores.items():
+        if name == "intervals":
+            continue
         if isinstance(value, Mapping):
             yield from flat_scores(value, f"{prefix}/{name}")
         elif value is not None:

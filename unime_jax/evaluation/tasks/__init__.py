@@ -16,7 +16,7 @@ from unime_jax.evaluation.shared_encoder import SharedEncoder
 
 GROUP = 2048  # items, from which on tasks are not encoded together with the next one
 
-Kind = Literal["mmeb", "composition", "distillation"]
+Kind = Literal["mmeb", "composition", "distillation", "retrieval"]
 
 
 @runtime_checkable
@@ -68,7 +68,8 @@ def run_all(
     """
     for group in _groups(tasks, images):
         try:
-            encode.encode_group([opened.items for _, opened in group])
+            # One alone is encoded as it is scored: a corpus's vectors are not copied.
+            encode.encode_group([o.items for _, o in group] if len(group) > 1 else [])
         except ValueError as error:
             tables = {str(t): o.items for t, o in group if isinstance(o.items, ItemTable)}
             raise blamed(tables, error) from error
