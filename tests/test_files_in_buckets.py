@@ -163,8 +163,8 @@ def test_a_copy_is_made_again_when_something_changed_and_says_if_there_is_no_roo
     bucket, tmp_path, caplog, monkeypatch
 ):
     # A copy is made once and again when something changed.
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         root = files.as_path("gs://bucket/data")
         files.write_whole(root / "set" / "a.json", "1")
         files.write_whole(root / "set" / "deep" / "b.bin", "2")

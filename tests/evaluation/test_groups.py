@@ -37,10 +37,10 @@ class Encoder:
 
 def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
     # Small tasks are encoded together with the same results.
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(tasks, "GROUP", 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "GROUP", 6)
         opened, open_task = [], mmeb.Task.open
-        monkeypatch.setattr(
+        patch.setattr(
             mmeb.Task,
             "open",
             lambda task, images: opened.append(task.name) or open_task(task, images),

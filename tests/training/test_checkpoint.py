@@ -176,7 +176,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(disk):
 
 def test_a_save_that_fails_is_noticed(tmp_path, monkeypatch):
     # A save that fails later is noticed between steps.
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as patch:
         with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
             checkpoints.save(2, make_state(2))
             checkpoints._manager.wait_until_finished()
@@ -186,13 +186,13 @@ def test_a_save_that_fails_is_noticed(tmp_path, monkeypatch):
                 raise OSError(errno.EIO, "Input/output error")
 
             handler = checkpoint.ocp.AsyncCheckpointer
-            monkeypatch.setattr(handler, "_save_step_metadata", fails)  # in the background thread
+            patch.setattr(handler, "_save_step_metadata", fails)  # in the background thread
             checkpoints.save(4, make_state(4))
             with pytest.raises(RuntimeError, match="Input/output error.*Complete: step 2"):
                 for _ in range(3000):
                     checkpoints.check()
                     time.sleep(0.01)
-            monkeypatch.undo()
+            patch.undo()
         assert steps(tmp_path / "checkpoints") == [2]
 
     # A failed last save is not lost.

@@ -238,10 +238,10 @@ def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
 
 def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
     # A bar on a terminal.
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as patch:
         terminal = io.StringIO()
         terminal.isatty = lambda: True
-        monkeypatch.setattr(sys, "stderr", terminal)
+        patch.setattr(sys, "stderr", terminal)
         with open_writer(tmp_path, total_steps=8, resume_step=4) as writer:
             writer.write(8, {"loss": 0.25, "pairs_per_second": 3})
         text = terminal.getvalue()
@@ -271,8 +271,8 @@ def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
 
 def test_wandb(tmp_path, monkeypatch):
     # Wandb that is not there is a clear error.
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(sys.modules, "wandb", None)  # makes `import wandb` fail
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)  # makes `import wandb` fail
         with pytest.raises(ModuleNotFoundError, match=r"'my_project'.*pip install wandb"):
             open_writer(tmp_path / "run", wandb_project="my_project")
         assert not (tmp_path / "run").exists()

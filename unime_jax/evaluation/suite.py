@@ -90,9 +90,9 @@ def make_suite(
 ) -> Suite:
     """Opens folders below `folder` ("": none), of which no row is read.
 
-    `retrieval_data` may be a file, too, see `retrieval_files.open_sets`; `columns` are its. The table is the dataset's
-    own metadata, or MMEB's. Images come from a TFDS folder with the columns path and image, or from
-    plain files, whose paths must stay below it.
+    `retrieval_data` may be a file, too, see `retrieval_files.open_sets`, which is given `columns`.
+    The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
+    columns path and image, or from plain files, whose paths must stay below it.
 
     Raises:
       FileNotFoundError: a folder without a dataset.

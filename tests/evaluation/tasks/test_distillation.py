@@ -72,7 +72,7 @@ def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
     settings = types.SimpleNamespace(
         loss=loss,
         evaluation=evaluation,
-        data=types.SimpleNamespace(suffix=" in one word:", eval=""),
+        data=types.SimpleNamespace(suffix=" in one word:", eval="", columns={}),
     )
     (task,) = suite.open_suite(settings, tmp_path, teacher := object()).tasks
     assert task.measure == AgreementConfig(0.1, 0.4, "symmetric", False)
