@@ -19,9 +19,10 @@ from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture
 from unime_jax.data.formats.tfds import version_folder
+from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.training import checkpoint, optimizer, resume, setup
-from unime_jax.training.settings import Distillation
+from unime_jax.training.settings import Contrastive, Distillation
 
 
 class Problems:
@@ -86,7 +87,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
-        optimizer.make_schedule(settings.optimizer, settings.steps)
+        optimizer.check_schedule(settings.optimizer, settings.steps)
     _check_rules(settings, problems)
     if settings.wandb_project and importlib.util.find_spec("wandb") is None:
         problems.add(
@@ -101,7 +102,9 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
     _check_model(settings, made, problems)
-    if not made.later(folder / settings.data.train):
+    if not settings.data.train:
+        problems.add("config.data.train is empty: name the training data, below config.data.folder")
+    elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
             rows = formats.open_dataset(folder / settings.data.train)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
@@ -112,6 +115,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
+            _check_contrast(settings, sum(len(rows[name]) for name in weights))
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -179,6 +183,9 @@ class _Made:
 
 def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) -> None:
     key, source = "config.backbone", settings.backbone
+    if not source:
+        problems.add("config.backbone is empty: name the folder or hub id of a model")
+        return
     if settings.init_from:
         key = "config.init_from"
         with problems.collected(key):
@@ -188,12 +195,13 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
     elif made.later(files.as_path(source)):
         return
     with problems.collected(key):
-        longest = max((bucket.tokens for bucket in settings.data.buckets), default=0)
+        longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
         backbone = _open(source, revision, longest, settings.processing, weights=weights)
+        # Buckets that are chosen by the data stand in for a moment.
         pair_shapes(
-            settings.data.buckets,
+            settings.data.buckets or (Bucket(tokens=1, tiles=0),),
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
@@ -225,7 +233,7 @@ def _open(
 
 def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
     rules: Mapping[str, paths.Rules[Any]] = {
-        "trainable": settings.trainable,
+        "trainable": settings.trainable or (),
         "lora.targets": settings.lora.targets,
         "optimizer.learning_rates": settings.optimizer.learning_rates,
         "optimizer.weight_decays": settings.optimizer.weight_decays,
@@ -257,6 +265,15 @@ def _check_evaluation(
     if isinstance(settings.loss, Distillation):
         parts["texts"] = evaluation.texts
     _check_tasks(parts, evaluation.images, folder, made, problems)
+
+
+def _check_contrast(settings: config.TrainConfig, rows: int) -> None:
+    """Raises ValueError if no query of a contrastive run could ever have a negative."""
+    if rows == 1 and not settings.data.negatives and isinstance(settings.loss, Contrastive):
+        raise ValueError(
+            f"config.data.train={settings.data.train!r} has one row, and config.data.negatives=0: "
+            "a query is told apart from the targets of other rows, so there must be two at least."
+        )
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:
