@@ -72,11 +72,11 @@ def measured(
 
 
 def chosen(sizes: Int[np.ndarray, "n 2"], *, patches: int, limit: int) -> tuple[Bucket, ...]:
-    """At most two buckets for texts and two with images that hold rows of these tokens and tiles.
+    """Up to two buckets for texts, one for images, and the largest, for rows of such sizes.
 
-    The last has room for rows that are a quarter longer than any of these, up to `limit` tokens.
-    Among the lengths of the rows those are chosen for the others that leave the least work, which
-    is counted in tokens and patches, padding included.
+    The largest has room for rows that are a quarter longer than any of these, up to `limit` tokens.
+    For the others, those of the rows' lengths are chosen that leave the least work, which is
+    counted in tokens and patches, padding included; none where it would save little.
 
     Args:
       patches: of a tile.
@@ -96,15 +96,16 @@ def chosen(sizes: Int[np.ndarray, "n 2"], *, patches: int, limit: int) -> tuple[
         taken = shapes[np.argmax(fits, axis=1)]  # the first, as when a batch is packed
         return float(taken.sum(axis=0) @ (1, patches)) * LEAST_GAIN ** len(buckets)
 
-    few_texts = _subsets(texts, 2 if last.tiles else 1)
     choices = (
-        (*_below(last, *few, *one), last) for few in few_texts for one in _subsets(pictured, 1)
+        (*_below(last, *few, *one), last)
+        for few in _subsets(texts, 2)
+        for one in _subsets(pictured, 1)
     )
     return min(dict.fromkeys(choices), key=work)
 
 
 def _sample(name: str, count: int, size: int, seed: int) -> list[int]:
-    """Numbers of different rows of a source, which do not depend on the other sources."""
+    """Numbers of so many different rows of a source, or of all; they follow from name and seed."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.choice(count, min(size, count), replace=False).tolist()
 
