@@ -100,3 +100,22 @@ def test_the_sample_is_seeded_fair_and_survives_edits_elsewhere(sample):
     programs = [(m.module, m.code(sources[m.package][m.module])) for m in everything]
     assert len(set(programs)) == len(programs) and len(everything) > 40
     assert list(sample.sources("unime_jax/losses")) == ["losses"]
+
+
+def test_a_mutant_is_tried_by_the_files_that_execute_its_statement(sample, monkeypatch):
+    from tests.mutation import reach
+
+    code = "def f(x):\n    if x:\n        return g(\n            x + 1,\n        )\n    return 0\n"
+    assert [reach.statement_lines(code, line) for line in (1, 2, 4, 6)] == [
+        (1, 1),
+        (2, 2),
+        (3, 5),
+        (6, 6),
+    ]
+    monkeypatch.setattr(scope, "tests_of", lambda module: ["own", "slow", "quick", "tests/jobs/a"])
+    lines = {"own": [1, 2, 6], "slow": [1, 2, 3], "quick": [3], "tests/jobs/a": []}
+    seconds = {"own": 9.0, "slow": 5.0, "quick": 1.0, "tests/jobs/a": 2.0}
+    known = {name: {"seconds": seconds[name], "lines": {"m.py": lines[name]}} for name in lines}
+    mutants = {m.start[0]: m for m in sample.candidates("p", "m.py", code, seed=0)}
+    assert reach.tests_of(mutants[4], code, known) == (["quick", "tests/jobs/a", "slow"], 8.0)
+    assert reach.tests_of(mutants[2], code, known) == (["own", "tests/jobs/a", "slow"], 16.0)

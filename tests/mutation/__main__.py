@@ -5,52 +5,65 @@ of cosmic-ray) and the copies lie in the folder; the same command again goes on 
 """
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
 import pathlib
 import queue
-import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
-from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
-from tests.mutation import sample, scope
+from tests.mutation import reach, sample, scope
+from tests.mutation.fork_server import ForkServer
 
-LAST = 2000  # characters of the tests' output that are kept
-COMPILED = "compiled"  # programs of the tests without a mutant, in the folder and in each copy
+Servers: TypeAlias = "queue.Queue[ForkServer]"
+NO_TESTS = 5  # pytest's status where all tests of a file are slow
+HUNG = "hung"
+NOT_REACHED = {"status": 0, "seconds": 0.0, "output": "no test executes the line"}
 
 
 def main() -> None:
     given = arguments()
     drawn = sample.draw(sample.sources(given.only), seed=given.seed, count=given.count)
     folder = given.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compiled").mkdir(parents=True, exist_ok=True)
     with use_db(folder / "session.sqlite") as session:
         remember(session, drawn, again=given.again)
         known = dict(session.results)
         left = [mutant for mutant in drawn if mutant.key not in known]
         print(f"{len(drawn)} mutants, {len(left)} to run", flush=True)
-        copies: queue.Queue[pathlib.Path] = queue.Queue()
-        for number in range(given.workers if left else 0):
-            copies.put(copy_tree(folder / f"copy{number}"))
-        limits = time_limits(folder, left, copies)
-        with ThreadPoolExecutor(given.workers) as pool:
-            run = lambda mutant: try_mutant(mutant, copies, limits)  # noqa: E731
-            for number, (mutant, seconds, result) in enumerate(pool.map(run, left), 1):
-                session.set_result(mutant.key, result)
-                place = f"{mutant.module}:{mutant.start[0]} {mutant.operator}"
-                hung = result.output == "timeout"
-                word = "hung" if hung else result.test_outcome.value
-                print(f"{number}/{len(left)} {word} in {seconds:.0f} s: {place}", flush=True)
+        if left:
+            run(left, folder, given.workers, session)
         print("\n".join(report(drawn, dict(session.results))))
+
+
+def run(left: list[sample.Mutant], folder: pathlib.Path, workers: int, session: WorkDB) -> None:
+    """Tries the mutants, and writes each result into the session."""
+    servers: Servers = queue.Queue()
+    for number in range(workers):
+        copy = copy_tree(folder / f"copy{number}")
+        shutil.copytree(folder / "compiled", copy / "compiled", copy_function=link)
+        servers.put(ForkServer(copy))
+    try:
+        reached = measure(folder, left, servers)
+        with ThreadPoolExecutor(workers) as pool:
+            tried = pool.map(lambda mutant: try_mutant(mutant, folder, servers, reached), left)
+            for number, (mutant, seconds, result) in enumerate(tried, 1):
+                session.set_result(mutant.key, result)
+                word = HUNG if result.output == HUNG else result.test_outcome.value
+                place = f"{mutant.module}:{mutant.start[0]} {mutant.operator}"
+                print(f"{number}/{len(left)} {word} in {seconds:.0f} s: {place}", flush=True)
+    finally:
+        while not servers.empty():
+            servers.get().close()
 
 
 def arguments() -> argparse.Namespace:
@@ -104,72 +117,71 @@ def copy_tree(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def time_limits(
-    folder: pathlib.Path, mutants: list[sample.Mutant], copies: queue.Queue[pathlib.Path]
-) -> dict[str, float]:
-    """Seconds that the tests of each module may take: a minute and five times the usual.
+def measure(folder: pathlib.Path, mutants: list[sample.Mutant], servers: Servers) -> reach.Reach:
+    """Seconds and executed lines of each file of tests, without any mutant.
 
-    What the tests compile stays in the folder, for mutants mostly compile the same.
+    They are kept in the folder, and so is what the tests compile: mutants mostly compile the same.
 
     Raises:
-      SystemExit: tests fail without any mutant.
+      SystemExit: tests fail.
     """
-    file = folder / "seconds.json"
-    usual: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    modules = {tests_key(mutant.module): mutant.module for mutant in mutants}
+    file = folder / "reach.json"
+    known: reach.Reach = json.loads(file.read_text()) if file.exists() else {}
+    wanted = {name for mutant in mutants for name in scope.tests_of(mutant.module)}
 
-    def measure(key: str) -> None:
-        copy = copies.get()
-        try:
-            for _ in range(2):  # the second time, programs are there
-                started = time.monotonic()
-                outcome, output = run_tests(in_copy(copy, modules[key], folder / COMPILED), 3600)
-                if outcome != TestOutcome.SURVIVED:
-                    sys.exit(f"The tests of {modules[key]} fail as they are:\n{output[-LAST:]}")
-            usual[key] = time.monotonic() - started
-            file.write_text(json.dumps(usual, indent=1))
-        finally:
-            copies.put(copy)
+    def one_file(tests: str) -> None:
+        with borrowed(servers) as server:
+            lines = server.copy / "lines.json"
+            result = server.run([tests], limit=3600, lines=lines)
+            if result["status"] not in (0, NO_TESTS):
+                sys.exit(f"{tests} fails as it is:\n{result['output']}")
+            known[tests] = {"seconds": result["seconds"], "lines": json.loads(lines.read_text())}
+            shutil.copytree(
+                server.compiled, folder / "compiled", copy_function=link, dirs_exist_ok=True
+            )
 
-    with ThreadPoolExecutor(max(copies.qsize(), 1)) as pool:
-        list(pool.map(measure, sorted(modules.keys() - usual.keys())))
-    return {module: 60 + 5 * usual[tests_key(module)] for module in {m.module for m in mutants}}
-
-
-def tests_key(module: str) -> str:
-    return " ".join(sorted(scope.tests_of(module)))
+    with ThreadPoolExecutor(servers.qsize()) as pool:
+        list(pool.map(one_file, sorted(wanted - known.keys())))
+    file.write_text(json.dumps(known))
+    return known
 
 
-def in_copy(copy: pathlib.Path, module: str, compiled: pathlib.Path) -> str:
-    """Command that runs a module's tests there, until the first that fails."""
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    tests = shlex.join([*pytest, *scope.tests_of(module)])
-    place, programs = shlex.quote(str(copy)), shlex.quote(str(compiled))
-    environment = f"PYTHONPATH={place} UNIME_JAX_TESTS_COMPILED={programs}"
-    return shlex.join(["sh", "-c", f"cd {place} && {environment} exec {tests}"])
+def link(source: str, target: str) -> None:
+    """A hard link; programs that are there already stay."""
+    with contextlib.suppress(FileExistsError):
+        os.link(source, target)
+
+
+@contextlib.contextmanager
+def borrowed(servers: Servers) -> Iterator[ForkServer]:
+    server = servers.get()
+    try:
+        yield server
+    finally:
+        servers.put(server)
 
 
 def try_mutant(
-    mutant: sample.Mutant, copies: queue.Queue[pathlib.Path], limits: dict[str, float]
+    mutant: sample.Mutant, folder: pathlib.Path, servers: Servers, known: reach.Reach
 ) -> tuple[sample.Mutant, float, WorkResult]:
-    """The mutant, its seconds and its tests' result."""
-    started, copy = time.monotonic(), copies.get()
-    file = copy / mutant.module
-    source = file.read_text()
-    mutated = mutant.code(source)
-    compiled = copy / COMPILED  # the mutant's own programs are nobody else's
-    shutil.rmtree(compiled, ignore_errors=True)
-    shutil.copytree(copy.parent / COMPILED, compiled, copy_function=os.link)
-    try:
-        file.write_text(mutated)
-        outcome, output = run_tests(in_copy(copy, mutant.module, compiled), limits[mutant.module])
-    finally:
-        file.write_text(source)
-        copies.put(copy)
+    """The mutant, the seconds that its tests took, and their result."""
+    with borrowed(servers) as server:
+        file = server.copy / mutant.module
+        source = file.read_text()
+        mutated = mutant.code(source)
+        tests, usual = reach.tests_of(mutant, source, known)
+        shutil.rmtree(server.compiled)  # the mutant's own programs are nobody else's
+        shutil.copytree(folder / "compiled", server.compiled, copy_function=link)
+        try:
+            file.write_text(mutated)
+            result = server.run(tests, limit=60 + 5 * usual) if tests else NOT_REACHED
+        finally:
+            file.write_text(source)
+    outcome = TestOutcome.SURVIVED if result["status"] == 0 else TestOutcome.KILLED
+    output = HUNG if result["status"] is None else result["output"]
     lines = [text.splitlines() for text in (source, mutated)]
     diff = "\n".join(difflib.unified_diff(*lines, mutant.module, mutant.module, lineterm="", n=2))
-    result = WorkResult(WorkerOutcome.NORMAL, output[-LAST:], outcome, diff)
-    return mutant, time.monotonic() - started, result
+    return mutant, result["seconds"], WorkResult(WorkerOutcome.NORMAL, output, outcome, diff)
 
 
 def report(drawn: list[sample.Mutant], results: dict[str, WorkResult]) -> Iterator[str]:
