@@ -12,9 +12,10 @@ from experiments import own
 from tests.backbones.test_peft_targets import write_adapter
 from tests.backbones.tiny_texts import write_bert
 from tests.jobs import tiny_run
-from unime_jax import Embedder, main
+from unime_jax import Embedder, config_reader, main
+from unime_jax.config import TrainConfig
 from unime_jax.data import formats
-from unime_jax.jobs import plan, train
+from unime_jax.jobs import plan, preflight, train
 from unime_jax.training import automatic
 
 WORDS = ("red", "blue", "green", "small", "large")
@@ -126,11 +127,21 @@ def test_what_is_missing_is_named(tmp_path):
     assert "config.data.train is empty: name the training data" in str(error.value)
 
 
-def test_one_row_has_nothing_to_be_told_from(five_rows, tmp_path):
-    del five_rows["pairs"][1:]
-    config = make_config(write_bert(tmp_path / "bert"), **{"data.negatives": 0})
-    with pytest.raises(ValueError, match="has one row, and config.data.negatives=0"):
-        train.run(config, tmp_path / "run")
+def test_one_row_needs_a_negative_of_its_own(five_rows, tmp_path):
+    folder = write_bert(tmp_path / "bert")
+
+    def problems(row, **changes):
+        five_rows["pairs"][:] = [row]
+        settings = config_reader.read(TrainConfig, make_config(folder, **changes).to_dict())
+        problems = preflight.Problems()
+        preflight.check_training(settings, tmp_path, problems)
+        problems.raise_any()
+
+    own_negative = ROWS[0] | {"neg_text": ["blue it is"]}
+    problems(own_negative)
+    for row, changes in ((ROWS[0], {}), (own_negative, {"data.negatives": 0})):
+        with pytest.raises(ValueError, match="has a single row, without negatives that are read"):
+            problems(row, **changes)
 
 
 def test_a_plan_needs_values(tmp_path):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture
+from unime_jax.data import embedding_store, formats, items, mixture, schema
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
@@ -115,7 +115,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
-            _check_contrast(settings, sum(len(rows[name]) for name in weights))
+            _check_contrast(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -267,12 +267,15 @@ def _check_evaluation(
     _check_tasks(parts, evaluation.images, folder, made, problems)
 
 
-def _check_contrast(settings: config.TrainConfig, rows: int) -> None:
-    """Raises ValueError if no query of a contrastive run could ever have a negative."""
-    if rows == 1 and not settings.data.negatives and isinstance(settings.loss, Contrastive):
+def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
+    """Raises ValueError if the only query of a contrastive run has no negative."""
+    if sum(map(len, rows.values())) > 1 or not isinstance(settings.loss, Contrastive):
+        return
+    ((name, source),) = rows.items()
+    if not schema.to_example(name, source[0]).negatives[: settings.data.negatives]:
         raise ValueError(
-            f"config.data.train={settings.data.train!r} has one row, and config.data.negatives=0: "
-            "a query is told apart from the targets of other rows, so there must be two at least."
+            f"config.data.train={settings.data.train!r} has a single row, without negatives that "
+            "are read: a query is told apart from the targets of other rows, so there must be two."
         )
 
 
