@@ -71,7 +71,8 @@ class DataConfig:
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
     teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
-    # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0)
+    # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
+    # lengths of a sample of the rows
     buckets: tuple[Bucket, ...]
     workers: int  # processes that read and preprocess; 0: threads of this one
     max_bad_share: float  # of the examples read that may be unusable before the run stops
@@ -100,7 +101,8 @@ class ExportConfig:
     """The model in <workdir>/hf."""
 
     checkpoint: Literal["newest", "best"]  # which one; the best needs `checkpoint.keep_best`
-    dtype: Literal["float32", "bfloat16"]  # of the weights
+    # of the weights; None: as `execution.dtype` chooses
+    dtype: Literal["float32", "bfloat16"] | None
     adapter: bool  # also write <workdir>/hf_adapter in PEFT's format
     verify: bool  # repeat the self-check in a new process, on the CPU in float32
     # instructions by name for sentence-transformers, "query" and "document" if they differ
@@ -122,10 +124,11 @@ class TrainConfig:
     backbone: str  # a folder or a hub id, of a model or of a PEFT adapter
     revision: str | None  # of a hub id: branch, tag or commit; None: its main branch as it is now
     init_from: str  # work directory of a run whose export takes the backbone's place; "": none
-    processing: Processing
+    processing: Processing | None  # None: as the backbone was exported or published
     init: Literal["pretrained", "random"]  # the backbone's weights, or its configuration only
-    # (path regex, whether it is trained); the first that matches decides
-    trainable: Sequence[tuple[str, bool]]
+    # (path regex, whether it is trained); the first that matches decides. None: the adapters, or
+    # all parameters of a model without
+    trainable: Sequence[tuple[str, bool]] | None
     lora: LoraConfig
     mesh: MeshConfig
     loss: Contrastive | Distillation
@@ -158,6 +161,11 @@ class TrainConfig:
             raise ValueError(
                 f"config.infonce_steps={self.infonce_steps}: distillation has no InfoNCE to begin "
                 "with; set it to 0."
+            )
+        if distils and not self.data.buckets:
+            raise ValueError(
+                "config.data.buckets is empty: lengths are measured for pairs only. Distillation "
+                "needs its buckets named, such as (Bucket(tokens=64, tiles=0),)."
             )
 
 

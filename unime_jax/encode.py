@@ -23,6 +23,7 @@ from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, prepare
+from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
@@ -95,23 +96,25 @@ def make_encoder(
     encode: Encode,
     parameters: tuple[paths.Parameters, paths.Parameters],
     preprocess: Callable[[Item], Row],
-    shapes: BatchShapes,
+    shapes: BatchShapes | Ladder,
     mesh: Mesh,
     constants: Constants | None = None,
 ) -> Encoder:
     """A function from items to unit-norm float32 embeddings, in the items' order.
 
     `parameters`: trainable and frozen; `constants`: see `Model`. Items run in batches of
-    `shapes.rows`, all of one program. They may be a lazy sequence: threads index each item once.
+    `shapes.rows`, all of one program, or of one for each rung of a ladder that they need. They may
+    be a lazy sequence: threads index each item once.
     Every process of the mesh must make the same calls and gets all embeddings.
 
     The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
     item whose embedding is not finite.
     """
     model = Model(encode, parameters, mesh, constants)
+    by_size: Shapes = shapes if isinstance(shapes, Ladder) else lambda *size: shapes
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
-        blocks = encode_blocks(model, items, preprocess, lambda *size: shapes, window=shapes.rows)
+        blocks = encode_blocks(model, items, preprocess, by_size, window=shapes.rows)
         try:
             (encoded,) = blocks
         except NonFiniteError as error:

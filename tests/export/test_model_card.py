@@ -35,7 +35,7 @@ def card_of(
         scores.write_scores(folder, when, scores.summary(percent, table, {FENCE: 40.0}))
     model = types.SimpleNamespace(
         preprocess=types.SimpleNamespace(
-            prompt=types.SimpleNamespace(rendered=lambda item: prompt + item.text)
+            prompt=types.SimpleNamespace(rendered=lambda item: prompt + item.text, max_length=84)
         ),
         dimension=8,
         caveats=(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 import pytest
 from ml_collections import ConfigDict
@@ -35,11 +36,15 @@ def test_every_optional_key_takes_none_and_a_value(recipe):
         if name not in at:  # of the other loss
             continue
         (kind,) = [kind for kind in typing.get_args(hints[key]) if kind is not type(None)]
-        text, expected = {
-            int: ("4", 4),
-            float: ("0.5", 0.5),
-            str: ("x", "x"),
-        }.get(kind, ("(336, 672)", (336, 672)))
+        if typing.get_origin(kind) is typing.Literal:
+            text = expected = typing.get_args(kind)[0]
+        else:
+            text, expected = {
+                int: ("4", 4),
+                float: ("0.5", 0.5),
+                str: ("x", "x"),
+                Sequence[tuple[str, bool]]: ("((r'a\\.b', True),)", ((r"a\.b", True),)),
+            }.get(kind, ("(336, 672)", (336, 672)))
         for value, wanted in (("None", None), (text, expected), ("None", None)):
             command_line.apply(values, [(key, value)])
             assert at[name] == wanted, key
@@ -56,8 +61,8 @@ def test_an_optional_group_takes_none_and_its_keys():
     assert settings.processing.crops == 4 and settings.processing.pinpoints == ()
     values = given("--config.processing.prompt=raw", "--config.processing=None", recipe="embed")
     assert values.processing is None
-    with pytest.raises(ValueError, match="config.processing must be a group of keys, not None"):
-        given("--config.processing=None")
+    with pytest.raises(ValueError, match="config.lora must be a group of keys, not None"):
+        given("--config.lora=None")
 
 
 def test_values_have_the_type_of_their_key():

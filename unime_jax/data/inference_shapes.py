@@ -6,6 +6,7 @@ tokens: as many as a row of that length has. For one batch size a corpus compile
 `TEXT_RUNGS + IMAGE_RUNGS` programs, whatever it mixes.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,6 +21,20 @@ TEXT_GROWTH, IMAGE_GROWTH = 2.0, math.sqrt(2)  # from rung to rung, at least
 MULTIPLE = 64  # of a rung's tokens, but for the last
 # Tiles of a rung of a family that leaves tiles partly out, as a multiple of what its tokens fill.
 UNPADDED_TILES = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """The shapes of a batch of about so many rows, by a row's tokens and tiles."""
+
+    layout: Layout
+    shards: int
+    rows: int
+    max_length: int
+
+    def __call__(self, tokens: int, tiles: int) -> BatchShapes:
+        bucket = bucket_of(tokens, tiles, self.layout, self.max_length)
+        return plan_of(bucket, self.layout, self.shards, self.rows)
 
 
 def shapes_of(

@@ -67,7 +67,7 @@ def write(
         base_model=hub_id,
         origin=_origin(settings, backbone),
         dimension=backbone.dimension,
-        max_length=settings.data.buckets[-1].tokens,
+        max_length=backbone.preprocess.prompt.max_length,
         caveats=backbone.caveats,
         bidirectional=_is_bidirectional(folder),
         differences=_differences(backbone),
@@ -123,7 +123,8 @@ def _shortened(text: str) -> str:
 
 def _training(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict[str, str]:
     """Rows of the table on the training, by name."""
-    lora = settings.lora
+    lora, dtype = settings.lora, settings.export.dtype
+    assert dtype  # None is resolved in set-up
     adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
     rows = {
         "steps": f"{steps} of {settings.batch_size} pairs",
@@ -132,7 +133,7 @@ def _training(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict
         "optimizer": f"AdamW, learning rate {settings.optimizer.learning_rate}, "
         f"{settings.optimizer.schedule} after {settings.optimizer.warmup_steps} warmup steps",
         "data": markdown(f"{settings.data.train}: {', '.join(sources)}") if sources else "none",
-        "weights": settings.export.dtype,
+        "weights": dtype,
     }
     if settings.execution.frozen_dtype == "int8":
         rows["base"] = BASE

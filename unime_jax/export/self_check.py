@@ -24,6 +24,7 @@ from unime_jax import files
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import images
+from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import to_item
 from unime_jax.embedder import Embedder
@@ -44,7 +45,7 @@ def self_check(
     items: Sequence[Item],
     trained: Encoder,
     *,
-    shapes: BatchShapes,
+    shapes: BatchShapes | Ladder,
     mesh: Mesh,
     execution: Execution,
     max_length: int,

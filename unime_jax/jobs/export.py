@@ -58,10 +58,10 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             write_config(workdir, config_dict)
         with jax.set_mesh(mesh):
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-                setup = set_up(settings, mesh)
                 train = files.as_path(settings.data.folder) / settings.data.train
                 columns = settings.data.columns
                 rows = open_pairs(train, columns) if settings.data.train else {}
+                setup = set_up(settings, mesh, rows, workdir)
                 if settings.steps:
                     state = restore(setup, workdir, evaluations.read(workdir))
                     if int(state.skipped) >= int(state.step) > 0:
@@ -158,6 +158,7 @@ def _write(
     workdir: files.Path,
 ) -> None:
     settings, backbone = setup.settings, setup.backbone
+    assert settings.export.dtype  # None is resolved in set-up
     dtype = np.dtype(settings.export.dtype)
     target = workdir / "hf"
     hf_folder.write(
@@ -178,7 +179,7 @@ def _write(
         shapes=setup.test_shapes,
         mesh=mesh,
         execution=execution,
-        max_length=settings.data.buckets[-1].tokens,
+        max_length=backbone.preprocess.prompt.max_length,
         dtype=dtype,
     )
     if settings.export.adapter and settings.lora.rank:

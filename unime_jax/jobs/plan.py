@@ -25,7 +25,7 @@ from unime_jax.jobs import boundary
 from unime_jax.planning import chips, compiler, estimate, memory, program, report, suggest
 from unime_jax.planning.report import Entry
 from unime_jax.planning.suggest import Settings
-from unime_jax.training import setup
+from unime_jax.training import automatic, setup
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -36,8 +36,8 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
 
     Raises:
-      ValueError: a config does not make sense, names slices that there are none of, or another
-        process plans in `workdir`.
+      ValueError: a config does not make sense, leaves keys open, names slices that there are none
+        of, or another process plans in `workdir`.
       RuntimeError: every single plan failed, and the table says why, too; or a disk takes no more.
     """
     plans = read(config_dict.to_dict())
@@ -59,10 +59,26 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
 
 
 def read(values: Mapping[str, Any]) -> list[config.PlanConfig]:
-    """The plans that a config asks for: one, or several by name."""
+    """The plans that a config asks for: one, or several by name.
+
+    Raises:
+      ValueError: a config does not make sense, or a run's keys are open: a plan has no data that
+        their values could follow from.
+    """
     if config.kind_of(values) is config.PlansConfig:
-        return list(config_reader.read(config.PlansConfig, values).recipes.values())
-    return [config_reader.read(config.PlanConfig, values)]
+        plans = list(config_reader.read(config.PlansConfig, values).recipes.values())
+    else:
+        plans = [config_reader.read(config.PlanConfig, values)]
+    for planned in plans:
+        if isinstance(planned.run, config.TrainConfig):
+            keys = [f"config.run.{key}" for key in automatic.left_open(planned.run)]
+            if keys:
+                raise ValueError(
+                    f"the plan {planned.name!r} leaves open what backbone and data decide in the "
+                    f"run: {', '.join(keys)}. A plan needs values: name them, for example those of "
+                    f"the {automatic.FILE} that a trial run leaves in its work directory."
+                )
+    return plans
 
 
 def _write(entries: list[Entry], workdir: files.Path) -> None:

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture
+from unime_jax.data import embedding_store, formats, items, mixture, schema
 from unime_jax.data.pairs import open_pairs
+from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import retrieval_files
 from unime_jax.training import checkpoint, optimizer, resume, setup
-from unime_jax.training.settings import Distillation
+from unime_jax.training.settings import Contrastive, Distillation
 
 
 class Problems:
@@ -87,7 +88,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
-        optimizer.make_schedule(settings.optimizer, settings.steps)
+        optimizer.check_schedule(settings.optimizer, settings.steps)
     _check_rules(settings, problems)
     if settings.wandb_project and importlib.util.find_spec("wandb") is None:
         problems.add(
@@ -102,7 +103,9 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
     _check_model(settings, made, problems)
-    if not made.later(folder / settings.data.train):
+    if not settings.data.train:
+        problems.add("config.data.train is empty: name the training data, below config.data.folder")
+    elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
             rows = open_pairs(folder / settings.data.train, settings.data.columns)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
@@ -113,6 +116,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
+            _check_contrast(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -181,6 +185,9 @@ class _Made:
 
 def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) -> None:
     key, source = "config.backbone", settings.backbone
+    if not source:
+        problems.add("config.backbone is empty: name the folder or hub id of a model")
+        return
     if settings.init_from:
         key = "config.init_from"
         with problems.collected(key):
@@ -190,12 +197,13 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
     elif made.later(files.as_path(source)):
         return
     with problems.collected(key):
-        longest = max((bucket.tokens for bucket in settings.data.buckets), default=0)
+        longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
         backbone = _open(source, revision, longest, settings.processing, weights=weights)
+        # Buckets that are chosen by the data stand in for a moment.
         pair_shapes(
-            settings.data.buckets,
+            settings.data.buckets or (Bucket(tokens=1, tiles=0),),
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
@@ -227,7 +235,7 @@ def _open(
 
 def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
     rules: Mapping[str, paths.Rules[Any]] = {
-        "trainable": settings.trainable,
+        "trainable": settings.trainable or (),
         "lora.targets": settings.lora.targets,
         "optimizer.learning_rates": settings.optimizer.learning_rates,
         "optimizer.weight_decays": settings.optimizer.weight_decays,
@@ -273,6 +281,18 @@ def _check_sets(
     if name and not made.later(folder / name):
         with problems.collected("config.data.eval"):
             retrieval_files.open_sets(folder / name, columns)
+
+
+def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
+    """Raises ValueError if the only query of a contrastive run has no negative."""
+    if sum(map(len, rows.values())) > 1 or not isinstance(settings.loss, Contrastive):
+        return
+    ((name, source),) = rows.items()
+    if not schema.to_example(name, source[0]).negatives[: settings.data.negatives]:
+        raise ValueError(
+            f"config.data.train={settings.data.train!r} has a single row, without negatives that "
+            "are read: a query is told apart from the targets of other rows, so there must be two."
+        )
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:

@@ -99,6 +99,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             inputs.prepare(settings.data.prepare, folder)
             with jax.set_mesh(mesh):
                 this = _set_up(settings, mesh, workdir, folder, goodput, stop_signal)
+                settings = this.settings
                 try:
                     trainable, scored = _train(this)
                 except outcome.EveryStepSkipped as error:
@@ -140,16 +141,19 @@ def _set_up(
 ) -> _Run:
     """Opens backbone and data, traces the model, and lists its parameters."""
     with watchdog.phase("the set-up has not gone on", settings.watchdog.setup_seconds):
-        whole = set_up(settings, mesh)
+        rows = open_pairs(folder / settings.data.train, settings.data.columns)
+        whole = set_up(settings, mesh, rows, workdir)
+        settings = whole.settings  # with values for what the config leaves open
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
         trained = whole if teacher is None else student(whole, teacher)
-        rows = open_pairs(folder / settings.data.train, settings.data.columns)
         batches = inputs.make_batches(trained, rows)
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
             files.write_whole(workdir / "parameters.txt", table + "\n")
         tests = suite.open_suite(settings, folder, teacher)
+        if tests.is_empty:
+            logging.warning("no evaluation data is named, so the model is not evaluated")
     return _Run(settings, workdir, goodput, stop_signal, whole, trained, rows, batches, tests)
 
 

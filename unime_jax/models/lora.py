@@ -21,6 +21,8 @@ def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
     Raises:
       ValueError: a linear layer that no rule covers, or rules that choose no layer at all.
     """
+    rank = config.rank
+    assert rank  # None is resolved in set-up
     layers = dict(linears(model))
     chosen = paths.assign(config.targets, layers, what="lora.targets")
     if not any(chosen.values()):
@@ -31,10 +33,10 @@ def add(model: nnx.Module, config: LoraConfig, *, key: jax.Array) -> None:
         *stack, fan_in, fan_out = linear.kernel.shape
         # Seeded by the path: a layer's adapter does not depend on which others have one.
         layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        a = jax.random.normal(layer_key, (*stack, fan_in, config.rank)) / config.rank
+        a = jax.random.normal(layer_key, (*stack, fan_in, rank)) / rank
         linear.lora_a = nnx.Param(a)
-        linear.lora_b = nnx.Param(jnp.zeros((*stack, config.rank, fan_out)))
-        linear.lora_scale = config.alpha / config.rank
+        linear.lora_b = nnx.Param(jnp.zeros((*stack, rank, fan_out)))
+        linear.lora_scale = config.alpha / rank
         if config.dora:
             linear.lora_magnitude = nnx.Param(_norm(linear))
 

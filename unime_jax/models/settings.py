@@ -16,7 +16,8 @@ Implementation = Literal["xla", "cudnn"]  # of attention
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021)."""
 
-    rank: int  # of an adapter; 0: no adapters
+    # of an adapter; 0: no adapters. None: 16 for a backbone of 1e9 parameters and more, else 0
+    rank: int | None
     alpha: float  # adapters are scaled by alpha / rank
     dora: bool  # also train a magnitude by output (Liu et al. 2024)
     # (path regex of linear layers, whether an adapter goes there)

@@ -42,6 +42,7 @@ def make_batches(
     settings, count = setup.settings, jax.process_count()
     weights = settings.data.weights or dict.fromkeys(rows, 1.0)
     mixture.check(rows, weights, settings.batch_size, settings.data.source_run, count)
+    _log_passes(settings, sum(len(rows[name]) for name in weights))
     return functools.partial(
         loader.make_loader,
         rows,
@@ -55,3 +56,18 @@ def make_batches(
         process_index=jax.process_index(),
         process_count=count,
     )
+
+
+def _log_passes(settings: config.TrainConfig, rows: int) -> None:
+    """Logs how often the run sees its data, and that a batch repeats rows if there are so few."""
+    steps, size = settings.steps, settings.batch_size
+    passes = steps * size / rows
+    logging.info("%d steps of %d pairs: %.3g passes over %d rows", steps, size, passes, rows)
+    if size > rows:
+        logging.warning(
+            "config.batch_size=%d is more than the %d rows that there are: every batch repeats "
+            "them, and a query has %d negatives of other rows at most",
+            size,
+            rows,
+            rows - 1,
+        )

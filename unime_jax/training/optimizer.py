@@ -8,10 +8,8 @@ from unime_jax import paths
 from unime_jax.training.settings import OptimizerConfig
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate`.
-
-    The decay ends at `config.schedule_steps`, or at `steps` if that is 0.
+def check_schedule(config: OptimizerConfig, steps: int) -> None:
+    """Checks the lengths of warm-up and decay.
 
     Raises:
       ValueError: the warm-up is negative, or leaves no step at the full learning rate; or steps
@@ -29,8 +27,20 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             f"optimizer.schedule_steps={end} ends the schedule before steps={steps}, and the steps "
             "after it would have a learning rate of 0: set optimizer.final_learning_rate."
         )
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then linear, cosine or no decay to `final_learning_rate`.
+
+    The decay ends at `config.schedule_steps`, or at `steps` if that is 0.
+
+    Raises:
+      ValueError: as `check_schedule`.
+    """
+    check_schedule(config, steps)
     peak, final = config.learning_rate, config.final_learning_rate
-    decay_steps = end - config.warmup_steps
+    assert peak is not None  # resolved in set-up
+    decay_steps = (config.schedule_steps or steps) - config.warmup_steps
     after = {
         "linear": optax.linear_schedule(peak, final, decay_steps),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, final / peak if peak else 0.0),

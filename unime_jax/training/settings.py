@@ -46,7 +46,8 @@ class Distillation:
 class OptimizerConfig:
     """AdamW, its schedule, and rules by path."""
 
-    learning_rate: float  # at the end of the warm-up, the highest
+    # at the end of the warm-up, the highest; None: 1e-4 of adapters, else by the model's size
+    learning_rate: float | None
     warmup_steps: int  # of a linear ramp, before the first step at the full rate
     schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
     final_learning_rate: float  # where "linear" and "cosine" end
@@ -66,7 +67,8 @@ class OptimizerConfig:
             raise ValueError(
                 f'optimizer.schedule is "{self.schedule}"; use "linear", "cosine" or "constant".'
             )
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
+        peak = float("inf") if self.learning_rate is None else self.learning_rate
+        if not 0 <= self.final_learning_rate <= peak:
             raise ValueError(
                 "optimizer.final_learning_rate must lie between 0 and optimizer.learning_rate, "
                 f"not {self.final_learning_rate} (learning_rate {self.learning_rate})."
@@ -101,10 +103,11 @@ class ProfileConfig:
 class ExecutionConfig:
     """Dtypes, and memory against time."""
 
-    dtype: Literal["float32", "bfloat16"]  # of activations
+    # of activations; None: bfloat16 for a backbone of 1e9 parameters and more, else float32
+    dtype: Literal["float32", "bfloat16"] | None
     # of weights that are not trained; "int8": codes with a scale per output channel for the
-    # kernels of linear layers, and bfloat16 for the rest
-    frozen_dtype: Literal["float32", "bfloat16", "int8"]
+    # kernels of linear layers, and bfloat16 for the rest. None: as `dtype` chooses
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] | None
     # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
     remat: Remat
     attention: Implementation  # "cudnn" on GPUs only

@@ -17,18 +17,22 @@ from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.batch import Item
 from unime_jax.data import formats, packing, quarantine, schema
 from unime_jax.data.embedding_store import Embeddings
+from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
-from unime_jax.training import optimizer, state, step
+from unime_jax.training import automatic, optimizer, state, step
 from unime_jax.training.settings import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run before anything is computed; `test_shapes` are for rows that have no partner."""
+    """A run before anything is computed; `test_shapes` are for rows that have no partner.
+
+    `preprocess` is that of training, which may cut texts that `backbone.preprocess` leaves whole.
+    """
 
     settings: config.TrainConfig
     mesh: Mesh
@@ -39,7 +43,7 @@ class Setup:
     encode: forward.Encode
     constants: forward.Constants
     shapes: BatchShapes
-    test_shapes: BatchShapes
+    test_shapes: BatchShapes | Ladder
 
     def initial(self) -> paths.Parameters:
         """The parameters before the first step, always the same."""
@@ -91,8 +95,9 @@ class Setup:
             self.abstract_model.part(parameters, trainable=True),
             self.abstract_model.part(parameters, trainable=False),
         )
+        preprocess = self.backbone.preprocess
         return make_encoder(
-            self.encode, parts, self.preprocess, self.test_shapes, self.mesh, self.constants
+            self.encode, parts, preprocess, self.test_shapes, self.mesh, self.constants
         )
 
 
@@ -127,26 +132,57 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
         raise ValueError("\n".join(problems))
 
 
-def set_up(settings: config.TrainConfig, mesh: Mesh) -> Setup:
+def set_up(
+    settings: config.TrainConfig,
+    mesh: Mesh,
+    rows: Mapping[str, formats.Source] | None = None,
+    workdir: files.Path | None = None,
+) -> Setup:
     """Opens the backbone, or the model of the run that this one starts from, and traces it.
+
+    Where `data.buckets` are left to the data, training cuts texts to the largest of them, while
+    evaluation and export take as many tokens as the backbone does.
+
+    Args:
+      rows: the training data by source, which open keys of the config may follow from.
+      workdir: of the run, where values of open keys are recorded, see `automatic`.
 
     Raises:
       ValueError: a part of the config does not fit the backbone.
     """
     source = exported(settings.init_from) if settings.init_from else settings.backbone
-    longest = max(bucket.tokens for bucket in settings.data.buckets)
-    backbone = backbones.open_backbone(
-        source,
-        max_length=longest,
-        revision=None if settings.init_from else settings.revision,
-        processing=settings.processing,
-    )
+
+    def opened(max_length: int | None) -> backbones.Backbone:
+        return backbones.open_backbone(
+            source,
+            max_length=max_length,
+            revision=None if settings.init_from else settings.revision,
+            processing=settings.processing,
+        )
+
+    longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
+    backbone = opened(longest)
     say_what_is_not_used(source, backbone.defaults, longest)
-    return trace(settings, mesh, backbone, backbone.preprocess)
+    complete = settings
+    if automatic.left_open(settings):
+        complete = automatic.resolved(settings, backbone, rows or {}, workdir)
+    if longest:
+        return trace(complete, mesh, backbone, backbone.preprocess)
+    cut = opened(complete.data.buckets[-1].tokens).preprocess
+    ladder = Ladder(
+        backbone.layout,
+        sharding.row_shards(mesh),
+        settings.evaluation.rows,
+        backbone.preprocess.prompt.max_length,
+    )
+    return dataclasses.replace(trace(complete, mesh, backbone, cut), test_shapes=ladder)
 
 
-def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
-    """Logs which defaults of the backbone's folder training and evaluation do not follow."""
+def say_what_is_not_used(source: str, asked: Defaults, longest: int | None) -> None:
+    """Logs which defaults of the backbone's folder training and evaluation do not follow.
+
+    `longest`: the most tokens of a row; None: as many as the folder says.
+    """
     ignored = []
     if asked.default_prompt_name is not None:
         prompt = asked.prompts[asked.default_prompt_name]
@@ -157,7 +193,7 @@ def say_what_is_not_used(source: str, asked: Defaults, longest: int) -> None:
         ignored.append(f"its truncate_dim {asked.truncate_dim}: embeddings are whole")
     if ignored:
         logging.warning("of %s, training and evaluation do not use %s", source, "; ".join(ignored))
-    if asked.max_length is not None and asked.max_length != longest:
+    if longest is not None and asked.max_length not in (None, longest):
         logging.info(
             "rows have up to %d tokens, as config.data.buckets say; %s asks for %d",
             longest,
@@ -177,7 +213,7 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
     """
     settings = whole.settings
     backbone = backbones.language_only(whole.backbone, teacher.dimension)
-    preprocess = WithTeacher(backbone.preprocess, teacher, settings.data.suffix)
+    preprocess = WithTeacher(whole.preprocess, teacher, settings.data.suffix)
     part = trace(settings, whole.mesh, backbone, preprocess)
     others = sorted(whole.abstract_model.trainable - part.abstract_model.trainable)
     if others:
@@ -206,15 +242,15 @@ def trace(
     preprocess: packing.Preprocess,
 ) -> Setup:
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
-    execution = Execution(
-        jnp.dtype(settings.execution.dtype), settings.execution.remat, settings.execution.attention
-    )
+    dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
+    assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
+    execution = Execution(jnp.dtype(dtype), settings.execution.remat, settings.execution.attention)
     abstract_model = state.abstract_model(
         backbone,
         mesh,
         adapters=settings.lora,
         trainable=settings.trainable,
-        frozen_dtype=jnp.dtype(settings.execution.frozen_dtype),
+        frozen_dtype=jnp.dtype(frozen_dtype),
     )
     if settings.export.adapter:
         _check_adapter(backbone, abstract_model)

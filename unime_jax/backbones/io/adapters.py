@@ -56,6 +56,8 @@ def save(
             f"{folder} would be an adapter of {backbone.base} with the adapter {backbone.adapter} "
             "merged, which PEFT cannot load as one: export that first, and train on the export."
         )
+    rank = config.rank
+    assert rank is not None  # resolved in set-up
     ranks, tensors = _collect(backbone.names, parameters, dtype)
     if not ranks:
         raise ValueError(f"{folder}: the model has no adapters to write.")
@@ -67,14 +69,14 @@ def save(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "alpha_pattern": _pattern(ranks, config.rank, config.alpha / config.rank),
+        "alpha_pattern": _pattern(ranks, rank, config.alpha / rank),
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": config.rank,
+        "r": rank,
         "revision": backbone.commits.get(backbone.base),
-        "rank_pattern": _pattern(ranks, config.rank, 1),
+        "rank_pattern": _pattern(ranks, rank, 1),
         "target_modules": selection(ranks),
         "task_type": None,
         "use_dora": config.dora,

@@ -1,0 +1,166 @@
+"""Automatic values: what a config leaves to backbone and data, decided once and recorded.
+
+A run that goes on takes them from its record, also if the data would give others by then.
+"""
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from unime_jax import config, config_reader, files
+from unime_jax.backbones import Backbone
+from unime_jax.data import bucket_choice
+from unime_jax.data.formats import Source
+from unime_jax.data.settings import Bucket
+
+FILE = "automatic.json"  # of a work directory
+
+LARGE = 10**9  # parameters from which on adapters are trained in the place of the weights
+RANK = 16  # UniME, VLM2Vec and Magic-MM-Embedding
+ADAPTERS = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
+EVERYTHING = ((".*", True),)
+ADAPTERS_RATE = 1e-4  # UniME-V2; UniME for Phi-3.5-Vision
+# Of all weights, by the root of their number: 1e-5 for LLaVE-0.5B with its tower, and within the
+# 2e-5 to 5e-5 that are customary for BERT's size.
+WEIGHTS_RATE, OF_PARAMETERS = 3e-5, 1e8
+
+_OPEN = (  # keys, and the value that leaves each open
+    ("trainable", None),
+    ("lora.rank", None),
+    ("optimizer.learning_rate", None),
+    ("data.buckets", ()),
+    ("execution.dtype", None),
+    ("execution.frozen_dtype", None),
+    ("export.dtype", None),
+)
+
+
+def left_open(settings: config.TrainConfig) -> tuple[str, ...]:
+    """The keys whose values follow from backbone and data."""
+    return tuple(key for key, value in _OPEN if _get(settings, key) == value)
+
+
+def resolved(
+    settings: config.TrainConfig,
+    backbone: Backbone,
+    rows: Mapping[str, Source],
+    workdir: files.Path | None,
+) -> config.TrainConfig:
+    """The settings with a value for every key that was left open.
+
+    They are logged, and a training run records them in <workdir>/`FILE`.
+
+    Args:
+      backbone: opened with as many tokens of a row as it takes, which bound the buckets.
+      rows: the training data by source; none: an export of the backbone itself.
+      workdir: where an earlier part of the run may have recorded them; None: nowhere.
+
+    Raises:
+      ValueError: the record is damaged, or no row can be measured.
+    """
+    keys = left_open(settings)
+    recorded = read(workdir) if workdir and _has_checkpoints(workdir) else {}
+    values = {key: recorded[key] for key in keys if key in recorded}
+    settings = _filled(settings, values)
+    if missing := [key for key in keys if key not in values]:
+        parameters = jax.tree.leaves(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+        of_model = by_size(settings, sum(leaf.size for leaf in parameters))
+        values |= {key: of_model[key] for key in missing if key in of_model}
+        if "data.buckets" in missing:
+            values["data.buckets"] = _buckets(settings, backbone, rows)
+        settings = _filled(settings, values)
+        if workdir and settings.job == "train" and jax.process_index() == 0:
+            text = json.dumps(values, indent=2, default=dataclasses.asdict)
+            files.write_whole(workdir / FILE, text + "\n")
+    origin = "record of this run" if not missing else "backbone and data"
+    listed = "\n".join(f"  config.{key} = {value!r}" for key, value in values.items())
+    logging.info("chosen by the %s:\n%s", origin, listed)
+    return settings
+
+
+def read(workdir: files.Path) -> dict[str, Any]:
+    """The values of <workdir>/`FILE` by key; {} if there is none.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    file = workdir / FILE
+    try:
+        return {key: _typed(key, value) for key, value in files.read_object(file).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: {error}. It holds what this run chose by backbone and data: repair it; or "
+            "remove it, if neither has changed, and the same is chosen again."
+        ) from error
+
+
+def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
+    """Values of the open keys that follow from how many parameters the backbone has."""
+    large = parameters >= LARGE
+    dtype = "bfloat16" if large else "float32"
+    rank = settings.lora.rank
+    if rank is None:
+        rank = RANK if large else 0
+    of_weights = WEIGHTS_RATE * math.sqrt(OF_PARAMETERS / parameters)
+    return {
+        "trainable": ADAPTERS if rank else EVERYTHING,
+        "lora.rank": rank,
+        "optimizer.learning_rate": ADAPTERS_RATE if rank else float(f"{of_weights:.1e}"),
+        "execution.dtype": dtype,
+        "execution.frozen_dtype": dtype,
+        "export.dtype": dtype,
+    }
+
+
+def _buckets(
+    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source]
+) -> tuple[Bucket, ...]:
+    limit = backbone.preprocess.prompt.max_length
+    if not rows:  # no batch is made
+        return (Bucket(limit, 0),)
+    sizes = bucket_choice.measured(
+        rows,
+        settings.data.weights or rows,
+        backbone.preprocess,
+        negatives=settings.data.negatives,
+        seed=settings.seed,
+    )
+    buckets = bucket_choice.chosen(sizes, patches=backbone.layout.patches, limit=limit)
+    tokens, tiles = sizes.max(axis=0).tolist()
+    logging.info("the longest of %d items: %d tokens, %d tiles", len(sizes), tokens, tiles)
+    return buckets
+
+
+def _has_checkpoints(workdir: files.Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def _get(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+def _filled(settings: config.TrainConfig, values: Mapping[str, Any]) -> config.TrainConfig:
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        if group:
+            value = dataclasses.replace(getattr(settings, group), **{name: value})
+        settings = dataclasses.replace(settings, **{group or name: value})
+    return settings
+
+
+def _typed(key: str, value: Any) -> Any:
+    """A value out of JSON as the key's dataclass holds it; ValueError or KeyError if it cannot."""
+    hint: Any = config.TrainConfig
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint)[part]
+    return config_reader.typed(hint, value, f"config.{key}")
