@@ -58,6 +58,7 @@ def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
             "text_config.rope_parameters.rope_type is 'linear'; this family",
         ),
         ("vision_config", {"hidden_act": "relu"}, "vision_config.hidden_act is 'relu'; this fam"),
+        ("vision_config", {"is_causal": True}, "vision_config.is_causal is True; this family"),
         (None, {"vision_feature_layer": -2}, "vision_feature_layer is -2; it must be one layer"),
     ],
 )

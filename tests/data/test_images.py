@@ -64,6 +64,15 @@ def test_more_than_8_bits_are_the_same_picture_in_every_format(kind):
     np.testing.assert_array_equal(images.to_rgb(opened(WIDE[kind])), decode(WIDE[kind]))
 
 
+def test_whole_numbers_in_memory_have_a_sign():
+    for greys, expected in (
+        ([-5, 300, 65535], [0, 1, 255]),
+        ([-5, 2**30, 2**31 - 1], [0, 128, 255]),
+    ):
+        image = images.to_rgb(Image.fromarray(np.array([greys], np.int32)))
+        assert [image.getpixel((x, 0))[0] for x in range(3)] == expected
+
+
 def test_strange_colours():
     # Floats of 8 bits are those bits.
     values = np.arange(256, dtype=np.float32).reshape(8, 32)

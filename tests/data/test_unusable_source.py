@@ -22,6 +22,7 @@ def test_a_source_is_given_up_after_so_many_bad_rows_and_not_one_earlier():
         read(source, 1)
     tried = [item.id for item in raised.value.items]
     assert tried == [f"a{row}" for row in range(1, MAX_TRIES + 1)]
+    assert f"The last: source 'a', example 'a{MAX_TRIES}': " in str(raised.value)
     assert len(read(source, 2).bad) == MAX_TRIES - 1 == 999
 
 

@@ -2,8 +2,14 @@
 
 import json
 
+import jax
+import numpy as np
+
+from tests.models.test_lora import adapters, decoder
+from unime_jax import paths
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
+from unime_jax.models import lora
 
 CARRIED = (
     "added_tokens.json",
@@ -90,3 +96,14 @@ def test_settings_of_sentence_transformers(tmp_path):
         "image": hidden,
         "message": hidden | {"format": "structured"},
     }
+
+
+def test_what_is_merged_has_the_names_of_a_model_without_adapters():
+    model = decoder()
+    plain = {name: leaf.shape for name, leaf in paths.split(model)[1].items()}
+    targets = ((r".*\.q_proj", True), (".*", False))
+    lora.add(model, adapters(dora=True, targets=targets), key=jax.random.key(1))
+    merged = hf_folder.merged_parameters(*paths.split(model), np.dtype("float32"))
+    assert {name: leaf.shape for name, leaf in merged.items()} == plain
+    folded = {name for name, leaf in merged.items() if isinstance(leaf, hf_folder.Folded)}
+    assert folded == {"layers.self_attn.q_proj.kernel"}

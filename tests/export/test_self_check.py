@@ -36,6 +36,20 @@ def test_rounding_in_either_type_widens_the_bound():
     assert self_check.lowest_allowed(half, whole) == self_check.lowest_allowed(whole, half) == 0.999
 
 
+def test_a_new_process_that_fails_is_quoted_and_is_on_the_cpu(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$2 $3 on $JAX_PLATFORMS" >&2\necho two >&2\nexit 3\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(self_check.sys, "executable", str(python))
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    with pytest.raises(RuntimeError) as error:
+        self_check.repeat_in_a_new_process(FOLDER)
+    said = "folder failed its check in a new process:\nunime_jax.export.self_check folder on cpu\ntwo\n"
+    assert str(error.value) == said
+    python.write_text("#!/bin/sh\n")
+    self_check.repeat_in_a_new_process(FOLDER)
+
+
 def test_embeddings_that_are_all_the_same_are_refused(caplog):
     """One that differs is enough; of nearly the same a warning tells."""
     with caplog.at_level(logging.WARNING):

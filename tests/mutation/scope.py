@@ -41,6 +41,12 @@ COVERED_BY = {
         "tests/training/test_step*.py",
         "tests/training/test_*.py",
     ),
+    "unime_jax/training/step_metrics": (
+        "tests/training/test_step*.py",
+        "tests/training/test_*.py",
+        "tests/jobs/test_multihost*.py",
+        "tests/multihost/test_*.py",
+    ),
     "unime_jax/training/c": ("tests/training/test_*check*.py", "tests/jobs/test_interruptions*.py"),
     "unime_jax/training/damaged": (
         "tests/training/test_*check*.py",
@@ -54,6 +60,7 @@ COVERED_BY = {
         "tests/jobs/test_preflight*.py",
         "tests/**/test_resume*.py",
         "tests/jobs/test_damaged_state*.py",
+        "tests/jobs/test_multihost*.py",
     ),
     "unime_jax/training/state": (
         "tests/training/test_state*.py",
@@ -67,6 +74,14 @@ COVERED_BY = {
     ),
     "unime_jax/data/teacher": ("tests/data/test_*.py", "tests/jobs/test_distillation*.py"),
     "unime_jax/backbones/": ("tests/backbones/test_*.py",),
+    "unime_jax/backbones/__init__": (
+        "tests/backbones/test_*.py",
+        "tests/test_files_in_buckets*.py",
+    ),
+    "unime_jax/backbones/io/weights": (
+        "tests/backbones/test_*.py",
+        "tests/jobs/test_multihost*.py",
+    ),
     "unime_jax/backbones/llava/": (
         "tests/backbones/test_llava*.py",
         "tests/backbones/test_anyres*.py",
@@ -107,6 +122,7 @@ COVERED_BY = {
     "unime_jax/export/": (
         "tests/export/test_*.py",
         "tests/backbones/test_st_folder*.py",
+        "tests/backbones/test_bert*.py",
         "tests/jobs/test_conflicting_files*.py",
         "tests/jobs/test_outcomes*.py",
     ),

@@ -70,8 +70,15 @@ def test_other_processes_than_0_leave_the_folder_to_it(workdir, config, monkeypa
 
 def test_an_export_may_have_other_steps(workdir, config):
     config["steps"] += 1
-    with pytest.raises(ValueError, match="config.steps: "):
+    with pytest.raises(ValueError, match="config.steps: (.|\n)*schedule_steps=") as longer:
         resume.check_config(workdir, config)
+    with pytest.raises(ValueError, match="config.seed: ") as other:  # advice for steps alone
+        resume.check_config(workdir, config | {"seed": 7})
+    with pytest.raises(ValueError, match="config.steps: ") as shorter:
+        resume.check_config(workdir, config | {"steps": config["steps"] - 2})
+    advice = "--config.optimizer.schedule_steps="
+    assert advice in str(longer.value)
+    assert advice not in str(other.value) and advice not in str(shorter.value)
     resume.check_config(workdir, config | {"job": "export"})
 
 

@@ -31,7 +31,7 @@ class Excerpt(NamedTuple):
 
 
 def excerpts(
-    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int = 0, side: Side = "right"
+    text: str, tokenizer: tokenizers.Tokenizer, *, room: int, keep: int, side: Side
 ) -> Iterator[Excerpt]:
     """Growing excerpts of a text, the last one whole; a short or seamless text comes whole at once.
 
