@@ -80,4 +80,5 @@ def test_an_item_of_a_group_is_its_datasets_own():
     shared.encode_group([[Item("a")], [Item("a", suffix="!"), Item("b")]])
     assert encode.calls == ["aab"]
     np.testing.assert_array_equal(shared([Item("b")]), Encoder()([Item("b")]))
+    assert SharedEncoder(lambda items: np.zeros((0, 4), np.float32))([]).shape == (0, 4)
     assert len(encode.calls) == 1

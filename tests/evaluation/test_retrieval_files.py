@@ -73,7 +73,7 @@ def test_everything_else_is_pairs_by_split(tmp_path, monkeypatch):
         ({"queries_jsonl": ""}, r"has no corpus: one of corpus.jsonl, corpus.parquet, .* is exp"),
         ({"queries_jsonl": "", "corpus_csv": ""}, "has no qrels: one of qrels.jsonl"),
         ({"queries_jsonl": "", "queries_csv": ""}, "has queries.jsonl and queries.csv: remove"),
-        ({"corpus_jsonl": ""}, "no column is the query or the positive"),
+        ({"notes_txt": ""}, "no data in .*own: expected a folder that TFDS"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, files, message):

@@ -44,8 +44,9 @@ def test_a_new_process_that_fails_is_quoted_and_is_on_the_cpu(tmp_path, monkeypa
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     with pytest.raises(RuntimeError) as error:
         self_check.repeat_in_a_new_process(FOLDER)
-    said = "folder failed its check in a new process:\nunime_jax.export.self_check folder on cpu\ntwo\n"
-    assert str(error.value) == said
+    first, *said = str(error.value).split("\n")
+    assert first == "folder failed its check in a new process:"
+    assert said == ["unime_jax.export.self_check folder on cpu", "two", ""]
     python.write_text("#!/bin/sh\n")
     self_check.repeat_in_a_new_process(FOLDER)
 

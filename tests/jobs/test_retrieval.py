@@ -97,7 +97,7 @@ def test_results_of_other_data_at_the_same_place_are_refused(config, own, workdi
     with pytest.raises(ValueError, match="config.data.eval, .* name nothing to evaluate on"):
         evaluate.run(config, workdir)
     config.data.eval = "nowhere"
-    with pytest.raises(ValueError, match="config.data.eval: no prepared dataset in"):
+    with pytest.raises(ValueError, match="config.data.eval: no data in"):
         evaluate.run(config, workdir)
 
 
