@@ -71,7 +71,7 @@ def test_everything_else_is_pairs_by_split(tmp_path, monkeypatch):
     ("files", "message"),
     [
         ({"queries_jsonl": ""}, r"has no corpus: one of corpus.jsonl, corpus.parquet, .* is exp"),
-        ({"queries_jsonl": "", "corpus_csv": ""}, "has no qrels: one of qrels.jsonl"),
+        ({"queries_jsonl": "", "corpus_csv": "id,text\n"}, "has no qrels: one of qrels.jsonl"),
         ({"queries_jsonl": "", "queries_csv": ""}, "has queries.jsonl and queries.csv: remove"),
         ({"notes_txt": ""}, "no data in .*own: expected a folder that TFDS"),
     ],
