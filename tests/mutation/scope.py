@@ -67,12 +67,12 @@ COVERED_BY = {
         "tests/test_sharding*.py",
         "tests/training/test_step*.py",
     ),
-    "unime_jax/data/": ("tests/data/test_*.py", "tests/test_embedder*.py"),
+    "unime_jax/data/": ("tests/data/**/test_*.py", "tests/test_embedder*.py"),
     "unime_jax/data/embedding_store": (
         "tests/data/test_embedding_store*.py",
         "tests/jobs/**/test_embed*.py",
     ),
-    "unime_jax/data/teacher": ("tests/data/test_*.py", "tests/jobs/test_distillation*.py"),
+    "unime_jax/data/teacher": ("tests/data/**/test_*.py", "tests/jobs/test_distillation*.py"),
     "unime_jax/backbones/": ("tests/backbones/test_*.py",),
     "unime_jax/backbones/__init__": (
         "tests/backbones/test_*.py",
