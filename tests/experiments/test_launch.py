@@ -44,14 +44,16 @@ def remote(command: list[str]) -> str:
 
 
 @for_each("script", SCRIPTS)
-def test_they_are_bash(script):
+def test_they_are_bash_need_flags_and_start_nothing_in_a_dry_run(script, tmp_path):
+    # They are bash.
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     assert os.access(LAUNCH / script, os.X_OK)
 
+    # Without flags of the run they say that these are needed.
+    done = call(script, SCRIPTS[script], "--dry-run")
+    assert done.returncode == 2 and "give the flags of unime_jax.main" in done.stderr
 
-@for_each("script", SCRIPTS)
-def test_a_dry_run_starts_nothing(script, tmp_path):
-    """None of the commands exists where only the shell's own tools do."""
+    # A dry run is the same where only the shell's own tools are.
     for tool in ("bash", "env", "basename", "seq"):
         (tmp_path / tool).symlink_to(subprocess.check_output(["which", tool], text=True).strip())
     assert dry(script, SCRIPTS[script], PATH=str(tmp_path)) == dry(script, SCRIPTS[script])
@@ -74,12 +76,6 @@ def test_what_is_not_set_is_named(script, name):
 def test_a_workdir_must_be_a_mounted_folder(script, workdir):
     done = call(script, SCRIPTS[script], "--dry-run", *FLAGS, WORKDIR=workdir)
     assert done.returncode == 2 and f"WORKDIR={workdir} must be an absolute path" in done.stderr
-
-
-@for_each("script", SCRIPTS)
-def test_flags_are_needed(script):
-    done = call(script, SCRIPTS[script], "--dry-run")
-    assert done.returncode == 2 and "give the flags of unime_jax.main" in done.stderr
 
 
 @for_each(
@@ -107,7 +103,7 @@ def test_another_topology_is_refused(script, topology):
     assert done.returncode == 2 and f"TOPOLOGY={topology} is none of" in done.stderr
 
 
-def test_tpu_commands():
+def test_tpu_commands_and_options():
     create, archive, copy, install, train, delete = dry("tpu_queued_resource.sh", TPU)
     gcloud, place = ["gcloud", "compute", "tpus"], ["--project=lab", "--zone=us-central1-a"]
     assert create == [
@@ -125,15 +121,14 @@ def test_tpu_commands():
     ]
     assert delete[:6] == [*gcloud, "queued-resources", "delete", "llave"] and "--force" in delete
 
-
-def test_tpu_options():
+    # On demand, kept after the run, and with a set-up of its own.
     commands = dry("tpu_queued_resource.sh", TPU, SPOT="0", KEEP="1", SETUP="mount /mnt || false")
     assert "--spot" not in commands[0]
     assert commands[-1][4] == "ssh"
     assert remote(commands[-1]).startswith("{ mount /mnt || false; } && cd unime_jax && exec ")
 
 
-def test_gke_command():
+def test_gke_command_and_what_it_restarts():
     (command,) = dry("gke_xpk.sh", GKE, SLICES="2")
     assert command[:3] == ["xpk", "workload", "create"]
     assert {
@@ -147,8 +142,18 @@ def test_gke_command():
     ]
     assert 'pip install --no-cache-dir -e ".[${EXTRA}]"' in (LAUNCH / "Dockerfile").read_text()
 
+    # What it restarts is what a run ends with when it is to go on, besides what it restarts by
+    # itself: 42 and 127 to 255.
+    (command,) = dry("gke_xpk.sh", GKE)
+    (codes,) = (part for part in command if part.startswith("--restart-on-exit-codes="))
+    named = {int(code) for code in codes.partition("=")[2].split(",")}
+    for status in (watchdog.STATUS, stop.STATUS, 1, 134, 137):
+        assert status in named or 127 <= status <= 255, status
+    assert workdir_lock.LOST not in named  # another run has the folder
+    assert outcome.STATUS not in named  # no step was finite
 
-def test_slurm_commands():
+
+def test_slurm_commands_by_node_and_by_gpu():
     _, submit, venv, install, devices, srun = dry("slurm.sh", SLURM)
     assert submit[0] == "sbatch" and submit[-3:] == [str(LAUNCH / "slurm.sh"), *FLAGS]
     assert {
@@ -163,8 +168,7 @@ def test_slurm_commands():
         *("unime_jax.main", "--distributed", f"--workdir={WORKDIR}", *FLAGS),
     ]
 
-
-def test_slurm_with_a_process_for_every_gpu():
+    # A process for every GPU.
     commands = dry("slurm.sh", SLURM, PER_GPU="1", GPUS="4")
     assert {"--ntasks-per-node=4", "--cpus-per-task=16"} <= set(commands[1])
     assert not any(command[0] == "export" for command in commands)  # JAX takes one each
@@ -212,7 +216,8 @@ def test_a_preempted_slice_is_asked_for_again(tmp_path):
     ]
 
 
-def test_a_run_that_always_fails_is_given_up(tmp_path):
+def test_a_run_that_fails_for_good_is_given_up_on_tpus(tmp_path):
+    # After so many restarts.
     stand_in(tmp_path, "gcloud", '[[ $* == *describe* ]] && echo ACTIVE; [[ $* != *"main"* ]]')
     stand_in(tmp_path, "git", "")
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -223,19 +228,8 @@ def test_a_run_that_always_fails_is_given_up(tmp_path):
     assert sum("scp" in line for line in found) == 1  # installed once
     assert not any("delete" in line for line in found)
 
-
-def test_what_gke_restarts_is_what_a_run_ends_with_when_it_is_to_go_on():
-    """Besides what it restarts by itself: 42 and 127 to 255."""
-    (command,) = dry("gke_xpk.sh", GKE)
-    (codes,) = (part for part in command if part.startswith("--restart-on-exit-codes="))
-    named = {int(code) for code in codes.partition("=")[2].split(",")}
-    for status in (watchdog.STATUS, stop.STATUS, 1, 134, 137):
-        assert status in named or 127 <= status <= 255, status
-    assert workdir_lock.LOST not in named  # another run has the folder
-    assert outcome.STATUS not in named  # no step was finite
-
-
-def test_a_mistake_is_not_started_for_ever_on_tpus(tmp_path):
+    # By default, when it fails quickly five times in a row.
+    (tmp_path := tmp_path / "quickly").mkdir()
     stand_in(tmp_path, "gcloud", '[[ $* == *describe* ]] && echo ACTIVE; [[ $* != *"main"* ]]')
     stand_in(tmp_path, "git", "")
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -243,8 +237,8 @@ def test_a_mistake_is_not_started_for_ever_on_tpus(tmp_path):
     assert done.returncode == 1 and "failed 5 times in a row within 300 s" in done.stderr
     assert sum("unime_jax.main" in line for line in calls(tmp_path)) == 5
 
-
-def test_a_run_that_learnt_nothing_is_not_started_again(tmp_path):
+    # At once where it learnt nothing.
+    (tmp_path := tmp_path / "learnt_nothing").mkdir()
     answers = {"queued-resources describe": "echo ACTIVE", "unime_jax.main": "exit 65"}
     cases = "".join(f'*"{words}"*) {then};; ' for words, then in answers.items())
     stand_in(tmp_path, "gcloud", f'case "$*" in {cases} esac')
