@@ -30,7 +30,8 @@ def test_any_cells_come_back(tmp_path_factory, cells, delimiter, marked):
     assert rows.columns == ("query", "positive")
 
 
-def test_lines_are_counted_through_quoted_and_blank_ones(tmp_path):
+def test_rows_lie_between_quoted_blank_and_long_lines(tmp_path):
+    # Lines are counted through quoted and blank ones.
     (tmp_path / "pairs.csv").write_text('a,b\r\n\r\n"1\n2\n3",x\r\n\n4,"y ""z"""\n \n5,w')
     rows = open_dataset(tmp_path)["pairs"]
     assert [rows[i] for i in range(len(rows))] == [
@@ -40,8 +41,14 @@ def test_lines_are_counted_through_quoted_and_blank_ones(tmp_path):
     ]
     assert [rows.row_id(i) for i in range(3)] == ["line 3", "line 7", "line 9"]
 
+    # A cell may be large.
+    image = "x" * 300_000  # more than csv takes by default
+    (tmp_path / "pairs.csv").write_text(f"a,b\n1,{image}\n")
+    assert open_dataset(tmp_path)["pairs"][0]["b"] == image
 
-def test_rows_that_do_not_fit_the_header_are_bad(tmp_path):
+
+def test_rows_that_do_not_fit_the_header_and_one_that_never_ends(tmp_path, monkeypatch):
+    # A row of other cells than the header is bad, and the next is good.
     (tmp_path / "pairs.csv").write_bytes(b"a,b\n1,2,3\n1\n\xff,2\n1,2\n")
     rows = open_dataset(tmp_path)["pairs"]
     for index, reason in enumerate(("3 cells, where", "1 cells, where the header has 2", "utf-8")):
@@ -49,11 +56,14 @@ def test_rows_that_do_not_fit_the_header_are_bad(tmp_path):
             rows[index]
     assert rows[3] == {"a": "1", "b": "2"}
 
-
-def test_a_large_cell(tmp_path):
-    image = "x" * 300_000  # more than csv takes by default
-    (tmp_path / "pairs.csv").write_text(f"a,b\n1,{image}\n")
-    assert open_dataset(tmp_path)["pairs"][0]["b"] == image
+    # A quotation mark that nothing closes is an error of the file.
+    (tmp_path / "pairs.csv").write_text('a,b\n1,"2\n' + "x,y\n" * 2000)
+    limit = csv.field_size_limit(4000)
+    try:
+        with pytest.raises(ValueError, match="the row of line 2: .*a quotation mark that nothing"):
+            open_dataset(tmp_path)
+    finally:
+        csv.field_size_limit(limit)
 
 
 @for_each(
@@ -70,13 +80,3 @@ def test_no_table(tmp_path, content, reason):
     (tmp_path / "pairs.csv").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         open_dataset(tmp_path)
-
-
-def test_a_quotation_mark_that_nothing_closes(tmp_path, monkeypatch):
-    (tmp_path / "pairs.csv").write_text('a,b\n1,"2\n' + "x,y\n" * 2000)
-    limit = csv.field_size_limit(4000)
-    try:
-        with pytest.raises(ValueError, match="the row of line 2: .*a quotation mark that nothing"):
-            open_dataset(tmp_path)
-    finally:
-        csv.field_size_limit(limit)
