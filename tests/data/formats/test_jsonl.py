@@ -68,13 +68,20 @@ def test_a_broken_line_is_a_bad_row(tmp_path, monkeypatch, line):
     assert rows.columns == ("a",)
 
 
-def test_columns_are_those_of_the_first_rows_that_are_good(tmp_path):
+def test_columns_are_those_of_the_first_good_rows_and_empty_files_have_none(tmp_path):
+    # Columns are those of the first rows that are good.
     lines = ["{"] + [json.dumps({"a": 1, "b": 2})] + [json.dumps({"a": 1, "c": 2})] * 99
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     assert open_dataset(tmp_path)["pairs"].columns == ("a", "b", "c")
     (tmp_path / "pairs.jsonl").write_text("{\n{\n")
     with pytest.raises(BadExample, match="example 'line 1': no JSON"):
         _ = open_dataset(tmp_path)["pairs"].columns
+
+    # An empty file has no rows.
+    for content in ("", "\n \n"):
+        (tmp_path / "pairs.jsonl").write_text(content)
+        assert len(open_dataset(tmp_path)["pairs"]) == 0
+    assert len(open_dataset(write_jsonl(tmp_path, [{"a": 1}]))["pairs"]) == 1
 
 
 def test_many_rows_take_eight_bytes_each(tmp_path):
@@ -88,10 +95,3 @@ def test_many_rows_take_eight_bytes_each(tmp_path):
     assert len(rows) == count and rows[count - 1] == json.loads(row)
     assert size < 8.5 * count + 2**20
     assert peak < 4 * jsonl.BLOCK + 32 * count  # not the 24 MB of the file and a list of lines
-
-
-def test_an_empty_file_has_no_rows(tmp_path):
-    for content in ("", "\n \n"):
-        (tmp_path / "pairs.jsonl").write_text(content)
-        assert len(open_dataset(tmp_path)["pairs"]) == 0
-    assert len(open_dataset(write_jsonl(tmp_path, [{"a": 1}]))["pairs"]) == 1
