@@ -14,7 +14,8 @@ from unime_jax.data.quarantine import BadExample
 ROWS = [{"query": f"q{i}", "positive": f"p{i}"} for i in range(20)]
 
 
-def test_a_group_is_read_once_by_many_threads(tmp_path, monkeypatch):
+def test_groups_are_read_once_kept_up_to_a_limit_and_tried_again(tmp_path, monkeypatch):
+    # A group is read once by many threads.
     reads = []
     read = parquet._read
     monkeypatch.setattr(parquet, "_read", lambda *key: reads.append(key[1]) or read(*key))
@@ -23,8 +24,7 @@ def test_a_group_is_read_once_by_many_threads(tmp_path, monkeypatch):
         assert list(pool.map(rows.__getitem__, [*range(20)] * 8)) == ROWS * 8
     assert sorted(reads) == list(range(7))
 
-
-def test_groups_beyond_the_limit_are_dropped_the_oldest_first():
+    # Groups beyond the limit are dropped, the oldest first.
     table = pyarrow.table({"a": [1] * 100})
     groups = parquet.Groups(2 * table.nbytes)
     reads = []
@@ -41,8 +41,7 @@ def test_groups_beyond_the_limit_are_dropped_the_oldest_first():
         large.get((None, 0, ()), lambda: reads.append(0) or table)
     assert reads == [0]
 
-
-def test_a_group_that_cannot_be_read_is_tried_again_and_told_to_all_who_wait():
+    # One that cannot be read is told to all who wait, and tried again.
     groups = parquet.Groups(2**20)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -62,7 +61,8 @@ def test_a_group_that_cannot_be_read_is_tried_again_and_told_to_all_who_wait():
     assert groups.get(("f", 0, ()), lambda: pyarrow.table({"a": [1]})).num_rows == 1
 
 
-def test_a_damaged_group_leaves_its_rows_out(tmp_path):
+def test_damaged_groups_leave_rows_out_and_large_ones_are_told(tmp_path, monkeypatch, caplog):
+    # A damaged group leaves its rows out.
     table = pyarrow.table({"a": ["x" * 100 + str(i) for i in range(20)]})
     file = tmp_path / "pairs.parquet"
     pyarrow.parquet.write_table(table, file, row_group_size=10, compression="zstd")
@@ -77,8 +77,8 @@ def test_a_damaged_group_leaves_its_rows_out(tmp_path):
         rows[3]
     assert rows[13]["a"].endswith("13")
 
-
-def test_large_groups_are_told(tmp_path, monkeypatch, caplog):
+    # Large groups are told.
+    (tmp_path := tmp_path / "large").mkdir()
     monkeypatch.setattr(parquet, "SLOW_GROUP", 10)
     monkeypatch.setattr(parquet, "KEPT_BYTES", 20)
     open_dataset(write_parquet(tmp_path, ROWS))
