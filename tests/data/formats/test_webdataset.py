@@ -21,7 +21,8 @@ def write(file, members):
     return file
 
 
-def test_rows_and_names(tmp_path):
+def test_rows_are_members_of_a_name_and_shards_those_of_a_last_number(tmp_path):
+    # Members of a name are a row.
     long = "d" * 120  # a name that takes a header of its own
     members = [
         ("a/001.jpg", b"one"),
@@ -42,8 +43,8 @@ def test_rows_and_names(tmp_path):
     assert [rows.row_id(i) for i in range(3)] == ["a/001", f"{long}/x", "b"]
     assert set(rows.columns) == {"jpg", "txt", "image", "y.json", "y.left.png", "key"}
 
-
-def test_shards_by_a_last_number(tmp_path):
+    # Shards differ in their last number alone.
+    (tmp_path := tmp_path / "shards").mkdir()
     for name in ("cc3m-000", "cc3m-001", "00000", "00001"):
         write(tmp_path / f"{name}.tar", [("a.txt", name.encode())])
     sources = open_dataset(tmp_path)
