@@ -32,7 +32,8 @@ def test_shards_are_one_source_in_their_order(tmp_path, write, ending):
     assert {name: len(rows) for name, rows in only.items()} == {"pairs": 9}
 
 
-def test_a_row_of_a_shard_is_named_by_its_file(tmp_path):
+def test_sources_and_rows_are_named_by_files_and_folders(tmp_path):
+    # A row of a shard is named by its file.
     for shard in range(2):
         name = f"pairs-0000{shard}-of-00002.jsonl"
         (tmp_path / name).write_text('{"query": "q", "positive": "p"}\n{"query"\n')
@@ -41,6 +42,27 @@ def test_a_row_of_a_shard_is_named_by_its_file(tmp_path):
     with pytest.raises(BadExample, match="example 'line 2': no JSON"):
         rows[3]
     assert rows.row_id(3) == "pairs-00001-of-00002.jsonl line 2"
+
+    # Folders below come before the name.
+    (tmp_path := tmp_path / "folders").mkdir()
+    for folder in ("one", "two", ".hidden", "images"):
+        (tmp_path / folder).mkdir()
+    write_jsonl(tmp_path, numbered(0, 1), "top.jsonl")
+    write_jsonl(tmp_path / "one", numbered(0, 2), "a.jsonl")
+    write_jsonl(tmp_path / "two", numbered(0, 3), "a.jsonl")
+    write_jsonl(tmp_path / ".hidden", numbered(0, 3), "a.jsonl")
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    sources = open_dataset(tmp_path)
+    assert {name: len(rows) for name, rows in sources.items()} == {"top": 1, "one/a": 2, "two/a": 3}
+    assert sorted(open_dataset(tmp_path / "*" / "a.jsonl")) == ["one/a", "two/a"]
+
+    # Two formats of one name are told apart by a pattern.
+    (tmp_path := tmp_path / "formats").mkdir()
+    write_jsonl(tmp_path, numbered(0, 1))
+    write_csv(tmp_path, numbered(0, 1))
+    with pytest.raises(ValueError, match="would be source 'pairs': pairs.csv, pairs.jsonl"):
+        open_dataset(tmp_path)
+    assert list(open_dataset(tmp_path / "*.csv")) == ["pairs"]
 
 
 @for_each(
@@ -59,27 +81,6 @@ def test_shards_that_do_not_belong_together(tmp_path, names, reason):
         write_jsonl(tmp_path, numbered(0, 1), f"{name}.jsonl")
     with pytest.raises(ValueError, match=reason):
         open_dataset(tmp_path)
-
-
-def test_two_formats_of_one_name(tmp_path):
-    write_jsonl(tmp_path, numbered(0, 1))
-    write_csv(tmp_path, numbered(0, 1))
-    with pytest.raises(ValueError, match="would be source 'pairs': pairs.csv, pairs.jsonl"):
-        open_dataset(tmp_path)
-    assert list(open_dataset(tmp_path / "*.csv")) == ["pairs"]
-
-
-def test_folders_below_come_before_the_name(tmp_path):
-    for folder in ("one", "two", ".hidden", "images"):
-        (tmp_path / folder).mkdir()
-    write_jsonl(tmp_path, numbered(0, 1), "top.jsonl")
-    write_jsonl(tmp_path / "one", numbered(0, 2), "a.jsonl")
-    write_jsonl(tmp_path / "two", numbered(0, 3), "a.jsonl")
-    write_jsonl(tmp_path / ".hidden", numbered(0, 3), "a.jsonl")
-    (tmp_path / "images" / "a.png").write_bytes(b"")
-    sources = open_dataset(tmp_path)
-    assert {name: len(rows) for name, rows in sources.items()} == {"top": 1, "one/a": 2, "two/a": 3}
-    assert sorted(open_dataset(tmp_path / "*" / "a.jsonl")) == ["one/a", "two/a"]
 
 
 def test_saved_datasets(tmp_path):
@@ -101,7 +102,8 @@ def test_saved_datasets(tmp_path):
         open_dataset(saved)
 
 
-def test_what_is_no_data(tmp_path):
+def test_what_is_no_data_and_compressed_files_beside_others(tmp_path, caplog):
+    # What is no data is an error.
     with pytest.raises(FileNotFoundError, match="no data in .*expected a folder that TFDS"):
         open_dataset(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is nothing of that name"):
@@ -118,8 +120,8 @@ def test_what_is_no_data(tmp_path):
         with pytest.raises(ValueError, match=f"broken.{ending} is no "):
             open_dataset(tmp_path / f"broken.{ending}")
 
-
-def test_compressed_files_beside_others_are_told(tmp_path, caplog):
+    # Compressed files beside others are told.
+    (tmp_path := tmp_path / "compressed").mkdir()
     write_jsonl(tmp_path, numbered(0, 1))
     (tmp_path / "more.jsonl.gz").write_bytes(b"")
     assert list(open_dataset(tmp_path)) == ["pairs"]
