@@ -65,7 +65,10 @@ def test_a_damaged_index_is_made_anew(tmp_path, spoil):
     assert len(place.read_bytes()) == len(good)
 
 
-def test_a_stale_index_is_made_anew(tmp_path):
+def test_a_stale_index_is_made_anew_and_a_file_that_changes_meanwhile_refused(
+    tmp_path, monkeypatch
+):
+    # An index of an earlier file is made anew.
     file = write_jsonl(tmp_path, ROWS)
     open_dataset(file)
     other = [row | {"query": row["query"][::-1]} for row in ROWS[::-1]]
@@ -75,16 +78,31 @@ def test_a_stale_index_is_made_anew(tmp_path):
     assert [rows[i] for i in range(20)] == other
     assert len(list(index_cache.cache_file(stamp(file), "jsonl").parent.iterdir())) == 1
 
+    # A file must not change while it is indexed.
+    file = write_jsonl(tmp_path, ROWS)
+    index = jsonl._index
 
-def test_without_a_folder_to_write_to_rows_are_read_all_the_same(tmp_path, monkeypatch, caplog):
+    def index_late(stamped):
+        result = index(stamped)
+        os.utime(file, ns=(1, 1))
+        return result
+
+    monkeypatch.setattr(jsonl, "_index", index_late)
+    with pytest.raises(ChangedFileError):
+        open_dataset(file)
+
+
+def test_what_has_no_place_and_what_is_small_is_read_without_an_index(
+    tmp_path, monkeypatch, caplog, cache
+):
+    # Without a folder to write to, rows are read all the same.
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     rows = open_dataset(write_jsonl(tmp_path, ROWS))["pairs"]
     assert [rows[i] for i in range(20)] == ROWS
     assert "cannot be kept" in caplog.text and "Set XDG_CACHE_HOME" in caplog.text
 
-
-def test_small_files_are_not_kept(tmp_path, monkeypatch, cache):
+    # Indexes of small files are not kept.
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     open_dataset(write_jsonl(tmp_path, ROWS))
@@ -102,20 +120,6 @@ def test_a_file_that_changes_while_it_is_used_ends_the_run(tmp_path, format):
         rows[0]
     with pytest.raises(ChangedFileError):
         pickle.loads(before)[0]
-
-
-def test_a_file_that_changes_while_it_is_indexed(tmp_path, monkeypatch):
-    file = write_jsonl(tmp_path, ROWS)
-    index = jsonl._index
-
-    def index_late(stamped):
-        result = index(stamped)
-        os.utime(file, ns=(1, 1))
-        return result
-
-    monkeypatch.setattr(jsonl, "_index", index_late)
-    with pytest.raises(ChangedFileError):
-        open_dataset(file)
 
 
 def test_no_more_files_are_open_than_allowed(tmp_path):
