@@ -155,7 +155,8 @@ def test_several_images_a_side_and_of_negatives(tmp_path):
     assert content(parquet[0])[1] == content(nested[0])[1]
 
 
-def test_numpy_arrays_as_pandas_hands_them_over():
+def test_rows_in_memory_as_numpy_arrays_or_in_mmebs_columns(tmp_path):
+    # NumPy arrays, as pandas hands them over.
     row = {
         "qry": "q",
         "pos_text": "p",
@@ -170,8 +171,15 @@ def test_numpy_arrays_as_pandas_hands_them_over():
     assert [item.text for item in example.negatives] == ["a", "b"]
     assert example.scores == (1, 0.5, 0.25)
 
+    # A list of dicts is in MMEB's columns already.
+    source = [{"qry": "q", "pos_text": "p"}]
+    assert with_form("s", source, {}) is source
+    assert table(source).num_rows == 1
+    assert with_form("s", [], {"query": "q"}) == []
 
-def test_mmeb_train_as_it_lies_on_the_hub(tmp_path):
+
+def test_folders_of_mmeb_train_and_of_pictures_with_captions(tmp_path):
+    # MMEB-train, as it lies on the hub.
     folder = files_in(tmp_path)
     row = {"qry": "<|image_1|>\nwhat?", "qry_image_path": "images/q.png", "pos_text": "Yes"}
     row |= {"pos_image_path": "", "neg_text": "No", "neg_image_path": ""}
@@ -190,8 +198,8 @@ def test_mmeb_train_as_it_lies_on_the_hub(tmp_path):
     assert example.query.text == "OK-VQA" and example.query.media[0].data == png()
     assert [item.text for item in example.negatives] == ["No"]
 
-
-def test_a_folder_of_pictures_with_captions(tmp_path):
+    # Pictures with captions.
+    (tmp_path := tmp_path / "captions").mkdir()
     folder = files_in(tmp_path)
     rows = [{"file_name": "q.png", "caption": "a red one"}]
     write_jsonl(folder / "images", rows, "captions.jsonl")
@@ -205,7 +213,8 @@ def test_a_folder_of_pictures_with_captions(tmp_path):
     assert example.query.text == "a red one" and example.positive.media[0].data == png()
 
 
-def test_pictures_and_captions_in_tar_shards(tmp_path):
+def test_images_of_tar_rows(tmp_path):
+    # Pictures with captions.
     for shard in range(2):
         with tarfile.open(tmp_path / f"cc-{shard:05d}.tar", "w") as file:
             for row, ending in enumerate(("jpg", "png")):
@@ -222,8 +231,8 @@ def test_pictures_and_captions_in_tar_shards(tmp_path):
     assert [e.positive.text for e in read] == ["0 0", "0 1", "1 0", "1 1"]
     assert read[3].query.media[0].data == png() and read[3].id == "cc-00001.tar 1/001"
 
-
-def test_images_of_a_tar_row_are_its_members(tmp_path):
+    # Images that a row names are its members.
+    (tmp_path := tmp_path / "named").mkdir()
     row = {"query": {"text": "?", "image": "left.png"}, "positive": {"image": "right.png"}}
     path = WRITERS["tar"](tmp_path, [row | {"left.png": png(), "right.png": png("green")}])
     (example,) = examples(path)
@@ -281,17 +290,8 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, name):
     assert item.path == (change["query"]["image"] if name in read_late else "")
 
 
-def test_a_key_that_the_first_rows_do_not_have(tmp_path):
-    rows = [{"query": "q", "positive": "p"}] * 101
-    rows += [{"query": "q", "positive": "p", "negatives": ["n"], "scores": [1, 0.5]}]
-    rows += [{"query": "q", "positive": "p", "negative": ["n"]}]
-    read = open_pairs(write_jsonl(tmp_path, rows), {})["pairs"]
-    assert len(to_example("pairs", read[101]).negatives) == 1  # by the documented name
-    with pytest.raises(BadExample, match="'negative' is a key that the first 100 rows do not"):
-        read[102]
-
-
-def test_scores_go_by_the_places_of_numbered_negatives_or_by_those_that_there_are(tmp_path):
+def test_negatives_and_their_scores_by_number_and_in_lists(tmp_path):
+    # Scores go by the places of numbered negatives, or by those that there are.
     row = {"query": "q", "positive": "p", "negative_1": "", "negative_2": "b", "negative_3": "c"}
     for scores, kept in (([9, 1, 2, 3], (9, 2, 3)), ([9, 2, 3], (9, 2, 3))):
         (example,) = examples(write_jsonl(tmp_path, [row | {"scores": scores}]))
@@ -299,8 +299,8 @@ def test_scores_go_by_the_places_of_numbered_negatives_or_by_those_that_there_ar
     with pytest.raises(BadExample, match="2 scores for a positive and 2 negatives"):
         examples(write_jsonl(tmp_path, [row | {"scores": [9, 1]}]))
 
-
-def test_lists_are_json_in_the_cells_of_csv_only(tmp_path):
+    # Lists are JSON in the cells of CSV only.
+    (tmp_path := tmp_path / "lists").mkdir()
     row = {"query": "q", "positive": "[1]", "negatives": '["a", "b"]', "scores": "[1, 0.5, 0]"}
     (example,) = examples(write_csv(tmp_path, [row]))
     assert example.positive.text == "[1]" and example.scores == (1, 0.5, 0)
@@ -311,22 +311,25 @@ def test_lists_are_json_in_the_cells_of_csv_only(tmp_path):
     assert [item.text for item in example.negatives] == ['["a", "b"]']
 
 
-def test_other_columns_are_not_read(tmp_path):
+def test_columns_without_a_side(tmp_path):
+    # Other columns are not read.
     rows = [{"query": "q", "positive": "p", "embedding": [0.5] * 8}]
     for path in (write_parquet(tmp_path, rows), WRITERS["saved"](tmp_path, rows)):
         source = open_pairs(path, {})["pairs"]
         assert to_example("pairs", source[0]).query.text == "q"
         assert "embedding" not in source.rows[0]
 
-
-def test_an_unnamed_column_of_pandas_is_none(tmp_path):
+    # An unnamed column of pandas is none.
     (tmp_path / "pairs.csv").write_text(",query,positive\n0,q,p\n")
     (example,) = examples(tmp_path / "pairs.csv")
     assert example.query.media == () and example.id == "line 2"
 
-
-def test_a_list_of_dicts_is_in_mmebs_columns_already(tmp_path):
-    source = [{"qry": "q", "pos_text": "p"}]
-    assert with_form("s", source, {}) is source
-    assert table(source).num_rows == 1
-    assert with_form("s", [], {"query": "q"}) == []
+    # A key that the first rows do not have must have a documented name.
+    (tmp_path := tmp_path / "later").mkdir()
+    rows = [{"query": "q", "positive": "p"}] * 101
+    rows += [{"query": "q", "positive": "p", "negatives": ["n"], "scores": [1, 0.5]}]
+    rows += [{"query": "q", "positive": "p", "negative": ["n"]}]
+    read = open_pairs(write_jsonl(tmp_path, rows), {})["pairs"]
+    assert len(to_example("pairs", read[101]).negatives) == 1  # by the documented name
+    with pytest.raises(BadExample, match="'negative' is a key that the first 100 rows do not"):
+        read[102]
