@@ -72,8 +72,9 @@ def test_targets_of_all_rows_are_the_corpus_and_equal_queries_are_one(tmp_path):
     assert len(opened(Pairs("test", rows, tmp_path), limit=2).ids) == 2
 
 
-def test_a_query_that_is_in_the_corpus_does_not_find_itself(tmp_path):
-    """But one that is judged relevant to itself does, and others find it."""
+def test_a_query_does_not_find_itself_and_copies_stand_before_their_original(tmp_path):
+    # A query does not find itself, but one that is judged relevant to itself does, and others find
+    # it.
     e = np.eye(4, dtype=np.float32)
     vectors = {"a": e[0] + e[1], "b": e[0] + 2 * e[1], "c": e[0] + 1.5 * e[1]}
     symmetric = [pair("a", "b"), pair("b", "a")]
@@ -81,6 +82,14 @@ def test_a_query_that_is_in_the_corpus_does_not_find_itself(tmp_path):
     assert result.rank.tolist() == [0, 0] and result.top.tolist()[0].count(-1) == 4
     result = run(Pairs("test", [*symmetric, pair("c", "c")], tmp_path), vectors_by(vectors))
     assert result.rank.tolist() == [1, 1, 0]  # "c" lies between them
+
+    # Copies of a document are candidates of their own, and stand before it.
+    corpus = [{"_id": n, "text": text} for n, text in enumerate(["other", "x", "x", "x"])]
+    qrels = [{"query-id": "q", "corpus-id": "2"}]  # relevant, as it has no score
+    data = Judged("own", [{"_id": "q", "text": "q"}], corpus, qrels, tmp_path)
+    result = run(data, vectors_by({"q": [1, 0], "other": [0, 1], "x": [1, 0]}))
+    assert result.rank.tolist() == [2] and result.candidates == 4
+    assert len(opened(data).items) == 3
 
 
 def test_a_hand_made_case_of_graded_targets(tmp_path):
@@ -102,17 +111,8 @@ def test_a_hand_made_case_of_graded_targets(tmp_path):
     assert result.items[result.gold[0]].text == "d1" and result.hardest[0] == 1
 
 
-def test_copies_of_a_document_are_candidates_of_their_own_and_stand_before_it(tmp_path):
-    corpus = [{"_id": n, "text": text} for n, text in enumerate(["other", "x", "x", "x"])]
-    qrels = [{"query-id": "q", "corpus-id": "2"}]  # relevant, as it has no score
-    data = Judged("own", [{"_id": "q", "text": "q"}], corpus, qrels, tmp_path)
-    result = run(data, vectors_by({"q": [1, 0], "other": [0, 1], "x": [1, 0]}))
-    assert result.rank.tolist() == [2] and result.candidates == 4
-    assert len(opened(data).items) == 3
-
-
-def test_images_are_known_by_content_and_read_when_an_encoder_asks(tmp_path):
-    """Content in the row, or a file at its path; two paths of one image are one item."""
+def test_images_of_pairs_and_of_a_judged_corpus(tmp_path):
+    # Content in the row, or a file at its path; two paths of one image are one item.
     (tmp_path / "images").mkdir()
     for name, red in (("a", 1), ("b", 2), ("copy_of_a", 1)):
         (tmp_path / "images" / f"{name}.png").write_bytes(png(red))
@@ -151,9 +151,8 @@ def test_images_are_known_by_content_and_read_when_an_encoder_asks(tmp_path):
     ):
         task.items[task.judged.candidates[1]]
 
-
-def test_a_judged_corpus_of_images(tmp_path):
-    """As bytes, as a path, and as Hugging Face's datasets have them."""
+    # A judged corpus: as bytes, as a path, and as Hugging Face's datasets have them.
+    (tmp_path := tmp_path / "judged").mkdir()
     (tmp_path / "b.png").write_bytes(png(2))
     corpus = [
         {"_id": "a", "image": png(1)},
