@@ -31,7 +31,8 @@ def judged(folder, qrels="query-id\tcorpus-id\tscore\n1\tb\t2\n2\ta\t0\n2\tb\t1\
     )
 
 
-def test_a_folder_in_beirs_layout_is_a_set_and_a_folder_of_folders_several(tmp_path):
+def test_folders_of_queries_corpus_and_qrels_and_of_pairs(tmp_path, monkeypatch):
+    # A folder in BEIR's layout is a set, a folder of folders several.
     for name in ("one", "two"):
         judged(tmp_path / name)
     write(tmp_path / "images", a_txt="")
@@ -42,8 +43,8 @@ def test_a_folder_in_beirs_layout_is_a_set_and_a_folder_of_folders_several(tmp_p
     assert [key[0] for key in task.items.keys] == ["first", "sec\u2028ond", "A x, y", "z"]
     assert [data.name for data in retrieval_files.open_sets(tmp_path, {})] == ["one", "two"]
 
-
-def test_qrels_may_be_a_folder_whose_test_file_counts_and_parts_may_be_csv(tmp_path):
+    # Qrels may be a folder, whose test file counts; parts may be CSV.
+    (tmp_path := tmp_path / "parts").mkdir()
     folder = judged(tmp_path / "own")
     (folder / "qrels.tsv").unlink()
     write(
@@ -57,8 +58,8 @@ def test_qrels_may_be_a_folder_whose_test_file_counts_and_parts_may_be_csv(tmp_p
     task = retrieval.Task(data).open(lambda path: b"")
     assert task.ids == ["1"] and [key[0] for key in task.items.keys] == ["first", "x, y", "z"]
 
-
-def test_everything_else_is_pairs_by_split(tmp_path, monkeypatch):
+    # Everything else is pairs, by split.
+    (tmp_path := tmp_path / "pairs").mkdir()
     splits = {"train": [{}], "test": [{}]}
     monkeypatch.setattr(retrieval_files, "open_pairs", lambda path, columns: splits)
     (tmp_path / "rows.jsonl").write_text("")
