@@ -33,7 +33,8 @@ def result(name, ranks, candidates=100):
     )
 
 
-def test_scores_of_one_set():
+def test_scores_of_a_set_and_of_several_which_count_the_same():
+    # One set.
     found = retrieval_scores.of_sets({"own": result("own", [0, 0, 3, 9, 10, 99])})
     assert found["R@1"] == pytest.approx(100 * 2 / 6)
     assert found["R@5"] == pytest.approx(50) and found["R@10"] == pytest.approx(100 * 4 / 6)
@@ -43,8 +44,7 @@ def test_scores_of_one_set():
     assert found["median_rank"] == 7 and found["queries"] == 6 and found["candidates"] == 100
     assert "datasets" not in found and found["intervals"].keys() == set(scores.RETRIEVAL)
 
-
-def test_each_of_several_sets_counts_the_same():
+    # Each of several counts the same.
     sets = {"few": result("few", [0, 0], 5), "many": result("many", [1] * 6 + [30] * 4, 50)}
     found = retrieval_scores.of_sets(sets)
     assert found["R@1"] == 50 and found["R@5"] == pytest.approx((100 + 60) / 2)
