@@ -104,16 +104,15 @@ def test_the_order_of_rows_changes_nothing(case, random):
     np.testing.assert_array_equal(retrieval.ndcg(first, places), retrieval.ndcg(again, others))
 
 
-def test_a_model_with_one_vector_for_everything_stands_last():
+def test_what_ties_with_the_target_stands_before_it():
+    # A model with one vector for everything stands last.
     candidates = list(range(10, 30))
     judged = judgements([0, 1], candidates, [{0: 1.0}, {19: 1.0, 3: 2.0}])
     places = corpus_ranking.rank(judged, np.full((30, 7), 1 / np.sqrt(7), np.float32))
     assert places.place.tolist() == [19, 18, 19] and places.grade.tolist() == [1, 1, 2]
     assert retrieval.ndcg(judged, places).tolist() == [0, 0]
 
-
-def test_an_exact_copy_of_the_target_stands_before_it():
-    """Vectors whose sums are not exact: copies tie all the same, wherever they lie."""
+    # Exact copies of the target stand before it wherever they lie, though sums are not exact.
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((60, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
