@@ -69,7 +69,8 @@ def test_files_are_seen_at_once_and_stay_when_a_write_is_refused(bucket):
     assert files.read_object(path) == {} and bucket.names() == ["run/config.json"]
 
 
-def test_metrics_are_there_after_a_flush_and_survive_a_restart(bucket):
+def test_lines_are_there_after_a_flush_and_damaged_files_set_aside(bucket):
+    # Metrics are there after a flush, and survive a restart.
     workdir = files.as_path(RUN)
     with MetricsWriter(workdir, total_steps=3, wandb_project=None) as writer:
         writer.write(1, {"loss": 2.0})
@@ -84,8 +85,15 @@ def test_metrics_are_there_after_a_flush_and_survive_a_restart(bucket):
     lines = [json.loads(x) for x in content(bucket, "run/metrics.jsonl").splitlines()]
     assert [(x["step"], x["loss"]) for x in lines] == [(1, 2.0), (2, 1.5)]
 
+    # Bad items are added, and half a line is ended.
+    path = files.as_path(RUN) / "quarantine.jsonl"
+    files.write_whole(path, '{"source": "a')
+    Quarantine(path).note([BadItem("a", "1", "", "torn")])
+    Quarantine(path).note([BadItem("a", "2", "", "empty"), BadItem("a", "1", "", "torn")])
+    assert [item.id for item in read_quarantine(path)] == ["1", "2"]
 
-def test_damaged_files_are_set_aside(bucket):
+    # Damaged files are set aside.
+    bucket.objects.clear()
     path = files.as_path(RUN) / "goodput.json"
     files.write_whole(path, "{")
     files.set_aside(path, "half of it")
@@ -93,7 +101,8 @@ def test_damaged_files_are_set_aside(bucket):
     assert name.startswith("run/goodput.json.damaged-") and content(bucket, name) == b"{"
 
 
-def test_a_folder_is_moved_file_by_file(bucket):
+def test_folders_are_moved_and_put_in_place_whole(bucket, tmp_path):
+    # A folder is moved file by file.
     root = files.as_path(RUN)
     for name in ("checkpoints/2/a", "checkpoints/2/b/c", "checkpoints/20/a"):
         files.write_whole(root / name, name)
@@ -102,8 +111,8 @@ def test_a_folder_is_moved_file_by_file(bucket):
     with pytest.raises(FileNotFoundError):
         files.move(root / "nothing", root / "bad" / "3")
 
-
-def test_a_folder_that_is_cut_short_has_no_last_file(bucket):
+    # One that is cut short has no last file.
+    bucket.objects.clear()
     target = files.as_path(RUN) / "hf"
     with files.replacing(target, last="config.json") as folder:
         (folder / "config.json").write_text("1")
@@ -126,8 +135,8 @@ def test_a_folder_that_is_cut_short_has_no_last_file(bucket):
     assert newest == "bucket/run/hf/config.json"
     assert not folder.exists()
 
-
-def test_an_error_while_a_folder_is_made_leaves_the_earlier_one(bucket, tmp_path):
+    # An error while one is made leaves the earlier one.
+    bucket.objects.clear()
     for target in (files.as_path(RUN) / "hf", tmp_path / "hf"):
         with files.replacing(target, last="config.json") as folder:
             (folder / "config.json").write_text("1")
@@ -139,15 +148,10 @@ def test_an_error_while_a_folder_is_made_leaves_the_earlier_one(bucket, tmp_path
         assert (target / "config.json").read_text() == "1"
 
 
-def test_bad_items_are_added_and_half_a_line_is_ended(bucket):
-    path = files.as_path(RUN) / "quarantine.jsonl"
-    files.write_whole(path, '{"source": "a')
-    Quarantine(path).note([BadItem("a", "1", "", "torn")])
-    Quarantine(path).note([BadItem("a", "2", "", "empty"), BadItem("a", "1", "", "torn")])
-    assert [item.id for item in read_quarantine(path)] == ["1", "2"]
-
-
-def test_vectors_are_written_and_read_through_a_copy(bucket, tmp_path, monkeypatch):
+def test_data_is_read_through_a_local_copy_and_stays_below_its_folder(
+    bucket, tmp_path, monkeypatch
+):
+    # Vectors are written, and read through a copy.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     vectors = np.eye(3, dtype=np.float32)
     write("gs://bucket/vectors", ["a", "b", "c"], vectors, block=2)
@@ -157,6 +161,29 @@ def test_vectors_are_written_and_read_through_a_copy(bucket, tmp_path, monkeypat
     assert tmp_path in opened.folder.parents
     with pytest.raises(ValueError, match="exists already"):
         write("gs://bucket/vectors", ["a"], vectors[:1])
+
+    # So are pairs.
+    root = files.as_path("gs://bucket/own")
+    for name in ("pairs-00000-of-00002", "pairs-00001-of-00002", "other"):
+        files.write_whole(root / f"{name}.jsonl", '{"query": {"image": "i/a"}, "positive": "p"}\n')
+    files.write_whole(root / "i" / "a", b"pixels")
+    sources = open_pairs(str(root), {})
+    assert {name: len(rows) for name, rows in sources.items()} == {"other": 1, "pairs": 2}
+    (image,) = sources["pairs"][1]["qry_image"]
+    assert image.read() == b"pixels"
+    assert list(open_pairs(str(root / "pairs-*.jsonl"), {})) == ["pairs"]
+    assert list(open_pairs(str(root / "other.jsonl"), {})) == ["other"]
+    assert fingerprint(root) == fingerprint(local_copy(root)) != ""
+    with pytest.raises(FileNotFoundError):
+        open_pairs("gs://bucket/absent", {})
+
+    # Single images are read where they are; paths stay below the folder.
+    files.write_whole(files.as_path("gs://bucket/images/a.png"), b"png")
+    assert images.read_below("gs://bucket/images", "a.png") == b"png"
+    with pytest.raises(images.ImageError, match="leaves the image folder"):
+        images.read_below("gs://bucket/images", "../secret")
+    with pytest.raises(FileNotFoundError):
+        images.read_below("gs://bucket/images", "b.png")
 
 
 def test_a_copy_is_made_again_when_something_changed_and_says_if_there_is_no_room(
@@ -196,15 +223,6 @@ def test_a_copy_is_made_again_when_something_changed_and_says_if_there_is_no_roo
         local_copy(path)
 
 
-def test_images_are_read_and_paths_stay_below_the_folder(bucket):
-    files.write_whole(files.as_path("gs://bucket/images/a.png"), b"png")
-    assert images.read_below("gs://bucket/images", "a.png") == b"png"
-    with pytest.raises(images.ImageError, match="leaves the image folder"):
-        images.read_below("gs://bucket/images", "../secret")
-    with pytest.raises(FileNotFoundError):
-        images.read_below("gs://bucket/images", "b.png")
-
-
 def test_a_bucket_without_a_model_is_named(bucket):
     with pytest.raises(ValueError, match="gs://bucket/none has no files of a Hugging Face model"):
         open_backbone("gs://bucket/none", max_length=8)
@@ -232,22 +250,21 @@ def hold(**options):
     return workdir_lock.owned(files.as_path(RUN), "run.lock", what="trains in", **options)
 
 
-def test_a_second_owner_is_refused_and_the_lock_goes_with_the_first(bucket, quick):
+def test_a_lock_refuses_a_second_owner_is_renewed_and_taken_over(bucket, quick, caplog):
+    # A second owner is refused, and the lock goes with the first.
     with hold():
         with pytest.raises(workdir_lock.LockedError, match="gs://bucket/run is in use"), hold():
             pass
         assert bucket.names() == ["run/run.lock"]
     assert bucket.names() == []
 
-
-def test_its_owner_renews_it(bucket, quick):
+    # Its owner renews it.
     with hold():
         first = bucket.objects["bucket/run/run.lock"].generation
         time.sleep(0.5)
         assert bucket.objects["bucket/run/run.lock"].generation > first
 
-
-def test_a_lock_of_a_host_that_is_gone_is_taken_over(bucket, quick, caplog):
+    # One of a host that is gone is taken over.
     gone = json.loads(lock_owner.to_text(lock_owner.myself())) | {"host": "gone", "token": "x"}
     bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
     caplog.set_level(logging.WARNING)
@@ -275,20 +292,3 @@ def test_of_many_that_take_over_one_at_a_time_owns_it(bucket, quick):
     for thread in threads:
         thread.join()
     assert len(done) == 3 and most == [1] and bucket.names() == []
-
-
-def test_pairs_in_a_bucket_are_read_from_a_local_copy(bucket, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    root = files.as_path("gs://bucket/own")
-    for name in ("pairs-00000-of-00002", "pairs-00001-of-00002", "other"):
-        files.write_whole(root / f"{name}.jsonl", '{"query": {"image": "i/a"}, "positive": "p"}\n')
-    files.write_whole(root / "i" / "a", b"pixels")
-    sources = open_pairs(str(root), {})
-    assert {name: len(rows) for name, rows in sources.items()} == {"other": 1, "pairs": 2}
-    (image,) = sources["pairs"][1]["qry_image"]
-    assert image.read() == b"pixels"
-    assert list(open_pairs(str(root / "pairs-*.jsonl"), {})) == ["pairs"]
-    assert list(open_pairs(str(root / "other.jsonl"), {})) == ["other"]
-    assert fingerprint(root) == fingerprint(local_copy(root)) != ""
-    with pytest.raises(FileNotFoundError):
-        open_pairs("gs://bucket/absent", {})
