@@ -36,7 +36,8 @@ def lines(workdir):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def test_one_flushed_line_a_step(tmp_path):
+def test_one_flushed_line_for_every_step_and_steps_increase(tmp_path):
+    # A line a step, which is flushed.
     with open_writer(tmp_path / "new" / "run") as writer:
         writer.write(1, {"loss": 2.5, "pairs_per_second": 10})
         assert lines(tmp_path / "new" / "run") == [
@@ -46,6 +47,20 @@ def test_one_flushed_line_a_step(tmp_path):
     written = lines(tmp_path / "new" / "run")
     assert written[1] == {"step": 5, "loss": 0.5, "masked_share": 0.25}
     assert next(iter(written[1])) == "step"
+
+    # Steps increase, also from the one that a run goes on from.
+    with open_writer(tmp_path, resume_step=2) as writer:
+        for last in (2, 3):
+            for step in (2, 1, 0):
+                with pytest.raises(
+                    ValueError, match=f"step {step} come after those of step {last}"
+                ):
+                    writer.write(step, {"loss": 1})
+            if last == 2:
+                writer.write(3, {"loss": 1})
+        with pytest.raises(ValueError, match='called "step"'):
+            writer.write(4, {"step": 1})
+    assert len(lines(tmp_path)) == 1
 
 
 def test_whatever_is_logged_is_strict_json(tmp_path, monkeypatch):
@@ -80,7 +95,36 @@ def test_resuming_cuts_what_the_dead_run_wrote_after_its_checkpoint(tmp_path):
         assert lines(tmp_path) == []
 
 
-def test_a_failing_cut_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_a_cut_file_is_whole_at_any_moment(tmp_path, monkeypatch):
+    # Nothing to cut leaves the file alone.
+    with open_writer(tmp_path) as writer:
+        writer.write(1, {"loss": 1})
+    inode = (tmp_path / "metrics.jsonl").stat().st_ino
+    with open_writer(tmp_path, resume_step=1):
+        pass
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == inode
+
+    # A cut one is whole and on the disk before it has its name.
+    (tmp_path := tmp_path / "cut").mkdir()
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3))
+    path.write_text(text)
+    events = []
+    replace = pathlib.Path.replace
+
+    def named(source, target):
+        assert source.read_text() == '{"step": 1}\n{"step": 2}\n' and path.read_text() == text
+        events.append("named")
+        return replace(source, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", named)
+    monkeypatch.setattr(files.os, "fsync", lambda number: events.append("flushed"))
+    metrics.cut_after(path, 2)
+    assert events[:2] == ["flushed", "named"] and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+
+    # A failing cut leaves the file as it was.
+    (tmp_path := tmp_path / "failing").mkdir()
     with open_writer(tmp_path) as writer:
         for step in range(1, 4):
             writer.write(step, {"loss": step})
@@ -93,31 +137,6 @@ def test_a_failing_cut_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         open_writer(tmp_path, resume_step=2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_nothing_to_cut_leaves_the_file_alone(tmp_path):
-    with open_writer(tmp_path) as writer:
-        writer.write(1, {"loss": 1})
-    inode = (tmp_path / "metrics.jsonl").stat().st_ino
-    with open_writer(tmp_path, resume_step=1):
-        pass
-    assert (tmp_path / "metrics.jsonl").stat().st_ino == inode
-
-
-def test_steps_increase(tmp_path):
-    """Also from the step that a run goes on from."""
-    with open_writer(tmp_path, resume_step=2) as writer:
-        for last in (2, 3):
-            for step in (2, 1, 0):
-                with pytest.raises(
-                    ValueError, match=f"step {step} come after those of step {last}"
-                ):
-                    writer.write(step, {"loss": 1})
-            if last == 2:
-                writer.write(3, {"loss": 1})
-        with pytest.raises(ValueError, match='called "step"'):
-            writer.write(4, {"step": 1})
-    assert len(lines(tmp_path)) == 1
 
 
 def test_lines_are_flushed_to_the_disk_before_a_checkpoint_of_their_steps(tmp_path, monkeypatch):
@@ -138,24 +157,6 @@ def test_lines_are_flushed_to_the_disk_before_a_checkpoint_of_their_steps(tmp_pa
         assert tensorboard_scalars(tmp_path) == [("loss", 1, 1.0)]
 
 
-def test_a_cut_file_is_whole_and_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.jsonl"
-    text = "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3))
-    path.write_text(text)
-    events = []
-    replace = pathlib.Path.replace
-
-    def named(source, target):
-        assert source.read_text() == '{"step": 1}\n{"step": 2}\n' and path.read_text() == text
-        events.append("named")
-        return replace(source, target)
-
-    monkeypatch.setattr(pathlib.Path, "replace", named)
-    monkeypatch.setattr(files.os, "fsync", lambda number: events.append("flushed"))
-    metrics.cut_after(path, 2)
-    assert events[:2] == ["flushed", "named"] and list(tmp_path.iterdir()) == [path]
-
-
 def test_damaged_lines_are_kept_aside_and_a_cut_last_one_is_not(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     for content, kept, aside in (
@@ -172,8 +173,19 @@ def test_damaged_lines_are_kept_aside_and_a_cut_last_one_is_not(tmp_path, caplog
     assert "3 lines are not a step's metrics" in caplog.text
 
 
-def test_events_of_steps_that_are_run_again_are_dropped_by_readers(tmp_path):
-    """By the number of the first step that comes anew."""
+def test_tensorboard_gets_the_same_numbers_and_drops_those_of_steps_run_again(tmp_path):
+    # The same numbers.
+    with open_writer(tmp_path) as writer:
+        writer.write(1, {"loss": 2.5})
+        writer.write(3, {"loss": 0.5, "rows_without_negatives": 4})
+    assert tensorboard_scalars(tmp_path) == [
+        ("loss", 1, 2.5),
+        ("loss", 3, 0.5),
+        ("rows_without_negatives", 3, 4.0),
+    ]
+
+    # Readers drop those of steps that are run again, by the number of the first that comes anew.
+    (tmp_path := tmp_path / "again").mkdir()
     with open_writer(tmp_path, resume_step=4):
         pass
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -197,17 +209,6 @@ def tensorboard_scalars(workdir):
             found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
             data = data[16 + size :]
     return found
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    with open_writer(tmp_path) as writer:
-        writer.write(1, {"loss": 2.5})
-        writer.write(3, {"loss": 0.5, "rows_without_negatives": 4})
-    assert tensorboard_scalars(tmp_path) == [
-        ("loss", 1, 2.5),
-        ("loss", 3, 0.5),
-        ("rows_without_negatives", 3, 4.0),
-    ]
 
 
 def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
@@ -269,7 +270,7 @@ def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
-def test_wandb(tmp_path, monkeypatch):
+def test_wandb_if_asked_for_and_nothing_from_other_processes(tmp_path, monkeypatch):
     # Wandb that is not there is a clear error.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", None)  # makes `import wandb` fail
@@ -303,8 +304,9 @@ def test_wandb(tmp_path, monkeypatch):
     assert calls[0][1]["name"] == "run7"
     assert calls[1:] == [("log", {"loss": 1.0}, 2), ("finish", 1)]
 
-
-def test_only_process_0_writes(tmp_path, monkeypatch):
+    # Of other processes nothing is written.
+    monkeypatch.undo()
+    (tmp_path := tmp_path / "other").mkdir()
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with open_writer(tmp_path / "run", wandb_project="never_imported") as writer:
         writer.write(1, {"loss": 1})
