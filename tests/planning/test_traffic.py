@@ -57,9 +57,8 @@ def test_each_collective_by_its_size(mesh):
     assert found["all-to-all"] == pytest.approx(7 / 8 * local)
 
 
-def test_a_scan_counts_as_often_as_it_runs(mesh):
-    """Five layers whose weights are gathered one at a time, as with fsdp."""
-
+def test_a_layer_of_a_scan_is_read_as_often_as_it_runs_and_not_the_stack(mesh):
+    # Five layers whose weights are gathered one at a time, as with fsdp.
     def function(x, weights):
         def body(x, w):
             w = jax.lax.with_sharding_constraint(w, jax.P())
@@ -80,6 +79,15 @@ def test_a_scan_counts_as_often_as_it_runs(mesh):
     which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
     text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
     assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
+    # HBM: five layers read their own matrix each, not all five.
+    def function(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
+    found = costs.traffic(text, lambda kind: None)
+    weights = 5 * 256 * 256 * BYTES
+    assert weights <= found.hbm < 4 * weights
 
 
 def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
@@ -184,22 +192,19 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
-def test_a_counted_loop_says_how_often_it_runs():
-    """As a TPU's compiler leaves the loops of its collective matmuls: 1, 3, 5, 7."""
+def test_loops_and_chains_as_a_tpus_compiler_leaves_them():
+    # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
     found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
     assert found.ici == {"collective-permute": 4 * 32}
 
+    # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
+    found = costs.traffic(CHAIN, lambda kind: None)
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
+    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
 
-def test_a_slice_of_a_stack_is_read_and_not_the_stack(mesh):
-    """HBM: five layers read their own matrix each, not all five."""
-
-    def function(x, weights):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
-
-    text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
-    found = costs.traffic(text, lambda kind: None)
-    weights = 5 * 256 * 256 * BYTES
-    assert weights <= found.hbm < 4 * weights
+    # Text that is no module
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        costs.traffic("nothing", lambda kind: None)
 
 
 ITEMS = {
@@ -207,19 +212,6 @@ ITEMS = {
     "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8,
     "c64": 8,
 }  # fmt: skip
-
-
-def test_every_dtype_has_its_own_size():
-    for dtype, size in ITEMS.items():
-        text = f"""HloModule m, num_partitions=2
-
-ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
-  %p = {dtype}[6]{{0}} parameter(0)
-  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
-}}
-"""
-        moved = costs.traffic(text, lambda kind: None)
-        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
 
 
 UPDATES = """HloModule m
@@ -247,23 +239,25 @@ ENTRY %main (p: f32[5,4,8], q: f32[1,4,8], r: f32[7,8], i: s32[]) -> f32[5,4,8] 
 """
 
 
-def test_of_updates_and_slices_only_the_part_moves():
-    """In a fusion: the row read and written, the part read and written, and the scalar."""
+def test_hbm_of_every_dtype_and_of_updates_and_slices():
+    # Every dtype has its own size.
+    for dtype, size in ITEMS.items():
+        text = f"""HloModule m, num_partitions=2
+
+ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
+  %p = {dtype}[6]{{0}} parameter(0)
+  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
+}}
+"""
+        moved = costs.traffic(text, lambda kind: None)
+        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
+
+    # Of updates and slices only the part moves. In a fusion: the row read and written, the part
+    # read and written, and the scalar.
     row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
     fused = 2 * row + 2 * part + BYTES
     moved = costs.traffic(UPDATES, lambda kind: None)
     assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
-
-
-def test_steps_of_one_collective_beside_other_work_count_once():
-    """As a TPU's compiler cuts them; groups are said by axes of a mesh here."""
-    found = costs.traffic(CHAIN, lambda kind: None)
-    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
-    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
-
-    # Text that is no module
-    with pytest.raises(ValueError, match="no ENTRY computation"):
-        costs.traffic("nothing", lambda kind: None)
 
 
 CHAIN = """HloModule m, num_partitions=16
