@@ -182,7 +182,7 @@ def test_llava_next_counts_equal_the_processor(size):
     assert len(next_slots(*size)) == next_count(*size)
 
 
-def test_slots_that_can_be_counted_by_hand():
+def test_slots_and_patches_that_can_be_counted_by_hand():
     # Counts of square images.
     assert len(next_slots(336, 336)) == 1176
     assert len(slots(384, 384, 6)[0]) == 729 + 27 * 28
@@ -195,6 +195,13 @@ def test_slots_that_can_be_counted_by_hand():
     expected = [1, 2, 3, 4]
     expected += [5, 6, 9, 10, n, 7, 8, 11, 12, n, 13, 14, 17, 18, n, 15, 16, 19, 20, n]
     assert slot[:, 0].tolist() == expected
+
+    # Patches are read row by row, and what fills none is dropped.
+    tiles = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(1, 5, 5, 3)
+    patches = anyres.cut_patches(tiles, 2)
+    assert patches.shape == (1, 4, 12)
+    expected = tiles[0, 2:4, 0:2].transpose(2, 0, 1).reshape(-1)
+    np.testing.assert_array_equal(patches[0, 2], expected)
 
 
 @settings(max_examples=300, deadline=None)
@@ -309,14 +316,6 @@ def test_uncut_images_are_byte_for_byte_those_of_transformers_5(width, height, s
     background = (int(0.4 * 255), int(0.5 * 255), int(0.6 * 255))
     tile = anyres.square_tile(image, 28, Image.Resampling.BICUBIC, background)
     np.testing.assert_array_equal(tile, expected[1, 0].transpose(1, 2, 0))
-
-
-def test_patches_are_read_row_by_row_and_what_fills_none_is_dropped():
-    tiles = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(1, 5, 5, 3)
-    patches = anyres.cut_patches(tiles, 2)
-    assert patches.shape == (1, 4, 12)
-    expected = tiles[0, 2:4, 0:2].transpose(2, 0, 1).reshape(-1)
-    np.testing.assert_array_equal(patches[0, 2], expected)
 
 
 TIES = ((56, 28), (28, 56), (28, 28), (56, 56), (28, 28))
