@@ -89,14 +89,24 @@ def test_slots_and_weights_stand_where_the_image_tokens_are(llavas, name, image)
         assert weight is row.slot_weight is None
 
 
-def test_uncut_images_are_not_blended(llavas):
+def test_slots_of_uncut_images_and_max_length_of_the_backbone(llavas):
+    # Uncut images are not blended.
     row = llavas["blending"].preprocess(several((40, 23), (41, 43)))
     at = row.slot[:, 0] >= 0
     np.testing.assert_array_equal(row.slot_weight[at], np.tile([1, 0, 0, 0], (at.sum(), 1)))
 
+    # The longest length is that of open_backbone.
+    folder, item = llavas["next-raw"].folder, picture()
+    needed = len(llavas["next-raw"].preprocess(item).tokens)
+    assert open_backbone(str(folder), max_length=needed).preprocess(item).truncated == 0
+    assert open_backbone(str(folder), max_length=needed - 3).preprocess(item).truncated == 3
+    with pytest.raises(ValueError, match="'a.png': its image tokens.* max_length is 30; raise it"):
+        open_backbone(str(folder), max_length=30).preprocess(item)
+
 
 @for_each("name", NAMES)
-def test_text_rows(llavas, name):
+def test_rows_of_texts_fit_the_layout_and_survive_pickling(llavas, name):
+    # Rows of texts.
     preprocess = llavas[name].preprocess
     item = Item("a red circle, \u4e2d\u6587 \U0001f600 e\u0301 </s>")
     row = preprocess(item)
@@ -110,9 +120,7 @@ def test_text_rows(llavas, name):
     assert (row.slot_weight is not None) is (name == "blending")
     assert row.slot_weight is None or row.slot_weight.shape == row.slot.shape
 
-
-@for_each("name", NAMES)
-def test_rows_fit_the_layout(llavas, name):
+    # Rows of all kinds fit the layout.
     layout = llavas[name].backbone.layout
     for item in (picture(), several((40, 23), (41, 43)), Item("text")):
         row = llavas[name].preprocess(item)
@@ -122,6 +130,12 @@ def test_rows_fit_the_layout(llavas, name):
         assert row.patch_position is None and not layout.positioned
         if row.patches is not None:
             assert row.patches.shape[1:] == (layout.patches, layout.patch_bytes)
+
+    # A preprocessor survives pickling.
+    copy = pickle.loads(pickle.dumps(llavas[name].preprocess))
+    ours, theirs = llavas[name].preprocess(picture()), copy(picture())
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+    np.testing.assert_array_equal(ours.patches, theirs.patches)
 
 
 def test_markers_without_an_image_are_left_out_and_missing_files_named(llavas):
@@ -163,23 +177,6 @@ def test_rows_are_cut_to_the_longest_length(llavas, name, images):
         np.testing.assert_array_equal(short.slot_weight[at], whole.slot_weight[before])
     if images:
         np.testing.assert_array_equal(short.patches, whole.patches)
-
-
-def test_max_length_is_that_of_open_backbone(llavas):
-    folder, item = llavas["next-raw"].folder, picture()
-    needed = len(llavas["next-raw"].preprocess(item).tokens)
-    assert open_backbone(str(folder), max_length=needed).preprocess(item).truncated == 0
-    assert open_backbone(str(folder), max_length=needed - 3).preprocess(item).truncated == 3
-    with pytest.raises(ValueError, match="'a.png': its image tokens.* max_length is 30; raise it"):
-        open_backbone(str(folder), max_length=30).preprocess(item)
-
-
-@for_each("name", NAMES)
-def test_it_survives_pickling(llavas, name):
-    copy = pickle.loads(pickle.dumps(llavas[name].preprocess))
-    ours, theirs = llavas[name].preprocess(picture()), copy(picture())
-    assert ours.tokens.tolist() == theirs.tokens.tolist()
-    np.testing.assert_array_equal(ours.patches, theirs.patches)
 
 
 def palette(**options) -> bytes:
