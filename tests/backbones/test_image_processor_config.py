@@ -111,8 +111,8 @@ def test_every_setting_of_the_file_that_counts(tmp_path, model_type, changes):
 
 
 @for_each("model_type", WRITE)
-def test_what_the_file_lacks_is_the_classes_default(tmp_path, model_type):
-    """And not what the other file says."""
+def test_defaults_are_those_of_the_familys_own_class(tmp_path, model_type):
+    # What the file lacks is the class's default, and not what the other file says.
     folder = written(tmp_path, model_type)
     nest(folder)
     content = read(folder / PROCESSOR_FILE)
@@ -122,6 +122,18 @@ def test_what_the_file_lacks_is_the_classes_default(tmp_path, model_type):
     edit(folder / FILE, resample=2, rescale_factor=0.5, do_normalize=False)
     assert_as_transformers(folder)
 
+    # Settings of another class are refused.
+    (tmp_path := tmp_path / "other").mkdir()
+    folder = written(tmp_path, model_type)
+    nest(folder, image_processor_type="CLIPImageProcessor")
+    message = f"{PROCESSOR_FILE}: image_processor_type is 'CLIPImageProcessor'; this family has"
+    with pytest.raises(ValueError, match=message):
+        opened(folder)
+    kind = read(folder / FILE)["image_processor_type"].removesuffix("Pil")
+    for suffix in ("", "Fast", "Pil"):
+        nest(folder, image_processor_type=kind + suffix)
+        opened(folder)
+
 
 @for_each("model_type", WRITE)
 @for_each("key", ["image_mean", "resample", "rescale_factor", "do_normalize"])
@@ -130,16 +142,6 @@ def test_null_is_no_default(tmp_path, model_type, key):
     folder = written(tmp_path, model_type)
     nest(folder, **{key: None})
     with pytest.raises(ValueError, match=f"{PROCESSOR_FILE}: {key} is (null|missing)"):
-        opened(folder)
-
-
-def test_a_crop_by_default_is_refused(tmp_path):
-    """LLaVA-NeXT's class cuts 224 pixels out of every tile where nothing is said."""
-    folder = write_llava_next(tmp_path)
-    content = read(folder / FILE)
-    del content["do_center_crop"], content["crop_size"]
-    (folder / FILE).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="crop_size is {'height': 224, 'width': 224}, but it must"):
         opened(folder)
 
 
@@ -180,10 +182,20 @@ def test_sizes_of_every_family_are_those_of_the_file_that_counts(tmp_path, caplo
         opened(folder)
 
 
-def test_sizes_as_numbers(tmp_path):
+def test_sizes_as_numbers_and_a_crop_that_is_none(tmp_path):
+    # Sizes may be numbers.
     folder = write_llava_next(tmp_path)
     edit(folder / FILE, size=28, crop_size=28)
     assert_as_transformers(folder)
+
+    # LLaVA-NeXT's class cuts 224 pixels out of every tile where nothing is said.
+    (tmp_path := tmp_path / "crop").mkdir()
+    folder = write_llava_next(tmp_path)
+    content = read(folder / FILE)
+    del content["do_center_crop"], content["crop_size"]
+    (folder / FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="crop_size is {'height': 224, 'width': 224}, but it must"):
+        opened(folder)
 
 
 @for_each("content", ["[]", "{", '{"image_processor": "x"}'])
@@ -191,19 +203,6 @@ def test_a_damaged_file_is_named(tmp_path, content):
     folder = write_llava_next(tmp_path)
     (folder / PROCESSOR_FILE).write_text(content)
     with pytest.raises(ValueError, match=f"{PROCESSOR_FILE}( is not JSON|: image| holds a list)"):
-        opened(folder)
-
-
-@for_each("model_type", WRITE)
-def test_settings_of_another_class_are_refused(tmp_path, model_type):
-    folder = written(tmp_path, model_type)
-    nest(folder, image_processor_type="CLIPImageProcessor")
-    message = f"{PROCESSOR_FILE}: image_processor_type is 'CLIPImageProcessor'; this family has"
-    with pytest.raises(ValueError, match=message):
-        opened(folder)
-    kind = read(folder / FILE)["image_processor_type"].removesuffix("Pil")
-    for suffix in ("", "Fast", "Pil"):
-        nest(folder, image_processor_type=kind + suffix)
         opened(folder)
 
 
@@ -259,7 +258,8 @@ def test_exports_have_one_truth(model_type, tmp_path):
         assert read(folder / PROCESSOR_FILE)["patch_size"] == 7
 
 
-def test_overrides_of_a_run_are_in_both_files(tmp_path, caplog):
+def test_exports_have_the_overrides_of_a_run_and_the_files_that_others_read(tmp_path, caplog):
+    # Overrides of a run are in both files.
     folder = write_qwen2_vl(tmp_path / "folder")
     nest(folder)
     processing = Processing(prompt="raw", pixels=(512, 2048))
@@ -280,9 +280,9 @@ def test_overrides_of_a_run_are_in_both_files(tmp_path, caplog):
     assert_alike(folder)
     assert read(folder / FILE)["image_grid_pinpoints"] == [[28, 28]]
 
-
-def test_older_transformers_find_the_pixels_of_a_newer_folder(tmp_path):
-    """They know preprocessor_config.json alone, and the oldest min_pixels and max_pixels alone."""
+    # Older transformers know preprocessor_config.json alone, and the oldest min_pixels and
+    # max_pixels alone.
+    (tmp_path := tmp_path / "newer").mkdir()
     folder = write_qwen2_vl(tmp_path / "folder")
     own = read(folder / FILE)
     size = {"shortest_edge": own.pop("min_pixels"), "longest_edge": own.pop("max_pixels")}
@@ -292,9 +292,8 @@ def test_older_transformers_find_the_pixels_of_a_newer_folder(tmp_path):
     found = read(folder / FILE)
     assert (found["min_pixels"], found["max_pixels"], found["size"]) == (256, 1024, size)
 
-
-def test_files_of_another_processor_are_not_converted(tmp_path):
-    """LLaVE's folders are read without them; its exports have those of LLaVA-OneVision."""
+    # LLaVE's folders are read without them; its exports have those of LLaVA-OneVision.
+    (tmp_path := tmp_path / "other").mkdir()
     folder = write_llava_qwen(tmp_path / "llave")
     edit(folder / PROCESSOR_FILE, chat_template="x", **{NESTED: {"image_mean": [0.1, 0.2, 0.3]}})
     folder = exported(opened(folder), tmp_path / "exported")
