@@ -114,7 +114,8 @@ def close(found, expected, tolerance=1e-6):
 
 
 @for_each("dora", [False, True])
-def test_a_layer_is_the_dense_layer_of_its_values(dora):
+def test_a_layer_is_the_dense_layer_of_its_values_and_starts_as_without_adapter(dora):
+    # What a layer computes is what the dense layer of its values does.
     linear, dense = adapted(dora=dora)
     assert linear.kernel[...].dtype == jnp.int8
     x = normal((2, 7, 24), 3)
@@ -122,6 +123,25 @@ def test_a_layer_is_the_dense_layer_of_its_values(dora):
     half = linear(x.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     close(half.astype(jnp.float32), dense(x), 2e-2)
+
+    # An adapter starts as identity to the last bit: DoRA's magnitude is the norm that it is divided
+    # by.
+    linear, _ = adapted(dora=dora, trained=False)
+    plain = Linear(24, 16, bias=True, key=jax.random.key(0))
+    plain.bias = linear.bias
+    layers.quantize(plain, {".kernel"})
+    x = normal((9, 24), 3)
+    np.testing.assert_array_equal(linear(x), plain(x))
+
+    # Merging gives what the layer computes.
+    linear, dense = adapted(dora=dora)
+    x = normal((9, 24), 3)
+    expected = linear(x)
+    lora.merge(dense, jnp.float32)
+    lora.merge(linear, jnp.float32)
+    assert paths.split(linear)[1].keys() == {"kernel", "bias"}
+    close(linear(x), expected, 2e-6)
+    np.testing.assert_array_equal(linear.kernel[...], dense.kernel[...])
 
 
 @for_each("dora", [False, True])
@@ -141,50 +161,8 @@ def test_gradients_are_those_of_the_dense_layer(dora):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
 
 
-@for_each("dora", [False, True])
-def test_an_adapter_starts_as_identity(dora):
-    """To the last bit: DoRA's magnitude is the norm that it is divided by."""
-    linear, _ = adapted(dora=dora, trained=False)
-    plain = Linear(24, 16, bias=True, key=jax.random.key(0))
-    plain.bias = linear.bias
-    layers.quantize(plain, {".kernel"})
-    x = normal((9, 24), 3)
-    np.testing.assert_array_equal(linear(x), plain(x))
-
-
-def test_a_dead_channel_stays_dead():
-    linear, _ = adapted(
-        dora=True, trained=False, bias=False, kernel=normal((24, 16)).at[:, 4].set(0)
-    )
-    y = linear(normal((9, 24), 3))
-    assert np.all(np.isfinite(y)) and not np.any(y[:, 4]) and np.all(np.any(y[:, 5:], axis=0))
-
-
-@for_each("dora", [False, True])
-def test_merging_gives_what_the_layer_computes(dora):
-    linear, dense = adapted(dora=dora)
-    x = normal((9, 24), 3)
-    expected = linear(x)
-    lora.merge(dense, jnp.float32)
-    lora.merge(linear, jnp.float32)
-    assert paths.split(linear)[1].keys() == {"kernel", "bias"}
-    close(linear(x), expected, 2e-6)
-    np.testing.assert_array_equal(linear.kernel[...], dense.kernel[...])
-
-
-def test_merging_without_an_adapter_is_dequantising():
-    """Of a stack, too."""
-    stack = scan.stack(lambda key: Linear(6, 5, bias=False, key=key), 3, jax.random.key(0))
-    exact = stack.kernel[...]
-    layers.quantize(stack, {".kernel"})
-    assert stack.kernel_scale[...].shape == (3, 5)
-    expected = quantization.dequantize(*quantization.quantize(exact))
-    lora.merge(stack, jnp.bfloat16)
-    assert stack.kernel_scale is None
-    np.testing.assert_array_equal(stack.kernel[...], expected.astype(jnp.bfloat16))
-
-
-def test_only_the_kernels_that_are_named_are_quantised():
+def test_kernels_that_are_named_dead_or_merged_without_an_adapter():
+    # Only those that are named are quantised.
     class Two(nnx.Module):
         def __init__(self):
             self.one = Linear(3, 4, bias=True, key=jax.random.key(0))
@@ -196,6 +174,23 @@ def test_only_the_kernels_that_are_named_are_quantised():
     assert parameters["one.kernel"].dtype == jnp.float32
     assert parameters["two.kernel"].dtype == jnp.int8 and "two.kernel_scale" in parameters
     assert "one.kernel_scale" not in parameters
+
+    # A dead channel stays dead.
+    linear, _ = adapted(
+        dora=True, trained=False, bias=False, kernel=normal((24, 16)).at[:, 4].set(0)
+    )
+    y = linear(normal((9, 24), 3))
+    assert np.all(np.isfinite(y)) and not np.any(y[:, 4]) and np.all(np.any(y[:, 5:], axis=0))
+
+    # Merging without an adapter is dequantising, of a stack, too.
+    stack = scan.stack(lambda key: Linear(6, 5, bias=False, key=key), 3, jax.random.key(0))
+    exact = stack.kernel[...]
+    layers.quantize(stack, {".kernel"})
+    assert stack.kernel_scale[...].shape == (3, 5)
+    expected = quantization.dequantize(*quantization.quantize(exact))
+    lora.merge(stack, jnp.bfloat16)
+    assert stack.kernel_scale is None
+    np.testing.assert_array_equal(stack.kernel[...], expected.astype(jnp.bfloat16))
 
 
 @for_each("remat", ["none", "dots", "full"])
