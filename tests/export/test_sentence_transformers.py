@@ -196,24 +196,19 @@ def _padded(side: str) -> dict[str, Any]:
 
 
 @for_each("model_type", FAMILIES)
-def test_rows_are_padded_at_their_end(cases: Callable[[str], Case], model_type: str) -> None:
+def test_rows_pixels_prompts_and_markers(cases: Callable[[str], Case], model_type: str) -> None:
+    # Rows are padded at their end.
     case = cases(model_type)
     mask = case.loaded[0].preprocess(["a", "a red circle"])["attention_mask"]
     assert mask[:, 0].all() and not mask[:, -1].all()
 
-
-@for_each("model_type", FAMILIES)
-def test_pixels_are_pillows(cases: Callable[[str], Case], model_type: str) -> None:
-    case = cases(model_type)
+    # Pixels are Pillow's.
     found = case.loaded[0].preprocess([WIDE])["pixel_values"]
     processor = AutoImageProcessor.from_pretrained(case.folder, backend="pil")
     assert torch.equal(found, processor([WIDE], return_tensors="pt")["pixel_values"])
     assert case.loaded.get_embedding_dimension() == DECODER["hidden_size"]
 
-
-@for_each("model_type", FAMILIES)
-def test_a_prompt_is_a_part_of_the_text(cases: Callable[[str], Case], model_type: str) -> None:
-    case = cases(model_type)
+    # A prompt is a part of the text.
     frames = case.family.frames()
     (before, after), (with_image, _) = frames[0], frames[1]
     assert case.tokens("circle", prompt="find: ").endswith(f"{before}find: circle{after}")
@@ -225,10 +220,7 @@ def test_a_prompt_is_a_part_of_the_text(cases: Callable[[str], Case], model_type
     same = case.loaded.encode(["find: circle", {"text": "find:", "image": SMALL}])
     np.testing.assert_allclose(queries, same, atol=1e-6)
 
-
-@for_each("model_type", FAMILIES)
-def test_markers_are_left_out(cases: Callable[[str], Case], model_type: str) -> None:
-    case = cases(model_type)
+    # Markers are left out.
     text = f"<|image_1|>\na {case.family.image_token}red <|image_1|>\ncircle <|image_1|>"
     assert case.tokens(text) == case.tokens("a red circle")
     marked = {"text": "<|image_1|>\nblue", "image": TALL}
@@ -236,7 +228,10 @@ def test_markers_are_left_out(cases: Callable[[str], Case], model_type: str) -> 
 
 
 @for_each("model_type", FAMILIES)
-def test_what_is_too_long(cases: Callable[[str], Case], model_type: str) -> None:
+def test_what_is_too_long_or_not_for_this_model(
+    cases: Callable[[str], Case], model_type: str
+) -> None:
+    # Texts are cut; images that do not fit are an error.
     case = cases(model_type)
     before, after = case.family.frames()[0]
     long = "blue square " * MAX_LENGTH
@@ -248,12 +243,7 @@ def test_what_is_too_long(cases: Callable[[str], Case], model_type: str) -> None
     with pytest.raises(ValueError, match="Mismatch in `image` token count"):
         short.encode([WIDE])
 
-
-@for_each("model_type", FAMILIES)
-def test_refuses_what_the_model_does_not_take(
-    cases: Callable[[str], Case], model_type: str
-) -> None:
-    case = cases(model_type)
+    # So is what the model does not take.
     with pytest.raises(Exception, match="more images than this model takes: 3"):
         case.loaded.encode([{"text": "x", "image": [SMALL] * 3}])
     with pytest.raises(ValueError, match="video"):
