@@ -265,6 +265,7 @@ def test_a_lock_refuses_a_second_owner_is_renewed_and_taken_over(bucket, quick, 
         assert bucket.objects["bucket/run/run.lock"].generation > first
 
     # One of a host that is gone is taken over.
+    caplog.clear()
     gone = json.loads(lock_owner.to_text(lock_owner.myself())) | {"host": "gone", "token": "x"}
     bucket.put("bucket/run/run.lock", json.dumps(gone).encode(), None)
     caplog.set_level(logging.WARNING)
