@@ -53,19 +53,7 @@ def test_every_optional_key_takes_none_and_a_value(recipe):
     assert tried >= 5
 
 
-def test_an_optional_group_takes_none_and_its_keys():
-    assert given(recipe="embed").processing is None
-    values = given("--config.processing.prompt=raw", "--config.processing.crops=4", recipe="embed")
-    settings = config_reader.read(config.EmbedConfig, values.to_dict())
-    assert settings.processing and settings.processing.prompt == "raw"
-    assert settings.processing.crops == 4 and settings.processing.pinpoints == ()
-    values = given("--config.processing.prompt=raw", "--config.processing=None", recipe="embed")
-    assert values.processing is None
-    with pytest.raises(ValueError, match="config.lora must be a group of keys, not None"):
-        given("--config.lora=None")
-
-
-def test_values_have_the_type_of_their_key():
+def test_values_have_the_type_of_their_key_and_groups_take_none():
     values = given(
         "--config.loss.hardness=9",
         "--config.optimizer.clip_norm=inf",
@@ -108,6 +96,17 @@ def test_values_have_the_type_of_their_key():
     assert values.backbone == "/elsewhere/mini_mmeb/backbone"
     assert given("--config.data.folder=/x", "--config.backbone=/y").backbone == "/y"
 
+    # An optional group takes None, and its keys.
+    assert given(recipe="embed").processing is None
+    values = given("--config.processing.prompt=raw", "--config.processing.crops=4", recipe="embed")
+    settings = config_reader.read(config.EmbedConfig, values.to_dict())
+    assert settings.processing and settings.processing.prompt == "raw"
+    assert settings.processing.crops == 4 and settings.processing.pinpoints == ()
+    values = given("--config.processing.prompt=raw", "--config.processing=None", recipe="embed")
+    assert values.processing is None
+    with pytest.raises(ValueError, match="config.lora must be a group of keys, not None"):
+        given("--config.lora=None")
+
 
 @for_each(
     ("argument", "message"),
@@ -144,7 +143,7 @@ def test_mistakes_are_named_with_what_is_nearest(argument, message):
     assert message in str(error.value)
 
 
-def test_all_mistakes_come_at_once():
+def test_all_mistakes_come_at_once_and_other_arguments_are_left_alone():
     with pytest.raises(ValueError) as error:
         given("--config.stps=1", "--config.seed=x", "--config.lora.rnk=3")
     assert [line.split(":")[0].split(" ")[0] for line in str(error.value).splitlines()] == [
@@ -164,6 +163,18 @@ def test_all_mistakes_come_at_once():
         given("--config.run.optimizer.learning_rat=1", recipe="plan:stage2")
     with pytest.raises(ValueError, match="did you mean --config.run.batch_size"):
         given("--config.batch_size=1", recipe="plan:stage2")
+
+    # Other arguments are left alone.
+    overrides, others = command_line.split(
+        ["--config=stage2", "--workdir=/x", "--config.steps=3", "--", "--config.steps=4"]
+    )
+    assert overrides == [("steps", "3")]
+    assert others == ["--config=stage2", "--workdir=/x", "--", "--config.steps=4"]
+
+    # Keys are those of the dataclasses
+    found = dict(command_line.keys(config.TrainConfig))
+    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
+    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())
 
 
 @for_each(
@@ -226,19 +237,6 @@ def test_buckets_that_are_none_show_the_spelling(text, message):
     with pytest.raises(ValueError) as error:
         given(f"--config.data.buckets={text}")
     assert message in str(error.value)
-
-
-def test_other_arguments_are_left_alone():
-    overrides, others = command_line.split(
-        ["--config=stage2", "--workdir=/x", "--config.steps=3", "--", "--config.steps=4"]
-    )
-    assert overrides == [("steps", "3")]
-    assert others == ["--config=stage2", "--workdir=/x", "--", "--config.steps=4"]
-
-    # Keys are those of the dataclasses
-    found = dict(command_line.keys(config.TrainConfig))
-    assert "loss.hardness" in found and "loss.texts" in found and "data.prepare.seed" in found
-    assert not any(dataclasses.is_dataclass(hint) for hint in found.values())
 
 
 # Short runs
