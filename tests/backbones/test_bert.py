@@ -151,8 +151,8 @@ def test_tiny(tmp_path, form):
     assert apart.min() > 100 * CLOSE, "otherwise the order could not be seen"
 
 
-def test_case_and_pooling_matter(tmp_path):
-    """So that the forms above are told apart."""
+def test_pooling_case_and_length_are_those_of_sentence_transformers(tmp_path):
+    # Case and pooling matter, so that the forms above are told apart.
     lowered, cased = (write_bert(tmp_path / name, **FORMS[name]) for name in ("lowered", "cased"))
     text = ["BLUE Square"]
     first, second, third = (
@@ -161,8 +161,8 @@ def test_case_and_pooling_matter(tmp_path):
     )
     assert np.abs(first - second).max() > 1e-3 < np.abs(second - third).max()
 
-
-def test_without_normalize_the_length_is_one_all_the_same(tmp_path):
+    # Without Normalize the length is one all the same.
+    (tmp_path := tmp_path / "normalize").mkdir()
     folder = write_bert(tmp_path, modules=("Transformer", "Pooling"))
     expected = of_sentence_transformers(folder, TEXTS)
     assert np.abs(np.linalg.norm(expected, axis=1) - 1).min() > 0.1
