@@ -98,13 +98,13 @@ def test_the_first_of_the_files_counts(tmp_path, files, form, caplog):
     assert (f"that of {files[0]} counts" in caplog.text) is (len(apart) > 1)
 
 
-def test_a_language_models_jinja_beside_a_good_json(folder):
+def test_a_bad_template_counts_where_it_comes_first(folder):
+    # A language model's own does no harm behind a good one.
     put(folder, LEGACY, HUB_TEMPLATE)
     put(folder, JINJA, QWEN2_TEMPLATE)
     assert rendered(folder) == by_transformers(folder) == HUB_RENDERED
 
-
-def test_a_bad_template_that_counts_names_one_that_would_do(folder):
+    # One that counts is an error, which names another that would do.
     put(folder, LEGACY, QWEN2_TEMPLATE)
     put(folder, JINJA, HUB_TEMPLATE)
     message = (
@@ -177,14 +177,14 @@ def test_exports_have_one_template(folder):
         assert AutoTokenizer.from_pretrained(folder).chat_template == counts
 
 
-def test_a_template_of_the_tokenizers_alone_is_the_processors_in_exports(folder):
+def test_exports_without_a_template_of_the_processor(folder):
+    # Folders without any stay so.
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    chat_templates.write(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+    # The tokenizer's alone becomes the processor's.
     put(folder, TOKENIZER, [{"name": "default", "template": HUB_TEMPLATE}])
     chat_templates.write(folder)
     assert (folder / JINJA).read_text() == HUB_TEMPLATE and not (folder / LEGACY).exists()
     assert rendered(folder) == by_transformers(folder) == HUB_RENDERED
-
-
-def test_folders_without_a_template_stay_so(folder):
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    chat_templates.write(folder)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
