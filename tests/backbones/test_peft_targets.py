@@ -210,8 +210,8 @@ def test_layers_that_the_embedder_does_not_use_may_be_missing(pairs, model_type,
 
 
 @for_each("model_type", FAMILIES)
-def test_tensors_of_no_target_are_an_error(pairs, model_type, tmp_path):
-    """PEFT would leave them out; the model would be another one there."""
+def test_tensors_of_no_target_and_targets_that_nobody_knows(pairs, model_type, tmp_path):
+    # PEFT would leave tensors of no target out; the model would be another one there.
     pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj", "up_proj"]
@@ -226,6 +226,13 @@ def test_tensors_of_no_target_are_an_error(pairs, model_type, tmp_path):
     assert {line.split()[1] for line in misfits(folder)} == {
         f"model.language_model.layers.1.{name}:" for name in ("self_attn.o_proj", "mlp.up_proj")
     }
+
+    # Without target_modules nobody knows the targets.
+    (tmp_path := tmp_path / "unknown").mkdir()
+    folder = write_adapter(pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj"])
+    configure(folder, target_modules=None)
+    with pytest.raises(ValueError, match="target_modules is missing, so that it is not known"):
+        opened(folder)
 
 
 @pytest.fixture
@@ -255,7 +262,8 @@ def test_what_the_configuration_leaves_out_is_as_in_peft(bert_adapter):
     np.testing.assert_allclose(found, query, rtol=1e-5, atol=1e-6)
 
 
-def test_an_adapter_around_a_whole_sentence_transformer(bert_adapter):
+def test_adapters_around_a_sentence_transformer_and_ranks_that_are_none(bert_adapter):
+    # Names may have a sentence-transformer around them.
     expected = load(opened(bert_adapter))
     stem = before = merging.PREFIX
     for outer in ("0.model.", "0.auto_model."):
@@ -264,21 +272,11 @@ def test_an_adapter_around_a_whole_sentence_transformer(bert_adapter):
         assert_same(load(opened(bert_adapter)), expected)
         before = after
 
-
-def test_ranks_that_are_none(bert_adapter):
+    # Ranks that are none are refused.
     for changes in ({"r": 0}, {"r": None}, {"r": 8, "lora_alpha": "8"}):
         configure(bert_adapter, **changes)
         with pytest.raises(ValueError, match=r"adapter_config.json: .* has rank .* and lora_alpha"):
             opened(bert_adapter)
-
-
-@for_each("model_type", FAMILIES)
-def test_targets_that_nobody_knows(pairs, model_type, tmp_path):
-    pair = pairs(model_type)
-    folder = write_adapter(pair.backbone.folder, tmp_path / "adapter", target_modules=["o_proj"])
-    configure(folder, target_modules=None)
-    with pytest.raises(ValueError, match="target_modules is missing, so that it is not known"):
-        opened(folder)
 
 
 def test_the_same_part_under_two_names(bert_adapter):
