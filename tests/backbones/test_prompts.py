@@ -68,7 +68,8 @@ def test_prompts_of_unime_are_the_recorded_ones(every_prompt):
 
 
 @for_each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
-def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
+def test_vlm2vec_on_mmeb_without_and_with_its_orphans(every_prompt, family, backbone):
+    # A marker without an image is left out.
     (entry,) = recorded(backbone, "MMEB")
     prompt = every_prompt[family, "raw"]
     unmatched = 0
@@ -81,10 +82,7 @@ def test_vlm2vec_on_mmeb(every_prompt, family, backbone):
         assert prompt.rendered(item(text, image)) == expected
     assert unmatched == 1
 
-
-@for_each("family, backbone", [("mistral", "llava_next"), ("qwen2_vl", "qwen2_vl")])
-def test_vlm2vec_on_mmeb_with_its_orphans(every_prompt, family, backbone):
-    """A marker without an image stays an image token, which is then a token like any other."""
+    # Or it stays an image token, which is then a token like any other.
     (entry,) = recorded(backbone, "MMEB")
     prompt = dataclasses.replace(every_prompt[family, "raw"], missing_images="token")
     for text, image, expected in zip(
@@ -128,7 +126,8 @@ def test_unime_v2_llava_onevision(tmp_path, template, key):
 # Images and their markers
 
 
-def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
+def test_markers_without_an_image_are_counted_and_no_prompt_in_themselves(every_prompt):
+    # They are left out and counted.
     prompt = every_prompt["onevision", "chat"]
     plain = prompt(item("Where is it?"), [])
     for text, count in (
@@ -146,6 +145,13 @@ def test_markers_without_an_image_are_left_out_and_counted(every_prompt):
     assert plain.unmatched_markers == prompt(item("<|image_1|>\nx", 1), [4]).unmatched_markers == 0
     assert prompt(item("<|image_1|>\n<image>\nx", 1), [4]).unmatched_markers == 1
     assert prompt(item("no marker", 1), [4]).unmatched_markers == 0
+
+    # A raw prompt that is empty without them is an error.
+    prompt = every_prompt["qwen2_vl", "raw"]
+    for text in ("", "<|image_1|>\n"):
+        with pytest.raises(ValueError, match="no text and no image, so no token to pool"):
+            prompt(item(text), [])
+    assert prompt(item("", 1), [4]).ids
 
 
 @for_each(
@@ -171,14 +177,6 @@ def test_raw_images_stand_where_their_markers_are(
     assert prompt.rendered(item(text, images)) == expected
     if expected:
         assert prompt(item(text, images), [1] * images).unmatched_markers == missing_images
-
-
-def test_an_empty_raw_prompt_is_an_error(every_prompt):
-    prompt = every_prompt["qwen2_vl", "raw"]
-    for text in ("", "<|image_1|>\n"):
-        with pytest.raises(ValueError, match="no text and no image, so no token to pool"):
-            prompt(item(text), [])
-    assert prompt(item("", 1), [4]).ids
 
 
 MARKERS = ("<|image_1|>", "<|image_2|>", "<image>")
