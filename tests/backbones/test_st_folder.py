@@ -89,8 +89,8 @@ def test_prompts_and_dimension(model, theirs, arguments):
     assert_same(model.encode(TEXTS, **arguments), theirs.encode(TEXTS, **arguments))
 
 
-def test_what_the_folder_asks_for_matters(model):
-    """So that the cases above are told apart."""
+def test_prompts_and_dimension_of_the_folder_are_used_and_may_be_set(model, bert):
+    # What the folder asks for matters, so that the cases above are told apart.
     whole = {"truncate_dim": 24}
     default, none = (model.encode(TEXTS[:2], **whole | x) for x in ({}, {"prompt": ""}))
     assert np.sum(default * none, axis=1).max() < 0.999
@@ -99,21 +99,19 @@ def test_what_the_folder_asks_for_matters(model):
     assert model.rendered("x") == "find: x" and model.rendered("x", prompt_name="odd")[-1] == "x"
     assert model.encode_sum(TEXTS[:1]).shape == (1, 10)
 
-
-def test_its_attributes_may_be_set_as_in_sentence_transformers(bert):
-    model = opened(bert, truncate_dim=5)
-    model.prompts["mine"] = "this: "
-    model.default_prompt_name, model.truncate_dim = "mine", 7
-    assert model.rendered("x") == "this: x" and model.encode(["x"]).shape == (1, 7)
-
-
-def test_a_prompt_that_is_not_there(model):
+    # What is not there is an error.
     with pytest.raises(ValueError, match=r"no prompt 'que'; .* has 'odd', 'passage', 'query'"):
         model.encode(["x"], prompt_name="que")
     with pytest.raises(ValueError, match="prompt is 'a' and prompt_name is 'query'; give one"):
         model.encode(["x"], prompt="a", prompt_name="query")
     with pytest.raises(ValueError, match="truncate_dim is 25; embeddings of this model have 24"):
         model.encode(["x"], truncate_dim=25)
+
+    # Attributes may be set, as in sentence-transformers.
+    model = opened(bert, truncate_dim=5)
+    model.prompts["mine"] = "this: "
+    model.default_prompt_name, model.truncate_dim = "mine", 7
+    assert model.rendered("x") == "this: x" and model.encode(["x"]).shape == (1, 7)
 
 
 LENGTHS = {
