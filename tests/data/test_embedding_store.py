@@ -83,7 +83,8 @@ def test_round_trip(tmp_path_factory, data, texts, block, half):
     shutil.rmtree(folder)
 
 
-def test_files_are_plain_numpy(tmp_path):
+def test_files_are_plain_numpy_of_arrays_of_any_library(tmp_path):
+    # Files are plain NumPy.
     write(tmp_path / "a", TEXTS, VECTORS.astype(np.float16), block=2, provenance={"by": "me"})
     blocks = [np.load(tmp_path / "a" / "vectors" / f"00000{n}.npy") for n in range(3)]
     assert [len(block) for block in blocks] == [2, 2, 1]
@@ -102,8 +103,7 @@ def test_files_are_plain_numpy(tmp_path):
     assert files == {"embeddings.json", "ids.npy", *(f"00000{n}.npy" for n in range(3))}
     assert open_embeddings(tmp_path / "a").provenance == {"by": "me"}
 
-
-def test_arrays_of_any_library(tmp_path):
+    # Arrays are of any library.
     for name, vectors in {
         "jax": jnp.asarray(VECTORS),
         "bfloat16": jnp.asarray(VECTORS, jnp.bfloat16),
