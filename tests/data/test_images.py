@@ -64,16 +64,7 @@ def test_more_than_8_bits_are_the_same_picture_in_every_format(kind):
     np.testing.assert_array_equal(images.to_rgb(opened(WIDE[kind])), decode(WIDE[kind]))
 
 
-def test_whole_numbers_in_memory_have_a_sign():
-    for greys, expected in (
-        ([-5, 300, 65535], [0, 1, 255]),
-        ([-5, 2**30, 2**31 - 1], [0, 128, 255]),
-    ):
-        image = images.to_rgb(Image.fromarray(np.array([greys], np.int32)))
-        assert [image.getpixel((x, 0))[0] for x in range(3)] == expected
-
-
-def test_strange_colours():
+def test_strange_colours_and_numbers():
     # Floats of 8 bits are those bits.
     values = np.arange(256, dtype=np.float32).reshape(8, 32)
     for scale in (1, 1 / np.float32(255)):
@@ -98,6 +89,14 @@ def test_strange_colours():
     image.putdata([0, 1])
     assert "transparency" not in image.info
     np.testing.assert_array_equal(images.to_rgb(image), [[[255, 255, 255], [40, 50, 60]]])
+
+    # Whole numbers in memory have a sign.
+    for greys, expected in (
+        ([-5, 300, 65535], [0, 1, 255]),
+        ([-5, 2**30, 2**31 - 1], [0, 128, 255]),
+    ):
+        image = images.to_rgb(Image.fromarray(np.array([greys], np.int32)))
+        assert [image.getpixel((x, 0))[0] for x in range(3)] == expected
 
 
 @for_each("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
