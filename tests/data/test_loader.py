@@ -164,7 +164,7 @@ def is_running(process: int) -> bool:
     return state != "Z"
 
 
-def test_the_order_of_rows():
+def test_the_order_of_rows_and_passes():
     # Runs of one source.
     for batch, _ in uninterrupted():
         assert all(len(set(run)) == 1 for run in batch.source.reshape(-1, 4).tolist())
@@ -178,8 +178,15 @@ def test_the_order_of_rows():
     assert [item.id for item in prepared.bad] == ["a2", "a3"]
     assert prepared.keys == (("a q0", ""), ("p0", ""))
 
+    # Passes are counted by the mixture.
+    picks = mixture({"a": range(5)}, {"a": 1}, batch_size=4, source_run=0, seed=0)
+    seen = [picks[i] for i in range(15)]
+    assert [pick.epoch for pick in seen] == [0] * 5 + [1] * 5 + [2] * 5
+    assert all(sorted(p.row for p in seen[i : i + 5]) == [*range(5)] for i in (0, 5, 10))
 
-def test_bad_rows_are_replaced_and_reported(tmp_path):
+
+def test_bad_rows_are_replaced_reported_and_do_not_disturb_the_order(tmp_path):
+    # They are replaced and reported.
     bad = {3, 4, 5, 17, 99}
     sources = {"a": rows("a", 100, bad)}
     sources["a"][50]["qry"] = "refused"
@@ -199,8 +206,7 @@ def test_bad_rows_are_replaced_and_reported(tmp_path):
     assert all(counts[i] == 0 for i in {*bad, 50})
     assert counts[6] == 8 and counts[0] == 4 and counts[51] == 4  # 6 stands in for 3, 4, 5 as well
 
-
-def test_bad_rows_do_not_disturb_the_order():
+    # The order of all others is as without them.
     sources = {"a": rows("a", 300, bad={7}), "b": SOURCES["b"]}
     different = 0
     for (batch, info), (want, _) in zip(loader(sources), uninterrupted(), strict=False):
@@ -289,7 +295,8 @@ def several(name, number):
     return [f"{name} {number} no {n}" for n in range(number % 5)]
 
 
-def test_negatives_are_drawn_anew_in_every_pass_and_none_twice():
+def test_negatives_are_drawn_anew_in_every_pass_and_others_not_read():
+    # They are drawn anew in every pass, and none twice.
     source = {"s": [{"qry": "q", "pos_text": "p", "neg_text": [f"n{i}" for i in range(6)]}]}
     source["s"][0]["scores"] = [9.0, 0, 1, 2, 3, 4, 5]
     shapes = pair_shapes([Bucket(8, 0)], Layout(), batch_size=BATCH, negatives=2, chunk_size=4)
@@ -311,16 +318,8 @@ def test_negatives_are_drawn_anew_in_every_pass_and_none_twice():
     assert [item.text for item in example.negatives] == ["n1", "n4"]
     assert example.scores == (9, 1, 4) and example.undrawn_negatives == 4
 
-
-def test_a_negative_that_is_not_drawn_is_not_read():
+    # One that is not drawn is not read.
     row = {"qry": "q", "pos_text": "p", "neg_text": ["", "a", "b"], "neg_image_path": ["", "", "x"]}
     assert len(to_example("s", row, draw=lambda count: range(1)).negatives) == 1
     with pytest.raises(BadExample, match="negative 1: image is missing"):
         to_example("s", row, draw=lambda count: (1,))
-
-
-def test_passes_are_counted_by_the_mixture():
-    picks = mixture({"a": range(5)}, {"a": 1}, batch_size=4, source_run=0, seed=0)
-    seen = [picks[i] for i in range(15)]
-    assert [pick.epoch for pick in seen] == [0] * 5 + [1] * 5 + [2] * 5
-    assert all(sorted(p.row for p in seen[i : i + 5]) == [*range(5)] for i in (0, 5, 10))
