@@ -88,7 +88,8 @@ def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     assert "\x1b" not in scores.table(None, side) and shown in scores.table(None, side)
 
 
-def test_images_are_small_and_readable(tmp_path, results):
+def test_images_are_small_and_end_with_the_budget(tmp_path, results, monkeypatch):
+    # They are small and readable.
     text, page = write(tmp_path, None, results[1])
     sources = [a for a in page.addresses if a.startswith("data:")]
     assert len(sources) > 20
@@ -98,8 +99,14 @@ def test_images_are_small_and_readable(tmp_path, results):
             assert max(image.size) <= gallery.THUMBNAIL
     assert gallery.thumbnail(image_bytes("wide")).startswith("data:image/jpeg")
 
+    # Beyond the budget, later examples are left out.
+    monkeypatch.setattr(gallery, "IMAGE_BUDGET", 10_000)
+    text, _ = write(tmp_path, *results)
+    assert "more examples left out" in text
 
-def test_report_without_composition_or_before(tmp_path, results):
+
+def test_a_report_without_what_was_not_measured(tmp_path, results):
+    # Neither composition nor scores before.
     write_run(tmp_path, results, composition=False)
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"after": json.loads(path.read_text())["after"]}))
@@ -107,8 +114,7 @@ def test_report_without_composition_or_before(tmp_path, results):
     assert "Before training" not in text
     assert "closer to their caption" not in text
 
-
-def test_a_composition_key_may_be_missing(tmp_path, results):
+    # A composition key may be missing.
     write_run(tmp_path, results)
     path = tmp_path / "evaluation.json"
     sides = json.loads(path.read_text())
@@ -117,23 +123,14 @@ def test_a_composition_key_may_be_missing(tmp_path, results):
     text, _ = write(tmp_path, *results)
     assert "closer to their caption" not in text
 
-
-def test_report_of_an_empty_workdir(tmp_path):
+    # An empty work directory.
     text, page = write(tmp_path / "new", None, None)
     assert "What the numbers mean" in text
     assert "svg" not in page.tags
 
 
-def test_no_failures(tmp_path):
-    perfect = evaluation(50.0)
-    perfect = {name: perfect[name] for name in ("scenes", "regions")}
-    assert all(result.hit_at_1 == 100 for result in perfect.values())
-    text, _ = write(tmp_path, None, perfect)
-    assert "no mistake in 20 rows" in text
-    assert "✗" not in text
-
-
-def test_examples_show_failures_first_and_always_the_gold(tmp_path, results):
+def test_examples_are_failures_first_with_the_gold_or_say_that_there_are_none(tmp_path, results):
+    # Failures come first, and the gold is always there.
     result = results[1]["scenes"]
     assert 0 < (result.rank > 0).sum() < 20
     picked = gallery.pick(result)
@@ -147,11 +144,13 @@ def test_examples_show_failures_first_and_always_the_gold(tmp_path, results):
             assert gold[0]["place"] == example["rank"] == other.rank[n] + 1
             assert len(example["cards"]) == (5 if other.rank[n] < 5 else 6)
 
-
-def test_budget_leaves_out_later_examples(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(gallery, "IMAGE_BUDGET", 10_000)
-    text, _ = write(tmp_path, *results)
-    assert "more examples left out" in text
+    # Without a failure it says so.
+    perfect = evaluation(50.0)
+    perfect = {name: perfect[name] for name in ("scenes", "regions")}
+    assert all(result.hit_at_1 == 100 for result in perfect.values())
+    text, _ = write(tmp_path, None, perfect)
+    assert "no mistake in 20 rows" in text
+    assert "✗" not in text
 
 
 def test_the_same_inputs_give_the_same_file(tmp_path, results):
