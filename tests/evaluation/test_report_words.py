@@ -58,7 +58,8 @@ def test_a_dataset_that_fell_is_shown_as_a_fall(tmp_path, results):
     assert "datasets fell" not in words_of(page) and "▼" not in text
 
 
-def test_every_dataset_and_average_has_an_interval(tmp_path, results):
+def test_every_score_has_an_interval_and_galleries_are_closed(tmp_path, results):
+    # Every dataset and average has an interval.
     write_run(tmp_path, results)
     text, page = write(tmp_path, *results)
     words = words_of(page)
@@ -68,6 +69,14 @@ def test_every_dataset_and_average_has_an_interval(tmp_path, results):
     _, page = write(tmp_path, *results, composition_rows={"swap": 80})
     assert "50 to 71 of 80 rows" in words_of(page)  # 49 of 80
     assert words.count("±") == len(scores.COLUMNS)
+
+    # Galleries are closed, behind a table of contents.
+    text, page = write(tmp_path, *results)
+    assert not re.search(r"<details[^>]* open", text)
+    targets = set(re.findall(r'<a href="#([a-z0-9-]+)"', text))
+    assert {"scores", "training", "examples", "examples-4", "configuration"} <= targets
+    for target in targets:
+        assert text.count(f'id="{target}"') == 1, target
 
 
 def test_losses_of_two_objectives_are_marked_and_not_compared(tmp_path, results):
@@ -113,13 +122,3 @@ def test_counts_and_losses_by_source_are_summed_up(tmp_path, results):
     words = words_of(write(tmp_path, *results)[1])
     assert "5,600 truncated rows rows whose text was cut" in words
     assert "digits 5.000 2.000" in words  # the first and the last of steps 5 to 8
-
-
-def test_galleries_are_closed_behind_a_table_of_contents(tmp_path, results):
-    write_run(tmp_path, results)
-    text, page = write(tmp_path, *results)
-    assert not re.search(r"<details[^>]* open", text)
-    targets = set(re.findall(r'<a href="#([a-z0-9-]+)"', text))
-    assert {"scores", "training", "examples", "examples-4", "configuration"} <= targets
-    for target in targets:
-        assert text.count(f'id="{target}"') == 1, target
