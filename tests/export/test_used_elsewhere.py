@@ -89,7 +89,8 @@ def assert_same(found, expected):
 
 
 @for_each("model_type", FAMILIES)
-def test_a_long_text_has_the_recorded_length(exports, model_type):
+def test_long_texts_and_pictures_by_the_same_call(exports, model_type, tmp_path):
+    # A long text has the recorded length.
     one = exports(model_type)
     model = opened(one.folder)
     assert model.max_length == MAX_LENGTH
@@ -98,10 +99,7 @@ def test_a_long_text_has_the_recorded_length(exports, model_type):
     named = {"prompt_name": "query"}
     assert_same(model.encode(texts, **named), one.theirs.encode(texts, **named))
 
-
-@for_each("model_type", FAMILIES)
-def test_the_same_call_for_pictures(exports, model_type, tmp_path):
-    one = exports(model_type)
+    # Pictures are given in the same way.
     file = str(tmp_path / "red.png")
     RED.save(file)
     items = [RED, {"image": file}, {"text": file}, {"image": file, "text": "a"}]
@@ -143,15 +141,6 @@ def test_the_wrong_prompt_gives_other_embeddings(exports):
     assert np.sum(wrong * one.theirs.encode(items), axis=1).max() < 0.99
 
 
-def test_a_length_that_was_changed_in_sentence_transformers(exports, tmp_path):
-    theirs = SentenceTransformer(str(exports("llava_next").folder), device="cpu")
-    theirs.max_seq_length = 33
-    theirs.save_pretrained(str(tmp_path), create_model_card=False)
-    model = opened(tmp_path)
-    assert model.max_length == 33
-    assert_same(model.encode([LONG]), theirs.encode([LONG]))
-
-
 @for_each("model_type", FAMILIES)
 def test_transformers_carries_the_record_along(exports, model_type, tmp_path):
     one = exports(model_type)
@@ -186,7 +175,8 @@ def test_the_template_tells_it_where_nothing_else_does(exports, tmp_path, name, 
     assert "does not record how its inputs are made; assumed is" in message
 
 
-def test_another_template_than_the_recorded_one_is_said(exports, tmp_path, caplog):
+def test_what_was_changed_in_sentence_transformers(exports, tmp_path, caplog):
+    # Another template than the recorded one is said.
     folder = tmp_path / "other"
     shutil.copytree(exports("llava_next").saved, folder)
     _change(folder / "sentence_bert_config.json", processing_kwargs={})
@@ -194,6 +184,15 @@ def test_another_template_than_the_recorded_one_is_said(exports, tmp_path, caplo
     assert backbone.processing.prompt == "chat"
     (message,) = caplog.messages
     assert "words its inputs by another chat template; the recorded one is used" in message
+
+    # Another length is followed.
+    (tmp_path := tmp_path / "length").mkdir()
+    theirs = SentenceTransformer(str(exports("llava_next").folder), device="cpu")
+    theirs.max_seq_length = 33
+    theirs.save_pretrained(str(tmp_path), create_model_card=False)
+    model = opened(tmp_path)
+    assert model.max_length == 33
+    assert_same(model.encode([LONG]), theirs.encode([LONG]))
 
 
 def test_an_untold_cut_with_an_image(exports):
