@@ -197,16 +197,6 @@ def compiled(monkeypatch):
     return traces
 
 
-def test_few_programs(one, compiled):
-    """Whatever the lengths; and a second call of other lengths adds none."""
-    model = opened(one, max_length=256)
-    random = np.random.default_rng(0)
-    for _ in range(2):
-        texts = ["red " * random.integers(1, 230) for _ in range(40)]
-        model.encode(texts, batch_size=8)
-    assert {shape for shape, _ in compiled} == {(8, 64, 0), (8, 128, 0), (8, 256, 0)}
-
-
 def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
     def vision_features(self, patches, position, execution):
         raise AssertionError("traced")
@@ -218,9 +208,19 @@ def test_the_vision_tower_is_not_traced_for_texts(monkeypatch, one):
         model.encode([{"image": picture(9, 9, 0)}])
 
 
-def test_few_items_are_not_padded_to_a_batch(one, compiled):
+def test_few_programs_and_few_rows_of_padding(one, compiled):
+    # Few items are not padded to a batch.
     opened(one).encode(["a", "b", "c"], batch_size=32)
     assert {shape for shape, _ in compiled} == {(4, 64, 0)}
+
+    # There are few programs, whatever the lengths; a second call of other lengths adds none.
+    compiled.clear()
+    model = opened(one, max_length=256)
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        texts = ["red " * random.integers(1, 230) for _ in range(40)]
+        model.encode(texts, batch_size=8)
+    assert {shape for shape, _ in compiled} == {(8, 64, 0), (8, 128, 0), (8, 256, 0)}
 
 
 def test_items_are_read_as_they_are_needed(monkeypatch, model):
