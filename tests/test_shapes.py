@@ -48,12 +48,6 @@ def test_a_call_with_a_wrong_shape_or_dtype_raises():
         jax.eval_shape(last_token, jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
 
 
-def test_numpy_stands_for_jax():
-    loss, _ = contrastive(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
-    expected, _ = contrastive(jnp.eye(3), jnp.eye(3))
-    assert loss == expected
-
-
 def test_the_fields_of_a_batch_agree():
     # The fields of a batch agree.
     good = inputs()
@@ -73,7 +67,7 @@ def test_trees_of_other_things_than_arrays_are_not_checked(leaf):
     assert jax.tree.map(lambda x: leaf, inputs()).tokens is leaf
 
 
-def test_checks_can_be_left_out_and_are_where_arrays_are():
+def test_checks_leave_numpy_and_functions_without_arrays_alone():
     # Checks can be left out.
     with shapes.unchecked():
         last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
@@ -83,6 +77,11 @@ def test_checks_can_be_left_out_and_are_where_arrays_are():
     # Functions without arrays stay as they are.
     assert hasattr(last_token, "__wrapped__")
     assert not hasattr(paths.assign, "__wrapped__")
+
+    # NumPy stands for JAX.
+    loss, _ = contrastive(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    expected, _ = contrastive(jnp.eye(3), jnp.eye(3))
+    assert loss == expected
 
 
 def test_users_do_not_pay_for_the_checks():
