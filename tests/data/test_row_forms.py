@@ -27,6 +27,7 @@ FORMS = [
     (("image", "caption"), {}, Form(PICTURE, Side("caption"))),
     (("id", "file_name", "text"), {}, Form(Side(image="file_name"), Side("text"), id="id")),
     (("image", "caption", "txt", "jpg"), {}, Form(PICTURE, Side("txt"))),
+    (("query", "positive", "image", "caption"), {}, Form(QUERY, POSITIVE)),
     (("a", "b"), {"query": "a", "positive": "b"}, Form(A, B)),
     (("a", "b", "n"), {"query": "a", "positive": "b", "negatives": "n"}, Form(A, B, N)),
     (("a", "positive", *NUMBERED), {"query": "a"}, Form(A, POSITIVE, numbered=NUMBERED)),
