@@ -40,19 +40,22 @@ def repeats(scan: Scan, finding: Callable[[int, str], Finding]) -> Repeats:
       finding: of the number of a row, through all sources, and a reason.
     """
     numbers = np.flatnonzero(scan.usable)
-    hashes = np.frombuffer(scan.queries + scan.positives + scan.negatives, HASH)
+    sides = (scan.queries, scan.positives, scan.negatives)
+    hashes = np.concatenate([np.frombuffer(side, HASH) for side in sides])
     distinct, code = np.unique(hashes, return_inverse=True)
+    items = len(distinct)
+    del hashes, distinct  # the most that is held; from here on an item is its number
     query, positive, negative = np.split(code, [len(numbers), 2 * len(numbers)])
-    is_target = np.zeros(len(distinct), np.bool_)
+    is_target = np.zeros(items, np.bool_)
     is_target[positive] = is_target[negative] = True
 
-    pair = query * len(distinct) + positive
+    pair = query * items + positive
     pairs, first, inverse, copies = np.unique(
         pair, return_index=True, return_inverse=True, return_counts=True
     )
-    of_query, of_positive = np.divmod(pairs, max(len(distinct), 1))
-    positives = np.bincount(of_query, minlength=len(distinct))[query]
-    queries = np.bincount(of_positive, minlength=len(distinct))[positive]
+    of_query, of_positive = np.divmod(pairs, max(items, 1))
+    positives = np.bincount(of_query, minlength=items)[query]
+    queries = np.bincount(of_positive, minlength=items)[positive]
 
     def place(index: int) -> str:
         return finding(int(numbers[index]), "").row

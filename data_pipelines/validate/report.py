@@ -193,7 +193,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         share = false[name]
         yield (
             f"likely false negatives, {what}: {share['rows']} ({share['of_rows']:.1%}), "
-            f"{share['of_negatives']:.3%} of in-batch negatives"
+            f"{100 * share['of_negatives']:.2g}% of in-batch negatives"
         )
     if "backbone" in report:
         yield from _backbone_lines(report["backbone"])

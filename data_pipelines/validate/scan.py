@@ -78,7 +78,7 @@ class Scan:
     """What the pass saw.
 
     Attributes:
-      numbers: of the usable rows, counted through all sources.
+      usable: rows that training takes, counted through all sources.
       queries, positives: 16 bytes a usable row, the hash of an item; `negatives`: as many as are.
       sizes: how many items have so many tokens and tiles, of rows that a backbone preprocessed.
       findings: by kind.
