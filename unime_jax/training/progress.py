@@ -11,18 +11,18 @@ SECONDS_BETWEEN_LINES = 30.0  # where stderr is a file and a bar would be noise
 
 
 class Progress:
-    """Steps done of all steps, with the loss and the rate, on stderr."""
+    """Steps, or other units, done of all of them, with the loss and the rate, on stderr."""
 
-    def __init__(self, total_steps: int, first_step: int) -> None:
+    def __init__(self, total_steps: int, first_step: int, unit: str = "step") -> None:
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
-            unit="step",
+            unit=unit,
             file=sys.stderr,
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
         )
-        self._total, self._first = total_steps, first_step
+        self._total, self._first, self._unit = total_steps, first_step, unit
         self._start = time.monotonic()
         self._shown = -math.inf
 
@@ -44,7 +44,7 @@ class Progress:
             step,
             self._total,
             now - self._start,
-            unit="step",
+            unit=self._unit,
             postfix=text,
             initial=self._first,
             bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
