@@ -124,3 +124,9 @@ def test_data_of_which_nothing_can_be_measured_are_refused():
         )
     with pytest.raises(ValueError, match="no such source: 'c'"):
         measured({"a": source(3)}, ["c"], preprocess, negatives=0, seed=0)
+
+
+def test_lengths_are_rounded_up_by_an_eighth_at_most():
+    said = {1: 8, 8: 8, 8.5: 16, 64: 64, 64.1: 80, 65: 80, 80: 80, 81: 96, 128: 128, 129: 160}
+    assert {length: bucket_choice._rounded(length, 1000) for length in said} == said
+    assert bucket_choice._rounded(129, 150) == 150
