@@ -1,8 +1,10 @@
 """Metrics of steps, a step late: what is written when, what is summed, and when a run gives up."""
 
 import dataclasses
+import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from tests.training.states import mesh_of
 from unime_jax import config_reader
 from unime_jax.config import TrainConfig
 from unime_jax.data.packing import PackInfo
-from unime_jax.data.quarantine import BadItem
+from unime_jax.data.quarantine import BadItem, read_quarantine
 from unime_jax.training import outcome
 from unime_jax.training.step_metrics import StepMetrics
 
@@ -160,3 +162,24 @@ def test_alone_a_process_stops_as_soon_as_it_is_told(tmp_path, listener, stop):
     assert not metrics.told_to_stop
     stop.told = True
     assert metrics.told_to_stop
+
+
+def test_process_0_takes_the_mean_of_shares_and_the_bad_items_of_others(
+    tmp_path, listener, stop, monkeypatch
+):
+    metrics = make(tmp_path, listener, stop, log_every=1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # the sums are those of one
+    metrics.add(1, results(1), INFO, waited=0.0)
+    metrics.report()
+    assert listener.written[0][1]["pad_fraction"] == 0.25
+
+    def listed():
+        return {item.id for item in read_quarantine(tmp_path / "quarantine.jsonl")}
+
+    own, theirs, later = (BadItem("a", name, "", "torn") for name in ("own", "theirs", "later"))
+    (tmp_path / "quarantine-1.jsonl").write_text(json.dumps(theirs._asdict()) + "\n")
+    assert metrics.refuse([own]) == tmp_path / "quarantine.jsonl"
+    assert listed() == {"own", "theirs"}
+    (tmp_path / "quarantine-2.jsonl").write_text(json.dumps(later._asdict()) + "\n")
+    metrics.flush()
+    assert listed() == {"own", "theirs", "later"}
