@@ -172,6 +172,12 @@ def test_process_0_takes_the_mean_of_shares_and_the_bad_items_of_others(
     metrics.add(1, results(1), INFO, waited=0.0)
     metrics.report()
     assert listener.written[0][1]["pad_fraction"] == 0.25
+    assert not metrics.told_to_stop
+    stop.told = True  # this one process
+    metrics.add(2, results(2), INFO, waited=0.0)
+    metrics.report()
+    stop.told = False
+    assert metrics.told_to_stop
 
     def listed():
         return {item.id for item in read_quarantine(tmp_path / "quarantine.jsonl")}
