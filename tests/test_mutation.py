@@ -102,6 +102,24 @@ def test_the_sample_is_seeded_fair_and_survives_edits_elsewhere(sample):
     assert list(sample.sources("unime_jax/losses")) == ["losses"]
 
 
+def test_what_a_file_of_tests_executes_is_known_until_any_of_it_changes(monkeypatch, tmp_path):
+    pytest.importorskip("cosmic_ray")
+    from tests.mutation import reach
+
+    monkeypatch.setattr(scope, "ROOT", tmp_path)
+    for name in ("test_a.py", "a.py", "b.py"):
+        (tmp_path / name).write_text(name)
+    known = reach.reached("test_a.py", 1.0, {"a.py": [1, 2], "b.py": []})
+    (tmp_path / "b.py").write_text("of which nothing is executed")
+    assert reach.is_of_today("test_a.py", known)
+    for name in ("test_a.py", "a.py"):
+        (tmp_path / name).write_text("changed")
+        assert not reach.is_of_today("test_a.py", known)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "a.py").unlink()
+    assert not reach.is_of_today("test_a.py", known)
+
+
 def test_a_mutant_is_tried_by_the_files_that_execute_its_statement(sample, monkeypatch):
     from tests.mutation import reach
 

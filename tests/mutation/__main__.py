@@ -127,7 +127,8 @@ def measure(folder: pathlib.Path, mutants: list[sample.Mutant], servers: Servers
       SystemExit: tests fail.
     """
     file = folder / "reach.json"
-    known: reach.Reach = json.loads(file.read_text()) if file.exists() else {}
+    earlier: reach.Reach = json.loads(file.read_text()) if file.exists() else {}
+    known = {tests: of for tests, of in earlier.items() if reach.is_of_today(tests, of)}
     wanted = {name for mutant in mutants for name in scope.tests_of(mutant.module)}
     lock = threading.Lock()
 
@@ -137,7 +138,8 @@ def measure(folder: pathlib.Path, mutants: list[sample.Mutant], servers: Servers
             result = server.run([tests], limit=3600, lines=lines)
             if result["status"] not in (0, NO_TESTS):
                 sys.exit(f"{tests} fails as it is:\n{result['output']}")
-            known[tests] = {"seconds": result["seconds"], "lines": json.loads(lines.read_text())}
+            executed = json.loads(lines.read_text())
+            known[tests] = reach.reached(tests, result["seconds"], executed)
             shutil.copytree(
                 server.compiled, folder / "compiled", copy_function=link, dirs_exist_ok=True
             )

@@ -1,6 +1,8 @@
 """Which tests reach a mutant: of those that cover its module, the files that execute its lines."""
 
 import ast
+import hashlib
+from collections.abc import Iterable
 from typing import TypedDict
 
 from tests.mutation import sample, scope
@@ -10,13 +12,35 @@ ELSEWHERE = ("tests/jobs/", "tests/multihost/")
 
 
 class Reached(TypedDict):
-    """Seconds of a file of tests, and the lines that it executes by module."""
+    """Seconds of a file of tests, and the lines that it executes by module.
+
+    `code` is the digest of that file and these modules.
+    """
 
     seconds: float
     lines: dict[str, list[int]]
+    code: str
 
 
 Reach = dict[str, Reached]  # by file of tests
+
+
+def reached(tests: str, seconds: float, lines: dict[str, list[int]]) -> Reached:
+    """What a file of tests executes, of today's code."""
+    lines = {module: executed for module, executed in lines.items() if executed}
+    return Reached(seconds=seconds, lines=lines, code=_digest([tests, *sorted(lines)]))
+
+
+def is_of_today(tests: str, known: Reached) -> bool:
+    """Whether nothing that it executes has changed since; nor was it removed."""
+    names = [tests, *sorted(known["lines"])]
+    are_there = all((scope.ROOT / name).exists() for name in names)
+    return are_there and known["code"] == _digest(names)
+
+
+def _digest(names: Iterable[str]) -> str:
+    contents = [f"{name}\0{(scope.ROOT / name).read_text()}\0" for name in names]
+    return hashlib.blake2b("".join(contents).encode(), digest_size=16).hexdigest()
 
 
 def tests_of(mutant: sample.Mutant, source: str, known: Reach) -> tuple[list[str], float]:
