@@ -104,7 +104,7 @@ def test_each_process_reads_its_own_rows(pair, config):
         )
         read = [tuple(row) for row in record["rows"]]
         assert len(read) >= config.steps * config.batch_size // 2
-        mine = [tuple(picks[number]) for number in range(len(read))]
+        mine = [tuple(picks[number][:2]) for number in range(len(read))]
         assert collections.Counter(read) == collections.Counter(mine)  # threads begin out of order
 
 
