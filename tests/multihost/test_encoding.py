@@ -10,7 +10,7 @@ import pytest
 from tests import children
 from tests.models.oracle import make_pair, picture
 from tests.multihost import encoding
-from tests.multihost.launch import LIMIT, NO_CACHE, free_port
+from tests.multihost.launch import NO_CACHE, free_port
 from tests.tables import for_each
 from unime_jax import Embedder, sharding
 
@@ -50,7 +50,7 @@ def found(folder, items, tmp_path_factory) -> list[dict[str, np.ndarray]]:
         )
         for process in range(2)
     ]
-    codes = [one.wait(timeout=LIMIT) for one in running]
+    codes = [one.wait(timeout=240) for one in running]
     assert codes == [0, 0], "\n".join(one.said() for one in running)
     return [dict(np.load(work / f"{process}.npz")) for process in range(2)]
 
