@@ -149,7 +149,7 @@ def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
         processing=settings.processing,
     )
     defaults = backbone.defaults
-    say_what_is_not_used(source, defaults, defaults.max_length or 0)
+    say_what_is_not_used(source, defaults, defaults.max_length)
     return backbone
 
 
