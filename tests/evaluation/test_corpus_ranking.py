@@ -9,19 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from unime_jax.evaluation import corpus_ranking
-from unime_jax.evaluation.corpus_ranking import Judgements
+from unime_jax.evaluation.corpus_ranking import judgements_of
 from unime_jax.evaluation.tasks import retrieval
-
-
-def judgements(query, candidates, grades):
-    """`grades`: by place in the corpus, of each query."""
-    return Judgements(
-        np.array(query, np.int32),
-        np.array(candidates, np.int32),
-        np.array([place for own in grades for place in own], np.int32),
-        np.array([grade for own in grades for grade in own.values()], np.float32),
-        np.cumsum([0, *map(len, grades)], dtype=np.int64),
-    )
 
 
 @st.composite
@@ -50,7 +39,7 @@ def ranked(vectors, query, candidates, grades):
 @given(cases())
 def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
     vectors, query, candidates, grades = case
-    judged = judgements(query, candidates, grades)
+    judged = judgements_of(query, candidates, grades)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_ranking, "QUERIES", 2)
         patch.setattr(corpus_ranking, "COLUMNS", 3)
@@ -76,7 +65,7 @@ def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
 @given(cases())
 def test_the_first_candidates_are_those_of_the_sorted_corpus(case):
     vectors, query, candidates, grades = case
-    judged = judgements(query, candidates, grades)
+    judged = judgements_of(query, candidates, grades)
     top, score, relevant = corpus_ranking.best(judged, np.arange(len(query)), vectors)
     for n, own in enumerate(grades):
         order = ranked(vectors, query[n], candidates, own)[:5]
@@ -92,12 +81,12 @@ def test_the_order_of_rows_changes_nothing(case, random):
     vectors, query, candidates, grades = case
     shuffled = random.sample(range(len(candidates)), len(candidates))
     moved = {old: new for new, old in enumerate(shuffled)}
-    again = judgements(
+    again = judgements_of(
         query,
         [candidates[old] for old in shuffled],
         [{moved[place]: grade for place, grade in own.items()} for own in grades],
     )
-    first = judgements(query, candidates, grades)
+    first = judgements_of(query, candidates, grades)
     places = corpus_ranking.rank(first, vectors)
     others = corpus_ranking.rank(again, vectors)
     np.testing.assert_array_equal(places.place, others.place)
@@ -107,7 +96,7 @@ def test_the_order_of_rows_changes_nothing(case, random):
 def test_what_ties_with_the_target_stands_before_it():
     # A model with one vector for everything stands last.
     candidates = list(range(10, 30))
-    judged = judgements([0, 1], candidates, [{0: 1.0}, {19: 1.0, 3: 2.0}])
+    judged = judgements_of([0, 1], candidates, [{0: 1.0}, {19: 1.0, 3: 2.0}])
     places = corpus_ranking.rank(judged, np.full((30, 7), 1 / np.sqrt(7), np.float32))
     assert places.place.tolist() == [19, 18, 19] and places.grade.tolist() == [1, 1, 2]
     assert retrieval.ndcg(judged, places).tolist() == [0, 0]
@@ -118,7 +107,7 @@ def test_what_ties_with_the_target_stands_before_it():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     copies = rng.permutation(np.tile(np.arange(40, 50), 50))
     candidates = [*range(20, 60), *copies.tolist()]
-    judged = judgements(range(20), candidates, [{20 + n % 10: 1.0} for n in range(20)])
+    judged = judgements_of(range(20), candidates, [{20 + n % 10: 1.0} for n in range(20)])
     places = corpus_ranking.rank(judged, vectors)
     for n in range(20):
         scores = vectors[candidates].astype(np.float64) @ vectors[n].astype(np.float64)
@@ -129,7 +118,7 @@ def test_scores_are_never_all_in_memory():
     queries, corpus = 3000, 12_000
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((queries + corpus, 8)).astype(np.float32)
-    judged = judgements(
+    judged = judgements_of(
         range(queries), range(queries, queries + corpus), [{n: 1.0} for n in range(queries)]
     )
     tracemalloc.start()

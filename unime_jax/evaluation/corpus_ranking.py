@@ -6,6 +6,7 @@ that gives all items one vector can raise a score.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
@@ -45,6 +46,19 @@ class Places:
     score: Float32[np.ndarray, " relevant"]
     place: Int64[np.ndarray, " relevant"]
     hardest: Float32[np.ndarray, " queries"]
+
+
+def judgements_of(
+    query: Sequence[int], candidates: Sequence[int], grades: Sequence[Mapping[int, float]]
+) -> Judgements:
+    """Judgements of Python lists; `grades` are by place in `candidates`, of each query."""
+    return Judgements(
+        np.array(query, np.int32),
+        np.array(candidates, np.int32),
+        np.array([place for own in grades for place in own], np.int32),
+        np.array([grade for own in grades for grade in own.values()], np.float32),
+        np.cumsum([0, *map(len, grades)], dtype=np.int64),
+    )
 
 
 def rank(judged: Judgements, vectors: Float32[np.ndarray, "n D"]) -> Places:

@@ -11,7 +11,7 @@ from unime_jax import files
 from unime_jax.batch import Example, Item
 from unime_jax.data.formats import Source
 from unime_jax.data.schema import MMEB
-from unime_jax.evaluation.corpus_ranking import Judgements
+from unime_jax.evaluation.corpus_ranking import Judgements, judgements_of
 from unime_jax.evaluation.item_table import Images, ItemTable
 from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, text_cell
 
@@ -83,7 +83,7 @@ class Pairs:
             relevant.setdefault(query, {})[positive] = 1.0
             for target in (positive, *negatives):
                 candidates.setdefault(target, len(candidates))
-        judged = _judgements(
+        judged = judgements_of(
             list(relevant),
             list(candidates),
             [{candidates[item]: 1.0 for item in own} for own in relevant.values()],
@@ -137,7 +137,7 @@ class Judged:
         query = [numbering.add(self.items(queries[id])[0], queries[id], 0) for id in ids]
         rows = range(len(self.queries), len(self.queries) + len(self.corpus))
         candidates = [numbering.add(self.items(row)[0], row, 0) for row in rows]
-        judged = _judgements(query, candidates, [grades[id] for id in ids])
+        judged = judgements_of(query, candidates, [grades[id] for id in ids])
         return ids, judged, len(asked) - len(ids)
 
     def _ids(self, part: str, rows: Source) -> dict[str, int]:
@@ -238,19 +238,6 @@ class _Numbering:
 def _on_one(path: str) -> str:
     """A path without NUL, which divides the paths of an item."""
     return path.replace("\0", "?")
-
-
-def _judgements(
-    query: Sequence[int], candidates: Sequence[int], grades: Sequence[Mapping[int, float]]
-) -> Judgements:
-    """`grades`: by place in `candidates`, of each query."""
-    return Judgements(
-        np.array(query, np.int32),
-        np.array(candidates, np.int32),
-        np.array([place for own in grades for place in own], np.int32),
-        np.array([grade for own in grades for grade in own.values()], np.float32),
-        np.cumsum([0, *map(len, grades)], dtype=np.int64),
-    )
 
 
 def _grade(row: Mapping[str, Any], where: str) -> float:
