@@ -18,6 +18,8 @@ from multiprocessing import connection
 
 import jax
 
+from tests import collector
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["unime_jax.main", "tests.jobs.tiny_run"])
 
@@ -87,6 +89,7 @@ def _run(
     environment: Mapping[str, str],
     jax_options: Mapping[str, object],
 ) -> None:
+    collector.begin_after_imports()  # the server's
     file = os.open(output, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -37,8 +37,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # libtpu compiles for slices that are not there: beside another process, too.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-from tests import shapes  # noqa: E402
+from tests import collector, shapes  # noqa: E402
 
+collector.pause()
 shapes.install()
 
 import pytest  # noqa: E402
@@ -116,6 +117,11 @@ def pytest_make_collect_report(collector: pytest.Collector):
                 report.outcome = "skipped"
                 report.longrepr = str(collector.path), None, f"Skipped: {name} is not installed"
     return report
+
+
+def pytest_collection_finish() -> None:
+    """All test modules are imported."""
+    collector.begin_after_imports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
