@@ -156,7 +156,11 @@ def _tar_members(content: IO[bytes]) -> Iterator[Member]:
             if info.isfile():
                 opened = archive.extractfile(info)
                 assert opened is not None  # it is a file
-                yield Member(info.name, info.size, lambda opened=opened: opened)
+                yield Member(info.name, info.size, functools.partial(_itself, opened))
+
+
+def _itself(content: IO[bytes]) -> IO[bytes]:
+    return content
 
 
 def _write(member: Member, folder: Path) -> None:
