@@ -5,7 +5,7 @@ Exit status 0: every set is there, or, with --check, right; 1: some are not; 2: 
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(sets: list[PublicSet], folder: Path, hub: Hub) -> dict[str, str]:
-    waits = [download.WAITS]
+    waits: list[Sequence[float]] = [download.WAITS]
 
     def one_set(public: PublicSet) -> None:
         try:
