@@ -68,6 +68,11 @@ def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
                 unpack(_in_order(parts), target)
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, or a part of one, by its name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def folder_of(archive: Path) -> Path:
     """The folder that an archive, or a part of one, is unpacked into.
 
@@ -156,7 +161,7 @@ def _archives(raw: Path, pattern: str) -> list[Path]:
     matching = []
     for folder, folders, names in os.walk(raw):
         paths = [Path(folder, name) for name in names]
-        unpacked = {folder_of(path).name for path in paths if _NAME.fullmatch(path.name)}
+        unpacked = {folder_of(path).name for path in paths if is_archive(path)}
         folders[:] = [
             name
             for name in folders
