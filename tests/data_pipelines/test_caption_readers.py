@@ -172,3 +172,54 @@ def test_every_layout_goes_from_raw_files_to_scores(name, make, each, tmp_path, 
     assert first["captions"][0].startswith("caption 0 of image 0") and "\n" not in str(first)
     assert len(first["captions"]) == each
     assert files.read_object(tmp_path / "sets" / name / "set.json")["kind"] == "captions"
+
+
+def without_image(raw):
+    flickr_json(raw)
+    (raw / "flickr30k-images" / "1.jpg").unlink()
+
+
+def with_four_captions(raw):
+    flickr_json(raw)
+    content = json.loads((raw / "dataset_flickr30k.json").read_text())
+    del content["images"][2]["sentences"][4:]
+    put(raw / "dataset_flickr30k.json", json.dumps(content))
+
+
+def cut_off(raw):
+    sharegpt4v(raw)
+    path = raw / long_captions.SHAREGPT4V
+    put(path, path.read_text()[:-40])
+
+
+def with_an_extra_image(raw):
+    for row in range(2):
+        put(raw / "image" / f"{row}.jpg", picture(row))
+    put(raw / "caption" / "0.txt", "a caption")
+
+
+def one_short(raw):
+    docci(raw)
+    path = raw / long_captions.DOCCI
+    put(path, path.read_text().partition("\n")[2])
+
+
+@for_each(
+    ("name", "make", "message"),
+    [
+        ("flickr30k", lambda raw: raw.mkdir(), "neither dataset_flickr30k.json nor test_1k_flick"),
+        ("flickr30k", without_image, "has not 1 of the 3 images of flickr30k, such as 1.jpg"),
+        ("flickr30k", with_four_captions, r"flickr30k.json, image 2: 4 captions, where all imag"),
+        ("sharegpt4v_1k", cut_off, "1107.json is cut off in row 2"),
+        ("urban1k", with_an_extra_image, "has no 1.txt"),
+        ("docci", one_short, "docci has 2 in place of 3. The raw files are not those of the publ"),
+    ],
+)
+def test_raw_files_that_are_not_the_public_ones_are_an_error(name, make, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        if name == "urban1k":
+            make(tmp_path / "raw")
+            long_captions.read_urban1k(tmp_path / "raw", tmp_path / "sets" / name)
+        else:
+            prepared(name, make, tmp_path)
+    assert not (tmp_path / "sets" / name / "set.json").exists()
