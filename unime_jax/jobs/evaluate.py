@@ -78,6 +78,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         prepare(settings.data.prepare, folder)
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
+            _check_everywhere(suite)
             backbone = _open_backbone(settings)
             _check_same(settings, folder, backbone, suite, workdir)
             write_config(workdir, config_dict)
@@ -151,6 +152,23 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         benchmark_folder=chosen.benchmarks,
         benchmark_names=chosen.sets,
     )
+
+
+def _check_everywhere(suite: Suite) -> None:
+    """Raises ValueError where this process has other tasks than process 0 has.
+
+    Each looks at benchmark sets by itself, and a folder may not be the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        return
+    names = json.dumps([(task.kind, task.name) for task in suite.tasks])
+    own = np.frombuffer(hashlib.blake2b(names.encode(), digest_size=16).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(own), own):
+        reasons = f" Here are not run:\n{said(suite.not_run)}" if suite.not_run else ""
+        raise ValueError(
+            f"process {jax.process_index()} has other evaluation data than process 0; all need the "
+            f"same.{reasons}"
+        )
 
 
 def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
