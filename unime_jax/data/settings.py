@@ -11,6 +11,10 @@ from typing import Literal
 Side = Literal["query", "positive", "negatives"]
 Style = Literal["chat", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
+Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around MMEB's rows
+# VLM2Vec's names of the size that images are resized to first; "capped" are those with a side above
+# 1344, and no others.
+Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
 
 COLUMN_KEYS = (  # of data.columns
     "query",
