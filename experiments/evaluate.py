@@ -39,6 +39,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
     config.evaluation.mmeb = like.evaluation.mmeb
+    config.evaluation.instructions = "data"  # around MMEB's rows; or "vlm2vec", "qwen3_vl"
     config.evaluation.composition = like.evaluation.composition
     config.evaluation.texts = ""  # held-out texts that are compared with a teacher's view of them
     config.evaluation.agreement = ConfigDict()  # as the loss of a distillation

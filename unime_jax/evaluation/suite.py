@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from unime_jax import files
 from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.formats import open_dataset
+from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.formats.tfds import version_folder
-from unime_jax.evaluation import retrieval_scores, scores, tasks
+from unime_jax.data.settings import Instructions
+from unime_jax.evaluation import mmeb_rows, retrieval_scores, scores, tasks
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.retrieval_data import PLACE, images_of
@@ -34,6 +36,7 @@ class Suite:
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
+    instructions: Instructions = "data"  # of MMEB's datasets
 
     @property
     def is_empty(self) -> bool:
@@ -66,6 +69,7 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
     return make_suite(
         folder,
         mmeb_folder=config.mmeb,
+        instructions=config.instructions,
         composition_folder=config.composition,
         images=config.images,
         image_prompt=config.image_prompt,
@@ -80,6 +84,7 @@ def make_suite(
     folder: files.Path,
     *,
     mmeb_folder: str,
+    instructions: Instructions = "data",
     composition_folder: str,
     images: str,
     image_prompt: str,
@@ -99,7 +104,7 @@ def make_suite(
       ValueError: a dataset whose meta task is not known.
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
-    datasets = {name.removesuffix("/test"): rows for name, rows in datasets.items()}  # of the hub
+    datasets = _named_as_on_the_hub(datasets)
     table = _table(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
@@ -108,14 +113,18 @@ def make_suite(
             '"split"}}}.'
         )
     subsets = open_dataset(folder / composition_folder) if composition_folder else {}
-    suite: list[tasks.Task] = [mmeb.Task(name, rows, limit) for name, rows in datasets.items()]
+    suite: list[tasks.Task] = [
+        mmeb.Task(name, mmeb_rows.worded(name, rows, instructions), limit)
+        for name, rows in datasets.items()
+    ]
     suite += [
         composition.Task(name, rows, image_prompt, limit=limit) for name, rows in subsets.items()
     ]
     suite += [agreement] if agreement else []
     sets = open_sets(folder / retrieval_data, columns) if retrieval_data else []
     suite += [retrieval.Task(data, limit) for data in sets]
-    return Suite(tuple(suite), {name: table[name] for name in datasets}, folder / images)
+    known = {name: table[name] for name in datasets}
+    return Suite(tuple(suite), known, folder / images, instructions)
 
 
 def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[Key, Any]]:
@@ -140,12 +149,22 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
     subsets = {n: r.accuracy for (kind, n), r in results.items() if kind == "composition"}
     found = scores.summary(hits, suite.table, subsets)
+    if suite.table:
+        found["instructions"] = suite.instructions
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
     if sets := retrievals(results):
         found["retrieval"] = retrieval_scores.of_sets(sets)
     return found
+
+
+def _named_as_on_the_hub(datasets: Mapping[str, Source]) -> dict[str, Source]:
+    """Datasets without the split in their names, and without those that no average counts."""
+    named = {name.removesuffix("/test"): rows for name, rows in datasets.items()}
+    if unused := [name for name in named if name in scores.NOT_COUNTED]:
+        logging.info("%s: not one of MMEB's 36 datasets, and left out", ", ".join(unused))
+    return {name: rows for name, rows in named.items() if name not in scores.NOT_COUNTED}
 
 
 def _table(folder: files.Path) -> scores.Table:
