@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_both_layouts_go_from_raw_files_to_the_same_scores(tmp_path):
         assert same == items and worded == found | {"instructions": "vlm2vec"}
         _, others = evaluated(folder, name, "qwen3_vl")
         assert (f"{IMAGE}Represent the user's input.\n", "Wiki-SS-NQ/a/red.png") in others
+
+
+def test_the_second_layout_has_its_images_from_the_media_of_mmeb_v2(tmp_path):
+    raw = tmp_path / "raw"
+    write_evaluation(raw, apart=True)
+    (raw / "image-tasks").mkdir()
+    with tarfile.open(raw / "image-tasks" / "mmeb_v1.tar.gz", "w:gz") as file:
+        for path in ("VOC2007", "Wiki-SS-NQ/a"):
+            for colour in COLOURS:
+                member = tarfile.TarInfo(f"MMEB/{path}/{colour}.png")
+                member.size = len(png(colour))
+                file.addfile(member, io.BytesIO(png(colour)))
+    prepare.prepare(small(SETS["mmeb_instruct"]), tmp_path / "sets", raw, hub=None)
+    found, _ = evaluated(tmp_path / "sets", "mmeb_instruct", "data")
+    assert found["All"] == pytest.approx(250 / 3)
 
 
 def spoilt(raw: Path, what: str) -> None:
