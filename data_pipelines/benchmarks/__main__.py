@@ -3,13 +3,14 @@
 Exit status 0: every set is there, or, with --check, right; 1: some are not; 2: wrong flags.
 """
 
+import logging as std_logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_pipelines.benchmarks import catalogue, check, download, prepare, table
 from data_pipelines.benchmarks.catalogue import Catalogue
@@ -35,6 +36,9 @@ TRAINING = "pairs"  # the kind of sets that are trained on, some of them hundred
 
 def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be another process's
+    logging.set_verbosity(logging.INFO)
+    for client in ("httpx", "httpx2"):  # which have a line for each request
+        std_logging.getLogger(client).setLevel(std_logging.WARNING)
     known = catalogue.load()
     try:
         if argv[1:]:

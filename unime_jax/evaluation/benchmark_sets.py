@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from absl import logging
 
 from unime_jax import files
-from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation import mmeb_rows, scores, tasks
 from unime_jax.evaluation.prepared_set import FILE, SPLIT, PreparedSet, TaskSettings, open_set
 from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.tasks import captions, composition, mmeb, retrieval
@@ -126,7 +126,8 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     name = subset.removesuffix(SPLIT)
     if name not in scores.MMEB_V1:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
-    return mmeb.Task(name, prepared.placed(subset, mmeb.IMAGE_COLUMNS), settings.limit)
+    rows = prepared.placed(subset, mmeb.IMAGE_COLUMNS)
+    return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)
 
 
 def _composition_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:

@@ -141,6 +141,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
+        instructions=chosen.instructions,
         composition_folder=chosen.composition,
         images=chosen.images,
         image_prompt=chosen.image_prompt,
@@ -201,6 +202,7 @@ def _check_same(
         "dtype": settings.dtype,
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
+        "instructions": chosen.instructions,
         **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
     }
     if name := settings.data.eval:

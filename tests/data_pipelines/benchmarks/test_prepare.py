@@ -135,6 +135,13 @@ def test_local_copies_are_used_where_they_lie_and_a_network_is_waited_for_once(
     assert (record["images"], record["revision"]) == (str(copies / "images"), "")
     assert not (tmp_path / "sets/set/raw").exists()
     assert run(sets, None, "--check", "--sets=set")[0] == 0
+    # What was unpacked by hand will do, without its archive.
+    (copies / "other").mkdir()
+    (copies / "other/captions.txt").write_text("1.jpg a cat\n2.jpg a dog\n")
+    (copies / "images").rename(copies / "other/images")
+    assert run(sets, None, f"--raw={copies}", "--sets=other")[0] == 0
+    (copies / "other").rename(copies / "away")
+    (tmp_path / "sets/other/set.json").unlink()
     # Of several sets, each has a folder; nothing is downloaded.
     status, said = run(sets, None, f"--raw={copies}")
     assert status == 1
