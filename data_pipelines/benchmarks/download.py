@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar, cast
 from absl import logging
 from tqdm import tqdm
 
+from data_pipelines.benchmarks import unpack
 from data_pipelines.benchmarks.hub import Hub, HubFile, RefusedError, UnreachableError
 from data_pipelines.benchmarks.public_set import PublicSet
 from data_pipelines.benchmarks.raw_paths import below
@@ -66,8 +67,8 @@ def download(public: PublicSet, raw: Path, hub: Hub, *, waits: Sequence[float] =
     else:
         manifest = _with_waits(lambda: _look_up(public, hub), lambda: 0, waits)
         if known is not None and known.commit != manifest.commit:
-            logging.warning("%s: %s is of another revision, and is removed", public.name, raw)
-            shutil.rmtree(raw)
+            logging.warning("%s: what %s has of %s is removed", public.name, raw, known.commit)
+            _remove(known, raw)
         raw.mkdir(parents=True, exist_ok=True)
         _verify_present(manifest, raw)
         files.write_whole(raw / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1))
@@ -123,6 +124,16 @@ def _look_up(public: PublicSet, hub: Hub) -> Manifest:
     return Manifest(
         public.repository, public.revision, public.files, commit, tuple(chosen.values())
     )
+
+
+def _remove(known: Manifest, raw: Path) -> None:
+    """Removes what was downloaded, and what its archives became; files of others stay."""
+    for file in known.files:
+        path = below(raw, file.path)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + PART).unlink(missing_ok=True)
+        if unpack.is_archive(path):
+            shutil.rmtree(unpack.folder_of(path), ignore_errors=True)
 
 
 def _verify_present(manifest: Manifest, raw: Path) -> None:

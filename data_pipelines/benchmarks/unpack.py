@@ -46,10 +46,13 @@ class Member:
     open: Callable[[], IO[bytes]]
 
 
-def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
+def unpack_all(raw: Path, patterns: Sequence[str], *, required: bool = True) -> None:
     """Unpacks the archives in `raw` that match, each into a folder beside it; see `PublicSet`.
 
     A folder that is there is whole, and not made again. Its archive may then be gone.
+
+    Args:
+      required: whether archives must be there; what others have unpacked may lie elsewhere.
 
     Raises:
       FileNotFoundError: there is neither an archive of a pattern nor the folder that it becomes.
@@ -59,13 +62,19 @@ def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
         targets: dict[Path, list[Path]] = {}
         for archive in _archives(raw, pattern):
             targets.setdefault(folder_of(archive), []).append(archive)
-        if not targets and (_is_glob(pattern) or not folder_of(raw / pattern).is_dir()):
+        is_unpacked = not _is_glob(pattern) and folder_of(raw / pattern).is_dir()
+        if required and not targets and not is_unpacked:
             raise FileNotFoundError(
                 f"{raw} has no archive {pattern}, nor the folder that it is unpacked into"
             )
         for target, parts in sorted(targets.items()):
             if not target.is_dir():
                 unpack(_in_order(parts), target)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, or a part of one, by its name."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def folder_of(archive: Path) -> Path:
@@ -156,7 +165,7 @@ def _archives(raw: Path, pattern: str) -> list[Path]:
     matching = []
     for folder, folders, names in os.walk(raw):
         paths = [Path(folder, name) for name in names]
-        unpacked = {folder_of(path).name for path in paths if _NAME.fullmatch(path.name)}
+        unpacked = {folder_of(path).name for path in paths if is_archive(path)}
         folders[:] = [
             name
             for name in folders

@@ -17,53 +17,8 @@ from data_pipelines.benchmarks.hub import (
     RefusedError,
     UnreachableError,
 )
-from data_pipelines.benchmarks.public_set import PublicSet
+from tests.data_pipelines.benchmarks.folder_hub import BIG, COMMIT, SMALL, FolderHub, public
 from tests.tables import for_each
-
-COMMIT = "0123456789" * 4
-BIG = bytes(range(256)) * 40
-SMALL = b"id,text\n1,one\n"
-
-
-class FolderHub:
-    """A dictionary of files in the hub's place, and what it was asked for, from which byte."""
-
-    def __init__(self, content=None, cuts=()):
-        self.content = {"data/big.bin": BIG, "rows.csv": SMALL} if content is None else content
-        self.cuts = list(cuts)  # bytes after which the connection breaks, once each; 0: at once
-        self.asked = []
-
-    def commit(self, repository, revision):
-        self.asked.append("commit")
-        return COMMIT
-
-    def files(self, repository, commit):
-        assert commit == COMMIT
-        return [
-            HubFile(name, len(data), hashlib.sha256(data).hexdigest(), "")
-            if name.endswith(".bin")
-            else HubFile(
-                name, len(data), "", hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            )
-            for name, data in self.content.items()
-        ]
-
-    def append(self, repository, commit, file, target):
-        self.asked.append((file.path, target.tell()))
-        data = self.send(file.path)[target.tell() :]
-        if self.cuts:
-            target.write(data[: self.cuts.pop(0)])
-            raise UnreachableError("the connection was reset")
-        target.write(data)
-
-    def send(self, path):
-        return self.content[path]
-
-
-def public(**changes):
-    values = {"name": "set", "kind": "captions", "repository": "o/set", "revision": "0123456"}
-    values |= {"files": ("data/*", "*.csv"), "archives": (), "counts": {}, "read": None}
-    return PublicSet(**values | changes)
 
 
 def test_a_cut_download_goes_on_from_its_last_byte_and_ends_verified(tmp_path):
@@ -92,7 +47,7 @@ def test_a_cut_download_goes_on_from_its_last_byte_and_ends_verified(tmp_path):
     assert not hub.asked  # whole: no network
 
 
-def test_files_that_are_not_what_the_hub_says_are_named_and_never_kept(tmp_path):
+def test_files_that_are_not_what_the_hub_says_are_named_and_never_kept(tmp_path, monkeypatch):
     class Damaging(FolderHub):
         def send(self, path):
             return self.damage(self.content[path]) if path == "data/big.bin" else SMALL
@@ -118,6 +73,15 @@ def test_files_that_are_not_what_the_hub_says_are_named_and_never_kept(tmp_path)
     # More files of the same commit are fetched beside those that are there.
     download(public(files=("*",)), tmp_path, hub := FolderHub())
     assert hub.asked == ["commit"]
+    # Of another revision, only what others have put there stays.
+    (tmp_path / "val2017.zip").write_bytes(b"of the user")
+    newer = FolderHub({"data/big.bin": BIG, "rows.csv": SMALL + SMALL})
+    newer.commit = lambda repository, revision: COMMIT[::-1]
+    newer.files = lambda repository, commit: FolderHub.files(newer, repository, COMMIT)
+    download(public(revision=COMMIT[::-1]), tmp_path, newer)
+    assert newer.asked == [("data/big.bin", 0), ("rows.csv", 0)]
+    assert (tmp_path / "rows.csv").read_bytes() == SMALL + SMALL
+    assert (tmp_path / "val2017.zip").exists()
     # What would lie outside is refused before anything is written.
     with pytest.raises(ValueError, match=r"'\.\./evil.csv' leads out"):
         download(public(), tmp_path / "new", FolderHub({"data/a": b"", "../evil.csv": b"1"}))
@@ -126,14 +90,12 @@ def test_files_that_are_not_what_the_hub_says_are_named_and_never_kept(tmp_path)
         RefusedError, match=r"no file images\.zip; it has 2 files, such as data/big"
     ):
         download(public(files=("images.zip",)), tmp_path / "new", FolderHub())
-
-
-def test_a_disk_without_room_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    # A disk without room is told before anything is fetched.
     usage = shutil.disk_usage(tmp_path)._replace(free=len(BIG) - 1)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
     hub = FolderHub()
     with pytest.raises(RuntimeError, match=r"set needs 0\.0 GB more.*the same command goes on"):
-        download(public(), tmp_path, hub)
+        download(public(), tmp_path / "full", hub)
     assert hub.asked == ["commit"]
 
 

@@ -3,21 +3,15 @@
 import io
 import os
 import tarfile
-import zipfile
 
 import pytest
 
 from data_pipelines.benchmarks import unpack as module
 from data_pipelines.benchmarks.unpack import unpack_all
+from tests.data_pipelines.benchmarks.folder_hub import make_zip
 from tests.tables import for_each
 
 MEMBERS = {"a/1.jpg": os.urandom(3000), "a/b/2.jpg": b"", "c d.txt": b"\xff\xfe"}
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
 
 
 def make_tar(path, members, mode="w"):
