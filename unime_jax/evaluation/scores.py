@@ -12,6 +12,7 @@ METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 # Percent, but for the last, which is a place from 1.
 RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "mAP", "median_rank")
+RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
 COLUMNS = (*METAS, *SPLITS, "All")
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
