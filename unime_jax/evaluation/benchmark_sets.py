@@ -108,16 +108,6 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     return mmeb.Task(name, prepared.placed(subset, mmeb.IMAGE_COLUMNS), settings.limit)
 
 
-def _composition_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
-    return composition.Task(
-        prepared.task_name(subset),
-        prepared.placed(subset, ("image_path",)),
-        settings.image_prompt,
-        settings.caption_prompt,
-        settings.limit,
-    )
-
-
 def _retrieval_task(prepared: PreparedSet, settings: TaskSettings) -> tasks.Task:
     """A judged corpus in BEIR's layout, or pairs of one source."""
     rows = prepared.rows
@@ -131,6 +121,6 @@ def _retrieval_task(prepared: PreparedSet, settings: TaskSettings) -> tasks.Task
 # By kind: a task of a subset, by its name in `PreparedSet.subsets`.
 TASK_OF: Mapping[str, Callable[[PreparedSet, str, TaskSettings], tasks.Task]] = {
     "mmeb": _mmeb_task,
-    "composition": _composition_task,
+    "composition": composition.task_of,
     "captions": captions.task_of,
 }

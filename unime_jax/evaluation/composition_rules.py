@@ -1,4 +1,4 @@
-"""Rules of the compositional benchmarks: named scores from the cosines of a row's images and captions.
+"""Rules of the compositional benchmarks: named scores from cosines of images with captions.
 
 Each benchmark publishes its own; docs/evaluation.md names the source of every one.
 """
@@ -30,16 +30,16 @@ class RuleResult:
 
     Attributes:
       images: cosines of each image with each caption.
-      captions: cosines of each caption with each caption, where the rule asks for them.
       groups: of each row, for means over groups; "": the row is in none.
+      captions: cosines of each caption with each caption, where the rule asks for them.
     """
 
     set: str
     subset: str
     rule: str
     images: Float32[np.ndarray, "rows images captions"]
-    captions: Float32[np.ndarray, "rows captions captions"] | None
     groups: tuple[str, ...]
+    captions: Float32[np.ndarray, "rows captions captions"] | None = None
 
 
 Scores = dict[str, Score]

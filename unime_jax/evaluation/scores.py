@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from unime_jax import files
@@ -82,13 +82,35 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     if any((scores or {}).get("datasets") for scores in (before, after)):
         blocks.append(_block("hit@1 %", COLUMNS, before, after, last_name))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
-    if subsets := list(dict.fromkeys([*first, *last])):
-        blocks.append(_block("composition %", subsets, first, last, last_name))
+    for name, sides in _composition_sets(first, last).items():
+        columns = list(dict.fromkeys([*sides[0], *sides[1]]))
+        blocks.append(_block(f"{shown(name) or 'composition'} %", columns, *sides, last_name))
     first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
     if first or last:
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     blocks += _retrieval_blocks(before, after, last_name)
     return "\n\n".join(blocks)
+
+
+def composition_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of composition scores by their set, "" for those of none; "<set>/<score>" has one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        start, slash, _ = name.partition("/")
+        groups.setdefault(start if slash else "", []).append(name)
+    return groups
+
+
+def _composition_sets(
+    first: Mapping[str, float], last: Mapping[str, float]
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Scores of composition before and after, by set and by their names in it."""
+    sets = {}
+    for group, names in composition_groups(dict.fromkeys([*first, *last])).items():
+        start = f"{group}/" if group else ""
+        sides = [{n.removeprefix(start): s[n] for n in names if n in s} for s in (first, last)]
+        sets[group] = (sides[0], sides[1])
+    return sets
 
 
 def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.evaluation import retrieval_scores, scores, tasks
+from unime_jax.evaluation.composition_rules import Score
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.retrieval_data import PLACE, images_of
@@ -50,8 +51,9 @@ class Suite:
 
     @property
     def composition_rows(self) -> dict[str, int]:
-        """Rows of each subset of composition."""
-        return {t.name: len(t) for t in self.tasks if isinstance(t, composition.Task)}
+        """Rows of each subset of composition that is scored by itself."""
+        of_kind = [t for t in self.tasks if isinstance(t, composition.Task)]
+        return {task.name: len(task) for task in of_kind if not task.set}
 
 
 def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
@@ -135,11 +137,16 @@ def retrievals(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
     return {name: result for (kind, name), result in results.items() if kind == "retrieval"}
 
 
+def compositions(results: Mapping[Key, Any]) -> dict[str, Score]:
+    """The scores of composition by name."""
+    return composition.scores_of(r for (kind, _), r in results.items() if kind == "composition")
+
+
 def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     """Scores of all tasks, with MMEB's averages."""
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
-    subsets = {n: r.accuracy for (kind, n), r in results.items() if kind == "composition"}
-    found = scores.summary(hits, suite.table, subsets)
+    composed = {name: score.percent for name, score in compositions(results).items()}
+    found = scores.summary(hits, suite.table, composed)
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result

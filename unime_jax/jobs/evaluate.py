@@ -30,7 +30,15 @@ from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
+from unime_jax.evaluation.suite import (
+    Key,
+    Suite,
+    compositions,
+    make_suite,
+    rankings,
+    retrievals,
+    summary,
+)
 from unime_jax.evaluation.tasks import distillation
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
@@ -265,6 +273,7 @@ def _leave(
 ) -> None:
     """Writes evaluation.json and report.html, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
+    composed = compositions(results)
     scores.write_scores(workdir, "scores", found)
     path = report.write_report(
         workdir,
@@ -274,7 +283,12 @@ def _leave(
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
-        composition_rows=suite.composition_rows,
+        composition_rows={name: score.rows for name, score in composed.items()},
+        composition_sets={
+            name: score.chance
+            for name, score in composed.items()
+            if name not in suite.composition_rows
+        },
         retrieval={"after": retrievals(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)

@@ -23,6 +23,7 @@ from unime_jax.evaluation.item_table import (
     paths_of,
     text_of,
 )
+from unime_jax.evaluation.prepared_set import FILE, PreparedSet, TaskSettings
 
 COLUMNS = ("image_path", "caption", "negative_caption")
 SUGARCREPE = "sugarcrepe"  # the rule of rows in these columns
@@ -53,7 +54,6 @@ class Task:
     Attributes:
       set: of a prepared benchmark; "": of subsets that are scored each by itself.
       subset: its name in the set.
-      folder: before each image's path.
     """
 
     name: str
@@ -64,7 +64,6 @@ class Task:
     rule: str = SUGARCREPE
     set: str = ""
     subset: str = ""
-    folder: str = ""
     kind: Literal["composition"] = "composition"
 
     def __post_init__(self) -> None:
@@ -119,15 +118,9 @@ class Task:
         if missing := [name for name, value in given if not value]:
             raise ValueError(f"{self._where(number)}: {', '.join(missing)} is missing or empty")
         return (
-            [(self.image_text, self._placed(path)) for path in paths],
+            [(self.image_text, path) for path in paths],
             [(self.caption_text.replace("{caption}", text), "") for text in texts],
         )
-
-    def _placed(self, paths: str) -> str:
-        """Paths of an image item, below `folder`."""
-        if not self.folder:
-            return paths
-        return "\0".join(f"{self.folder}/{path}" for path in paths.split("\0"))
 
     def _check_counts(self, keys: tuple[list[Key], list[Key]], captions: int, number: int) -> None:
         """Raises ValueError where the rule takes another number of images or captions.
@@ -176,42 +169,32 @@ class OpenTask:
         texts = None
         if RULES[task.rule].between_captions:
             texts = _within_rows(self.captions, self.captions, vectors)
-        return RuleResult(
-            task.set or task.name, task.subset, task.rule, scores, texts, self.groups
-        )
+        return RuleResult(task.set or task.name, task.subset, task.rule, scores, self.groups, texts)
 
 
-def task_of(
-    set_name: str,
-    subset: str,
-    rows: Source,
-    rule: str | Mapping[str, str],
-    image_prompt: str,
-    limit: int,
-    *,
-    folder: str = "",
-) -> Task:
-    """The task of one subset of a prepared benchmark.
-
-    Args:
-      rule: of all subsets, or by subset, as set.json has it.
-      folder: before each image's path, so that it is found among those of other sets.
+def task_of(prepared: PreparedSet, subset: str, settings: TaskSettings) -> Task:
+    """The task of one subset of a prepared benchmark; see `benchmark_sets`.
 
     Raises:
-      ValueError: there is no such rule, or none of this subset.
+      ValueError: set.json has no rule, or none of this subset, or there is no such rule; there are
+        no rows, or an image of the first one is not there.
     """
-    own = rule if isinstance(rule, str) else rule.get(subset, "")
-    if not own:
-        raise ValueError(f"set {set_name!r} has no rule for its subset {subset!r}, only {rule}")
+    rule = prepared.record.get("rule")
+    own = rule.get(subset) if isinstance(rule, Mapping) else rule
+    if not isinstance(own, str):
+        raise ValueError(
+            f"{prepared.folder / FILE} has no rule of subset {subset!r}, but {rule!r}; there are"
+            f" {', '.join(RULES)}. Prepare the set again"
+        )
     return Task(
-        f"{set_name}/{subset}",
-        rows,
-        image_prompt,
-        limit=limit,
-        rule=own,
-        set=set_name,
-        subset=subset,
-        folder=folder,
+        prepared.task_name(subset),
+        prepared.placed(subset, ("image_path", "images")),
+        settings.image_prompt,
+        settings.caption_prompt,
+        settings.limit,
+        own,
+        prepared.name,
+        subset,
     )
 
 
