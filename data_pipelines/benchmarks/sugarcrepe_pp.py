@@ -34,9 +34,7 @@ def read(raw: Path, folder: Path) -> Prepared:
         for number, row in enumerate(content):
             where = f"{path}, row {number}"
             name, *captions = reading.texts(row, COLUMNS, where)
-            rows.append(
-                {"images": [reading.image_file(images, name, where)], "captions": captions}
-            )
+            rows.append({"images": [reading.image_file(images, name, where)], "captions": captions})
         counts[subset] = reading.write_rows(folder, subset, rows)
     return Prepared("rows/*.jsonl", str(images.absolute()), counts, {"rule": "sugarcrepe_pp"})
 

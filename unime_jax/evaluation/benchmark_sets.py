@@ -46,11 +46,7 @@ def open_benchmarks(
     Raises:
       FileNotFoundError: there is no such folder.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}: prepare benchmark sets by "
-            "python -m data_pipelines.benchmarks"
-        )
+    check_folder(folder)
     opened: dict[str, list[tasks.Task]] = {}
     sets: list[PreparedSet] = []
     not_run: dict[str, str] = {}
@@ -71,6 +67,20 @@ def open_benchmarks(
     several = tuple(task for own in opened.values() for task in own)
     table = {task.name: scores.MMEB_V1[task.name] for task in several if task.kind == "mmeb"}
     return Benchmarks(several, tuple(sets), table, not_run)
+
+
+def check_folder(folder: files.Path) -> None:
+    """Raises FileNotFoundError if there is no folder of prepared sets."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: prepare benchmark sets by "
+            "python -m data_pipelines.benchmarks"
+        )
+
+
+def said(not_run: Mapping[str, str]) -> str:
+    """A line for each set that is not run, with the reason."""
+    return "\n".join(f"- {name}: {reason}" for name, reason in not_run.items())
 
 
 def _names(folder: files.Path) -> list[str]:

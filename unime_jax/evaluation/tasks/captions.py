@@ -29,7 +29,6 @@ from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult, rank_corpus
 
 CAPTION = "{caption}"  # in a prompt, where the caption goes
-WAYS = ("t2i", "i2t")  # text to image, which the papers print first, and image to text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
