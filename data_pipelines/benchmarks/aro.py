@@ -15,7 +15,6 @@ from PIL import Image
 
 from data_pipelines.benchmarks import composition_files as reading
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
-from unime_jax import files
 from unime_jax.data import images
 
 CAPTIONS = ("true_caption", "false_caption")
@@ -57,7 +56,7 @@ def read_relation(raw: Path, folder: Path) -> Prepared:
     Raises:
       ValueError: files are missing, or a row is not complete; the message names it.
     """
-    return _prepared(folder, _whole_rows(raw, folder, "relation_name"))
+    return _prepared(folder, _whole_rows(raw, folder, "relation_name"), 0)
 
 
 def read_attribution(raw: Path, folder: Path) -> Prepared:
@@ -68,7 +67,7 @@ def read_attribution(raw: Path, folder: Path) -> Prepared:
     Raises:
       ValueError: as `read_relation`.
     """
-    return _prepared(folder, _whole_rows(raw, folder, "attributes"))
+    return _prepared(folder, _whole_rows(raw, folder, "attributes"), MIN_ROWS)
 
 
 def read_order(raw: Path, folder: Path) -> Prepared:
@@ -95,7 +94,7 @@ def read_relation_crops(raw: Path, folder: Path) -> Prepared:
     Raises:
       ValueError: as `read_relation`.
     """
-    return _prepared(folder, _cropped_rows(raw, folder, RELATIONS, "relation_name"))
+    return _prepared(folder, _cropped_rows(raw, folder, RELATIONS, "relation_name"), 0)
 
 
 def read_attribution_crops(raw: Path, folder: Path) -> Prepared:
@@ -104,16 +103,18 @@ def read_attribution_crops(raw: Path, folder: Path) -> Prepared:
     Raises:
       ValueError: as `read_relation`.
     """
-    return _prepared(folder, _cropped_rows(raw, folder, ATTRIBUTIONS, "attributes"))
+    return _prepared(folder, _cropped_rows(raw, folder, ATTRIBUTIONS, "attributes"), MIN_ROWS)
 
 
-def _prepared(folder: Path, rows: Iterator[dict[str, Any]]) -> Prepared:
-    """Writes rows, those without a group in ARO's mean under an empty one."""
+def _prepared(folder: Path, rows: Iterator[dict[str, Any]], min_rows: int) -> Prepared:
+    """Writes rows; groups that ARO leaves out of its mean become "".
+
+    `min_rows`: of a group; 0: of relations, where the symmetric ones are left out.
+    """
     listed = list(rows)
     size = collections.Counter(row["group"] for row in listed)
     for row in listed:
-        of_attributes = "_" in row["group"]  # a relation has none
-        if row["group"] in SYMMETRIC or (of_attributes and size[row["group"]] < MIN_ROWS):
+        if row["group"] in SYMMETRIC if not min_rows else size[row["group"]] < min_rows:
             row["group"] = ""
     counts = {"test": reading.write_rows(folder, "test", listed)}
     return Prepared("rows/*.jsonl", "images", counts, {"rule": "aro"})
@@ -135,10 +136,9 @@ def _whole_rows(raw: Path, folder: Path, column: str) -> Iterator[dict[str, Any]
 
 def _cropped_rows(raw: Path, folder: Path, name: str, column: str) -> Iterator[dict[str, Any]]:
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(_boxed_rows(raw, name))
-    for number, (where, row, data, box) in numbered:
+    for number, (where, row, data, box) in enumerate(_boxed_rows(raw, name)):
         path = f"{number:05d}.png"
-        files.write_whole(folder / "images" / path, _crop(data, box, where))
+        (folder / "images" / path).write_bytes(_crop(data, box, where))
         captions = reading.texts(row, CAPTIONS, where)
         yield {"images": [path], "captions": captions, "group": _group(row, column)}
 
@@ -208,7 +208,7 @@ SETS: tuple[PublicSet, ...] = (
         read=read_relation_crops,
         licence="MIT; images: Visual Genome, CC BY 4.0",
         note=f"{RELATIONS} and images/ of vgr_vga_images.zip, as"
-        " https://github.com/mertyg/vision-language-models-are-bows fetches them, will do, too",
+        " https://github.com/mertyg/vision-language-models-are-bows fetches them, will do, too.",
     ),
     PublicSet(
         name="aro_attribution",
@@ -232,7 +232,7 @@ SETS: tuple[PublicSet, ...] = (
         read=read_attribution_crops,
         licence="MIT; images: Visual Genome, CC BY 4.0",
         note=f"{ATTRIBUTIONS} and images/ of vgr_vga_images.zip, as"
-        " https://github.com/mertyg/vision-language-models-are-bows fetches them",
+        " https://github.com/mertyg/vision-language-models-are-bows fetches them.",
     ),
     PublicSet(
         name="aro_coco_order",

@@ -50,8 +50,8 @@ SETS: tuple[PublicSet, ...] = (
         archives=(),
         counts={"multi_objects": 210},
         read=read,
-        licence="images: Visual Genome, CC BY 4.0",
-        note=f"data/{FILE} of https://github.com/arijitray1993/COLA as data/, and the files that it"
-        " links to as images/ (also images/vg/ of the dataset array/cola on the hub)",
+        licence="MIT; images: Visual Genome, CC BY 4.0",
+        note=f"data/{FILE} of https://github.com/arijitray1993/COLA goes into data/, and the files"
+        " that it links to into images/; images/vg/ of the hub's dataset array/cola has them, too.",
     ),
 )

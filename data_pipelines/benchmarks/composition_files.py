@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.benchmarks import unpack
 from unime_jax import files
 from unime_jax.data import images
 from unime_jax.data.formats import open_dataset
 
 VAL2017 = ("val2017", "images/val2017", "coco/images/val2017")  # COCO's images, below a raw folder
+VAL2017_ZIP = "http://images.cocodataset.org/zips/val2017.zip"
 
 
 def first_of(raw: Path, names: Sequence[str], what: str) -> Path:
@@ -24,6 +26,18 @@ def first_of(raw: Path, names: Sequence[str], what: str) -> Path:
             return raw / name
     listed = " or ".join(str(raw / name) for name in names)
     raise ValueError(f"{what} is missing: there is no {listed}")
+
+
+def coco_images(raw: Path) -> Path:
+    """The folder of COCO's val2017, of which there may be the archive in place of it.
+
+    Raises:
+      ValueError: there is neither, or the archive is damaged.
+    """
+    if (raw / "val2017.zip").is_file():
+        unpack.unpack_all(raw, ("val2017.zip",))
+    what = f"the folder of COCO's images ({VAL2017_ZIP} may lie in {raw}, too)"
+    return first_of(raw, VAL2017, what)
 
 
 def read_json(path: Path) -> Any:
@@ -105,6 +119,6 @@ class ImageFiles:
             except images.ImageError as error:
                 raise ValueError(f"{where}: {error}") from error
             name = digest.hex() + images.suffix(data)
-            files.write_whole(self._folder / name, data)
+            (self._folder / name).write_bytes(data)
             self._names[digest] = name
         return self._names[digest]

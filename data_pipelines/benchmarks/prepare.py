@@ -9,7 +9,7 @@ from absl import logging
 
 from data_pipelines.benchmarks import download, unpack
 from data_pipelines.benchmarks.hub import ABBREVIATED, FULL, Hub
-from data_pipelines.benchmarks.public_set import Prepared, PublicSet
+from data_pipelines.benchmarks.public_set import PublicSet
 from data_pipelines.preparing import preparing
 from unime_jax import files
 from unime_jax.operations import disk_errors

@@ -1,8 +1,9 @@
-"""SugarCrepe: seven ways of wrong captions of COCO's val2017, from its JSON or from mteb's parquet."""
+"""SugarCrepe: seven ways of wrong captions of COCO's val2017, of its JSON or of mteb's parquet."""
 
 from pathlib import Path
 
 from data_pipelines.benchmarks import composition_files as reading
+from data_pipelines.benchmarks import sugarcrepe_pp
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 
 COUNTS = {
@@ -19,12 +20,13 @@ COUNTS = {
 def read(raw: Path, folder: Path) -> Prepared:
     """Rows of the seven files {index: {filename, caption, negative_caption}}, each a subset.
 
-    `raw` has data/add_att.json and so on, and val2017/, whose images stay where they are.
+    `raw` has data/add_att.json and so on, and val2017/ or val2017.zip. Images
+    stay where they are.
 
     Raises:
       ValueError: a file or an image is missing, or a row is not complete; the message names it.
     """
-    images = reading.first_of(raw, reading.VAL2017, "the folder of COCO's images")
+    images = reading.coco_images(raw)
     counts = {}
     for subset in COUNTS:
         path = reading.first_of(raw, (f"data/{subset}.json", f"{subset}.json"), "SugarCrepe")
@@ -68,8 +70,8 @@ SETS: tuple[PublicSet, ...] = (
         counts=COUNTS,
         read=read,
         licence="MIT; images: COCO's terms",
-        note="data/*.json of https://github.com/RAIVNLab/sugar-crepe as data/, and the images of"
-        " http://images.cocodataset.org/zips/val2017.zip as val2017/",
+        note="data/*.json of https://github.com/RAIVNLab/sugar-crepe go into data/, and"
+        f" {reading.VAL2017_ZIP} beside it.",
     ),
     PublicSet(
         name="sugarcrepe_mteb",
@@ -82,4 +84,5 @@ SETS: tuple[PublicSet, ...] = (
         read=read_mteb,
         licence="MIT; images: COCO's terms",
     ),
+    *sugarcrepe_pp.SETS,
 )

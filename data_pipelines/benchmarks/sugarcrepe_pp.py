@@ -18,12 +18,13 @@ COLUMNS = ("filename", "caption", "caption2", "negative_caption")
 def read(raw: Path, folder: Path) -> Prepared:
     """Rows of the five lists of {id, filename, caption, caption2, negative_caption}.
 
-    `raw` has data/replace_att.json and so on, and val2017/, whose images stay where they are.
+    `raw` has data/replace_att.json and so on, and val2017/ or val2017.zip. Images
+    stay where they are.
 
     Raises:
       ValueError: a file or an image is missing, or a row is not complete; the message names it.
     """
-    images = reading.first_of(raw, reading.VAL2017, "the folder of COCO's images")
+    images = reading.coco_images(raw)
     counts = {}
     for subset in COUNTS:
         path = reading.first_of(raw, (f"data/{subset}.json", f"{subset}.json"), "SugarCrepe++")
@@ -50,7 +51,6 @@ SETS: tuple[PublicSet, ...] = (
         counts=COUNTS,
         read=read,
         licence="CC BY 4.0; images: COCO's terms",
-        note="the repository has no images: those of"
-        " http://images.cocodataset.org/zips/val2017.zip go into the raw folder, as val2017/",
+        note=f"the repository has no images: {reading.VAL2017_ZIP} goes into the raw folder.",
     ),
 )

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.benchmarks import composition_files as reading
+from data_pipelines.benchmarks import unpack
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 
 IMAGES, CAPTIONS = ("image_0", "image_1"), ("caption_0", "caption_1")
 
 
 def read(raw: Path, folder: Path) -> Prepared:
-    """Rows of data/examples.jsonl with the images of data/images/, or of the hub's parquet files.
+    """Rows of data/examples.jsonl with the images of data/images.zip, or of data/*.parquet.
 
-    In the first, an image is the name of its file without the ending; files stay where they are.
+    The hub has had both. In the first, an image is the name of its file without the ending; files
+    stay where they are unpacked.
 
     Raises:
       ValueError: a file or an image is missing, or a row is not complete; the message names it.
@@ -26,6 +28,8 @@ def read(raw: Path, folder: Path) -> Prepared:
         return Prepared("rows/*.jsonl", "images", counts, {"rule": "winoground"})
     if listed is None:
         raise ValueError(f"Winoground is missing: there is no {' or '.join(map(str, lines))}")
+    if (raw / "data" / "images.zip").is_file():
+        unpack.unpack_all(raw, ("data/images.zip",))
     images = reading.first_of(raw, ("data/images", "images"), "the folder of Winoground's images")
     rows = _listed_rows(listed, images)
     counts = {"test": reading.write_rows(folder, "test", rows)}
@@ -66,12 +70,12 @@ SETS: tuple[PublicSet, ...] = (
         repository="facebook/winoground",
         revision="b400e173549071916ad1b3d449293bc8d8b4b763",
         files=("data/*",),
-        archives=("data/*.zip",),
+        archives=(),
         counts={"test": 400},
         read=read,
         gated=True,
         licence="Meta's research licence for Winoground, with Getty Images' terms",
         note="gated: accept its terms at https://huggingface.co/datasets/facebook/winoground, and"
-        " log in by `hf auth login`",
+        " log in by `hf auth login`.",
     ),
 )
