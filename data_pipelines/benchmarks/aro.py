@@ -170,7 +170,7 @@ def _crop(data: bytes, box: list[float], where: str) -> bytes:
     if round(width) < 1 or round(height) < 1:
         raise ValueError(f"{where} has an empty box: {box}")
     try:
-        part = _decoded(data).crop((x, y, x + width, y + height))  # type: ignore[arg-type]
+        part = _decoded(data).crop((x, y, x + width, y + height))
     except images.ImageError as error:
         raise ValueError(f"{where}: {error}") from error
     buffer = io.BytesIO()

@@ -35,7 +35,9 @@ def run(rows, vectors, **prompts):
     task = captions.Task("tiny", rows, **{"image_text": "<|image_1|> in one word:"} | prompts)
 
     def encode(items):
-        return np.array([vectors[item.media[0].path if item.media else item.text] for item in items])
+        return np.array(
+            [vectors[item.media[0].path if item.media else item.text] for item in items]
+        )
 
     return tasks.run(task, lambda path: png(), encode)
 

@@ -54,24 +54,53 @@ def test_accuracies_are_the_originals():
     assert means == pytest.approx(expected, abs=1e-12)
 
 
+TRIPLE = {"image_path": "a", "caption": "b", "negative_caption": "c"}
+
+
+def several(images, captions):
+    return {"images": ["a"] * images, "captions": ["b", "c", "d"][:captions]}
+
+
 @for_each(
-    ("rows", "images", "message"),
+    ("rule", "rows", "images", "message"),
     [
-        ([], lambda path: png(), "subset 'swap' has no rows"),
-        ([{"image_path": "a", "caption": "b"}], lambda path: png(), "row 0: negative_caption is"),
+        ("sugarcrepe", [], lambda path: png(), "subset 'swap' has no rows"),
         (
-            [{"image_path": "a", "caption": "b", "negative_caption": "c"}],
+            "sugarcrepe",
+            [{"image_path": "a", "caption": "b"}],
+            lambda path: png(),
+            "row 0: negative_caption is",
+        ),
+        (
+            "sugarcrepe",
+            [TRIPLE],
             lambda path: b"",
             "subset 'swap', row 0: image 'a' has no file",
         ),
+        ("winoground", [TRIPLE], lambda path: png(), "1 images, expected 2 by rule 'winoground'"),
+        (
+            "text_acc",
+            [several(1, 2), several(1, 3)],
+            lambda path: png(),
+            "row 1: 3 captions, expected 2",
+        ),
+        ("text_acc", [several(1, 1)], lambda path: png(), "row 0: a single caption has no other"),
+        ("cola", [{"images": "a", "captions": []}], lambda path: png(), "images is no list: a"),
+        (
+            "cola",
+            [{"images": ["a", ""], "captions": ["b", ""]}],
+            lambda path: png(),
+            "row 0: image 2, caption 2 is missing or empty",
+        ),
+        ("sugarcrape", [TRIPLE], lambda path: png(), "no rule 'sugarcrape' of composition; there"),
     ],
 )
-def test_bad_data_is_an_error_that_names_subset_and_row(rows, images, message):
+def test_bad_data_is_an_error_that_names_subset_and_row(rule, rows, images, message):
     def encode(items):
         return np.ones((len(list(items)), 2))
 
     with pytest.raises(ValueError, match=message):
-        tasks.run(composition.Task("swap", rows, **PROMPTS), images, encode)
+        tasks.run(composition.Task("swap", rows, **PROMPTS, rule=rule), images, encode)
 
 
 def test_caption_prompt_needs_a_place_for_the_caption():

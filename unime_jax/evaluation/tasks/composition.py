@@ -85,7 +85,9 @@ class Task:
         if not len(self):
             raise ValueError(f"{self} has no rows; leave it out or fetch its data again")
         table = ItemTable(images, self._where)
-        pictures, captions, groups = [], [], []
+        pictures: list[list[int]] = []
+        captions: list[list[int]] = []
+        groups: list[str] = []
         for number in range(len(self)):
             row = self.rows[number]
             keys = self._keys(row, number)
@@ -130,7 +132,7 @@ class Task:
         rule = RULES[self.rule]
         expected = rule.captions or captions
         if len(keys[0]) != rule.images:
-            short = f"{len(keys[0])} images, rule {self.rule!r} takes {rule.images}"
+            short = f"{len(keys[0])} images, expected {rule.images} by rule {self.rule!r}"
         elif expected and len(keys[1]) != expected:
             short = f"{len(keys[1])} captions, expected {expected} by rule {self.rule!r}"
         elif len(keys[1]) < 2:
