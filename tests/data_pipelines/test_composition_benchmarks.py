@@ -98,7 +98,8 @@ def make_sugarcrepe_pp(raw):
     write(raw, "val2017.zip", buffer.getvalue())
 
 
-QUADS = (("red", "green"), ("red", "reddish"))  # of a red and a green image
+# Of a red and a green image; the last are ties.
+QUADS = (("red", "green"), ("red", "reddish"), ("blue", "blue"))
 
 
 def make_winoground(raw):
@@ -211,8 +212,8 @@ SUGARCREPE_PP = {
     "swap_obj/itt": 0, "swap_obj/tot": 0,
     "itt_macro": 30, "itt_pooled": 100 / 3, "tot_macro": 50, "tot_pooled": 50,
 }  # fmt: skip
-WINOGROUND = {"text": 100, "image": 50, "group": 50}
-COLA = {"text_to_image": 50, "image_to_text": 100, "group": 50}
+WINOGROUND = {"text": 200 / 3, "image": 100 / 3, "group": 100 / 3}
+COLA = {"text_to_image": 100 / 3, "image_to_text": 200 / 3, "group": 100 / 3}
 
 
 @for_each(

@@ -29,20 +29,20 @@ class RuleResult:
     """Cosines of the rows of one subset of a benchmark set.
 
     Attributes:
-      images: cosines of each image with each caption.
+      cosines: of each image with each caption.
       groups: of each row, for means over groups; "": the row is in none.
-      captions: cosines of each caption with each caption, where the rule asks for them.
+      caption_cosines: of each caption with each caption, where the rule asks for them.
     """
 
     set: str
     subset: str
     rule: str
-    images: Float32[np.ndarray, "rows images captions"]
+    cosines: Float32[np.ndarray, "rows images captions"]
     groups: tuple[str, ...]
-    captions: Float32[np.ndarray, "rows captions captions"] | None = None
+    caption_cosines: Float32[np.ndarray, "rows captions captions"] | None = None
 
 
-Scores = dict[str, Score]
+ByName = dict[str, Score]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,39 +59,39 @@ class Rule:
 
     images: int
     captions: int
-    subset_scores: Callable[[RuleResult], Scores]
-    set_scores: Callable[[Sequence[RuleResult]], Scores]
+    subset_scores: Callable[[RuleResult], ByName]
+    set_scores: Callable[[Sequence[RuleResult]], ByName]
     between_captions: bool = False
 
 
-def caption_above(images: Float32[np.ndarray, "rows 1 2"]) -> Bool[np.ndarray, " rows"]:
+def caption_above(cosines: Float32[np.ndarray, "rows 1 2"]) -> Bool[np.ndarray, " rows"]:
     """The first caption scores strictly higher; a tie is wrong (SugarCrepe, ARO)."""
-    return images[:, 0, 0] > images[:, 0, 1]
+    return cosines[:, 0, 0] > cosines[:, 0, 1]
 
 
-def caption_first(images: Float32[np.ndarray, "rows 1 captions"]) -> Bool[np.ndarray, " rows"]:
+def caption_first(cosines: Float32[np.ndarray, "rows 1 captions"]) -> Bool[np.ndarray, " rows"]:
     """No caption scores higher than the first; a tie is right (mteb's text_acc, ARO's orders)."""
-    return np.argmax(images[:, 0], axis=1) == 0
+    return np.argmax(cosines[:, 0], axis=1) == 0
 
 
-def both_captions(images: Float32[np.ndarray, "rows 2 2"]) -> Bool[np.ndarray, " rows"]:
+def both_captions(cosines: Float32[np.ndarray, "rows 2 2"]) -> Bool[np.ndarray, " rows"]:
     """Each image is strictly closer to its caption than to the other one (Winoground's text)."""
-    return (images[:, 0, 0] > images[:, 0, 1]) & (images[:, 1, 1] > images[:, 1, 0])
+    return (cosines[:, 0, 0] > cosines[:, 0, 1]) & (cosines[:, 1, 1] > cosines[:, 1, 0])
 
 
-def both_images(images: Float32[np.ndarray, "rows 2 2"]) -> Bool[np.ndarray, " rows"]:
+def both_images(cosines: Float32[np.ndarray, "rows 2 2"]) -> Bool[np.ndarray, " rows"]:
     """Each caption is strictly closer to its image than to the other one (Winoground's image)."""
-    return (images[:, 0, 0] > images[:, 1, 0]) & (images[:, 1, 1] > images[:, 0, 1])
+    return (cosines[:, 0, 0] > cosines[:, 1, 0]) & (cosines[:, 1, 1] > cosines[:, 0, 1])
 
 
-def positives_above(images: Float32[np.ndarray, "rows 1 3"]) -> Bool[np.ndarray, " rows"]:
+def positives_above(cosines: Float32[np.ndarray, "rows 1 3"]) -> Bool[np.ndarray, " rows"]:
     """Both positive captions score strictly higher than the negative (SugarCrepe++'s ITT)."""
-    return np.min(images[:, 0, :2], axis=1) > images[:, 0, 2]
+    return np.min(cosines[:, 0, :2], axis=1) > cosines[:, 0, 2]
 
 
-def positives_together(captions: Float32[np.ndarray, "rows 3 3"]) -> Bool[np.ndarray, " rows"]:
+def positives_together(cosines: Float32[np.ndarray, "rows 3 3"]) -> Bool[np.ndarray, " rows"]:
     """The positives are strictly closer to each other than to the negative (SugarCrepe++'s TOT)."""
-    return captions[:, 0, 1] > np.maximum(captions[:, 0, 2], captions[:, 1, 2])
+    return cosines[:, 0, 1] > np.maximum(cosines[:, 0, 2], cosines[:, 1, 2])
 
 
 def group_mean(correct: Bool[np.ndarray, " rows"], groups: Sequence[str]) -> float | None:
@@ -109,12 +109,12 @@ def kind_means(percent: Mapping[str, float]) -> dict[str, float]:
     return {kind: sum(values) / len(values) for kind, values in kinds.items()}
 
 
-def named_scores(results: Iterable[RuleResult]) -> Scores:
+def named_scores(results: Iterable[RuleResult]) -> ByName:
     """All scores of benchmark sets, as "<set>/<subset>/<score>"; a single subset is not named."""
     sets: dict[str, list[RuleResult]] = {}
     for result in results:
         sets.setdefault(result.set, []).append(result)
-    scores: Scores = {}
+    scores: ByName = {}
     for name, subsets in sets.items():
         for result in subsets:
             part = result.subset if len(subsets) > 1 else ""
@@ -131,39 +131,39 @@ def _share(correct: Bool[np.ndarray, " rows"], chance: float) -> Score:
     return Score(100.0 * float(np.mean(correct)), len(correct), chance)
 
 
-def _sugarcrepe(result: RuleResult) -> Scores:
-    return {"": _share(caption_above(result.images), 50.0)}
+def _sugarcrepe(result: RuleResult) -> ByName:
+    return {"": _share(caption_above(result.cosines), 50.0)}
 
 
-def _sugarcrepe_set(results: Sequence[RuleResult]) -> Scores:
+def _sugarcrepe_set(results: Sequence[RuleResult]) -> ByName:
     """Means over replace, swap and add, of subsets and of rows, and mteb's accuracy of all rows."""
-    correct = {result.subset: caption_above(result.images) for result in results}
+    correct = {result.subset: caption_above(result.cosines) for result in results}
     macro = kind_means({name: 100.0 * float(np.mean(value)) for name, value in correct.items()})
-    scores: Scores = {}
+    scores: ByName = {}
     for kind, percent in macro.items():
         rows = [value for name, value in correct.items() if name.partition("_")[0] == kind]
         scores[f"{kind}_macro"] = Score(percent, 0, 50.0)
         scores[f"{kind}_pooled"] = _share(np.concatenate(rows), 50.0)
-    first = [caption_first(result.images) for result in results]
+    first = [caption_first(result.cosines) for result in results]
     return scores | {"text_acc": _share(np.concatenate(first), 50.0)}
 
 
-def _text_acc(result: RuleResult) -> Scores:
-    captions = result.images.shape[2]
-    return {"text_acc": _share(caption_first(result.images), 100.0 / captions)}
+def _text_acc(result: RuleResult) -> ByName:
+    captions = result.cosines.shape[2]
+    return {"text_acc": _share(caption_first(result.cosines), 100.0 / captions)}
 
 
-def _aro(result: RuleResult) -> Scores:
+def _aro(result: RuleResult) -> ByName:
     """mteb's accuracy and, where rows have groups, ARO's mean over relations or attributes."""
     scores = _text_acc(result)
-    macro = group_mean(caption_above(result.images), result.groups)
+    macro = group_mean(caption_above(result.cosines), result.groups)
     if macro is not None:
         scores["macro"] = Score(macro, 0, 50.0)
     return scores
 
 
-def _winoground(result: RuleResult) -> Scores:
-    text, image = both_captions(result.images), both_images(result.images)
+def _winoground(result: RuleResult) -> ByName:
+    text, image = both_captions(result.cosines), both_images(result.cosines)
     return {
         "text": _share(text, 25.0),
         "image": _share(image, 25.0),
@@ -171,9 +171,9 @@ def _winoground(result: RuleResult) -> Scores:
     }
 
 
-def _cola(result: RuleResult) -> Scores:
+def _cola(result: RuleResult) -> ByName:
     """The first is COLA's accuracy; the others are Winoground's of the same cosines."""
-    text, image = both_captions(result.images), both_images(result.images)
+    text, image = both_captions(result.cosines), both_images(result.cosines)
     return {
         "text_to_image": _share(image, 25.0),
         "image_to_text": _share(text, 25.0),
@@ -181,17 +181,17 @@ def _cola(result: RuleResult) -> Scores:
     }
 
 
-def _sugarcrepe_pp(result: RuleResult) -> Scores:
-    assert result.captions is not None
+def _sugarcrepe_pp(result: RuleResult) -> ByName:
+    assert result.caption_cosines is not None
     return {
-        "itt": _share(positives_above(result.images), 100.0 / 3),
-        "tot": _share(positives_together(result.captions), 100.0 / 3),
+        "itt": _share(positives_above(result.cosines), 100.0 / 3),
+        "tot": _share(positives_together(result.caption_cosines), 100.0 / 3),
     }
 
 
-def _sugarcrepe_pp_set(results: Sequence[RuleResult]) -> Scores:
+def _sugarcrepe_pp_set(results: Sequence[RuleResult]) -> ByName:
     """Means over subsets and over rows."""
-    scores: Scores = {}
+    scores: ByName = {}
     for name in ("itt", "tot"):
         of_subsets = [_sugarcrepe_pp(result)[name] for result in results]
         rows = [score.rows for score in of_subsets]
@@ -202,7 +202,7 @@ def _sugarcrepe_pp_set(results: Sequence[RuleResult]) -> Scores:
     return scores
 
 
-def _nothing(results: Sequence[RuleResult]) -> Scores:
+def _nothing(results: Sequence[RuleResult]) -> ByName:
     return {}
 
 
