@@ -5,15 +5,15 @@ Exit status 0: every set is there, or, with --check, right; 1: some are not; 2: 
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from absl import app, flags
 
-from data_pipelines.benchmarks import catalogue, check, prepare, table
+from data_pipelines.benchmarks import catalogue, check, download, prepare, table
 from data_pipelines.benchmarks.catalogue import Catalogue
-from data_pipelines.benchmarks.hub import HuggingFaceHub
+from data_pipelines.benchmarks.hub import Hub, HuggingFaceHub, UnreachableError
 from data_pipelines.benchmarks.public_set import PublicSet
 from unime_jax import files
 
@@ -51,12 +51,22 @@ def main(argv: list[str]) -> int:
         wrong = _each(there, lambda public: check.check(public, folder / public.name))
         sys.stdout.write(f"{len(there) - len(wrong)} of {len(there)} sets are right\n")
         return _said("wrong", wrong, known)
-    hub = HuggingFaceHub()
-    failed = _each(
-        chosen, lambda public: prepare.prepare(public, folder, _copies(public, chosen), hub)
-    )
+    failed = _prepare(chosen, folder, HuggingFaceHub())
     sys.stdout.write(f"{len(chosen) - len(failed)} of {len(chosen)} sets are in {folder}\n")
     return _said("not prepared", failed, known)
+
+
+def _prepare(sets: list[PublicSet], folder: Path, hub: Hub) -> dict[str, str]:
+    waits: list[Sequence[float]] = [download.WAITS]
+
+    def one_set(public: PublicSet) -> None:
+        try:
+            prepare.prepare(public, folder, _copies(public, sets), hub, waits[-1])
+        except UnreachableError:
+            waits.append(())  # the network has been waited for; others need not wait as long again
+            raise
+
+    return _each(sets, one_set)
 
 
 def _each(sets: list[PublicSet], work: Callable[[PublicSet], None]) -> dict[str, str]:

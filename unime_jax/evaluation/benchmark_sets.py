@@ -7,7 +7,7 @@ from absl import logging
 
 from unime_jax import files
 from unime_jax.evaluation import scores, tasks
-from unime_jax.evaluation.prepared_set import FILE, PreparedSet, TaskSettings, open_set
+from unime_jax.evaluation.prepared_set import FILE, SPLIT, PreparedSet, TaskSettings, open_set
 from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.tasks import captions, composition, mmeb, retrieval
 
@@ -112,7 +112,7 @@ def _tasks_of(prepared: PreparedSet, settings: TaskSettings) -> list[tasks.Task]
 
 def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
     """A dataset of MMEB, under its own name, which averages go by."""
-    name = subset.removesuffix("/test")  # as the hub's parquet files lie
+    name = subset.removesuffix(SPLIT)
     if name not in scores.MMEB_V1:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
     return mmeb.Task(name, prepared.placed(subset, mmeb.IMAGE_COLUMNS), settings.limit)

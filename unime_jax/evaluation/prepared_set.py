@@ -15,6 +15,7 @@ from unime_jax.evaluation.stored_images import open_images
 
 FILE = "set.json"  # written last, so that a set with it is whole
 PLACE = "benchmark://"  # begins the paths of a set's images in a table: no path of a file does
+SPLIT = "/test"  # of the hub's parquet files, `<subset>/test`
 TEXTS = ("name", "kind", "rows", "images", "source", "revision")
 
 
@@ -60,7 +61,7 @@ class PreparedSet:
 
     def task_name(self, subset: str) -> str:
         """Name of a subset's task: that of the set, where it has no other subset."""
-        return self.name if len(self.subsets) == 1 else f"{self.name}/{subset}"
+        return self.name if len(self.subsets) == 1 else f"{self.name}/{subset.removesuffix(SPLIT)}"
 
     def placed(self, subset: str, columns: Sequence[str]) -> "PlacedRows":
         """The rows of a subset, whose image paths in `columns` say which set they are of.
@@ -146,7 +147,7 @@ def open_set(folder: files.Path) -> PreparedSet:
     if not images.is_dir():
         raise ValueError(f"{folder}: its images are gone; there is no folder {images}")
     prepared = PreparedSet(folder, record, open_dataset(folder / record["rows"]), images)
-    counts = {name: len(rows) for name, rows in prepared.subsets.items()}
+    counts = {name.removesuffix(SPLIT): len(rows) for name, rows in prepared.subsets.items()}
     if counts != record.get("counts"):
         raise ValueError(
             f"{prepared.rows} has {_counted(counts)}, but {FILE} says "
