@@ -246,9 +246,12 @@ def test_raw_public_files_become_the_scores_of_each_benchmarks_rule(tmp_path, na
         loaded.append(results.load_result(path))
     found = {key: score.percent for key, score in composition.scores_of(loaded).items()}
     assert found == pytest.approx({f"{name}/{key}": value for key, value in expected.items()})
-    # In a table, the set's name stands once.
-    table = scores.table(None, {"composition": found}).splitlines()
-    assert table[0].split() == [name, "%", *expected]
+    # Tables have the set's name before them, and few columns.
+    blocks = scores.table(None, {"composition": found}).split("\n\n")
+    heads = [block.splitlines()[0].split() for block in blocks]
+    assert all(head[:2] == [name, "%"] for head in heads)
+    assert [column for head in heads for column in head[2:]] == list(expected)
+    assert max(len(line) for block in blocks for line in block.splitlines()) < 140
 
 
 def remove_image(raw):
