@@ -20,7 +20,9 @@ from unime_jax import files
 _FOLDER = flags.DEFINE_string(
     "folder", None, "Where sets are prepared, a folder each", required=True
 )
-_SETS = flags.DEFINE_list("sets", [], "Names or globs, such as flickr30k,mteb_*; none: all sets")
+_SETS = flags.DEFINE_list(
+    "sets", [], "Names or globs, such as flickr30k,mteb_*; none: all but training data"
+)
 _RAW = flags.DEFINE_string(
     "raw", "", "Local copies, <raw>/<set>/... or those of the only set; nothing is downloaded"
 )
@@ -28,6 +30,7 @@ _LIST = flags.DEFINE_bool("list", False, "Only list the sets, and which are prep
 _CHECK = flags.DEFINE_bool("check", False, "Only look at prepared sets: rows, and their images")
 
 ALL, SOME, USAGE = 0, 1, 2
+TRAINING = "pairs"  # the kind of sets that are trained on, some of them hundreds of gigabytes
 
 
 def main(argv: list[str]) -> int:
@@ -51,6 +54,8 @@ def main(argv: list[str]) -> int:
         wrong = _each(there, lambda public: check.check(public, folder / public.name))
         sys.stdout.write(f"{len(there) - len(wrong)} of {len(there)} sets are right\n")
         return _said("wrong", wrong, known)
+    if not _SETS.value:
+        chosen = [public for public in chosen if public.kind != TRAINING]
     failed = _prepare(chosen, folder, HuggingFaceHub())
     sys.stdout.write(f"{len(chosen) - len(failed)} of {len(chosen)} sets are in {folder}\n")
     return _said("not prepared", failed, known)
