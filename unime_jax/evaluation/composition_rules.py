@@ -142,8 +142,9 @@ def _sugarcrepe_set(results: Sequence[RuleResult]) -> ByName:
     scores: ByName = {}
     for kind, percent in macro.items():
         rows = [value for name, value in correct.items() if name.partition("_")[0] == kind]
-        scores[f"{kind}_macro"] = Score(percent, 0, 50.0)
-        scores[f"{kind}_pooled"] = _share(np.concatenate(rows), 50.0)
+        if len(rows) > 1:
+            scores[f"{kind}_macro"] = Score(percent, 0, 50.0)
+            scores[f"{kind}_pooled"] = _share(np.concatenate(rows), 50.0)
     first = [caption_first(result.cosines) for result in results]
     return scores | {"text_acc": _share(np.concatenate(first), 50.0)}
 
