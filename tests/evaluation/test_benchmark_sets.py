@@ -112,6 +112,21 @@ def test_sets_of_all_kinds_are_run_and_their_images_are_told_apart(sets):
     assert images(ranking.items[ranking.gold[0]].media[0].path) == png(30)
 
 
+def test_a_subset_whose_images_are_gone_stops_alone(sets):
+    swap = sets / "crepe" / "rows" / "swap.jsonl"
+    swap.write_text(swap.read_text().replace("0.png", "7.png"))
+    opened = open_suite(sets, "one", "crepe", composition_folder="sets/crepe/rows/add.jsonl")
+    assert [(task.kind, task.name) for task in opened.tasks] == [
+        ("composition", "add"),
+        ("captions", "one"),
+        ("composition", "crepe/add"),
+    ]
+    assert list(opened.not_run) == ["crepe/swap"]
+    assert "'crepe/swap', row 0: image '7.png' cannot be read" in opened.not_run["crepe/swap"]
+    twice = open_suite(sets, "one", "mmeb", mmeb_folder="sets/mmeb/rows")
+    assert "has dataset 'VOC2007' from other data, too" in twice.not_run["mmeb"]
+
+
 def missing(sets):
     shutil.rmtree(sets / "two")
     return "has no set.json, which is written last"
