@@ -130,16 +130,6 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)
 
 
-def _composition_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
-    return composition.Task(
-        prepared.task_name(subset),
-        prepared.placed(subset, ("image_path",)),
-        settings.image_prompt,
-        settings.caption_prompt,
-        settings.limit,
-    )
-
-
 def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
     """A judged corpus in BEIR's layout, or pairs of one source."""
     rows = prepared.rows
@@ -152,6 +142,6 @@ def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) 
 
 TASK_OF: Mapping[str, TaskOf] = {  # by kind
     "mmeb": _mmeb_task,
-    "composition": _composition_task,
+    "composition": composition.task_of,
     "captions": captions.task_of,
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from unime_jax import files
 from unime_jax.batch import Item
+from unime_jax.evaluation.composition_rules import RuleResult
 from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.scores import WAYS
@@ -18,7 +19,8 @@ from unime_jax.evaluation.tasks.composition import SubsetResult
 from unime_jax.evaluation.tasks.distillation import Agreement
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
-Result = DatasetResult | RetrievalResult | SubsetResult | CaptionsResult | Agreement  # of a task
+# Of one task.
+Result = DatasetResult | RetrievalResult | SubsetResult | RuleResult | CaptionsResult | Agreement
 
 
 def save_results(
@@ -55,6 +57,10 @@ def save_result(path: files.Path, result: Result) -> None:
         save_results(path, {}, {result.name: result})
     elif isinstance(result, SubsetResult):
         _write(path, {"subset": result.name}, _arrays(result))
+    elif isinstance(result, RuleResult):
+        names = ("set", "subset", "rule", "groups")
+        about = {name: getattr(result, name) for name in names}
+        _write(path, {"composition": about}, _arrays(result))
     elif isinstance(result, CaptionsResult):
         heads, arrays = _several(list(result.ways.values()))
         arrays["captions"] = result.captions
@@ -68,6 +74,10 @@ def load_result(path: files.Path) -> Result:
     head, arrays = _read(path)
     if isinstance(head, dict) and "agreement" in head:
         return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])
+    if isinstance(head, dict) and "composition" in head:
+        about = head["composition"]
+        groups = tuple(about["groups"])
+        return RuleResult(about["set"], about["subset"], about["rule"], groups=groups, **arrays)
     if isinstance(head, dict) and "captions" in head:
         captions, ways = arrays.pop("captions"), _retrievals(head["ways"], arrays)
         both = dict(zip(WAYS, ways.values(), strict=True))

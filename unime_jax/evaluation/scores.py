@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from unime_jax import files
@@ -16,6 +16,7 @@ RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
 WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
 CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
 COLUMNS = (*METAS, *SPLITS, "All")
+WIDTH = 7  # columns of a table of a composition set; it goes on in another one
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
 
@@ -115,14 +116,39 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
         block = _block("hit@1 %", COLUMNS, before, after, last_name)
         blocks.append("\n".join([block, *notes(after or before or {})]))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
-    if subsets := list(dict.fromkeys([*first, *last])):
-        blocks.append(_block("composition %", subsets, first, last, last_name))
+    for name, sides in _composition_sets(first, last).items():
+        columns = list(dict.fromkeys([*sides[0], *sides[1]]))
+        width = WIDTH if name else len(columns)  # subsets of no set are one table
+        for start in range(0, len(columns), width):
+            part = columns[start : start + width]
+            blocks.append(_block(f"{shown(name) or 'composition'} %", part, *sides, last_name))
     first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
     if first or last:
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     blocks += _retrieval_blocks(before, after, last_name)
     blocks += _captions_blocks(before, after, last_name)
     return "\n\n".join(blocks)
+
+
+def composition_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of composition scores by their set, "" for those of none; "<set>/<score>" has one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        start, slash, _ = name.partition("/")
+        groups.setdefault(start if slash else "", []).append(name)
+    return groups
+
+
+def _composition_sets(
+    first: Mapping[str, float], last: Mapping[str, float]
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Scores of composition before and after, by set and by their names in it."""
+    sets = {}
+    for group, names in composition_groups(dict.fromkeys([*first, *last])).items():
+        start = f"{group}/" if group else ""
+        sides = [{n.removeprefix(start): s[n] for n in names if n in s} for s in (first, last)]
+        sets[group] = (sides[0], sides[1])
+    return sets
 
 
 def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -270,12 +296,13 @@ def _block(
     """`intervals`: [low, high] by column, of the last line of scores."""
     names = [shown(column) for column in columns]  # of a data set's making
     widths = [max(7, len(name) + 2) for name in names]
-    lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
+    start = max(14, len(title) + 1)
+    lines = [f"{title:<{start}}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
 
     def add(name: str, values: list[float | None], form: str) -> None:
         cells = ["-" if v is None else format(v, form) for v in values]
         line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-        lines.append(f"{name:<14}{line}")
+        lines.append(f"{name:<{start}}{line}")
 
     first = [(before or {}).get(column) for column in columns]
     second = [(after or {}).get(column) for column in columns]

@@ -23,6 +23,7 @@ from unime_jax.evaluation import (
     tasks,
 )
 from unime_jax.evaluation.benchmark_sets import open_benchmarks, said
+from unime_jax.evaluation.composition_rules import Score
 from unime_jax.evaluation.item_table import Encode, Images
 from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
 from unime_jax.evaluation.ranking import DatasetResult
@@ -75,8 +76,9 @@ class Suite:
 
     @property
     def composition_rows(self) -> dict[str, int]:
-        """Rows of each subset of composition."""
-        return {t.name: len(t) for t in self.tasks if isinstance(t, composition.Task)}
+        """Rows of each subset of composition that is scored by itself."""
+        of_kind = [t for t in self.tasks if isinstance(t, composition.Task)]
+        return {task.name: len(task) for task in of_kind if not task.set}
 
 
 def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
@@ -192,6 +194,11 @@ def retrievals(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
     return {name: result for (kind, name), result in results.items() if kind == "retrieval"}
 
 
+def compositions(results: Mapping[Key, Any]) -> dict[str, Score]:
+    """The scores of composition by name."""
+    return composition.scores_of(r for (kind, _), r in results.items() if kind == "composition")
+
+
 def captions(results: Mapping[Key, Any]) -> dict[str, CaptionsResult]:
     """The results of sets of captions by name."""
     return {name: result for (kind, name), result in results.items() if kind == "captions"}
@@ -206,8 +213,8 @@ def caption_rankings(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
 def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     """Scores of all tasks, with MMEB's averages."""
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
-    subsets = {n: r.accuracy for (kind, n), r in results.items() if kind == "composition"}
-    found = scores.summary(hits, suite.table, subsets)
+    composed = {name: score.percent for name, score in compositions(results).items()}
+    found = scores.summary(hits, suite.table, composed)
     if suite.table:
         found["instructions"] = suite.instructions
     for (kind, _), result in results.items():

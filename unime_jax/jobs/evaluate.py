@@ -35,6 +35,7 @@ from unime_jax.evaluation.suite import (
     Key,
     Suite,
     caption_rankings,
+    compositions,
     make_suite,
     rankings,
     retrievals,
@@ -301,6 +302,7 @@ def _leave(
 ) -> None:
     """Writes evaluation.json and report.html, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
+    composed = compositions(results)
     scores.write_scores(workdir, "scores", found)
     path = report.write_report(
         workdir,
@@ -310,7 +312,12 @@ def _leave(
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
-        composition_rows=suite.composition_rows,
+        composition_rows={name: score.rows for name, score in composed.items()},
+        composition_sets={
+            name: score.chance
+            for name, score in composed.items()
+            if name not in suite.composition_rows
+        },
         retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
