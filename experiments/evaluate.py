@@ -49,6 +49,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.images = like.evaluation.images
     config.evaluation.image_prompt = like.evaluation.image_prompt
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
+    # vectors of items, by the model's and their content: a folder; "auto": below ~/.cache; "": none
+    config.evaluation.cache = "auto"
 
     if variant == "mmeb":  # MMEB-eval and its images below `data.folder`
         pod = base.pretrained("llava_onevision_7b")

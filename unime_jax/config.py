@@ -280,6 +280,16 @@ class TasksConfig:
     images: str
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
     limit: int  # the first rows of each dataset, but for the texts; 0: all
+    # a local folder (not below `data.folder`) that vectors of items are kept in, for other runs;
+    # "auto": below $XDG_CACHE_HOME (~/.cache), of 16 GiB at most; "": none
+    cache: str
+
+    def __post_init__(self) -> None:
+        if "://" in self.cache:
+            raise ValueError(
+                f"config.evaluation.cache={self.cache!r} must be a local folder, as vectors are "
+                'written and read often; "auto" is one below ~/.cache, and "" is none.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
