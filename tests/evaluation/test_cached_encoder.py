@@ -1,4 +1,4 @@
-"""Vectors on disk: an item is encoded once, by its content, whatever kills runs or damages blocks."""
+"""Vectors on disk: an item is encoded once, by content, whatever kills runs or damages blocks."""
 
 import json
 import os
