@@ -29,10 +29,20 @@ from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks, vector_cache
+from unime_jax.evaluation.benchmark_sets import said
 from unime_jax.evaluation.cached_encoder import CachedEncoder, EncodeBlocks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
+from unime_jax.evaluation.suite import (
+    Key,
+    Suite,
+    caption_rankings,
+    make_suite,
+    rankings,
+    retrievals,
+    summary,
+)
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks.captions import CAPTION
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -139,6 +149,9 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         agreement=agreement,
         retrieval_data=data.eval,
         columns=data.columns,
+        caption_prompt=chosen.caption_prompt,
+        benchmark_folder=chosen.benchmarks,
+        benchmark_names=chosen.sets,
     )
 
 
@@ -194,8 +207,11 @@ def _check_same(
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
             }
+    if chosen.caption_prompt != CAPTION:
+        provenance["caption_prompt"] = chosen.caption_prompt
+    sets = {prepared.name: prepared.provenance() for prepared in suite.benchmarks}
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance)
+        finished.check_same(workdir, provenance, sets)
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:
@@ -303,6 +319,9 @@ def _leave(
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
         composition_rows=suite.composition_rows,
-        retrieval={"after": retrievals(results)},
+        retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
+    if suite.not_run:
+        count = len(suite.not_run)
+        logging.warning("%d benchmark sets were not run:\n%s", count, said(suite.not_run))
