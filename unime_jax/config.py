@@ -294,8 +294,6 @@ class TasksConfig:
                 f"config.evaluation.cache={self.cache!r} must be a local folder, as vectors are "
                 'written and read often; "auto" is one below ~/.cache, and "" is none.'
             )
-
-    def __post_init__(self) -> None:
         if self.sets and not self.benchmarks:
             raise ValueError(
                 f"config.evaluation.sets={list(self.sets)} are names of prepared sets, but "

@@ -9,7 +9,7 @@ from unime_jax import files
 from unime_jax.evaluation import scores, tasks
 from unime_jax.evaluation.prepared_set import FILE, PreparedSet, TaskSettings, open_set
 from unime_jax.evaluation.retrieval_files import open_sets
-from unime_jax.evaluation.tasks import captions, composition, mmeb, retrieval
+from unime_jax.evaluation.tasks import captions, clustering, composition, mmeb, retrieval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,4 +143,5 @@ TASK_OF: Mapping[str, Callable[[PreparedSet, str, TaskSettings], tasks.Task]] = 
     "mmeb": _mmeb_task,
     "composition": _composition_task,
     "captions": captions.task_of,
+    "clustering": clustering.task_of,
 }
