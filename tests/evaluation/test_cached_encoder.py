@@ -1,14 +1,11 @@
-"""Vectors on disk: an item is encoded once, by content, whatever kills runs or damages blocks."""
+"""Vectors on disk: an item is encoded once, by content, whoever shares or damages blocks."""
 
 import json
 import os
-import pathlib
-import signal
 
 import numpy as np
 import pytest
 
-from tests import children
 from unime_jax import files
 from unime_jax.batch import Item, Media
 from unime_jax.evaluation import cached_encoder, vector_cache
@@ -64,20 +61,6 @@ def encode(items, home, of=OF):
     vectors = CachedEncoder(encoder, open_cache(str(home), of, WIDTH), WIDTH)(items)
     assert vectors.dtype == np.float32 and vectors.shape == (len(items), WIDTH)
     return vectors, encoder.encoded
-
-
-def killed(home):
-    """SIGKILL in the middle of the third block of two."""
-    cached_encoder.BLOCK = 2
-    replace, numbers = pathlib.Path.replace, iter(range(100))
-
-    def dies(path, target):
-        if target.suffix == ".npy" and next(numbers) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(path, target)
-
-    pathlib.Path.replace = dies
-    encode(texts("abcdefgh"), home)
 
 
 def test_another_run_encodes_what_is_new(tmp_path, monkeypatch, caplog):
@@ -138,18 +121,7 @@ def test_pictures_are_known_by_content(tmp_path):
         encode(Changing(tmp_path, ["new.png"]), tmp_path / "cache")
 
 
-def test_a_kill_costs_one_block(tmp_path, monkeypatch):
-    process = children.start(killed, str(tmp_path / "cache"), output=tmp_path / "log")
-    assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
-    (half,) = (tmp_path / "cache").glob("*/*.npy.*.tmp")
-    vectors, encoded = encode(texts("abcdefgh"), tmp_path / "cache")
-    assert encoded == ["e", "f", "g", "h"] and half.exists(), "of a run that may be alive"
-    np.testing.assert_array_equal(vectors, [vector(item) for item in texts("abcdefgh")])
-    os.utime(half, (0, 0))
-    assert encode(texts("abcdefgh"), tmp_path / "cache")[1] == [] and not half.exists()
-
-
-def test_a_damaged_block_is_set_aside_and_encoded_again(tmp_path, monkeypatch, caplog):
+def test_a_damaged_block_is_set_aside_and_encoded_again(tmp_path, monkeypatch):
     def damage(change):
         monkeypatch.setattr(cached_encoder, "BLOCK", 2)
         home = tmp_path / change.__name__

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -13,9 +14,10 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate as experiment
 from tests import children
+from tests.evaluation.test_cached_encoder import encode, texts, vector
 from tests.multihost import launch
 from tests.tables import for_each
-from unime_jax.evaluation import finished, results, scores, tasks
+from unime_jax.evaluation import cached_encoder, finished, results, scores, tasks
 from unime_jax.jobs import evaluate
 
 KNOWN = re.compile(r"(\d+) of (\d+) items were known, (\d+) encoded")
@@ -32,6 +34,20 @@ def killed(config, workdir, results):
 
     finished.save = dies
     evaluate.run(ConfigDict(config), workdir)
+
+
+def killed_within_a_block(home):
+    """SIGKILL in the middle of the third block of two."""
+    cached_encoder.BLOCK = 2
+    replace, numbers = pathlib.Path.replace, iter(range(100))
+
+    def dies(path, target):
+        if target.suffix == ".npy" and next(numbers) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    pathlib.Path.replace = dies
+    encode(texts("abcdefgh"), home)
 
 
 @pytest.fixture
@@ -110,6 +126,19 @@ def test_a_kill_costs_no_dataset_that_is_finished_and_no_item_that_is_encoded(
     ran.clear()
     evaluate.run(config, workdir)
     assert not ran, "nothing is missing"
+
+
+def test_a_kill_within_a_block_of_vectors_costs_that_block(tmp_path):
+    process = children.start(
+        killed_within_a_block, str(tmp_path / "cache"), output=tmp_path / "log"
+    )
+    assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
+    (half,) = (tmp_path / "cache").glob("*/*.npy.*.tmp")
+    vectors, encoded = encode(texts("abcdefgh"), tmp_path / "cache")
+    assert encoded == ["e", "f", "g", "h"] and half.exists(), "of a run that may be alive"
+    np.testing.assert_array_equal(vectors, [vector(item) for item in texts("abcdefgh")])
+    os.utime(half, (0, 0))
+    assert encode(texts("abcdefgh"), tmp_path / "cache")[1] == [] and not half.exists()
 
 
 def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ran):

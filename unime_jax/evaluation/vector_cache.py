@@ -211,7 +211,7 @@ def _oldest_first(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 def _digest(ids: np.ndarray, vectors: np.ndarray) -> str:
     digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
-    digest.update(memoryview(np.ascontiguousarray(vectors)).cast("B"))
+    digest.update(np.ascontiguousarray(vectors).data.cast("B"))
     return digest.hexdigest()
 
 
