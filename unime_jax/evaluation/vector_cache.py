@@ -163,11 +163,10 @@ def open_cache(setting: str, of: Mapping[str, Any], dimension: int) -> VectorCac
         if not (folder / RECORD).exists():
             files.write_whole(folder / RECORD, record + "\n")
         os.utime(folder)  # used now
-        for path in folder.glob("*.tmp"):  # of runs that were killed
-            if path.stat().st_mtime < time.time() - LEFT_OVER:
-                path.unlink(missing_ok=True)
-        if setting == "auto":
-            _trim(home, folder)
+        with contextlib.suppress(FileNotFoundError):  # another run was faster
+            _tidy(folder)
+            if setting == "auto":
+                _trim(home, folder)
     except OSError as error:
         takes_more = False
         logging.warning(
@@ -179,6 +178,13 @@ def open_cache(setting: str, of: Mapping[str, Any], dimension: int) -> VectorCac
     cache = VectorCache(folder, dimension, takes_more=takes_more)
     logging.info("vectors of %d evaluation items are kept in %s", len(cache), folder)
     return cache
+
+
+def _tidy(folder: pathlib.Path) -> None:
+    """Removes what runs that were killed have left half-written."""
+    for path in folder.glob("*.tmp"):
+        if path.stat().st_mtime < time.time() - LEFT_OVER:
+            path.unlink(missing_ok=True)
 
 
 def _trim(home: pathlib.Path, used: pathlib.Path) -> None:
