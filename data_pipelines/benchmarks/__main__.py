@@ -3,24 +3,27 @@
 Exit status 0: every set is there, or, with --check, right; 1: some are not; 2: wrong flags.
 """
 
+import logging as std_logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
-from data_pipelines.benchmarks import catalogue, check, prepare, table
+from data_pipelines.benchmarks import catalogue, check, download, prepare, table
 from data_pipelines.benchmarks.catalogue import Catalogue
-from data_pipelines.benchmarks.hub import HuggingFaceHub
+from data_pipelines.benchmarks.hub import Hub, HuggingFaceHub, UnreachableError
 from data_pipelines.benchmarks.public_set import PublicSet
 from unime_jax import files
 
 _FOLDER = flags.DEFINE_string(
     "folder", None, "Where sets are prepared, a folder each", required=True
 )
-_SETS = flags.DEFINE_list("sets", [], "Names or globs, such as flickr30k,mteb_*; none: all sets")
+_SETS = flags.DEFINE_list(
+    "sets", [], "Names or globs, such as flickr30k,mteb_*; none: all but training data"
+)
 _RAW = flags.DEFINE_string(
     "raw", "", "Local copies, <raw>/<set>/... or those of the only set; nothing is downloaded"
 )
@@ -28,10 +31,14 @@ _LIST = flags.DEFINE_bool("list", False, "Only list the sets, and which are prep
 _CHECK = flags.DEFINE_bool("check", False, "Only look at prepared sets: rows, and their images")
 
 ALL, SOME, USAGE = 0, 1, 2
+TRAINING = "pairs"  # the kind of sets that are trained on, some of them hundreds of gigabytes
 
 
 def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be another process's
+    logging.set_verbosity(logging.INFO)
+    for client in ("httpx", "httpx2"):  # which have a line for each request
+        std_logging.getLogger(client).setLevel(std_logging.WARNING)
     known = catalogue.load()
     try:
         if argv[1:]:
@@ -51,12 +58,24 @@ def main(argv: list[str]) -> int:
         wrong = _each(there, lambda public: check.check(public, folder / public.name))
         sys.stdout.write(f"{len(there) - len(wrong)} of {len(there)} sets are right\n")
         return _said("wrong", wrong, known)
-    hub = HuggingFaceHub()
-    failed = _each(
-        chosen, lambda public: prepare.prepare(public, folder, _copies(public, chosen), hub)
-    )
+    if not _SETS.value:
+        chosen = [public for public in chosen if public.kind != TRAINING]
+    failed = _prepare(chosen, folder, HuggingFaceHub())
     sys.stdout.write(f"{len(chosen) - len(failed)} of {len(chosen)} sets are in {folder}\n")
     return _said("not prepared", failed, known)
+
+
+def _prepare(sets: list[PublicSet], folder: Path, hub: Hub) -> dict[str, str]:
+    waits: list[Sequence[float]] = [download.WAITS]
+
+    def one_set(public: PublicSet) -> None:
+        try:
+            prepare.prepare(public, folder, _copies(public, sets), hub, waits[-1])
+        except UnreachableError:
+            waits.append(())  # the network has been waited for; others need not wait as long again
+            raise
+
+    return _each(sets, one_set)
 
 
 def _each(sets: list[PublicSet], work: Callable[[PublicSet], None]) -> dict[str, str]:
@@ -84,11 +103,13 @@ def _copies(public: PublicSet, chosen: list[PublicSet]) -> Path | None:
 
 
 def _said(what: str, failed: dict[str, str], known: Catalogue) -> int:
+    """Writes what failed, and the exit status. Where sets are named, all of them are known."""
+    broken = {} if _SETS.value else known.broken
     for name, why in failed.items():
         sys.stdout.write(f"{what}: {name}: {why}\n")
-    for module, why in known.broken.items():
+    for module, why in broken.items():
         sys.stdout.write(f"{what}: the sets of {module}, which cannot be imported: {why}\n")
-    return SOME if failed or known.broken else ALL
+    return SOME if failed or broken else ALL
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar, cast
 from absl import logging
 from tqdm import tqdm
 
+from data_pipelines.benchmarks import unpack
 from data_pipelines.benchmarks.hub import Hub, HubFile, RefusedError, UnreachableError
 from data_pipelines.benchmarks.public_set import PublicSet
 from data_pipelines.benchmarks.raw_paths import below
@@ -22,7 +23,7 @@ from unime_jax import files
 
 MANIFEST = ".download.json"  # in the raw folder: what it is a copy of
 PART = ".part"  # after the name of a file that is not whole
-WAITS = (2.0, 8.0, 30.0, 120.0, 300.0)  # seconds before the next try, after as many without a byte
+WAITS = (2.0, 8.0, 30.0, 120.0, 300.0)
 BLOCK = 2**22  # bytes read at a time to be hashed
 
 T = TypeVar("T")
@@ -44,14 +45,15 @@ class Manifest:
         return sum(file.size for file in self.files)
 
 
-def download(
-    public: PublicSet, raw: Path, hub: Hub, *, sleep: Callable[[float], None] = time.sleep
-) -> Manifest:
+def download(public: PublicSet, raw: Path, hub: Hub, *, waits: Sequence[float] = WAITS) -> Manifest:
     """Fetches what is missing of a set's files into `raw`, where they lie as in the repository.
 
     A file has its name only when its content is what the hub says. What has come of another one is
     kept, and the next call goes on from there. Once all names are known and all files are there, no
     network is needed.
+
+    Args:
+      waits: seconds before the next try, after as many in turn without a byte.
 
     Raises:
       RefusedError: the hub has no such repository, commit or files, or wants a licence accepted.
@@ -63,10 +65,10 @@ def download(
     if known is not None and _is_of(known, public):
         manifest = known
     else:
-        manifest = _with_waits(lambda: _look_up(public, hub), lambda: 0, sleep)
+        manifest = _with_waits(lambda: _look_up(public, hub), lambda: 0, waits)
         if known is not None and known.commit != manifest.commit:
-            logging.warning("%s: %s is of another revision, and is removed", public.name, raw)
-            shutil.rmtree(raw)
+            logging.warning("%s: what %s has of %s is removed", public.name, raw, known.commit)
+            _remove(known, raw)
         raw.mkdir(parents=True, exist_ok=True)
         _verify_present(manifest, raw)
         files.write_whole(raw / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1))
@@ -81,7 +83,7 @@ def download(
     ) as bar:
         for file in missing:
             logging.info("%s: fetching %s (%d MB)", public.name, file.path, file.size >> 20)
-            _fetch(manifest, file, raw, hub, bar, sleep)
+            _fetch(manifest, file, raw, hub, bar, waits)
     return manifest
 
 
@@ -124,6 +126,16 @@ def _look_up(public: PublicSet, hub: Hub) -> Manifest:
     )
 
 
+def _remove(known: Manifest, raw: Path) -> None:
+    """Removes what was downloaded, and what its archives became; files of others stay."""
+    for file in known.files:
+        path = below(raw, file.path)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + PART).unlink(missing_ok=True)
+        if unpack.is_archive(path):
+            shutil.rmtree(unpack.folder_of(path), ignore_errors=True)
+
+
 def _verify_present(manifest: Manifest, raw: Path) -> None:
     """Removes files that somebody else has put there, and that are not what the hub says."""
     for file in manifest.files:
@@ -139,7 +151,7 @@ def _fetch(
     raw: Path,
     hub: Hub,
     bar: tqdm,
-    sleep: Callable[[float], None],
+    waits: Sequence[float],
 ) -> None:
     target = below(raw, file.path)
     part = target.with_name(target.name + PART)
@@ -163,7 +175,7 @@ def _fetch(
         return wrong
 
     for _ in range(2):  # bytes that were damaged on their way are fetched once more
-        fault = _with_waits(attempt, lambda: _size(part), sleep)
+        fault = _with_waits(attempt, lambda: _size(part), waits)
         if not fault:
             part.replace(target)
             return
@@ -174,26 +186,23 @@ def _fetch(
     )
 
 
-def _with_waits(
-    attempt: Callable[[], T], progress: Callable[[], int], sleep: Callable[[float], None]
-) -> T:
+def _with_waits(attempt: Callable[[], T], progress: Callable[[], int], waits: Sequence[float]) -> T:
     """The result of an attempt, which is made anew while the network fails, after longer waits."""
-    waits, before = list(WAITS), progress()
+    left, before = list(waits), progress()
     while True:
         try:
             return attempt()
         except UnreachableError as error:
             if (now := progress()) > before:  # bytes have come: the network is not down
-                waits, before = list(WAITS), now
-            if not waits:
+                left, before = list(waits), now
+            if not left:
                 raise UnreachableError(
-                    f"{error}. {len(WAITS)} more tries have failed, too; what has come is kept, "
+                    f"{error}. {len(waits)} more tries have failed, too; what has come is kept, "
                     "and the same command goes on from there. Without a network, name local "
                     "copies by --raw"
                 ) from error
-            wait = waits.pop(0)
-            logging.warning("%s; trying again in %g seconds", error, wait)
-            sleep(wait)
+            logging.warning("%s; trying again in %g seconds", error, left[0])
+            time.sleep(left.pop(0))
 
 
 def _fault(file: HubFile, path: Path) -> str:

@@ -39,7 +39,7 @@ class JoinedParts(io.RawIOBase):
         self._position = start + offset
         return self._position
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+    def readinto(self, buffer) -> int:
         number = bisect.bisect_right(self._ends, self._position)
         if number == len(self._parts):
             return 0

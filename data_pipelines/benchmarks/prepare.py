@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from absl import logging
 
 from data_pipelines.benchmarks import download, unpack
 from data_pipelines.benchmarks.hub import ABBREVIATED, FULL, Hub
-from data_pipelines.benchmarks.public_set import Prepared, PublicSet
+from data_pipelines.benchmarks.public_set import PublicSet
 from data_pipelines.preparing import preparing
 from unime_jax import files
 from unime_jax.operations import disk_errors
@@ -17,12 +18,19 @@ from unime_jax.operations import disk_errors
 SET, ROWS, RAW = "set.json", "rows", "raw"  # below the folder of a set
 
 
-def prepare(public: PublicSet, folder: Path, copies: Path | None, hub: Hub) -> None:
+def prepare(
+    public: PublicSet,
+    folder: Path,
+    copies: Path | None,
+    hub: Hub,
+    waits: Sequence[float] = download.WAITS,
+) -> None:
     """Makes <folder>/<name>, unless it is whole; set.json is written last.
 
     Args:
       copies: raw files in the public layout, which are used where they lie; None: they are
         downloaded into <folder>/<name>/raw, and kept there, as images are read from it.
+      waits: as of `download`.
 
     Raises:
       ValueError: the files are not as the public ones, or cannot be had; the message says why.
@@ -37,8 +45,8 @@ def prepare(public: PublicSet, folder: Path, copies: Path | None, hub: Hub) -> N
             return
         (own / SET).unlink(missing_ok=True)
         shutil.rmtree(own / ROWS, ignore_errors=True)
-        raw, revision = _raw_files(public, own, copies, hub)
-        unpack.unpack_all(raw, public.archives)
+        raw, revision = _raw_files(public, own, copies, hub, waits)
+        unpack.unpack_all(raw, public.archives, required=copies is None)
         logging.info("%s: reading %s", public.name, raw)
         prepared = public.read(raw, own)
         check_counts(public, prepared.counts)
@@ -91,7 +99,9 @@ def check_counts(public: PublicSet, counts: Any) -> None:
         )
 
 
-def _raw_files(public: PublicSet, own: Path, copies: Path | None, hub: Hub) -> tuple[Path, str]:
+def _raw_files(
+    public: PublicSet, own: Path, copies: Path | None, hub: Hub, waits: Sequence[float]
+) -> tuple[Path, str]:
     """The raw folder, and the commit that it is a copy of; "" where that is not known."""
     raw = own / RAW
     if copies is not None:
@@ -99,7 +109,7 @@ def _raw_files(public: PublicSet, own: Path, copies: Path | None, hub: Hub) -> t
             raise FileNotFoundError(f"there are no local copies of {public.name} in {copies}")
         return copies.absolute(), ""
     if public.repository:
-        return raw, download.download(public, raw, hub).commit
+        return raw, download.download(public, raw, hub, waits=waits).commit
     if not raw.is_dir():
         raise FileNotFoundError(
             f"{public.name} is not on the hub. {public.note} Put the files into {raw}, or name "

@@ -26,9 +26,10 @@ def markdown(sets: Sequence[PublicSet]) -> str:
     """The table of docs/benchmarks.md."""
     lines = ["| Set | Kind | Source | Revision | Rows |", "|---|---|---|---|---|"]
     for public in sets:
-        source = f"`{public.repository}`" if public.repository else public.note
-        gated = ", gated" if public.gated else ""
-        cells = (f"`{public.name}`", public.kind, source + gated, _revision(public), _rows(public))
+        repository = f"`{public.repository}`" if public.repository else ""
+        note = public.note or ("gated" if public.gated else "")
+        source = "; ".join(filter(None, (repository, note.replace("|", "\\|"))))
+        cells = (f"`{public.name}`", public.kind, source, _revision(public), _rows(public))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

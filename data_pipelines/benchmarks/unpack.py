@@ -26,6 +26,7 @@ from data_pipelines.benchmarks.raw_paths import below
 
 PARTIAL = ".partial"  # after the name of a folder that is not whole
 LEFT_OUT = re.compile(r"__MACOSX/.*|(.*/)?(\.DS_Store|\._[^/]*)")  # what macOS adds to archives
+BLOCK = 512  # bytes; a tar begins with one that says so, and ends with empty ones
 BUFFER = 2**20  # bytes of an archive that are read at a time
 # What readers of archives raise at damaged or encrypted ones.
 DAMAGE = (
@@ -45,10 +46,13 @@ class Member:
     open: Callable[[], IO[bytes]]
 
 
-def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
+def unpack_all(raw: Path, patterns: Sequence[str], *, required: bool = True) -> None:
     """Unpacks the archives in `raw` that match, each into a folder beside it; see `PublicSet`.
 
     A folder that is there is whole, and not made again. Its archive may then be gone.
+
+    Args:
+      required: whether archives must be there; what others have unpacked may lie elsewhere.
 
     Raises:
       FileNotFoundError: there is neither an archive of a pattern nor the folder that it becomes.
@@ -58,12 +62,19 @@ def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
         targets: dict[Path, list[Path]] = {}
         for archive in _archives(raw, pattern):
             targets.setdefault(folder_of(archive), []).append(archive)
-        if not targets and (_is_glob(pattern) or not folder_of(raw / pattern).is_dir()):
+        is_unpacked = not _is_glob(pattern) and folder_of(raw / pattern).is_dir()
+        if required and not targets and not is_unpacked:
             raise FileNotFoundError(
                 f"{raw} has no archive {pattern}, nor the folder that it is unpacked into"
             )
         for target, parts in sorted(targets.items()):
-            unpack(sorted(parts, key=lambda part: (len(part.name), part.name)), target)
+            if not target.is_dir():
+                unpack(_in_order(parts), target)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, or a part of one, by its name."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def folder_of(archive: Path) -> Path:
@@ -116,6 +127,37 @@ def unpack(parts: Sequence[Path], target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _in_order(parts: Sequence[Path]) -> list[Path]:
+    """The parts of an archive by their numbers (00, 01) or letters (aa, ab).
+
+    Raises:
+      ValueError: one is missing, or there are several archives that would be the same folder.
+    """
+    if len(parts) == 1 and not _suffix(parts[0]):
+        return list(parts)
+    numbers = {}
+    for part in parts:
+        label = re.sub(r"^[-._](part)?[-._]?", "", _suffix(part))
+        if label.isdecimal():
+            numbers[int(label)] = part
+        elif re.fullmatch("[a-z]+", label):
+            numbers[sum((ord(c) - ord("a")) * 26**i for i, c in enumerate(label[::-1]))] = part
+    first = min(numbers, default=0)
+    if first > 1 or sorted(numbers) != list(range(first, first + len(parts))):
+        names = ", ".join(sorted(part.name for part in parts))
+        raise ValueError(
+            f"{parts[0].parent}: {names} are not all parts of one archive, or not that alone; "
+            "fetch what is missing, or remove what does not belong there"
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _suffix(archive: Path) -> str:
+    """What a part's name has after that of the archive: "-00"; "" of a whole archive."""
+    name = _NAME.fullmatch(archive.name)
+    return (name["part"] or "") if name else ""
+
+
 def _archives(raw: Path, pattern: str) -> list[Path]:
     """Files that match, but for those in folders that archives were unpacked into."""
     if not _is_glob(pattern):
@@ -123,7 +165,7 @@ def _archives(raw: Path, pattern: str) -> list[Path]:
     matching = []
     for folder, folders, names in os.walk(raw):
         paths = [Path(folder, name) for name in names]
-        unpacked = {folder_of(path).name for path in paths if _NAME.fullmatch(path.name)}
+        unpacked = {folder_of(path).name for path in paths if is_archive(path)}
         folders[:] = [
             name
             for name in folders
@@ -149,6 +191,8 @@ def _zip_members(content: IO[bytes]) -> Iterator[Member]:
 
 
 def _tar_members(content: IO[bytes]) -> Iterator[Member]:
+    is_compressed = content.read(BLOCK)[257:262] != b"ustar"
+    content.seek(0)
     with tarfile.open(fileobj=content, mode="r|*") as archive:
         for info in archive:
             if not info.isfile() and not info.isdir():
@@ -156,7 +200,15 @@ def _tar_members(content: IO[bytes]) -> Iterator[Member]:
             if info.isfile():
                 opened = archive.extractfile(info)
                 assert opened is not None  # it is a file
-                yield Member(info.name, info.size, lambda opened=opened: opened)
+                yield Member(info.name, info.size, functools.partial(_itself, opened))
+    if not is_compressed:  # tarfile takes the end of the file for the end of the archive
+        content.seek(-BLOCK, os.SEEK_END)
+        if any(content.read(BLOCK)):
+            raise EOFError("the end of the archive is missing")
+
+
+def _itself(content: IO[bytes]) -> IO[bytes]:
+    return content
 
 
 def _write(member: Member, folder: Path) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 from unime_jax import files
 from unime_jax.data.formats import Source, fingerprint, open_dataset
 from unime_jax.data.quarantine import BadExample
+from unime_jax.data.settings import Instructions
 from unime_jax.evaluation.item_table import Images, text_of
 from unime_jax.evaluation.stored_images import open_images
 
 FILE = "set.json"  # written last, so that a set with it is whole
 PLACE = "benchmark://"  # begins the paths of a set's images in a table: no path of a file does
+SPLIT = "/test"  # of the hub's parquet files, `<subset>/test`
 TEXTS = ("name", "kind", "rows", "images", "source", "revision")
 
 
@@ -25,6 +27,7 @@ class TaskSettings:
     image_prompt: str  # the text beside an image that is embedded without one of its own
     caption_prompt: str  # of a caption; `{caption}` stands for the caption
     limit: int  # the first rows; 0: all
+    instructions: Instructions = "data"  # of MMEB's datasets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,19 +63,19 @@ class PreparedSet:
 
     def task_name(self, subset: str) -> str:
         """Name of a subset's task: that of the set, where it has no other subset."""
-        return self.name if len(self.subsets) == 1 else f"{self.name}/{subset}"
+        return self.name if len(self.subsets) == 1 else f"{self.name}/{subset.removesuffix(SPLIT)}"
 
     def placed(self, subset: str, columns: Sequence[str]) -> "PlacedRows":
         """The rows of a subset, whose image paths in `columns` say which set they are of.
 
         Raises:
-          ValueError: there are no rows, or an image of the first one is not there.
+          ValueError: there are no rows, or the first image of a column in the first is not there.
         """
         rows = PlacedRows(self, subset, tuple(columns))
         if not len(rows):
             raise ValueError(f"{subset!r} has no rows")
         read, (row, where) = open_images(self.images), (rows.unplaced(0), rows.where(0))
-        for path in [path for column in columns for path in _paths(row.get(column))]:
+        for path in [path for column in columns for path in _paths(row.get(column))[:1]]:
             try:
                 read(path)
             except (KeyError, OSError, ValueError) as error:
@@ -146,7 +149,7 @@ def open_set(folder: files.Path) -> PreparedSet:
     if not images.is_dir():
         raise ValueError(f"{folder}: its images are gone; there is no folder {images}")
     prepared = PreparedSet(folder, record, open_dataset(folder / record["rows"]), images)
-    counts = {name: len(rows) for name, rows in prepared.subsets.items()}
+    counts = {name.removesuffix(SPLIT): len(rows) for name, rows in prepared.subsets.items()}
     if counts != record.get("counts"):
         raise ValueError(
             f"{prepared.rows} has {_counted(counts)}, but {FILE} says "
