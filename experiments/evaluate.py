@@ -54,6 +54,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.image_prompt = like.evaluation.image_prompt
     config.evaluation.caption_prompt = "{caption}"  # of captions; {caption} stands for one
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
+    # vectors of items, by the model's and their content: a folder; "auto": below ~/.cache; "": none
+    config.evaluation.cache = "auto"
 
     if variant in ("mmeb", "benchmarks"):  # data and images below `data.folder`
         pod = base.pretrained("llava_onevision_7b")

@@ -297,8 +297,16 @@ class TasksConfig:
     image_prompt: str  # goes with the images of composition and caption sets
     caption_prompt: str  # of their captions; {caption} stands for the caption
     limit: int  # the first rows of each dataset, but for the texts; 0: all
+    # a local folder (not below `data.folder`) that vectors of items are kept in, for other runs;
+    # "auto": below $XDG_CACHE_HOME (~/.cache), of 16 GiB at most; "": none
+    cache: str
 
     def __post_init__(self) -> None:
+        if "://" in self.cache:
+            raise ValueError(
+                f"config.evaluation.cache={self.cache!r} must be a local folder, as vectors are "
+                'written and read often; "auto" is one below ~/.cache, and "" is none.'
+            )
         if self.sets and not self.benchmarks:
             raise ValueError(
                 f"config.evaluation.sets={list(self.sets)} are names of prepared sets, but "

@@ -9,7 +9,7 @@ from unime_jax import files
 from unime_jax.evaluation import mmeb_rows, scores, tasks
 from unime_jax.evaluation.prepared_set import FILE, SPLIT, PreparedSet, TaskSettings, open_set
 from unime_jax.evaluation.retrieval_files import open_sets
-from unime_jax.evaluation.tasks import captions, composition, mmeb, retrieval
+from unime_jax.evaluation.tasks import captions, clustering, composition, mmeb, retrieval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,4 +144,5 @@ TASK_OF: Mapping[str, TaskOf] = {  # by kind
     "mmeb": _mmeb_task,
     "composition": composition.task_of,
     "captions": captions.task_of,
+    "clustering": clustering.task_of,
 }

@@ -127,6 +127,7 @@ def write_report(
             retrieval_columns=scores_lib.RETRIEVAL,
             captions=report_scores.captions_tables(scores),
             captions_columns=scores_lib.CAPTIONS,
+            clustering=report_scores.clustering_bars(scores),
             not_run=report_scores.not_run(scores),
             distilled=any(report_scores.sides(scores, "distillation")),
             curves=training.curves,

@@ -178,6 +178,16 @@ def composition_bars(
     return groups
 
 
+def clustering_bars(scores: BothScores) -> list[dict[str, Any]]:
+    """V-measure of each clustering set before and after, in percent."""
+    first, last = sides(scores, "clustering")
+    none = {"split": "", "chance": None, "tied": 0, "interval": None, "rows": None}
+    return [
+        {"name": name, "before": first.get(name), "after": last.get(name), **none}
+        for name in dict.fromkeys([*first, *last])
+    ]
+
+
 def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
     """Scores of retrieval by name, before and after: of all sets, then of each of several."""
     first, last = (scores_lib.retrieval_sets(scores.get(side) or {}) for side in SIDES)

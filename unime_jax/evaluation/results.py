@@ -15,12 +15,21 @@ from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.scores import WAYS
 from unime_jax.evaluation.tasks.captions import CaptionsResult
+from unime_jax.evaluation.tasks.clustering import ClusteringResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 from unime_jax.evaluation.tasks.distillation import Agreement
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 # Of one task.
-Result = DatasetResult | RetrievalResult | SubsetResult | RuleResult | CaptionsResult | Agreement
+Result = (
+    DatasetResult
+    | RetrievalResult
+    | SubsetResult
+    | RuleResult
+    | CaptionsResult
+    | ClusteringResult
+    | Agreement
+)
 
 
 def save_results(
@@ -65,6 +74,8 @@ def save_result(path: files.Path, result: Result) -> None:
         heads, arrays = _several(list(result.ways.values()))
         arrays["captions"] = result.captions
         _write(path, {"captions": result.name, "ways": heads}, arrays)
+    elif isinstance(result, ClusteringResult):
+        _write(path, {"clustering": dataclasses.asdict(result)}, {})
     else:
         _write(path, {"agreement": result}, {})
 
@@ -78,6 +89,8 @@ def load_result(path: files.Path) -> Result:
         about = head["composition"]
         groups = tuple(about["groups"])
         return RuleResult(about["set"], about["subset"], about["rule"], groups=groups, **arrays)
+    if isinstance(head, dict) and "clustering" in head:
+        return ClusteringResult(**head["clustering"])
     if isinstance(head, dict) and "captions" in head:
         captions, ways = arrays.pop("captions"), _retrievals(head["ways"], arrays)
         both = dict(zip(WAYS, ways.values(), strict=True))

@@ -127,6 +127,9 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     blocks += _retrieval_blocks(before, after, last_name)
     blocks += _captions_blocks(before, after, last_name)
+    first, last = ((scores or {}).get("clustering") or {} for scores in (before, after))
+    if sets := list(dict.fromkeys([*first, *last])):
+        blocks.append(_block("v-measure %", sets, first, last, last_name))
     return "\n\n".join(blocks)
 
 
@@ -219,7 +222,7 @@ def read_scores(workdir: files.Path) -> dict[str, Scores]:
 def _check_side(side: str, scores: Any) -> None:
     if side not in SIDES or not isinstance(scores, dict):
         raise ValueError(f"{side!r} holds no scores")
-    for group in ("datasets", "composition"):
+    for group in ("datasets", "composition", "clustering"):
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")

@@ -224,6 +224,8 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
         found["retrieval"] = retrieval_scores.of_sets(sets)
     if pictures := captions(results):
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
+    if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:
+        found["clustering"] = clusters
     if suite.not_run:
         found["not_run"] = dict(suite.not_run)
     return found

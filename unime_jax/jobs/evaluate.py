@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +27,10 @@ from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
-from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.encode import NonFiniteError, encode_blocks
+from unime_jax.evaluation import finished, headline, report, scores, tasks, vector_cache
 from unime_jax.evaluation.benchmark_sets import said
+from unime_jax.evaluation.cached_encoder import CachedEncoder, EncodeBlocks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import (
     Key,
@@ -81,10 +82,11 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             suite = _open_suite(settings, folder)
             _check_everywhere(suite)
             backbone = _open_backbone(settings)
-            _check_same(settings, folder, backbone, suite, workdir)
+            model = _model(settings, backbone)
+            _check_same(settings, folder, model, suite, workdir)
             write_config(workdir, config_dict)
         with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
-            results = _results(settings, suite, backbone, mesh, workdir)
+            results = _results(settings, suite, backbone, model, mesh, workdir)
         if jax.process_index() == 0:
             _leave(settings, suite, results, workdir)
 
@@ -186,21 +188,28 @@ def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
     return backbone
 
 
-def _check_same(
-    settings: config.EvaluateConfig,
-    folder: files.Path,
-    backbone: Backbone,
-    suite: Suite,
-    workdir: files.Path,
-) -> None:
-    """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
-    chosen = settings.evaluation
-    names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
-    provenance: dict[str, Any] = {
+def _model(settings: config.EvaluateConfig, backbone: Backbone) -> dict[str, Any]:
+    """What the vector of an item follows from; process 0 reads all of the backbone's files."""
+    return {
         "model": resume.fingerprints(backbone)["backbone"],
         "processing": dataclasses.asdict(backbone.processing),
         "max_length": backbone.preprocess.prompt.max_length,
         "dtype": settings.dtype,
+    }
+
+
+def _check_same(
+    settings: config.EvaluateConfig,
+    folder: files.Path,
+    model: dict[str, Any],
+    suite: Suite,
+    workdir: files.Path,
+) -> None:
+    """See `finished.check_same`; process 0 compares."""
+    chosen = settings.evaluation
+    names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
+    provenance: dict[str, Any] = {
+        **model,
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
         "instructions": chosen.instructions,
@@ -237,6 +246,7 @@ def _results(
     settings: config.EvaluateConfig,
     suite: Suite,
     backbone: Backbone,
+    model: dict[str, Any],
     mesh: Mesh,
     workdir: files.Path,
 ) -> dict[Key, Any]:
@@ -256,7 +266,7 @@ def _results(
             execution=default_execution(jnp.dtype(settings.dtype)),
             truncate_dim=backbone.dimension,
         )
-        encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
+        encode = _encoder(settings, backbone, model, embedder)
         started = time.perf_counter()
         for task, result in tasks.run_all(missing, suite.images(), encode):
             logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
@@ -274,22 +284,40 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
     return [task for task, is_missing in zip(suite.tasks, missing) if is_missing]
 
 
-def _encoder(backbone: Backbone, embedder: Embedder, batch_size: int) -> Encoder:
+def _encoder(
+    settings: config.EvaluateConfig,
+    backbone: Backbone,
+    model: dict[str, Any],
+    embedder: Embedder,
+) -> SharedEncoder:
+    """Encoder of all tasks, which has its memory on disk, or where there is none in the process."""
+    encode = _encode_blocks(backbone, embedder, settings.batch_size)
+    setting = settings.evaluation.cache
+    if not setting:
+        return SharedEncoder(lambda items: np.concatenate(list(encode(items, len(items)))))
+    cache = None
+    if jax.process_index() == 0:
+        cache = vector_cache.open_cache(setting, model, embedder.dimension)
+    return SharedEncoder(CachedEncoder(encode, cache, embedder.dimension), limit=0)
+
+
+def _encode_blocks(backbone: Backbone, embedder: Embedder, batch_size: int) -> EncodeBlocks:
     """Whole embeddings of items as they are, in batches of a few shapes."""
 
-    def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
+    def encode(items: Sequence[Item], block: int) -> Iterator[Float32[np.ndarray, "m D"]]:
         blocks = encode_blocks(
             embedder.model,
             items,
             backbone.preprocess,
             embedder.shapes(batch_size),
             window=batch_size,
+            block=block,
         )
         try:
-            (encoded,) = blocks
+            for encoded in blocks:
+                yield encoded.vectors
         except NonFiniteError as error:
             raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
-        return encoded.vectors
 
     return encode
 
