@@ -173,6 +173,30 @@ def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
     return tables
 
 
+def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
+    """Recalls of each set of captions, before and after, by the columns `scores.CAPTIONS`."""
+    first, last = ((scores.get(side) or {}).get("captions") or {} for side in SIDES)
+    tables = []
+    for name in dict.fromkeys([*first, *last]):
+        of = last.get(name) or first[name]
+        tables.append(
+            {
+                "name": name,
+                "images": of["images"],
+                "captions": of["captions"],
+                "before": scores_lib.flat_recalls(first.get(name)),
+                "after": scores_lib.flat_recalls(last.get(name)),
+                "intervals": scores_lib.flat_recalls(of, "intervals"),
+            }
+        )
+    return tables
+
+
+def not_run(scores: BothScores) -> dict[str, str]:
+    """Why benchmark sets were not run, by their names."""
+    return {name: why for side in sides(scores, "not_run") for name, why in side.items()}  # type: ignore[misc]
+
+
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:
     """The group `key` of the scores before and after, {} where there is none."""
     return [(scores.get(side) or {}).get(key) or {} for side in SIDES]

@@ -29,9 +29,19 @@ from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.evaluation.benchmark_sets import said
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
+from unime_jax.evaluation.suite import (
+    Key,
+    Suite,
+    caption_rankings,
+    make_suite,
+    rankings,
+    retrievals,
+    summary,
+)
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks.captions import CAPTION
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -68,6 +78,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         prepare(settings.data.prepare, folder)
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
+            _check_everywhere(suite)
             backbone = _open_backbone(settings)
             _check_same(settings, folder, backbone, suite, workdir)
             write_config(workdir, config_dict)
@@ -138,7 +149,27 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         agreement=agreement,
         retrieval_data=data.eval,
         columns=data.columns,
+        caption_prompt=chosen.caption_prompt,
+        benchmark_folder=chosen.benchmarks,
+        benchmark_names=chosen.sets,
     )
+
+
+def _check_everywhere(suite: Suite) -> None:
+    """Raises ValueError where this process has other tasks than process 0 has.
+
+    Each looks at benchmark sets by itself, and a folder may not be the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        return
+    names = json.dumps([(task.kind, task.name) for task in suite.tasks])
+    own = np.frombuffer(hashlib.blake2b(names.encode(), digest_size=16).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(own), own):
+        reasons = f" Here are not run:\n{said(suite.not_run)}" if suite.not_run else ""
+        raise ValueError(
+            f"process {jax.process_index()} has other evaluation data than process 0; all need the "
+            f"same.{reasons}"
+        )
 
 
 def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
@@ -187,8 +218,11 @@ def _check_same(
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
             }
+    if chosen.caption_prompt != CAPTION:
+        provenance["caption_prompt"] = chosen.caption_prompt
+    sets = {prepared.name: prepared.provenance() for prepared in suite.benchmarks}
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance)
+        finished.check_same(workdir, provenance, sets)
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:
@@ -277,6 +311,9 @@ def _leave(
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
         composition_rows=suite.composition_rows,
-        retrieval={"after": retrievals(results)},
+        retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
+    if suite.not_run:
+        count = len(suite.not_run)
+        logging.warning("%d benchmark sets were not run:\n%s", count, said(suite.not_run))
