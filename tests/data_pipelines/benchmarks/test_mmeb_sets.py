@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from data_pipelines.benchmarks import mmeb, prepare
+from data_pipelines.benchmarks import check, mmeb, prepare
 from tests.tables import for_each
 from unime_jax import config, config_reader
 from unime_jax.backbones.preprocessing.images import decode_images
@@ -130,6 +130,7 @@ def test_both_layouts_go_from_raw_files_to_the_same_scores(tmp_path):
     write_evaluation(raw / "mmeb_instruct", apart=True)
     for name, place in (("mmeb", "a"), ("mmeb_instruct", "b")):
         prepare.prepare(small(SETS[name]), folder / place, raw / name, hub=None)
+        check.check(small(SETS[name]), folder / place / name)
     record = json.loads((folder / "b" / "mmeb_instruct" / "set.json").read_text())
     assert record["counts"] == {"VOC2007": 3, "Wiki-SS-NQ": 3}
     assert record["candidates"] == {"VOC2007": [3, 3], "Wiki-SS-NQ": [3, 3]}
@@ -247,6 +248,7 @@ def test_training_sets_are_read_where_they_lie_a_split_and_so_many_rows(tmp_path
                 file.writestr(f"{name}/Train/{colour} hot dog.png", png(colour))
     public = dataclasses.replace(SETS["mmeb_train"], counts={"VOC2007/original": 3})
     prepare.prepare(public, folder, raw, hub=None)
+    check.check(public, folder / "mmeb_train")
     record = json.loads((folder / "mmeb_train" / "set.json").read_text())
     assert record["counts"] == {"MSCOCO/original": 2, "VOC2007/original": 3}
 
