@@ -103,11 +103,13 @@ def _copies(public: PublicSet, chosen: list[PublicSet]) -> Path | None:
 
 
 def _said(what: str, failed: dict[str, str], known: Catalogue) -> int:
+    """Writes what failed, and the exit status. Where sets are named, all of them are known."""
+    broken = {} if _SETS.value else known.broken
     for name, why in failed.items():
         sys.stdout.write(f"{what}: {name}: {why}\n")
-    for module, why in known.broken.items():
+    for module, why in broken.items():
         sys.stdout.write(f"{what}: the sets of {module}, which cannot be imported: {why}\n")
-    return SOME if failed or known.broken else ALL
+    return SOME if failed or broken else ALL
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ def unpack_all(raw: Path, patterns: Sequence[str], *, required: bool = True) -> 
       required: whether archives must be there; what others have unpacked may lie elsewhere.
 
     Raises:
-      FileNotFoundError: it is required, and there is neither an archive of a pattern nor the folder that it becomes.
+      FileNotFoundError: there is neither an archive of a pattern nor the folder that it becomes.
       ValueError, OSError: as `unpack`.
     """
     for pattern in patterns:

@@ -126,9 +126,8 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     name = subset.removesuffix(SPLIT)
     if name not in scores.MMEB_V1:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
-    placed = prepared.placed(subset, mmeb.IMAGE_COLUMNS)
-    rows = mmeb_rows.worded(name, placed, settings.instructions)
-    return mmeb.Task(name, rows, settings.limit)
+    rows = prepared.placed(subset, mmeb.IMAGE_COLUMNS)
+    return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)
 
 
 def _composition_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:

@@ -193,8 +193,8 @@ def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
 
 
 def not_run(scores: BothScores) -> dict[str, str]:
-    """Why benchmark sets were not run, by their names."""
-    return {name: why for side in sides(scores, "not_run") for name, why in side.items()}  # type: ignore[misc]
+    """Why benchmark sets of an evaluation were not run, by their names."""
+    return dict((scores.get("after") or {}).get("not_run") or {})
 
 
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:

@@ -48,9 +48,9 @@ class Suite:
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
+    instructions: Instructions = "data"  # of MMEB's datasets
     benchmarks: tuple[PreparedSet, ...] = ()
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    instructions: Instructions = "data"  # of MMEB's datasets
 
     @property
     def is_empty(self) -> bool:
@@ -169,9 +169,9 @@ def make_suite(
         (*suite, *benchmarks.tasks),
         {name: table[name] for name in datasets} | dict(benchmarks.table),
         folder / images,
+        instructions,
         benchmarks.sets,
         benchmarks.not_run,
-        instructions,
     )
 
 

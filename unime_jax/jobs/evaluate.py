@@ -315,5 +315,4 @@ def _leave(
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
     if suite.not_run:
-        count = len(suite.not_run)
-        logging.warning("%d benchmark sets were not run:\n%s", count, said(suite.not_run))
+        logging.warning("benchmark sets that were not run:\n%s", said(suite.not_run))

@@ -106,6 +106,9 @@ def test_sets_are_made_once_each_by_itself_and_failures_are_named(run, files_of_
     assert run([newer], newer_hub)[0] == 0 and newer_hub.asked == []  # the same commit: files stay
 
     # --list and --check need no hub.
+    why = {"some.module": "ImportError: no"}
+    assert run(sets, None, "--list", broken=why)[0] == 1
+    assert run(sets, None, "--list", "--sets=last", broken=why)[0] == 0  # it is not of that module
     status, said = run(sets[:2], None, "--list")
     assert status == 0 and [line.split()[-1] for line in said.splitlines()[1:]] == ["yes", "no"]
     assert "few" in said and COMMIT[:7] in said
