@@ -45,10 +45,7 @@ TRAINING_ROWS: Mapping[str, int] = {
     "SUN397": 19_850,
     "OK-VQA": 9_009,
     "A-OKVQA": 17_056,
-    "VisualNews_t2i": 100_000,
-    "VisualNews_i2t": 100_000,
-    "MSCOCO_t2i": 100_000,
-    "MSCOCO": 100_000,
+    **dict.fromkeys(("VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO"), 100_000),
 }
 TRAINING_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 SPLIT, PARAPHRASED = "original", "diverse_instruction"
@@ -296,11 +293,7 @@ SETS = (
         kind="pairs",
         repository="TIGER-Lab/MMEB-train",
         revision="",
-        files=(
-            f"*/{SPLIT}-*.parquet",
-            f"*/{PARAPHRASED}-*.parquet",
-            "images_zip/*.zip",
-        ),
+        files=(f"*/{SPLIT}-*.parquet", f"*/{PARAPHRASED}-*.parquet", "images_zip/*.zip"),
         archives=("images_zip/*.zip",),
         counts={f"{name}/{SPLIT}": rows for name, rows in TRAINING_ROWS.items()},
         read=read_training,

@@ -86,6 +86,10 @@ def test_resolutions_have_vlm2vecs_names():
     assert "a side of more than 1344 pixels" in caveats(capped)[0]
 
     assert fixed_size(Processing(prompt="raw", image_size=(3, 4))) == (3, 4)
+    with pytest.raises(
+        ValueError, match="resolution is 'medium'; VLM2Vec's names are 'low', 'mid_3"
+    ):
+        fixed_size(Processing(prompt="raw", resolution="medium"))
     with pytest.raises(ValueError, match="are both sizes that images are resized to first"):
         Processing(prompt="raw", image_size=(3, 4), resolution="low")
 

@@ -24,11 +24,19 @@ def require_missing_images(processing: Processing, *supported: MissingImages) ->
 
 
 def fixed_size(processing: Processing) -> FixedSize:
-    """The size that images are resized to first, of either key; None: they are not."""
+    """The size that images are resized to first, of either key; None: they are not.
+
+    Raises:
+      ValueError: `resolution` is no name of VLM2Vec's.
+    """
+    name = processing.resolution
+    if name is None or name == "capped":
+        return name or processing.image_size
     sides = {"low": 128, "mid_336": 336, "mid": 672, "high": CAP}
-    if processing.resolution in sides:
-        return (sides[processing.resolution],) * 2
-    return "capped" if processing.resolution else processing.image_size
+    if name not in sides:
+        known = ", ".join(map(repr, (*sides, "capped")))
+        raise ValueError(f"processing.resolution is {name!r}; VLM2Vec's names are {known}")
+    return sides[name], sides[name]
 
 
 def caveats(processing: Processing) -> tuple[str, ...]:

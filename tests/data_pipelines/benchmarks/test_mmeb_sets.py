@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from data_pipelines.benchmarks import mmeb, prepare
+from data_pipelines.benchmarks import check, mmeb, prepare
 from tests.tables import for_each
 from unime_jax import config, config_reader
 from unime_jax.backbones.preprocessing.images import decode_images
@@ -93,23 +94,25 @@ def by_colour(items, asked):
     """Vectors of what an item shows or says, a blue picture taken for a green one; notes items."""
     vectors = []
     for item in asked:
-        items.append((item.text, *(media.path for media in item.media)))
+        paths = (re.sub("benchmark://[^/]*/", "", media.path) for media in item.media)
+        items.append((item.text, *paths))
         (image,) = decode_images(item, None) or [None]
         shown = image.getpixel((0, 0)) if image else [colour in item.text for colour in COLOURS]
         vectors.append(np.array(shown, float) @ [[1, 0, 0], [0, 1, 0], [0, 1.1 * bool(image), 1]])
     return np.array(vectors)
 
 
-def evaluated(folder: Path, name: str, instructions: str):
-    """The scores of a prepared set, and the items that were encoded."""
-    record = json.loads((folder / name / "set.json").read_text())
+def evaluated(folder: Path, instructions: str, **data: str):
+    """Scores of a prepared set, or of raw files, and the items that were encoded."""
+    chosen = {"mmeb_folder": "", "images": "", "benchmark_folder": ""} | data
     opened = suite.make_suite(
-        folder / name,
-        mmeb_folder=record["rows"],
+        folder,
+        **chosen,
+        benchmark_names=(),
         instructions=instructions,
         composition_folder="",
-        images=record["images"],
         image_prompt="",
+        caption_prompt="{caption}",
         limit=0,
         agreement=None,
         retrieval_data="",
@@ -125,15 +128,16 @@ def test_both_layouts_go_from_raw_files_to_the_same_scores(tmp_path):
     write_evaluation(raw / "mmeb", apart=False)
     write_images(raw / "mmeb" / "images.zip")
     write_evaluation(raw / "mmeb_instruct", apart=True)
-    for name in ("mmeb", "mmeb_instruct"):  # the second has its images from the first
-        prepare.prepare(small(SETS[name]), folder, raw / name, hub=None)
-    record = json.loads((folder / "mmeb_instruct" / "set.json").read_text())
+    for name, place in (("mmeb", "a"), ("mmeb_instruct", "b")):
+        prepare.prepare(small(SETS[name]), folder / place, raw / name, hub=None)
+        check.check(small(SETS[name]), folder / place / name)
+    record = json.loads((folder / "b" / "mmeb_instruct" / "set.json").read_text())
     assert record["counts"] == {"VOC2007": 3, "Wiki-SS-NQ": 3}
     assert record["candidates"] == {"VOC2007": [3, 3], "Wiki-SS-NQ": [3, 3]}
-    link = folder / "mmeb" / "rows" / "VOC2007.parquet"
+    link = folder / "a" / "mmeb" / "rows" / "VOC2007.parquet"
     assert link.is_symlink() and link.samefile(next(raw.glob("mmeb/VOC2007/*.parquet")))
 
-    found, items = evaluated(folder, "mmeb", "data")
+    found, items = evaluated(folder, "data", benchmark_folder="a")
     assert found["datasets"] == {"VOC2007": pytest.approx(200 / 3), "Wiki-SS-NQ": 100}
     assert (found["VQA"], found["All"]) == (None, pytest.approx(250 / 3))
     absent = [name for name in scores.MMEB_V1 if name not in found["datasets"]]
@@ -142,12 +146,18 @@ def test_both_layouts_go_from_raw_files_to_the_same_scores(tmp_path):
     assert lines[2] == f"All: mean of 2 of 36; without {', '.join(absent)}"
     assert lines[3:] == ["instructions: data"]
 
-    assert evaluated(folder, "mmeb_instruct", "data") == (found, items)
-    for name in ("mmeb", "mmeb_instruct"):
-        worded, same = evaluated(folder, name, "vlm2vec")
+    assert evaluated(folder, "data", benchmark_folder="b") == (found, items)
+    for place in ("a", "b"):
+        worded, same = evaluated(folder, "vlm2vec", benchmark_folder=place)
         assert same == items and worded == found | {"instructions": "vlm2vec"}
-        _, others = evaluated(folder, name, "qwen3_vl")
+        _, others = evaluated(folder, "qwen3_vl", benchmark_folder=place)
         assert (f"{IMAGE}Represent the user's input.\n", "Wiki-SS-NQ/a/red.png") in others
+
+    # Raw files do, too; the dataset that no average counts is left out.
+    for name in ("mmeb", "mmeb_instruct"):
+        files = f"{name}/*/test-*.parquet"
+        again = evaluated(raw, "data", mmeb_folder=files, images="mmeb/images")
+        assert again == (found, items)
 
 
 def test_the_second_layout_has_its_images_from_the_media_of_mmeb_v2(tmp_path):
@@ -161,7 +171,7 @@ def test_the_second_layout_has_its_images_from_the_media_of_mmeb_v2(tmp_path):
                 member.size = len(png(colour))
                 file.addfile(member, io.BytesIO(png(colour)))
     prepare.prepare(small(SETS["mmeb_instruct"]), tmp_path / "sets", raw, hub=None)
-    found, _ = evaluated(tmp_path / "sets", "mmeb_instruct", "data")
+    found, _ = evaluated(tmp_path, "data", benchmark_folder="sets")
     assert found["All"] == pytest.approx(250 / 3)
 
 
@@ -238,6 +248,7 @@ def test_training_sets_are_read_where_they_lie_a_split_and_so_many_rows(tmp_path
                 file.writestr(f"{name}/Train/{colour} hot dog.png", png(colour))
     public = dataclasses.replace(SETS["mmeb_train"], counts={"VOC2007/original": 3})
     prepare.prepare(public, folder, raw, hub=None)
+    check.check(public, folder / "mmeb_train")
     record = json.loads((folder / "mmeb_train" / "set.json").read_text())
     assert record["counts"] == {"MSCOCO/original": 2, "VOC2007/original": 3}
 
