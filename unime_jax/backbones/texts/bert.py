@@ -84,6 +84,7 @@ def open_folder(
         processing=processing,
         loads_in_transformers=True,
         own_files=st_folder.files(folder),
+        instruction="",
     )
 
 
