@@ -1,10 +1,10 @@
 """Models of this package in mteb: an encoder with its metadata, for `mteb.evaluate`.
 
-    import mteb
-    from unime_jax.integrations.mteb import load
+import mteb
+from unime_jax.integrations.mteb import load
 
-    model = load("runs/stage2")
-    mteb.evaluate(model, mteb.get_tasks(["Flickr30kT2IRetrieval"]))
+model = load("runs/stage2")
+mteb.evaluate(model, mteb.get_tasks(["Flickr30kT2IRetrieval"]))
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -66,7 +66,7 @@ class EmbedderWrapper(AbsEncoder):
         self.model_prompts = embedder.prompts
         self.use_instructions = use_instructions
 
-    def encode(  # type: ignore[override]  # keywords are named, so that unknown ones are refused
+    def encode(  # keywords by name, so that unknown ones are refused
         self,
         inputs: "DataLoader[BatchedInput]",
         *,
@@ -122,12 +122,8 @@ class EmbedderWrapper(AbsEncoder):
         name = self.get_prompt_name(task_metadata, prompt_type)
         if name is not None and (prompt := self.model.prompts[name]):
             return prompt
-        said = task_metadata.prompt
-        if isinstance(said, Mapping):
-            said = said.get(prompt_type.value) if prompt_type else None
-        elif prompt_type == PromptType.document:
-            said = None
         template = self.model.backbone.instruction
+        said = _instruction_of(task_metadata, prompt_type)
         if not said or not template or not self.use_instructions:
             return None
         return template.format(instruction=said)
@@ -235,8 +231,17 @@ def model_meta(embedder: Embedder, name: str) -> ModelMeta:
     )
 
 
+def _instruction_of(task_metadata: "TaskMetadata", prompt_type: PromptType | None) -> str | None:
+    """The task's own instruction for one side; one for both is not meant for documents."""
+    said = task_metadata.prompt
+    if isinstance(said, str):
+        return None if prompt_type == PromptType.document else said
+    sides: Mapping[str, Any] = said or {}
+    return sides.get(prompt_type.value) if prompt_type else None
+
+
 def _windows(
-    batches: "typing.Iterable[BatchedInput]", batch_size: int
+    batches: Iterable[Mapping[str, Any]], batch_size: int
 ) -> Iterator[Sequence[UserInput]]:
     """Items of batches: all texts at once, as they are small, and a few batches with images."""
     window: list[UserInput] = []
@@ -251,8 +256,8 @@ def _windows(
         yield window
 
 
-def _items(batch: "BatchedInput") -> list[UserInput]:
-    columns = {key: batch[key] for key in ("text", "image") if key in batch}  # type: ignore[literal-required]
+def _items(batch: Mapping[str, Any]) -> list[UserInput]:
+    columns = {key: batch[key] for key in ("text", "image") if key in batch}
     if not columns:
         raise ValueError(f"a batch has the columns {list(batch)}; texts or images are embedded")
     rows = [dict(zip(columns, values)) for values in zip(*columns.values(), strict=True)]

@@ -6,9 +6,10 @@ A dataset's result is on disk as soon as it is finished; the same command goes o
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.evaluation.peer import Peer
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
 from unime_jax.evaluation.tasks import distillation
@@ -41,14 +43,20 @@ from unime_jax.training.inputs import prepare
 from unime_jax.training.setup import say_what_is_not_used, write_config
 
 
-def run(config_dict: ConfigDict, workdir: files.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path, peer: Peer | None = None) -> None:
     """Begins or resumes the evaluation in `workdir`.
+
+    Args:
+      peer: a model of another library in the place of `config.backbone`, of which the keys that
+        are of a model are not used.
 
     Raises:
       ValueError: the config does not make sense, `workdir` holds a run of another job or the
         evaluation of another model or other data, or a dataset is not complete.
       RuntimeError: a disk takes no more.
     """
+    if peer is not None:
+        config_dict = ConfigDict(config_dict.to_dict() | {"backbone": peer.name})
     settings = config_reader.read(config.EvaluateConfig, config_dict.to_dict())
     folder = files.as_path(settings.data.folder)
     watch = settings.watchdog
@@ -61,20 +69,23 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             mesh = preflight.check(
                 lambda: _make_mesh(settings),
                 workdir,
-                lambda problems: _check(settings, workdir, problems),
+                lambda problems: _check(settings, workdir, peer, problems),
             )
         stack.enter_context(boundary.owning(workdir, "evaluate.lock", "evaluates in", folder))
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
         prepare(settings.data.prepare, folder)
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
-            backbone = _open_backbone(settings)
-            _check_same(settings, folder, backbone, suite, workdir)
+            model = peer or _open_model(settings)
+            _check_same(settings, folder, model, suite, workdir)
             write_config(workdir, config_dict)
         with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
-            results = _results(settings, suite, backbone, mesh, workdir)
+            results = _results(settings, suite, model, mesh, workdir)
         if jax.process_index() == 0:
-            _leave(settings, suite, results, workdir)
+            about = headline.of_evaluation(
+                settings, model.headline if isinstance(model, Peer) else None
+            )
+            _leave(settings, suite, results, workdir, about)
 
 
 def model_source(backbone: str) -> str:
@@ -95,15 +106,38 @@ def model_source(backbone: str) -> str:
 
 
 def _check(
-    settings: config.EvaluateConfig, workdir: files.Path, problems: preflight.Problems
+    settings: config.EvaluateConfig,
+    workdir: files.Path,
+    peer: Peer | None,
+    problems: preflight.Problems,
 ) -> None:
     with problems.collected("--workdir"):
         _check_workdir(workdir)
+    if peer is not None or settings.library != "unime_jax":
+        if jax.process_count() > 1:
+            problems.add("models of other libraries are evaluated in one process, not in several")
+        if peer is None:
+            with problems.collected("config.backbone"):
+                _check_peer(settings)
+        preflight.check_evaluation_data(settings, problems)
+        return
     source = ""
     with problems.collected("config.backbone"):
         source = model_source(settings.backbone)
     if source:
         preflight.check_evaluation(settings, source, problems)
+
+
+def _check_peer(settings: config.EvaluateConfig) -> None:
+    """Raises ValueError for a folder, or an installation, without sentence-transformers."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ValueError(
+            f"config.library={settings.library!r}, but the package sentence-transformers is not "
+            "installed: pip install 'unime_jax[eval]'"
+        )
+    from unime_jax.integrations import sentence_transformers
+
+    sentence_transformers.check_folder(model_source(settings.backbone), settings.revision)
 
 
 def _check_workdir(workdir: files.Path) -> None:
@@ -140,8 +174,20 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     )
 
 
-def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
+def _open_model(settings: config.EvaluateConfig) -> Backbone | Peer:
     source = model_source(settings.backbone)
+    if settings.library != "unime_jax":
+        from unime_jax.integrations import sentence_transformers  # torch is not for everybody
+
+        assert settings.dtype != "int8"  # see EvaluateConfig
+        return sentence_transformers.open_peer(
+            source,
+            revision=settings.revision,
+            max_length=settings.max_length,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            late_fusion=settings.late_fusion,
+        )
     backbone = open_backbone(
         source,
         max_length=settings.max_length,
@@ -156,7 +202,7 @@ def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
 def _check_same(
     settings: config.EvaluateConfig,
     folder: files.Path,
-    backbone: Backbone,
+    model: Backbone | Peer,
     suite: Suite,
     workdir: files.Path,
 ) -> None:
@@ -164,10 +210,7 @@ def _check_same(
     chosen = settings.evaluation
     names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
     provenance: dict[str, Any] = {
-        "model": resume.fingerprints(backbone)["backbone"],
-        "processing": dataclasses.asdict(backbone.processing),
-        "max_length": backbone.preprocess.prompt.max_length,
-        "dtype": settings.dtype,
+        **_provenance(settings, model),
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
         **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
@@ -189,6 +232,18 @@ def _check_same(
         finished.check_same(workdir, provenance)
 
 
+def _provenance(settings: config.EvaluateConfig, model: Backbone | Peer) -> Mapping[str, Any]:
+    """All that the embeddings of a model depend on."""
+    if isinstance(model, Peer):
+        return model.provenance
+    return {
+        "model": resume.fingerprints(model)["backbone"],
+        "processing": dataclasses.asdict(model.processing),
+        "max_length": model.preprocess.prompt.max_length,
+        "dtype": settings.dtype,
+    }
+
+
 def _digest_of_teacher(teacher: Embeddings) -> str:
     """Hash of which items a teacher has embedded, and of what is recorded of it."""
     record = json.dumps([teacher.dimension, teacher.provenance], sort_keys=True)
@@ -199,7 +254,7 @@ def _digest_of_teacher(teacher: Embeddings) -> str:
 def _results(
     settings: config.EvaluateConfig,
     suite: Suite,
-    backbone: Backbone,
+    model: Backbone | Peer,
     mesh: Mesh,
     workdir: files.Path,
 ) -> dict[Key, Any]:
@@ -212,14 +267,9 @@ def _results(
     if not missing:
         return results
     with jax.set_mesh(mesh):
-        embedder = Embedder(
-            backbone,
-            mesh=mesh,
-            dtype=jnp.dtype(settings.dtype),
-            execution=default_execution(jnp.dtype(settings.dtype)),
-            truncate_dim=backbone.dimension,
+        encode = SharedEncoder(
+            model.encode if isinstance(model, Peer) else _encoder(settings, model, mesh)
         )
-        encode = SharedEncoder(_encoder(backbone, embedder, settings.batch_size))
         started = time.perf_counter()
         for task, result in tasks.run_all(missing, suite.images(), encode):
             logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
@@ -237,8 +287,16 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
     return [task for task, is_missing in zip(suite.tasks, missing) if is_missing]
 
 
-def _encoder(backbone: Backbone, embedder: Embedder, batch_size: int) -> Encoder:
+def _encoder(settings: config.EvaluateConfig, backbone: Backbone, mesh: Mesh) -> Encoder:
     """Whole embeddings of items as they are, in batches of a few shapes."""
+    embedder = Embedder(
+        backbone,
+        mesh=mesh,
+        dtype=jnp.dtype(settings.dtype),
+        execution=default_execution(jnp.dtype(settings.dtype)),
+        truncate_dim=backbone.dimension,
+    )
+    batch_size = settings.batch_size
 
     def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
         blocks = encode_blocks(
@@ -262,8 +320,9 @@ def _leave(
     suite: Suite,
     results: dict[Key, Any],
     workdir: files.Path,
+    about: Mapping[str, str],
 ) -> None:
-    """Writes evaluation.json and report.html, and logs the scores."""
+    """Writes evaluation.json and report.html, whose headline is `about`, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
     scores.write_scores(workdir, "scores", found)
     path = report.write_report(
@@ -273,7 +332,7 @@ def _leave(
         after=rankings(results),
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
-        headline=headline.of_evaluation(settings),
+        headline=about,
         composition_rows=suite.composition_rows,
         retrieval={"after": retrievals(results)},
     )
