@@ -12,7 +12,7 @@ from tests.export.test_used_elsewhere import export
 from unime_jax import sharding
 
 QUERIES = ("a red circle", "the left one", "find: a blue square", "two crosses", "what is it?")
-TITLES = ("", "Shapes", "On colours", "", "A longer title of a document")
+TITLES = ("", "Shapes", "On colours", "", "Kinds")
 # Query, document, grade; documents without a line are not relevant.
 GRADES = [(q, d, 1 + (q + d) % 3) for q in range(5) for d in range(q, 14, 4)]
 
@@ -30,7 +30,7 @@ def mesh():
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> pathlib.Path:
-    """A folder in BEIR's layout: 5 queries, 14 documents of title, text and image. Read-only."""
+    """A folder in BEIR's layout: 5 queries, 14 documents of title, text and image; none is long."""
     folder = tmp_path_factory.mktemp("own") / "shapes"
     folder.mkdir()
     rng = np.random.default_rng(3)

@@ -26,6 +26,14 @@ from unime_jax.integrations import sentence_transformers as st_integration
 from unime_jax.jobs import evaluate
 
 
+def judgements():
+    """Grades of documents by query."""
+    relevant = {}
+    for query, document, grade in GRADES:
+        relevant.setdefault(f"q{query}", {})[f"d{document}"] = grade
+    return relevant
+
+
 class Shapes(AbsTaskRetrieval):
     """The judged corpus as a task of mteb, which is not on the hub."""
 
@@ -37,15 +45,12 @@ class Shapes(AbsTaskRetrieval):
     def load_data(self, num_proc=None, **kwargs):
         queries = [json.loads(x) for x in (self.folder / "queries.jsonl").open()]
         documents = [json.loads(x) for x in (self.folder / "corpus.jsonl").open()]
-        relevant = {query["_id"]: {} for query in queries}
-        for query, document, grade in GRADES:
-            relevant[f"q{query}"][f"d{document}"] = grade
         columns = {name: [row[name] for row in documents] for name in ("title", "text")}
         columns["image"] = [Image.open(self.folder / row["image"]) for row in documents]
         data = RetrievalSplitData(
             queries=Dataset.from_list([{"id": q["_id"], "text": q["text"]} for q in queries]),
             corpus=Dataset.from_dict({"id": [row["_id"] for row in documents], **columns}),
-            relevant_docs=relevant,
+            relevant_docs=judgements(),
             top_ranked=None,
         )
         self.dataset = {"default": {"test": data}}
@@ -80,8 +85,7 @@ def by_mteb(model, corpus, folder):
     ).task_results
     (file,) = folder.glob("*.json")
     predicted = json.loads(file.read_text())["default"]["test"]
-    relevant = task.dataset["default"]["test"]["relevant_docs"]
-    measured = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(predicted)
+    measured = pytrec_eval.RelevanceEvaluator(judgements(), {"ndcg_cut.10"}).evaluate(predicted)
     exact = np.mean([query["ndcg_cut_10"] for query in measured.values()])
     return result.scores["test"][0]["ndcg_at_10"], exact
 
@@ -89,6 +93,8 @@ def by_mteb(model, corpus, folder):
 def test_three_libraries_give_the_same_ndcg(corpus, model_folder, mesh, tmp_path, caplog):
     theirs = SentenceTransformer(str(model_folder), device="cpu")
     wrapped = SentenceTransformerEncoderWrapper(theirs)
+    both = {"modalities": ["text", "image"]}  # of which mteb knows nothing in a local folder
+    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(update=both)
     ours = integration.load(model_folder, dtype="float32", mesh=mesh)
 
     workdirs = {name: tmp_path / name for name in ("ours", "st", "mteb", "ours_by_mteb")}

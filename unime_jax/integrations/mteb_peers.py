@@ -143,12 +143,14 @@ def metadata(modalities: Sequence[str]) -> TaskMetadata:
 
 
 def _check(given: PeerInput, modalities: Sequence[str]) -> None:
-    if given.images and "image" not in modalities:
-        raise ValueError(f"{given.name}: this model embeds {', '.join(modalities)}; no images")
-    if given.text is not None and "text" not in modalities:
-        raise ValueError(f"{given.name}: this model embeds {', '.join(modalities)}; no texts")
+    for kind, needed in (("image", bool(given.images)), ("text", given.text is not None)):
+        if needed and kind not in modalities:
+            raise ValueError(
+                f"{given.name}: the metadata of this model have the modalities"
+                f" {', '.join(modalities)}, so it is given no {kind}"
+            )
     if len(given.images) > 1:
-        raise ValueError(f"{given.name}: {len(given.images)} images; mteb's items have one")
+        raise ValueError(f"{given.name}: {len(given.images)} images; an item of mteb has one")
 
 
 class _Rows(Dataset):
