@@ -3,6 +3,8 @@
 --config=experiments/evaluate.py             the default run of stage2.py on MiniMMEB
 --config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
 --config=experiments/evaluate.py:texts       the default run of stage1.py on held-out texts
+
+With --config.library=sentence_transformers a model of that library is scored on the same sets.
 """
 
 from ml_collections import ConfigDict, config_dict

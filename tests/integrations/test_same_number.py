@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from experiments import evaluate as experiment
 from tests.integrations.conftest import GRADES
+from tests.tables import for_each
 from unime_jax import files
 from unime_jax.evaluation import results, scores
 from unime_jax.evaluation.retrieval_files import open_sets
@@ -141,3 +142,21 @@ def test_three_libraries_give_the_same_ndcg(corpus, model_folder, mesh, tmp_path
     with pytest.raises(ValueError, match="another evaluation. Changed since:\n  library: "):
         evaluate.run(config_of(corpus, model_folder), workdirs["st"])
     assert results.load_sets(workdirs["st"] / "results" / "retrieval-shapes.npz")
+
+
+@for_each(
+    ("changes", "message"),
+    [
+        ({"late_fusion": True}, "late_fusion=True is for peers"),
+        ({"library": "sentence_transformers", "dtype": "int8"}, "dtype='int8': config.library="),
+        ({"library": "mteb"}, "library is 'mteb'; use one of 'unime_jax', 'sentence_transformers'"),
+        ({"library": "sentence_transformers", "backbone": "."}, "has no modules.json"),
+        ({"library": "sentence_transformers", "revision": "main"}, "revision is 'main'"),
+    ],
+)
+def test_settings_of_a_peer_are_checked(corpus, exported, tmp_path, changes, message):
+    config = config_of(corpus, exported)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        evaluate.run(config, tmp_path / "workdir")
+    assert not (tmp_path / "workdir" / "evaluation.json").exists()

@@ -20,6 +20,7 @@ from unime_jax.evaluation.item_table import Encode
 from unime_jax.evaluation.peer import Peer
 from unime_jax.integrations.peer_inputs import (
     PeerInput,
+    by_modality,
     encode_windows,
     sum_of_modalities,
     versions,
@@ -96,29 +97,23 @@ def encoder(
     modalities = model.mteb_model_meta.modalities
     task = task_metadata or metadata(modalities)
 
-    def encode_inputs(inputs: Sequence[PeerInput]) -> Float[np.ndarray, "n D"]:
-        by_columns: dict[tuple[str, ...], list[int]] = {}
-        for number, given in enumerate(inputs):
+    def encode_alike(inputs: Sequence[PeerInput]) -> Float[np.ndarray, "n D"]:
+        rows = [_row(given) for given in inputs]
+        encoded = model.encode(
+            DataLoader(_Rows(rows), batch_size=batch_size, collate_fn=_collated),
+            task_metadata=task,
+            hf_split="test",
+            hf_subset="default",
+            prompt_type=prompt_type,
+            batch_size=batch_size,
+            show_progress_bar=False,
+        )
+        return np.asarray(encoded, np.float32)
+
+    def encode_inputs(inputs: Sequence[PeerInput]) -> Float32[np.ndarray, "n D"]:
+        for given in inputs:
             _check(given, modalities)
-            by_columns.setdefault(tuple(_row(given)), []).append(number)
-        vectors: np.ndarray | None = None
-        for columns, numbers in by_columns.items():
-            rows = _Rows(columns, [_row(inputs[number]) for number in numbers])
-            encoded = model.encode(
-                DataLoader(rows, batch_size=batch_size, collate_fn=_collated),
-                task_metadata=task,
-                hf_split="test",
-                hf_subset="default",
-                prompt_type=prompt_type,
-                batch_size=batch_size,
-                show_progress_bar=False,
-            )
-            part = np.asarray(encoded)
-            if vectors is None:
-                vectors = np.empty((len(inputs), part.shape[1]), np.float32)
-            vectors[numbers] = part
-        assert vectors is not None  # a window has items
-        return vectors
+        return by_modality(inputs, encode_alike)
 
     def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
         def fused(inputs: Sequence[PeerInput]) -> Float32[np.ndarray, "n D"]:
@@ -156,9 +151,9 @@ def _check(given: PeerInput, modalities: Sequence[str]) -> None:
 class _Rows(Dataset):
     """Rows with the same columns; mteb's models look for these in `features`."""
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[dict[str, Any]]):
-        self.features = dict.fromkeys(columns)
-        self.column_names = list(columns)
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self.features = dict.fromkeys(rows[0])
+        self.column_names = list(rows[0])
         self._rows = rows
 
     def __len__(self) -> int:

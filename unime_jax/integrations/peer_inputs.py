@@ -84,6 +84,19 @@ def encode_windows(
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
+def by_modality(
+    inputs: Sequence[PeerInput],
+    encode: Callable[[Sequence[PeerInput]], Float[np.ndarray, "m D"]],
+) -> Float32[np.ndarray, "n D"]:
+    """Embeddings of texts, of images, and of items of both, each in a call of its own, in order."""
+    numbers: dict[tuple[bool, bool], list[int]] = {}
+    for number, given in enumerate(inputs):
+        numbers.setdefault((given.text is None, bool(given.images)), []).append(number)
+    parts = {tuple(n): encode([inputs[i] for i in n]) for n in numbers.values()}
+    order = np.argsort(np.concatenate([np.array(n) for n in parts]))
+    return np.concatenate([np.asarray(part, np.float32) for part in parts.values()])[order]
+
+
 def sum_of_modalities(
     inputs: Sequence[PeerInput],
     encode: Callable[[Sequence[PeerInput]], Float[np.ndarray, "m D"]],

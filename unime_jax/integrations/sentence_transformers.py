@@ -16,6 +16,7 @@ from unime_jax.evaluation.item_table import Encode
 from unime_jax.evaluation.peer import Peer
 from unime_jax.integrations.peer_inputs import (
     PeerInput,
+    by_modality,
     encode_windows,
     refused_both,
     sum_of_modalities,
@@ -51,16 +52,19 @@ def encoder(model: SentenceTransformer, *, batch_size: int, late_fusion: bool = 
     takes_images = model.supports("image")
     takes_both = model.supports(("image", "text"))
 
-    def encode_inputs(inputs: Sequence[PeerInput]) -> Float[np.ndarray, "n D"]:
+    def encode_alike(inputs: Sequence[PeerInput]) -> Float[np.ndarray, "n D"]:
+        rows = [_row(given) if takes_images else given.text for given in inputs]
+        with model.truncate_embeddings(None):
+            vectors = model.encode(rows, prompt="", batch_size=batch_size, show_progress_bar=False)
+        return np.asarray(vectors, np.float32)
+
+    def encode_inputs(inputs: Sequence[PeerInput]) -> Float32[np.ndarray, "n D"]:
         for given in inputs:
             if given.images and not takes_images:
                 raise ValueError(f"{given.name}: this model embeds texts only; it has no images")
             if given.has_both and not takes_both:
                 raise refused_both(given)
-        rows = [_row(given) if takes_images else given.text for given in inputs]
-        with model.truncate_embeddings(None):
-            vectors = model.encode(rows, prompt="", batch_size=batch_size, show_progress_bar=False)
-        return np.asarray(vectors)
+        return by_modality(inputs, encode_alike)
 
     def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
         def fused(inputs: Sequence[PeerInput]) -> Float32[np.ndarray, "n D"]:
