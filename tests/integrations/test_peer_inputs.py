@@ -8,6 +8,7 @@ import pytest
 from mteb.models.model_meta import ModelMeta
 from PIL import Image
 
+from tests.tables import for_each
 from unime_jax.batch import Item, Media
 from unime_jax.integrations import mteb_peers, peer_inputs
 from unime_jax.integrations import sentence_transformers as st_integration
@@ -57,7 +58,7 @@ ITEMS = [
 ]
 
 
-@pytest.mark.parametrize("library", ["sentence_transformers", "mteb"])
+@for_each("library", ["sentence_transformers", "mteb"])
 def test_markers_are_left_out_and_modalities_are_columns(library, monkeypatch):
     monkeypatch.setattr(peer_inputs, "WINDOW", 1)
     make = st_integration.encoder if library == "sentence_transformers" else mteb_peers.encoder

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from mteb.types import BatchedInput
     from torch.utils.data import DataLoader
 
-WINDOW = 16  # batches of images that are decoded at a time
+# Batches that are encoded in one call, which puts texts of like length together.
+TEXT_BATCHES, IMAGE_BATCHES = 256, 16
 
 
 class EmbedderWrapper(AbsEncoder):
@@ -175,7 +176,7 @@ def load(
     """
     if device is not None:
         raise ValueError(f"device is {device!r}; JAX's devices are chosen by `mesh`")
-    source = pathlib.Path(folder_or_hub_id)
+    source = pathlib.Path(folder_or_hub_id).expanduser()
     if (source / "hf" / "config.json").exists():
         source = source / "hf"
     is_folder = source.is_dir()
@@ -199,7 +200,7 @@ def load(
         name = f"local/{_folder_name(source)}" if is_folder else os.fspath(folder_or_hub_id)
     changed = {key: value for key, value in experiment.items() if value is not None}
     meta = model_meta(embedder, name).model_copy(update={"experiment_kwargs": changed or None})
-    if not is_folder:
+    if meta.revision == embedder.backbone.commits.get(name):  # by which mteb can load it, too
         meta = meta.model_copy(update={"loader": load, "open_weights": True})
     return EmbedderWrapper(embedder, meta, use_instructions=use_instructions)
 
@@ -243,13 +244,13 @@ def _instruction_of(task_metadata: "TaskMetadata", prompt_type: PromptType | Non
 def _windows(
     batches: Iterable[Mapping[str, Any]], batch_size: int
 ) -> Iterator[Sequence[UserInput]]:
-    """Items of batches: all texts at once, as they are small, and a few batches with images."""
+    """Items of many batches of texts, or of a few with images, whose pixels are in memory."""
     window: list[UserInput] = []
     with_images = False
     for batch in batches:
         window += _items(batch)
         with_images = with_images or "image" in batch
-        if with_images and len(window) >= WINDOW * batch_size:
+        if len(window) >= (IMAGE_BATCHES if with_images else TEXT_BATCHES) * batch_size:
             yield window
             window = []
     if window:
@@ -274,7 +275,8 @@ def _item(row: Mapping[str, Any]) -> UserInput:
 
 
 def _revision(backbone: Backbone) -> str:
-    if commit := backbone.commits.get(backbone.base):
+    commit = backbone.commits.get(backbone.base)
+    if commit and not backbone.adapter:  # else it is of the adapter's base
         return commit
     listed = "\n".join(f"{name} {digest}" for name, digest in sorted(fingerprint(backbone).items()))
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
