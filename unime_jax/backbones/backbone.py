@@ -88,7 +88,7 @@ class Backbone:
     base: str = ""
     commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_files: tuple[str, ...] = ()
-    instruction: str = "{instruction}\n"
+    instruction: str = ""
     convert: Callable[[pathlib.Path], None] | None = None
     defaults: Defaults = Defaults()
 

@@ -108,6 +108,7 @@ def open_folder(
             make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
             unread=(r"visual\..*",),
         ),
+        instruction="{instruction}\n",
     )
 
 

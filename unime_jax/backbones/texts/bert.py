@@ -84,7 +84,6 @@ def open_folder(
         processing=processing,
         loads_in_transformers=True,
         own_files=st_folder.files(folder),
-        instruction="",
     )
 
 
