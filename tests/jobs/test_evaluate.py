@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pathlib
+import re
 import shutil
 import signal
 
@@ -12,10 +14,13 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate as experiment
 from tests import children
+from tests.evaluation.test_cached_encoder import encode, texts, vector
 from tests.multihost import launch
 from tests.tables import for_each
-from unime_jax.evaluation import finished, results, scores, tasks
+from unime_jax.evaluation import cached_encoder, finished, results, scores, tasks
 from unime_jax.jobs import evaluate
+
+KNOWN = re.compile(r"(\d+) of (\d+) items were known, (\d+) encoded")
 
 
 def killed(config, workdir, results):
@@ -31,6 +36,20 @@ def killed(config, workdir, results):
     evaluate.run(ConfigDict(config), workdir)
 
 
+def killed_within_a_block(home):
+    """SIGKILL in the middle of the third block of two."""
+    cached_encoder.BLOCK = 2
+    replace, numbers = pathlib.Path.replace, iter(range(100))
+
+    def dies(path, target):
+        if target.suffix == ".npy" and next(numbers) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    pathlib.Path.replace = dies
+    encode(texts("abcdefgh"), home)
+
+
 @pytest.fixture
 def config(data, straight):
     """The datasets of the finished run, by its own export."""
@@ -43,6 +62,7 @@ def make_config(data, straight):
     config.data.folder = str(data)
     config.data.prepare.module = ""  # done by the fixture
     config.evaluation.limit = 1
+    config.evaluation.cache = ""
     config.batch_size = 32
     return config
 
@@ -87,19 +107,38 @@ def test_scores_are_those_of_the_run_after_training(whole, straight):
         assert word not in page
 
 
-def test_a_kill_between_datasets_costs_none_of_the_finished(config, whole, workdir, ran, tmp_path):
+def test_a_kill_costs_no_dataset_that_is_finished_and_no_item_that_is_encoded(
+    config, whole, workdir, ran, tmp_path, caplog
+):
+    config.evaluation.cache = str(tmp_path / "vectors")
     process = children.start(killed, config.to_dict(), workdir, 3, output=tmp_path / "log")
     assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
     done = sorted(path.stem.partition("-")[2] for path in workdir.glob("results/*.npz"))
     assert len(done) == 3 and not (workdir / "evaluation.json").exists()
     (workdir / "results" / "mmeb-Crops.npz.tmp").write_bytes(b"half")  # of a kill while writing
 
+    caplog.set_level("INFO")
     evaluate.run(config, workdir)
     assert len(ran) == 19 - 3 and not set(ran) & set(done)
+    known, items, encoded = KNOWN.search(caplog.text).groups()
+    assert known == items != "0" and encoded == "0"
     assert scores.read_scores(workdir) == scores.read_scores(whole)
     ran.clear()
     evaluate.run(config, workdir)
     assert not ran, "nothing is missing"
+
+
+def test_a_kill_within_a_block_of_vectors_costs_that_block(tmp_path):
+    process = children.start(
+        killed_within_a_block, str(tmp_path / "cache"), output=tmp_path / "log"
+    )
+    assert process.wait(timeout=300) == -signal.SIGKILL, process.said()
+    (half,) = (tmp_path / "cache").glob("*/*.npy.*.tmp")
+    vectors, encoded = encode(texts("abcdefgh"), tmp_path / "cache")
+    assert encoded == ["e", "f", "g", "h"] and half.exists(), "of a run that may be alive"
+    np.testing.assert_array_equal(vectors, [vector(item) for item in texts("abcdefgh")])
+    os.utime(half, (0, 0))
+    assert encode(texts("abcdefgh"), tmp_path / "cache")[1] == [] and not half.exists()
 
 
 def test_a_damaged_result_is_set_aside_and_made_again(config, whole, workdir, ran):
@@ -160,10 +199,14 @@ def test_what_is_wrong_is_said_before_anything_is_read(config, straight, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one_does(config, whole, workdir, data):
-    """The second run finds one result missing: all processes agree on which."""
+def test_two_processes_evaluate_as_one_does(config, whole, workdir, data, tmp_path):
+    """The second run finds one result missing: all agree on which, and that its items are known."""
     config.data.folder, config.backbone = str(data), str(config.backbone)
-    for _ in range(2):
-        launch.finish(config, workdir, 2, experiment="experiments/evaluate.py")
+    config.evaluation.cache = str(tmp_path / "vectors")
+    for number in range(2):
+        run = launch.finish(config, workdir, 2, experiment="experiments/evaluate.py")
         assert scores.read_scores(workdir) == scores.read_scores(whole)
+        counts = {KNOWN.search(run.said(process)).groups() for process in range(2)}
+        ((known, items, encoded),) = counts
+        assert items == (known if number else encoded) != "0", "in both processes"
         (workdir / "results" / "mmeb-Crops.npz").unlink()

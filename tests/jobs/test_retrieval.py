@@ -48,6 +48,7 @@ def config(straight, own):
     config.data.folder, config.data.eval = str(own.parent), own.name
     config.data.prepare.module = ""
     config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
+    config.evaluation.cache = ""
     config.batch_size = 32
     return config
 

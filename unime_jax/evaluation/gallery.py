@@ -52,7 +52,7 @@ def gallery(
             functools.partial(set_example, of_set, n, earlier_sets.get(name), images, thumbnails)
             for n in range(min(len(of_set.shown), EXAMPLES))
         ]
-        waiting.append((_section(name, "own data", of_set), cards))
+        waiting.append((_section(name, "retrieval", of_set), cards))
     used = left_out = 0
     for turn in range(EXAMPLES):  # one of every dataset, then a second one, ...
         for section, cards in waiting:

@@ -16,10 +16,11 @@ def of_training(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, 
     `goodput` is its `Goodput.summary`.
     """
     seconds = sum(goodput["seconds"].values())
-    starts = goodput["starts"]
+    starts, mmeb = goodput["starts"], settings.evaluation.mmeb
     return {
         "backbone": settings.backbone,
         "weights at the start": initialisation(settings),
+        **({"instructions": settings.evaluation.instructions} if mmeb else {}),
         "steps": f"{settings.steps} of {settings.batch_size} pairs",
         "devices": _devices(),
         "finished": _now(),
@@ -36,10 +37,12 @@ def of_evaluation(
     `peer`: what another library's model says in the place of dtype, hardware and jax.
     """
     revision = {"revision": settings.revision} if settings.revision else {}
+    instructions = {"instructions": settings.evaluation.instructions}
+    protocol = instructions if settings.evaluation.mmeb else {}
     own = {"dtype": settings.dtype, "devices": _devices(), **_versions()}
     if peer is not None:
         own = {**peer, "unime_jax": _version("unime_jax")}
-    return {"backbone": settings.backbone, **revision, **own, "finished": _now()}
+    return {"backbone": settings.backbone, **revision, **protocol, **own, "finished": _now()}
 
 
 def initialisation(settings: TrainConfig) -> str:

@@ -26,7 +26,9 @@ def score_tiles(
     subsets = sides(scores, "composition")
     on = f", {rows:,} rows" if rows else ""
     first, last = ((scores.get(side) or {}).get("All") for side in SIDES)
-    name = f"hit@1, mean of {datasets} datasets{on} ({benchmark})"
+    absent = max(len((scores.get(side) or {}).get("missing", ())) for side in SIDES)
+    of = f" of {datasets + absent}" if absent else ""
+    name = f"hit@1, mean of {datasets}{of} datasets{on} ({benchmark})"
     yield from _tile(name, first, last, "{:.1f} %", start)
     first, last = (sum(side.values()) / len(side) if side else None for side in subsets)
     name = f"Caption chosen, mean of {max(map(len, subsets))} composition subsets"
@@ -149,6 +151,16 @@ def composition_bars(scores: BothScores, rows: Mapping[str, int]) -> list[dict[s
     return bars
 
 
+def clustering_bars(scores: BothScores) -> list[dict[str, Any]]:
+    """V-measure of each clustering set before and after, in percent."""
+    first, last = sides(scores, "clustering")
+    none = {"split": "", "chance": None, "tied": 0, "interval": None, "rows": None}
+    return [
+        {"name": name, "before": first.get(name), "after": last.get(name), **none}
+        for name in dict.fromkeys([*first, *last])
+    ]
+
+
 def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
     """Scores of retrieval by name, before and after: of all sets, then of each of several."""
     first, last = (scores_lib.retrieval_sets(scores.get(side) or {}) for side in SIDES)
@@ -169,6 +181,30 @@ def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
                 }
             )
     return tables
+
+
+def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
+    """Recalls of each set of captions, before and after, by the columns `scores.CAPTIONS`."""
+    first, last = ((scores.get(side) or {}).get("captions") or {} for side in SIDES)
+    tables = []
+    for name in dict.fromkeys([*first, *last]):
+        of = last.get(name) or first[name]
+        tables.append(
+            {
+                "name": name,
+                "images": of["images"],
+                "captions": of["captions"],
+                "before": scores_lib.flat_recalls(first.get(name)),
+                "after": scores_lib.flat_recalls(last.get(name)),
+                "intervals": scores_lib.flat_recalls(of, "intervals"),
+            }
+        )
+    return tables
+
+
+def not_run(scores: BothScores) -> dict[str, str]:
+    """Why benchmark sets of an evaluation were not run, by their names."""
+    return dict((scores.get("after") or {}).get("not_run") or {})
 
 
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:

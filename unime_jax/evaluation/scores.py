@@ -12,6 +12,9 @@ METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 # Percent, but for the last, which is a place from 1.
 RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "mAP", "median_rank")
+RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
+WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
+CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
 COLUMNS = (*METAS, *SPLITS, "All")
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
@@ -38,6 +41,7 @@ MMEB_V1: Table = _benchmark(
         ("VG", "OOD"): "RefCOCO RefCOCO-Matching Visual7W-Pointing",
     }
 )
+NOT_COUNTED = ("CIFAR-100",)  # a dataset that lies on the hub beside MMEB's
 
 
 def summary(
@@ -46,7 +50,9 @@ def summary(
     """Averages percents the MMEB way: "All" is the plain mean over datasets.
 
     "meta_mean" is the mean of the four meta tasks that UniME's first paper prints as "Overall". A
-    group without datasets is None, and so is "meta_mean" unless all four are there.
+    group without datasets is None, and so is "meta_mean" unless all four are there. "missing" are
+    those of MMEB's own datasets that are not there, if all that are there are its own; it is left
+    out where none is missing.
 
     Raises:
       ValueError: `datasets` and `table` do not name the same datasets, or a meta task or split is
@@ -67,19 +73,47 @@ def summary(
     scores["All"] = _mean(list(datasets.values()))
     metas = [scores[meta] for meta in METAS]
     scores["meta_mean"] = None if None in metas else _mean(metas)
+    if table and (absent := missing(table)):
+        scores["missing"] = absent
     scores["composition"] = {name: float(v) for name, v in (composition or {}).items()}
     return scores
 
 
-def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
-    """A text table CLS VQA RET VG IND OOD All, and those of composition, distillation, retrieval.
+def missing(table: Table) -> list[str]:
+    """MMEB's datasets that a part of them has not; of other datasets none is missing."""
+    if all(MMEB_V1.get(name) == group for name, group in table.items()):
+        return [name for name in MMEB_V1 if name not in table]
+    return []
 
-    The last has the 95 % interval of its last line of scores, and a table for each of several sets.
-    `last_name` begins the lines of `after`.
+
+def notes(scores: Mapping[str, Any]) -> list[str]:
+    """Sentences that belong to MMEB's averages: what they lack, and whose words the rows are in."""
+    said = []
+    if absent := scores.get("missing"):
+        present = len(scores["datasets"])
+        said.append(
+            f"All: mean of {present} of {present + len(absent)}; without {', '.join(absent)}"
+        )
+    if scores.get("meta_mean") is not None:
+        said.append(
+            f"meta_mean: {scores['meta_mean']:.1f}, the mean of {', '.join(METAS)}, which UniME's "
+            "first paper prints as Overall"
+        )
+    if scores.get("instructions"):
+        said.append(f"instructions: {scores['instructions']}")
+    return said
+
+
+def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
+    """A text table CLS VQA RET VG IND OOD All, and those of the other kinds of scores.
+
+    Retrieval and captions have the 95 % interval of the last line of scores, and a table for each
+    of several sets. `last_name` begins the lines of `after`.
     """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
-        blocks.append(_block("hit@1 %", COLUMNS, before, after, last_name))
+        block = _block("hit@1 %", COLUMNS, before, after, last_name)
+        blocks.append("\n".join([block, *notes(after or before or {})]))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
     if subsets := list(dict.fromkeys([*first, *last])):
         blocks.append(_block("composition %", subsets, first, last, last_name))
@@ -87,6 +121,10 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     if first or last:
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     blocks += _retrieval_blocks(before, after, last_name)
+    blocks += _captions_blocks(before, after, last_name)
+    first, last = ((scores or {}).get("clustering") or {} for scores in (before, after))
+    if sets := list(dict.fromkeys([*first, *last])):
+        blocks.append(_block("v-measure %", sets, first, last, last_name))
     return "\n\n".join(blocks)
 
 
@@ -111,6 +149,32 @@ def _retrieval_blocks(before: Scores | None, after: Scores | None, last_name: st
         )
 
 
+def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
+    """A table of each set of captions: recalls from text to image, then from image to text."""
+    first, last = ((scores or {}).get("captions") or {} for scores in (before, after))
+    for name in dict.fromkeys([*first, *last]):
+        a, b = (flat_recalls(side.get(name)) for side in (first, last))
+        of = last.get(name) or first[name]
+        intervals = flat_recalls(of, "intervals")
+        title = f"{shown(name)}: {of['images']} images, {of['captions']} captions"
+        yield f"{title}\n" + _block(
+            "captions %", CAPTIONS, a, b, last_name, intervals=intervals or None
+        )
+
+
+def flat_recalls(captions: Mapping[str, Any] | None, inner: str = "") -> dict[str, Any]:
+    """Recalls of one set of captions by way and name, "t2i R@1"; {} of None.
+
+    `inner`: "intervals" for those in place of the recalls.
+    """
+    flat: dict[str, Any] = {}
+    for way in WAYS:
+        recalls = (captions or {}).get(way) or {}
+        recalls = recalls.get(inner, {}) if inner else recalls
+        flat |= {f"{way} {name}": recalls[name] for name in RECALLS if name in recalls}
+    return flat
+
+
 def read_scores(workdir: files.Path) -> dict[str, Scores]:
     """Reads <workdir>/evaluation.json, {} if absent.
 
@@ -132,12 +196,16 @@ def read_scores(workdir: files.Path) -> dict[str, Scores]:
 def _check_side(side: str, scores: Any) -> None:
     if side not in SIDES or not isinstance(scores, dict):
         raise ValueError(f"{side!r} holds no scores")
-    for group in ("datasets", "composition"):
+    for group in ("datasets", "composition", "clustering"):
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
+    absent = scores.get("missing", [])
+    if not isinstance(absent, list) or not all(isinstance(name, str) for name in absent):
+        raise ValueError(f"{side!r} has missing datasets that are no names")
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
+    _check_captions(side, scores.get("captions", {}))
     for column in (*COLUMNS, "meta_mean"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
@@ -152,6 +220,18 @@ def _check_retrieval(side: str, scores: Any) -> None:
         if not isinstance(values, dict) or not all(_is_number(values.get(n)) for n in needed):
             of = f"retrieval set {name!r}" if name else "retrieval"
             raise ValueError(f"{side!r} has {of} without {', '.join(needed)}")
+
+
+def _check_captions(side: str, sets: Any) -> None:
+    if not isinstance(sets, dict):
+        raise ValueError(f"{side!r} has captions that are no object of scores by set")
+    for name, values in sets.items():
+        values = values if isinstance(values, dict) else {}
+        ways = [w if isinstance(w := values.get(way), dict) else {} for way in WAYS]
+        needed = [*(w.get(n) for w in ways for n in RECALLS), values.get("images")]
+        if not all(map(_is_number, [*needed, values.get("captions")])):
+            of = ", ".join((*WAYS, *RECALLS, "images", "captions"))
+            raise ValueError(f"{side!r} has captions {name!r} without {of}")
 
 
 def _is_number(value: Any) -> bool:

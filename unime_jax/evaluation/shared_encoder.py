@@ -16,7 +16,8 @@ class SharedEncoder:
     """An encode function that gives an item that it has encoded before the same vector.
 
     Datasets of MMEB hardly share items, but MiniMMEB's share a quarter. The first `limit` bytes of
-    vectors are kept, in float32; items beyond them are encoded once a group.
+    vectors are kept, in float32; items beyond them are encoded once a group. An encoder that has
+    its memory on disk needs none here: a limit of 0.
     """
 
     def __init__(self, encode: Encode, limit: int = LIMIT):

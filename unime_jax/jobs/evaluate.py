@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +28,23 @@ from unime_jax.batch import Item
 from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
-from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.encode import NonFiniteError, encode_blocks
+from unime_jax.evaluation import finished, headline, report, scores, tasks, vector_cache
+from unime_jax.evaluation.benchmark_sets import said
+from unime_jax.evaluation.cached_encoder import CachedEncoder, EncodeBlocks
 from unime_jax.evaluation.peer import Peer
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
+from unime_jax.evaluation.suite import (
+    Key,
+    Suite,
+    caption_rankings,
+    make_suite,
+    rankings,
+    retrievals,
+    summary,
+)
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks.captions import CAPTION
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -76,11 +87,13 @@ def run(config_dict: ConfigDict, workdir: files.Path, peer: Peer | None = None) 
         prepare(settings.data.prepare, folder)
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
+            _check_everywhere(suite)
             model = peer or _open_model(settings)
-            _check_same(settings, folder, model, suite, workdir)
+            provenance = _provenance(settings, model)
+            _check_same(settings, folder, provenance, suite, workdir)
             write_config(workdir, config_dict)
         with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
-            results = _results(settings, suite, model, mesh, workdir)
+            results = _results(settings, suite, model, provenance, mesh, workdir)
         if jax.process_index() == 0:
             about = headline.of_evaluation(
                 settings, model.headline if isinstance(model, Peer) else None
@@ -164,6 +177,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
+        instructions=chosen.instructions,
         composition_folder=chosen.composition,
         images=chosen.images,
         image_prompt=chosen.image_prompt,
@@ -171,7 +185,27 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         agreement=agreement,
         retrieval_data=data.eval,
         columns=data.columns,
+        caption_prompt=chosen.caption_prompt,
+        benchmark_folder=chosen.benchmarks,
+        benchmark_names=chosen.sets,
     )
+
+
+def _check_everywhere(suite: Suite) -> None:
+    """Raises ValueError where this process has other tasks than process 0 has.
+
+    Each looks at benchmark sets by itself, and a folder may not be the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        return
+    names = json.dumps([(task.kind, task.name) for task in suite.tasks])
+    own = np.frombuffer(hashlib.blake2b(names.encode(), digest_size=16).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(own), own):
+        reasons = f" Here are not run:\n{said(suite.not_run)}" if suite.not_run else ""
+        raise ValueError(
+            f"process {jax.process_index()} has other evaluation data than process 0; all need the "
+            f"same.{reasons}"
+        )
 
 
 def _open_model(settings: config.EvaluateConfig) -> Backbone | Peer:
@@ -202,17 +236,18 @@ def _open_model(settings: config.EvaluateConfig) -> Backbone | Peer:
 def _check_same(
     settings: config.EvaluateConfig,
     folder: files.Path,
-    model: Backbone | Peer,
+    model: Mapping[str, Any],
     suite: Suite,
     workdir: files.Path,
 ) -> None:
-    """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
+    """See `finished.check_same`; process 0 compares. `model`: of `_provenance`."""
     chosen = settings.evaluation
     names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
     provenance: dict[str, Any] = {
-        **_provenance(settings, model),
+        **model,
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
+        "instructions": chosen.instructions,
         **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
     }
     if name := settings.data.eval:
@@ -228,8 +263,11 @@ def _check_same(
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
             }
+    if chosen.caption_prompt != CAPTION:
+        provenance["caption_prompt"] = chosen.caption_prompt
+    sets = {prepared.name: prepared.provenance() for prepared in suite.benchmarks}
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance)
+        finished.check_same(workdir, provenance, sets)
 
 
 def _provenance(settings: config.EvaluateConfig, model: Backbone | Peer) -> Mapping[str, Any]:
@@ -255,6 +293,7 @@ def _results(
     settings: config.EvaluateConfig,
     suite: Suite,
     model: Backbone | Peer,
+    provenance: Mapping[str, Any],
     mesh: Mesh,
     workdir: files.Path,
 ) -> dict[Key, Any]:
@@ -267,9 +306,10 @@ def _results(
     if not missing:
         return results
     with jax.set_mesh(mesh):
-        encode = SharedEncoder(
-            model.encode if isinstance(model, Peer) else _encoder(settings, model, mesh)
-        )
+        if isinstance(model, Peer):
+            encode = SharedEncoder(model.encode)
+        else:
+            encode = _encoder(settings, model, provenance, mesh)
         started = time.perf_counter()
         for task, result in tasks.run_all(missing, suite.images(), encode):
             logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
@@ -287,8 +327,13 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
     return [task for task, is_missing in zip(suite.tasks, missing) if is_missing]
 
 
-def _encoder(settings: config.EvaluateConfig, backbone: Backbone, mesh: Mesh) -> Encoder:
-    """Whole embeddings of items as they are, in batches of a few shapes."""
+def _encoder(
+    settings: config.EvaluateConfig,
+    backbone: Backbone,
+    provenance: Mapping[str, Any],
+    mesh: Mesh,
+) -> SharedEncoder:
+    """Encoder of all tasks, which has its memory on disk, or where there is none in the process."""
     embedder = Embedder(
         backbone,
         mesh=mesh,
@@ -296,21 +341,33 @@ def _encoder(settings: config.EvaluateConfig, backbone: Backbone, mesh: Mesh) ->
         execution=default_execution(jnp.dtype(settings.dtype)),
         truncate_dim=backbone.dimension,
     )
-    batch_size = settings.batch_size
+    encode = _encode_blocks(backbone, embedder, settings.batch_size)
+    setting = settings.evaluation.cache
+    if not setting:
+        return SharedEncoder(lambda items: np.concatenate(list(encode(items, len(items)))))
+    cache = None
+    if jax.process_index() == 0:
+        cache = vector_cache.open_cache(setting, provenance, embedder.dimension)
+    return SharedEncoder(CachedEncoder(encode, cache, embedder.dimension), limit=0)
 
-    def encode(items: Sequence[Item]) -> Float32[np.ndarray, "n D"]:
+
+def _encode_blocks(backbone: Backbone, embedder: Embedder, batch_size: int) -> EncodeBlocks:
+    """Whole embeddings of items as they are, in batches of a few shapes."""
+
+    def encode(items: Sequence[Item], block: int) -> Iterator[Float32[np.ndarray, "m D"]]:
         blocks = encode_blocks(
             embedder.model,
             items,
             backbone.preprocess,
             embedder.shapes(batch_size),
             window=batch_size,
+            block=block,
         )
         try:
-            (encoded,) = blocks
+            for encoded in blocks:
+                yield encoded.vectors
         except NonFiniteError as error:
             raise ValueError(error.of(name_of(items[error.rows[0]]))) from error
-        return encoded.vectors
 
     return encode
 
@@ -334,6 +391,8 @@ def _leave(
         title=f"Evaluation of {settings.backbone}",
         headline=about,
         composition_rows=suite.composition_rows,
-        retrieval={"after": retrievals(results)},
+        retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
+    if suite.not_run:
+        logging.warning("benchmark sets that were not run:\n%s", said(suite.not_run))

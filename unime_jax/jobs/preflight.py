@@ -21,8 +21,8 @@ from unime_jax.data import embedding_store, formats, items, mixture, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
-from unime_jax.evaluation import retrieval_files
-from unime_jax.training import checkpoint, optimizer, resume, setup
+from unime_jax.evaluation import benchmark_sets, retrieval_files
+from unime_jax.training import checkpoint, inputs, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
 
@@ -107,7 +107,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
         problems.add("config.data.train is empty: name the training data, below config.data.folder")
     elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
-            rows = open_pairs(folder / settings.data.train, settings.data.columns)
+            rows = inputs.open_rows(settings.data)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
             mixture.check(
                 rows,
@@ -127,7 +127,7 @@ def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
-            open_pairs(folder / settings.data.train, settings.data.columns)
+            inputs.open_rows(settings.data)
 
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
@@ -172,6 +172,7 @@ def check_evaluation_data(settings: config.EvaluateConfig, problems: Problems) -
     }
     _check_tasks(parts, evaluation.images, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
+    _check_benchmarks(evaluation, folder, made, problems)
     _check_teacher(settings.data.teacher, folder, made, problems)
 
 
@@ -286,6 +287,16 @@ def _check_sets(
     if name and not made.later(folder / name):
         with problems.collected("config.data.eval"):
             retrieval_files.open_sets(folder / name, columns)
+
+
+def _check_benchmarks(
+    evaluation: config.TasksConfig, folder: files.Path, made: _Made, problems: Problems
+) -> None:
+    """The folder of prepared benchmark sets; a set that is not there is none of the problems."""
+    name = evaluation.benchmarks
+    if name and not made.later(folder / name):
+        with problems.collected("config.evaluation.benchmarks"):
+            benchmark_sets.check_folder(folder / name)
 
 
 def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
