@@ -138,10 +138,10 @@ class EmbedderWrapper(AbsEncoder):
             return self.model.encode(items, prompt=instruction, batch_size=batch_size)
         vectors = np.empty((len(items), self.model.dimension), np.float32)
         for is_alone, prompt in ((True, instruction.rstrip()), (False, instruction)):
-            numbers = [number for number, found in enumerate(alone) if found == is_alone]
-            if numbers:
-                some = [items[number] for number in numbers]
-                vectors[numbers] = self.model.encode(some, prompt=prompt, batch_size=batch_size)
+            numbers = np.flatnonzero(np.array(alone) == is_alone)
+            if len(numbers):
+                part = [items[number] for number in numbers]
+                vectors[numbers] = self.model.encode(part, prompt=prompt, batch_size=batch_size)
         return vectors
 
 

@@ -61,7 +61,7 @@ def encoder(model: SentenceTransformer, *, batch_size: int, late_fusion: bool = 
     def encode_inputs(inputs: Sequence[PeerInput]) -> Float32[np.ndarray, "n D"]:
         for given in inputs:
             if given.images and not takes_images:
-                raise ValueError(f"{given.name}: this model embeds texts only; it has no images")
+                raise ValueError(f"{given.name}: this model embeds texts only, no images")
             if given.has_both and not takes_both:
                 raise refused_both(given)
         return by_modality(inputs, encode_alike)
