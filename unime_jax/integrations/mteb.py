@@ -138,8 +138,8 @@ class EmbedderWrapper(AbsEncoder):
             return self.model.encode(items, prompt=instruction, batch_size=batch_size)
         vectors = np.empty((len(items), self.model.dimension), np.float32)
         for is_alone, prompt in ((True, instruction.rstrip()), (False, instruction)):
-            numbers = np.flatnonzero(np.array(alone) == is_alone)
-            if len(numbers):
+            numbers = [number for number, is_so in enumerate(alone) if is_so == is_alone]
+            if numbers:
                 part = [items[number] for number in numbers]
                 vectors[numbers] = self.model.encode(part, prompt=prompt, batch_size=batch_size)
         return vectors
