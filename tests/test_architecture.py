@@ -1,4 +1,4 @@
-"""The house: ten files and ten packages at the top, and which of them may import which."""
+"""The house: ten files and eleven packages at the top, and which of them may import which."""
 
 import ast
 import functools
@@ -15,7 +15,7 @@ FILES = {
 }  # fmt: skip
 PACKAGES = {
     "jobs", "training", "losses", "models", "backbones", "data", "evaluation", "export",
-    "planning", "operations",
+    "planning", "operations", "integrations",
 }  # fmt: skip
 # What a package may import of this one beside itself.
 BELOW = {
@@ -28,7 +28,9 @@ BELOW = {
 
 
 # Packages and files that training is built on, or that can do without it.
-WITHOUT_TRAINING = ("encode", "embedder", "evaluation", "export", "backbones", "data", "operations")
+WITHOUT_TRAINING = (
+    "encode", "embedder", "evaluation", "export", "backbones", "data", "operations", "integrations",
+)  # fmt: skip
 SETTINGS = "training.settings"  # plain data, which config imports
 
 
@@ -42,7 +44,7 @@ def imported(file: pathlib.Path) -> set[str]:
     return names - {"__version__"}
 
 
-def test_ten_files_and_ten_packages():
+def test_ten_files_and_eleven_packages():
     assert {file.stem for file in PACKAGE.glob("*.py")} == FILES
     assert {init.parent.name for init in PACKAGE.glob("*/__init__.py")} == PACKAGES
 
@@ -51,6 +53,24 @@ def test_ten_files_and_ten_packages():
 def test_no_package_imports_jobs(package):
     for file in (PACKAGE / package).rglob("*.py"):
         assert "jobs" not in imported(file), file
+
+
+def test_only_a_job_imports_integrations_and_only_where_it_is_asked_to():
+    # Nor does anything else import their libraries.
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        if file.is_relative_to(PACKAGE / "integrations"):
+            continue
+        of_integrations = "integrations" in imported(file)
+        assert not of_integrations or file == PACKAGE / "jobs" / "evaluate.py", file
+        tops = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        assert not any("integrations" in (node.module or "") for node in tops), file
+        names = {
+            alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+        }
+        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        libraries = {name.split(".")[0] for name in names}
+        assert not libraries & {"mteb", "sentence_transformers"}, file
 
 
 @for_each("package", BELOW)

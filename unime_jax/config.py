@@ -327,6 +327,10 @@ class EvaluateConfig:
     # a folder or a hub id, of a model or of a PEFT adapter; or a training run's work directory,
     # whose export is meant
     backbone: str
+    # what runs the backbone; "sentence_transformers": any of its folders or hub ids, as a peer
+    library: Literal["unime_jax", "sentence_transformers"]
+    # of a peer: an item with text and image is the sum of their embeddings
+    late_fusion: bool
     revision: str | None  # of a hub id: branch, tag or commit; None: its main branch as it is now
     processing: Processing | None  # None: as the backbone was exported or published
     # tokens of an item, image tokens included; None: the folder's own
@@ -357,6 +361,25 @@ class EvaluateConfig:
             raise ValueError(
                 f"config.data.suffix={self.data.suffix!r}: only config.evaluation.texts have a use "
                 "for it."
+            )
+        self._check_library()
+
+    def _check_library(self) -> None:
+        if self.library == "unime_jax":
+            if self.late_fusion:
+                raise ValueError(
+                    "config.late_fusion=True is for peers, with config.library="
+                    "'sentence_transformers': models of this library embed text and image at once."
+                )
+            return
+        if self.processing is not None:
+            raise ValueError(
+                f"config.processing is of this library's models; config.library={self.library!r} "
+                "makes its inputs itself: leave it None."
+            )
+        if self.dtype == "int8":
+            raise ValueError(
+                f"config.dtype='int8': config.library={self.library!r} runs in float32 or bfloat16."
             )
 
 

@@ -43,6 +43,7 @@ class Embedder:
         embedder.similarity(vectors[:1], vectors[1:])
 
     Attributes:
+      backbone: the opened folder.
       model: forward, parameters and mesh, for `encode.encode_blocks`.
       max_length: the most tokens of an item; less than was asked for where the model takes less.
       prompts: by name, as the folder has them for sentence-transformers.
@@ -63,6 +64,7 @@ class Embedder:
 
         `execution` is how the forward is run, see `models.inference`.
         """
+        self.backbone = backbone
         self._width = backbone.dimension
         self.truncate_dim = backbone.defaults.truncate_dim if truncate_dim is None else truncate_dim
         self._kept(None)  # a wrong one shows before weights are read

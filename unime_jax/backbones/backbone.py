@@ -65,6 +65,8 @@ class Backbone:
       base: `folder`, or the hub id that it was downloaded by.
       commits: of the hub repositories that all this came from, by id.
       defaults: prompts, dimension and length that the folder's user gets without asking.
+      instruction: how published embedders of the family write a task's instruction before a text;
+        "": they take none.
       convert: makes copies of the folder's files, its weights aside, those of the form that
         exports have; None: that is the form they are in.
     """
@@ -86,6 +88,7 @@ class Backbone:
     base: str = ""
     commits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_files: tuple[str, ...] = ()
+    instruction: str = ""
     convert: Callable[[pathlib.Path], None] | None = None
     defaults: Defaults = Defaults()
 

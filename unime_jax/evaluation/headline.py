@@ -29,19 +29,20 @@ def of_training(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def of_evaluation(settings: EvaluateConfig) -> dict[str, str]:
-    """Backbone, dtype, hardware and versions of an evaluation that ends now, by name."""
-    mmeb = settings.evaluation.mmeb
+def of_evaluation(
+    settings: EvaluateConfig, peer: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Backbone, dtype, hardware and versions of an evaluation that ends now, by name.
+
+    `peer`: what another library's model says in the place of dtype, hardware and jax.
+    """
     revision = {"revision": settings.revision} if settings.revision else {}
-    return {
-        "backbone": settings.backbone,
-        **revision,
-        "dtype": settings.dtype,
-        **({"instructions": settings.evaluation.instructions} if mmeb else {}),
-        "devices": _devices(),
-        "finished": _now(),
-        **_versions(),
-    }
+    instructions = {"instructions": settings.evaluation.instructions}
+    protocol = instructions if settings.evaluation.mmeb else {}
+    own = {"dtype": settings.dtype, "devices": _devices(), **_versions()}
+    if peer is not None:
+        own = {**peer, "unime_jax": _version("unime_jax")}
+    return {"backbone": settings.backbone, **revision, **protocol, **own, "finished": _now()}
 
 
 def initialisation(settings: TrainConfig) -> str:

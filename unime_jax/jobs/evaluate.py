@@ -6,9 +6,10 @@ A dataset's result is on disk as soon as it is finished; the same command goes o
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks, vector_cache
 from unime_jax.evaluation.benchmark_sets import said
 from unime_jax.evaluation.cached_encoder import CachedEncoder, EncodeBlocks
+from unime_jax.evaluation.peer import Peer
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import (
     Key,
@@ -53,14 +55,20 @@ from unime_jax.training.inputs import prepare
 from unime_jax.training.setup import say_what_is_not_used, write_config
 
 
-def run(config_dict: ConfigDict, workdir: files.Path) -> None:
+def run(config_dict: ConfigDict, workdir: files.Path, peer: Peer | None = None) -> None:
     """Begins or resumes the evaluation in `workdir`.
+
+    Args:
+      peer: a model of another library in the place of `config.backbone`, of which the keys that
+        are of a model are not used.
 
     Raises:
       ValueError: the config does not make sense, `workdir` holds a run of another job or the
         evaluation of another model or other data, or a dataset is not complete.
       RuntimeError: a disk takes no more.
     """
+    if peer is not None:
+        config_dict = ConfigDict(config_dict.to_dict() | {"backbone": peer.name})
     settings = config_reader.read(config.EvaluateConfig, config_dict.to_dict())
     folder = files.as_path(settings.data.folder)
     watch = settings.watchdog
@@ -73,7 +81,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             mesh = preflight.check(
                 lambda: _make_mesh(settings),
                 workdir,
-                lambda problems: _check(settings, workdir, problems),
+                lambda problems: _check(settings, workdir, peer, problems),
             )
         stack.enter_context(boundary.owning(workdir, "evaluate.lock", "evaluates in", folder))
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
@@ -81,14 +89,17 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
             _check_everywhere(suite)
-            backbone = _open_backbone(settings)
-            model = _model(settings, backbone)
-            _check_same(settings, folder, model, suite, workdir)
+            model = peer or _open_model(settings)
+            provenance = _provenance(settings, model)
+            _check_same(settings, folder, provenance, suite, workdir)
             write_config(workdir, config_dict)
         with watchdog.phase("the evaluation has not gone on", watch.evaluation_seconds):
-            results = _results(settings, suite, backbone, model, mesh, workdir)
+            results = _results(settings, suite, model, provenance, mesh, workdir)
         if jax.process_index() == 0:
-            _leave(settings, suite, results, workdir)
+            about = headline.of_evaluation(
+                settings, model.headline if isinstance(model, Peer) else None
+            )
+            _leave(settings, suite, results, workdir, about)
 
 
 def model_source(backbone: str) -> str:
@@ -109,15 +120,38 @@ def model_source(backbone: str) -> str:
 
 
 def _check(
-    settings: config.EvaluateConfig, workdir: files.Path, problems: preflight.Problems
+    settings: config.EvaluateConfig,
+    workdir: files.Path,
+    peer: Peer | None,
+    problems: preflight.Problems,
 ) -> None:
     with problems.collected("--workdir"):
         _check_workdir(workdir)
+    if peer is not None or settings.library != "unime_jax":
+        if jax.process_count() > 1:
+            problems.add("models of other libraries are evaluated in one process, not in several")
+        if peer is None:
+            with problems.collected("config.backbone"):
+                _check_peer(settings)
+        preflight.check_evaluation_data(settings, problems)
+        return
     source = ""
     with problems.collected("config.backbone"):
         source = model_source(settings.backbone)
     if source:
         preflight.check_evaluation(settings, source, problems)
+
+
+def _check_peer(settings: config.EvaluateConfig) -> None:
+    """Raises ValueError for a folder, or an installation, without sentence-transformers."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ValueError(
+            f"config.library={settings.library!r}, but the package sentence-transformers is not "
+            "installed: pip install 'unime_jax[eval]'"
+        )
+    from unime_jax.integrations import sentence_transformers
+
+    sentence_transformers.check_folder(model_source(settings.backbone), settings.revision)
 
 
 def _check_workdir(workdir: files.Path) -> None:
@@ -175,8 +209,20 @@ def _check_everywhere(suite: Suite) -> None:
         )
 
 
-def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
+def _open_model(settings: config.EvaluateConfig) -> Backbone | Peer:
     source = model_source(settings.backbone)
+    if settings.library != "unime_jax":
+        from unime_jax.integrations import sentence_transformers  # torch is not for everybody
+
+        assert settings.dtype != "int8"  # see EvaluateConfig
+        return sentence_transformers.open_peer(
+            source,
+            revision=settings.revision,
+            max_length=settings.max_length,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            late_fusion=settings.late_fusion,
+        )
     backbone = open_backbone(
         source,
         max_length=settings.max_length,
@@ -188,24 +234,14 @@ def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
     return backbone
 
 
-def _model(settings: config.EvaluateConfig, backbone: Backbone) -> dict[str, Any]:
-    """What the vector of an item follows from; process 0 reads all of the backbone's files."""
-    return {
-        "model": resume.fingerprints(backbone)["backbone"],
-        "processing": dataclasses.asdict(backbone.processing),
-        "max_length": backbone.preprocess.prompt.max_length,
-        "dtype": settings.dtype,
-    }
-
-
 def _check_same(
     settings: config.EvaluateConfig,
     folder: files.Path,
-    model: dict[str, Any],
+    model: Mapping[str, Any],
     suite: Suite,
     workdir: files.Path,
 ) -> None:
-    """See `finished.check_same`; process 0 compares."""
+    """See `finished.check_same`; process 0 compares. `model`: of `_provenance`."""
     chosen = settings.evaluation
     names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
     provenance: dict[str, Any] = {
@@ -235,6 +271,18 @@ def _check_same(
         finished.check_same(workdir, provenance, sets)
 
 
+def _provenance(settings: config.EvaluateConfig, model: Backbone | Peer) -> Mapping[str, Any]:
+    """All that the embeddings of a model depend on."""
+    if isinstance(model, Peer):
+        return model.provenance
+    return {
+        "model": resume.fingerprints(model)["backbone"],
+        "processing": dataclasses.asdict(model.processing),
+        "max_length": model.preprocess.prompt.max_length,
+        "dtype": settings.dtype,
+    }
+
+
 def _digest_of_teacher(teacher: Embeddings) -> str:
     """Hash of which items a teacher has embedded, and of what is recorded of it."""
     record = json.dumps([teacher.dimension, teacher.provenance], sort_keys=True)
@@ -245,8 +293,8 @@ def _digest_of_teacher(teacher: Embeddings) -> str:
 def _results(
     settings: config.EvaluateConfig,
     suite: Suite,
-    backbone: Backbone,
-    model: dict[str, Any],
+    model: Backbone | Peer,
+    provenance: Mapping[str, Any],
     mesh: Mesh,
     workdir: files.Path,
 ) -> dict[Key, Any]:
@@ -259,14 +307,10 @@ def _results(
     if not missing:
         return results
     with jax.set_mesh(mesh):
-        embedder = Embedder(
-            backbone,
-            mesh=mesh,
-            dtype=jnp.dtype(settings.dtype),
-            execution=default_execution(jnp.dtype(settings.dtype)),
-            truncate_dim=backbone.dimension,
-        )
-        encode = _encoder(settings, backbone, model, embedder)
+        if isinstance(model, Peer):
+            encode = SharedEncoder(model.encode)
+        else:
+            encode = _encoder(settings, model, provenance, mesh)
         started = time.perf_counter()
         for task, result in tasks.run_all(missing, suite.images(), encode):
             logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
@@ -287,17 +331,24 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
 def _encoder(
     settings: config.EvaluateConfig,
     backbone: Backbone,
-    model: dict[str, Any],
-    embedder: Embedder,
+    provenance: Mapping[str, Any],
+    mesh: Mesh,
 ) -> SharedEncoder:
     """Encoder of all tasks, which has its memory on disk, or where there is none in the process."""
+    embedder = Embedder(
+        backbone,
+        mesh=mesh,
+        dtype=jnp.dtype(settings.dtype),
+        execution=default_execution(jnp.dtype(settings.dtype)),
+        truncate_dim=backbone.dimension,
+    )
     encode = _encode_blocks(backbone, embedder, settings.batch_size)
     setting = settings.evaluation.cache
     if not setting:
         return SharedEncoder(lambda items: np.concatenate(list(encode(items, len(items)))))
     cache = None
     if jax.process_index() == 0:
-        cache = vector_cache.open_cache(setting, model, embedder.dimension)
+        cache = vector_cache.open_cache(setting, provenance, embedder.dimension)
     return SharedEncoder(CachedEncoder(encode, cache, embedder.dimension), limit=0)
 
 
@@ -327,8 +378,9 @@ def _leave(
     suite: Suite,
     results: dict[Key, Any],
     workdir: files.Path,
+    about: Mapping[str, str],
 ) -> None:
-    """Writes evaluation.json and report.html, and logs the scores."""
+    """Writes evaluation.json and report.html, whose headline is `about`, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
     composed = compositions(results)
     scores.write_scores(workdir, "scores", found)
@@ -339,7 +391,7 @@ def _leave(
         after=rankings(results),
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
-        headline=headline.of_evaluation(settings),
+        headline=about,
         composition_rows={name: score.rows for name, score in composed.items()},
         composition_sets={
             name: score.chance

@@ -155,6 +155,11 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
     """Model and data of an evaluation job; `source` is the folder or hub id of the model."""
     with problems.collected("config.backbone"):
         _open(source, settings.revision, settings.max_length, settings.processing, weights=True)
+    check_evaluation_data(settings, problems)
+
+
+def check_evaluation_data(settings: config.EvaluateConfig, problems: Problems) -> None:
+    """Data of an evaluation job."""
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     if settings.data.prepare.module:

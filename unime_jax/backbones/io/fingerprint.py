@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import pathlib
+from collections.abc import Mapping
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.operations import watchdog
@@ -22,12 +23,18 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
     folders = {"": backbone.folder}
     if backbone.adapter:
         folders["adapter/"] = backbone.adapter
-    files = {
-        prefix + file.relative_to(folder).as_posix(): file
-        for prefix, folder in folders.items()
-        for pattern in FILES
-        for file in folder.glob(pattern)
-    }
+    return hashes(
+        {
+            prefix + file.relative_to(folder).as_posix(): file
+            for prefix, folder in folders.items()
+            for pattern in FILES
+            for file in folder.glob(pattern)
+        }
+    )
+
+
+def hashes(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
+    """BLAKE2b hashes (128 bit, hexadecimal) of files, by their names in order."""
     names = sorted(files)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(_hash, (files[name] for name in names))))

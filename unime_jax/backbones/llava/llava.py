@@ -159,4 +159,5 @@ def assemble(
             make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
             unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
         ),
+        instruction="{instruction}\n",
     )

@@ -124,6 +124,7 @@ def open_folder(
             make_model=lambda key: LanguageModel(Phi3V(model, key=key).language_model),
             unread=(r"model\.vision_embed_tokens\..*",),
         ),
+        instruction="{instruction}\n",
     )
 
 

@@ -113,6 +113,7 @@ def open_folder(
             make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
             unread=(r"visual\..*",),
         ),
+        instruction="{instruction}\n",
     )
 
 

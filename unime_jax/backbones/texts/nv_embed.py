@@ -104,6 +104,7 @@ def open_folder(
         layout=preprocess.layout,
         processing=processing,
         loads_in_transformers=False,
+        instruction="Instruct: {instruction}\nQuery: ",
         caveats=(
             "transformers and sentence-transformers open this model only with the Python files of"
             " NV-Embed's own repository, which are not copied here.",
