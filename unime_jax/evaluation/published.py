@@ -102,8 +102,8 @@ def choose(patterns: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def read(models: Sequence[str], benchmarks: Sequence[str]) -> list[PublishedModel]:
-    """The models that have scores on any of `benchmarks`.
+def read(models: Sequence[str]) -> list[PublishedModel]:
+    """Scores of the models, by their names.
 
     A mean over MMEB's 36 datasets that a table lacks, as it has the mean of the four meta tasks in
     its place, is derived from the means of these, whose numbers of datasets differ.
@@ -114,7 +114,7 @@ def read(models: Sequence[str], benchmarks: Sequence[str]) -> list[PublishedMode
         derived: set[tuple[str, str]] = set()
         sources = []
         for table in tables():
-            if model not in table.rows or table.benchmark not in benchmarks:
+            if model not in table.rows:
                 continue
             row = dict(zip(table.columns, table.rows[model], strict=True))
             values |= {(table.benchmark, column): value for column, value in row.items()}
@@ -124,8 +124,7 @@ def read(models: Sequence[str], benchmarks: Sequence[str]) -> list[PublishedMode
             rule = "" if table.averaging == "none" else f"; overall: {table.averaging}"
             note = f"; {table.notes[model]}" if model in table.notes else ""
             sources.append(table.source + rule + note)
-        if values:
-            found.append(PublishedModel(model, values, frozenset(derived), tuple(sources)))
+        found.append(PublishedModel(model, values, frozenset(derived), tuple(sources)))
     return found
 
 

@@ -100,7 +100,7 @@ def make_suite(
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
     datasets = {name.removesuffix("/test"): rows for name, rows in datasets.items()}  # of the hub
-    table = _table(folder / mmeb_folder) if mmeb_folder else {}
+    table = table_of(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
             f"{folder / mmeb_folder}: no meta task is known for {', '.join(unknown)}. Name MMEB's "
@@ -148,7 +148,8 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     return found
 
 
-def _table(folder: files.Path) -> scores.Table:
+def table_of(folder: files.Path) -> scores.Table:
+    """Meta task and split by dataset: of the data's own metadata, or those of MMEB."""
     try:
         version = version_folder(folder)
     except FileNotFoundError:  # of another format, which has no metadata

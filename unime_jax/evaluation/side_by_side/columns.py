@@ -38,7 +38,7 @@ def _numbers(value: Any, path: Column) -> Iterator[tuple[Column, float]]:
 
 
 def grouped(columns: Iterable[Column]) -> dict[str, list[Column]]:
-    """Columns by the heading they stand under: averages in MMEB's order, then kinds as they come."""
+    """Columns by their heading: averages in MMEB's order first, then kinds as they come."""
     distinct = list(dict.fromkeys(columns))
     order = {name: place for place, name in enumerate(("All", *scores_lib.COLUMNS, "meta_mean"))}
     averages = [column for column in distinct if len(column) == 1]

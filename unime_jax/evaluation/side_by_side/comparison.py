@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.published import CAPTIONS, MMEB, SUGARCREPE, PublishedModel
+from unime_jax.evaluation.published import CAPTION_SETS, CAPTIONS, MMEB, PublishedModel
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import (
@@ -155,7 +155,7 @@ def _titles(suites: Sequence[Suite]) -> dict[Suite, str]:
 
 
 def _shown_column(column: Column, title: str) -> Column:
-    """A column of the tables, which says of which datasets it is, where there are several suites."""
+    """A column of the tables: it names the datasets where there are several suites."""
     if not title:
         return column
     if len(column) == 1 and column[0] in OF_DATASETS:
@@ -330,9 +330,7 @@ def _printed(
     return printed, list(refused)
 
 
-def _comparable(
-    group: Group, suite: Suite, title: str
-) -> Iterator[tuple[tuple[str, str], Column]]:
+def _comparable(group: Group, suite: Suite, title: str) -> Iterator[tuple[tuple[str, str], Column]]:
     """Benchmark and column of a paper, and the column of the tables that it stands in."""
     datasets, why_not = suite
     if datasets and not why_not:
@@ -341,11 +339,9 @@ def _comparable(
         for name in datasets:
             yield (MMEB, name), _shown_column((DATASETS, name), title)
     values = group.first.values
-    for name, (images, captions) in CAPTION_SETS.items():
-        counts = [values.get(("captions", name, key)) for key in ("images", "captions")]
-        if counts == [images, captions]:
-            for way in ("t2i", "i2t"):
-                yield (CAPTIONS, f"{name} {way}"), ("captions", name, way, "R@1")
-    if all(_row_count(group.first, f"SugarCrepe/{n}") == c for n, c in SUGARCREPE_ROWS.items()):
-        for kind in ("replace", "swap", "add"):
-            yield (SUGARCREPE, kind), ("composition", f"SugarCrepe/{kind}_macro")
+    for name in dict.fromkeys(c[1] for c in values if c[0] == "captions" and len(c) == 4):
+        counts = tuple(values.get(("captions", name, key)) for key in ("images", "captions"))
+        for printed, (start, *public) in CAPTION_SETS.items():
+            if name.lower().startswith(start) and counts == tuple(public):
+                for way in ("t2i", "i2t"):
+                    yield (CAPTIONS, f"{printed} {way}"), ("captions", name, way, "R@1")

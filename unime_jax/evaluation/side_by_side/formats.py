@@ -59,8 +59,8 @@ def explanations(comparison: Comparison) -> list[str]:
         said.append("± is the standard deviation over runs.")
     if comparison.baseline:
         said.append(
-            f"Changes are from {comparison.baseline}, in points; in brackets their 95 % interval, by"
-            " a paired bootstrap over rows. It says nothing of other seeds."
+            f"Changes are from {comparison.baseline}, in points; in brackets their 95 % interval,"
+            " by a paired bootstrap over rows. It says nothing of other seeds."
         )
     if any(line.sources for line in lines):
         said.append("† marks published rows: numbers of a paper, which were not measured here.")
@@ -197,5 +197,3 @@ def _cell(comparison: Comparison, line: Line, column: Column, escape: Callable[[
     mean = number(cell, column, digits)
     text = f"{mean} {change(cell, digits)}".rstrip()
     return latex(text) if escape is latex else text.replace("*", "\\*")
-
-

@@ -1,4 +1,4 @@
-"""Scores of single rows, from the results that an evaluation leaves, and paired bootstraps of them."""
+"""Scores of single rows, from results on disk, and paired bootstraps of them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -46,7 +46,7 @@ class Run:
         return frozenset(self.scores.get("datasets") or {})
 
     def not_run(self) -> dict[str, str]:
-        """What the evaluation itself says that it has left out, by name, with the reason if known."""
+        """Sets that the evaluation says it has left out, with the reason if it is known."""
         left_out: dict[str, str] = {}
         for key in ("missing", "not_run"):
             value = self.scores.get(key) or {}
