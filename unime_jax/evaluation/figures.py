@@ -103,11 +103,12 @@ def radar(series: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | 
         axes.plot([0, 100 * corner[0]], [0, 100 * corner[1]], color="#d5dbe2", linewidth=0.7)
         side = "left" if corner[0] > 0.1 else "right" if corner[0] < -0.1 else "center"
         level = "bottom" if corner[1] > 0.1 else "top" if corner[1] < -0.1 else "center"
-        axes.text(*(105 * corner), meta, color=INK, fontsize=9, ha=side, va=level)
+        x, y = 105 * corner
+        axes.text(x, y, meta, color=INK, fontsize=9, ha=side, va=level)
     lines = []
     for color, (name, percent) in zip(SERIES, drawn.items()):
         points = np.array([[percent[meta]] for meta in metas], float) * corners
-        axes.fill(*points.T, color=color, alpha=0.08, linewidth=0)
+        axes.fill(*points.T, color=color, alpha=0.08 if len(drawn) < 4 else 0.02, linewidth=0)
         axes.plot(*points[around].T, color=color, linewidth=1.6, marker="o", markersize=2.5)
         lines.append({"name": name, "color": color})
     said = "; ".join(

@@ -30,7 +30,7 @@ class PublishedTable:
       averaging: how its overall score was made, one of `AVERAGING`.
       columns: names of the scores.
       rows: scores by model, in percent.
-      notes: what a reader must know, by model.
+      notes: what a reader must know, by model, or "*" for all of them.
     """
 
     paper: str
@@ -55,13 +55,13 @@ class PublishedModel:
       name: of the model.
       scores: percent by (benchmark, column).
       derived: those that no table prints, but that follow from what it prints.
-      sources: of the tables, with their rule of averaging and notes.
+      sources: of the tables, with their rule of averaging and notes: which of the scores are of it.
     """
 
     name: str
     scores: Mapping[tuple[str, str], float]
     derived: frozenset[tuple[str, str]]
-    sources: tuple[str, ...]
+    sources: Mapping[str, frozenset[tuple[str, str]]]
 
 
 @functools.cache
@@ -112,19 +112,20 @@ def read(models: Sequence[str]) -> list[PublishedModel]:
     for model in models:
         values: dict[tuple[str, str], float] = {}
         derived: set[tuple[str, str]] = set()
-        sources = []
+        sources: dict[str, frozenset[tuple[str, str]]] = {}
         for table in tables():
             if model not in table.rows:
                 continue
             row = dict(zip(table.columns, table.rows[model], strict=True))
-            values |= {(table.benchmark, column): value for column, value in row.items()}
+            own = {(table.benchmark, column): value for column, value in row.items()}
+            values |= own
             if table.averaging == "mean of 4 metas":
                 values[MMEB, "All"] = _mean_of_datasets(row)
                 derived.add((MMEB, "All"))
             rule = "" if table.averaging == "none" else f"; overall: {table.averaging}"
-            note = f"; {table.notes[model]}" if model in table.notes else ""
-            sources.append(table.source + rule + note)
-        found.append(PublishedModel(model, values, frozenset(derived), tuple(sources)))
+            notes = "".join(f"; {table.notes[key]}" for key in ("*", model) if key in table.notes)
+            sources[table.source + rule + notes] = frozenset(own)
+        found.append(PublishedModel(model, values, frozenset(derived), sources))
     return found
 
 

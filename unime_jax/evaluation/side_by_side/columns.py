@@ -41,7 +41,7 @@ def grouped(columns: Iterable[Column]) -> dict[str, list[Column]]:
     """Columns by their heading: averages in MMEB's order first, then kinds as they come."""
     distinct = list(dict.fromkeys(columns))
     order = {name: place for place, name in enumerate(("All", *scores_lib.COLUMNS, "meta_mean"))}
-    averages = [column for column in distinct if len(column) == 1]
+    averages: list[Column] = [column for column in distinct if len(column) == 1]
     averages.sort(key=lambda column: 0 if column == ("All",) else order.get(column[0], len(order)))
     groups: dict[str, list[Column]] = {AVERAGES: averages, CHOSEN: [], DATASETS: []}
     for column in distinct:

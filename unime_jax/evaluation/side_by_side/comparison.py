@@ -101,7 +101,7 @@ def compare(
             f"{', '.join(group.name for group in groups)}"
         )
     remarks = [remark for group in groups for run in group.runs for remark in run.remarks]
-    remarks += [_left_out(group) for group in groups if group.first.not_run()]
+    remarks += _left_out(groups)
     suites = {group.name: _suite(group) for group in groups}
     titles = _titles(list(dict.fromkeys(suites.values())))
     base = next((group for group in groups if group.name == baseline), None)
@@ -171,10 +171,14 @@ def _ordered(every: Sequence[Column], titles: Sequence[str]) -> dict[str, list[C
     return {name: groups[name] for name in order}
 
 
-def _left_out(group: Group) -> str:
-    reasons = group.first.not_run().items()
-    listed = "; ".join(f"{name} ({why})" if why else name for name, why in reasons)
-    return f"{group.name}: not run were {listed}"
+def _left_out(groups: Sequence[Group]) -> list[str]:
+    """What evaluations say they have not run, with the lines that say so."""
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        for name, why in group.first.not_run().items():
+            said = f"{name} was not run" + (f" ({why})" if why else "")
+            names.setdefault(said, []).append(group.name)
+    return [f"{', '.join(lines)}: {said}" for said, lines in names.items()]
 
 
 def _values(run: Run, chosen: Mapping[str, Sequence[str]]) -> dict[Column, float]:
@@ -185,7 +189,7 @@ def _values(run: Run, chosen: Mapping[str, Sequence[str]]) -> dict[Column, float
     if unknown:
         raise ValueError(f"{run.workdir} has no {', '.join(unknown)}; it has {', '.join(named)}")
     for name, members in chosen.items():
-        values[CHOSEN, name] = float(np.mean([named[member] for member in members]))  # type: ignore[misc]
+        values[CHOSEN, name] = float(np.mean([named[member] for member in members]))
     return values
 
 
@@ -306,12 +310,12 @@ def _printed(
     if not models:
         return [], []
     allowed: dict[tuple[str, str], Column] = {}
-    refused: dict[str, None] = {}
+    refused: dict[str, list[str]] = {}  # names of lines by reason
     for group, line in zip(groups, lines, strict=True):
         own = dict(_comparable(group, suites[group.name], titles[suites[group.name]]))
         allowed |= {name: column for name, column in own.items() if column in line.cells}
         if why := suites[group.name][1]:
-            refused[f"Published rows on MMEB do not stand beside {group.name}: {why}"] = None
+            refused.setdefault(why, []).append(group.name)
     printed, without = [], []
     for model in models:
         cells = {
@@ -320,14 +324,17 @@ def _printed(
             if name in allowed
         }
         if cells:
-            printed.append(Line(model.name, 0, cells, model.sources))
+            sources = tuple(s for s, of in model.sources.items() if of & allowed.keys())
+            printed.append(Line(model.name, 0, cells, sources))
         else:
             without.append(model.name)
+    remarks = [
+        f"Published rows on MMEB do not stand beside {', '.join(names)}: {why}"
+        for why, names in refused.items()
+    ]
     if without:
-        refused[
-            f"Published rows left out, as no run is on their benchmark: {', '.join(without)}"
-        ] = None
-    return printed, list(refused)
+        remarks.append(f"No run is on the benchmarks of {', '.join(without)}, which are left out")
+    return printed, remarks
 
 
 def _comparable(group: Group, suite: Suite, title: str) -> Iterator[tuple[tuple[str, str], Column]]:

@@ -62,12 +62,14 @@ def pick(beside: Mapping[str, Result]) -> list[int]:
     if isinstance(several[0], RetrievalResult):
         kept = [result.shown for result in several if isinstance(result, RetrievalResult)]
         rows = np.unique(np.concatenate(kept))
-    disputed = rows[(hit.any(axis=0) & ~hit.all(axis=0))[rows]]
+    hits = hit.sum(axis=0)
+    by_any, by_all = hits > 0, hits == len(several)
+    disputed = rows[(by_any & ~by_all)[rows]]
     spread = margin.max(axis=0) - margin.min(axis=0)
     first = disputed[np.argsort(-spread[disputed], kind="stable")][:1].tolist()
-    wrong = rows[~hit.all(axis=0)[rows]]
+    wrong = rows[~by_all[rows]]
     # Mistakes of all models come before those of some.
-    order = np.lexsort((margin.max(axis=0)[wrong], hit.any(axis=0)[wrong]))
+    order = np.lexsort((margin.max(axis=0)[wrong], by_any[wrong]))
     mistakes = [row for row in wrong[order].tolist() if row not in first]
     return ([*first, *mistakes] or rows.tolist())[:EXAMPLES]
 
@@ -82,7 +84,7 @@ def _example(
     def of(item: Item) -> dict[str, Any]:
         return card(item, images, thumbnails, SMALL)
 
-    answers = [
+    answers: list[dict[str, Any]] = [
         {
             "name": model,
             "place": int(result.rank[row]) + 1,

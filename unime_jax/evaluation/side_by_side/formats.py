@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 
 from unime_jax.data.strange_texts import markdown, shown
@@ -39,9 +40,14 @@ def change(cell: Cell, digits: int) -> str:
     if cell.change is None:
         return ""
     if cell.interval is None:
-        return f"{cell.change:+.{digits}f}"
+        return signed(cell.change, digits)
     low, high = cell.interval
-    return f"{cell.change:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{signed(cell.change, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to 0 is +0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def source_numbers(comparison: Comparison) -> dict[str, int]:
@@ -196,4 +202,6 @@ def _cell(comparison: Comparison, line: Line, column: Column, escape: Callable[[
     digits = comparison.digits(column)
     mean = number(cell, column, digits)
     text = f"{mean} {change(cell, digits)}".rstrip()
-    return latex(text) if escape is latex else text.replace("*", "\\*")
+    if escape is latex:
+        return re.sub(r"-(?=\d)", "$-$", latex(text))
+    return text.replace("*", "\\*")

@@ -137,13 +137,22 @@ def _cell(comparison: Comparison, line: Line, column: Column) -> dict[str, Any] 
     digits = comparison.digits(column)
     interval = cell.interval
     return {
-        "mean": formats.number(cell, column, digits).partition(" ± ")[0],
+        "mean": formats.number(cell, column, digits).partition(" ± ")[0].rstrip("*"),
+        "derived": cell.derived,
         "spread": None if cell.spread is None else f"{cell.spread:.{digits}f}",
-        "change": None if cell.change is None else f"{cell.change:+.{digits}f}",
-        "interval": None if interval is None else " to ".join(f"{v:+.{digits}f}" for v in interval),
+        "change": None if cell.change is None else _signed(cell.change, digits),
+        "interval": _range(interval, digits) if interval and any(interval) else None,
         "verdict": _verdict(cell, column),
         "best": _is_best(comparison, cell, column),
     }
+
+
+def _signed(value: float, digits: int) -> str:
+    return formats.signed(value, digits).replace("-", "−")  # as wide as the plus sign
+
+
+def _range(interval: tuple[float, float], digits: int) -> str:
+    return " to ".join(_signed(value, digits).removeprefix("+") for value in interval)
 
 
 def _verdict(cell: Cell, column: Column) -> str:

@@ -44,7 +44,7 @@ def of_result(result: Any) -> RowScores | None:
         return RowScores((), {("composition", result.name): right})
     if isinstance(result, RetrievalResult):
         columns = retrieval_scores.per_query(result).T
-        values = {
+        values: dict[Column, np.ndarray] = {
             ("retrieval", DATASETS, result.name, metric): column
             for metric, column in zip(RETRIEVAL[:-1], columns, strict=True)
         }

@@ -67,7 +67,8 @@ def read_run(workdir: files.Path, when: When = "after") -> Run:
     side = sides.get("scores") if "scores" in sides else sides.get(when)
     if side is None or ("scores" in sides and when == "before"):
         raise ValueError(f"{workdir} has no scores {when} training")
-    values, remarks = flatten(side), []
+    values = flatten(side)
+    remarks: list[str] = []
     by_row: dict[tuple[str, str], rows.RowScores] = {}
     rankings: dict[str, DatasetResult] = {}
     sets: dict[str, RetrievalResult] = {}
@@ -88,6 +89,7 @@ def read_run(workdir: files.Path, when: When = "after") -> Run:
             f"{workdir}: results of {', '.join(stale)} are not those of its evaluation.json, and "
             "are not used"
         )
+    rankings = {name: rankings[name] for name in side.get("datasets") or {} if name in rankings}
     return Run(workdir, side, values, by_row, rankings, sets, _config(workdir), remarks)
 
 
