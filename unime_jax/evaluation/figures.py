@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -19,6 +19,7 @@ from unime_jax.evaluation.ranking import DatasetResult
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.
 BLUE, VERMILLION, GREY, INK = "#0072b2", "#d55e00", "#7d8794", "#3c4654"
+PALE = "#a9c6da"  # of what was before training
 # Of lines that stand beside each other, in this order.
 SERIES = (BLUE, VERMILLION, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, GREY)
 
@@ -77,13 +78,15 @@ def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[d
     return panels
 
 
-def radar(series: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | None:
+def radar(
+    series: Mapping[str, Mapping[str, float | None]], colors: Sequence[str] = SERIES
+) -> dict[str, Any] | None:
     """Percent by meta task as one polygon a series, on axes from 0 to 100.
 
     Only meta tasks that all series have; None where these are fewer than three, or no series. Of
     more series than there are colours, the first.
     """
-    drawn = dict(list(series.items())[: len(SERIES)])
+    drawn = dict(list(series.items())[: len(colors)])
     metas = [m for m in scores_lib.METAS if all(s.get(m) is not None for s in drawn.values())]
     if len(metas) < 3 or not drawn:
         return None
@@ -106,7 +109,7 @@ def radar(series: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | 
         x, y = 105 * corner
         axes.text(x, y, meta, color=INK, fontsize=9, ha=side, va=level)
     lines = []
-    for color, (name, percent) in zip(SERIES, drawn.items()):
+    for color, (name, percent) in zip(colors, drawn.items()):
         points = np.array([[percent[meta]] for meta in metas], float) * corners
         axes.fill(*points.T, color=color, alpha=0.08 if len(drawn) < 4 else 0.02, linewidth=0)
         axes.plot(*points[around].T, color=color, linewidth=1.6, marker="o", markersize=2.5)

@@ -86,13 +86,12 @@ def write_report(
     sides = {f"Before training{start}": before, "After training" if trained else "Scores": after}
     with matplotlib.rc_context(figures.STYLE):
         histograms = figures.histograms(sides)
-        radar = figures.radar(
-            {
-                name: scores[side]
-                for name, side in zip(sides, report_scores.SIDES, strict=True)
-                if (scores.get(side) or {}).get("datasets")
-            }
-        )
+        percent = {
+            name: scores[side]
+            for name, side in zip(sides, report_scores.SIDES, strict=True)
+            if (scores.get(side) or {}).get("datasets")
+        }
+        radar = figures.radar(percent, (figures.PALE, figures.BLUE)[-len(percent) :])
     examples, left_out = gallery.gallery(table, before, after, images, retrieval)
     hard, hard_left_out = gallery.hard_negatives(table, {"": after or before}, images)
     benchmark = report_scores.benchmark(config, table)
