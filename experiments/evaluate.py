@@ -2,6 +2,7 @@
 
 --config=experiments/evaluate.py             the default run of stage2.py on MiniMMEB
 --config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
+--config=experiments/evaluate.py:benchmarks  a model in bfloat16 on prepared benchmark sets
 --config=experiments/evaluate.py:texts       the default run of stage1.py on held-out texts
 """
 
@@ -11,7 +12,7 @@ from unime_jax.operations.recipes import base, stage1
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "mmeb", "texts"))
+    base.variant_of(variant, ("mini", "mmeb", "benchmarks", "texts"))
     like, distillation = base.mini(), base.distillation()
     config = ConfigDict()
     config.job = "evaluate"
@@ -40,6 +41,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
     config.evaluation.mmeb = like.evaluation.mmeb
     config.evaluation.composition = like.evaluation.composition
+    config.evaluation.benchmarks = ""  # sets that data_pipelines.benchmarks has prepared
+    config.evaluation.sets = ()  # names of these; (): all that are prepared
     config.evaluation.texts = ""  # held-out texts that are compared with a teacher's view of them
     config.evaluation.agreement = ConfigDict()  # as the loss of a distillation
     config.evaluation.agreement.temperature = distillation.temperature
@@ -48,17 +51,21 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.agreement.mask_diagonal = distillation.mask_diagonal
     config.evaluation.images = like.evaluation.images
     config.evaluation.image_prompt = like.evaluation.image_prompt
+    config.evaluation.caption_prompt = "{caption}"  # of captions; {caption} stands for one
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
 
-    if variant == "mmeb":  # MMEB-eval and its images below `data.folder`
+    if variant in ("mmeb", "benchmarks"):  # data and images below `data.folder`
         pod = base.pretrained("llava_onevision_7b")
         config.backbone = "runs/stage2_llava_onevision_7b"
         config.dtype = "bfloat16"
         config.data.prepare.module = ""
-        config.evaluation.mmeb = pod.evaluation.mmeb
+        config.evaluation.mmeb = "" if variant == "benchmarks" else pod.evaluation.mmeb
         config.evaluation.composition = ""
-        config.evaluation.images = pod.evaluation.images
+        config.evaluation.images = "" if variant == "benchmarks" else pod.evaluation.images
         config.evaluation.image_prompt = pod.evaluation.image_prompt
+    if variant == "benchmarks":
+        config.evaluation.benchmarks = "benchmarks"
+        config.evaluation.caption_prompt = "{caption}\nSummary above sentence in one word:"
     if variant == "texts":
         trained = stage1.get_config()
         config.backbone = "runs/stage1"

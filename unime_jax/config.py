@@ -273,13 +273,29 @@ class TasksConfig:
 
     mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
     composition: str  # SugarCrepe-style captions, in any format
+    # a folder of benchmark sets that data_pipelines.benchmarks has prepared
+    benchmarks: str
+    sets: tuple[str, ...]  # names of these sets; (): all that are prepared
     # pairs, whose source "test" is compared with the teacher's view
     texts: str
     agreement: AgreementConfig
     # of the two first: a TFDS folder with the columns path and image, or plain files
     images: str
-    image_prompt: str  # goes with the images of the composition sets; captions are taken as is
+    image_prompt: str  # goes with the images of composition and caption sets
+    caption_prompt: str  # of their captions; {caption} stands for the caption
     limit: int  # the first rows of each dataset, but for the texts; 0: all
+
+    def __post_init__(self) -> None:
+        if self.sets and not self.benchmarks:
+            raise ValueError(
+                f"config.evaluation.sets={list(self.sets)} are names of prepared sets, but "
+                "config.evaluation.benchmarks names no folder of them."
+            )
+        if "{caption}" not in self.caption_prompt:
+            raise ValueError(
+                f"config.evaluation.caption_prompt={self.caption_prompt!r} has no {{caption}}, "
+                "where the caption goes."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,10 +320,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         chosen = self.evaluation
-        if not (chosen.mmeb or chosen.composition or chosen.texts or self.data.eval):
+        named = (chosen.mmeb, chosen.composition, chosen.benchmarks, chosen.texts, self.data.eval)
+        if not any(named):
             raise ValueError(
-                "config.data.eval, config.evaluation.mmeb, composition and texts name nothing to "
-                "evaluate on."
+                "config.data.eval, config.evaluation.mmeb, composition, benchmarks and texts name "
+                "nothing to evaluate on."
             )
         texts, teacher = chosen.texts, self.data.teacher
         if bool(texts) != bool(teacher):

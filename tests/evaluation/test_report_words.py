@@ -70,6 +70,23 @@ def test_every_score_has_an_interval_and_galleries_are_closed(tmp_path, results)
     assert "50 to 71 of 80 rows" in words_of(page)  # 49 of 80
     assert words.count("±") == len(scores.COLUMNS)
 
+    # A benchmark set has its own chance, and no part in the mean of subsets.
+    sides = scores.read_scores(tmp_path)
+    for when, side in sides.items():
+        side["composition"] |= {"winoground/text": 30.0, "winoground/group": 10.0}
+        scores.write_scores(tmp_path, when, side)
+    text, page = write(
+        tmp_path,
+        *results,
+        composition_rows={"winoground/text": 400},
+        composition_sets={"winoground/text": 25.0, "winoground/group": 100 / 6},
+    )
+    words = words_of(page)
+    assert "<h3>winoground</h3>" in text and 'title="chance: 16.7 %"' in text
+    assert "26 to 35 of 400 rows" in words
+    assert "Caption chosen, mean of 2 composition subsets" in words
+    assert "both true captions lie strictly closer" in words
+
     # Galleries are closed, behind a table of contents.
     text, page = write(tmp_path, *results)
     assert not re.search(r"<details[^>]* open", text)

@@ -2,13 +2,14 @@
 
 import json
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unime_jax import files
 from unime_jax.evaluation import results, tasks
 
 FOLDER = "results"
+SET = "benchmark set "  # begins the keys of such sets in the record
 
 
 def load(workdir: files.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
@@ -35,18 +36,23 @@ def save(workdir: files.Path, task: tasks.Task, result: Any) -> None:
     results.save_result(path, result)
 
 
-def check_same(workdir: files.Path, provenance: dict[str, Any]) -> None:
+def check_same(
+    workdir: files.Path, provenance: dict[str, Any], sets: Mapping[str, Any] | None = None
+) -> None:
     """Compares an evaluation with that which `workdir` was begun with, or begins it.
 
     Args:
       provenance: contents of the model and of the data, and all settings that a score depends on,
         as JSON.
+      sets: the same of benchmark sets by name. Others than before are no change, so that a set that
+        could not be run may be prepared in between.
 
     Raises:
       ValueError: they differ, so that results would be mixed; the message lists where.
     """
     path = workdir / FOLDER / "evaluation_of.json"
-    now = json.loads(json.dumps(provenance))
+    named = {f"{SET}{name}": of for name, of in (sets or {}).items()}
+    now = json.loads(json.dumps({**provenance, **named}))
     try:
         earlier = files.read_object(path)
     except FileNotFoundError:
@@ -62,13 +68,20 @@ def check_same(workdir: files.Path, provenance: dict[str, Any]) -> None:
         raise ValueError(
             f"{error}. Remove {workdir / FOLDER}, and all is evaluated again."
         ) from error
-    keys = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
+    both = earlier.keys() & now.keys()
+    keys = [
+        key
+        for key in {**earlier, **now}
+        if earlier.get(key) != now.get(key) and (key in both or not key.startswith(SET))
+    ]
     if keys:
         listed = "\n".join(f"  {key}: {earlier.get(key)} -> {now.get(key)}" for key in keys)
         raise ValueError(
             f"{workdir} holds results of another evaluation. Changed since:\n{listed}\nUse another "
             f"--workdir, or remove {workdir / FOLDER} to evaluate all again."
         )
+    if now.keys() - earlier.keys():
+        files.write_whole(path, json.dumps({**earlier, **now}, indent=2) + "\n")
 
 
 def _path(workdir: files.Path, task: tasks.Task) -> files.Path:

@@ -55,7 +55,7 @@ def gallery(
             functools.partial(set_example, of_set, n, earlier_sets.get(name), images, thumbnails)
             for n in range(min(len(of_set.shown), EXAMPLES))
         ]
-        waiting.append((_section(name, "own data", of_set), cards))
+        waiting.append((_section(name, "retrieval", of_set), cards))
     return fill(waiting, IMAGE_BUDGET)
 
 

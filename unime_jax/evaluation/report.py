@@ -59,6 +59,7 @@ def write_report(
     title: str = "Run report",
     headline: Mapping[str, str] | None = None,
     composition_rows: Mapping[str, int] | None = None,
+    composition_sets: Mapping[str, float] | None = None,
     retrieval: Mapping[str, Mapping[str, RetrievalResult]] | None = None,
     training: TrainingSection = NOT_TRAINED,
 ) -> files.Path:
@@ -72,7 +73,8 @@ def write_report(
       images: encoded bytes of an image path, for the thumbnails.
       title: a few words.
       headline: backbone, hardware and the like by name, shown under the title.
-      composition_rows: how many a subset of composition has; those not named have no interval.
+      composition_rows: how many a score of composition is of; those not named have no interval.
+      composition_sets: percent that guessing reaches, by score, of composition's benchmark sets.
       retrieval: results of retrieval sets by name, "before" and "after", for the examples.
       training: of an evaluation apart from training, there is nothing to show.
     """
@@ -97,7 +99,13 @@ def write_report(
     benchmark = report_scores.benchmark(config, table)
     rows = report_scores.row_count(after or before)
     tiles = [
-        *report_scores.score_tiles(scores, benchmark=benchmark, rows=rows, start=start),
+        *report_scores.score_tiles(
+            scores,
+            benchmark=benchmark,
+            rows=rows,
+            start=start,
+            composition_sets=composition_sets or {},
+        ),
         *training.tiles,
     ]
     page = (
@@ -117,9 +125,15 @@ def write_report(
             before=scores.get("before"),
             after=scores.get("after"),
             groups=report_scores.dataset_bars(scores, table, after or before),
-            composition=report_scores.composition_bars(scores, composition_rows or {}),
+            composition=report_scores.composition_bars(
+                scores, composition_rows or {}, composition_sets or {}
+            ),
+            composition_sets=bool(composition_sets),
             retrieval=report_scores.retrieval_tables(scores),
             retrieval_columns=scores_lib.RETRIEVAL,
+            captions=report_scores.captions_tables(scores),
+            captions_columns=scores_lib.CAPTIONS,
+            not_run=report_scores.not_run(scores),
             distilled=any(report_scores.sides(scores, "distillation")),
             curves=training.curves,
             dropped=training.dropped,

@@ -1,6 +1,6 @@
 """The report's part on scores: headline numbers, bars with intervals, and datasets that fell."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,25 @@ BothScores = Mapping[str, scores_lib.Scores]  # by side; either may be absent
 
 
 def score_tiles(
-    scores: BothScores, *, benchmark: str, rows: int, start: str
+    scores: BothScores,
+    *,
+    benchmark: str,
+    rows: int,
+    start: str,
+    composition_sets: Collection[str] = (),
 ) -> Iterator[dict[str, str]]:
     """Headline numbers: name, value and, where there are two, the value before.
 
     Args:
       rows: of all datasets; 0: unknown.
       start: says of what model "before" is, in brackets.
+      composition_sets: scores of composition that no mean is taken of, as each set has its rules.
     """
     datasets = max(len(side) for side in sides(scores, "datasets"))
-    subsets = sides(scores, "composition")
+    subsets = [
+        {name: percent for name, percent in side.items() if name not in composition_sets}
+        for side in sides(scores, "composition")
+    ]
     on = f", {rows:,} rows" if rows else ""
     first, last = ((scores.get(side) or {}).get("All") for side in SIDES)
     name = f"hit@1, mean of {datasets} datasets{on} ({benchmark})"
@@ -135,18 +144,36 @@ def dataset_bars(
     return groups
 
 
-def composition_bars(scores: BothScores, rows: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each subset's percent before and after, with the level of chance."""
+def composition_bars(
+    scores: BothScores, rows: Mapping[str, int], chance: Mapping[str, float]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """By set, "" for subsets of none, each score before and after, with the level of chance.
+
+    Args:
+      rows: that a score is a share of; those not named have no interval.
+      chance: percent; 50 for those not named.
+    """
     first, last = sides(scores, "composition")
-    bars: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*first, *last]):
-        percent, count = last.get(name, first.get(name, 0.0)), rows.get(name)
-        interval = intervals.wilson(round(percent * count / 100), count) if count else None
-        bar = {"name": name, "before": first.get(name), "after": last.get(name)}
-        bars.append(
-            bar | {"split": "", "chance": 50, "tied": 0, "interval": interval, "rows": count}
-        )
-    return bars
+    groups = []
+    for name, members in scores_lib.composition_groups(dict.fromkeys([*first, *last])).items():
+        bars: list[dict[str, Any]] = []
+        for member in members:
+            percent, count = last.get(member, first.get(member, 0.0)), rows.get(member)
+            interval = intervals.wilson(round(percent * count / 100), count) if count else None
+            bars.append(
+                {
+                    "name": member.removeprefix(f"{name}/"),
+                    "split": "",
+                    "before": first.get(member),
+                    "after": last.get(member),
+                    "chance": chance.get(member, 50),
+                    "tied": 0,
+                    "interval": interval,
+                    "rows": count,
+                }
+            )
+        groups.append((name, bars))
+    return groups
 
 
 def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
@@ -169,6 +196,30 @@ def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
                 }
             )
     return tables
+
+
+def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
+    """Recalls of each set of captions, before and after, by the columns `scores.CAPTIONS`."""
+    first, last = ((scores.get(side) or {}).get("captions") or {} for side in SIDES)
+    tables = []
+    for name in dict.fromkeys([*first, *last]):
+        of = last.get(name) or first[name]
+        tables.append(
+            {
+                "name": name,
+                "images": of["images"],
+                "captions": of["captions"],
+                "before": scores_lib.flat_recalls(first.get(name)),
+                "after": scores_lib.flat_recalls(last.get(name)),
+                "intervals": scores_lib.flat_recalls(of, "intervals"),
+            }
+        )
+    return tables
+
+
+def not_run(scores: BothScores) -> dict[str, str]:
+    """Why benchmark sets were not run, by their names."""
+    return {name: why for side in sides(scores, "not_run") for name, why in side.items()}  # type: ignore[misc]
 
 
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:

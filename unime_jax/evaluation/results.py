@@ -3,20 +3,24 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unime_jax import files
 from unime_jax.batch import Item
+from unime_jax.evaluation.composition_rules import RuleResult
 from unime_jax.evaluation.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.scores import WAYS
+from unime_jax.evaluation.tasks.captions import CaptionsResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
 from unime_jax.evaluation.tasks.distillation import Agreement
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
-Result = DatasetResult | RetrievalResult | SubsetResult | Agreement  # of one task
+# Of one task.
+Result = DatasetResult | RetrievalResult | SubsetResult | RuleResult | CaptionsResult | Agreement
 
 
 def save_results(
@@ -28,36 +32,21 @@ def save_results(
 
     `results` are of MMEB's datasets, `sets` of retrieval; a name may be in both.
     """
-    arrays: dict[str, np.ndarray] = {}
-    head = []
-    several: list[DatasetResult | RetrievalResult] = [*results.values(), *(sets or {}).values()]
-    for number, result in enumerate(several):
-        items = [item.key for item in result.items]
-        about: dict[str, Any] = {"name": result.name, "ids": result.ids, "items": items}
-        corpus = {"corpus": result.candidates} if isinstance(result, RetrievalResult) else {}
-        head.append(about | corpus)
-        arrays |= {f"{number}.{name}": value for name, value in _arrays(result).items()}
-    _write(path, head, arrays)
+    _write(path, *_several([*results.values(), *(sets or {}).values()]))
 
 
 def load_results(path: files.Path) -> dict[str, DatasetResult]:
     """Reads MMEB's datasets from the file of `save_results`."""
     return {
         head["name"]: DatasetResult(head["name"], tuple(head["ids"]), _items(head), **arrays)
-        for head, arrays in _read_several(path)
+        for head, arrays in _parted(*_read(path))
         if "corpus" not in head
     }
 
 
 def load_sets(path: files.Path) -> dict[str, RetrievalResult]:
     """Reads retrieval sets from the file of `save_results`."""
-    return {
-        head["name"]: RetrievalResult(
-            head["name"], tuple(head["ids"]), _items(head), head["corpus"], **arrays
-        )
-        for head, arrays in _read_several(path)
-        if "corpus" in head
-    }
+    return _retrievals(*_read(path))
 
 
 def save_result(path: files.Path, result: Result) -> None:
@@ -68,6 +57,14 @@ def save_result(path: files.Path, result: Result) -> None:
         save_results(path, {}, {result.name: result})
     elif isinstance(result, SubsetResult):
         _write(path, {"subset": result.name}, _arrays(result))
+    elif isinstance(result, RuleResult):
+        names = ("set", "subset", "rule", "groups")
+        about = {name: getattr(result, name) for name in names}
+        _write(path, {"composition": about}, _arrays(result))
+    elif isinstance(result, CaptionsResult):
+        heads, arrays = _several(list(result.ways.values()))
+        arrays["captions"] = result.captions
+        _write(path, {"captions": result.name, "ways": heads}, arrays)
     else:
         _write(path, {"agreement": result}, {})
 
@@ -77,19 +74,56 @@ def load_result(path: files.Path) -> Result:
     head, arrays = _read(path)
     if isinstance(head, dict) and "agreement" in head:
         return Agreement(kl=head["agreement"]["kl"], overlap=head["agreement"]["overlap"])
+    if isinstance(head, dict) and "composition" in head:
+        about = head["composition"]
+        groups = tuple(about["groups"])
+        return RuleResult(about["set"], about["subset"], about["rule"], groups=groups, **arrays)
+    if isinstance(head, dict) and "captions" in head:
+        captions, ways = arrays.pop("captions"), _retrievals(head["ways"], arrays)
+        both = dict(zip(WAYS, ways.values(), strict=True))
+        return CaptionsResult(head["captions"], captions, **both)
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     of_mmeb = list(load_results(path).values())
     return of_mmeb[0] if of_mmeb else next(iter(load_sets(path).values()))
 
 
-def _read_several(path: files.Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """The head and the arrays of each result in the file of `save_results`."""
-    heads, arrays = _read(path)
+def _several(
+    results: Sequence[DatasetResult | RetrievalResult],
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Heads of several results, and their arrays by number and name."""
+    arrays: dict[str, np.ndarray] = {}
+    heads = []
+    for number, result in enumerate(results):
+        items = [item.key for item in result.items]
+        about: dict[str, Any] = {"name": result.name, "ids": result.ids, "items": items}
+        corpus = {"corpus": result.candidates} if isinstance(result, RetrievalResult) else {}
+        heads.append(about | corpus)
+        arrays |= {f"{number}.{name}": value for name, value in _arrays(result).items()}
+    return heads, arrays
+
+
+def _parted(
+    heads: Sequence[dict[str, Any]], arrays: Mapping[str, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """The head and the arrays of each result of `_several`."""
     for number, head in enumerate(heads):
         start = f"{number}."
         own = {key.removeprefix(start): v for key, v in arrays.items() if key.startswith(start)}
         yield head, own
+
+
+def _retrievals(
+    heads: Sequence[dict[str, Any]], arrays: Mapping[str, np.ndarray]
+) -> dict[str, RetrievalResult]:
+    """Retrieval results among those of `_several`, by name."""
+    return {
+        head["name"]: RetrievalResult(
+            head["name"], tuple(head["ids"]), _items(head), head["corpus"], **own
+        )
+        for head, own in _parted(heads, arrays)
+        if "corpus" in head
+    }
 
 
 def _items(head: Mapping[str, Any]) -> tuple[Item, ...]:

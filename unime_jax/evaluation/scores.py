@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from unime_jax import files
@@ -12,7 +12,11 @@ METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 # Percent, but for the last, which is a place from 1.
 RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "mAP", "median_rank")
+RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
+WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
+CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
 COLUMNS = (*METAS, *SPLITS, "All")
+WIDTH = 7  # columns of a table of a composition set; it goes on in another one
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
 
@@ -72,22 +76,48 @@ def summary(
 
 
 def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
-    """A text table CLS VQA RET VG IND OOD All, and those of composition, distillation, retrieval.
+    """A text table CLS VQA RET VG IND OOD All, and those of the other kinds of scores.
 
-    The last has the 95 % interval of its last line of scores, and a table for each of several sets.
-    `last_name` begins the lines of `after`.
+    Retrieval and captions have the 95 % interval of the last line of scores, and a table for each
+    of several sets. `last_name` begins the lines of `after`.
     """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
         blocks.append(_block("hit@1 %", COLUMNS, before, after, last_name))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
-    if subsets := list(dict.fromkeys([*first, *last])):
-        blocks.append(_block("composition %", subsets, first, last, last_name))
+    for name, sides in _composition_sets(first, last).items():
+        columns = list(dict.fromkeys([*sides[0], *sides[1]]))
+        width = WIDTH if name else len(columns)  # subsets of no set are one table
+        for start in range(0, len(columns), width):
+            part = columns[start : start + width]
+            blocks.append(_block(f"{shown(name) or 'composition'} %", part, *sides, last_name))
     first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
     if first or last:
         blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
     blocks += _retrieval_blocks(before, after, last_name)
+    blocks += _captions_blocks(before, after, last_name)
     return "\n\n".join(blocks)
+
+
+def composition_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of composition scores by their set, "" for those of none; "<set>/<score>" has one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        start, slash, _ = name.partition("/")
+        groups.setdefault(start if slash else "", []).append(name)
+    return groups
+
+
+def _composition_sets(
+    first: Mapping[str, float], last: Mapping[str, float]
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Scores of composition before and after, by set and by their names in it."""
+    sets = {}
+    for group, names in composition_groups(dict.fromkeys([*first, *last])).items():
+        start = f"{group}/" if group else ""
+        sides = [{n.removeprefix(start): s[n] for n in names if n in s} for s in (first, last)]
+        sets[group] = (sides[0], sides[1])
+    return sets
 
 
 def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -109,6 +139,32 @@ def _retrieval_blocks(before: Scores | None, after: Scores | None, last_name: st
             f"{of.get('candidates')} candidates\n"
             + _block("retrieval %", RETRIEVAL, a, b, last_name, intervals=of.get("intervals"))
         )
+
+
+def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
+    """A table of each set of captions: recalls from text to image, then from image to text."""
+    first, last = ((scores or {}).get("captions") or {} for scores in (before, after))
+    for name in dict.fromkeys([*first, *last]):
+        a, b = (flat_recalls(side.get(name)) for side in (first, last))
+        of = last.get(name) or first[name]
+        intervals = flat_recalls(of, "intervals")
+        title = f"{shown(name)}: {of['images']} images, {of['captions']} captions"
+        yield f"{title}\n" + _block(
+            "captions %", CAPTIONS, a, b, last_name, intervals=intervals or None
+        )
+
+
+def flat_recalls(captions: Mapping[str, Any] | None, inner: str = "") -> dict[str, Any]:
+    """Recalls of one set of captions by way and name, "t2i R@1"; {} of None.
+
+    `inner`: "intervals" for those in place of the recalls.
+    """
+    flat: dict[str, Any] = {}
+    for way in WAYS:
+        recalls = (captions or {}).get(way) or {}
+        recalls = recalls.get(inner, {}) if inner else recalls
+        flat |= {f"{way} {name}": recalls[name] for name in RECALLS if name in recalls}
+    return flat
 
 
 def read_scores(workdir: files.Path) -> dict[str, Scores]:
@@ -138,6 +194,7 @@ def _check_side(side: str, scores: Any) -> None:
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
+    _check_captions(side, scores.get("captions", {}))
     for column in (*COLUMNS, "meta_mean"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
@@ -152,6 +209,18 @@ def _check_retrieval(side: str, scores: Any) -> None:
         if not isinstance(values, dict) or not all(_is_number(values.get(n)) for n in needed):
             of = f"retrieval set {name!r}" if name else "retrieval"
             raise ValueError(f"{side!r} has {of} without {', '.join(needed)}")
+
+
+def _check_captions(side: str, sets: Any) -> None:
+    if not isinstance(sets, dict):
+        raise ValueError(f"{side!r} has captions that are no object of scores by set")
+    for name, values in sets.items():
+        values = values if isinstance(values, dict) else {}
+        ways = [w if isinstance(w := values.get(way), dict) else {} for way in WAYS]
+        needed = [*(w.get(n) for w in ways for n in RECALLS), values.get("images")]
+        if not all(map(_is_number, [*needed, values.get("captions")])):
+            of = ", ".join((*WAYS, *RECALLS, "images", "captions"))
+            raise ValueError(f"{side!r} has captions {name!r} without {of}")
 
 
 def _is_number(value: Any) -> bool:
@@ -193,12 +262,13 @@ def _block(
     """`intervals`: [low, high] by column, of the last line of scores."""
     names = [shown(column) for column in columns]  # of a data set's making
     widths = [max(7, len(name) + 2) for name in names]
-    lines = [f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
+    start = max(14, len(title) + 1)
+    lines = [f"{title:<{start}}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
 
     def add(name: str, values: list[float | None], form: str) -> None:
         cells = ["-" if v is None else format(v, form) for v in values]
         line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-        lines.append(f"{name:<14}{line}")
+        lines.append(f"{name:<{start}}{line}")
 
     first = [(before or {}).get(column) for column in columns]
     second = [(after or {}).get(column) for column in columns]

@@ -1,7 +1,7 @@
 """Everything that a model is evaluated on, by place; a dataset is read when it is scored."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -11,14 +11,25 @@ from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import open_dataset
 from unime_jax.data.formats.tfds import version_folder
-from unime_jax.evaluation import retrieval_scores, scores, tasks
+from unime_jax.evaluation import (
+    benchmark_sets,
+    caption_scores,
+    prepared_set,
+    retrieval_scores,
+    scores,
+    tasks,
+)
+from unime_jax.evaluation.benchmark_sets import open_benchmarks, said
+from unime_jax.evaluation.composition_rules import Score
 from unime_jax.evaluation.item_table import Encode, Images
+from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.retrieval_data import PLACE, images_of
 from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.stored_images import open_images
 from unime_jax.evaluation.tasks import composition, distillation, mmeb, retrieval
+from unime_jax.evaluation.tasks.captions import CAPTION, CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 Key = tuple[tasks.Kind, str]  # kind and name of a task
@@ -28,12 +39,15 @@ Key = tuple[tasks.Kind, str]  # kind and name of a task
 class Suite:
     """Tasks, the meta task and split of each of MMEB's datasets, and where their images are.
 
-    No rows, images or vectors are held.
+    No rows, images or vectors are held. `not_run` says of benchmark sets that were asked for why
+    there are no tasks of them.
     """
 
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
+    benchmarks: tuple[PreparedSet, ...] = ()
+    not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -42,16 +56,25 @@ class Suite:
     def images(self) -> Images:
         """Encoded bytes by path; an index of them is made anew by every call.
 
-        Those of retrieval sets lie in the rows of the sets.
+        Those of retrieval sets lie in the rows of the sets, those of benchmark sets below folders
+        of their own.
         """
         own = {t.name: t.data for t in self.tasks if isinstance(t, retrieval.Task)}
         in_rows, stored = images_of(own), open_images(self.image_folder)
-        return lambda path: in_rows(path) if path.startswith(PLACE) else stored(path)
+        of_sets = prepared_set.images_of(self.benchmarks)
+
+        def read(path: str) -> bytes:
+            if path.startswith(PLACE):
+                return in_rows(path)
+            return of_sets(path) if path.startswith(prepared_set.PLACE) else stored(path)
+
+        return read
 
     @property
     def composition_rows(self) -> dict[str, int]:
-        """Rows of each subset of composition."""
-        return {t.name: len(t) for t in self.tasks if isinstance(t, composition.Task)}
+        """Rows of each subset of composition that is scored by itself."""
+        of_kind = [t for t in self.tasks if isinstance(t, composition.Task)]
+        return {task.name: len(task) for task in of_kind if not task.set}
 
 
 def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
@@ -73,6 +96,9 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         agreement=agreement,
         retrieval_data=settings.data.eval,
         columns=settings.data.columns,
+        caption_prompt=CAPTION,
+        benchmark_folder="",
+        benchmark_names=(),
     )
 
 
@@ -87,16 +113,22 @@ def make_suite(
     agreement: distillation.Task | None,
     retrieval_data: str,
     columns: Mapping[str, str],
+    caption_prompt: str,
+    benchmark_folder: str,
+    benchmark_names: Sequence[str],
 ) -> Suite:
     """Opens folders below `folder` ("": none), of which no row is read.
 
     `retrieval_data` may be a file, too, see `retrieval_files.open_sets`, which is given `columns`.
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
-    columns path and image, or from plain files, whose paths must stay below it.
+    columns path and image, or from plain files, whose paths must stay below it. The two prompts are
+    of images and captions without a text of their own. Of prepared benchmark sets those of
+    `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
 
     Raises:
       FileNotFoundError: a folder without a dataset.
-      ValueError: a dataset whose meta task is not known.
+      ValueError: a dataset whose meta task is not known, or none of the benchmark sets can be run,
+        and there is nothing else.
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
     datasets = {name.removesuffix("/test"): rows for name, rows in datasets.items()}  # of the hub
@@ -110,12 +142,29 @@ def make_suite(
     subsets = open_dataset(folder / composition_folder) if composition_folder else {}
     suite: list[tasks.Task] = [mmeb.Task(name, rows, limit) for name, rows in datasets.items()]
     suite += [
-        composition.Task(name, rows, image_prompt, limit=limit) for name, rows in subsets.items()
+        composition.Task(name, rows, image_prompt, caption_prompt, limit)
+        for name, rows in subsets.items()
     ]
     suite += [agreement] if agreement else []
     sets = open_sets(folder / retrieval_data, columns) if retrieval_data else []
     suite += [retrieval.Task(data, limit) for data in sets]
-    return Suite(tuple(suite), {name: table[name] for name in datasets}, folder / images)
+    benchmarks = benchmark_sets.NONE
+    if benchmark_folder:
+        chosen = TaskSettings(image_prompt, caption_prompt, limit)
+        taken = [(task.kind, task.name) for task in suite]
+        benchmarks = open_benchmarks(folder / benchmark_folder, benchmark_names, chosen, taken)
+    if benchmark_folder and not suite and not benchmarks.tasks:
+        raise ValueError(
+            f"no benchmark set in {folder / benchmark_folder} can be run:\n"
+            + (said(benchmarks.not_run) or "none is prepared")
+        )
+    return Suite(
+        (*suite, *benchmarks.tasks),
+        {name: table[name] for name in datasets} | dict(benchmarks.table),
+        folder / images,
+        benchmarks.sets,
+        benchmarks.not_run,
+    )
 
 
 def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[Key, Any]]:
@@ -135,16 +184,36 @@ def retrievals(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
     return {name: result for (kind, name), result in results.items() if kind == "retrieval"}
 
 
+def compositions(results: Mapping[Key, Any]) -> dict[str, Score]:
+    """The scores of composition by name."""
+    return composition.scores_of(r for (kind, _), r in results.items() if kind == "composition")
+
+
+def captions(results: Mapping[Key, Any]) -> dict[str, CaptionsResult]:
+    """The results of sets of captions by name."""
+    return {name: result for (kind, name), result in results.items() if kind == "captions"}
+
+
+def caption_rankings(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
+    """The rankings of sets of captions, both ways, by their names."""
+    both = [ranking for of in captions(results).values() for ranking in of.ways.values()]
+    return {ranking.name: ranking for ranking in both}
+
+
 def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     """Scores of all tasks, with MMEB's averages."""
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
-    subsets = {n: r.accuracy for (kind, n), r in results.items() if kind == "composition"}
-    found = scores.summary(hits, suite.table, subsets)
+    composed = {name: score.percent for name, score in compositions(results).items()}
+    found = scores.summary(hits, suite.table, composed)
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
     if sets := retrievals(results):
         found["retrieval"] = retrieval_scores.of_sets(sets)
+    if pictures := captions(results):
+        found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
+    if suite.not_run:
+        found["not_run"] = dict(suite.not_run)
     return found
 
 

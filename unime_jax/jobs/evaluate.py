@@ -29,9 +29,20 @@ from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
 from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.evaluation.benchmark_sets import said
 from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
+from unime_jax.evaluation.suite import (
+    Key,
+    Suite,
+    caption_rankings,
+    compositions,
+    make_suite,
+    rankings,
+    retrievals,
+    summary,
+)
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks.captions import CAPTION
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -137,6 +148,9 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         agreement=agreement,
         retrieval_data=data.eval,
         columns=data.columns,
+        caption_prompt=chosen.caption_prompt,
+        benchmark_folder=chosen.benchmarks,
+        benchmark_names=chosen.sets,
     )
 
 
@@ -185,8 +199,11 @@ def _check_same(
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
             }
+    if chosen.caption_prompt != CAPTION:
+        provenance["caption_prompt"] = chosen.caption_prompt
+    sets = {prepared.name: prepared.provenance() for prepared in suite.benchmarks}
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance)
+        finished.check_same(workdir, provenance, sets)
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:
@@ -265,6 +282,7 @@ def _leave(
 ) -> None:
     """Writes evaluation.json and report.html, and logs the scores."""
     found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
+    composed = compositions(results)
     scores.write_scores(workdir, "scores", found)
     path = report.write_report(
         workdir,
@@ -274,7 +292,15 @@ def _leave(
         images=suite.images(),
         title=f"Evaluation of {settings.backbone}",
         headline=headline.of_evaluation(settings),
-        composition_rows=suite.composition_rows,
-        retrieval={"after": retrievals(results)},
+        composition_rows={name: score.rows for name, score in composed.items()},
+        composition_sets={
+            name: score.chance
+            for name, score in composed.items()
+            if name not in suite.composition_rows
+        },
+        retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
+    if suite.not_run:
+        count = len(suite.not_run)
+        logging.warning("%d benchmark sets were not run:\n%s", count, said(suite.not_run))

@@ -21,7 +21,7 @@ from unime_jax.data import embedding_store, formats, items, mixture, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
-from unime_jax.evaluation import retrieval_files
+from unime_jax.evaluation import benchmark_sets, retrieval_files
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
@@ -167,6 +167,7 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
     }
     _check_tasks(parts, evaluation.images, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
+    _check_benchmarks(evaluation, folder, made, problems)
     _check_teacher(settings.data.teacher, folder, made, problems)
 
 
@@ -281,6 +282,16 @@ def _check_sets(
     if name and not made.later(folder / name):
         with problems.collected("config.data.eval"):
             retrieval_files.open_sets(folder / name, columns)
+
+
+def _check_benchmarks(
+    evaluation: config.TasksConfig, folder: files.Path, made: _Made, problems: Problems
+) -> None:
+    """The folder of prepared benchmark sets; a set that is not there is none of the problems."""
+    name = evaluation.benchmarks
+    if name and not made.later(folder / name):
+        with problems.collected("config.evaluation.benchmarks"):
+            benchmark_sets.check_folder(folder / name)
 
 
 def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.tables import for_each
-from unime_jax.evaluation import tasks
+from unime_jax.evaluation import composition_rules, tasks
 from unime_jax.evaluation.tasks import composition
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "sugarcrepe"
@@ -49,29 +49,58 @@ def test_accuracies_are_the_originals():
         positive, negative = tensors[f"{name}.positive_score"], tensors[f"{name}.negative_score"]
         np.testing.assert_allclose(result.caption_score, positive, atol=2e-7)
         np.testing.assert_allclose(result.negative_score, negative, atol=2e-7)
-    means = composition.kind_means(percent)
+    means = composition_rules.kind_means(percent)
     expected = {kind: 100 * golden[f"{kind}_avg"] for kind in ("replace", "swap", "add")}
     assert means == pytest.approx(expected, abs=1e-12)
 
 
+TRIPLE = {"image_path": "a", "caption": "b", "negative_caption": "c"}
+
+
+def several(images, captions):
+    return {"images": ["a"] * images, "captions": ["b", "c", "d"][:captions]}
+
+
 @for_each(
-    ("rows", "images", "message"),
+    ("rule", "rows", "images", "message"),
     [
-        ([], lambda path: png(), "subset 'swap' has no rows"),
-        ([{"image_path": "a", "caption": "b"}], lambda path: png(), "row 0: negative_caption is"),
+        ("sugarcrepe", [], lambda path: png(), "subset 'swap' has no rows"),
         (
-            [{"image_path": "a", "caption": "b", "negative_caption": "c"}],
+            "sugarcrepe",
+            [{"image_path": "a", "caption": "b"}],
+            lambda path: png(),
+            "row 0: negative_caption is",
+        ),
+        (
+            "sugarcrepe",
+            [TRIPLE],
             lambda path: b"",
             "subset 'swap', row 0: image 'a' has no file",
         ),
+        ("winoground", [TRIPLE], lambda path: png(), "1 images, expected 2 by rule 'winoground'"),
+        (
+            "text_acc",
+            [several(1, 2), several(1, 3)],
+            lambda path: png(),
+            "row 1: 3 captions, expected 2",
+        ),
+        ("text_acc", [several(1, 1)], lambda path: png(), "row 0: a single caption has no other"),
+        ("cola", [{"images": "a", "captions": []}], lambda path: png(), "images is no list: a"),
+        (
+            "cola",
+            [{"images": ["a", ""], "captions": ["b", ""]}],
+            lambda path: png(),
+            "row 0: image 2, caption 2 is missing or empty",
+        ),
+        ("sugarcrape", [TRIPLE], lambda path: png(), "no rule 'sugarcrape' of composition; there"),
     ],
 )
-def test_bad_data_is_an_error_that_names_subset_and_row(rows, images, message):
+def test_bad_data_is_an_error_that_names_subset_and_row(rule, rows, images, message):
     def encode(items):
         return np.ones((len(list(items)), 2))
 
     with pytest.raises(ValueError, match=message):
-        tasks.run(composition.Task("swap", rows, **PROMPTS), images, encode)
+        tasks.run(composition.Task("swap", rows, **PROMPTS, rule=rule), images, encode)
 
 
 def test_caption_prompt_needs_a_place_for_the_caption():

@@ -16,7 +16,7 @@ from unime_jax.evaluation.shared_encoder import SharedEncoder
 
 GROUP = 2048  # items, from which on tasks are not encoded together with the next one
 
-Kind = Literal["mmeb", "composition", "distillation", "retrieval"]
+Kind = Literal["mmeb", "composition", "distillation", "retrieval", "captions"]
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from unime_jax.evaluation.item_table import (
 from unime_jax.evaluation.ranking import DatasetResult
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+IMAGE_COLUMNS = ("qry_img_path", "tgt_img_path")
 
 
 @dataclasses.dataclass(frozen=True)

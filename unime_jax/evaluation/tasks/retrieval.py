@@ -87,39 +87,51 @@ class OpenTask:
 
     def score(self, vectors: Float32[np.ndarray, "n D"]) -> RetrievalResult:
         """Ranks the whole corpus for each query."""
-        judged, places = self.judged, corpus_ranking.rank(self.judged, vectors)
-        first = judged.offsets[:-1]
-        rank = places.place[first].astype(np.int32)
-        gold_score = places.score[first]
-        margin = np.minimum(gold_score - places.hardest, np.float32(2))  # inf: all are relevant
-        shown = np.array(ranking.telling_rows(margin, rank, SHOWN), np.int64)
-        top, top_score, top_relevant = corpus_ranking.best(judged, shown, vectors)
-        query = judged.query[shown]
-        gold = judged.candidates[places.relevant[first[shown]]]
-        top = np.where(top < 0, -1, judged.candidates[top])
-        kept, renumbered = np.unique(
-            np.concatenate([query, gold, top.ravel()]), return_inverse=True
-        )
-        missing = int(kept[0] == -1)  # -1 sorts first and stays -1
-        renumbered = (renumbered - missing).astype(np.int32)
-        query, gold, top = np.split(renumbered, [len(shown), 2 * len(shown)])
-        return RetrievalResult(
-            name=self.task.name,
-            ids=tuple(self.ids),
-            items=tuple(self.items.bare(i) for i in kept[missing:].tolist()),
-            candidates=len(judged.candidates),
-            rank=rank,
-            ndcg=ndcg(judged, places),
-            average_precision=average_precision(judged, places),
-            gold_score=gold_score,
-            hardest=places.hardest,
-            shown=shown.astype(np.int32),
-            query=query,
-            gold=gold,
-            top=top.reshape(top_score.shape),
-            top_score=top_score,
-            top_relevant=top_relevant,
-        )
+        return rank_corpus(self.task.name, self.ids, self.items, self.judged, vectors)
+
+
+def rank_corpus(
+    name: str,
+    ids: Sequence[str],
+    table: ItemTable,
+    judged: Judgements,
+    vectors: Float32[np.ndarray, "n D"],
+) -> RetrievalResult:
+    """Ranks the whole corpus for each query, by unit vectors of the items of `table`.
+
+    `ids` are of the queries.
+    """
+    places = corpus_ranking.rank(judged, vectors)
+    first = judged.offsets[:-1]
+    rank = places.place[first].astype(np.int32)
+    gold_score = places.score[first]
+    margin = np.minimum(gold_score - places.hardest, np.float32(2))  # inf: all are relevant
+    shown = np.array(ranking.telling_rows(margin, rank, SHOWN), np.int64)
+    top, top_score, top_relevant = corpus_ranking.best(judged, shown, vectors)
+    query = judged.query[shown]
+    gold = judged.candidates[places.relevant[first[shown]]]
+    top = np.where(top < 0, -1, judged.candidates[top])
+    kept, renumbered = np.unique(np.concatenate([query, gold, top.ravel()]), return_inverse=True)
+    missing = int(kept[0] == -1)  # -1 sorts first and stays -1
+    renumbered = (renumbered - missing).astype(np.int32)
+    query, gold, top = np.split(renumbered, [len(shown), 2 * len(shown)])
+    return RetrievalResult(
+        name=name,
+        ids=tuple(ids),
+        items=tuple(table.bare(i) for i in kept[missing:].tolist()),
+        candidates=len(judged.candidates),
+        rank=rank,
+        ndcg=ndcg(judged, places),
+        average_precision=average_precision(judged, places),
+        gold_score=gold_score,
+        hardest=places.hardest,
+        shown=shown.astype(np.int32),
+        query=query,
+        gold=gold,
+        top=top.reshape(top_score.shape),
+        top_score=top_score,
+        top_relevant=top_relevant,
+    )
 
 
 def ndcg(judged: Judgements, places: Places) -> Float64[np.ndarray, " queries"]:

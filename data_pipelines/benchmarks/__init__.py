@@ -1,0 +1,1 @@
+"""Public evaluation sets: fetched from the hub or from local copies, prepared once as folders."""
