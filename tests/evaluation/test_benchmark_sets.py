@@ -94,6 +94,7 @@ def open_suite(sets, *names, **more):
 
 def test_sets_of_all_kinds_are_run_and_their_images_are_told_apart(sets):
     (sets / "raw files").mkdir()  # no set
+    write_set(sets, "nli", "pairs", {"nli.jsonl": [{"sent0": "a", "sent1": "b"}]}, {"a.png": b""})
     opened = open_suite(sets)
     assert opened.not_run == {}
     scores, results = suite.evaluate(opened, encode)

@@ -26,6 +26,7 @@ class Benchmarks:
     not_run: Mapping[str, str]
 
 
+TRAINED_ON = "pairs"  # the kind of prepared sets that no model is evaluated on
 NONE = Benchmarks((), (), {}, {})
 
 
@@ -40,7 +41,7 @@ def open_benchmarks(
     A set that is missing, damaged, or of an unknown kind is in `not_run`, and is no error.
 
     Args:
-      names: of sets; (): all that are there.
+      names: of sets; (): all that are there, but for those to be trained on.
       taken: kinds and names of other tasks of the same evaluation.
 
     Raises:
@@ -54,6 +55,8 @@ def open_benchmarks(
     for name in names or _names(folder):
         try:
             prepared = open_set(folder / name)
+            if prepared.kind == TRAINED_ON and not names:
+                continue
             own = _tasks_of(prepared, settings)
             if twice := [str(task) for task in own if (task.kind, task.name) in known]:
                 raise ValueError(f"the evaluation has {', '.join(twice)} from other data, too")
