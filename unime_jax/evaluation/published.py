@@ -17,6 +17,24 @@ FILE = pathlib.Path(__file__).parent / "published.json"
 MMEB, CAPTIONS, SUGARCREPE = "MMEB", "captions", "SugarCrepe"
 AVERAGING = ("36-mean", "mean of 4 metas", "none", "not stated: mean of subsets or of rows")
 MMEB_ROWS = 1000  # of each of its 36 datasets
+# Sets of captions by the name that papers give them: ours in `data_pipelines.benchmarks`, images
+# and captions. mteb's MSCOCO is another set, with 24,809 captions and other scores.
+CAPTION_SETS = {
+    "Flickr30K": ("flickr30k", 1000, 5000),
+    "COCO": ("coco_karpathy", 5000, 25000),
+    "ShareGPT4V-1K": ("sharegpt4v_1k", 1000, 1000),
+    "Urban1K": ("urban1k", 1000, 1000),
+}
+# Rows of SugarCrepe's subsets.
+SUGARCREPE_ROWS = {
+    "add_att": 692,
+    "add_obj": 2062,
+    "replace_att": 788,
+    "replace_obj": 1652,
+    "replace_rel": 1406,
+    "swap_att": 666,
+    "swap_obj": 245,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,23 +183,3 @@ def not_mmeb(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-
-
-# Sets of captions by the name that papers give them: how ours begins, images and captions.
-# mteb's MSCOCO has 24,809 captions and other scores.
-CAPTION_SETS = {
-    "Flickr30K": ("flickr30k", 1000, 5000),
-    "COCO": ("coco", 5000, 25000),
-    "ShareGPT4V-1K": ("sharegpt4v", 1000, 1000),
-    "Urban1K": ("urban1k", 1000, 1000),
-}
-# Rows of SugarCrepe's subsets.
-SUGARCREPE_ROWS = {
-    "add_att": 692,
-    "add_obj": 2062,
-    "replace_att": 788,
-    "replace_obj": 1652,
-    "replace_rel": 1406,
-    "swap_att": 666,
-    "swap_obj": 245,
-}

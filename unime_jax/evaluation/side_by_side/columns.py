@@ -18,13 +18,13 @@ NOT_SCORES = ("intervals",)
 def flatten(scores: Mapping[str, Any]) -> dict[Column, float]:
     """Every number of a side of evaluation.json by its path; kinds need not be known.
 
-    Lists and texts are left out, and intervals, which are of numbers. Where all subsets of
-    composition are plain numbers, their mean is `COMPOSITION`.
+    Lists and texts are left out, and intervals, which are of numbers. `COMPOSITION` is the mean of
+    the subsets that are no benchmark's, over which no mean is taken ("<set>/<score>").
     """
     values = dict(_numbers(scores, ()))
-    subsets = scores.get("composition") or {}
-    if subsets and all(("composition", name) in values for name in subsets):
-        values[COMPOSITION] = sum(values["composition", name] for name in subsets) / len(subsets)
+    subsets = [c for c in values if c[0] == "composition" and len(c) == 2 and "/" not in c[1]]
+    if subsets:
+        values[COMPOSITION] = sum(values[column] for column in subsets) / len(subsets)
     return values
 
 

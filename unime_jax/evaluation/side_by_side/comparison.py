@@ -7,7 +7,14 @@ import numpy as np
 from jaxtyping import Float64
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.published import CAPTION_SETS, CAPTIONS, MMEB, PublishedModel
+from unime_jax.evaluation.published import (
+    CAPTION_SETS,
+    CAPTIONS,
+    MMEB,
+    SUGARCREPE,
+    SUGARCREPE_ROWS,
+    PublishedModel,
+)
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import (
@@ -19,6 +26,7 @@ from unime_jax.evaluation.side_by_side.columns import (
 )
 from unime_jax.evaluation.side_by_side.runs import Group, Run, not_mmeb
 
+MACRO = "_macro"  # ends the names of means over subsets
 OF_DATASETS = (*scores_lib.COLUMNS, "meta_mean")  # averages over MMEB's datasets, or own ones
 
 
@@ -101,7 +109,7 @@ def compare(
             f"{', '.join(group.name for group in groups)}"
         )
     remarks = [remark for group in groups for run in group.runs for remark in run.remarks]
-    remarks += _left_out(groups)
+    remarks += _left_out(groups) + _instructions(groups)
     suites = {group.name: _suite(group) for group in groups}
     titles = _titles(list(dict.fromkeys(suites.values())))
     base = next((group for group in groups if group.name == baseline), None)
@@ -173,12 +181,29 @@ def _ordered(every: Sequence[Column], titles: Sequence[str]) -> dict[str, list[C
 
 def _left_out(groups: Sequence[Group]) -> list[str]:
     """What evaluations say they have not run, with the lines that say so."""
+    lines: dict[tuple[str, str], list[str]] = {}  # by name and reason of what was not run
+    for group in groups:
+        for missing in group.first.not_run().items():
+            lines.setdefault(missing, []).append(group.name)
+    names: dict[tuple[str, str], list[str]] = {}  # by lines and reason
+    for (name, why), of_lines in lines.items():
+        names.setdefault((", ".join(of_lines), why), []).append(name)
+    return [
+        f"{of_lines}: not run: {', '.join(several)}" + (f" ({why})" if why else "")
+        for (of_lines, why), several in names.items()
+    ]
+
+
+def _instructions(groups: Sequence[Group]) -> list[str]:
+    """A remark on rows in different words, where evaluations say so."""
     names: dict[str, list[str]] = {}
     for group in groups:
-        for name, why in group.first.not_run().items():
-            said = f"{name} was not run" + (f" ({why})" if why else "")
-            names.setdefault(said, []).append(group.name)
-    return [f"{', '.join(lines)}: {said}" for said, lines in names.items()]
+        if said := group.first.scores.get("instructions"):
+            names.setdefault(str(said), []).append(group.name)
+    if len(names) < 2:
+        return []
+    listed = "; ".join(f"{', '.join(lines)}: {said}" for said, lines in names.items())
+    return [f"The lines differ in their instructions: {listed}"]
 
 
 def _values(run: Run, chosen: Mapping[str, Sequence[str]]) -> dict[Column, float]:
@@ -212,7 +237,8 @@ def _changes(
 ) -> tuple[dict[Column, tuple[float, tuple[float, float] | None]], list[str]]:
     """Change of each column from the baseline with its interval, and remarks on rows that differ.
 
-    Averages over different datasets have no change, nor do scores of different rows.
+    Averages over different datasets have no change, nor do scores of different rows. Where rows of
+    any dataset differ, only those have a change whose rows are known to be the same.
     """
     mine, theirs = ([_values(run, chosen) for run in g.runs] for g in (group, base))
     columns = [c for c in mine[0] if all(c in values for values in (*mine, *theirs))]
@@ -220,44 +246,38 @@ def _changes(
     of_averages = _members(mine[0], chosen, table)
     changes: dict[Column, tuple[float, tuple[float, float] | None]] = {}
     for column in columns:
-        members = of_averages.get(column, [column])
         of_datasets = column[0] in (DATASETS, CHOSEN, *OF_DATASETS)
         if columns_lib.is_count(column) or (of_datasets and not same_suite):
             continue
-        if any(_unit(member) in unlike for member in (*members, column)):
+        drawn = _mean_draws(column, of_averages, draws)
+        if unlike and drawn is None:
             continue
         change = float(
             np.mean([values[column] for values in mine])
             - np.mean([values[column] for values in theirs])
         )
-        drawn = _mean_draws(column, of_averages, draws)
         changes[column] = change, rows.interval(drawn) if drawn is not None else None
-    remarks = []
-    if unlike:
-        names = ", ".join(sorted(name for _, name in unlike))
-        remarks.append(
-            f"{group.name}: {names}: the rows are not those of {base.name}, so there is no change"
-        )
-    return changes, remarks
-
-
-def _unit(column: Column) -> tuple[str, str]:
-    """Kind and name of the dataset that a column is of, as its rows are known by."""
-    return column[0], next((part for part in column[1:] if part != DATASETS), "")
+    if not unlike:
+        return changes, []
+    names = ", ".join(unlike[:3]) + (f" and {len(unlike) - 3} more" if unlike[3:] else "")
+    return changes, [
+        f"{group.name} was evaluated on other rows of {names} than {base.name}, so that there is no"
+        " change of these"
+    ]
 
 
 def _draws(
     group: Group, base: Group
-) -> tuple[dict[Column, Float64[np.ndarray, " draws"]], set[tuple[str, str]]]:
-    """Drawn changes of single datasets, and the datasets whose rows differ."""
+) -> tuple[dict[Column, Float64[np.ndarray, " draws"]], list[str]]:
+    """Drawn changes of single datasets, and names of those whose rows differ."""
     draws: dict[Column, Float64[np.ndarray, " draws"]] = {}
-    unlike: set[tuple[str, str]] = set()
+    unlike: list[str] = []
     for number, unit in enumerate(sorted(base.first.by_row)):
         if not all(unit in run.by_row for run in (*group.runs, *base.runs)):
             continue
         mine, theirs = ([run.by_row[unit] for run in g.runs] for g in (group, base))
         if not all(theirs[0].same_rows(other) for other in (*mine, *theirs)):
-            unlike |= {_unit(column) for column in theirs[0].values}
+            unlike.append(theirs[0].name)
             continue
         averaged = rows.mean_over_runs(mine), rows.mean_over_runs(theirs)
         draws |= rows.drawn_differences(*averaged, seed=number)
@@ -274,13 +294,26 @@ def _members(
         for group in (*scores_lib.METAS, *scores_lib.SPLITS):
             members[group,] = [column for column in datasets if group in table[column[1]]]
         members["meta_mean",] = [(meta,) for meta in scores_lib.METAS]
-    members[COMPOSITION] = [c for c in values if c[0] == "composition" and len(c) == 2]
+    subsets = [c for c in values if c[0] == "composition" and len(c) == 2]
+    members[COMPOSITION] = [c for c in subsets if "/" not in c[1]]
+    for column in subsets:
+        if column[1].endswith(MACRO):
+            members[column] = [c for c in subsets if _is_part(c[1], column[1])]
     for metric in scores_lib.RETRIEVAL[:-1]:
         sets = [c for c in values if c[:2] == ("retrieval", DATASETS) and c[-1] == metric]
         members["retrieval", metric] = sets
     for name, names in chosen.items():
         members[CHOSEN, name] = [member_column(member, values) for member in names]
     return members
+
+
+def _is_part(name: str, macro: str) -> bool:
+    """Whether a composition score is one that a mean over subsets is of: "set/kind_macro"."""
+    start, _, kind = macro.removesuffix(MACRO).rpartition("/")
+    part = name.removeprefix(f"{start}/")
+    if part == name or part.endswith((MACRO, "_pooled")):
+        return False
+    return part.endswith(f"/{kind}") or (part.startswith(f"{kind}_") and "/" not in part)
 
 
 def _mean_draws(
@@ -291,9 +324,6 @@ def _mean_draws(
     """Drawn changes of a column, by those of its members; None where any is not known."""
     if column in draws:
         return draws[column]
-    if column[0] == "retrieval" and len(column) == 2 and not members.get(column):
-        alone = [c for c in draws if c[0] == "retrieval" and c[-1] == column[-1]]
-        return draws[alone[0]] if len(alone) == 1 else None  # a set without others
     several = [_mean_draws(member, members, draws) for member in members.get(column, ())]
     known = [drawn for drawn in several if drawn is not None]
     return np.mean(known, axis=0) if known and len(known) == len(several) else None
@@ -346,9 +376,12 @@ def _comparable(group: Group, suite: Suite, title: str) -> Iterator[tuple[tuple[
         for name in datasets:
             yield (MMEB, name), _shown_column((DATASETS, name), title)
     values = group.first.values
-    for name in dict.fromkeys(c[1] for c in values if c[0] == "captions" and len(c) == 4):
-        counts = tuple(values.get(("captions", name, key)) for key in ("images", "captions"))
-        for printed, (start, *public) in CAPTION_SETS.items():
-            if name.lower().startswith(start) and counts == tuple(public):
-                for way in ("t2i", "i2t"):
-                    yield (CAPTIONS, f"{printed} {way}"), ("captions", name, way, "R@1")
+    for printed, (name, *public) in CAPTION_SETS.items():
+        if [values.get(("captions", name, key)) for key in ("images", "captions")] == public:
+            for way in ("t2i", "i2t"):
+                yield (CAPTIONS, f"{printed} {way}"), ("captions", name, way, "R@1")
+    by_row = group.first.by_row
+    own = {n: by_row.get(("composition", f"sugarcrepe/{n}"), ()) for n in SUGARCREPE_ROWS}
+    if {name: len(scores) for name, scores in own.items()} == SUGARCREPE_ROWS:
+        for kind in ("replace", "swap", "add"):
+            yield (SUGARCREPE, kind), ("composition", f"sugarcrepe/{kind}{MACRO}")

@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+import urllib.parse
 from collections.abc import Iterator, Mapping
 
 from absl import logging
 
 from unime_jax import files
 from unime_jax.data.images import ImageError
-from unime_jax.evaluation import retrieval_data, suite
+from unime_jax.evaluation import prepared_set, retrieval_data, suite
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.item_table import Images
 from unime_jax.evaluation.retrieval_files import open_sets
@@ -30,14 +31,32 @@ def table_of(run: Run) -> scores_lib.Table:
 
 def images_of(run: Run) -> Images:
     """Encoded bytes of an image by path; b"" of one that is not where the run has read it."""
-    retrieval_images, stored = _retrieval_images(run), _stored_images(run)
+    in_rows, stored, of_sets = _retrieval_images(run), _stored_images(run), _set_images(run)
 
     @functools.lru_cache(maxsize=64)
     def read(path: str) -> bytes:
-        in_rows = path.startswith(retrieval_data.PLACE)
         with contextlib.suppress(KeyError, IndexError, OSError, ValueError, ImageError):
-            return retrieval_images(path) if in_rows else stored(path)
+            if path.startswith(retrieval_data.PLACE):
+                return in_rows(path)
+            return of_sets(path) if path.startswith(prepared_set.PLACE) else stored(path)
         return b""
+
+    return read
+
+
+def _set_images(run: Run) -> Images:
+    """Images of prepared benchmark sets, each of which is opened when it is asked for."""
+    folder = _folder(run) / _setting(run, "evaluation", "benchmarks")
+
+    @functools.cache
+    def images_of_set(name: str) -> Images:
+        with _missing(f"the images of benchmark set {name}"):
+            return prepared_set.images_of([prepared_set.open_set(folder / name)])
+        return _none
+
+    def read(path: str) -> bytes:
+        name, _, _ = path.removeprefix(prepared_set.PLACE).partition("/")
+        return images_of_set(urllib.parse.unquote(name))(path)
 
     return read
 

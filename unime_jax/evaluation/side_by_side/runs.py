@@ -13,6 +13,7 @@ from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import Column, flatten
+from unime_jax.evaluation.tasks.captions import CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 When = Literal["before", "after"]  # of a training run; an evaluation has one side
@@ -26,7 +27,7 @@ class Run:
       scores: a side of evaluation.json.
       values: its numbers by column.
       by_row: scores by row of each dataset that has a result on disk, by kind and name.
-      rankings, sets: results of MMEB's datasets and of retrieval sets by name, for examples.
+      rankings, sets: results of MMEB's datasets, and of retrieval and captions, by name.
       config: config.json, {} if there is none.
       remarks: what is wrong with its files, for a reader.
     """
@@ -74,16 +75,19 @@ def read_run(workdir: files.Path, when: When = "after") -> Run:
     sets: dict[str, RetrievalResult] = {}
     stale = []
     for result in _results(workdir, when if "scores" not in sides else None, remarks):
-        by_unit = rows.of_result(result)
-        agree = by_unit and _agree(by_unit, values)
-        if by_unit is None or not agree:
-            stale += [result.name] if agree is False else []
+        by_unit = list(rows.of_result(result, values))
+        if any(
+            abs(mean - values[c]) > 1e-6 for unit in by_unit for c, mean in unit.means().items()
+        ):
+            stale += [unit.name for unit in by_unit]
             continue
-        by_row[type(result).__name__, result.name] = by_unit
-        if isinstance(result, DatasetResult):
+        by_row |= {(unit.kind, unit.name): unit for unit in by_unit}
+        if isinstance(result, DatasetResult) and by_unit:
             rankings[result.name] = result
-        elif isinstance(result, RetrievalResult):
+        elif isinstance(result, RetrievalResult) and by_unit:
             sets[result.name] = result
+        elif isinstance(result, CaptionsResult) and by_unit:
+            sets |= {way.name: way for way in result.ways.values()}
     if stale:
         remarks.append(
             f"{workdir}: results of {', '.join(stale)} are not those of its evaluation.json, and "
@@ -111,18 +115,6 @@ def _results(workdir: files.Path, when: When | None, remarks: list[str]) -> Iter
         except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
             logging.warning("%s cannot be read: %s", path, error)
             remarks.append(f"{path} cannot be read, so nothing of it is shown")
-
-
-def _agree(scores: rows.RowScores, values: Mapping[Column, float]) -> bool | None:
-    """Whether scores by row have the means of evaluation.json; None if it has no such dataset."""
-    for column, by_row in scores.values.items():
-        # A retrieval set that is alone has no scores of its own beside those of all.
-        score = values.get(column, values.get((column[0], column[-1])))
-        if score is None:
-            return None
-        if abs(float(by_row.mean()) - score) > 1e-6:
-            return False
-    return True
 
 
 def _config(workdir: files.Path) -> dict[str, Any]:
