@@ -148,19 +148,21 @@ def averages(compared: Comparison) -> str:
 
 
 def main(argv: list[str]) -> None:
-    groups = read_groups(argv[1:], _RUNS.value, with_before=_BEFORE.value)
     columns = {
         name: members.split(",") for name, _, members in (c.partition(":") for c in _COLUMN.value)
     }
     output = files.as_path(_OUTPUT.value)
-    compared = write(
-        output,
-        groups,
-        chosen=columns,
-        baseline=_BASELINE.value,
-        models=_PUBLISHED.value,
-        title=_TITLE.value,
-    )
+    try:
+        compared = write(
+            output,
+            read_groups(argv[1:], _RUNS.value, with_before=_BEFORE.value),
+            chosen=columns,
+            baseline=_BASELINE.value,
+            models=_PUBLISHED.value,
+            title=_TITLE.value,
+        )
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
     for sentence in formats.explanations(compared):
         logging.info("%s", sentence)
     sys.stdout.write(averages(compared) + "\n")

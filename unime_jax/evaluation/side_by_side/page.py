@@ -45,7 +45,8 @@ def write_page(
     """
     first = {group.name: group.first for group in groups}
     rankings = {name: run.rankings for name, run in first.items() if run.rankings}
-    table = {name: place for of_group in tables.values() for name, place in of_group.items()}
+    table = {name: ("", "") for of_run in rankings.values() for name in of_run}
+    table |= {name: place for of_group in tables.values() for name, place in of_group.items()}
     with matplotlib.rc_context(figures.STYLE):
         histograms = figures.histograms(rankings)
         radars = _radars(comparison)

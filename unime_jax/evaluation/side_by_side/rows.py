@@ -70,7 +70,7 @@ def of_result(result: Any, known: Collection[Column]) -> Iterator[RowScores]:
     """Scores by row of a task's result, as far as they have columns among `known`."""
     if isinstance(result, DatasetResult):
         hits: dict[Column, np.ndarray] = {(DATASETS, result.name): 100.0 * (result.rank == 0)}
-        yield from _known(RowScores(DATASETS, result.name, result.ids, hits), known)
+        yield from _known(RowScores(DATASETS, result.name, _names(result), hits), known)
     elif isinstance(result, SubsetResult):
         right = 100.0 * (result.caption_score > result.negative_score)
         column: Column = ("composition", result.name)
@@ -87,6 +87,15 @@ def of_result(result: Any, known: Collection[Column]) -> Iterator[RowScores]:
     elif isinstance(result, CaptionsResult):
         for way, ranking in result.ways.items():
             yield from _known(_of_captions(result, way, ranking), known)
+
+
+def _names(result: DatasetResult) -> tuple[str, ...]:
+    """Ids of the rows with the files of their images: ids may be mere numbers of rows."""
+    sides = zip(result.ids, result.query.tolist(), result.gold.tolist(), strict=True)
+    return tuple(
+        "/".join([row, *(m.path.rpartition("/")[2] for n in pair for m in result.items[n].media)])
+        for row, *pair in sides
+    )
 
 
 def _known(scores: RowScores, known: Collection[Column]) -> Iterator[RowScores]:
