@@ -61,5 +61,6 @@ def test_every_format_has_all_numbers_and_says_what_is_published():
 def test_many_columns_stand_below_each_other():
     columns = [("datasets", f"set_{n}") for n in range(formats.WIDE + 1)]
     table = formats.markdown_table(comparison(columns), columns).splitlines()
+    assert formats.is_wide(columns) and not formats.is_wide(columns[:4])
     assert len(table) == 2 + len(columns) and table[0].count("†1") == 1
     assert table[3].startswith("| set_1 | 40.1")

@@ -363,7 +363,10 @@ def _printed(
         for why, names in refused.items()
     ]
     if without:
-        remarks.append(f"No run is on the benchmarks of {', '.join(without)}, which are left out")
+        more = f" and {len(without) - 3} more" if without[3:] else ""
+        remarks.append(
+            f"No run is on the benchmarks of {', '.join(without[:3])}{more}, which are left out"
+        )
     return printed, remarks
 
 

@@ -9,7 +9,7 @@ from unime_jax.data.strange_texts import markdown, shown
 from unime_jax.evaluation.side_by_side.columns import Column, is_count, label
 from unime_jax.evaluation.side_by_side.comparison import Cell, Comparison, Line
 
-WIDE = 12  # columns, from which on scores stand below each other and lines beside each other
+WIDE, LONG = 12, 110  # columns, and characters of their names, that stand beside each other
 NONE = "–"
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -48,6 +48,11 @@ def change(cell: Cell, digits: int) -> str:
 def signed(value: float, digits: int) -> str:
     """A number with its sign; what rounds to 0 is +0."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def is_wide(columns: Sequence[Column]) -> bool:
+    """Whether scores stand below each other, and lines beside each other, to save width."""
+    return len(columns) > WIDE or sum(len(label(column)) for column in columns) > LONG
 
 
 def source_numbers(comparison: Comparison) -> dict[str, int]:
@@ -179,7 +184,7 @@ def _grid(
     names = [_line_name(line, numbers, escape) for line in lines]
     cells = [[_cell(comparison, line, column, escape) for column in columns] for line in lines]
     labels = [escape(label(column)) for column in columns]
-    if len(columns) > WIDE:
+    if is_wide(columns):
         body = [[name, *(row[n] for row in cells)] for n, name in enumerate(labels)]
         return [["", *names], *body]
     counts = [str(line.runs or NONE) for line in lines]

@@ -23,7 +23,14 @@ HEADINGS = {
     "composition": "Composition",
     "distillation": "Distillation",
 }
-FACTS = ("backbone", "dtype", "init", "steps", "seed")  # of config.json, in the table of lines
+FACTS = (
+    "backbone",
+    "library",
+    "dtype",
+    "init",
+    "steps",
+    "seed",
+)  # of config.json, in the table of lines
 
 
 def write_page(
@@ -117,7 +124,7 @@ def _table(comparison: Comparison, name: str, columns: Sequence[Column]) -> dict
     cells = [[_cell(comparison, line, column) for column in columns] for line in lines]
     return {
         "title": HEADINGS.get(name, name[:1].upper() + name[1:]),
-        "wide": len(columns) > formats.WIDE,
+        "wide": formats.is_wide(columns),
         "columns": [columns_lib.label(column) for column in columns],
         "lines": [
             {
