@@ -40,6 +40,7 @@ def mini() -> ConfigDict:
     config.processing = ConfigDict()
     config.processing.prompt = "chat"  # or "verbatim", "raw"
     config.processing.image_size = config_dict.placeholder(tuple)  # pixels (height, width)
+    config.processing.resolution = config_dict.placeholder(str)  # VLM2Vec's, such as "mid"
     config.processing.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
     config.processing.pixels = config_dict.placeholder(tuple)  # of an image (least, most)
     config.processing.crops = config_dict.placeholder(int)  # of an image, at most
@@ -79,6 +80,7 @@ def mini() -> ConfigDict:
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
     config.evaluation.every = 0  # steps; 0: only before and after training
     config.evaluation.mmeb = "mini_mmeb/eval"
+    config.evaluation.instructions = "data"  # around MMEB's rows; or "vlm2vec", "qwen3_vl"
     config.evaluation.composition = "mini_mmeb/composition"
     config.evaluation.texts = ""  # distillation only
     config.evaluation.images = "mini_mmeb/images"
@@ -111,6 +113,8 @@ def mini() -> ConfigDict:
     config.data.columns = ConfigDict()  # of the query, positive, ...; empty: told by their names
     config.data.eval = ""  # retrieval sets below data.folder: pairs, or folders in BEIR's layout
     config.data.weights = ConfigDict()  # by source; empty: all sources, equally often
+    config.data.first_rows = 0  # of each source, from its head; 0: all
+    config.data.first_rows_by_source = ConfigDict()  # of single sources, in place of these
     config.data.source_run = 16  # examples in a row from one source; 0: mixed freely
     config.data.negatives = 2  # explicit negatives a pair, at most
     config.data.suffix = ""  # an instruction after every text; distillation only

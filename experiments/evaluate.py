@@ -40,6 +40,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 
     config.evaluation = ConfigDict()  # paths below data.folder; "": none
     config.evaluation.mmeb = like.evaluation.mmeb
+    config.evaluation.instructions = "data"  # around MMEB's rows; or "vlm2vec", "qwen3_vl"
     config.evaluation.composition = like.evaluation.composition
     config.evaluation.benchmarks = ""  # sets that data_pipelines.benchmarks has prepared
     config.evaluation.sets = ()  # names of these; (): all that are prepared

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from unime_jax.data.settings import Bucket, Processing, Side, check_keys
+from unime_jax.data.settings import Bucket, Instructions, Processing, Side, check_keys
 from unime_jax.models.settings import LoraConfig
 from unime_jax.training.settings import (
     CheckpointConfig,
@@ -67,6 +67,8 @@ class DataConfig:
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
+    first_rows: int  # of each source that are used, from its head; 0: all
+    first_rows_by_source: Mapping[str, int]  # of single sources, in place of `first_rows`
     source_run: int  # examples in a row from one source; 0: mixed freely
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
@@ -79,6 +81,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_keys(self.columns, "config.data.columns")
+        counts = {"": self.first_rows, **self.first_rows_by_source}
+        for name, rows in counts.items():
+            if rows < 0:
+                key = f"first_rows_by_source[{name!r}]" if name else "first_rows"
+                raise ValueError(
+                    f"config.data.{key}={rows}: it is the rows of a source that are used; 0: all"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +96,8 @@ class EvaluationConfig:
 
     every: int  # steps from one evaluation to the next during training; 0: only at the ends
     mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
+    # whose words go around MMEB's rows: "data", as the files have them; "vlm2vec"; "qwen3_vl"
+    instructions: Instructions
     composition: str  # SugarCrepe-style captions, in any format
     # pairs, whose source "test" is compared with the teacher's view
     texts: str
@@ -272,6 +283,8 @@ class TasksConfig:
     """Evaluation data below `data.folder`, as in a training run; "" leaves a part out."""
 
     mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
+    # whose words go around MMEB's rows: "data", as the files have them; "vlm2vec"; "qwen3_vl"
+    instructions: Instructions
     composition: str  # SugarCrepe-style captions, in any format
     # a folder of benchmark sets that data_pipelines.benchmarks has prepared
     benchmarks: str

@@ -3,13 +3,14 @@
 Exit status 0: every set is there, or, with --check, right; 1: some are not; 2: wrong flags.
 """
 
+import logging as std_logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_pipelines.benchmarks import catalogue, check, download, prepare, table
 from data_pipelines.benchmarks.catalogue import Catalogue
@@ -35,6 +36,9 @@ TRAINING = "pairs"  # the kind of sets that are trained on, some of them hundred
 
 def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be another process's
+    logging.set_verbosity(logging.INFO)
+    for client in ("httpx", "httpx2"):  # which have a line for each request
+        std_logging.getLogger(client).setLevel(std_logging.WARNING)
     known = catalogue.load()
     try:
         if argv[1:]:
@@ -99,11 +103,13 @@ def _copies(public: PublicSet, chosen: list[PublicSet]) -> Path | None:
 
 
 def _said(what: str, failed: dict[str, str], known: Catalogue) -> int:
+    """Writes what failed, and the exit status. Where sets are named, all of them are known."""
+    broken = {} if _SETS.value else known.broken
     for name, why in failed.items():
         sys.stdout.write(f"{what}: {name}: {why}\n")
-    for module, why in known.broken.items():
+    for module, why in broken.items():
         sys.stdout.write(f"{what}: the sets of {module}, which cannot be imported: {why}\n")
-    return SOME if failed or known.broken else ALL
+    return SOME if failed or broken else ALL
 
 
 def _parse(argv: list[str]) -> list[str]:

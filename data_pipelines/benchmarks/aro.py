@@ -157,7 +157,7 @@ def _boxed_rows(raw: Path, name: str) -> Iterator[tuple[str, dict[str, Any], byt
     for number, row in enumerate(content):
         where = f"{path}, row {number}"
         (image,) = reading.texts(row, ("image_path",), where)
-        data = (pictures / reading.image_file(pictures, image, where)).read_bytes()
+        data = images.read_below(pictures, reading.image_file(pictures, image, where))
         box = [row.get(f"bbox_{side}") for side in BOX]
         if not all(isinstance(value, int | float) for value in box):
             raise ValueError(f"{where} has no box, but {box}")

@@ -1,5 +1,6 @@
-"""COLA's multi-object setting: two images, and two captions that swap the attributes of objects."""
+"""COLA: two images and two captions that swap attributes, and images of objects with attributes."""
 
+import functools
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from data_pipelines.benchmarks import composition_files as reading
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 
+SINGLE = "COLA_singleobjects_benchmark_{}.json"
 FILE = "COLA_multiobjects_matching_benchmark.json"
 
 
@@ -40,6 +42,67 @@ def _row(row: Any, images: Path, where: str) -> dict[str, list[str]]:
     }
 
 
+def read_single(raw: Path, folder: Path, name: str) -> Prepared:
+    """Rows of {labels, data}, whose data are lists of an image's path, labels and what counts.
+
+    `raw` has data/COLA_singleobjects_benchmark_<name>.json and images/, with files named as the
+    paths end, in folders as the paths have them or in none. A label is a caption; of each image, a
+    list of 0 and 1 says which are true, and another one for which it counts.
+
+    Raises:
+      ValueError: as `read`.
+    """
+    file = SINGLE.format(name)
+    images = reading.first_of(raw, ("images",), "the folder of COLA's images")
+    path = reading.first_of(raw, (f"data/{file}", file), "COLA")
+    content = reading.read_json(path)
+    if isinstance(content, list) and len(content) == 2:  # as COLA's own script has it
+        content = dict(zip(("labels", "data"), content, strict=True))
+    if not isinstance(content, dict) or not {"labels", "data"} <= content.keys():
+        raise ValueError(f"{path} has no labels and data")
+    captions = [str(label) for label in content["labels"]]
+    rows = (
+        _labelled_row(row, captions, images, f"{path}, row {number}")
+        for number, row in enumerate(content["data"])
+    )
+    subset = name.lower()
+    counts = {subset: reading.write_rows(folder, subset, rows)}
+    return Prepared("rows/*.jsonl", str(images.absolute()), counts, {"rule": "cola_map"})
+
+
+def _labelled_row(row: Any, captions: list[str], images: Path, where: str) -> dict[str, Any]:
+    """The objects of an image, which come before its labels, are not read; PACO has none."""
+    if not isinstance(row, list) or len(row) not in (3, 4) or not isinstance(row[0], str):
+        raise ValueError(f"{where} is not [image, objects, labels, counted]: {str(row)[:100]}")
+    marks = {}
+    for name, values in zip(("right", "counted"), row[-2:], strict=True):
+        if not isinstance(values, list) or len(values) != len(captions):
+            raise ValueError(f"{where}: {name} is no list of {len(captions)} labels")
+        marks[name] = [number for number, value in enumerate(values) if value == 1]
+    parts = row[0].split("/")
+    places = ["/".join(parts[start:]) for start in range(max(len(parts) - 3, 0), len(parts))]
+    file = next((place for place in places if (images / place).is_file()), places[-1])
+    image = reading.image_file(images, file, where)
+    return {"images": [image], "captions": captions, **marks}
+
+
+def _single(name: str) -> PublicSet:
+    file = SINGLE.format(name)
+    return PublicSet(
+        name=f"cola_{name.lower()}",
+        kind="composition",
+        repository="",
+        revision="",
+        files=(f"data/{file}",),
+        archives=(),
+        counts={},
+        read=functools.partial(read_single, name=name),
+        licence="MIT; images: their own terms",
+        note=f"data/{file} of https://github.com/arijitray1993/COLA goes into data/, and the images"
+        " that it names into images/.",
+    )
+
+
 SETS: tuple[PublicSet, ...] = (
     PublicSet(
         name="cola",
@@ -54,4 +117,5 @@ SETS: tuple[PublicSet, ...] = (
         note=f"data/{FILE} of https://github.com/arijitray1993/COLA goes into data/, and the files"
         " that it links to into images/; images/vg/ of the hub's dataset array/cola has them, too.",
     ),
+    *(_single(name) for name in ("GQA", "CLEVR", "PACO")),
 )

@@ -10,6 +10,7 @@ from data_pipelines.benchmarks import unpack
 from unime_jax import files
 from unime_jax.data import images
 from unime_jax.data.formats import open_dataset
+from unime_jax.data.quarantine import BadExample
 
 VAL2017 = ("val2017", "images/val2017", "coco/images/val2017")  # COCO's images, below a raw folder
 VAL2017_ZIP = "http://images.cocodataset.org/zips/val2017.zip"
@@ -88,7 +89,11 @@ def parquet_rows(raw: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[
         raise ValueError(f"{folder} has several splits, {', '.join(splits)}; one was expected")
     ((split, rows),) = splits.items()
     for number in range(len(rows)):
-        row, where = rows[number], f"{folder}, {split}, row {number}"
+        where = f"{folder}, {split}, row {number}"
+        try:
+            row = rows[number]
+        except BadExample as error:
+            raise ValueError(f"{where}: {error.item.reason}; fetch it again") from error
         if missing := [column for column in columns if row.get(column) is None]:
             raise ValueError(f"{where} has no {', '.join(missing)}")
         yield where, dict(row)

@@ -124,7 +124,7 @@ SETS = (
         counts={"sharegpt4v_1k": FIRST},
         read=read_sharegpt4v,
         licence="cc-by-nc-4.0",
-        note=f"The images are not in it. {SAM} of the raw folder.",
+        note="its images, SA-1B's, which Meta gives out, belong into sam/images of the raw folder",
     ),
     PublicSet(
         name="urban1k",

@@ -46,7 +46,7 @@ def prepare(
         (own / SET).unlink(missing_ok=True)
         shutil.rmtree(own / ROWS, ignore_errors=True)
         raw, revision = _raw_files(public, own, copies, hub, waits)
-        unpack.unpack_all(raw, public.archives)
+        unpack.unpack_all(raw, public.archives, required=copies is None)
         logging.info("%s: reading %s", public.name, raw)
         prepared = public.read(raw, own)
         check_counts(public, prepared.counts)

@@ -27,8 +27,8 @@ def markdown(sets: Sequence[PublicSet]) -> str:
     lines = ["| Set | Kind | Source | Revision | Rows |", "|---|---|---|---|---|"]
     for public in sets:
         repository = f"`{public.repository}`" if public.repository else ""
-        said = (repository, "gated" if public.gated else "", public.note.replace("|", "\\|"))
-        source = "; ".join(filter(None, said))
+        note = public.note or ("gated" if public.gated else "")
+        source = "; ".join(filter(None, (repository, note.replace("|", "\\|"))))
         cells = (f"`{public.name}`", public.kind, source, _revision(public), _rows(public))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

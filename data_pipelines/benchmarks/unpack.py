@@ -46,10 +46,13 @@ class Member:
     open: Callable[[], IO[bytes]]
 
 
-def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
+def unpack_all(raw: Path, patterns: Sequence[str], *, required: bool = True) -> None:
     """Unpacks the archives in `raw` that match, each into a folder beside it; see `PublicSet`.
 
     A folder that is there is whole, and not made again. Its archive may then be gone.
+
+    Args:
+      required: whether archives must be there; what others have unpacked may lie elsewhere.
 
     Raises:
       FileNotFoundError: there is neither an archive of a pattern nor the folder that it becomes.
@@ -59,7 +62,8 @@ def unpack_all(raw: Path, patterns: Sequence[str]) -> None:
         targets: dict[Path, list[Path]] = {}
         for archive in _archives(raw, pattern):
             targets.setdefault(folder_of(archive), []).append(archive)
-        if not targets and (_is_glob(pattern) or not folder_of(raw / pattern).is_dir()):
+        is_unpacked = not _is_glob(pattern) and folder_of(raw / pattern).is_dir()
+        if required and not targets and not is_unpacked:
             raise FileNotFoundError(
                 f"{raw} has no archive {pattern}, nor the folder that it is unpacked into"
             )

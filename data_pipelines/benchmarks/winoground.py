@@ -75,7 +75,5 @@ SETS: tuple[PublicSet, ...] = (
         read=read,
         gated=True,
         licence="Meta's research licence for Winoground, with Getty Images' terms",
-        note="gated: accept its terms at https://huggingface.co/datasets/facebook/winoground, and"
-        " log in by `hf auth login`.",
     ),
 )

@@ -136,7 +136,7 @@ def test_inputs_are_made_as_in_training(tmp_path):
     pair = PAIRS["qwen2_vl"](tmp_path / "base")
     processing = dataclasses.replace(
         pair.backbone.processing,
-        image_size=(16, 24),
+        resolution="low",
         grid_positions=not pair.backbone.processing.grid_positions,
     )
     trained_on = backbones.open_backbone(

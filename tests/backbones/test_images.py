@@ -11,6 +11,7 @@ from PIL import Image
 from tests.backbones.images import encoded, noise
 from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images, to_rgb
+from unime_jax.backbones.preprocessing.processing import Processing, caveats, fixed_size
 from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "image_resize.json"
@@ -62,6 +63,31 @@ def test_a_fixed_size_is_pillows_default_resize(size):
     for ours, image in zip(found, images, strict=True):
         expected = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def test_resolutions_have_vlm2vecs_names():
+    recorded = json.loads(GOLDEN.read_text())
+    sizes = recorded["vlm2vec_v1"] | recorded["unime_v2_training"]
+    for name in ("low", "mid", "mid_336", "high"):
+        processing = Processing(prompt="raw", resolution=name)
+        assert fixed_size(processing) == tuple(sizes[name])
+        assert f"resized to {sizes[name][0]} x {sizes[name][1]}" in caveats(processing)[0]
+
+    # Its rule for large sides leaves the others alone.
+    assert sizes["other"] == "if max side > 1344: [1344, 1344], else unchanged"
+    capped = Processing(prompt="raw", resolution="capped")
+    images = [noise(1345, 8), noise(8, 1350), noise(1344, 8), noise(30, 40)]
+    media = tuple(Media(f"{i}.png", encoded(image)) for i, image in enumerate(images))
+    found = decode_images(Item("", media), fixed_size(capped))
+    assert [image.size for image in found] == [(1344, 1344), (1344, 1344), (1344, 8), (30, 40)]
+    expected = images[0].resize((1344, 1344), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(found[0]), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(found[2]), np.asarray(images[2]))
+    assert "a side of more than 1344 pixels" in caveats(capped)[0]
+
+    assert fixed_size(Processing(prompt="raw", image_size=(3, 4))) == (3, 4)
+    with pytest.raises(ValueError, match="are both sizes that images are resized to first"):
+        Processing(prompt="raw", image_size=(3, 4), resolution="low")
 
 
 def test_images_that_cannot_be_read_are_errors_that_name_the_path(monkeypatch):

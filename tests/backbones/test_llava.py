@@ -38,6 +38,18 @@ def test_a_fixed_resolution_is_a_resize_before_everything_else(llavas, name):
         for field in ("tokens", "slot", "patches"):
             np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
 
+    # So is one with a name.
+    named, sized = (
+        open_backbone(
+            str(case.folder),
+            max_length=10_000,
+            processing=dataclasses.replace(case.backbone.processing, **{key: size}),
+        )
+        for key, size in {"resolution": "low", "image_size": (128, 128)}.items()
+    )
+    ours, theirs = named.preprocess(item).patches, sized.preprocess(item).patches
+    np.testing.assert_array_equal(ours, theirs)
+
 
 def test_processing_is_the_families_own_or_that_of_the_run(llavas):
     # Pinpoints of a run replace the checkpoint's.

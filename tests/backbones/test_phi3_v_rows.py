@@ -193,6 +193,8 @@ def test_processing_of_a_run_counts_in_worker_processes_too(phi3_v_folder):
     assert len(row.patches) == 1 + 2 * 4
     own = opened(phi3_v_folder, Processing(prompt="raw")).preprocess
     assert len(own(item("", picture(7, 7))).patches) == 1 + 4  # preprocessor_config.json says 4
+    with pytest.raises(ValueError, match="resolution is 'mid'.*Phi-3.5-Vision never resizes"):
+        opened(phi3_v_folder, Processing(prompt="raw", resolution="mid"))
 
     # Preprocessors are picklable.
     preprocess = opened(phi3_v_folder, CHAT).preprocess

@@ -228,3 +228,11 @@ def test_a_fixed_resolution_comes_first(qwen2_vl_folder):
     row = backbone.preprocess(item("x", Media("a", encoded(one))))
     np.testing.assert_array_equal(row.patches, direct.patches)
     assert (row.slot >= 0).sum() == 15
+
+    # So does one with a name.
+    named, sized = (
+        opened(qwen2_vl_folder, dataclasses.replace(RAW, **{key: size})).preprocess
+        for key, size in {"resolution": "low", "image_size": (128, 128)}.items()
+    )
+    one = item("x", Media("a", encoded(one)))
+    np.testing.assert_array_equal(named(one).patches, sized(one).patches)

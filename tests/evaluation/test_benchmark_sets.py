@@ -56,7 +56,8 @@ def sets(tmp_path):
     )
     pairs = [{"image_path": "0.png", "caption": "red 60", "negative_caption": "red 1"}]
     crepe = {"swap.jsonl": pairs, "add.jsonl": [pairs[0] | {"caption": "red 2"}]}
-    write_set(folder, "crepe", "composition", crepe, {"0.png": png(60)})
+    rule = {"swap": "sugarcrepe", "add": "sugarcrepe"}
+    write_set(folder, "crepe", "composition", crepe, {"0.png": png(60)}, rule=rule)
     beir = {
         "queries.jsonl": [{"_id": "q", "text": "red 70"}],
         "corpus.jsonl": [{"_id": "d", "image": "0.png"}, {"_id": "e", "text": "red 0"}],
@@ -103,11 +104,27 @@ def test_sets_of_all_kinds_are_run_and_their_images_are_told_apart(sets):
         "two": 100,
     }
     assert scores["datasets"] == {"VOC2007": 100} == {"VOC2007": scores["CLS"]}
-    assert scores["composition"] == {"crepe/swap": 100, "crepe/add": 0}
+    composed = {"crepe/swap": 100, "crepe/add": 0, "crepe/text_acc": 100}  # the second is a tie
+    assert scores["composition"] == composed
     assert scores["retrieval"]["R@1"] == 100 and "not_run" not in scores
     images = opened.images()
     ranking = results["captions", "two"].t2i
     assert images(ranking.items[ranking.gold[0]].media[0].path) == png(30)
+
+
+def test_a_subset_whose_images_are_gone_stops_alone(sets):
+    swap = sets / "crepe" / "rows" / "swap.jsonl"
+    swap.write_text(swap.read_text().replace("0.png", "7.png"))
+    opened = open_suite(sets, "one", "crepe", composition_folder="sets/crepe/rows/add.jsonl")
+    assert [(task.kind, task.name) for task in opened.tasks] == [
+        ("composition", "add"),
+        ("captions", "one"),
+        ("composition", "crepe/add"),
+    ]
+    assert list(opened.not_run) == ["crepe/swap"]
+    assert "'crepe/swap', row 0: image '7.png' cannot be read" in opened.not_run["crepe/swap"]
+    twice = open_suite(sets, "one", "mmeb", mmeb_folder="sets/mmeb/rows")
+    assert "has dataset 'VOC2007' from other data, too" in twice.not_run["mmeb"]
 
 
 def missing(sets):
@@ -153,6 +170,12 @@ def of_another_set(sets):
     return "is of the set 'one', not of 'two'"
 
 
+def without_rule(sets):
+    record = json.loads((sets / "two" / "set.json").read_text())
+    (sets / "two" / "set.json").write_text(json.dumps(record | {"kind": "composition"}))
+    return "has no rule of subset 'two', but None; there are sugarcrepe"
+
+
 def unknown_to_mmeb(sets):
     (sets / "two").joinpath("rows", "two.jsonl").write_text("{}\n")
     record = json.loads((sets / "two" / "set.json").read_text())
@@ -164,7 +187,7 @@ def unknown_to_mmeb(sets):
 @for_each(
     "damage",
     [missing, shorter, without_rows, without_images, without_first_image, of_another_kind]
-    + [half_a_record, of_another_set, unknown_to_mmeb],
+    + [half_a_record, of_another_set, without_rule, unknown_to_mmeb],
 )
 def test_a_set_that_cannot_be_used_stops_alone_and_is_named(damage, tmp_path):
     folder = tmp_path / "sets"

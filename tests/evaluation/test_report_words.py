@@ -22,6 +22,13 @@ def test_own_sets_have_their_name_and_mmebs_have_mmebs(tmp_path, results):
     words = words_of(page)
     assert "Scores on my_data/eval" in words and "MMEB" not in words
     assert "hit@1, mean of 4 datasets, 80 rows (my_data/eval)" in words
+    sides = scores.read_scores(tmp_path)
+    for side in sides.values():
+        side |= {"missing": ["N24News", "GQA"], "instructions": "data", "meta_mean": 12.34}
+    change(tmp_path, "evaluation.json", **sides)
+    words = words_of(write(tmp_path, *results)[1])
+    assert "hit@1, mean of 4 of 6 datasets, 80 rows" in words and "instructions: data." in words
+    assert "All: mean of 4 of 6; without N24News, GQA." in words and "meta_mean: 12.3" in words
     table = {"N24News": ("CLS", "IND"), "GQA": ("VQA", "OOD")}
     assert report_scores.benchmark({}, table) == "part of MMEB"
     assert report_scores.benchmark({}, scores.MMEB_V1) == "MMEB"

@@ -44,6 +44,13 @@ def test_averages_are_those_of_the_original_table():
         "composition": {"swap": 55},
     }
 
+    # What is missing of MMEB is named; of own datasets nothing is.
+    part = {"CIRR": ("RET", "IND"), "GQA": ("VQA", "OOD")}
+    result = scores.summary({"CIRR": 30, "GQA": 50}, part)
+    assert result["All"] == 40 and result["meta_mean"] is None
+    assert result["missing"] == [name for name in scores.MMEB_V1 if name not in part]
+    assert "missing" not in scores.summary(golden["accuracy"], scores.MMEB_V1)
+
     # Composition alone has no averages.
     result = scores.summary({}, {}, {"swap": 55})
     assert result["All"] is None and result["IND"] is None
@@ -80,6 +87,21 @@ def test_table():
         ]
     )
     assert "change" not in scores.table(before, None)
+
+    # Averages say what they lack, and UniME's has its own name.
+    accuracy = json.loads(GOLDEN.read_text())["accuracy"]
+    whole = scores.summary({name: 100 * v for name, v in accuracy.items()}, scores.MMEB_V1)
+    less = {
+        name: value for name, value in whole["datasets"].items() if name not in ("N24News", "GQA")
+    }
+    part = scores.summary(less, {name: scores.MMEB_V1[name] for name in less})
+    assert "without" not in scores.table(None, whole)
+    (lacks, own) = scores.table(None, part | {"instructions": "data"}).splitlines()[2:4]
+    assert lacks == "All: mean of 34 of 36; without N24News, GQA"
+    assert own == (
+        f"meta_mean: {part['meta_mean']:.1f}, the mean of CLS, VQA, RET, VG, which UniME's first "
+        "paper prints as Overall"
+    )
     assert "before" not in scores.table(None, after)
 
 
@@ -110,4 +132,7 @@ def test_the_file_of_scores(tmp_path):
     (tmp_path := tmp_path / "next").mkdir()
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match="evaluation.json is not JSON"):
+        scores.read_scores(tmp_path)
+    (tmp_path / "evaluation.json").write_text('{"scores": {"missing": "GQA"}}')
+    with pytest.raises(ValueError, match="'scores' has missing datasets that are no names"):
         scores.read_scores(tmp_path)

@@ -65,7 +65,7 @@ def edit(file: pathlib.Path, **changes: Any) -> None:
         CHAT,
         Processing(prompt="verbatim"),
         dataclasses.replace(RAW, image_size=(40, 56)),
-        dataclasses.replace(RAW, missing_images="token"),
+        dataclasses.replace(RAW, missing_images="token", resolution="low"),
     ],
 )
 def test_exports_pass(tmp_path, family, processing, caplog):

@@ -56,6 +56,8 @@ REFUSED = {
     "processing.missing_images": "keep",
     "data.train": "mini_mmeb/eval",
     "data.source_run": 0,
+    "data.first_rows": 5,
+    "processing.resolution": "mid",
     "data.buckets": (Bucket(tokens=40, tiles=0), Bucket(tokens=64, tiles=3)),
     "execution.dtype": "bfloat16",
     "execution.frozen_dtype": "bfloat16",
@@ -143,7 +145,9 @@ def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, capl
     earlier = json.loads((workdir / "config.json").read_text())
     data, loss, processing = earlier["data"], earlier["loss"], earlier["processing"]
     data["homogeneous"] = data.pop("source_run")
-    del data["columns"]  # which came later
+    for key in ("columns", "first_rows", "first_rows_by_source"):  # which came later
+        del data[key]
+    del processing["resolution"], earlier["evaluation"]["instructions"]
     loss["tile"] = loss.pop("column_block")
     processing["orphans"] = processing.pop("missing_images")
     data["buckets"] = [list(bucket.values()) for bucket in data["buckets"]]

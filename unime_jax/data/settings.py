@@ -11,6 +11,10 @@ from typing import Literal
 Side = Literal["query", "positive", "negatives"]
 Style = Literal["chat", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
+Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around MMEB's rows
+# VLM2Vec's names of the size that images are resized to first; "capped" are those with a side above
+# 1344, and no others.
+Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
 
 COLUMN_KEYS = (  # of data.columns
     "query",
@@ -45,6 +49,9 @@ class Processing:
       prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
         `prompts.Prompt`.
       image_size: (height, width) that every image is resized to first; None: not resized.
+      resolution: the same by VLM2Vec's names, in place of `image_size`: 128 ("low"), 336
+        ("mid_336"), 672 ("mid") or 1344 ("high") pixels a side, whatever the aspect; "capped": 1344
+        for images with a longer side, and others as they are. Not for Phi-3.5-Vision.
       pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
       pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
       grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
@@ -60,12 +67,20 @@ class Processing:
 
     prompt: Style
     image_size: tuple[int, int] | None = None
+    resolution: Resolution | None = None
     pinpoints: tuple[tuple[int, int], ...] = ()
     pixels: tuple[int, int] | None = None
     grid_positions: bool = False
     legacy_padding: bool = False
     crops: int | None = None
     missing_images: MissingImages = "strip"
+
+    def __post_init__(self) -> None:
+        if self.image_size and self.resolution:
+            raise ValueError(
+                f"processing.image_size={self.image_size} and processing.resolution="
+                f"{self.resolution!r} are both sizes that images are resized to first; give one"
+            )
 
 
 def check_keys(chosen: Mapping[str, str], where: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from absl import logging
 
 from unime_jax import files
-from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation import mmeb_rows, scores, tasks
 from unime_jax.evaluation.prepared_set import FILE, SPLIT, PreparedSet, TaskSettings, open_set
 from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.tasks import captions, composition, mmeb, retrieval
@@ -17,7 +17,7 @@ class Benchmarks:
     """Tasks of prepared sets, and what is not run.
 
     `sets` have the images of the tasks; `table` has the meta task and split of MMEB's datasets;
-    `not_run` says why, by name of the set.
+    `not_run` says why, by name of the set, or `<set>/<subset>` where others of its subsets are run.
     """
 
     tasks: tuple[tasks.Task, ...]
@@ -29,6 +29,9 @@ class Benchmarks:
 TRAINED_ON = "pairs"  # the kind of prepared sets that no model is evaluated on
 NONE = Benchmarks((), (), {}, {})
 
+# A task of a subset, by its name in `PreparedSet.subsets`.
+TaskOf = Callable[[PreparedSet, str, TaskSettings], tasks.Task]
+
 
 def open_benchmarks(
     folder: files.Path,
@@ -38,7 +41,8 @@ def open_benchmarks(
 ) -> Benchmarks:
     """Tasks of the sets in a folder, of which at most the first row is read.
 
-    A set that is missing, damaged, or of an unknown kind is in `not_run`, and is no error.
+    A set that is missing, damaged, or of an unknown kind is in `not_run`, and is no error. So is a
+    subset whose first row or image is not there.
 
     Args:
       names: of sets; (): all that are there, but for those to be trained on.
@@ -48,7 +52,7 @@ def open_benchmarks(
       FileNotFoundError: there is no such folder.
     """
     check_folder(folder)
-    opened: dict[str, list[tasks.Task]] = {}
+    opened: list[tasks.Task] = []
     sets: list[PreparedSet] = []
     not_run: dict[str, str] = {}
     known = set(taken)
@@ -57,19 +61,25 @@ def open_benchmarks(
             prepared = open_set(folder / name)
             if prepared.kind == TRAINED_ON and not names:
                 continue
-            own = _tasks_of(prepared, settings)
-            if twice := [str(task) for task in own if (task.kind, task.name) in known]:
-                raise ValueError(f"the evaluation has {', '.join(twice)} from other data, too")
+            makers = _makers(prepared)
         except (OSError, ValueError) as error:
-            logging.warning("benchmark set %r is not run: %s", name, error)
             not_run[name] = str(error)
             continue
-        known |= {(task.kind, task.name) for task in own}
-        opened[name] = own
         sets.append(prepared)
-    several = tuple(task for own in opened.values() for task in own)
-    table = {task.name: scores.MMEB_V1[task.name] for task in several if task.kind == "mmeb"}
-    return Benchmarks(several, tuple(sets), table, not_run)
+        for subset, make in makers.items():
+            try:
+                task = make(prepared, subset, settings)
+                if (task.kind, task.name) in known:
+                    raise ValueError(f"the evaluation has {task} from other data, too")
+            except (OSError, ValueError) as error:
+                not_run[name if len(makers) == 1 else f"{name}/{subset}"] = str(error)
+                continue
+            known.add((task.kind, task.name))
+            opened.append(task)
+    if not_run:
+        logging.warning("benchmark sets that are not run:\n%s", said(not_run))
+    table = {task.name: scores.MMEB_V1[task.name] for task in opened if task.kind == "mmeb"}
+    return Benchmarks(tuple(opened), tuple(sets), table, not_run)
 
 
 def check_folder(folder: files.Path) -> None:
@@ -95,22 +105,20 @@ def _names(folder: files.Path) -> list[str]:
     )
 
 
-def _tasks_of(prepared: PreparedSet, settings: TaskSettings) -> list[tasks.Task]:
-    """A task for each subset, but for retrieval, whose files are one set.
+def _makers(prepared: PreparedSet) -> dict[str, TaskOf]:
+    """What makes the task of each subset; all files of a retrieval set are one.
 
     Raises:
-      FileNotFoundError: a part of the data is missing.
-      ValueError: the kind is not known, or the rows are not of it.
+      ValueError: the kind is not known.
     """
     if prepared.kind == "retrieval":
-        return [_retrieval_task(prepared, settings)]
+        return {prepared.name: _retrieval_task}
     if prepared.kind not in TASK_OF:
         raise ValueError(
             f"{prepared.folder / FILE} is of the kind {prepared.kind!r}; known are "
             f"{', '.join(sorted([*TASK_OF, 'retrieval']))}"
         )
-    make = TASK_OF[prepared.kind]
-    return [make(prepared, subset, settings) for subset in prepared.subsets]
+    return dict.fromkeys(prepared.subsets, TASK_OF[prepared.kind])
 
 
 def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
@@ -118,10 +126,11 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     name = subset.removesuffix(SPLIT)
     if name not in scores.MMEB_V1:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
-    return mmeb.Task(name, prepared.placed(subset, mmeb.IMAGE_COLUMNS), settings.limit)
+    rows = prepared.placed(subset, mmeb.IMAGE_COLUMNS)
+    return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)
 
 
-def _retrieval_task(prepared: PreparedSet, settings: TaskSettings) -> tasks.Task:
+def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
     """A judged corpus in BEIR's layout, or pairs of one source."""
     rows = prepared.rows
     sets = open_sets(rows if rows.is_dir() else rows.parent, {})
@@ -131,8 +140,7 @@ def _retrieval_task(prepared: PreparedSet, settings: TaskSettings) -> tasks.Task
     return retrieval.Task(data, settings.limit)
 
 
-# By kind: a task of a subset, by its name in `PreparedSet.subsets`.
-TASK_OF: Mapping[str, Callable[[PreparedSet, str, TaskSettings], tasks.Task]] = {
+TASK_OF: Mapping[str, TaskOf] = {  # by kind
     "mmeb": _mmeb_task,
     "composition": composition.task_of,
     "captions": captions.task_of,

@@ -32,6 +32,8 @@ class RuleResult:
       cosines: of each image with each caption.
       groups: of each row, for means over groups; "": the row is in none.
       caption_cosines: of each caption with each caption, where the rule asks for them.
+      right: which captions are true of the image, where the rule asks for labels.
+      counted: for which captions the image counts, likewise.
     """
 
     set: str
@@ -40,6 +42,8 @@ class RuleResult:
     cosines: Float32[np.ndarray, "rows images captions"]
     groups: tuple[str, ...]
     caption_cosines: Float32[np.ndarray, "rows captions captions"] | None = None
+    right: Bool[np.ndarray, "rows captions"] | None = None
+    counted: Bool[np.ndarray, "rows captions"] | None = None
 
 
 ByName = dict[str, Score]
@@ -55,6 +59,7 @@ class Rule:
       subset_scores: scores of one subset; the name "" stands for the subset itself.
       set_scores: further scores of several subsets.
       between_captions: whether it needs cosines of captions with captions.
+      labelled: whether rows say which captions are right, and which count.
     """
 
     images: int
@@ -62,6 +67,7 @@ class Rule:
     subset_scores: Callable[[RuleResult], ByName]
     set_scores: Callable[[Sequence[RuleResult]], ByName]
     between_captions: bool = False
+    labelled: bool = False
 
 
 def caption_above(cosines: Float32[np.ndarray, "rows 1 2"]) -> Bool[np.ndarray, " rows"]:
@@ -92,6 +98,19 @@ def positives_above(cosines: Float32[np.ndarray, "rows 1 3"]) -> Bool[np.ndarray
 def positives_together(cosines: Float32[np.ndarray, "rows 3 3"]) -> Bool[np.ndarray, " rows"]:
     """The positives are strictly closer to each other than to the negative (SugarCrepe++'s TOT)."""
     return cosines[:, 0, 1] > np.maximum(cosines[:, 0, 2], cosines[:, 1, 2])
+
+
+def average_precision(
+    scores: Float32[np.ndarray, " images"], right: Bool[np.ndarray, " images"]
+) -> float:
+    """Precision at each distinct score, weighted by the recall it adds; at least one is right.
+
+    The same as scikit-learn's and torchmetrics'.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.cumsum(right[order])[ends]
+    return float(np.sum(np.diff(hits, prepend=0) * (hits / (ends + 1))) / hits[-1])
 
 
 def group_mean(correct: Bool[np.ndarray, " rows"], groups: Sequence[str]) -> float | None:
@@ -142,8 +161,9 @@ def _sugarcrepe_set(results: Sequence[RuleResult]) -> ByName:
     scores: ByName = {}
     for kind, percent in macro.items():
         rows = [value for name, value in correct.items() if name.partition("_")[0] == kind]
-        scores[f"{kind}_macro"] = Score(percent, 0, 50.0)
-        scores[f"{kind}_pooled"] = _share(np.concatenate(rows), 50.0)
+        if len(rows) > 1:
+            scores[f"{kind}_macro"] = Score(percent, 0, 50.0)
+            scores[f"{kind}_pooled"] = _share(np.concatenate(rows), 50.0)
     first = [caption_first(result.cosines) for result in results]
     return scores | {"text_acc": _share(np.concatenate(first), 50.0)}
 
@@ -181,6 +201,23 @@ def _cola(result: RuleResult) -> ByName:
     }
 
 
+def _cola_map(result: RuleResult) -> ByName:
+    """Mean over captions of the average precision of their images, of those that count.
+
+    Captions that are true of none of these are left out.
+    """
+    assert result.right is not None and result.counted is not None
+    precision, share = [], []
+    for caption in np.flatnonzero((result.right & result.counted).any(axis=0)):
+        rows = result.counted[:, caption]
+        right = result.right[rows, caption]
+        precision.append(average_precision(result.cosines[rows, 0, caption], right))
+        share.append(right.mean())
+    if not precision:
+        raise ValueError(f"set {result.set!r}: no caption is true of an image that counts for it")
+    return {"map": Score(100.0 * float(np.mean(precision)), 0, 100.0 * float(np.mean(share)))}
+
+
 def _sugarcrepe_pp(result: RuleResult) -> ByName:
     assert result.caption_cosines is not None
     return {
@@ -212,5 +249,6 @@ RULES: Mapping[str, Rule] = {
     "aro": Rule(1, 2, _aro, _nothing),
     "winoground": Rule(2, 2, _winoground, _nothing),
     "cola": Rule(2, 2, _cola, _nothing),
+    "cola_map": Rule(1, 0, _cola_map, _nothing, labelled=True),
     "sugarcrepe_pp": Rule(1, 3, _sugarcrepe_pp, _sugarcrepe_pp_set, between_captions=True),
 }

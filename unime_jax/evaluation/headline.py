@@ -16,10 +16,11 @@ def of_training(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, 
     `goodput` is its `Goodput.summary`.
     """
     seconds = sum(goodput["seconds"].values())
-    starts = goodput["starts"]
+    starts, mmeb = goodput["starts"], settings.evaluation.mmeb
     return {
         "backbone": settings.backbone,
         "weights at the start": initialisation(settings),
+        **({"instructions": settings.evaluation.instructions} if mmeb else {}),
         "steps": f"{settings.steps} of {settings.batch_size} pairs",
         "devices": _devices(),
         "finished": _now(),
@@ -30,11 +31,13 @@ def of_training(settings: TrainConfig, goodput: Mapping[str, Any]) -> dict[str, 
 
 def of_evaluation(settings: EvaluateConfig) -> dict[str, str]:
     """Backbone, dtype, hardware and versions of an evaluation that ends now, by name."""
+    mmeb = settings.evaluation.mmeb
     revision = {"revision": settings.revision} if settings.revision else {}
     return {
         "backbone": settings.backbone,
         **revision,
         "dtype": settings.dtype,
+        **({"instructions": settings.evaluation.instructions} if mmeb else {}),
         "devices": _devices(),
         "finished": _now(),
         **_versions(),

@@ -10,6 +10,7 @@ import numpy as np
 from unime_jax import files
 from unime_jax.data.formats import Source, fingerprint, open_dataset
 from unime_jax.data.quarantine import BadExample
+from unime_jax.data.settings import Instructions
 from unime_jax.evaluation.item_table import Images, text_of
 from unime_jax.evaluation.stored_images import open_images
 
@@ -26,6 +27,7 @@ class TaskSettings:
     image_prompt: str  # the text beside an image that is embedded without one of its own
     caption_prompt: str  # of a caption; `{caption}` stands for the caption
     limit: int  # the first rows; 0: all
+    instructions: Instructions = "data"  # of MMEB's datasets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,13 +69,13 @@ class PreparedSet:
         """The rows of a subset, whose image paths in `columns` say which set they are of.
 
         Raises:
-          ValueError: there are no rows, or an image of the first one is not there.
+          ValueError: there are no rows, or the first image of a column in the first is not there.
         """
         rows = PlacedRows(self, subset, tuple(columns))
         if not len(rows):
             raise ValueError(f"{subset!r} has no rows")
         read, (row, where) = open_images(self.images), (rows.unplaced(0), rows.where(0))
-        for path in [path for column in columns for path in _paths(row.get(column))]:
+        for path in [path for column in columns for path in _paths(row.get(column))[:1]]:
             try:
                 read(path)
             except (KeyError, OSError, ValueError) as error:

@@ -120,6 +120,7 @@ def write_report(
             benchmark=benchmark,
             tiles=tiles,
             columns=scores_lib.COLUMNS,
+            notes=scores_lib.notes(scores.get("after") or scores.get("before") or {}),
             intervals=report_scores.column_intervals(table, after or before),
             fell=report_scores.fallen(scores, table, after),
             before=scores.get("before"),

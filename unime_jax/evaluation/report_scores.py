@@ -35,7 +35,9 @@ def score_tiles(
     ]
     on = f", {rows:,} rows" if rows else ""
     first, last = ((scores.get(side) or {}).get("All") for side in SIDES)
-    name = f"hit@1, mean of {datasets} datasets{on} ({benchmark})"
+    absent = max(len((scores.get(side) or {}).get("missing", ())) for side in SIDES)
+    of = f" of {datasets + absent}" if absent else ""
+    name = f"hit@1, mean of {datasets}{of} datasets{on} ({benchmark})"
     yield from _tile(name, first, last, "{:.1f} %", start)
     first, last = (sum(side.values()) / len(side) if side else None for side in subsets)
     name = f"Caption chosen, mean of {max(map(len, subsets))} composition subsets"
@@ -218,8 +220,8 @@ def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
 
 
 def not_run(scores: BothScores) -> dict[str, str]:
-    """Why benchmark sets were not run, by their names."""
-    return {name: why for side in sides(scores, "not_run") for name, why in side.items()}  # type: ignore[misc]
+    """Why benchmark sets of an evaluation were not run, by their names."""
+    return dict((scores.get("after") or {}).get("not_run") or {})
 
 
 def sides(scores: BothScores, key: str) -> list[dict[str, float]]:

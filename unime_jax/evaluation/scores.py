@@ -42,6 +42,7 @@ MMEB_V1: Table = _benchmark(
         ("VG", "OOD"): "RefCOCO RefCOCO-Matching Visual7W-Pointing",
     }
 )
+NOT_COUNTED = ("CIFAR-100",)  # a dataset that lies on the hub beside MMEB's
 
 
 def summary(
@@ -50,7 +51,9 @@ def summary(
     """Averages percents the MMEB way: "All" is the plain mean over datasets.
 
     "meta_mean" is the mean of the four meta tasks that UniME's first paper prints as "Overall". A
-    group without datasets is None, and so is "meta_mean" unless all four are there.
+    group without datasets is None, and so is "meta_mean" unless all four are there. "missing" are
+    those of MMEB's own datasets that are not there, if all that are there are its own; it is left
+    out where none is missing.
 
     Raises:
       ValueError: `datasets` and `table` do not name the same datasets, or a meta task or split is
@@ -71,8 +74,35 @@ def summary(
     scores["All"] = _mean(list(datasets.values()))
     metas = [scores[meta] for meta in METAS]
     scores["meta_mean"] = None if None in metas else _mean(metas)
+    if table and (absent := missing(table)):
+        scores["missing"] = absent
     scores["composition"] = {name: float(v) for name, v in (composition or {}).items()}
     return scores
+
+
+def missing(table: Table) -> list[str]:
+    """MMEB's datasets that a part of them has not; of other datasets none is missing."""
+    if all(MMEB_V1.get(name) == group for name, group in table.items()):
+        return [name for name in MMEB_V1 if name not in table]
+    return []
+
+
+def notes(scores: Mapping[str, Any]) -> list[str]:
+    """Sentences that belong to MMEB's averages: what they lack, and whose words the rows are in."""
+    said = []
+    if absent := scores.get("missing"):
+        present = len(scores["datasets"])
+        said.append(
+            f"All: mean of {present} of {present + len(absent)}; without {', '.join(absent)}"
+        )
+    if scores.get("meta_mean") is not None:
+        said.append(
+            f"meta_mean: {scores['meta_mean']:.1f}, the mean of {', '.join(METAS)}, which UniME's "
+            "first paper prints as Overall"
+        )
+    if scores.get("instructions"):
+        said.append(f"instructions: {scores['instructions']}")
+    return said
 
 
 def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
@@ -83,7 +113,8 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
-        blocks.append(_block("hit@1 %", COLUMNS, before, after, last_name))
+        block = _block("hit@1 %", COLUMNS, before, after, last_name)
+        blocks.append("\n".join([block, *notes(after or before or {})]))
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
     for name, sides in _composition_sets(first, last).items():
         columns = list(dict.fromkeys([*sides[0], *sides[1]]))
@@ -192,6 +223,9 @@ def _check_side(side: str, scores: Any) -> None:
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
+    absent = scores.get("missing", [])
+    if not isinstance(absent, list) or not all(isinstance(name, str) for name in absent):
+        raise ValueError(f"{side!r} has missing datasets that are no names")
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
     _check_captions(side, scores.get("captions", {}))

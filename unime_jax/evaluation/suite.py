@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from unime_jax import files
 from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
-from unime_jax.data.formats import open_dataset
+from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.formats.tfds import version_folder
+from unime_jax.data.settings import Instructions
 from unime_jax.evaluation import (
     benchmark_sets,
     caption_scores,
+    mmeb_rows,
     prepared_set,
     retrieval_scores,
     scores,
@@ -46,6 +49,7 @@ class Suite:
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
+    instructions: Instructions = "data"  # of MMEB's datasets
     benchmarks: tuple[PreparedSet, ...] = ()
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -89,6 +93,7 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
     return make_suite(
         folder,
         mmeb_folder=config.mmeb,
+        instructions=config.instructions,
         composition_folder=config.composition,
         images=config.images,
         image_prompt=config.image_prompt,
@@ -106,6 +111,7 @@ def make_suite(
     folder: files.Path,
     *,
     mmeb_folder: str,
+    instructions: Instructions = "data",
     composition_folder: str,
     images: str,
     image_prompt: str,
@@ -131,7 +137,7 @@ def make_suite(
         and there is nothing else.
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
-    datasets = {name.removesuffix("/test"): rows for name, rows in datasets.items()}  # of the hub
+    datasets = _named_as_on_the_hub(datasets)
     table = table_of(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
@@ -140,7 +146,10 @@ def make_suite(
             '"split"}}}.'
         )
     subsets = open_dataset(folder / composition_folder) if composition_folder else {}
-    suite: list[tasks.Task] = [mmeb.Task(name, rows, limit) for name, rows in datasets.items()]
+    suite: list[tasks.Task] = [
+        mmeb.Task(name, mmeb_rows.worded(name, rows, instructions), limit)
+        for name, rows in datasets.items()
+    ]
     suite += [
         composition.Task(name, rows, image_prompt, caption_prompt, limit)
         for name, rows in subsets.items()
@@ -150,7 +159,7 @@ def make_suite(
     suite += [retrieval.Task(data, limit) for data in sets]
     benchmarks = benchmark_sets.NONE
     if benchmark_folder:
-        chosen = TaskSettings(image_prompt, caption_prompt, limit)
+        chosen = TaskSettings(image_prompt, caption_prompt, limit, instructions)
         taken = [(task.kind, task.name) for task in suite]
         benchmarks = open_benchmarks(folder / benchmark_folder, benchmark_names, chosen, taken)
     if benchmark_folder and not suite and not benchmarks.tasks:
@@ -162,6 +171,7 @@ def make_suite(
         (*suite, *benchmarks.tasks),
         {name: table[name] for name in datasets} | dict(benchmarks.table),
         folder / images,
+        instructions,
         benchmarks.sets,
         benchmarks.not_run,
     )
@@ -205,6 +215,8 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
     composed = {name: score.percent for name, score in compositions(results).items()}
     found = scores.summary(hits, suite.table, composed)
+    if suite.table:
+        found["instructions"] = suite.instructions
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
@@ -215,6 +227,14 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     if suite.not_run:
         found["not_run"] = dict(suite.not_run)
     return found
+
+
+def _named_as_on_the_hub(datasets: Mapping[str, Source]) -> dict[str, Source]:
+    """Datasets without the split in their names, and without those that no average counts."""
+    named = {name.removesuffix("/test"): rows for name, rows in datasets.items()}
+    if unused := [name for name in named if name in scores.NOT_COUNTED]:
+        logging.info("%s: not one of MMEB's 36 datasets, and left out", ", ".join(unused))
+    return {name: rows for name, rows in named.items() if name not in scores.NOT_COUNTED}
 
 
 def table_of(folder: files.Path) -> scores.Table:

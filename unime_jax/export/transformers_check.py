@@ -22,6 +22,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.images import decode_images
+from unime_jax.backbones.preprocessing.processing import fixed_size
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item, Media
 from unime_jax.models.vlm import normalise
@@ -144,7 +145,7 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
     preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
     row = preprocess(item)
-    images = decode_images(item, backbone.processing.image_size)
+    images = decode_images(item, fixed_size(backbone.processing))
     try:
         inputs = processor(
             images=[images] if images else None,

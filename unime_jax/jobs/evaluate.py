@@ -79,6 +79,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         prepare(settings.data.prepare, folder)
         with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
             suite = _open_suite(settings, folder)
+            _check_everywhere(suite)
             backbone = _open_backbone(settings)
             _check_same(settings, folder, backbone, suite, workdir)
             write_config(workdir, config_dict)
@@ -141,6 +142,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
+        instructions=chosen.instructions,
         composition_folder=chosen.composition,
         images=chosen.images,
         image_prompt=chosen.image_prompt,
@@ -152,6 +154,23 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         benchmark_folder=chosen.benchmarks,
         benchmark_names=chosen.sets,
     )
+
+
+def _check_everywhere(suite: Suite) -> None:
+    """Raises ValueError where this process has other tasks than process 0 has.
+
+    Each looks at benchmark sets by itself, and a folder may not be the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        return
+    names = json.dumps([(task.kind, task.name) for task in suite.tasks])
+    own = np.frombuffer(hashlib.blake2b(names.encode(), digest_size=16).digest(), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(own), own):
+        reasons = f" Here are not run:\n{said(suite.not_run)}" if suite.not_run else ""
+        raise ValueError(
+            f"process {jax.process_index()} has other evaluation data than process 0; all need the "
+            f"same.{reasons}"
+        )
 
 
 def _open_backbone(settings: config.EvaluateConfig) -> Backbone:
@@ -184,6 +203,7 @@ def _check_same(
         "dtype": settings.dtype,
         "image_prompt": chosen.image_prompt,
         "limit": chosen.limit,
+        "instructions": chosen.instructions,
         **{key: [name, fingerprint(folder / name)] for key, name in names.items() if name},
     }
     if name := settings.data.eval:
@@ -302,5 +322,4 @@ def _leave(
     )
     logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
     if suite.not_run:
-        count = len(suite.not_run)
-        logging.warning("%d benchmark sets were not run:\n%s", count, said(suite.not_run))
+        logging.warning("benchmark sets that were not run:\n%s", said(suite.not_run))

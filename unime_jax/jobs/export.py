@@ -17,14 +17,13 @@ from ml_collections import ConfigDict
 from unime_jax import config, config_reader, files, paths, sharding
 from unime_jax.backbones.io import adapters
 from unime_jax.data import formats
-from unime_jax.data.pairs import open_pairs
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import model_card, self_check
 from unime_jax.jobs import preflight
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import compilation_cache, disk_errors, processes, watchdog, workdir_lock
 from unime_jax.operations.watchdog import Watchdog
-from unime_jax.training import evaluations, outcome, resume
+from unime_jax.training import evaluations, inputs, outcome, resume
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_config
 from unime_jax.training.step import TrainState
@@ -58,9 +57,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             write_config(workdir, config_dict)
         with jax.set_mesh(mesh):
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-                train = files.as_path(settings.data.folder) / settings.data.train
-                columns = settings.data.columns
-                rows = open_pairs(train, columns) if settings.data.train else {}
+                rows = inputs.open_rows(settings.data) if settings.data.train else {}
                 setup = set_up(settings, mesh, rows, workdir)
                 if settings.steps:
                     state = restore(setup, workdir, evaluations.read(workdir))

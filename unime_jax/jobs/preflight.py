@@ -22,7 +22,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
-from unime_jax.training import checkpoint, optimizer, resume, setup
+from unime_jax.training import checkpoint, inputs, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
 
@@ -107,7 +107,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
         problems.add("config.data.train is empty: name the training data, below config.data.folder")
     elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
-            rows = open_pairs(folder / settings.data.train, settings.data.columns)
+            rows = inputs.open_rows(settings.data)
             weights = settings.data.weights or dict.fromkeys(rows, 1.0)
             mixture.check(
                 rows,
@@ -127,7 +127,7 @@ def check_export(settings: config.TrainConfig, problems: Problems) -> None:
     _check_model(settings, _Made(folder, False), problems)
     if settings.data.train:
         with problems.collected("config.data.train"):
-            open_pairs(folder / settings.data.train, settings.data.columns)
+            inputs.open_rows(settings.data)
 
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from unime_jax import config, config_reader, files, paths
 from unime_jax.data import formats
 from unime_jax.data.embedding_store import open_embeddings
-from unime_jax.data.pairs import open_pairs
 from unime_jax.data.reader import Reader
 from unime_jax.evaluation import earlier, scores, suite
 from unime_jax.jobs import boundary, export, preflight
@@ -141,7 +140,7 @@ def _set_up(
 ) -> _Run:
     """Opens backbone and data, traces the model, and lists its parameters."""
     with watchdog.phase("the set-up has not gone on", settings.watchdog.setup_seconds):
-        rows = open_pairs(folder / settings.data.train, settings.data.columns)
+        rows = inputs.open_rows(settings.data)
         whole = set_up(settings, mesh, rows, workdir)
         settings = whole.settings  # with values for what the config leaves open
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None

@@ -10,7 +10,8 @@ import jax
 from absl import logging
 
 from unime_jax import config, files
-from unime_jax.data import formats, loader, mixture
+from unime_jax.data import formats, heads, loader, mixture
+from unime_jax.data.pairs import open_pairs
 from unime_jax.operations import processes
 from unime_jax.training.setup import Setup
 
@@ -29,6 +30,17 @@ def prepare(settings: config.PrepareConfig, folder: files.Path) -> None:
         )
         logging.info("data in %s ready after %.1f s", folder, time.perf_counter() - started)
     processes.barrier("data prepared")
+
+
+def open_rows(data: config.DataConfig) -> dict[str, formats.Source]:
+    """The pairs of `data.train` by source, as many of each as are to be used.
+
+    Raises:
+      FileNotFoundError: as `open_pairs`.
+      ValueError: as `open_pairs` and `heads.heads`.
+    """
+    sources = open_pairs(files.as_path(data.folder) / data.train, data.columns)
+    return heads.heads(sources, data.first_rows, data.first_rows_by_source)
 
 
 def make_batches(

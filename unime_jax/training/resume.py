@@ -123,7 +123,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     """A config of before keys were renamed or added, so that its run can go on."""
     config = {
         group: {config_reader.RENAMED.get(key, key): value for key, value in values.items()}
-        if group in ("data", "loss", "processing") and isinstance(values, Mapping)
+        if group in ("data", "evaluation", "loss", "processing") and isinstance(values, Mapping)
         else values
         for group, values in earlier.items()
         if group != "plan"  # which has a config of its own now
@@ -132,6 +132,12 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict):
         data.setdefault("columns", {})
         data.setdefault("eval", "")
+        data.setdefault("first_rows", 0)
+        data.setdefault("first_rows_by_source", {})
+    if isinstance(processing := config.get("processing"), dict):
+        processing.setdefault("resolution", None)
+    if isinstance(evaluation := config.get("evaluation"), dict):
+        evaluation.setdefault("instructions", "data")
     if isinstance(data, dict) and isinstance(data.get("buckets"), list):
         data["buckets"] = [
             dict(zip(names, bucket)) if isinstance(bucket, list) else bucket

@@ -70,9 +70,9 @@ def write_evaluation(workdir: files.Path, scores: Mapping[int, Mapping[str, Any]
 def flat_scores(
     scores: Mapping[str, Any], prefix: str = "evaluation"
 ) -> Iterator[tuple[str, float]]:
-    """Numbers by tag, "evaluation/datasets/<name>" for example; intervals are left out."""
+    """Numbers by tag, "evaluation/datasets/<name>" for example; no intervals or words."""
     for name, value in scores.items():
-        if name == "intervals":
+        if name in ("intervals", "missing", "instructions"):
             continue
         if isinstance(value, Mapping):
             yield from flat_scores(value, f"{prefix}/{name}")

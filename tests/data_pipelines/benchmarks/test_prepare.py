@@ -106,6 +106,9 @@ def test_sets_are_made_once_each_by_itself_and_failures_are_named(run, files_of_
     assert run([newer], newer_hub)[0] == 0 and newer_hub.asked == []  # the same commit: files stay
 
     # --list and --check need no hub.
+    why = {"some.module": "ImportError: no"}
+    assert run(sets, None, "--list", broken=why)[0] == 1
+    assert run(sets, None, "--list", "--sets=last", broken=why)[0] == 0  # it is not of that module
     status, said = run(sets[:2], None, "--list")
     assert status == 0 and [line.split()[-1] for line in said.splitlines()[1:]] == ["yes", "no"]
     assert "few" in said and COMMIT[:7] in said
@@ -135,6 +138,13 @@ def test_local_copies_are_used_where_they_lie_and_a_network_is_waited_for_once(
     assert (record["images"], record["revision"]) == (str(copies / "images"), "")
     assert not (tmp_path / "sets/set/raw").exists()
     assert run(sets, None, "--check", "--sets=set")[0] == 0
+    # What was unpacked by hand will do, without its archive.
+    (copies / "other").mkdir()
+    (copies / "other/captions.txt").write_text("1.jpg a cat\n2.jpg a dog\n")
+    (copies / "images").rename(copies / "other/images")
+    assert run(sets, None, f"--raw={copies}", "--sets=other")[0] == 0
+    (copies / "other").rename(copies / "away")
+    (tmp_path / "sets/other/set.json").unlink()
     # Of several sets, each has a folder; nothing is downloaded.
     status, said = run(sets, None, f"--raw={copies}")
     assert status == 1

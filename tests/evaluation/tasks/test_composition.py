@@ -54,6 +54,7 @@ def test_accuracies_are_the_originals():
     assert means == pytest.approx(expected, abs=1e-12)
 
 
+MARKS = {"right": [0], "counted": [0]}
 TRIPLE = {"image_path": "a", "caption": "b", "negative_caption": "c"}
 
 
@@ -91,6 +92,18 @@ def several(images, captions):
             [{"images": ["a", ""], "captions": ["b", ""]}],
             lambda path: png(),
             "row 0: image 2, caption 2 is missing or empty",
+        ),
+        (
+            "cola_map",
+            [several(1, 2) | {"right": [], "counted": [2]}],
+            lambda path: png(),
+            "row 0: counted: index 2 is out of bounds",
+        ),
+        (
+            "cola_map",
+            [several(1, 2) | MARKS, several(1, 2) | MARKS | {"captions": ["c", "b"]}],
+            lambda path: png(),
+            "row 1: other captions than in row 0",
         ),
         ("sugarcrape", [TRIPLE], lambda path: png(), "no rule 'sugarcrape' of composition; there"),
     ],

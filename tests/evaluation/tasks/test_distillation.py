@@ -67,7 +67,13 @@ def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
     fields |= {"temperature": 0.1, "teacher_temperature": 0.4, "mask_diagonal": False}
     loss = Distillation(**fields | {"objective": "distillation", "direction": "symmetric"})
     evaluation = types.SimpleNamespace(
-        texts="held_out", mmeb="", composition="", images="", image_prompt="", limit=0
+        texts="held_out",
+        mmeb="",
+        instructions="data",
+        composition="",
+        images="",
+        image_prompt="",
+        limit=0,
     )
     settings = types.SimpleNamespace(
         loss=loss,

@@ -10,7 +10,12 @@ from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_missing_images
+from unime_jax.backbones.preprocessing.processing import (
+    Processing,
+    caveats,
+    fixed_size,
+    require_missing_images,
+)
 from unime_jax.backbones.preprocessing.prompts import (
     MissingImages,
     Prompt,
@@ -119,7 +124,7 @@ def assemble(
         tiles_of_many=tiles_of_many,
         background=(int(red * 255), int(green * 255), int(blue * 255)),
         resample=int(processor["resample"]),
-        image_size=processing.image_size,
+        image_size=fixed_size(processing),
         legacy=short_tiles if processing.legacy_padding else None,
     )
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from unime_jax.backbones.llava import anyres
-from unime_jax.backbones.preprocessing.images import decode_images, for_each_image
+from unime_jax.backbones.preprocessing.images import FixedSize, decode_images, for_each_image
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item, Row
 
@@ -37,7 +37,7 @@ class LlavaPreprocessor:
     tiles_of_many: bool  # whether several images of one item are cut into tiles, too
     background: tuple[int, int, int]  # around those that are not cut
     resample: int  # Pillow's number of the resizing filter
-    image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
+    image_size: FixedSize  # that images are resized to first
     legacy: anyres.Legacy | None
 
     @property

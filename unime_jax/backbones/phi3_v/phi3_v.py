@@ -71,6 +71,12 @@ def open_folder(
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
     require_missing_images(processing, "strip")
+    if processing.resolution:
+        raise ValueError(
+            f"processing.resolution is {processing.resolution!r}, which VLM2Vec has for other "
+            "families; Phi-3.5-Vision never resizes images first: processing.crops says how many "
+            "crops they are cut into"
+        )
     content = json.loads((folder / "config.json").read_text())  # as it is; `config` is reworded
     # The original's attention is causal whatever this says.
     hf_config.require("is_causal", content.get("is_causal", True), (True,))

@@ -1,7 +1,7 @@
 """Decoded images of an item, in the size that a run fixes."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from PIL import Image
 
@@ -14,9 +14,14 @@ __all__ = ["decode_images", "for_each_image", "to_rgb"]
 
 T = TypeVar("T")
 
+CAP = 1344  # pixels; VLM2Vec's longest side
+# (height, width) of all images; "capped": of those with a side longer than `CAP`, which become
+# squares of that side; None: they keep theirs.
+FixedSize = tuple[int, int] | Literal["capped"] | None
 
-def decode_images(item: Item, size: tuple[int, int] | None) -> list[Image.Image]:
-    """All images of an item in RGB, each first resized to `size` (height, width) if given.
+
+def decode_images(item: Item, size: FixedSize) -> list[Image.Image]:
+    """All images of an item in RGB, each first resized to `size` if that asks for it.
 
     The aspect is not kept and the filter is Pillow's bicubic: the fixed resolutions of VLM2Vec and
     UniME, whose images only then go to the processor.
@@ -38,8 +43,14 @@ def decode_images(item: Item, size: tuple[int, int] | None) -> list[Image.Image]
         except ImageError as error:
             reason = f"the image {media.path!r} cannot be read: {error}"
             raise _error(item, number, reason) from error
-        images.append(image.resize((size[1], size[0])) if size else image)
+        images.append(_resized(image, size))
     return images
+
+
+def _resized(image: Image.Image, size: FixedSize) -> Image.Image:
+    if size == "capped":
+        size = (CAP, CAP) if max(image.size) > CAP else None
+    return image.resize((size[1], size[0])) if size else image
 
 
 def for_each_image(

@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from unime_jax.backbones.preprocessing.images import CAP, FixedSize
 from unime_jax.data.settings import MissingImages, Processing
 
 FILE = "embedder.json"  # of an exported folder: its model is to be used as it was trained
@@ -22,11 +23,25 @@ def require_missing_images(processing: Processing, *supported: MissingImages) ->
         )
 
 
+def fixed_size(processing: Processing) -> FixedSize:
+    """The size that images are resized to first, of either key; None: they are not."""
+    sides = {"low": 128, "mid_336": 336, "mid": 672, "high": CAP}
+    if processing.resolution in sides:
+        return (sides[processing.resolution],) * 2
+    return "capped" if processing.resolution else processing.image_size
+
+
 def caveats(processing: Processing) -> tuple[str, ...]:
     """Differences from transformers that no file can express, as sentences for users."""
     sentences = []
-    if processing.image_size:
-        height, width = processing.image_size
+    size = fixed_size(processing)
+    if size == "capped":
+        sentences.append(
+            f"An image with a side of more than {CAP} pixels must first be resized to {CAP} x {CAP}"
+            " pixels (by Pillow's bicubic filter, whatever its aspect)."
+        )
+    elif size:
+        height, width = size
         sentences.append(
             f"Every image must first be resized to {height} x {width} pixels (height x width, by"
             " Pillow's bicubic filter, whatever its aspect)."
@@ -97,11 +112,12 @@ def read_record(folder: pathlib.Path) -> Record | None:
     processing = Processing(
         prompt=record["prompt"],
         image_size=image_size and tuple(image_size),
+        resolution=record.get("resolution"),
         pinpoints=tuple(map(tuple, record.get("pinpoints", ()))),
         pixels=pixels and tuple(pixels),
         grid_positions=record["grid_positions"],
         legacy_padding=record["legacy_padding"],
-        # Folders exported before have neither key, or an earlier name of the second.
+        # Folders exported before have none of these keys, or an earlier name of the last.
         crops=record.get("crops"),
         missing_images=record.get("missing_images", record.get("orphans", "strip")),
     )

@@ -10,7 +10,12 @@ from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
-from unime_jax.backbones.preprocessing.processing import Processing, caveats, require_missing_images
+from unime_jax.backbones.preprocessing.processing import (
+    Processing,
+    caveats,
+    fixed_size,
+    require_missing_images,
+)
 from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.qwen2_vl.rows import TILE, Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
@@ -78,7 +83,7 @@ def open_folder(
         tile=TILE,
         pixels=(least, most),
         resample=int(processor["resample"]),
-        image_size=processing.image_size,
+        image_size=fixed_size(processing),
         vision_start_id=config.vision_start_token_id,
         grid_positions=processing.grid_positions,
     )

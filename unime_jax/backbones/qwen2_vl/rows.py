@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image
 
-from unime_jax.backbones.preprocessing.images import decode_images, for_each_image
+from unime_jax.backbones.preprocessing.images import FixedSize, decode_images, for_each_image
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
     Size,
@@ -40,7 +40,7 @@ class Qwen2VlPreprocessor:
     tile: int  # patches, a multiple of merge**2
     pixels: tuple[int, int]  # least and most of an image
     resample: int  # Pillow's number of the resizing filter
-    image_size: Size | None  # (height, width) that every image is resized to first
+    image_size: FixedSize  # that images are resized to first
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
 

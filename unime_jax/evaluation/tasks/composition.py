@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
@@ -49,7 +49,7 @@ class Task:
 
     A row has `image_path`, `caption` and `negative_caption`, or lists `images` and `captions`, as
     many as its rule takes, of which those of the same number belong together, and optionally
-    `group`.
+    `group`. Where the rule asks for labels, `right` and `counted` are lists of numbers of captions.
 
     Attributes:
       set: of a prepared benchmark; "": of subsets that are scored each by itself.
@@ -88,6 +88,7 @@ class Task:
         pictures: list[list[int]] = []
         captions: list[list[int]] = []
         groups: list[str] = []
+        labels: list[tuple[np.ndarray, np.ndarray]] = []
         for number in range(len(self)):
             row = self.rows[number]
             keys = self._keys(row, number)
@@ -95,8 +96,24 @@ class Task:
             pictures.append([table.add(key, number) for key in keys[0]])
             captions.append([table.add(key, number) for key in keys[1]])
             groups.append(text_of(row.get("group")))
+            if RULES[self.rule].labelled:
+                count = len(captions[0])
+                if captions[number] != captions[0]:
+                    raise ValueError(
+                        f"{self._where(number)}: other captions than in row 0; by rule"
+                        f" {self.rule!r} they are the labels of all images"
+                    )
+                marks = [self._marks(row, name, count, number) for name in ("right", "counted")]
+                labels.append((marks[0], marks[1]))
+        right, counted = (np.array(part) for part in zip(*labels)) if labels else (None, None)
         return OpenTask(
-            self, table, np.array(pictures, np.int32), np.array(captions, np.int32), tuple(groups)
+            self,
+            table,
+            np.array(pictures, np.int32),
+            np.array(captions, np.int32),
+            tuple(groups),
+            right,
+            counted,
         )
 
     def _keys(self, row: Mapping[str, Any], number: int) -> tuple[list[Key], list[Key]]:
@@ -123,6 +140,17 @@ class Task:
             [(self.image_text, path) for path in paths],
             [(self.caption_text.replace("{caption}", text), "") for text in texts],
         )
+
+    def _marks(
+        self, row: Mapping[str, Any], column: str, count: int, number: int
+    ) -> Bool[np.ndarray, " captions"]:
+        """True at the numbers that a column lists."""
+        marks = np.zeros(count, bool)
+        try:
+            marks[np.array(_listed(row, column), np.intp)] = True
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{self._where(number)}: {column}: {error}") from error
+        return marks
 
     def _check_counts(self, keys: tuple[list[Key], list[Key]], captions: int, number: int) -> None:
         """Raises ValueError where the rule takes another number of images or captions.
@@ -157,6 +185,8 @@ class OpenTask:
     images: Int32[np.ndarray, "rows images"]
     captions: Int32[np.ndarray, "rows captions"]
     groups: tuple[str, ...]  # of each row
+    right: Bool[np.ndarray, "rows captions"] | None  # of a rule that asks for labels
+    counted: Bool[np.ndarray, "rows captions"] | None
 
     def encode(self, encode: Encode) -> Float32[np.ndarray, "n D"]:
         """Unit vectors."""
@@ -171,7 +201,16 @@ class OpenTask:
         texts = None
         if RULES[task.rule].between_captions:
             texts = _within_rows(self.captions, self.captions, vectors)
-        return RuleResult(task.set or task.name, task.subset, task.rule, scores, self.groups, texts)
+        return RuleResult(
+            task.set or task.name,
+            task.subset,
+            task.rule,
+            scores,
+            self.groups,
+            texts,
+            self.right,
+            self.counted,
+        )
 
 
 def task_of(prepared: PreparedSet, subset: str, settings: TaskSettings) -> Task:

@@ -9,13 +9,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from data_pipelines.benchmarks import check, cola, prepare, sugarcrepe, winoground
 from data_pipelines.benchmarks.catalogue import load
 from data_pipelines.benchmarks.hub import HuggingFaceHub
 from tests.tables import for_each
 from unime_jax.data.images import decode
-from unime_jax.evaluation import results, scores, tasks
+from unime_jax.evaluation import composition_rules, results, scores, tasks
 from unime_jax.evaluation.benchmark_sets import open_benchmarks
 from unime_jax.evaluation.prepared_set import TaskSettings, images_of
 from unime_jax.evaluation.tasks import composition
@@ -138,6 +139,19 @@ def make_cola(raw):
     write(raw, "images/2.jpg", png(GREEN))
 
 
+def make_cola_clevr(raw):
+    """Scores of "red": 1, 0.99 and 0; of "green": 0, 0.11 and 1; nothing is blue."""
+    marks = [([1, 0, 0], [1, 0, 1]), ([0, 0, 0], [1, 1, 0]), ([1, 1, 0], [1, 1, 1])]
+    data = [[f"CLEVR/val/{n}.png", {"o": []}, *both] for n, both in enumerate(marks)]
+    write(
+        raw,
+        "data/COLA_singleobjects_benchmark_CLEVR.json",
+        {"labels": ["red", "green", "blue"], "data": data},
+    )
+    for n, colour in enumerate((RED, (230, 26, 0), GREEN)):
+        write(raw, f"images/val/{n}.png", png(colour))
+
+
 RELATIONS = {"above": [RIGHT, WRONG], "below": [RIGHT], "near": [WRONG]}  # the last: symmetric
 
 
@@ -225,6 +239,7 @@ COLA = {"text_to_image": 100 / 3, "image_to_text": 200 / 3, "group": 100 / 3}
         ("winoground", make_winoground, WINOGROUND),
         ("winoground", make_winoground_parquet, WINOGROUND),
         ("cola", make_cola, COLA),
+        ("cola_clevr", make_cola_clevr, {"map": 100 * (5 / 6 + 1) / 2}),
         ("aro_relation", make_aro_relation, {"text_acc": 50, "macro": 75}),
         ("aro_relation_crops", make_aro_crops, {"text_acc": 50, "macro": 75}),
         ("aro_relation_crops", make_aro_json, {"text_acc": 50, "macro": 75}),
@@ -284,6 +299,16 @@ def test_what_is_wrong_with_raw_files_is_said_and_no_set_is_left(tmp_path, spoil
     with pytest.raises(ValueError, match=message):
         prepare.prepare(whole, tmp_path / "sets", tmp_path / "raw", HuggingFaceHub())
     assert not (tmp_path / "sets" / "sugarcrepe" / "set.json").exists()
+
+
+def test_average_precision_is_scikit_learns():
+    random = np.random.default_rng(0)
+    for size in (1, 2, 50):
+        values = random.integers(0, 8, size).astype(np.float32)  # with ties
+        right = random.random(size) < 0.4
+        right[0] = True
+        found = composition_rules.average_precision(values, right)
+        assert found == pytest.approx(average_precision_score(right, values), abs=1e-12)
 
 
 def test_images_are_stored_as_they_came_and_each_once(tmp_path):
