@@ -21,6 +21,7 @@ from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, COMPOSIT
 from unime_jax.evaluation.side_by_side.comparison import Comparison
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
 
+ENDINGS = (".html", ".md", ".tex", ".csv")
 BEFORE = " (before)"  # ends the names of lines before training
 
 _RUNS = flags.DEFINE_multi_string(
@@ -152,6 +153,8 @@ def main(argv: list[str]) -> None:
         name: members.split(",") for name, _, members in (c.partition(":") for c in _COLUMN.value)
     }
     output = files.as_path(_OUTPUT.value)
+    if output.suffix in ENDINGS:
+        raise app.UsageError(f"--output={output} is the path of four files: leave {output.suffix}")
     try:
         compared = write(
             output,

@@ -12,7 +12,9 @@ from tests.evaluation.side_by_side.tiny_runs import (
     write_training,
 )
 from tests.evaluation.tiny_report import TABLE
-from unime_jax.evaluation import published, scores
+from unime_jax.evaluation import composition_rules, published, retrieval_scores, scores
+from unime_jax.evaluation import results as results_lib
+from unime_jax.evaluation.composition_rules import RuleResult
 from unime_jax.evaluation.side_by_side import comparison, rows
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
 from unime_jax.evaluation.tasks.captions import CaptionsResult
@@ -177,34 +179,69 @@ def test_published_rows_stand_only_beside_the_same_benchmark(tmp_path):
     assert line(both, "part").cells.keys().isdisjoint(line(both, "LLaVE-7B").cells)
 
 
-def test_captions_of_one_image_are_drawn_together():
-    def ranking(name, rank):
-        count = len(rank)
-        none = np.zeros(0, np.int32)
-        empty = np.zeros((0, 5), np.float32)
-        return RetrievalResult(
-            name=name,
-            ids=tuple(map(str, range(count))),
-            items=(),
-            candidates=9,
-            rank=np.array(rank, np.int32),
-            ndcg=np.zeros(count),
-            average_precision=np.zeros(count),
-            gold_score=np.zeros(count, np.float32),
-            hardest=np.zeros(count, np.float32),
-            shown=none,
-            query=none,
-            gold=none,
-            top=empty.astype(np.int32),
-            top_score=empty,
-            top_relevant=empty.astype(bool),
-        )
+def ranked(name, rank):
+    """A retrieval set of which nothing is shown."""
+    count, none = len(rank), np.zeros(0, np.int32)
+    empty = np.zeros((0, 5), np.float32)
+    return RetrievalResult(
+        name=name,
+        ids=tuple(map(str, range(count))),
+        items=(),
+        candidates=9,
+        rank=np.array(rank, np.int32),
+        ndcg=np.zeros(count),
+        average_precision=np.zeros(count),
+        gold_score=np.zeros(count, np.float32),
+        hardest=np.zeros(count, np.float32),
+        shown=none,
+        query=none,
+        gold=none,
+        top=empty.astype(np.int32),
+        top_score=empty,
+        top_relevant=empty.astype(bool),
+    )
 
+
+def test_captions_of_one_image_are_drawn_together():
     counts = np.array([3, 1], np.int32)
-    found = CaptionsResult("s", counts, ranking("s", [0, 0, 7, 0]), ranking("s", [0, 5]))
+    found = CaptionsResult("s", counts, ranked("s", [0, 0, 7, 0]), ranked("s", [0, 5]))
     columns = [("captions", "s", way, "R@1") for way in ("t2i", "i2t")]
     t2i, i2t = rows.of_result(found, columns)
     assert t2i.means()[columns[0]] == 75.0 and i2t.means()[columns[1]] == 50.0
     zero = dataclasses.replace(t2i, values={columns[0]: np.zeros(2)})
     draws = rows.drawn_differences(t2i, zero, 0)[columns[0]]
     assert set(np.round(draws, 6)) == {round(200 / 3, 6), 75.0, 100.0}
+
+
+def test_retrieval_and_compositional_benchmarks_change_by_row(tmp_path):
+    def write(name, rank, sign):
+        sets = {"x": ranked("x", rank), "y": ranked("y", rank[::-1])}
+        cosines = sign * np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 2, 2)
+        cosines[::2] *= -1
+        rules = [RuleResult("winoground", "test", "winoground", cosines, ("",) * 6)]
+        for subset in ("replace_obj", "replace_att", "swap_obj"):
+            rules.append(RuleResult("sugarcrepe", subset, "sugarcrepe", cosines[:, :1], ("",) * 6))
+        folder = tmp_path / name / "results"
+        folder.mkdir(parents=True)
+        for number, result in enumerate([*sets.values(), *rules]):
+            results_lib.save_result(folder / f"{number}.npz", result)
+        composition = {n: s.percent for n, s in composition_rules.named_scores(rules).items()}
+        kinds = {"retrieval": retrieval_scores.of_sets(sets), "composition": composition}
+        write_scores_of(tmp_path / name, {}, {}, "scores", **kinds)
+        return tmp_path / name
+
+    weak, strong = write("weak", [3, 1, 0, 7], -1), write("strong", [0, 0, 0, 7], 1)
+    compared = compare({"weak": [weak], "strong": [strong]}, "weak", table={})
+    cells = line(compared, "strong").cells
+    for column in (
+        ("retrieval", "R@1"),
+        ("retrieval", "datasets", "y", "MRR"),
+        ("composition", "winoground/text"),
+        ("composition", "sugarcrepe/swap_obj"),
+        ("composition", "sugarcrepe/replace_macro"),
+    ):
+        low, high = cells[column].interval
+        assert low <= cells[column].change <= high, column
+    assert cells["retrieval", "R@1"].change == 50.0
+    assert cells["retrieval", "median_rank"].interval is None
+    assert cells["retrieval", "queries"].change is None

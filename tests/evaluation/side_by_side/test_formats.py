@@ -40,7 +40,7 @@ def test_every_format_has_all_numbers_and_says_what_is_published():
     rows = list(csv.reader(io.StringIO(formats.csv_text(compared))))
     assert rows[0][:7] == ["model", "kind", "runs", "source", "derived", "All", "All std"]
     assert rows[1][:3] == [EVIL, "run", "2"] and rows[1][5:10] == [
-        "40.1235",
+        "40.123456",
         "1.5",
         "-2.25",
         "-3",

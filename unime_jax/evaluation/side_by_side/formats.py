@@ -11,6 +11,17 @@ from unime_jax.evaluation.side_by_side.comparison import Cell, Comparison, Line
 
 WIDE, LONG = 12, 110  # columns, and characters of their names, that stand beside each other
 NONE = "–"
+LEADS = {  # what the numbers under a heading are
+    "averages": "hit@1 in percent. All is the plain mean over datasets, meta_mean that of the four"
+    " meta tasks.",
+    "chosen": "Means of the chosen datasets, in percent.",
+    "datasets": "hit@1 in percent: how often the right candidate comes first.",
+    "composition": "Percent of rows that are right by the rule of each set.",
+    "retrieval": "Each query among the whole corpus of its set: percent, but for the median rank.",
+    "captions": "Percent of captions (t2i) and images (i2t) that find each other among all of the"
+    " set.",
+    "distillation": "kl in nats, overlap of the ten nearest neighbours in percent.",
+}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -18,7 +29,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "–": "--",
     "±": r"$\pm$",
     "−": "$-$",
@@ -48,6 +59,11 @@ def change(cell: Cell, digits: int) -> str:
 def signed(value: float, digits: int) -> str:
     """A number with its sign; what rounds to 0 is +0."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def lead(heading: str) -> str:
+    """What the numbers under a heading are; "" of kinds that are not known."""
+    return LEADS.get(heading.partition(" of ")[0], "")
 
 
 def is_wide(columns: Sequence[Column]) -> bool:
@@ -88,6 +104,7 @@ def markdown_text(comparison: Comparison, title: str = "") -> str:
     blocks = [f"# {markdown(title)}"] if title else []
     for name, columns in comparison.groups.items():
         blocks.append(f"## {markdown(name[:1].upper() + name[1:])}")
+        blocks += [markdown(text)] if (text := lead(name)) else []
         blocks.append(markdown_table(comparison, columns))
     numbers = source_numbers(comparison)
     if numbers:
@@ -123,7 +140,7 @@ def latex_text(comparison: Comparison, title: str = "") -> str:
             *(" & ".join(row) + r" \\" for row in body),
             r"\hline",
             r"\end{tabular}",
-            f"\\caption{{{latex(heading)}}}",
+            f"\\caption{{{latex(f'{heading}. {lead(name)}'.rstrip())}}}",
             *(f"\\par\\raggedright\\footnotesize {text}" for text in below),
             r"\end{table}",
         ]
@@ -168,7 +185,7 @@ def csv_text(comparison: Comparison) -> str:
             value(line.cells[column]) if column in line.cells else None
             for column, _, value in shown_parts
         ]
-        numbers = ["" if v is None else f"{v:.6g}" for v in values]
+        numbers = ["" if v is None else f"{v:.10g}" for v in values]
         writer.writerow(
             [shown(line.name), kind, line.runs or "", " | ".join(line.sources), derived, *numbers]
         )

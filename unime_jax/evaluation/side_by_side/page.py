@@ -124,6 +124,7 @@ def _table(comparison: Comparison, name: str, columns: Sequence[Column]) -> dict
     cells = [[_cell(comparison, line, column) for column in columns] for line in lines]
     return {
         "title": HEADINGS.get(name, name[:1].upper() + name[1:]),
+        "lead": formats.lead(name),
         "wide": formats.is_wide(columns),
         "columns": [columns_lib.label(column) for column in columns],
         "lines": [

@@ -20,19 +20,27 @@ RESAMPLES, SEED = 1000, 0
 BLOCK = 2**22  # rows drawn at a time: 32 MiB
 DEPTHS = (1, 5, 10)  # of `RECALLS`
 
-# Which rows are right, by the rules' scores that are shares of rows.
-_RIGHT: Mapping[str, Mapping[str, Callable[[RuleResult], np.ndarray]]] = {
-    "sugarcrepe": {"": lambda r: composition_rules.caption_above(r.cosines)},
-    "text_acc": {"text_acc": lambda r: composition_rules.caption_first(r.cosines)},
-    "aro": {"text_acc": lambda r: composition_rules.caption_first(r.cosines)},
+
+def _both(cosines: np.ndarray) -> np.ndarray:
+    return composition_rules.both_captions(cosines) & composition_rules.both_images(cosines)
+
+
+# Which rows are right, by the rules' scores that are shares of rows, from cosines with the images.
+_RIGHT: Mapping[str, Mapping[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "sugarcrepe": {"": composition_rules.caption_above},
+    "text_acc": {"text_acc": composition_rules.caption_first},
+    "aro": {"text_acc": composition_rules.caption_first},
     "winoground": {
-        "text": lambda r: composition_rules.both_captions(r.cosines),
-        "image": lambda r: composition_rules.both_images(r.cosines),
-        "group": lambda r: (
-            composition_rules.both_captions(r.cosines) & composition_rules.both_images(r.cosines)
-        ),
+        "text": composition_rules.both_captions,
+        "image": composition_rules.both_images,
+        "group": _both,
     },
-    "sugarcrepe_pp": {"itt": lambda r: composition_rules.positives_above(r.cosines)},
+    "cola": {
+        "text_to_image": composition_rules.both_images,
+        "image_to_text": composition_rules.both_captions,
+        "group": _both,
+    },
+    "sugarcrepe_pp": {"itt": composition_rules.positives_above},
 }
 
 
@@ -112,7 +120,7 @@ def _of_rule(result: RuleResult, known: Collection[Column]) -> RowScores:
             ("composition", "/".join(filter(None, (result.set, part, score))))
             for part in (result.subset, "")
         )
-        values[long if long in known else short] = 100.0 * right(result)
+        values[long if long in known else short] = 100.0 * right(result.cosines)
     return RowScores("composition", f"{result.set}/{result.subset}", (), values)
 
 
