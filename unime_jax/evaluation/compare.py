@@ -18,7 +18,7 @@ from unime_jax import files
 from unime_jax.evaluation import published
 from unime_jax.evaluation.side_by_side import comparison, formats, page, places
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, COMPOSITION, Column
-from unime_jax.evaluation.side_by_side.comparison import Comparison
+from unime_jax.evaluation.side_by_side.lines import Comparison
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
 
 ENDINGS = (".html", ".md", ".tex", ".csv")

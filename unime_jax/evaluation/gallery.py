@@ -64,8 +64,8 @@ def fill(
 ) -> tuple[list[dict[str, Any]], int]:
     """Sections with their cards as "examples", and how many cards were left out for size.
 
-    `budget`: characters of images, after which no card is made. One card of every section, then a
-    second one, and so on. Each card says in "size" what its images take.
+    `budget`: characters, after which no card is made. One card of every section, then a second one,
+    and so on. Each card says in "size" what it takes.
     """
     used = left_out = 0
     for turn in range(max((len(cards) for _, cards in waiting), default=0)):

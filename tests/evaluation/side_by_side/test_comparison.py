@@ -245,3 +245,12 @@ def test_retrieval_and_compositional_benchmarks_change_by_row(tmp_path):
     assert cells["retrieval", "R@1"].change == 50.0
     assert cells["retrieval", "median_rank"].interval is None
     assert cells["retrieval", "queries"].change is None
+
+    # Another set alone has the same columns, and is another set.
+    sides = []
+    for name, rank in (("p", [0, 1]), ("q", [0, 0, 0])):
+        kinds = {"retrieval": retrieval_scores.of_sets({name: ranked(name, rank)})}
+        sides.append(write_scores_of(tmp_path / name, {}, {}, "scores", **kinds))
+    compared = compare({"p": sides[:1], "q": sides[1:]}, "p", table={})
+    assert all(cell.change is None for cell in line(compared, "q").cells.values())
+    assert "q has other sets of retrieval than p" in compared.remarks[0]

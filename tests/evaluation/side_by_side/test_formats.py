@@ -5,7 +5,7 @@ import io
 import re
 
 from unime_jax.evaluation.side_by_side import formats
-from unime_jax.evaluation.side_by_side.comparison import Cell, Comparison, Line
+from unime_jax.evaluation.side_by_side.lines import Cell, Comparison, Line
 
 EVIL = r'a|b & 50% $x$ #1 _y_ {z} ~^\end{table} <b>"q", *s*'
 COLUMNS = [("All",), ("retrieval", "queries"), ("retrieval", "R@1")]

@@ -14,7 +14,8 @@ from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 ANSWERS = 3  # of each model
-IMAGE_BUDGET = 5_000_000  # characters of base64 of all examples
+BUDGET = 5_500_000  # characters of all examples
+CARD = 600  # characters of an answer without its images, about
 
 Result = DatasetResult | RetrievalResult
 
@@ -47,7 +48,7 @@ def examples(
             "examples": [],
         }
         waiting.append((section, cards))
-    return fill(waiting, IMAGE_BUDGET)
+    return fill(waiting, BUDGET)
 
 
 def pick(beside: Mapping[str, Result]) -> list[int]:
@@ -92,17 +93,17 @@ def _example(
         }
         for model, result in beside.items()
     ]
-    shown = [c for answer in answers for c in answer["cards"]]
+    shown: list[dict[str, Any]] = [c for of_model in answers for c in of_model["cards"]]
     if len(shown) > 1 and len({c["text"] for c in shown}) == 1:
-        for one_card in shown:  # one prompt for all says nothing about each
-            one_card["text"] = ""
-    asked = of(query) if query else {"text": "", "images": [], "lost": 0, "more": 0}
+        for answer in shown:  # one prompt for all says nothing about each
+            answer["text"] = ""
+    asked: dict[str, Any] = of(query) if query else {"text": "", "images": [], "lost": 0, "more": 0}
     return {
         "id": first.ids[row],
         "query": asked,
         "answers": answers,
         "candidates": int(np.atleast_1d(first.candidates)[row if _is_ranked(first) else 0]),
-        "size": sum(len(image) for c in (asked, *shown) for image in c["images"]),
+        "size": sum(CARD + sum(map(len, c["images"])) for c in (asked, *shown)),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from unime_jax.data.strange_texts import markdown, shown
 from unime_jax.evaluation.side_by_side.columns import Column, is_count, label
-from unime_jax.evaluation.side_by_side.comparison import Cell, Comparison, Line
+from unime_jax.evaluation.side_by_side.lines import Cell, Comparison, Line
 
 WIDE, LONG = 12, 110  # columns, and characters of their names, that stand beside each other
 NONE = "–"

@@ -13,7 +13,7 @@ from unime_jax.evaluation.item_table import Images
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import examples, formats
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, Column
-from unime_jax.evaluation.side_by_side.comparison import Cell, Comparison, Line
+from unime_jax.evaluation.side_by_side.lines import Cell, Comparison, Line
 from unime_jax.evaluation.side_by_side.runs import Group
 
 HEADINGS = {
