@@ -88,7 +88,14 @@ def write_report(
     sides = {f"Before training{start}": before, "After training" if trained else "Scores": after}
     with matplotlib.rc_context(figures.STYLE):
         histograms = figures.histograms(sides)
+        percent = {
+            name: scores[side]
+            for name, side in zip(sides, report_scores.SIDES, strict=True)
+            if (scores.get(side) or {}).get("datasets")
+        }
+        radar = figures.radar(percent, (figures.PALE, figures.BLUE)[-len(percent) :])
     examples, left_out = gallery.gallery(table, before, after, images, retrieval)
+    hard, hard_left_out = gallery.hard_negatives(table, {"": after or before}, images)
     benchmark = report_scores.benchmark(config, table)
     rows = report_scores.row_count(after or before)
     tiles = [
@@ -102,7 +109,7 @@ def write_report(
         *training.tiles,
     ]
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=title,
@@ -134,6 +141,9 @@ def write_report(
             dropped=training.dropped,
             histograms=histograms,
             heat=figures.heat(table, sides),
+            radar=radar,
+            hard=hard,
+            hard_left_out=hard_left_out,
             counts=training.counts,
             by_source=training.by_source,
             gallery=examples,
@@ -147,7 +157,8 @@ def write_report(
     return path
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of this folder, in which texts of data are shown as they are."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -138,7 +138,7 @@ def make_suite(
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
     datasets = _named_as_on_the_hub(datasets)
-    table = _table(folder / mmeb_folder) if mmeb_folder else {}
+    table = table_of(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
             f"{folder / mmeb_folder}: no meta task is known for {', '.join(unknown)}. Name MMEB's "
@@ -239,7 +239,8 @@ def _named_as_on_the_hub(datasets: Mapping[str, Source]) -> dict[str, Source]:
     return {name: rows for name, rows in named.items() if name not in scores.NOT_COUNTED}
 
 
-def _table(folder: files.Path) -> scores.Table:
+def table_of(folder: files.Path) -> scores.Table:
+    """Meta task and split by dataset: of the data's own metadata, or those of MMEB."""
     try:
         version = version_folder(folder)
     except FileNotFoundError:  # of another format, which has no metadata
