@@ -28,10 +28,10 @@ from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, headline, report, scores, tasks
+from unime_jax.evaluation import finished, headline, image_files, report, scores, tasks
 from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.suite import Key, Suite, make_suite, rankings, retrievals, summary
-from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks import distillation, retrieval
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, watchdog
@@ -162,7 +162,7 @@ def _check_same(
 ) -> None:
     """See `finished.check_same`; all processes read the backbone's files, process 0 compares."""
     chosen = settings.evaluation
-    names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
+    names = {"mmeb": chosen.mmeb, "composition": chosen.composition}
     provenance: dict[str, Any] = {
         "model": resume.fingerprints(backbone)["backbone"],
         "processing": dataclasses.asdict(backbone.processing),
@@ -186,7 +186,17 @@ def _check_same(
                 "agreement": dataclasses.asdict(task.measure),
             }
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance)
+        finished.check_same(workdir, provenance | _images(settings, folder, suite))
+
+
+def _images(settings: config.EvaluateConfig, folder: files.Path, suite: Suite) -> dict[str, Any]:
+    """Fingerprints of the image files that results depend on."""
+    chosen, found = settings.evaluation, {}
+    if chosen.mmeb or chosen.composition:
+        found["images"] = [chosen.images, image_files.of_folder(folder / chosen.images)]
+    if sets := [task.data for task in suite.tasks if isinstance(task, retrieval.Task)]:
+        found["eval_images"] = image_files.of_sets(sets, chosen.limit)
+    return found
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:
