@@ -88,7 +88,7 @@ class EvaluationConfig:
     every: int  # steps from one evaluation to the next during training; 0: only at the ends
     mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
     composition: str  # SugarCrepe-style captions, in any format
-    # pairs, whose source "test" is compared with the teacher's view
+    # pairs (see `data.columns`), whose source "test" is compared with the teacher's view
     texts: str
     images: str  # of the two first: a TFDS folder with the columns path and image, or plain files
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
@@ -248,7 +248,7 @@ class EvaluateDataConfig:
     prepare: PrepareConfig
     # retrieval sets, below `folder`: pairs, or folders in BEIR's layout; "": none
     eval: str
-    columns: Mapping[str, str]  # of these pairs, as in a training run
+    columns: Mapping[str, str]  # of pairs here and in `evaluation.texts`, as in a training run
     teacher: str  # a teacher's embeddings of `evaluation.texts`, below `folder`; "": none
     suffix: str  # an instruction after every one of these texts, never cut off
 
@@ -273,7 +273,7 @@ class TasksConfig:
 
     mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
     composition: str  # SugarCrepe-style captions, in any format
-    # pairs, whose source "test" is compared with the teacher's view
+    # pairs (see `data.columns`), whose source "test" is compared with the teacher's view
     texts: str
     agreement: AgreementConfig
     # of the two first: a TFDS folder with the columns path and image, or plain files

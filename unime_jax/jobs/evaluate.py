@@ -126,7 +126,9 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     agreement = None
     if chosen.texts:
         teacher = open_embeddings(folder / data.teacher)
-        agreement = distillation.Task(folder / chosen.texts, teacher, data.suffix, chosen.agreement)
+        agreement = distillation.Task(
+            folder / chosen.texts, teacher, data.suffix, chosen.agreement, data.columns
+        )
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
@@ -181,6 +183,7 @@ def _check_same(
         if isinstance(task, distillation.Task):
             provenance |= {
                 "texts": [chosen.texts, fingerprint(task.folder)],
+                "columns": dict(task.columns),
                 "teacher": [settings.data.teacher, _digest_of_teacher(task.teacher)],
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
@@ -191,7 +194,8 @@ def _check_same(
 
 def _images(settings: config.EvaluateConfig, folder: files.Path, suite: Suite) -> dict[str, Any]:
     """Fingerprints of the image files that results depend on."""
-    chosen, found = settings.evaluation, {}
+    chosen = settings.evaluation
+    found: dict[str, Any] = {}
     if chosen.mmeb or chosen.composition:
         found["images"] = [chosen.images, image_files.of_folder(folder / chosen.images)]
     if sets := [task.data for task in suite.tasks if isinstance(task, retrieval.Task)]:

@@ -22,6 +22,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import retrieval_files
+from unime_jax.evaluation.tasks import distillation
 from unime_jax.training import checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
@@ -160,12 +161,9 @@ def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Pro
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
     evaluation = settings.evaluation
-    parts = {
-        "mmeb": evaluation.mmeb,
-        "composition": evaluation.composition,
-        "texts": evaluation.texts,
-    }
+    parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    _check_texts(evaluation.texts, settings.data.columns, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
     _check_teacher(settings.data.teacher, folder, made, problems)
 
@@ -264,10 +262,23 @@ def _check_evaluation(
 ) -> None:
     evaluation = settings.evaluation
     parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
-    if isinstance(settings.loss, Distillation):
-        parts["texts"] = evaluation.texts
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    if isinstance(settings.loss, Distillation):
+        _check_texts(evaluation.texts, settings.data.columns, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
+
+
+def _check_texts(
+    name: str,
+    columns: Mapping[str, str],
+    folder: files.Path,
+    made: _Made,
+    problems: Problems,
+) -> None:
+    """The held-out texts of a distillation; "": none."""
+    if name and not made.later(folder / name):
+        with problems.collected("config.evaluation.texts"):
+            distillation.open_texts(folder / name, columns)
 
 
 def _check_sets(
