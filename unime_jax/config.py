@@ -115,9 +115,12 @@ class TrainConfig:
 
     job: Literal["train", "export"]  # what to do with this config
     seed: int  # of initial weights and of the order of the data
-    steps: int  # of the whole run; an export of 0 steps is the backbone itself
+    # of the whole run; 0: as `epochs` says; without either, an export is of the backbone itself
+    steps: int
+    epochs: float  # passes over the rows of `data.train`, in the place of `steps`; 0: none
     batch_size: int  # pairs in one softmax, over all devices
-    chunk_size: int  # rows of the longest bucket that are encoded at once: memory, not results
+    # rows of the longest bucket that are encoded at once: memory, not results; 0: by their size
+    chunk_size: int
     log_every: int  # steps from one line of metrics.jsonl to the next
     max_skipped: int  # non-finite steps in a row before the run gives up
     infonce_steps: int  # steps of plain InfoNCE before `loss` applies, for models that start random
@@ -146,6 +149,13 @@ class TrainConfig:
     wandb_project: str | None  # metrics go to this Weights & Biases project, too; None: they don't
 
     def __post_init__(self) -> None:
+        if not 0 <= self.epochs < float("inf"):
+            raise ValueError(f"config.epochs={self.epochs} must be a number, and not negative.")
+        if self.steps and self.epochs:
+            raise ValueError(
+                f"config.steps={self.steps} and config.epochs={self.epochs:g}: a run has one "
+                "length; set one of them to 0."
+            )
         distils = isinstance(self.loss, Distillation)
         if distils != bool(self.data.teacher):
             raise ValueError(

@@ -52,7 +52,8 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
                 lambda problems: preflight.check_export(settings, problems),
             )
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
-        if settings.steps:
+        trained = bool(settings.steps or settings.epochs)
+        if trained:
             resume.check_config(workdir, config_dict.to_dict())
         if not (workdir / "config.json").exists():
             write_config(workdir, config_dict)
@@ -62,7 +63,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
                 columns = settings.data.columns
                 rows = open_pairs(train, columns) if settings.data.train else {}
                 setup = set_up(settings, mesh, rows, workdir)
-                if settings.steps:
+                if trained:
                     state = restore(setup, workdir, evaluations.read(workdir))
                     if int(state.skipped) >= int(state.step) > 0:
                         raise ValueError(

@@ -23,7 +23,7 @@ from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import retrieval_files
 from unime_jax.evaluation.tasks import distillation
-from unime_jax.training import checkpoint, optimizer, resume, setup
+from unime_jax.training import automatic, checkpoint, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
 
@@ -89,7 +89,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
-        optimizer.check_schedule(settings.optimizer, settings.steps)
+        if not settings.epochs:
+            optimizer.check_schedule(settings.optimizer, settings.steps)
     _check_rules(settings, problems)
     if settings.wandb_project and importlib.util.find_spec("wandb") is None:
         problems.add(
@@ -117,6 +118,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
+            if settings.epochs:
+                optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
             _check_contrast(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
@@ -205,7 +208,7 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
-            chunk_size=settings.chunk_size,
+            chunk_size=settings.chunk_size or 1,
         )
 
 
