@@ -91,6 +91,12 @@ def test_results_of_other_data_at_the_same_place_are_refused(config, own, workdi
     config.data.folder = str(own.parent)  # the same elsewhere
     evaluate.run(config, workdir)
     config.data.folder = str(tmp_path)
+    image = (folder / "blue.png").read_bytes()
+    Image.new("RGB", (24, 24), (0, 0, 250)).save(folder / "blue.png")
+    assert (folder / "blue.png").stat().st_size == len(image), "neither name nor size tell"
+    with pytest.raises(ValueError, match=r"Changed since:\n  eval_images: \w+ -> \w+\nUse"):
+        evaluate.run(config, workdir)
+    (folder / "blue.png").write_bytes(image)
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
     with pytest.raises(ValueError, match=r"Changed since:\n  eval: \['shapes', '"):
         evaluate.run(config, workdir)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from unime_jax import files
 from unime_jax.batch import Example, Item
 from unime_jax.data.formats import Source
+from unime_jax.data.images import ImageFile
 from unime_jax.data.schema import MMEB
 from unime_jax.evaluation.corpus_ranking import Judgements, judgements_of
 from unime_jax.evaluation.item_table import Images, ItemTable
-from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, text_cell
+from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, image_files_of, text_cell
 
 PLACE = "retrieval://"  # begins the paths of images that lie in rows: no path of a file does
 NAMED = 5  # ids that an error names
@@ -34,6 +35,9 @@ class RetrievalData(Protocol):
 
     def where(self, row: int) -> str:
         """The set and the row, for errors."""
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        """The files that rows name their images by, none of which is read; see `judgements`."""
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         """Adds all items to `table`: ids of the queries, judgements, and queries left out.
@@ -64,6 +68,10 @@ class Pairs:
 
     def where(self, row: int) -> str:
         return f"{self}, row {row}"
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        numbers = range(min(limit or len(self.rows), len(self.rows)))
+        return image_files_of(self.rows, numbers, self.folder, MMEB)
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         count = min(limit or len(self.rows), len(self.rows))
@@ -121,6 +129,10 @@ class Judged:
     def where(self, row: int) -> str:
         part, number = self._part(row)
         return f"{self}, {part} row {number}"
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        for rows in (self.queries, self.corpus):
+            yield from image_files_of(rows, range(len(rows)), self.folder, ITEMS)
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         queries = self._ids("queries", self.queries)

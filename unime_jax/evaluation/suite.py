@@ -89,7 +89,8 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         measure = AgreementConfig(
             loss.temperature, loss.teacher_temperature, loss.direction, loss.mask_diagonal
         )
-        agreement = distillation.Task(folder / config.texts, teacher, settings.data.suffix, measure)
+        suffix, columns = settings.data.suffix, settings.data.columns
+        agreement = distillation.Task(folder / config.texts, teacher, suffix, measure, columns)
     return make_suite(
         folder,
         mmeb_folder=config.mmeb,

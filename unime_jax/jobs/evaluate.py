@@ -29,7 +29,15 @@ from unime_jax.data.embedding_store import Embeddings, open_embeddings
 from unime_jax.data.formats import fingerprint
 from unime_jax.embedder import Embedder
 from unime_jax.encode import NonFiniteError, encode_blocks
-from unime_jax.evaluation import finished, headline, report, scores, tasks, vector_cache
+from unime_jax.evaluation import (
+    finished,
+    headline,
+    image_files,
+    report,
+    scores,
+    tasks,
+    vector_cache,
+)
 from unime_jax.evaluation.benchmark_sets import said
 from unime_jax.evaluation.cached_encoder import CachedEncoder, EncodeBlocks
 from unime_jax.evaluation.peer import Peer
@@ -44,7 +52,7 @@ from unime_jax.evaluation.suite import (
     retrievals,
     summary,
 )
-from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks import distillation, retrieval
 from unime_jax.evaluation.tasks.captions import CAPTION
 from unime_jax.jobs import boundary, preflight
 from unime_jax.models.inference import default_execution
@@ -174,7 +182,9 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
     agreement = None
     if chosen.texts:
         teacher = open_embeddings(folder / data.teacher)
-        agreement = distillation.Task(folder / chosen.texts, teacher, data.suffix, chosen.agreement)
+        agreement = distillation.Task(
+            folder / chosen.texts, teacher, data.suffix, chosen.agreement, data.columns
+        )
     return make_suite(
         folder,
         mmeb_folder=chosen.mmeb,
@@ -243,7 +253,7 @@ def _check_same(
 ) -> None:
     """See `finished.check_same`; process 0 compares. `model`: of `_provenance`."""
     chosen = settings.evaluation
-    names = {"mmeb": chosen.mmeb, "composition": chosen.composition, "images": chosen.images}
+    names = {"mmeb": chosen.mmeb, "composition": chosen.composition}
     provenance: dict[str, Any] = {
         **model,
         "image_prompt": chosen.image_prompt,
@@ -260,6 +270,7 @@ def _check_same(
         if isinstance(task, distillation.Task):
             provenance |= {
                 "texts": [chosen.texts, fingerprint(task.folder)],
+                "columns": dict(task.columns),
                 "teacher": [settings.data.teacher, _digest_of_teacher(task.teacher)],
                 "suffix": task.suffix,
                 "agreement": dataclasses.asdict(task.measure),
@@ -268,7 +279,7 @@ def _check_same(
         provenance["caption_prompt"] = chosen.caption_prompt
     sets = {prepared.name: prepared.provenance() for prepared in suite.benchmarks}
     if jax.process_index() == 0:
-        finished.check_same(workdir, provenance, sets)
+        finished.check_same(workdir, provenance | _images(settings, folder, suite), sets)
 
 
 def _provenance(settings: config.EvaluateConfig, model: Backbone | Peer) -> Mapping[str, Any]:
@@ -281,6 +292,19 @@ def _provenance(settings: config.EvaluateConfig, model: Backbone | Peer) -> Mapp
         "max_length": model.preprocess.prompt.max_length,
         "dtype": settings.dtype,
     }
+
+
+def _images(settings: config.EvaluateConfig, folder: files.Path, suite: Suite) -> dict[str, Any]:
+    """Fingerprints of the image files that results depend on."""
+    chosen = settings.evaluation
+    found: dict[str, Any] = {}
+    if chosen.mmeb or chosen.composition:
+        found["images"] = [chosen.images, image_files.of_folder(folder / chosen.images)]
+    prepared = {known.name for known in suite.benchmarks}  # whole, and never changed
+    own = [t.data for t in suite.tasks if isinstance(t, retrieval.Task) and t.name not in prepared]
+    if own:
+        found["eval_images"] = image_files.of_sets(own, chosen.limit)
+    return found
 
 
 def _digest_of_teacher(teacher: Embeddings) -> str:
