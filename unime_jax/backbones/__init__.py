@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
+from unime_jax.backbones.dual_encoder import clip, siglip
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
@@ -36,12 +37,14 @@ __all__ = [
 
 FAMILIES = {
     "bert": bert,
+    "clip": clip,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "llava_qwen": llava_qwen,
     "nvembed": nv_embed,
     "phi3_v": phi3_v,
     "qwen2_vl": qwen2_vl,
+    "siglip": siglip,
 }
 
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
