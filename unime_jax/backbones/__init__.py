@@ -109,7 +109,7 @@ def open_backbone(
     whole = sources[0]  # an adapter without such files is not used as its base is
     if st_folder.is_one(whole):
         st_folder.check(whole, family.POOLINGS)
-    defaults = st_folder.read_defaults(whole)
+    defaults = st_folder.read_defaults(whole, pooled=bool(family.POOLINGS))
     defaults = dataclasses.replace(defaults, max_length=_longest(whole, record))
     backbone = family.open_folder(
         folder,

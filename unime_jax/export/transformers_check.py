@@ -19,11 +19,12 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from unime_jax.backbones import Backbone
+from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
-from unime_jax.batch import Item, Media
+from unime_jax.batch import Item, Media, Row
 from unime_jax.models.vlm import normalise
 
 PIXELS = 1e-4  # normalised; the order of float32 operations explains less
@@ -51,6 +52,9 @@ def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> No
         differences += _templates(processor, prompt)
         for item in (*_probes(), *items):
             differences += _inputs(processor, backbone, prompt, item)
+    if processor is not None and isinstance(prompt, PairPrompt):
+        for item in (*_probes(), *items):
+            differences += _separate_inputs(processor, backbone, prompt, item)
     if differences:
         raise RuntimeError(
             f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
@@ -162,9 +166,37 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     # Of several images LLaVA-OneVision's processor gives tiles that its model does not read.
     if len(images) != 1 or backbone.processing.legacy_padding:
         return []
+    return _pixels(backbone, item, row, inputs["pixel_values"])
+
+
+def _separate_inputs(
+    processor: Any, backbone: Backbone, prompt: PairPrompt, item: Item
+) -> list[str]:
+    """Difference in the token ids or pixels of an item whose text and images go apart."""
+    row = backbone.preprocess(item)
+    if len(row.tokens) and not row.truncated:  # only this package keeps a suffix
+        padding = "max_length" if prompt.padding else False
+        inputs = processor.tokenizer(
+            prompt.rendered(item), padding=padding, max_length=prompt.max_length
+        )
+        ids = inputs["input_ids"]
+        if ids != row.tokens.tolist():
+            return [f"{name_of(item)}: token ids are {ids}, here {row.tokens.tolist()}"]
+        if not all(inputs.get("attention_mask", [])):
+            return [f"{name_of(item)}: the tokenizer masks padding, which is attended to here"]
+    images = decode_images(item, backbone.processing.image_size)
+    if not images:
+        return []
+    inputs = processor.image_processor(images=images, return_tensors="np")
+    return _pixels(backbone, item, row, inputs["pixel_values"])
+
+
+def _pixels(backbone: Backbone, item: Item, row: Row, pixel_values: np.ndarray) -> list[str]:
+    """Difference between an item's normalised pixels and transformers'."""
     assert row.patches is not None
+    preprocess: Any = backbone.preprocess
     model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    theirs = preprocess.as_patches(inputs["pixel_values"])
+    theirs = preprocess.as_patches(pixel_values)
     ours = np.asarray(normalise(row.patches.reshape(-1, theirs.shape[1]), model.pixels))
     apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
     if not apart <= PIXELS:

@@ -1,6 +1,7 @@
 """CLIP and SigLIP folders, opened: towers, image processor, names of tensors."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -19,13 +20,6 @@ from unime_jax.models.vit import VisionConfig
 
 PROCESSING = Processing(prompt="raw")
 POOLINGS = ()  # the model pools itself
-
-CAVEATS = (
-    "transformers and sentence-transformers embed a text or an image. An item with both is here the"
-    " sum of the two vectors, each of length one, scaled to length one; several images of an item"
-    " are first added alike.",
-    "Image markers `<|image_1|>` in texts are left out here, but not there.",
-)
 
 
 def names(patch: int) -> Names:
@@ -50,11 +44,13 @@ def assemble(
     siglip: bool,
     prompt: PairPrompt,
     image_processor: dict[str, Any],
+    convert: Callable[[pathlib.Path], None] | None = None,
 ) -> Backbone:
     """Backbone made of parts that have been read.
 
     Args:
       image_processor: settings of the folder's, as `open_image_processor` reads them.
+      convert: see `Backbone`.
     """
     prompt.check_tokenizer(folder)
     pixels = hf_config.pixels(image_processor)
@@ -83,7 +79,8 @@ def assemble(
         ),
         processing=processing,
         loads_in_transformers=not caveats(processing),
-        caveats=(*CAVEATS, *caveats(processing)),
+        caveats=caveats(processing),
+        convert=convert,
     )
 
 

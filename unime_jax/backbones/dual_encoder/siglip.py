@@ -7,6 +7,7 @@ import pathlib
 from typing import Any, cast
 
 import tokenizers
+from absl import logging
 from transformers import PretrainedConfig
 
 from unime_jax.backbones.backbone import Backbone
@@ -19,6 +20,7 @@ from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 PROCESSING = dual_encoder.PROCESSING
 POOLINGS = dual_encoder.POOLINGS
 
+TOKENIZER = "tokenizer_config.json"
 DEFAULTS = {  # of transformers' SiglipImageProcessor
     "do_resize": True,
     "do_rescale": True,
@@ -64,6 +66,14 @@ def open_folder(
             f" max_length, or the longest bucket, is {max_length}; make it {text.max_positions}"
         )
     backend, padding = _tokenizer(folder)
+    masked = _masks_padding(folder)
+    if masked:
+        logging.warning(
+            "%s: %s; exports are put right",
+            folder / TOKENIZER,
+            "its tokenizer masks padding in"
+            " transformers, where this model attends to it, as it was trained",
+        )
     return dual_encoder.assemble(
         folder,
         processing,
@@ -75,6 +85,7 @@ def open_folder(
         image_processor=dual_encoder.open_image_processor(
             folder, vision.image_size, types=("SiglipImageProcessor",), defaults=DEFAULTS
         ),
+        convert=_without_mask if masked else None,
     )
 
 
@@ -83,7 +94,7 @@ def _tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, Padding]:
 
     transformers' own class for SigLIP needs SentencePiece, and gives the same ids.
     """
-    settings = json_files.read(folder / "tokenizer_config.json")
+    settings = json_files.read(folder / TOKENIZER)
     file = folder / "tokenizer.json"
     if str(settings.get("tokenizer_class")).startswith("SiglipTokenizer") and file.exists():
         backend = tokenizers.Tokenizer.from_file(str(file))
@@ -101,3 +112,15 @@ def _tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, Padding]:
     backend.no_truncation()  # the file may carry a length or padding of its own
     backend.no_padding()
     return backend, Padding(token, cast(Any, side))
+
+
+def _masks_padding(folder: pathlib.Path) -> bool:
+    """Whether transformers' tokenizer of the folder gives a mask, which the model then heeds."""
+    names = json_files.read(folder / TOKENIZER).get("model_input_names")
+    return names is None or "attention_mask" in names
+
+
+def _without_mask(folder: pathlib.Path) -> None:
+    """Makes the tokenizer of a copy give token ids alone."""
+    settings = json_files.read(folder / TOKENIZER)
+    json_files.write(folder / TOKENIZER, settings | {"model_input_names": ["input_ids"]})
