@@ -21,8 +21,9 @@ NAMES_OF_FILES = (
 )
 # Of dual encoders, where neither library knows items with a text and an image.
 SEPARATE = (
-    "An item with a text and an image is an error there; here it is the sum of the two vectors,"
-    " each of length one, scaled to length one. Several images of an item are first added alike.",
+    "There a call has texts alone, or images alone. Here it may have both, and an item with a text"
+    " and an image is the sum of the two vectors, each of length one, scaled to length one; several"
+    " images of an item are first added alike.",
     "Image markers, `<|image_1|>`, are left out of a text here, and are text there.",
     NAMES_OF_FILES,
 )
@@ -195,7 +196,7 @@ def write_separate(
 ) -> None:
     """Adds the layout of sentence-transformers 6.2 or newer to a folder of CLIP or SigLIP.
 
-    `SentenceTransformer(folder).encode` then takes texts and images, but no item with both.
+    `SentenceTransformer(folder).encode` then takes texts, or images, but no item with both.
 
     Args:
       folder: has config.json, tokenizer and processor files, weights.
