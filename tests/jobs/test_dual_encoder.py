@@ -4,7 +4,6 @@ import io
 import json
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tests.backbones.tiny_dual_encoders import write_clip

@@ -47,6 +47,11 @@ FAMILIES = {
     "siglip": siglip,
 }
 
+# Why not, by the model_type of what is near to a family.
+UNSUPPORTED = {
+    "siglip2": "NaFlex, images of any aspect. SigLIP 2 of one resolution has the model_type siglip",
+}
+
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHTS = ("*.safetensors",)
 MAX_LENGTH = 4096  # tokens of a row, where neither user nor folder says
@@ -93,8 +98,9 @@ def open_backbone(
     model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
     if family is None:
+        why = f": {UNSUPPORTED[model_type]}" if model_type in UNSUPPORTED else ""
         raise ValueError(
-            f'{folder}/config.json: model_type "{model_type}" is not supported; '
+            f'{folder}/config.json: model_type "{model_type}" is not supported{why}; '
             f"supported: {', '.join(FAMILIES)}."
         )
     if model_type in CONFIG_MAPPING:
