@@ -168,6 +168,7 @@ def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic
     def trips(type: str) -> int | None:
         for group, count in zip(program.groups, chunks):
             carried = group.tokens if group.tokens.shape[-1] else group.patches
+            assert carried is not None, "a bucket has tokens or tiles"
             all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
             if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
                 return count
