@@ -159,21 +159,20 @@ def open_image_processor(
     """
     file, settings = image_processor_config.read(folder, defaults, types=types)
 
-    def expect(key: str, value: object, *allowed: object) -> None:
-        if value not in allowed:
-            listing = " or ".join(map(repr, allowed))
-            raise ValueError(f"{file}: {key} is {value!r}, but it must be {listing}")
+    def expect(key: str, value: object, expected: object) -> None:
+        if value != expected:
+            raise ValueError(f"{file}: {key} is {value!r}, but it must be {expected!r}")
 
     for key in ("do_resize", "do_rescale", "do_normalize"):  # images are RGB whatever it says
         expect(key, settings[key], True)
     size, square = dict(settings["size"]), {"height": tile, "width": tile}
-    if set(size) == {"shortest_edge"}:
+    cropped = set(size) == {"shortest_edge"}
+    if cropped:
         expect("do_center_crop", settings["do_center_crop"], True)
-        expect("crop_size", settings["crop_size"], square)
         if size["shortest_edge"] < tile:
             raise ValueError(f"{file}: size is {size}, less than vision_config.image_size, {tile}")
     else:
-        expect("size", size, square, {"shortest_edge": tile})
-        if settings["do_center_crop"]:  # harmless where it cuts nothing off
-            expect("crop_size", settings["crop_size"], square)
+        expect("size", size, square)
+    if cropped or settings["do_center_crop"]:  # harmless where it cuts nothing off
+        expect("crop_size", settings.get("crop_size"), square)
     return settings
