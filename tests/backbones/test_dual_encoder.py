@@ -140,14 +140,20 @@ def test_a_bucket_has_the_tower_that_its_rows_need(tmp_path):
         assert np.abs(x).max() > 0 or path.endswith("k_proj.bias"), path  # cancels in the softmax
 
 
-def test_a_siglip_comes_back(tmp_path):
+MODULE = {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+
+
+def test_a_siglip_comes_back(tmp_path, caplog):
     """Exported: bit by bit, with the scale of its loss, and as three libraries embed it."""
     given, exported = tmp_path / "given", tmp_path / "exported"
     model = write_siglip(given)
     tokenizer = json.loads((given / "tokenizer_config.json").read_text())
     del tokenizer["model_input_names"]  # transformers then masks padding
     (given / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (given / "modules.json").write_text(json.dumps([MODULE]))
     backbone = open_backbone(str(given), max_length=4096)
+    for warning in ("tokenizer masks padding", "pads texts to the longest of a batch"):
+        assert caplog.text.count(warning) == 1, warning
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     hf_folder.write(
         exported, backbone, graph, load(backbone), dtype=DTYPES["float32"], prompts={"q": "find: "}
@@ -155,6 +161,8 @@ def test_a_siglip_comes_back(tmp_path):
     assert {"logit_scale", "logit_bias"} < tensors(given).keys()
     assert_same(tensors(exported), tensors(given))
     transformers_check.check(exported, open_backbone(str(exported), max_length=4096), ITEMS)
+    for warning in ("tokenizer masks padding", "pads texts to the longest of a batch"):
+        assert caplog.text.count(warning) == 1, warning  # put right
     images = [Image.open(io.BytesIO(picture(*size, i))) for i, size in enumerate(SIZES)]
     expected = theirs(exported, AutoModel.from_pretrained(exported), TEXTS, images)
     embedder, library = opened(exported), SentenceTransformer(str(exported), device="cpu")
@@ -250,7 +258,7 @@ def test_published_sizes_are_traced_and_sharded(tmp_path, kind):
         assert jax.eval_shape(embed, shapes, chunk).shape == (2, backbone.dimension)
 
 
-def test_what_a_dual_encoder_does_not_do_is_said(tmp_path):
+def test_what_is_refused_and_what_is_not(tmp_path):
     siglip, clip = tmp_path / "siglip", tmp_path / "clip"
     write_siglip(siglip)
     write_clip(clip, eos_token_id=7)
@@ -260,6 +268,13 @@ def test_what_a_dual_encoder_does_not_do_is_said(tmp_path):
         open_backbone(str(siglip), max_length=None, processing=Processing(prompt="chat"))
     with pytest.raises(ValueError, match="eos_token_id, 7, but tokenizer.json ends texts other"):
         open_backbone(str(clip), max_length=None)
+    # transformers' own tokenizer of SigLIP needs SentencePiece; its tokenizer.json does as well.
+    expected = open_backbone(str(siglip), max_length=None).preprocess(ITEMS[0]).tokens
+    tokenizer = json.loads((siglip / "tokenizer_config.json").read_text())
+    changed = {"tokenizer_class": "SiglipTokenizer", "pad_token": {"content": "<pad>"}}
+    (siglip / "tokenizer_config.json").write_text(json.dumps(tokenizer | changed))
+    found = open_backbone(str(siglip), max_length=None).preprocess(ITEMS[0]).tokens
+    np.testing.assert_array_equal(found, expected)
     config = json.loads((siglip / "config.json").read_text()) | {"model_type": "siglip2"}
     (siglip / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match='"siglip2" is not supported: NaFlex'):

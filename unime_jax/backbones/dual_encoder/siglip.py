@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder
 from unime_jax.backbones.dual_encoder.pair_prompt import Padding, PairPrompt
-from unime_jax.backbones.io import hf_config, json_files
+from unime_jax.backbones.io import hf_config, json_files, st_folder
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 
@@ -69,10 +69,16 @@ def open_folder(
     masked = _masks_padding(folder)
     if masked:
         logging.warning(
-            "%s: %s; exports are put right",
+            "%s: transformers' tokenizer masks padding, which this model attends to, as it was"
+            " trained. Exports are put right",
             folder / TOKENIZER,
-            "its tokenizer masks padding in"
-            " transformers, where this model attends to it, as it was trained",
+        )
+    if st_folder.is_one(folder) and st_folder.padding(folder) != "max_length":
+        logging.warning(
+            "%s: sentence-transformers pads texts to the longest of a batch; here all have %d"
+            " tokens, as the model was trained. Exports are put right",
+            folder,
+            text.max_positions,
         )
     return dual_encoder.assemble(
         folder,

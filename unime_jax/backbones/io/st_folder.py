@@ -229,6 +229,13 @@ def setting(folder: pathlib.Path, key: str) -> Any:
     return _settings(folder)[1].get(key)
 
 
+def padding(folder: pathlib.Path) -> str | bool:
+    """Padding of texts by the first module's file; True: to the longest of a batch."""
+    _, settings = _settings(folder)
+    chosen: str | bool = settings.get("processing_kwargs", {}).get("text", {}).get("padding", True)
+    return chosen
+
+
 def max_seq_length(folder: pathlib.Path) -> int | None:
     """The most tokens of a row by the first module's file; None: it does not say."""
     _, settings = _settings(folder)
