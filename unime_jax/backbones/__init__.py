@@ -52,7 +52,7 @@ UNSUPPORTED = {
     "siglip2": "NaFlex, images of any aspect. SigLIP 2 of one resolution has the model_type siglip",
 }
 
-HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 WEIGHTS = ("*.safetensors",)
 MAX_LENGTH = 4096  # tokens of a row, where neither user nor folder says
 

@@ -21,7 +21,7 @@ from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
 from unime_jax.models.layers import Linear, linears
 
-CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 # Of an earlier export, or of an adapter: what they say is not true of the new folder.
 NOT_CARRIED = (
     "*.index.json",

@@ -98,7 +98,8 @@ def open_folder(
 def _tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, Padding]:
     """Tokenizer of tokenizer.json, and how it pads.
 
-    transformers' own class for SigLIP needs SentencePiece, and gives the same ids.
+    transformers' own class for SigLIP reads spiece.model and needs SentencePiece; tokenizer.json is
+    the same in the form of `tokenizers`, and an export's check compares them where both are there.
     """
     settings = json_files.read(folder / TOKENIZER)
     file = folder / "tokenizer.json"
