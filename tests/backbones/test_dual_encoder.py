@@ -1,4 +1,4 @@
-"""CLIP and SigLIP against transformers: vectors of texts, images and both, and back."""
+"""CLIP, SigLIP and SigLIP 2 against transformers: vectors of texts, images and both, and back."""
 
 import io
 import json
@@ -14,12 +14,13 @@ from PIL import Image
 
 from tests.backbones.checkpoints import DTYPES, assert_same, tensors
 from tests.backbones.test_peft_targets import write_adapter
-from tests.backbones.tiny_dual_encoders import LENGTH, write_clip, write_siglip
+from tests.backbones.tiny_dual_encoders import LENGTH, write_clip, write_siglip, write_siglip2
 from tests.models.oracle import EXACT, load, picture
 from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, paths, sharding
 from unime_jax.backbones import Processing, open_backbone
+from unime_jax.backbones.dual_encoder.tiles import grid_of
 from unime_jax.batch import Item, Media
 from unime_jax.data.packing import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
@@ -30,6 +31,9 @@ import_torchvision()
 
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer  # noqa: E402
+from transformers.models.siglip2.image_processing_pil_siglip2 import (  # noqa: E402
+    get_image_size_for_max_num_patches,
+)
 
 CLOSE = 1e-4  # largest absolute difference between unit vectors, float32
 TEXTS = ["", "a", "A red circle, left of a BLUE square!", "red circle " * 20, "\u00fc \u4e2d  's"]
@@ -38,6 +42,7 @@ WRITERS = {
     "clip": write_clip,
     "clip, pooled at the largest id": lambda folder: write_clip(folder, eos_token_id=2),
     "siglip": write_siglip,
+    "siglip2": write_siglip2,
     "siglip, padded on the left": lambda folder: write_siglip(folder, side="left"),
 }
 
@@ -51,7 +56,7 @@ def theirs(folder, model, texts, images):
     """transformers' vectors of texts and of images, of length one."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    padding = "max_length" if model.config.model_type == "siglip" else True
+    padding = "max_length" if model.config.model_type.startswith("siglip") else True
     ids = tokenizer(texts, padding=padding, truncation=True, max_length=LENGTH, return_tensors="pt")
     pixels = processor(images=images, return_tensors="pt")
     with torch.no_grad():
@@ -108,7 +113,7 @@ ITEMS = [
 
 def test_a_bucket_has_the_tower_that_its_rows_need(tmp_path):
     """Texts, images and both give the same vectors in buckets of their own as in one for all."""
-    write_siglip(tmp_path)
+    write_siglip2(tmp_path)
     backbone = open_backbone(str(tmp_path), max_length=4096)
     rows = [backbone.preprocess(item) for item in ITEMS]
     lengths = [len(row.tokens) for row in rows]
@@ -143,10 +148,12 @@ def test_a_bucket_has_the_tower_that_its_rows_need(tmp_path):
 MODULE = {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
 
 
-def test_a_siglip_comes_back(tmp_path, caplog):
+@for_each("kind", ["siglip", "siglip2"])
+def test_a_siglip_comes_back(tmp_path, caplog, kind):
     """Exported: bit by bit, with the scale of its loss, and as three libraries embed it."""
+    caplog.clear()
     given, exported = tmp_path / "given", tmp_path / "exported"
-    model = write_siglip(given)
+    model = WRITERS[kind](given)
     tokenizer = json.loads((given / "tokenizer_config.json").read_text())
     del tokenizer["model_input_names"]  # transformers then masks padding
     (given / "tokenizer_config.json").write_text(json.dumps(tokenizer))
@@ -275,7 +282,18 @@ def test_what_is_refused_and_what_is_not(tmp_path):
     (siglip / "tokenizer_config.json").write_text(json.dumps(tokenizer | changed))
     found = open_backbone(str(siglip), max_length=None).preprocess(ITEMS[0]).tokens
     np.testing.assert_array_equal(found, expected)
-    config = json.loads((siglip / "config.json").read_text()) | {"model_type": "siglip2"}
-    (siglip / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='"siglip2" is not supported: NaFlex'):
-        open_backbone(str(siglip), max_length=None)
+    naflex = tmp_path / "naflex"
+    write_siglip2(naflex)
+    settings = json.loads((naflex / "preprocessor_config.json").read_text()) | {"patch_size": 8}
+    (naflex / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="patch_size is 8, and vision_config.patch_size .* 7"):
+        open_backbone(str(naflex), max_length=None)
+
+
+@for_each("most", [1, 20, 256, 1024])
+def test_grids_of_any_aspect_are_transformers(most):
+    random = np.random.default_rng(most)
+    for height, width in np.exp(random.uniform(0, 8, (50, 2))).astype(int).tolist():
+        expected = get_image_size_for_max_num_patches(height, width, 16, most)
+        rows, columns = grid_of(height, width, patch=16, most=most)
+        assert (16 * rows, 16 * columns) == expected and rows * columns <= max(most, 1)

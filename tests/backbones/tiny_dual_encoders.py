@@ -8,7 +8,14 @@ from typing import Any
 import tokenizers
 import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from tests.backbones.tiny_families import CLIP_MEAN, CLIP_STD, TEXTS
 
@@ -83,7 +90,14 @@ def write_clip(
     return _save(CLIPModel(config), folder)
 
 
-def write_siglip(folder: pathlib.Path, *, side: str = "right") -> SiglipModel:
+def write_siglip2(folder: pathlib.Path) -> Siglip2Model:
+    """Writes the files of google/siglip2-*-naflex."""
+    return write_siglip(folder, naflex=True)
+
+
+def write_siglip(
+    folder: pathlib.Path, *, side: str = "right", naflex: bool = False
+) -> SiglipModel | Siglip2Model:
     """Writes the files of google/siglip2-* of one resolution; `side`: of the padding."""
     folder.mkdir(parents=True, exist_ok=True)
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
@@ -123,10 +137,22 @@ def write_siglip(folder: pathlib.Path, *, side: str = "right") -> SiglipModel:
             "image_std": [0.5] * 3,
             "resample": 2,
             "rescale_factor": 1 / 255,
-            "size": {"height": size, "width": size},
-        },
+        }
+        | (
+            {
+                "image_processor_type": "Siglip2ImageProcessor",
+                "patch_size": IMAGES["patch_size"],
+                "max_num_patches": 20,
+            }
+            if naflex
+            else {"size": {"height": size, "width": size}}
+        ),
     )
     text = TOWER | dict(vocab_size=backend.get_vocab_size(), max_position_embeddings=LENGTH)
+    if naflex:
+        images = {k: x for k, x in IMAGES.items() if k != "image_size"} | {"num_patches": 16}
+        text |= dict(projection_size=IMAGES["hidden_size"])
+        return _save(Siglip2Model(Siglip2Config(text_config=text, vision_config=images)), folder)
     config = SiglipConfig(
         text_config=text | dict(projection_size=IMAGES["hidden_size"]), vision_config=IMAGES
     )

@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
-from unime_jax.backbones.dual_encoder import clip, siglip
+from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
@@ -45,11 +45,7 @@ FAMILIES = {
     "phi3_v": phi3_v,
     "qwen2_vl": qwen2_vl,
     "siglip": siglip,
-}
-
-# Why not, by the model_type of what is near to a family.
-UNSUPPORTED = {
-    "siglip2": "NaFlex, images of any aspect. SigLIP 2 of one resolution has the model_type siglip",
+    "siglip2": siglip2,
 }
 
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
@@ -98,9 +94,8 @@ def open_backbone(
     model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
     if family is None:
-        why = f": {UNSUPPORTED[model_type]}" if model_type in UNSUPPORTED else ""
         raise ValueError(
-            f'{folder}/config.json: model_type "{model_type}" is not supported{why}; '
+            f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
     if model_type in CONFIG_MAPPING:

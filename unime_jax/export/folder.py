@@ -13,7 +13,7 @@ from flax import nnx
 
 from unime_jax import files, paths
 from unime_jax.backbones import Backbone
-from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
+from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.io import weights
 from unime_jax.backbones.preprocessing import chat_templates, image_processor_config, processing
 from unime_jax.backbones.preprocessing.prompts import Prompt
@@ -81,11 +81,13 @@ def _write_beside_weights(
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
-    if isinstance(prompt, PairPrompt) and backbone.loads_in_transformers:
+    preprocess = backbone.preprocess
+    if isinstance(preprocess, PairPreprocessor) and backbone.loads_in_transformers:
         sentence_transformers.write_separate(
             partial,
             max_length=prompt.max_length,
-            padded=prompt.padding is not None,
+            padded=preprocess.prompt.padding is not None,
+            image=preprocess.tile.processor_kwargs,
             prompts=prompts,
         )
     if isinstance(prompt, Prompt) and backbone.loads_in_transformers:

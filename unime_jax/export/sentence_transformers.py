@@ -192,7 +192,12 @@ def _write(folder: pathlib.Path, files: Mapping[str, Any]) -> None:
 
 
 def write_separate(
-    folder: pathlib.Path, *, max_length: int, padded: bool, prompts: Mapping[str, str]
+    folder: pathlib.Path,
+    *,
+    max_length: int,
+    padded: bool,
+    image: Mapping[str, Any],
+    prompts: Mapping[str, str],
 ) -> None:
     """Adds the layout of sentence-transformers 6.2 or newer to a folder of CLIP or SigLIP.
 
@@ -202,6 +207,7 @@ def write_separate(
       folder: has config.json, tokenizer and processor files, weights.
       max_length: most tokens of a text.
       padded: whether every text is padded to that.
+      image: what transformers' processor must be told of images in a call.
       prompts: by name, as in `write`.
     """
     path, kind = MODULES[-1]
@@ -224,7 +230,8 @@ def write_separate(
                     "padding": "max_length" if padded else True,
                     "max_length": max_length,
                     "truncation": True,
-                }
+                },
+                "image": dict(image),
             },
             "processor_kwargs": {"model_max_length": max_length, "use_fast": False},
             "unpad_inputs": False,

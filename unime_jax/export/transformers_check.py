@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import transformers
 from absl import logging
+from jaxtyping import Float, UInt8
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -24,7 +26,7 @@ from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
-from unime_jax.batch import Item, Media, Row
+from unime_jax.batch import Item, Media
 from unime_jax.models.vlm import normalise
 
 PIXELS = 1e-4  # normalised; the order of float32 operations explains less
@@ -166,7 +168,9 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     # Of several images LLaVA-OneVision's processor gives tiles that its model does not read.
     if len(images) != 1 or backbone.processing.legacy_padding:
         return []
-    return _pixels(backbone, item, row, inputs["pixel_values"])
+    assert row.patches is not None
+    theirs = preprocess.as_patches(inputs["pixel_values"])
+    return _pixels(backbone, item, row.patches.reshape(-1, theirs.shape[1]), theirs)
 
 
 def _separate_inputs(
@@ -187,17 +191,22 @@ def _separate_inputs(
     images = decode_images(item, backbone.processing.image_size)
     if not images:
         return []
+    assert row.patches is not None and row.patch_position is not None
     inputs = processor.image_processor(images=images, return_tensors="np")
-    return _pixels(backbone, item, row, inputs["pixel_values"])
+    theirs = cast(Any, backbone.preprocess).as_patches(inputs["pixel_values"])
+    filled = row.patch_position[..., 0].ravel() >= 0
+    return _pixels(backbone, item, row.patches.reshape(len(filled), -1)[filled], theirs[filled])
 
 
-def _pixels(backbone: Backbone, item: Item, row: Row, pixel_values: np.ndarray) -> list[str]:
-    """Difference between an item's normalised pixels and transformers'."""
-    assert row.patches is not None
-    preprocess: Any = backbone.preprocess
+def _pixels(
+    backbone: Backbone,
+    item: Item,
+    patches: UInt8[np.ndarray, "patches F"],
+    theirs: Float[np.ndarray, "theirs F"],
+) -> list[str]:
+    """Difference between an item's patches, normalised, and transformers', which come first."""
     model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    theirs = preprocess.as_patches(pixel_values)
-    ours = np.asarray(normalise(row.patches.reshape(-1, theirs.shape[1]), model.pixels))
+    ours = np.asarray(normalise(jnp.asarray(patches), model.pixels))
     apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
     if not apart <= PIXELS:
         return [f"{name_of(item)}: normalised pixels are up to {apart:.3g} apart"]

@@ -13,10 +13,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import sharding
 from unime_jax.batch import Inputs
-from unime_jax.models import attention, precision, scan
+from unime_jax.models import scan
 from unime_jax.models.layers import Embedding, LayerNorm, Linear
+from unime_jax.models.naflex import FlexibleTower
 from unime_jax.models.pooling import last_token, unit_norm
-from unime_jax.models.vit import MLP, Encoder, LayerConfig, VisionConfig, VisionTower
+from unime_jax.models.pooling_head import PoolingHead
+from unime_jax.models.vit import Encoder, LayerConfig, VisionConfig, VisionTower
 from unime_jax.models.vlm import EmbeddingModel, Execution, Pixels, normalise
 
 # The token whose state is a text's: the first with a certain id, the first of those with the
@@ -39,7 +41,7 @@ class DualEncoderConfig:
     """Configuration of a checkpoint, read from its Hugging Face configuration files.
 
     `siglip`: the towers end in heads, attention pooling for images; else (CLIP) in projections
-    without bias, of the class token for images.
+    without bias, of the class token for images. `flexible`: images have any aspect (NaFlex).
     """
 
     text: TextConfig
@@ -47,6 +49,7 @@ class DualEncoderConfig:
     dimension: int
     siglip: bool
     pixels: Pixels
+    flexible: bool = False
 
 
 class TextEmbeddings(nnx.Module):
@@ -112,56 +115,6 @@ class TextTower(nnx.Module):
         return 1 + jnp.argmax(real & (tokens == self.pooling), axis=1)
 
 
-class ProbeAttention(nnx.Module):
-    """Attention of one query; queries, keys and values are one tensor, as in the checkpoints."""
-
-    def __init__(self, width: int, heads: int, *, key: jax.Array):
-        in_proj, out = jax.random.split(key)
-        self.in_proj_weight = nnx.Param(
-            jax.random.normal(in_proj, (3 * width, width)) * width**-0.5
-        )
-        self.in_proj_bias = nnx.Param(jnp.zeros(3 * width))
-        self.out_proj = Linear(width, width, bias=True, key=out)
-        self.num_heads = heads
-
-    def __call__(
-        self,
-        probe: Float[Array, "tiles 1 width"],
-        x: Float[Array, "tiles P width"],
-        implementation: attention.Implementation,
-    ) -> Float[Array, "tiles 1 width"]:
-        weights = jnp.split(self.in_proj_weight[...].astype(x.dtype), 3)
-        biases = jnp.split(self.in_proj_bias[...].astype(x.dtype), 3)
-        q, k, v = (
-            (jnp.matmul(y, w.T, precision=precision.of(x.dtype)) + b).reshape(
-                *y.shape[:2], self.num_heads, -1
-            )
-            for y, w, b in zip((probe, x, x), weights, biases, strict=True)
-        )
-        y = attention.attend(q, k, v, causal=False, implementation=implementation)
-        return self.out_proj(y.reshape(probe.shape))
-
-
-class PoolingHead(nnx.Module):
-    """SigLIP's attention pooling: a learned probe attends to all patches."""
-
-    def __init__(self, config: VisionConfig, *, key: jax.Array):
-        probe, attend, mlp = jax.random.split(key, 3)
-        width = config.hidden_size
-        self.probe = nnx.Param(jax.random.normal(probe, (1, 1, width)))
-        self.attention = ProbeAttention(width, config.num_heads, key=attend)
-        self.layernorm = LayerNorm(width, epsilon=config.layer_norm_eps)
-        self.mlp = MLP(width, config.intermediate_size, config.hidden_act, key=mlp)
-
-    def __call__(
-        self, x: Float[Array, "tiles P width"], implementation: attention.Implementation
-    ) -> Float[Array, "tiles width"]:
-        probe = self.probe[...].astype(x.dtype)
-        probe = jnp.broadcast_to(probe, (len(x), 1, x.shape[-1]))
-        y = self.attention(probe, x, implementation)
-        return (y + self.mlp(self.layernorm(y)))[:, 0]
-
-
 class ImageTower(VisionTower):
     """A vector of each tile: CLIP's class token, or SigLIP's attention pooling."""
 
@@ -171,9 +124,12 @@ class ImageTower(VisionTower):
         self.head = PoolingHead(config.vision, key=head) if config.siglip else None
 
     def pooled(
-        self, patches: Float[Array, "tiles P F"], execution: Execution
+        self,
+        patches: Float[Array, "tiles P F"],
+        position: Int[Array, "tiles P 3"],
+        execution: Execution,
     ) -> Float[Array, "tiles width"]:
-        """Vectors of normalised pixel patches, after the final norm."""
+        """Vectors of normalised pixel patches, which fill their tiles, after the final norm."""
         x = self.hidden_states(patches, remat=execution.remat, implementation=execution.attention)
         if self.head is None:
             return self.post_layernorm(x[:, 0])
@@ -189,7 +145,11 @@ class DualEncoder(EmbeddingModel):
     def __init__(self, config: DualEncoderConfig, *, key: jax.Array):
         text, vision, text_out, vision_out = jax.random.split(key, 4)
         self.text_model = TextTower(config, key=text)
-        self.vision_model = ImageTower(config, key=vision)
+        self.vision_model: ImageTower | FlexibleTower = (
+            FlexibleTower(config.vision, key=vision)
+            if config.flexible
+            else ImageTower(config, key=vision)
+        )
         widths = config.text.hidden_size, config.vision.hidden_size
         self.text_projection, self.visual_projection = (
             None if config.siglip else Linear(width, config.dimension, bias=False, key=k)
@@ -226,7 +186,11 @@ class DualEncoder(EmbeddingModel):
         assert patches is not None and position is not None, "the family's layout is `positioned`"
         rows, tiles, count, values = patches.shape
         x = normalise(patches, self.pixels).astype(execution.dtype)
-        x = self.vision_model.pooled(x.reshape(rows * tiles, count, values), execution)
+        x = self.vision_model.pooled(
+            x.reshape(rows * tiles, count, values),
+            position.reshape(rows * tiles, count, 3),
+            execution,
+        )
         x = unit_norm(x if self.visual_projection is None else self.visual_projection(x))
         filled = position[:, :, 0, 0] >= 0
         x = jnp.sum(jnp.where(filled[..., None], x.reshape(rows, tiles, -1), 0), axis=1)

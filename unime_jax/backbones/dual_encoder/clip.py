@@ -61,6 +61,9 @@ def open_folder(
             f" tokenizer.json ends texts otherwise: an empty one is {ids}"
         )
     longest = min(max_length, text.max_positions, tokenizer.model_max_length)
+    tile, image_processor = dual_encoder.open_square(
+        folder, vision, types=("CLIPImageProcessor",), defaults=DEFAULTS
+    )
     return dual_encoder.assemble(
         folder,
         processing,
@@ -69,7 +72,6 @@ def open_folder(
         dimension=config.projection_dim,
         siglip=False,
         prompt=PairPrompt(backend, text.vocab_size, longest),
-        image_processor=dual_encoder.open_image_processor(
-            folder, vision.image_size, types=("CLIPImageProcessor",), defaults=DEFAULTS
-        ),
+        tile=tile,
+        image_processor=image_processor,
     )

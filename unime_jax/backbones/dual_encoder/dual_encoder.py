@@ -1,5 +1,6 @@
 """CLIP and SigLIP folders, opened: towers, image processor, names of tensors."""
 
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,8 @@ from transformers import PretrainedConfig
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
-from unime_jax.backbones.dual_encoder.rows import PairPreprocessor, Resizing
+from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
+from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.io.names import AS_PUBLISHED, Names
 from unime_jax.backbones.preprocessing import image_processor_config
@@ -22,7 +24,7 @@ PROCESSING = Processing(prompt="raw")
 POOLINGS = ()  # the model pools itself
 
 
-def names(patch: int) -> Names:
+def names(patch: int, *, flexible: bool) -> Names:
     """Names of the tensors, which are those of the parameters."""
     return Names(
         prefixes=(("", ""),),
@@ -30,7 +32,10 @@ def names(patch: int) -> Names:
         aliases=((r"^(?:clip|siglip)\.", ""),),
         modules=(AS_PUBLISHED,),
         unused=("logit_scale", "logit_bias", r".*\.position_ids"),
-        convolution=("vision_model.embeddings.patch_embedding.kernel", (3, patch, patch)),
+        # Of images of any aspect it is a linear layer.
+        convolution=("", ())
+        if flexible
+        else ("vision_model.embeddings.patch_embedding.kernel", (3, patch, patch)),
     )
 
 
@@ -43,34 +48,34 @@ def assemble(
     dimension: int,
     siglip: bool,
     prompt: PairPrompt,
+    tile: Square | Flexible,
     image_processor: dict[str, Any],
     convert: Callable[[pathlib.Path], None] | None = None,
 ) -> Backbone:
     """Backbone made of parts that have been read.
 
     Args:
-      image_processor: settings of the folder's, as `open_image_processor` reads them.
+      tile: how an image becomes one.
+      image_processor: settings of the folder's; those of the pixels are used.
       convert: see `Backbone`.
     """
     prompt.check_tokenizer(folder)
-    pixels = hf_config.pixels(image_processor)
-    model = DualEncoderConfig(text, vision, dimension, siglip, pixels)
+    model = DualEncoderConfig(
+        text,
+        vision,
+        dimension,
+        siglip,
+        hf_config.pixels(image_processor),
+        flexible=isinstance(tile, Flexible),
+    )
     return Backbone(
         folder=folder,
         dimension=dimension,
         make_model=lambda key: DualEncoder(model, key=key),
-        names=names(vision.patch_size),
-        preprocess=PairPreprocessor(
-            prompt=prompt,
-            resizing=Resizing(
-                image_processor["size"].get("shortest_edge"), int(image_processor["resample"])
-            ),
-            tile=vision.image_size,
-            patch=vision.patch_size,
-            image_size=processing.image_size,
-        ),
+        names=names(vision.patch_size, flexible=model.flexible),
+        preprocess=PairPreprocessor(prompt, tile, processing.image_size),
         layout=Layout(
-            patches=vision.side**2,
+            patches=tile.patches,
             patch_bytes=3 * vision.patch_size**2,
             positioned=True,
             vocabulary=text.vocab_size,
@@ -124,11 +129,10 @@ def vision_config(vision: PretrainedConfig, *, clip: bool) -> VisionConfig:
     hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
     hf_config.require("vision_config.num_channels", vision.num_channels, (3,))
     hf_config.require_bidirectional_tower(vision)
-    for key in ("image_size", "patch_size"):
-        if not isinstance(getattr(vision, key), int):
-            raise ValueError(
-                f"config.json: vision_config.{key} is {getattr(vision, key)!r}; it must be a number"
-            )
+    patch = _number(vision, "patch_size")
+    # Of images of any aspect: a grid of positions, to be resized.
+    flexible = vision.model_type == "siglip2_vision_model"
+    side = math.isqrt(_number(vision, "num_patches")) * patch if flexible else None
     return VisionConfig(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size,
@@ -136,12 +140,31 @@ def vision_config(vision: PretrainedConfig, *, clip: bool) -> VisionConfig:
         num_heads=vision.num_attention_heads,
         layer_norm_eps=vision.layer_norm_eps,
         hidden_act=vision.hidden_act,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
+        image_size=_number(vision, "image_size") if side is None else side,
+        patch_size=patch,
         class_token=clip,
         pre_norm=clip,
         patch_bias=not clip,
     )
+
+
+def _number(vision: PretrainedConfig, key: str) -> int:
+    value = getattr(vision, key)
+    if not isinstance(value, int):
+        raise ValueError(f"config.json: vision_config.{key} is {value!r}; it must be a number")
+    return value
+
+
+def open_square(
+    folder: pathlib.Path, vision: VisionConfig, *, types: tuple[str, ...], defaults: dict[str, Any]
+) -> tuple[Square, dict[str, Any]]:
+    """The square tile that the folder's image processor makes of an image, and its settings.
+
+    Arguments and exceptions are those of `open_image_processor`.
+    """
+    settings = open_image_processor(folder, vision.image_size, types=types, defaults=defaults)
+    edge, resample = settings["size"].get("shortest_edge"), int(settings["resample"])
+    return Square(vision.image_size, vision.patch_size, edge, resample), settings
 
 
 def open_image_processor(

@@ -13,9 +13,11 @@ from transformers import PretrainedConfig
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder
 from unime_jax.backbones.dual_encoder.pair_prompt import Padding, PairPrompt
+from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
 from unime_jax.backbones.io import hf_config, json_files, st_folder
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.prompts import open_tokenizer
+from unime_jax.models.vit import VisionConfig
 
 PROCESSING = dual_encoder.PROCESSING
 POOLINGS = dual_encoder.POOLINGS
@@ -39,6 +41,27 @@ def open_folder(
 ) -> Backbone:
     """Opens a folder of transformers' SiglipModel.
 
+    Raises:
+      ValueError: the files contradict each other, or ask for something unsupported.
+    """
+    vision = dual_encoder.vision_config(config.vision_config, clip=False)
+    tile, image_processor = dual_encoder.open_square(
+        folder, vision, types=("SiglipImageProcessor",), defaults=DEFAULTS
+    )
+    return assemble(folder, config, processing, vision, tile, image_processor, max_length)
+
+
+def assemble(
+    folder: pathlib.Path,
+    config: PretrainedConfig,
+    processing: Processing,
+    vision: VisionConfig,
+    tile: Square | Flexible,
+    image_processor: dict[str, Any],
+    max_length: int,
+) -> Backbone:
+    """Backbone of a SigLIP, of which the images' part has been read.
+
     Texts are padded to as many tokens as there are positions, and padding is attended to and
     pooled, as the models were trained.
 
@@ -48,7 +71,6 @@ def open_folder(
     """
     dual_encoder.check_processing(folder, processing)
     text = dual_encoder.text_config(config.text_config, causal=False, pooling="last")
-    vision = dual_encoder.vision_config(config.vision_config, clip=False)
     causal = bool(getattr(config.text_config, "is_causal", False))
     hf_config.require("text_config.is_causal", causal, (False,))
     head = getattr(config.vision_config, "vision_use_head", True)
@@ -88,9 +110,8 @@ def open_folder(
         dimension=dimension,
         siglip=True,
         prompt=PairPrompt(backend, text.vocab_size, text.max_positions, padding),
-        image_processor=dual_encoder.open_image_processor(
-            folder, vision.image_size, types=("SiglipImageProcessor",), defaults=DEFAULTS
-        ),
+        tile=tile,
+        image_processor=image_processor,
         convert=_without_mask if masked else None,
     )
 

@@ -30,6 +30,7 @@ RENAMED = {
 }
 # Keys in SETTINGS that change no embedding, or are honoured.
 PROCESSOR_KWARGS = ("model_max_length", "use_fast", "padding_side", "truncation_side", "backend")
+IMAGE_KWARGS = ("max_num_patches", "patch_size")
 TEXT_KWARGS = ("max_length", "padding", "padding_side", "truncation", "pad_to_multiple_of")
 
 
@@ -211,7 +212,10 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
         "config_kwargs": (settings.get("config_kwargs", {}), ()),
         "processing_kwargs.common": (processing.get("common", {}), ("return_tensors", "padding")),
         "processing_kwargs.text": (processing.get("text", {}), TEXT_KWARGS),
-        "processing_kwargs.image": (processing.get("image", {}), ()),
+        "processing_kwargs.image": (
+            processing.get("image", {}),
+            () if poolings else IMAGE_KWARGS,
+        ),
     }
     for group, (values, allowed) in groups.items():
         for key in values:
