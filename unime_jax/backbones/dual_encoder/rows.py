@@ -24,9 +24,7 @@ class PairPreprocessor:
     tile: Square | Flexible
     image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
 
-    def as_patches(
-        self, pixel_values: Float[np.ndarray, "n *any"]
-    ) -> Float[np.ndarray, "patches F"]:
+    def as_patches(self, pixel_values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "patches F"]:
         """Pixels of transformers' image processor, patch by patch as in a row."""
         patches = self.tile.as_patches(pixel_values)
         return patches.reshape(-1, patches.shape[-1])
