@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from unime_jax.operations.recipes import base
 
-# The linear layers of the decoder or encoder, of every family. No vision tower: LLaVE's ablation
-# has 0.8 more on MMEB with the tower frozen (arXiv 2503.04812).
-LAYERS = r"(language_model|embedding_model|encoder)\.layers?\..*"
+# The linear layers of the decoder or encoder, of every family, and of both towers of CLIP and
+# SigLIP. No vision tower of others: LLaVE's ablation has 0.8 more on MMEB with the tower frozen
+# (arXiv 2503.04812).
+LAYERS = r"(language_model|embedding_model|((text|vision)_model\.)?encoder)\.layers?\..*"
 
 
 def get_config(variant: str = "default") -> ConfigDict:
