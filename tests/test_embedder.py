@@ -123,7 +123,7 @@ def test_by_default_all_devices_share_rows_and_weights(one, model):
     np.testing.assert_allclose(spread.encode(items), model.encode(items), atol=EXACT)
 
 
-def test_attributes_and_what_an_item_is_rendered_as(one, model):
+def test_processing_is_handed_on_and_shown(one, model):
     # Attributes.
     assert model.dimension == model.encode(["x"]).shape[1] == TEXT["hidden_size"]
     assert model.max_length == 4096 and opened(one, max_length=99).max_length == 99
@@ -134,8 +134,14 @@ def test_attributes_and_what_an_item_is_rendered_as(one, model):
     assert model.rendered(item) == frame.format("red")
     assert model.rendered(item, prompt="Not ") == frame.format("Not red")
 
+    # Processing is handed on
+    item = {"text": "red", "image": picture(60, 50, 0)}
+    raw = opened(one, processing=Processing(prompt="raw", image_size=(28, 28)))
+    assert raw.rendered(item) == "<image>\nred"
+    assert np.sum(raw.encode([item]) * model.encode([item])) < 0.99
 
-def test_bfloat16_is_the_default_and_close(one, model, compiled):
+
+def test_bfloat16_is_the_default_and_int8_of_linear_layers_and_both_close(one, model, compiled):
     items = ["a red circle"]
     exact = model.encode(items)
     compiled.clear()
@@ -150,8 +156,7 @@ def test_bfloat16_is_the_default_and_close(one, model, compiled):
     with pytest.raises(ValueError, match="dtype is 'float16'"):
         opened(one, dtype="float16")
 
-
-def test_int8_is_of_linear_layers_and_close(one, model, compiled):
+    # Int8 is of linear layers and close
     items = ["a red circle", {"image": picture(40, 31, 1)}]
     exact = model.encode(items)
     compiled.clear()
@@ -165,14 +170,7 @@ def test_int8_is_of_linear_layers_and_close(one, model, compiled):
     assert {execution.dtype for _, execution in compiled} == {jnp.dtype("bfloat16")}
 
 
-def test_processing_is_handed_on(one, model):
-    item = {"text": "red", "image": picture(60, 50, 0)}
-    raw = opened(one, processing=Processing(prompt="raw", image_size=(28, 28)))
-    assert raw.rendered(item) == "<image>\nred"
-    assert np.sum(raw.encode([item]) * model.encode([item])) < 0.99
-
-
-def test_an_iterator_will_do_and_nothing_gives_no_rows(model):
+def test_an_iterator_or_nothing_will_do_and_a_single_item_not(model):
     # Nothing gives no rows.
     empty = model.encode([])
     assert empty.shape == (0, model.dimension) and empty.dtype == np.float32
@@ -180,6 +178,11 @@ def test_an_iterator_will_do_and_nothing_gives_no_rows(model):
     # An iterator will do.
     texts = ["a", "b"]
     np.testing.assert_array_equal(model.encode(iter(texts)), model.encode(texts))
+
+    # A single item is no list
+    for single in ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))]:
+        with pytest.raises(TypeError, match="put it in a list"):
+            model.encode(single)
 
 
 @pytest.fixture
@@ -277,12 +280,6 @@ def test_a_bad_item_is_named(model, name):
     item, error, message = BAD[name]
     with pytest.raises(error, match=rf"(?s)^items\[2\]: .*{message}"):
         model.encode(["a", "b", item, "c"], batch_size=2)
-
-
-@for_each("single", ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))])
-def test_a_single_item_is_no_list(model, single):
-    with pytest.raises(TypeError, match="put it in a list"):
-        model.encode(single)
 
 
 def test_what_cannot_be_encoded_shows_at_once(model, one, monkeypatch):

@@ -46,7 +46,7 @@ def recorded(modality: str) -> dict:
     return entry
 
 
-def test_prompts_with_and_without_a_template(model, folder):
+def test_prompts_and_suffixes(model, folder):
     # UniME's prompts.
     image, text = recorded("image"), recorded("text")
     for sentence, expected in zip(text["inputs"], text["rendered"], strict=True):
@@ -63,6 +63,14 @@ def test_prompts_with_and_without_a_template(model, folder):
         "<image>\nSummary above image in one word:",
         "red\nSummary above sentence in one word:",
     ]
+
+    # Other suffixes
+    item = {"text": "red", "image": A}
+    found = model.encode_sum([item], image_suffix="In a word: ", text_suffix="!")
+    expected = model.encode([{"image": A}], suffix="In a word: ") + model.encode(["red!"])
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=EXACT)
+    rendered = model.rendered_sum(item, image_suffix="In a word: ", text_suffix="!")
+    assert rendered == ["[INST] <image>\nIn a word:  [/INST]", "[INST] red! [/INST]"]
 
 
 def test_sums_in_the_items_order(model):
@@ -94,15 +102,6 @@ def test_sums_in_the_items_order(model):
     assert (apart + np.eye(5)).min() > 100 * EXACT, "otherwise the order could not be seen"
     jointly = model.encode(items[1:2], batch_size=2)
     assert np.abs(jointly - found[1]).max() > 0.01
-
-
-def test_other_suffixes(model):
-    item = {"text": "red", "image": A}
-    found = model.encode_sum([item], image_suffix="In a word: ", text_suffix="!")
-    expected = model.encode([{"image": A}], suffix="In a word: ") + model.encode(["red!"])
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=EXACT)
-    rendered = model.rendered_sum(item, image_suffix="In a word: ", text_suffix="!")
-    assert rendered == ["[INST] <image>\nIn a word:  [/INST]", "[INST] red! [/INST]"]
 
 
 def test_no_orphans_are_reported(model, caplog):

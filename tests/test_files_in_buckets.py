@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-from tests.tables import for_each
 from unime_jax import files
 from unime_jax.backbones import open_backbone
 from unime_jax.data import images
@@ -31,18 +30,7 @@ def content(bucket, name):
     return bucket.objects[f"bucket/{name}"].content
 
 
-@for_each("text", ["s3://bucket/run", "gs:/bucket/run", "gs://", "http://host/run"])
-def test_other_urls_are_refused_and_not_taken_for_folders(text):
-    with pytest.raises(ValueError, match="neither a path nor gs://<bucket>/<folder>"):
-        files.as_path(text)
-
-
-@for_each("text", ["runs/a", "/tmp/a:b", "a:/b/c"[2:], "./x"])
-def test_local_paths_stay_pathlib(text):
-    assert files.as_path(text) == pathlib.Path(text)
-
-
-def test_home_is_expanded_and_a_bucket_needs_gcsfs(monkeypatch):
+def test_paths_are_local_or_of_a_bucket_that_needs_gcsfs(monkeypatch):
     # Home is expanded.
     assert files.as_path("~/runs") == pathlib.Path.home() / "runs"
 
@@ -50,6 +38,15 @@ def test_home_is_expanded_and_a_bucket_needs_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"pip install 'unime_jax\[gcs\]'"):
         files.as_path(RUN)
+
+    # Local paths stay pathlib
+    for text in ["runs/a", "/tmp/a:b", "a:/b/c"[2:], "./x"]:
+        assert files.as_path(text) == pathlib.Path(text)
+
+    # Other urls are refused and not taken for folders
+    for text in ["s3://bucket/run", "gs:/bucket/run", "gs://", "http://host/run"]:
+        with pytest.raises(ValueError, match="neither a path nor gs://<bucket>/<folder>"):
+            files.as_path(text)
 
 
 def test_files_are_seen_at_once_and_stay_when_a_write_is_refused(bucket):

@@ -30,7 +30,7 @@ def half(values: list[int | None], *, count: int | None = None) -> int | float:
 '''
 
 
-def test_every_module_in_scope_has_tests_of_its_own():
+def test_every_module_in_scope_has_tests_and_every_pattern_a_module():
     for package in scope.PACKAGES:
         modules = scope.modules(package)
         assert modules, package
@@ -39,8 +39,7 @@ def test_every_module_in_scope_has_tests_of_its_own():
             assert tests, f"no file is as the patterns of {module} say"
             assert len(tests) == len(set(tests))
 
-
-def test_every_pattern_leads_somewhere():
+    # Every pattern leads somewhere
     tests = [pattern for patterns in scope.COVERED_BY.values() for pattern in patterns]
     modules = [pattern for patterns in scope.PACKAGES.values() for pattern in patterns]
     for pattern in (*tests, *modules, *scope.LEFT_OUT):
@@ -49,8 +48,7 @@ def test_every_pattern_leads_somewhere():
     for beginning in scope.COVERED_BY:
         assert any(module.startswith(beginning) for module in in_scope), beginning
 
-
-def test_the_longest_beginning_counts_and_the_own_file_comes_first():
+    # The longest beginning counts and the own file comes first
     tests = scope.tests_of("unime_jax/models/rope.py")
     assert tests[0] == "tests/models/test_rope.py"
     assert "tests/backbones/test_bert.py" in scope.tests_of("unime_jax/models/bert.py")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tests import shapes
-from tests.tables import for_each
 from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.losses import contrastive
@@ -33,7 +32,7 @@ def inputs() -> Inputs:
     )
 
 
-def test_a_call_with_a_wrong_shape_or_dtype_raises():
+def test_a_wrong_shape_or_dtype_raises_in_calls_and_batches():
     # A call with a wrong shape raises.
     last_token(jnp.zeros((2, 3, 5)), jnp.ones(2, jnp.int32))
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
@@ -47,8 +46,6 @@ def test_a_call_with_a_wrong_shape_or_dtype_raises():
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
         jax.eval_shape(last_token, jnp.zeros((2, 3, 5)), jnp.ones(3, jnp.int32))
 
-
-def test_the_fields_of_a_batch_agree():
     # The fields of a batch agree.
     good = inputs()
     with pytest.raises(jaxtyping.TypeCheckError, match="'length'"):
@@ -62,12 +59,7 @@ def test_the_fields_of_a_batch_agree():
     assert pickle.loads(pickle.dumps(chunk)).length.shape == (4,)
 
 
-@for_each("leaf", [object(), 1, None, jax.sharding.PartitionSpec("data")])
-def test_trees_of_other_things_than_arrays_are_not_checked(leaf):
-    assert jax.tree.map(lambda x: leaf, inputs()).tokens is leaf
-
-
-def test_checks_leave_numpy_and_functions_without_arrays_alone():
+def test_what_is_no_array_and_numpy_are_not_checked():
     # Checks can be left out.
     with shapes.unchecked():
         last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
@@ -82,6 +74,10 @@ def test_checks_leave_numpy_and_functions_without_arrays_alone():
     loss, _ = contrastive(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
     expected, _ = contrastive(jnp.eye(3), jnp.eye(3))
     assert loss == expected
+
+    # Trees of other things than arrays are not checked
+    for leaf in [object(), 1, None, jax.sharding.PartitionSpec("data")]:
+        assert jax.tree.map(lambda x, leaf=leaf: leaf, inputs()).tokens is leaf
 
 
 def test_users_do_not_pay_for_the_checks():

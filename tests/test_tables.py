@@ -31,7 +31,7 @@ def test_cases_have_folders_and_patches_of_their_own(first, second, tmp_path, mo
     monkeypatch.setenv("FOR_EACH", f"{first} {second}")
 
 
-def test_a_case_that_skips_is_an_error():
+def test_a_table_has_cases_and_none_that_skips():
     @for_each("number", [1])
     def skips(number):
         pytest.skip("silently")
@@ -39,7 +39,6 @@ def test_a_case_that_skips_is_an_error():
     with pytest.raises(AssertionError, match="leave it out"):
         skips()
 
-
-def test_a_table_has_cases():
+    # A table has cases
     with pytest.raises(AssertionError):
         for_each("number", [])

@@ -182,7 +182,7 @@ def test_llava_next_counts_equal_the_processor(size):
     assert len(next_slots(*size)) == next_count(*size)
 
 
-def test_slots_and_patches_that_can_be_counted_by_hand():
+def test_slots_and_what_is_gathered_can_be_counted_by_hand():
     # Counts of square images.
     assert len(next_slots(336, 336)) == 1176
     assert len(slots(384, 384, 6)[0]) == 729 + 27 * 28
@@ -202,6 +202,25 @@ def test_slots_and_patches_that_can_be_counted_by_hand():
     assert patches.shape == (1, 4, 12)
     expected = tiles[0, 2:4, 0:2].transpose(2, 0, 1).reshape(-1)
     np.testing.assert_array_equal(patches[0, 2], expected)
+
+    # Weights are a blend of four rows and sum to one.
+    slot, weight = slots(1240, 1754, 6)
+    assert slot.shape == weight.shape and slot.shape[1] == 4
+    assert slot.dtype == np.int32 and weight.dtype == np.float32
+    np.testing.assert_allclose(weight.sum(axis=1), 1, atol=1e-6)
+    assert weight.min() >= 0 and (weight < 1).any()
+    single = (slot == anyres.NEWLINE).any(axis=1)
+    single[: SIDE * SIDE] = True
+    np.testing.assert_array_equal(weight[single], np.tile([1, 0, 0, 0], (single.sum(), 1)))
+
+    # Shared arrays are read only.
+    slot, _ = slots(300, 301, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        slot[0] = 1
+
+    # A map shrunk to nothing is an error.
+    with pytest.raises(ValueError, match="1 x 100 pixels"):
+        anyres.image_slots(1, 100, pinpoints=((3, 18),), tile=3, side=3, max_tiles=1)
 
 
 @settings(max_examples=300, deadline=None)
@@ -235,27 +254,6 @@ def test_layout_of_the_original_llave(row):
 def test_resamples(grid, max_tiles, expected):
     found = anyres.resamples(canvases(grid), tile=TILE, side=SIDE, max_tiles=max_tiles)
     assert found is expected
-
-
-def test_what_is_gathered_is_whole_shared_and_not_nothing():
-    # Weights are a blend of four rows and sum to one.
-    slot, weight = slots(1240, 1754, 6)
-    assert slot.shape == weight.shape and slot.shape[1] == 4
-    assert slot.dtype == np.int32 and weight.dtype == np.float32
-    np.testing.assert_allclose(weight.sum(axis=1), 1, atol=1e-6)
-    assert weight.min() >= 0 and (weight < 1).any()
-    single = (slot == anyres.NEWLINE).any(axis=1)
-    single[: SIDE * SIDE] = True
-    np.testing.assert_array_equal(weight[single], np.tile([1, 0, 0, 0], (single.sum(), 1)))
-
-    # Shared arrays are read only.
-    slot, _ = slots(300, 301, 2)
-    with pytest.raises(ValueError, match="read-only"):
-        slot[0] = 1
-
-    # A map shrunk to nothing is an error.
-    with pytest.raises(ValueError, match="1 x 100 pixels"):
-        anyres.image_slots(1, 100, pinpoints=((3, 18),), tile=3, side=3, max_tiles=1)
 
 
 # Pixels

@@ -85,7 +85,7 @@ def test_minilm_is_sentence_transformers(minilm, minilm_here, prompt):
     np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
 
-def test_minilm_on_eight_devices(minilm):
+def test_minilm_on_eight_devices_and_in_other_types(minilm, minilm_here):
     mesh = sharding.make_mesh(2, 2, 2)
     spread = Embedder.from_pretrained(minilm, dtype="float32", mesh=mesh)
     texts = TEXTS[:7]
@@ -93,15 +93,12 @@ def test_minilm_on_eight_devices(minilm):
     found = spread.encode(texts, batch_size=4)
     np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
-
-def test_minilm_in_int8(minilm, minilm_here):
-    """Of 500 plain sentences the lowest cosine was 0.9993; these are odd ones."""
+    # In int8. Of 500 plain sentences the lowest cosine was 0.9993; these are odd ones.
     found, exact = (one.encode(TEXTS[3:]) for one in (opened(minilm, dtype="int8"), minilm_here))
     cosine = np.sum(found * exact, axis=1)
     assert cosine.min() > 0.998 and np.median(cosine) > 0.999 and cosine.max() < 1 - 1e-6
 
-
-def test_minilm_in_bfloat16(minilm):
+    # In bfloat16
     expected = of_sentence_transformers(minilm, TEXTS[3:7])
     found = opened(minilm, dtype="bfloat16").encode(TEXTS[3:7], batch_size=4)
     cosine = np.sum(found * expected, axis=1)

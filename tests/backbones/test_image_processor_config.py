@@ -145,7 +145,7 @@ def test_null_is_no_default(tmp_path, model_type, key):
         opened(folder)
 
 
-def test_sizes_of_every_family_are_those_of_the_file_that_counts(tmp_path, caplog):
+def test_sizes_are_those_of_the_file_that_counts_in_any_spelling(tmp_path, caplog):
     # Pixels of Qwen2-VL are those of the file that counts.
     folder = write_qwen2_vl(tmp_path)
     own = read(folder / FILE)
@@ -181,8 +181,7 @@ def test_sizes_of_every_family_are_those_of_the_file_that_counts(tmp_path, caplo
     with pytest.raises(ValueError, match="rescale_factor is 0.5; the original's code does not rea"):
         opened(folder)
 
-
-def test_sizes_as_numbers_and_a_crop_that_is_none(tmp_path):
+    (tmp_path := tmp_path / "next").mkdir()
     # Sizes may be numbers.
     folder = write_llava_next(tmp_path)
     edit(folder / FILE, size=28, crop_size=28)

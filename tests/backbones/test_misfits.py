@@ -64,9 +64,9 @@ def test_all_misfits_come_in_one_table(pair, tmp_path):
     assert both.startswith(f"twice       {twice}: also as ")
     assert any(name in both for name in as_given)
 
-
-def test_a_pooling_head_of_the_tower_is_not_left_over(pair, tmp_path):
-    """Nor are the integers that older versions saved; they come back as they are."""
+    # A pooling head of the tower is not left over. Nor are the integers that older versions
+    # saved; they come back as they are.
+    (tmp_path := tmp_path / "next").mkdir()
     found = tensors(pair.backbone.folder) | {
         "vision_tower.head.probe": np.ones(3, np.float32),
         "vision_tower.embeddings.position_ids": np.arange(16)[None],
@@ -77,7 +77,7 @@ def test_a_pooling_head_of_the_tower_is_not_left_over(pair, tmp_path):
     assert_same(tensors(tmp_path / "saved"), found)
 
 
-def test_what_is_absent_is_named(pair, tmp_path):
+def test_what_is_absent_or_cannot_be_read_is_named(pair, tmp_path):
     # No weights.
     backbone = write(pair, tmp_path / "given", {})
     (tmp_path / "given" / tensor_files.SINGLE).unlink()
@@ -95,6 +95,28 @@ def test_what_is_absent_is_named(pair, tmp_path):
     # A parameter outside the family is an error.
     with pytest.raises(ValueError, match="covers the parameter audio_tower.weight"):
         names.table({"audio_tower.weight": (3,)}, pair.backbone.names)
+
+    (tmp_path := tmp_path / "next").mkdir()
+    # Files that are broken.
+    file = tmp_path / "x.safetensors"
+    save_torch({"a": torch.ones(100), "b": torch.ones(100)}, file)
+    whole = file.read_bytes()
+    for size in (0, 5, 40, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="x.safetensors is cut short"):
+            tensor_files.open_file(file)
+    file.write_bytes(whole.replace(b"[100]", b"[101]"))
+    with pytest.raises(ValueError, match=r"the header gives a 400 bytes for \(101,\)"):
+        tensor_files.open_file(file)
+    file.write_bytes(b"PK\x03\x04" + b"pickled" * 20)
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        tensor_files.open_file(file)
+
+    # Quantised weights.
+    (tmp_path := tmp_path / "next").mkdir()
+    save_torch({"a": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="such as a of F8_E4M3; quantised weights must be conv"):
+        tensor_files.open_file(tmp_path / "x.safetensors")
 
 
 def test_tensors_are_what_safetensors_wrote(tmp_path):
@@ -116,29 +138,6 @@ def test_tensors_are_what_safetensors_wrote(tmp_path):
         expected = x.float().numpy().astype(ml_dtypes.bfloat16) if name == "a" else x.numpy()
         np.testing.assert_array_equal(found[name].open(), expected)
         assert found[name].dtype == expected.dtype
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    # Files that are broken.
-    file = tmp_path / "x.safetensors"
-    save_torch({"a": torch.ones(100), "b": torch.ones(100)}, file)
-    whole = file.read_bytes()
-    for size in (0, 5, 40, len(whole) - 1):
-        file.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="x.safetensors is cut short"):
-            tensor_files.open_file(file)
-    file.write_bytes(whole.replace(b"[100]", b"[101]"))
-    with pytest.raises(ValueError, match=r"the header gives a 400 bytes for \(101,\)"):
-        tensor_files.open_file(file)
-    file.write_bytes(b"PK\x03\x04" + b"pickled" * 20)
-    with pytest.raises(ValueError, match="is no safetensors file"):
-        tensor_files.open_file(file)
-
-    # Quantised weights.
-    (tmp_path := tmp_path / "next").mkdir()
-    save_torch({"a": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="such as a of F8_E4M3; quantised weights must be conv"):
-        tensor_files.open_file(tmp_path / "x.safetensors")
 
 
 def save(folder, pair, shard_bytes):

@@ -63,7 +63,7 @@ def case(name):
 
 
 @for_each("name", ["encode_query", "encode_passage"])
-def test_recorded_strings(recorded, name):
+def test_recorded_strings_and_their_embeddings(recorded, name):
     settings, data = case(name)
     preprocess = opened(recorded, settings["max_length"]).preprocess
     for i, text in enumerate(settings["prompts"]):
@@ -75,9 +75,7 @@ def test_recorded_strings(recorded, name):
         assert row.pool_start == settings["instruction_token_count_without_bos"]
         assert row.tokens[-1] == EOS and row.truncated == 0
 
-
-@for_each("name", ["encode_query", "encode_passage"])
-def test_recorded_embeddings_of_strings(recorded, name):
+    # Recorded embeddings of strings
     settings, data = case(name)
     model = Embedder.from_pretrained(recorded, dtype="float32")
     found = model.encode(settings["prompts"], prompt=settings["instruction"])

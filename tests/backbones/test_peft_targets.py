@@ -146,7 +146,7 @@ class unordered(list):  # noqa: N801
 
 
 @for_each("model_type", FAMILIES)
-def test_a_tower_that_was_to_be_adapted_is_missed(pairs, model_type, tmp_path):
+def test_what_an_adapter_of_one_part_must_have(pairs, model_type, tmp_path):
     """Its tensors alone were left out of the file; in the names of a headless model, too."""
     pair = pairs(model_type)
     targets = ["q_proj", "qkv", "fc1"]
@@ -157,10 +157,8 @@ def test_a_tower_that_was_to_be_adapted_is_missed(pairs, model_type, tmp_path):
         lines = misfits(folder)
         assert lines and all("vis" in line and "names it, but" in line for line in lines)
 
-
-@for_each("model_type", FAMILIES)
-def test_an_adapter_of_the_language_model_alone(pairs, model_type, tmp_path):
-    """Its targets are called as some in the tower, which it has never seen."""
+    # An adapter of the language model alone. Its targets are called as some in the tower,
+    # which it has never seen.
     pair = pairs(model_type)
     folder = write_adapter(
         pair.backbone.folder, tmp_path / "adapter", target_modules=["q_proj", "fc1"]

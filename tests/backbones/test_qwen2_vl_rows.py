@@ -129,21 +129,6 @@ def test_normalised_bytes_are_the_processors_pixels(qwen2_vl_folder):
     )
 
 
-def test_rows_of_texts_leave_orphans_out(qwen2_vl_folder):
-    # Text rows.
-    for processing in (RAW, CHAT):
-        row = opened(qwen2_vl_folder, processing).preprocess(Item("a red circle"))
-        np.testing.assert_array_equal(
-            row.positions, np.arange(len(row.tokens))[:, None].repeat(3, 1)
-        )
-        assert row.patches is None and row.patch_position is None and (row.slot == -1).all()
-
-    # Orphans are counted and left out.
-    row = opened(qwen2_vl_folder).preprocess(Item("<|image_1|>\na text"))
-    assert row.unmatched_markers == 1 and row.patches is None
-    assert row.tokens.tolist() == opened(qwen2_vl_folder).preprocess(Item("a text")).tokens.tolist()
-
-
 def test_rows_and_columns_follow_vision_start_also_in_raw_text(qwen2_vl_folder):
     """Of two images, the one that stands after the token; the other is numbered like text."""
     backbone = opened(qwen2_vl_folder, RAW)
@@ -178,6 +163,19 @@ def test_rows_fit_the_layout_and_survive_pickling(qwen2_vl_folder):
     ours, theirs = preprocess(one), pickle.loads(pickle.dumps(preprocess))(one)
     assert ours.tokens.tolist() == theirs.tokens.tolist()
     np.testing.assert_array_equal(ours.patches, theirs.patches)
+
+    # Text rows.
+    for processing in (RAW, CHAT):
+        row = opened(qwen2_vl_folder, processing).preprocess(Item("a red circle"))
+        np.testing.assert_array_equal(
+            row.positions, np.arange(len(row.tokens))[:, None].repeat(3, 1)
+        )
+        assert row.patches is None and row.patch_position is None and (row.slot == -1).all()
+
+    # Orphans are counted and left out.
+    row = opened(qwen2_vl_folder).preprocess(Item("<|image_1|>\na text"))
+    assert row.unmatched_markers == 1 and row.patches is None
+    assert row.tokens.tolist() == opened(qwen2_vl_folder).preprocess(Item("a text")).tokens.tolist()
 
 
 @for_each(

@@ -60,7 +60,9 @@ def exported(backbone, folder):
     return json.loads((folder / processing.FILE).read_text())["commits"]
 
 
-def test_the_revision_that_was_asked_for_is_opened_and_recorded(hub, tmp_path):
+def test_the_revision_that_was_asked_for_must_be_there_is_opened_and_recorded(
+    hub, tmp_path, monkeypatch
+):
     for revision, commit in ((None, MAIN), ("v2", OTHER)):
         backbone = opened("org/base", revision)
         assert backbone.folder == hub["org/base", revision] and backbone.folder.name == commit
@@ -72,8 +74,7 @@ def test_the_revision_that_was_asked_for_is_opened_and_recorded(hub, tmp_path):
         assert again.processing == backbone.processing and again.commits == backbone.commits
         assert exported(again, tmp_path / f"again-{commit}") == {"org/base": commit}
 
-
-def test_an_adapter_and_its_base_have_a_revision_each(hub, tmp_path):
+    (tmp_path := tmp_path / "next").mkdir()
     # An adapter and its base have a revision each.
     backbone = opened("org/tuned", "v1")
     assert backbone.folder == hub["org/base", "v2"]
@@ -92,8 +93,6 @@ def test_an_adapter_and_its_base_have_a_revision_each(hub, tmp_path):
     assert (record["base_model_name_or_path"], record["revision"]) == ("org/base", OTHER)
     assert (tmp_path / "adapter" / merging.WEIGHTS).exists()
 
-
-def test_a_revision_must_be_there(hub):
     # A revision that is not there.
     with pytest.raises(ValueError, match="org/base.* at revision 'v9'"):
         opened("org/base", "v9")
@@ -107,8 +106,7 @@ def test_a_revision_must_be_there(hub):
     with pytest.raises(ValueError, match=message):
         Embedder.from_pretrained(folder, revision="v2")
 
-
-def test_the_embedder_hands_the_revision_on(hub, monkeypatch):
+    # The embedder hands the revision on
     asked = []
     find = backbones._find
     monkeypatch.setattr(backbones, "_find", lambda *a, **k: asked.append(a) or find(*a, **k))

@@ -77,7 +77,7 @@ def test_a_special_token_is_refused_where_it_is_used(tmp_path, model_type):
         preprocess(Item("a <emb> b"))
 
 
-def test_a_token_beyond_the_table_is_named(tmp_path):
+def test_a_token_beyond_a_table_is_named(tmp_path):
     # A special token of every prompt is refused when the folder is opened.
     folder = tmp_path / "qwen2_vl"
     WRITE["qwen2_vl"](folder)
@@ -104,6 +104,18 @@ def test_a_token_beyond_the_table_is_named(tmp_path):
         model.encode(["a b", "a <emb> b"])
     assert np.isfinite(model.encode(["a b"])).all()
 
+    # Bert has a type and a position for every token
+    (tmp_path := tmp_path / "next").mkdir()
+    folder = WRITE["bert"](tmp_path / "bert")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"max_position_embeddings": 5}))
+    row = opened(folder).preprocess(Item("a b c d e f g"))
+    assert len(row.tokens) == 5 and row.truncated == 4
+    file.write_text(json.dumps(config | {"type_vocab_size": 0}))
+    with pytest.raises(ValueError, match="type_vocab_size is 0; the type of a single text needs"):
+        opened(folder)
+
 
 @for_each("model_type", WRITE)
 def test_a_vocabulary_that_is_larger_than_the_model(tmp_path, model_type):
@@ -114,18 +126,6 @@ def test_a_vocabulary_that_is_larger_than_the_model(tmp_path, model_type):
     (config if "vocab_size" in config else config["text_config"])["vocab_size"] = 100
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"beyond the 100 rows|vocab_size is 100"):
-        opened(folder)
-
-
-def test_bert_has_a_type_and_a_position_for_every_token(tmp_path):
-    folder = WRITE["bert"](tmp_path / "bert")
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"max_position_embeddings": 5}))
-    row = opened(folder).preprocess(Item("a b c d e f g"))
-    assert len(row.tokens) == 5 and row.truncated == 4
-    file.write_text(json.dumps(config | {"type_vocab_size": 0}))
-    with pytest.raises(ValueError, match="type_vocab_size is 0; the type of a single text needs"):
         opened(folder)
 
 

@@ -96,13 +96,18 @@ def source(*lengths):
     return [{"qry": "q" * n, "pos_text": "p" * (n + 1), "neg_text": ["n" * 9]} for n in lengths]
 
 
-def test_lengths_are_those_of_all_sides_as_they_are_trained():
+def test_lengths_are_those_of_all_sides_rounded_up_by_an_eighth_at_most():
     rows = {"a": source(10, 100), "b": source(30), "unused": source(50)}
     sizes = measured(rows, ["b", "a"], preprocess, negatives=1, seed=0)
     assert sorted(sizes[:, 0].tolist()) == [9, 9, 9, 10, 11, 30, 31, CUT, CUT]
     assert not sizes[:, 1].any()
     without = measured(rows, ["a", "b"], preprocess, negatives=0, seed=0)
     assert sorted(without[:, 0].tolist()) == [10, 11, 30, 31, CUT, CUT]
+
+    # Lengths are rounded up by an eighth at most
+    said = {1: 8, 8: 8, 8.5: 16, 64: 64, 64.1: 80, 65: 80, 80: 80, 81: 96, 128: 128, 129: 160}
+    assert {length: bucket_choice._rounded(length, 1000) for length in said} == said
+    assert bucket_choice._rounded(129, 150) == 150
 
 
 def test_a_sample_follows_from_the_seed_and_leaves_bad_rows_out(monkeypatch):
@@ -126,9 +131,3 @@ def test_data_of_which_nothing_can_be_measured_are_refused():
         )
     with pytest.raises(ValueError, match="no such source: 'c'"):
         measured({"a": source(3)}, ["c"], preprocess, negatives=0, seed=0)
-
-
-def test_lengths_are_rounded_up_by_an_eighth_at_most():
-    said = {1: 8, 8: 8, 8.5: 16, 64: 64, 64.1: 80, 65: 80, 80: 80, 81: 96, 128: 128, 129: 160}
-    assert {length: bucket_choice._rounded(length, 1000) for length in said} == said
-    assert bucket_choice._rounded(129, 150) == 150

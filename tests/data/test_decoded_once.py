@@ -75,7 +75,7 @@ def preprocessing(tmp_path_factory):
 
 
 @for_each("family", FOLDERS)
-def test_in_training(preprocessing, decoded, family):
+def test_in_training_and_in_bulk_embedding(preprocessing, decoded, family):
     decoded.clear()
     preprocess = preprocessing[family]
     largest = Bucket(2048, 64)
@@ -84,9 +84,7 @@ def test_in_training(preprocessing, decoded, family):
     assert len(read.rows) == 4 and not read.bad
     assert len(decoded) == 3
 
-
-@for_each("family", FOLDERS)
-def test_in_bulk_embedding(preprocessing, decoded, family):
+    # In bulk embedding
     decoded.clear()
     items = Items([Pairs("s", ROWS, SIDES)])
     assert len(items) == 3 * 3 + 1 and decoded == []

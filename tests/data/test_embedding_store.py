@@ -83,7 +83,7 @@ def test_round_trip(tmp_path_factory, data, texts, block, half):
     shutil.rmtree(folder)
 
 
-def test_files_are_plain_numpy_of_arrays_of_any_library(tmp_path):
+def test_files_are_plain_numpy_here_and_of_other_code(tmp_path):
     # Files are plain NumPy.
     write(tmp_path / "a", TEXTS, VECTORS.astype(np.float16), block=2, provenance={"by": "me"})
     blocks = [np.load(tmp_path / "a" / "vectors" / f"00000{n}.npy") for n in range(3)]
@@ -113,8 +113,7 @@ def test_files_are_plain_numpy_of_arrays_of_any_library(tmp_path):
         found = open_embeddings(tmp_path / name).vectors([item_id(text) for text in TEXTS])
         np.testing.assert_array_equal(found, np.asarray(vectors, np.float32), err_msg=name)
 
-
-def test_plain_files_of_other_code(tmp_path):
+    (tmp_path := tmp_path / "next").mkdir()
     # Plain pair of files.
     np.save(tmp_path / "ids.npy", np.array([item_id(text).decode() for text in TEXTS]))
     for dtype in (np.float16, np.float32, np.float64):

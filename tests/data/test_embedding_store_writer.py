@@ -81,7 +81,7 @@ def test_what_does_not_belong_to_the_store_is_refused(tmp_path):
             writer(tmp_path, **wrong)
 
 
-def test_nothing_is_overwritten_but_half_a_file(tmp_path, monkeypatch):
+def test_nothing_is_overwritten_or_left_behind_but_half_a_file(tmp_path, monkeypatch):
     # Nothing is overwritten.
     write(tmp_path / "a", ["a"], VECTORS[:1])
     with pytest.raises(ValueError, match="exists already"):
@@ -113,6 +113,25 @@ def test_nothing_is_overwritten_but_half_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Writer, "missing", overtaken)
     assert first.finish()
     np.testing.assert_array_equal(open_embeddings(tmp_path).vectors(map(item_id, TEXTS)), VECTORS)
+
+    # A write that dies leaves nothing behind
+    (tmp_path := tmp_path / "next").mkdir()
+    monkeypatch.undo()
+    replace, calls = files.write_whole, []
+
+    def dies(file, content):
+        calls.append(file)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        replace(file, content)
+
+    monkeypatch.setattr(files, "write_whole", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(files, "write_whole", replace)
+    write(tmp_path / "a", TEXTS, VECTORS, block=2)
+    assert len(open_embeddings(tmp_path / "a")) == 5
 
 
 def test_blocks_come_in_any_order_and_items_may_be_left_out(tmp_path):
@@ -146,21 +165,3 @@ def test_blocks_come_in_any_order_and_items_may_be_left_out(tmp_path):
     made.put(0, np.array([], "S32"), VECTORS[:0])
     with pytest.raises(ValueError, match="not one could be embedded"):
         made.finish()
-
-
-def test_a_write_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
-    replace, calls = files.write_whole, []
-
-    def dies(file, content):
-        calls.append(file)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        replace(file, content)
-
-    monkeypatch.setattr(files, "write_whole", dies)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "a", TEXTS, VECTORS, block=2)
-    assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(files, "write_whole", replace)
-    write(tmp_path / "a", TEXTS, VECTORS, block=2)
-    assert len(open_embeddings(tmp_path / "a")) == 5

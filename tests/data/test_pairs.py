@@ -104,7 +104,7 @@ def test_every_format_in_every_form_gives_the_same_examples(tmp_path, expected, 
     assert content(to_example("pairs", again[-1], "")) == expected[-1]
 
 
-def test_images_by_path_bytes_base64_and_as_hugging_face_has_them(tmp_path):
+def test_images_by_path_bytes_base64_as_hugging_face_has_them_and_in_tars(tmp_path):
     folder = files_in(tmp_path)
     plain = base64.b64encode(png()).decode()
     given = {
@@ -128,6 +128,35 @@ def test_images_by_path_bytes_base64_and_as_hugging_face_has_them(tmp_path):
     (example,) = examples(write_parquet(folder, stored))
     assert example.query.media[0].data == png() and example.query.media[0].path == "a.png"
     assert (example.positive.text, example.positive.media[0].data) == ("yes", png("green"))
+
+    (tmp_path := tmp_path / "next").mkdir()
+    # Pictures with captions.
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"cc-{shard:05d}.tar", "w") as file:
+            for row, ending in enumerate(("jpg", "png")):
+                values = {"caption": "other", "width": 8}  # as of img2dataset
+                members = {ending: png(), "txt": f"{shard} {row}".encode()}
+                members["json"] = json.dumps(values).encode()
+                for name, data in members.items():
+                    member = tarfile.TarInfo(f"{shard}/{row:03d}.{name}")
+                    member.size = len(data)
+                    file.addfile(member, io.BytesIO(data))
+    sources = open_pairs(tmp_path, {})
+    assert {name: len(rows) for name, rows in sources.items()} == {"cc": 4}
+    read = [to_example("cc", sources["cc"][i]) for i in range(4)]
+    assert [e.positive.text for e in read] == ["0 0", "0 1", "1 0", "1 1"]
+    assert read[3].query.media[0].data == png() and read[3].id == "cc-00001.tar 1/001"
+
+    # Images that a row names are its members.
+    (tmp_path := tmp_path / "named").mkdir()
+    row = {"query": {"text": "?", "image": "left.png"}, "positive": {"image": "right.png"}}
+    path = WRITERS["tar"](tmp_path, [row | {"left.png": png(), "right.png": png("green")}])
+    (example,) = examples(path)
+    assert example.query.media[0].data == png()
+    assert example.positive.media[0].data == png("green")
+    WRITERS["tar"](tmp_path, [row])
+    with pytest.raises(BadExample, match="example '0000': query: the row has no image 'left.png'"):
+        examples(path)
 
 
 def test_several_images_a_side_and_of_negatives(tmp_path):
@@ -211,36 +240,6 @@ def test_folders_of_mmeb_train_and_of_pictures_with_captions(tmp_path):
     turned = {"query": "caption", "positive_image": "file_name"}
     (example,) = examples(folder / "images", turned)
     assert example.query.text == "a red one" and example.positive.media[0].data == png()
-
-
-def test_images_of_tar_rows(tmp_path):
-    # Pictures with captions.
-    for shard in range(2):
-        with tarfile.open(tmp_path / f"cc-{shard:05d}.tar", "w") as file:
-            for row, ending in enumerate(("jpg", "png")):
-                values = {"caption": "other", "width": 8}  # as of img2dataset
-                members = {ending: png(), "txt": f"{shard} {row}".encode()}
-                members["json"] = json.dumps(values).encode()
-                for name, data in members.items():
-                    member = tarfile.TarInfo(f"{shard}/{row:03d}.{name}")
-                    member.size = len(data)
-                    file.addfile(member, io.BytesIO(data))
-    sources = open_pairs(tmp_path, {})
-    assert {name: len(rows) for name, rows in sources.items()} == {"cc": 4}
-    read = [to_example("cc", sources["cc"][i]) for i in range(4)]
-    assert [e.positive.text for e in read] == ["0 0", "0 1", "1 0", "1 1"]
-    assert read[3].query.media[0].data == png() and read[3].id == "cc-00001.tar 1/001"
-
-    # Images that a row names are its members.
-    (tmp_path := tmp_path / "named").mkdir()
-    row = {"query": {"text": "?", "image": "left.png"}, "positive": {"image": "right.png"}}
-    path = WRITERS["tar"](tmp_path, [row | {"left.png": png(), "right.png": png("green")}])
-    (example,) = examples(path)
-    assert example.query.media[0].data == png()
-    assert example.positive.media[0].data == png("green")
-    WRITERS["tar"](tmp_path, [row])
-    with pytest.raises(BadExample, match="example '0000': query: the row has no image 'left.png'"):
-        examples(path)
 
 
 GOOD = {"query": "q", "positive": "p", "negatives": ["n"]}

@@ -11,7 +11,7 @@ A = BadItem("shapes", "1", "a.png", "image is missing")
 B = BadItem("shapes", "2", "", "empty text and no image")
 
 
-def test_written_once_and_across_restarts(tmp_path):
+def test_written_once_under_any_name_and_across_restarts(tmp_path):
     # Written once and across restarts.
     path = tmp_path / "run" / "quarantine.jsonl"
     quarantine = Quarantine(path)
@@ -32,8 +32,8 @@ def test_written_once_and_across_restarts(tmp_path):
     Quarantine(path).add([A, B], read=4)
     assert read_quarantine(path) == [A, B]
 
-
-def test_names_of_any_characters_are_written_and_none_is_hidden(tmp_path):
+    # Names of any characters are written and none is hidden
+    (tmp_path := tmp_path / "next").mkdir()
     path = tmp_path / "quarantine.jsonl"
     strange = BadItem("größe", "a\ud800", "exe\u202egnp.jpg", "\x1b[2J")
     Quarantine(path).add([A, strange, BadItem("größe", "1", "", "empty")], read=3)
@@ -67,6 +67,20 @@ def test_too_many_stop_the_run(tmp_path):
     with pytest.raises(ValueError, match="between 0 and 1"):
         Quarantine(tmp_path / "q.jsonl", max_share=5)
 
+    # All stop by what all have read. A process that itself saw nothing bad stops with the
+    # others, and none is left waiting.
+    (tmp_path := tmp_path / "next").mkdir()
+    lists = [
+        Quarantine(tmp_path / "quarantine.jsonl", 0.1, min_read=8, process_index=process)
+        for process in range(2)
+    ]
+    lists[1].note([B])
+    for own in lists:
+        own.count(bad=0, read=10)
+        with pytest.raises(ValueError, match="3 of 20 examples"):
+            own.count(bad=3, read=10)
+    assert read_quarantine(lists[0].path) == [B]
+
 
 def test_processes_write_files_of_their_own_and_the_first_merges(tmp_path):
     path = tmp_path / "quarantine.jsonl"
@@ -81,20 +95,6 @@ def test_processes_write_files_of_their_own_and_the_first_merges(tmp_path):
     again = Quarantine(path)  # alone, after a restart
     again.merge()
     assert read_quarantine(path) == [A, B]
-
-
-def test_all_stop_by_what_all_have_read(tmp_path):
-    """A process that itself saw nothing bad stops with the others, and none is left waiting."""
-    lists = [
-        Quarantine(tmp_path / "quarantine.jsonl", 0.1, min_read=8, process_index=process)
-        for process in range(2)
-    ]
-    lists[1].note([B])
-    for own in lists:
-        own.count(bad=0, read=10)
-        with pytest.raises(ValueError, match="3 of 20 examples"):
-            own.count(bad=3, read=10)
-    assert read_quarantine(lists[0].path) == [B]
 
 
 def test_a_full_disk_is_named(tmp_path):

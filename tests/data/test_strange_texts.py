@@ -94,16 +94,14 @@ def plain(rendered: str) -> str:
 
 
 @given(strange)
-def test_markdown_shows_a_text_as_it_is(text):
+def test_markdown_and_its_code_and_blocks_show_a_text_as_it_is(text):
     reader = markdown_it.MarkdownIt("gfm-like", {"linkify": False})
     rendered = reader.render(f"| a | b |\n|---|---|\n| x | y {markdown(text)} z |\n")
     assert rendered.count("<td>") == 2 and len(set(re.findall(r"</?(\w+)", rendered))) == 6
     cell = plain(re.findall("<td>(.*?)</td>", rendered, re.DOTALL)[1])
     assert cell.split() == f"y {shown(text)} z".split()
 
-
-@given(strange)
-def test_markdown_code_and_blocks_show_a_text_as_it_is(text):
+    # Markdown code and blocks show a text as it is
     reader = markdown_it.MarkdownIt("commonmark")
     rendered = reader.render(f"x {markdown_code(text)} y")
     if shown(text).strip():

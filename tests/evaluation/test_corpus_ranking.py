@@ -37,7 +37,7 @@ def ranked(vectors, query, candidates, grades):
 
 
 @given(cases())
-def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
+def test_places_metrics_and_first_candidates_are_those_of_the_sorted_corpus(case):
     vectors, query, candidates, grades = case
     judged = judgements_of(query, candidates, grades)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,9 +61,7 @@ def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
         if len(order) > 1:  # scikit-learn refuses one candidate
             assert ndcg[n] == pytest.approx(ndcg_score([relevance], [falling], k=10))
 
-
-@given(cases())
-def test_the_first_candidates_are_those_of_the_sorted_corpus(case):
+    # The first candidates are those of the sorted corpus
     vectors, query, candidates, grades = case
     judged = judgements_of(query, candidates, grades)
     top, score, relevant = corpus_ranking.best(judged, np.arange(len(query)), vectors)

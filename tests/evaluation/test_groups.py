@@ -64,8 +64,6 @@ def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
     assert len(list(tasks.run_all(suite(), unreachable, shared))) == 4
     assert encode.calls == ["abcde", "fghib"]
 
-
-def test_an_item_of_a_group_is_its_datasets_own():
     # An error in a group names the dataset and the row of its item, before any is scored.
     with pytest.raises(ValueError, match=r"^dataset 'three', row 0 \(id 0\): item 'g': 9 tokens"):
         next(tasks.run_all(suite(), unreachable, SharedEncoder(Encoder(refused="g"))))

@@ -14,7 +14,7 @@ def write(folder, **contents):
         (folder / name).write_bytes(contents.get(name, name.encode()))
 
 
-def test_plain_files_are_told_by_path_size_and_ends(tmp_path):
+def test_files_are_told_by_path_size_and_ends_as_far_as_rows_name_them(tmp_path):
     folder = tmp_path / "images"
     write(folder)
     before = image_files.of_folder(folder)
@@ -26,8 +26,8 @@ def test_plain_files_are_told_by_path_size_and_ends(tmp_path):
     (folder / "a" / "2.PNG").unlink()
     assert len({before, changed, image_files.of_folder(folder)}) == 3
 
-
-def test_sets_are_told_by_the_images_that_rows_name(tmp_path):
+    # Sets are told by the images that rows name
+    (tmp_path := tmp_path / "next").mkdir()
     pairs, folder = tmp_path / "pairs", tmp_path / "set"
     write(pairs)
     write(folder)

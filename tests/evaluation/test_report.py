@@ -51,15 +51,6 @@ def test_report_is_complete_and_self_contained(tmp_path, results):
     assert "Before training" in words and "After training" in words
 
 
-def test_an_evaluation_apart_from_training_speaks_of_one_model(tmp_path, results):
-    percent = {name: result.hit_at_1 for name, result in results[1].items()}
-    scores.write_scores(tmp_path, "scores", scores.summary(percent, TABLE, {"swap": 61.25}))
-    text, page = write(tmp_path, None, results[1])
-    words = " ".join(page.texts)
-    assert "Score" in words and f"{scores.read_scores(tmp_path)['scores']['All']:.1f}" in words
-    assert not re.search("before training|after training|Before|After", words)
-
-
 def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     """Names, texts and ids with marks of direction, control characters, and half characters."""
     strange = "exe\u202egnp \x1b[2J\x00 \ud800 {{ 7 * 7 }} <b>"
@@ -127,6 +118,15 @@ def test_a_report_without_what_was_not_measured(tmp_path, results):
     text, page = write(tmp_path / "new", None, None)
     assert "What the numbers mean" in text
     assert "svg" not in page.tags
+
+    # An evaluation apart from training speaks of one model
+    (tmp_path := tmp_path / "next").mkdir()
+    percent = {name: result.hit_at_1 for name, result in results[1].items()}
+    scores.write_scores(tmp_path, "scores", scores.summary(percent, TABLE, {"swap": 61.25}))
+    text, page = write(tmp_path, None, results[1])
+    words = " ".join(page.texts)
+    assert "Score" in words and f"{scores.read_scores(tmp_path)['scores']['All']:.1f}" in words
+    assert not re.search("before training|after training|Before|After", words)
 
 
 def test_examples_are_failures_first_with_the_gold_or_say_that_there_are_none(tmp_path, results):
@@ -203,8 +203,8 @@ def test_retrieval_has_tables_with_intervals_and_examples(tmp_path):
     assert text.count('class="candidate gold"') >= 6 and text.count("<b>bold") == 0
     assert text.count("<img src=") > 6 and "hit@1" not in words
 
-
-def test_a_mistake_in_retrieval_shows_all_relevant_targets_as_gold(tmp_path):
+    # A mistake in retrieval shows all relevant targets as gold
+    (tmp_path := tmp_path / "next").mkdir()
     rows = [{"qry": "q", "pos_text": text} for text in ("a", "b")]
     rows += [{"qry": "other", "pos_text": text} for text in "cdefg"]
     vectors = {"q": [1, 0], "a": [4, 3], "b": [0, 1], "other": [1, 0]}

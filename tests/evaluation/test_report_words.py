@@ -103,7 +103,7 @@ def test_every_score_has_an_interval_and_galleries_are_closed(tmp_path, results)
         assert text.count(f'id="{target}"') == 1, target
 
 
-def test_losses_of_two_objectives_are_marked_and_not_compared(tmp_path, results):
+def test_losses_and_counts_are_of_objectives_and_sources(tmp_path, results):
     write_run(tmp_path, results)
     text, _ = write(tmp_path, *results)
     assert "InfoNCE until here" not in text
@@ -123,19 +123,8 @@ def test_losses_of_two_objectives_are_marked_and_not_compared(tmp_path, results)
     assert "InfoNCE until here" in text
     assert "Loss, mean of steps 10 to 12 0.750 from 1.250 in steps 6 to 8, the same obj" in words
 
-
-@for_each("verdict", ["learnt_nothing", "doubtful"])
-def test_what_the_run_found_stands_first(tmp_path, results, verdict):
-    write_run(tmp_path, results)
-    finding = {"name": "collapsed", "message": f"the model {EVIL}"}
-    change(tmp_path, "outcome.json", steps=12, verdict=verdict, findings=[finding])
-    text, page = write(tmp_path, *results)
-    assert ("This run learnt nothing." in words_of(page)) == (verdict == "learnt_nothing")
-    assert text.index("The model &lt;script&gt;") < text.index('class="tiles"')
-    assert "script" not in page.tags
-
-
-def test_counts_and_losses_by_source_are_summed_up(tmp_path, results):
+    # Counts and losses by source are summed up
+    (tmp_path := tmp_path / "next").mkdir()
     write_run(tmp_path, results)
     lines = [
         {"step": s, "loss": 1.0, "truncated_rows": 700, "source_loss/digits": 10 - s}
@@ -146,3 +135,14 @@ def test_counts_and_losses_by_source_are_summed_up(tmp_path, results):
     words = words_of(write(tmp_path, *results)[1])
     assert "5,600 truncated rows rows whose text was cut" in words
     assert "digits 5.000 2.000" in words  # the first and the last of steps 5 to 8
+
+
+@for_each("verdict", ["learnt_nothing", "doubtful"])
+def test_what_the_run_found_stands_first(tmp_path, results, verdict):
+    write_run(tmp_path, results)
+    finding = {"name": "collapsed", "message": f"the model {EVIL}"}
+    change(tmp_path, "outcome.json", steps=12, verdict=verdict, findings=[finding])
+    text, page = write(tmp_path, *results)
+    assert ("This run learnt nothing." in words_of(page)) == (verdict == "learnt_nothing")
+    assert text.index("The model &lt;script&gt;") < text.index('class="tiles"')
+    assert "script" not in page.tags

@@ -21,7 +21,7 @@ each_plan = for_each("name", NAMED)
 
 
 @each_plan
-def test_it_was_compiled_and_fits(name):
+def test_it_was_compiled_and_fits_a_slice_and_whole_batches(name):
     plan = NAMED[name]
     memory = plan["memory"]
     assert "libtpu" in plan["compiler"] and plan["problem"] == ""
@@ -29,16 +29,12 @@ def test_it_was_compiled_and_fits(name):
     assert not plan["suggestion"] or plan["suggestion"].startswith("has room for --config.")
     assert (ROOT / plan["stand_in"] / "config.json").exists()
 
-
-@each_plan
-def test_chips_are_those_of_the_slice_and_of_the_mesh(name):
+    # Chips are those of the slice and of the mesh
     plan = NAMED[name]
     sides = map(int, plan["topology"].partition(":")[2].split("x"))
     assert plan["chips"] == math.prod(sides) == math.prod(plan["settings"]["mesh"].values())
 
-
-@each_plan
-def test_the_load_is_whole_batches(name):
+    # The load is whole batches
     plan = NAMED[name]
     settings = plan["settings"]
     load = settings["load"]
@@ -59,7 +55,7 @@ def test_bytes_of_a_chip_add_up_to_the_peak(name):
 
 
 @each_plan
-def test_seconds_follow_from_flops_and_bytes(name):
+def test_seconds_rates_and_hours_follow_from_flops_and_bytes(name):
     plan = NAMED[name]
     work, estimate = plan["work"], plan["estimate"]
     assert 0 < work["useful"] <= work["executed"] and work["hbm"] > 0
@@ -70,9 +66,7 @@ def test_seconds_follow_from_flops_and_bytes(name):
     busy = parts["compute"] / estimate["seconds"]
     assert estimate["mfu"] == pytest.approx(busy * work["useful"] / work["executed"])
 
-
-@each_plan
-def test_rates_and_hours_follow_from_seconds(name):
+    # Rates and hours follow from seconds
     plan = NAMED[name]
     settings, seconds = plan["settings"], plan["estimate"]["seconds"]
     items = plan["estimate"]["items_per_second"]
@@ -83,7 +77,7 @@ def test_rates_and_hours_follow_from_seconds(name):
         assert plan["hours"] == pytest.approx(settings["steps"] * seconds / 3600)
 
 
-def test_the_page_has_a_line_for_every_plan():
+def test_the_page_has_a_line_for_every_plan_and_says_how_they_were_made():
     """With the same peak in GB, and fits."""
     lines = [line.split(" | ") for line in PAGE.splitlines() if re.match(r"\| \w+ \| v\d", line)]
     assert [(cells[0].removeprefix("| "), cells[1]) for cells in lines] == [
@@ -93,8 +87,7 @@ def test_the_page_has_a_line_for_every_plan():
         memory = plan["memory"]
         assert f"{memory['peak'] / 1e9:.2f} of {memory['capacity'] / 1e9:.2f}" in cells
 
-
-def test_the_page_says_when_and_with_what_they_were_made():
+    # The page says when and with what they were made
     assert re.search(r"\d+ \w+ 20\d\d", PAGE)
     for compiler in {plan["compiler"] for plan in PLANS}:
         assert compiler in PAGE

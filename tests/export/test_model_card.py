@@ -136,7 +136,7 @@ def test_attention_in_both_directions_is_said(tmp_path, config, expected):
     assert model_card._is_bidirectional(tmp_path) is expected
 
 
-def test_long_prompts_are_cut(tmp_path):
+def test_long_prompts_are_cut_and_nothing_of_a_data_set_acts(tmp_path):
     # A prompt as long as the limit is whole.
     longest = "x" * 1000
     assert model_card._shortened(longest) == longest
@@ -145,8 +145,8 @@ def test_long_prompts_are_cut(tmp_path):
     # Long prompts are cut.
     assert len(card_of(tmp_path, prompt="x" * 100_000)) < 20_000
 
-
-def test_nothing_of_a_data_set_acts_in_a_card(tmp_path):
+    # Nothing of a data set acts in a card
+    (tmp_path := tmp_path / "next").mkdir()
     markdown_it = pytest.importorskip("markdown_it")
     parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False})
     for hidden in HIDDEN:

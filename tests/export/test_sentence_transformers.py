@@ -175,7 +175,7 @@ INPUTS: list[tuple[Any, str, list[Image.Image]]] = [
 
 
 @for_each("model_type", FAMILIES)
-def test_texts_and_images_in_one_call(cases: Callable[[str], Case], model_type: str) -> None:
+def test_texts_and_images_in_one_call_have_our_rows_and_embeddings(cases, model_type):
     case = cases(model_type)
     expected = np.stack([case.expected(text, images) for _, text, images in INPUTS])
     similar = expected @ expected.T - np.eye(len(expected))
@@ -190,13 +190,6 @@ def test_texts_and_images_in_one_call(cases: Callable[[str], Case], model_type: 
         cosines = np.sum(embeddings * expected, axis=1)
         assert cosines.min() >= 0.99999, (how, cosines)
 
-
-def _padded(side: str) -> dict[str, Any]:
-    return {"processing_kwargs": {"text": {"padding_side": side}}}
-
-
-@for_each("model_type", FAMILIES)
-def test_rows_pixels_prompts_and_markers(cases: Callable[[str], Case], model_type: str) -> None:
     # Rows are padded at their end.
     case = cases(model_type)
     mask = case.loaded[0].preprocess(["a", "a red circle"])["attention_mask"]
@@ -225,6 +218,10 @@ def test_rows_pixels_prompts_and_markers(cases: Callable[[str], Case], model_typ
     assert case.tokens(text) == case.tokens("a red circle")
     marked = {"text": "<|image_1|>\nblue", "image": TALL}
     assert case.tokens(marked) == case.tokens({"text": "blue", "image": TALL})
+
+
+def _padded(side: str) -> dict[str, Any]:
+    return {"processing_kwargs": {"text": {"padding_side": side}}}
 
 
 @for_each("model_type", FAMILIES)

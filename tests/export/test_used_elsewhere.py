@@ -107,7 +107,7 @@ def test_long_texts_and_pictures_by_the_same_call(exports, model_type, tmp_path)
 
 
 @for_each("model_type", FAMILIES)
-def test_sentence_transformers_leaves_our_file_out(exports, model_type):
+def test_other_libraries_leave_our_file_out_or_carry_it_along(exports, model_type, tmp_path):
     """And yet the model is used as it was trained."""
     one = exports(model_type)
     assert not (one.saved / processing.FILE).exists()
@@ -121,6 +121,15 @@ def test_sentence_transformers_leaves_our_file_out(exports, model_type):
     assert prompts[0].frames == prompts[1].frames
     assert prompts[0].max_length == prompts[1].max_length == MAX_LENGTH
     assert second.defaults.prompts["query"] == "find: "
+
+    # Transformers carries the record along
+    one = exports(model_type)
+    AutoModel.from_pretrained(one.folder).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(one.folder).save_pretrained(tmp_path)
+    assert not (tmp_path / "modules.json").exists()
+    backbone = backbones.open_backbone(str(tmp_path), max_length=None)
+    assert backbone.processing == dataclasses.replace(one.processing, pixels=None)
+    assert backbone.preprocess.prompt.max_length == MAX_LENGTH
 
 
 ITEMS = [LONG, "<|image_1|>\na", RED, {"text": "a red circle", "image": RED}]
@@ -139,17 +148,6 @@ def test_the_wrong_prompt_gives_other_embeddings(exports):
     one, items = exports("llava_next"), ITEMS
     wrong = opened(one.saved, processing=Processing(prompt="raw")).encode(items)
     assert np.sum(wrong * one.theirs.encode(items), axis=1).max() < 0.99
-
-
-@for_each("model_type", FAMILIES)
-def test_transformers_carries_the_record_along(exports, model_type, tmp_path):
-    one = exports(model_type)
-    AutoModel.from_pretrained(one.folder).save_pretrained(tmp_path)
-    AutoProcessor.from_pretrained(one.folder).save_pretrained(tmp_path)
-    assert not (tmp_path / "modules.json").exists()
-    backbone = backbones.open_backbone(str(tmp_path), max_length=None)
-    assert backbone.processing == dataclasses.replace(one.processing, pixels=None)
-    assert backbone.preprocess.prompt.max_length == MAX_LENGTH
 
 
 @for_each("name", FAMILIES)

@@ -108,7 +108,7 @@ def assert_equal(found, expected):
     assert np.all(np.sum(found * expected, axis=1) >= 0.99999)
 
 
-def test_the_export_is_the_folder_as_transformers_read_it(folders, expected):
+def test_the_export_is_the_folder_as_every_library_reads_it(folders, expected):
     _, exported = folders
     assert_equal(embedded(exported), expected)
     assert [x.name for x in exported.glob("*.safetensors*")] == [tensor_files.SINGLE]  # no index
@@ -117,8 +117,7 @@ def test_the_export_is_the_folder_as_transformers_read_it(folders, expected):
     _, exported = folders
     assert "which transformers reads from version 5 on" in (exported / "README.md").read_text()
 
-
-def test_other_libraries_read_the_export_alike(folders, expected):
+    # Other libraries read the export alike
     _, exported = folders
     processor = AutoProcessor.from_pretrained(exported, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(exported).eval()

@@ -61,7 +61,7 @@ def damage(path, kind):
 # Statistics: begun again
 
 
-def test_goodput_is_begun_again(folder, caplog):
+def test_goodput_and_outcome_are_begun_again(folder, caplog):
     for kind in DAMAGES:
         caplog.clear()
         workdir = folder()
@@ -73,6 +73,16 @@ def test_goodput_is_begun_again(folder, caplog):
         assert found["starts"] == 1 and set(found["compute_at"]) == {"5"}, kind
         assert "goodput.json is damaged" in caplog.text, kind
         assert len(list(workdir.glob("goodput.json.damaged-*"))) == 1, kind
+
+    # An outcome is as good as none
+    for kind in (*DAMAGES, "findings"):
+        workdir = folder()
+        if kind == "findings":
+            (workdir / outcome.FILE).write_text('{"steps": 3, "findings": [{"name": 1}]}')
+        else:
+            damage(workdir / outcome.FILE, kind)
+        assert outcome.read(workdir) == {}, kind
+        outcome.say(workdir)
 
 
 def test_metrics_go_on_with_the_lines_that_are_whole(tmp_path, caplog, folder):
@@ -97,17 +107,6 @@ def test_metrics_go_on_with_the_lines_that_are_whole(tmp_path, caplog, folder):
         assert steps == ([3] if kind == "folder" else [1, 2, 3]), kind
         assert "metrics.jsonl is damaged" in caplog.text, kind
         assert len(list(workdir.glob("metrics.jsonl.damaged-*"))) == 1, kind
-
-
-def test_an_outcome_is_as_good_as_none(folder):
-    for kind in (*DAMAGES, "findings"):
-        workdir = folder()
-        if kind == "findings":
-            (workdir / outcome.FILE).write_text('{"steps": 3, "findings": [{"name": 1}]}')
-        else:
-            damage(workdir / outcome.FILE, kind)
-        assert outcome.read(workdir) == {}, kind
-        outcome.say(workdir)
 
 
 def test_scores_are_made_again(folder, caplog, straight):

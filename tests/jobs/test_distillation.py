@@ -241,6 +241,7 @@ def test_lora_on_pretrained_weights(data, sentences, tmp_path):
     made.lora.targets = ((r"language_model\..*_proj", True), (".*", False))
     made.optimizer.learning_rate = 1e-2
     made.data.buckets = (Bucket(tokens=160, tiles=0),)
+    made.evaluation.texts = ""
     made.export.adapter = True
     train.run(made, tmp_path / "run")
     before = load_file(folder / "model.safetensors")

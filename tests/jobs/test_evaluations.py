@@ -78,37 +78,38 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-@pytest.mark.parametrize("moment", ["before its line is written", "after"])
 def test_a_kill_neither_repeats_nor_loses_an_evaluation(
-    evaluated, workdir, no_export, plain_step, scored, monkeypatch, moment
+    evaluated, workdir, no_export, plain_step, scored, monkeypatch
 ):
+    """Of step 4, before its line is written; then again, after it."""
     evaluated.checkpoint.every = 100  # steps that are evaluated are saved
-    left = scored([20.0, 40.0])
-    add = evaluations.Evaluations.add
-
-    def killed(self, step, scores):
-        if step == 4 and moment != "after":
-            raise Killed
-        add(self, step, scores)
-        if step == 4:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluations.Evaluations, "add", killed)
-        with pytest.raises(Killed):
-            train.run(evaluated, workdir)
-    assert checkpoint_steps(workdir)[-1] == 4
-    left[:] = [0.0, 60.0] if moment == "after" else [40.0, 0.0, 60.0]  # (step 4), before, after
-    begun, writer = [], loop.MetricsWriter
+    left = scored([])
+    begun, writer, add = [], loop.MetricsWriter, evaluations.Evaluations.add
 
     def begin(*arguments, **options):
         begun.append(options["resume_step"])
         return writer(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "MetricsWriter", begin)
-        train.run(evaluated, workdir)
-    assert begun == [4]
+    monkeypatch.setattr(loop, "MetricsWriter", begin)
+    for moment, percents in (("before", [20.0, 40.0]), ("after", [40.0])):
+
+        def killed(self, step, scores, moment=moment):
+            if step == 4 and moment == "before":
+                raise Killed
+            add(self, step, scores)
+            if step == 4:
+                raise Killed
+
+        left[:] = percents
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluations.Evaluations, "add", killed)
+            with pytest.raises(Killed):
+                train.run(evaluated, workdir)
+        assert not left and checkpoint_steps(workdir)[-1] == 4, moment
+        assert given(workdir) == {2: 20.0} | ({4: 40.0} if moment == "after" else {}), moment
+    left[:] = [0.0, 60.0]  # before, after
+    train.run(evaluated, workdir)
+    assert begun[1:] == [4, 4]
     assert not left and given(workdir) == {2: 20.0, 4: 40.0, 6: 60.0}
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 

@@ -79,7 +79,7 @@ def test_the_loss_falls(trained):
     assert "q_proj.kernel_scale" in table and " int8 " in table
 
 
-def test_transformers_gives_the_embeddings(trained):
+def test_the_export_and_the_adapters_alone_give_the_embeddings(trained):
     """Of the export, which passed its check against what was trained."""
     folder, workdir = trained
     model, info = AutoModelForImageTextToText.from_pretrained(
@@ -90,9 +90,8 @@ def test_transformers_gives_the_embeddings(trained):
     assert_equal(by_torch(model.eval(), workdir / "hf"), found, 0.9999)
     assert np.all(np.sum(found * embedded(folder), axis=1) < 0.999)  # it was trained
 
-
-def test_adapters_alone_are_close_on_the_original_base(trained):
-    """The base they name is the float one; the card says so."""
+    # Adapters alone are close on the original base. The base they name is the float one; the
+    # card says so.
     _, workdir = trained
     cosine = np.sum(embedded(workdir / "hf_adapter") * embedded(workdir / "hf"), axis=1)
     assert np.all(cosine > 0.99) and np.any(cosine < 1 - 1e-6)

@@ -41,7 +41,7 @@ def run_config(data: pathlib.Path, folder: pathlib.Path) -> ConfigDict:
     config.backbone = str(folder)
     config.init = "pretrained"
     config.processing.prompt = "verbatim"
-    config.data.buckets = (Bucket(tokens=320, tiles=0), Bucket(tokens=448, tiles=5))
+    config.data.buckets = (Bucket(tokens=448, tiles=5),)  # one: half as much to compile
     return config
 
 
@@ -92,12 +92,7 @@ def assert_equal(found, expected):
     assert apart.max() < 0.999, "otherwise a wrong row could not be seen"
 
 
-def test_transformers_gives_the_embeddings(exported):
-    folder, written = exported
-    assert_equal(by_transformers(written), embedded(folder))
-
-
-def test_our_embedder_gives_the_embeddings(exported):
+def test_our_embedder_and_others_give_the_embeddings(exported):
     folder, written = exported
     np.testing.assert_allclose(embedded(written), embedded(folder), atol=1e-6)
 
@@ -133,8 +128,11 @@ def test_our_embedder_gives_the_embeddings(exported):
     )
     assert not (written / "siglip_vision_config.json").exists()
 
+    # Transformers gives the embeddings
+    folder, written = exported
+    assert_equal(by_transformers(written), embedded(folder))
 
-def test_sentence_transformers_gives_the_embeddings(exported):
+    # Sentence transformers gives the embeddings
     folder, written = exported
     model = SentenceTransformer(str(written), device="cpu")
     images = [Image.open(io.BytesIO(i.media[0].data)) if i.media else None for i in ITEMS]
@@ -152,7 +150,6 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.steps = 2
     config.batch_size = config.chunk_size = 8
     config.loss.hard_negatives = 4
-    config.data.buckets = (Bucket(tokens=448, tiles=5),)
     config.optimizer.learning_rate = 1e-3
     config.processing.missing_images = "image"
     train.run(config, base / "run")

@@ -144,13 +144,29 @@ def test_a_run_goes_on_with_what_it_chose(
     assert automatic.read(workdir)["data.buckets"] != chosen["data.buckets"]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_left_open_is_asked_for(tmp_path):
     config = own.get_config()
     with pytest.raises(ValueError) as error:
         train.run(config, tmp_path / "run")
     assert main.says_it_all(error.value)
     assert "config.backbone is empty: name the folder or hub id" in str(error.value)
     assert "config.data.train is empty: name the training data" in str(error.value)
+
+    # A plan needs values
+    with pytest.raises(ValueError, match="(?s)leaves open .*run.lora.rank, .*run.data.buckets"):
+        plan.read(
+            {
+                "job": "plan",
+                "name": "own",
+                "topologies": ("v5e:1x1",),
+                "rows": (),
+                "tokens": (),
+                "model": "",
+                "teacher": 0,
+                "suggest": False,
+                "run": own.get_config().to_dict(),
+            }
+        )
 
 
 def test_one_row_needs_a_negative_of_its_own(five_rows, tmp_path):
@@ -168,20 +184,3 @@ def test_one_row_needs_a_negative_of_its_own(five_rows, tmp_path):
     for row, changes in ((ROWS[0], {}), (own_negative, {"data.negatives": 0})):
         with pytest.raises(ValueError, match="has a single row, without negatives that are read"):
             problems(row, **changes)
-
-
-def test_a_plan_needs_values(tmp_path):
-    with pytest.raises(ValueError, match="(?s)leaves open .*run.lora.rank, .*run.data.buckets"):
-        plan.read(
-            {
-                "job": "plan",
-                "name": "own",
-                "topologies": ("v5e:1x1",),
-                "rows": (),
-                "tokens": (),
-                "model": "",
-                "teacher": 0,
-                "suggest": False,
-                "run": own.get_config().to_dict(),
-            }
-        )

@@ -7,7 +7,7 @@ import pytest
 from tests.jobs.tiny_run import metrics
 from unime_jax.data import formats, quarantine
 from unime_jax.data.schema import to_example
-from unime_jax.jobs import train
+from unime_jax.jobs import export, train
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def test_a_run_on_json_lines_reads_what_a_run_on_tfds_reads(
 ):
     config.steps = 2
     config.data.max_bad_share = 0.5
-    train.run(config, tmp_path / "tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "write", lambda *_: None)
+        train.run(config, tmp_path / "tfds")
     config.data.train = str(own)
     with pytest.raises(
         ValueError, match=r"config.data.train: source '\w+': no column is the query"

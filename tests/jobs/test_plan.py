@@ -117,13 +117,13 @@ def read(workdir):
     return json.loads((workdir / "plan.json").read_text())["plans"]
 
 
-def test_without_a_compiler(drafts):
+def test_without_a_compiler_also_several_in_one_call(drafts):
     """Arguments and FLOPs are exact, the rest is said to be unknown, and nothing is cached."""
     *_, step = read(drafts)
-    memory, work = step["memory"], step["work"]
+    sizes, work = step["memory"], step["work"]
     assert step["compiler"] == "" and step["fits"] is None and step["chips"] == 8
-    assert memory["weights"] > 0 and memory["inputs"] > 0 and memory["peak"] is None
-    assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.01)
+    assert sizes["weights"] > 0 and sizes["inputs"] > 0 and sizes["peak"] is None
+    assert sizes["optimizer"] == pytest.approx(2 * sizes["gradients"], rel=0.01)
     assert 0 < work["useful"] < work["executed"] and work["ici"] is None
     assert step["estimate"]["bound"] == "compute"
     assert step["settings"]["load"] == {"rows": [64], "tokens": [16]}
@@ -132,8 +132,7 @@ def test_without_a_compiler(drafts):
     assert report.NOTE in text and "has the shapes of" in text
     assert not list(drafts.glob("cache/*"))
 
-
-def test_several_plans_in_one_call(drafts):
+    # Several plans in one call
     plans = [(entry["recipe"], entry["topology"]) for entry in read(drafts)]
     assert plans == [("embed", "v5e:2x2"), ("step", "v5e:4x4"), ("step", "v5e:2x4")]
 

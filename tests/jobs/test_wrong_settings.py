@@ -49,7 +49,7 @@ WRONG = [
 ]
 
 
-def test_wrong_settings_are_named_before_anything_is_trained(config, workdir):
+def test_wrong_and_missing_settings_are_named_before_anything_is_trained(config, workdir):
     for changes, message in WRONG:
         wrong = copy.deepcopy(config)
         for path, value in changes.items():
@@ -59,8 +59,7 @@ def test_wrong_settings_are_named_before_anything_is_trained(config, workdir):
         assert main.says_it_all(raised.value), changes  # no traceback on the command line
         assert not metrics(workdir), changes
 
-
-def test_a_missing_key_is_named(config, workdir):
+    # A missing key is named
     del config.loss.temperature
     with pytest.raises(ValueError, match=r"missing key config.loss.temperature \(float\)"):
         train.run(config, workdir)
@@ -74,7 +73,7 @@ def interrupted():
     main.run()
 
 
-def test_the_command_line_answers_a_mistake_in_a_line_and_ctrl_c_without_traceback(tmp_path):
+def test_the_command_line_answers_a_mistake_in_a_line_and_a_bug_keeps_its_traceback(tmp_path):
     flags = ["--config=experiments/stage2.py", "--config.optimizer.learning_rte=1"]
     argv = [*flags, f"--workdir={tmp_path}"]
     mistaken, stopped = (
@@ -86,8 +85,7 @@ def test_the_command_line_answers_a_mistake_in_a_line_and_ctrl_c_without_traceba
     assert "Ctrl-C: the same command goes on" in stopped.said()
     assert "Traceback" not in mistaken.said() + stopped.said()
 
-
-def test_a_bug_keeps_its_traceback():
+    # A bug keeps its traceback
     with pytest.raises(TypeError) as raised:
         schema.check_names(None, [])
     assert not main.says_it_all(raised.value)

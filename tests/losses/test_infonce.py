@@ -31,7 +31,7 @@ def with_block(name, block):
     return OPTIONS[name] | ({} if block is None else {"column_block": block})
 
 
-def test_equals_the_loops_dense_and_by_blocks():
+def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
     tried = 0
     draws = list(itertools.product([1, 2, 4, 8, 64], [0.0, 0.3, 0.8, 1.0]))
     for seed, (name, (ids, masked)) in enumerate(itertools.product(OPTIONS, draws)):
@@ -47,8 +47,7 @@ def test_equals_the_loops_dense_and_by_blocks():
         tried += 1
     assert tried > 0.9 * len(OPTIONS) * len(draws)
 
-
-def test_equals_the_loops_on_odd_shapes():
+    # Equals the loops on odd shapes
     for pairs, columns, labels, block in ((1, 1, 1, None), (5, 3, 2, None), (3, 9, 0, 2)):
         for seed in range(3):
             rng = np.random.default_rng(seed)

@@ -113,7 +113,7 @@ def random_rows(seed, columns=None):
     return student, arrays
 
 
-def test_equals_torch_among_all_rows():
+def test_equals_torch_among_all_rows_and_with_columns_of_their_own():
     """Padding is left out of rows and columns, and no gradient reaches it."""
     for what, options in CASES.items():
         run = jitted(**options)
@@ -126,9 +126,8 @@ def test_equals_torch_among_all_rows():
             assert_by_hand(results, wanted, f"{what}, seed {seed}")
             assert not np.any(results[1][~mask])
 
-
-def test_equals_torch_with_columns_of_their_own():
-    """Queries against their positives: a rectangle, each row without its own partner."""
+    # Equals torch with columns of their own. Queries against their positives: a rectangle,
+    # each row without its own partner.
     options = {"temperature": 0.3, "direction": "symmetric"}
     run = jitted(**options)
     for seed in range(4):

@@ -1,6 +1,7 @@
 """DoRA's column norms: once a step and not once a chunk, with the same loss and gradient."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,14 @@ CONFIG = DecoderConfig(
 ADAPTERS = lora.LoraConfig(rank=3, alpha=5.0, dora=True, targets=((".*", True),))
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
-def parts(request):
+each_dtype = for_each("dtype", ["float32", "int8"])
+
+
+@functools.cache
+def parts_of(dtype):
     """The graph of a decoder with adapters as after some training, its two parts of parameters."""
     model = LanguageModel(Decoder(CONFIG, key=jax.random.key(0)))
-    if request.param == "int8":
+    if dtype == "int8":
         layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
     lora.add(model, ADAPTERS, key=jax.random.key(1))
     graph, parameters = paths.split(model)
@@ -80,7 +84,9 @@ def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     return jax.value_and_grad(value)
 
 
-def test_once_a_step_is_the_same(parts, batch):
+@each_dtype
+def test_once_a_step_is_the_same(batch, dtype):
+    parts = parts_of(dtype)
     _, trainable, _ = parts
     expected, gradient = jax.jit(loss_of(parts, batch, prepared=False))(trainable)
     for recompute, remat in ((True, "full"), (False, "none")):
@@ -114,8 +120,10 @@ def is_jaxpr(value):
     return isinstance(value, (ClosedJaxpr, Jaxpr))
 
 
+@each_dtype
 @for_each("recompute", [True, False])
-def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(parts, batch, recompute):
+def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(batch, recompute, dtype):
+    parts = parts_of(dtype)
     _, trainable, frozen = parts
     kernels = {p: leaf.shape[1:] for p, leaf in frozen.items() if p.endswith(".kernel")}
     shapes = set(kernels.values())
@@ -129,8 +137,10 @@ def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(parts, batch, recomput
     assert count(prepared=True) == [len(kernels), 0]
 
 
-def test_the_encoder_computes_norms_once_a_batch(parts, batch):
+@each_dtype
+def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
     """Outside of the loops over chunks of all groups, with the same embeddings."""
+    parts = parts_of(dtype)
     graph, trainable, frozen = parts
     kernels = [leaf.shape[1:] for path, leaf in frozen.items() if path.endswith(".kernel")]
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
@@ -150,7 +160,9 @@ def test_the_encoder_computes_norms_once_a_batch(parts, batch):
         np.testing.assert_allclose(found, other, atol=1e-6)
 
 
-def test_norms_are_of_the_merged_kernels(parts):
+@each_dtype
+def test_norms_are_of_the_merged_kernels(dtype):
+    parts = parts_of(dtype)
     graph, trainable, frozen = parts
     norms = lora.column_norms(paths.merge(graph, trainable, frozen))
     merged = paths.merge(graph, trainable, frozen)

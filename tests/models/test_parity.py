@@ -71,7 +71,7 @@ def our_rope(pair, tokens):
 
 
 @DECODERS
-def test_rotary_angles(pairs, kind):
+def test_every_part_of_the_decoder(pairs, kind):
     pair = pairs[kind]
     x = random(2, 9, 48)
     cos, sin = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
@@ -79,9 +79,7 @@ def test_rotary_angles(pairs, kind):
     np.testing.assert_allclose(ours[0][:, :, 0], cos.numpy(), atol=1e-6, rtol=0)
     np.testing.assert_allclose(ours[1][:, :, 0], sin.numpy(), atol=1e-6, rtol=0)
 
-
-@DECODERS
-def test_decoder_attention(pairs, kind):
+    # Decoder attention
     pair = pairs[kind]
     x = random(2, 9, 48)
     layer = pair.torch_model.model.language_model.layers[0].self_attn
@@ -93,9 +91,7 @@ def test_decoder_attention(pairs, kind):
     ours = first_layer(pair.model.language_model.layers).self_attn
     close(ours(jnp.asarray(x), *our_rope(pair, 9), "xla"), theirs)
 
-
-@DECODERS
-def test_decoder_layer_and_final_norm(pairs, kind):
+    # Decoder layer and final norm
     pair = pairs[kind]
     x = random(2, 9, 48)
     decoder = pair.torch_model.model.language_model
@@ -115,7 +111,7 @@ def torch_tower(pair):
 
 
 @TOWERS
-def test_vision_layer(pairs, kind):
+def test_every_part_of_the_tower(pairs, kind):
     pair = pairs[kind]
     x = random(3, 16, 32)
     layer = torch_tower(pair).encoder.layers[0]
@@ -124,10 +120,7 @@ def test_vision_layer(pairs, kind):
     ours = first_layer(pair.model.vision_tower.encoder.layers)
     close(ours(jnp.asarray(x), "xla"), theirs[0] if isinstance(theirs, tuple) else theirs)
 
-
-@TOWERS
-def test_tower_features(pairs, kind):
-    """SigLIP's last layer; of CLIP the last but one, without the class token."""
+    # Tower features. SigLIP's last layer; of CLIP the last but one, without the class token.
     pair = pairs[kind]
     x = random(3, 3, 28, 28)
     config = pair.torch_model.config
@@ -141,19 +134,14 @@ def test_tower_features(pairs, kind):
     tower = pair.model.vision_tower
     close(tower(jnp.asarray(patches), remat="none", implementation="xla"), theirs)
 
-
-@TOWERS
-def test_projector(pairs, kind):
+    # Projector
     pair = pairs[kind]
     x = random(3, 16, 32)
     with torch.no_grad():
         theirs = pair.torch_model.model.multi_modal_projector(torch.tensor(x))
     close(pair.model.multi_modal_projector(jnp.asarray(x)), theirs)
 
-
-@TOWERS
-def test_image_table(pairs, kind):
-    """From bytes to the newline and the projected patches of every tile."""
+    # Image table. From bytes to the newline and the projected patches of every tile.
     pair = pairs[kind]
     pixels = np.random.default_rng(1).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     settings = json.loads((pair.backbone.folder / "preprocessor_config.json").read_text())

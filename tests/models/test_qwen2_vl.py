@@ -104,7 +104,98 @@ def table_of(model, row, execution=EXACT):
 # Components
 
 
-def test_patches_and_their_merger(pair):
+def test_images_of_a_block_and_of_an_item_do_not_see_each_other(pair):
+    """Two images and filling in one sequence; transformers is given the two images alone."""
+    x = random(1, 30, 32)
+    places = [dynamic_resolution.patch_places(grid, 2) for grid in ((2, 6), (4, 2))]
+    position = np.full((1, 30, 3), -1)
+    position[0, :12] = np.pad(places[0], ((0, 0), (1, 0)))
+    position[0, 16:24] = np.pad(places[1], ((0, 0), (1, 0)), constant_values=1)
+    tower = pair.torch_model.model.visual
+    given = [*range(12), *range(16, 24)]
+    angles = tower.rotary_pos_emb(torch.zeros(()), torch.tensor(np.concatenate(places)))
+    theirs = tower.blocks[0](
+        torch.tensor(x[0, given]), cu_seqlens=torch.tensor([0, 12, 20]), position_embeddings=angles
+    )
+    block = first_layer(pair.model.visual.blocks)
+    cos, sin = axial_angles(jnp.asarray(position[:, :, 1:]), 16, 1e4)
+    ours = block(jnp.asarray(x), cos, sin, jnp.asarray(position[:, :, 0]), "xla")
+    assert np.isfinite(ours).all()
+    close(ours[0, given], theirs)
+
+    # Images of an item do not see each other. In the tower: the first image's tokens are the
+    # same whatever the second is.
+    tables = []
+    for other in (image(1, 30, 30), image(2, 50, 20)):
+        row = pair.backbone.preprocess(item("x", image(0, 60, 41), other))
+        tables.append(np.asarray(table_of(pair.model, row)))
+    count = int((row.patch_position[..., 0] == 0).sum()) // 4
+    np.testing.assert_allclose(tables[0][:count], tables[1][:count], atol=1e-5)
+    assert np.abs(tables[0][-4:] - tables[1][-4:]).max() > 0.01
+
+
+def test_segments_attend_to_themselves():
+    """As attention over each segment alone, in any order of the segments' tokens."""
+    q, k, v = (jnp.asarray(random(2, 9, 4, 8, seed=i)) for i in range(3))
+    segment = np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [3, 1, 3, 1, 3, 1, 2, 2, 2]])
+    ours = attention.attend(
+        q, k, v, causal=False, segment=jnp.asarray(segment), implementation="xla"
+    )
+    for row, numbers in enumerate(segment):
+        for number in set(numbers):
+            mine = numbers == number
+            alone = [x[row : row + 1, mine] for x in (q, k, v)]
+            expected = attention.attend(*alone, causal=False, implementation="xla")
+            np.testing.assert_allclose(ours[row, mine], expected[0], atol=1e-6)
+
+
+def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
+    positions = np.random.default_rng(0).integers(0, 2000, (3, 2, 9))
+    decoder = pair.torch_model.model.language_model
+    theirs = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
+    text = pair.model.language_model
+    assert text.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
+    ours = rope.rotary_angles(
+        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(  # angles up to 2000 in float32
+            mine[:, :, 0], other.numpy(), atol=2e-4, rtol=0
+        )
+
+    # Decoder attention with sections
+    x, positions = random(2, 9, 32), np.random.default_rng(0).integers(0, 20, (3, 2, 9))
+    decoder = pair.torch_model.model.language_model
+    angles = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
+    mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
+    theirs, _ = decoder.layers[0].self_attn(
+        torch.tensor(x), attention_mask=mask, position_embeddings=angles
+    )
+    text = pair.model.language_model
+    cos, sin = rope.rotary_angles(
+        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
+    )
+    ours = first_layer(pair.model.language_model.layers).self_attn
+    close(ours(jnp.asarray(x), cos, sin, "xla"), theirs)
+
+
+def test_every_part_of_the_tower(pair):
+    """Bytes of images of several sizes in tiles, against the processor's pixels in one run."""
+    pictures = [image(0, 60, 41), image(1, 9, 30), image(2, 8, 8)]
+    row = pair.backbone.preprocess(item("x", *pictures))
+    assert len(row.patches) > 4 and (row.patch_position[..., 0] == -1).any()
+    table = table_of(pair.model, row)
+    assert np.isfinite(table).all()
+    values = row.patches.reshape(-1, 48)[row.patch_position.reshape(-1, 3)[:, 0] >= 0]
+    mean, std = (np.repeat(x, 16) for x in (pair.model.pixels.mean, pair.model.pixels.std))
+    normal = ((values / 255 - mean) / std).astype(np.float32).reshape(-1, 3, 1, 16)
+    grids = [np.ptp(row.patch_position[row.patch_position[..., 0] == i], axis=0) for i in range(3)]
+    theirs = pair.torch_model.model.visual(
+        torch.tensor(np.repeat(normal, 2, axis=2).reshape(-1, 96)),
+        torch.tensor([[1, height + 1, width + 1] for _, height, width in grids]),
+    ).pooler_output
+    close(table[row.slot[row.slot >= 0]], theirs)
+
     # Patch projection.
     x = random(2, 5, 48)
     theirs = pair.torch_model.model.visual.patch_embed
@@ -126,8 +217,7 @@ def test_patches_and_their_merger(pair):
     theirs = pair.torch_model.model.visual.merger(torch.tensor(x[0]))
     close(pair.model.visual.merger(jnp.asarray(x))[0], theirs)
 
-
-def test_rows_and_columns_turn_the_frequencies(pair):
+    # Rows and columns turn the frequencies
     places = np.random.default_rng(0).integers(0, 50, (7, 2))
     theirs = pair.torch_model.model.visual.rotary_pos_emb(torch.zeros(()), torch.tensor(places))
     ours = axial_angles(jnp.asarray(places)[None], 16, 1e4)
@@ -135,94 +225,10 @@ def test_rows_and_columns_turn_the_frequencies(pair):
         np.testing.assert_allclose(mine[0, :, 0], other.numpy(), atol=1e-5, rtol=0)
 
 
-def test_a_block_keeps_images_apart(pair):
-    """Two images and filling in one sequence; transformers is given the two images alone."""
-    x = random(1, 30, 32)
-    places = [dynamic_resolution.patch_places(grid, 2) for grid in ((2, 6), (4, 2))]
-    position = np.full((1, 30, 3), -1)
-    position[0, :12] = np.pad(places[0], ((0, 0), (1, 0)))
-    position[0, 16:24] = np.pad(places[1], ((0, 0), (1, 0)), constant_values=1)
-    tower = pair.torch_model.model.visual
-    given = [*range(12), *range(16, 24)]
-    angles = tower.rotary_pos_emb(torch.zeros(()), torch.tensor(np.concatenate(places)))
-    theirs = tower.blocks[0](
-        torch.tensor(x[0, given]), cu_seqlens=torch.tensor([0, 12, 20]), position_embeddings=angles
-    )
-    block = first_layer(pair.model.visual.blocks)
-    cos, sin = axial_angles(jnp.asarray(position[:, :, 1:]), 16, 1e4)
-    ours = block(jnp.asarray(x), cos, sin, jnp.asarray(position[:, :, 0]), "xla")
-    assert np.isfinite(ours).all()
-    close(ours[0, given], theirs)
-
-
-def test_segments_attend_to_themselves():
-    """As attention over each segment alone, in any order of the segments' tokens."""
-    q, k, v = (jnp.asarray(random(2, 9, 4, 8, seed=i)) for i in range(3))
-    segment = np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [3, 1, 3, 1, 3, 1, 2, 2, 2]])
-    ours = attention.attend(
-        q, k, v, causal=False, segment=jnp.asarray(segment), implementation="xla"
-    )
-    for row, numbers in enumerate(segment):
-        for number in set(numbers):
-            mine = numbers == number
-            alone = [x[row : row + 1, mine] for x in (q, k, v)]
-            expected = attention.attend(*alone, causal=False, implementation="xla")
-            np.testing.assert_allclose(ours[row, mine], expected[0], atol=1e-6)
-
-
-def test_sections_of_the_decoders_frequencies(pair):
-    positions = np.random.default_rng(0).integers(0, 2000, (3, 2, 9))
-    decoder = pair.torch_model.model.language_model
-    theirs = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
-    text = pair.model.language_model
-    assert text.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
-    ours = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
-    )
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(  # angles up to 2000 in float32
-            mine[:, :, 0], other.numpy(), atol=2e-4, rtol=0
-        )
-
-
-def test_decoder_attention_with_sections(pair):
-    x, positions = random(2, 9, 32), np.random.default_rng(0).integers(0, 20, (3, 2, 9))
-    decoder = pair.torch_model.model.language_model
-    angles = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
-    mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
-    theirs, _ = decoder.layers[0].self_attn(
-        torch.tensor(x), attention_mask=mask, position_embeddings=angles
-    )
-    text = pair.model.language_model
-    cos, sin = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
-    )
-    ours = first_layer(pair.model.language_model.layers).self_attn
-    close(ours(jnp.asarray(x), cos, sin, "xla"), theirs)
-
-
-def test_tower(pair):
-    """Bytes of images of several sizes in tiles, against the processor's pixels in one run."""
-    pictures = [image(0, 60, 41), image(1, 9, 30), image(2, 8, 8)]
-    row = pair.backbone.preprocess(item("x", *pictures))
-    assert len(row.patches) > 4 and (row.patch_position[..., 0] == -1).any()
-    table = table_of(pair.model, row)
-    assert np.isfinite(table).all()
-    values = row.patches.reshape(-1, 48)[row.patch_position.reshape(-1, 3)[:, 0] >= 0]
-    mean, std = (np.repeat(x, 16) for x in (pair.model.pixels.mean, pair.model.pixels.std))
-    normal = ((values / 255 - mean) / std).astype(np.float32).reshape(-1, 3, 1, 16)
-    grids = [np.ptp(row.patch_position[row.patch_position[..., 0] == i], axis=0) for i in range(3)]
-    theirs = pair.torch_model.model.visual(
-        torch.tensor(np.repeat(normal, 2, axis=2).reshape(-1, 96)),
-        torch.tensor([[1, height + 1, width + 1] for _, height, width in grids]),
-    ).pooler_output
-    close(table[row.slot[row.slot >= 0]], theirs)
-
-
 # The whole
 
 
-def test_whole_model(pair):
+def test_whole_model_raw_and_in_the_chat_template(pair, chat_pair):
     """Everything in one padded chunk, each item against its own run in transformers."""
     rows, inputs, numbers = chunk(pair, items())
     hidden = np.asarray(jax.jit(lambda i: pair.model.hidden_states(i, EXACT))(inputs))
@@ -231,9 +237,8 @@ def test_whole_model(pair):
         expected = torch_hidden(pair, one)
         assert_same_rows(hidden[number, : len(row.tokens)], expected)
 
-
-def test_whole_model_in_the_chat_template(chat_pair):
-    """The same with rows and columns; transformers finds the positions itself."""
+    # Whole model in the chat template. The same with rows and columns; transformers finds the
+    # positions itself.
     pair = chat_pair
     rows, inputs, numbers = chunk(pair, items())
     embeddings = np.asarray(jax.jit(lambda i: pair.model(i, EXACT))(inputs))
@@ -265,17 +270,6 @@ def test_padding_and_neighbours_do_not_matter(pair):
     for one, number in zip(some, numbers, strict=True):
         alone, _ = packed(pair, [one], 140, 14)
         np.testing.assert_allclose(run(alone)[0], together[number], atol=1e-5)
-
-
-def test_images_of_an_item_do_not_see_each_other(pair):
-    """In the tower: the first image's tokens are the same whatever the second is."""
-    tables = []
-    for other in (image(1, 30, 30), image(2, 50, 20)):
-        row = pair.backbone.preprocess(item("x", image(0, 60, 41), other))
-        tables.append(np.asarray(table_of(pair.model, row)))
-    count = int((row.patch_position[..., 0] == 0).sum()) // 4
-    np.testing.assert_allclose(tables[0][:count], tables[1][:count], atol=1e-5)
-    assert np.abs(tables[0][-4:] - tables[1][-4:]).max() > 0.01
 
 
 def test_bfloat16_stays_close(pair):

@@ -250,18 +250,7 @@ def fitted(*arguments: str, recipe: str = "stage2"):
     return values, "\n".join(said)
 
 
-@for_each(
-    ("recipe", "steps", "expected"),
-    [("stage2", 12, 1), ("stage2", 1, 0), ("stage2:qwen2_vl_7b", 100, 10), ("llave", 15, 1)],
-)
-def test_a_short_run_has_the_recipes_share_of_warmup(recipe, steps, expected):
-    values, said = fitted(f"--config.steps={steps}", recipe=recipe)
-    assert values.optimizer.warmup_steps == expected
-    assert f"-> {expected}, as a run of {steps} steps would have none at the full" in said
-    config_reader.read(config.TrainConfig, values.to_dict())
-
-
-def test_a_warmup_that_fits_or_was_asked_for_stays():
+def test_a_short_run_has_the_recipes_share_of_warmup_and_others_what_was_asked_for():
     values, said = fitted("--config.steps=61")
     assert values.optimizer.warmup_steps == 15 and said == ""
     values, said = fitted("--config.steps=12", "--config.optimizer.warmup_steps=20")
@@ -285,3 +274,15 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     # A run of infonce alone says so
     assert "all 12 steps are plain InfoNCE" in fitted("--config.steps=12")[1]
     assert "InfoNCE" not in fitted("--config.steps=12", "--config.infonce_steps=0")[1]
+
+    # A short run has the recipes share of warmup
+    for recipe, steps, expected in [
+        ("stage2", 12, 1),
+        ("stage2", 1, 0),
+        ("stage2:qwen2_vl_7b", 100, 10),
+        ("llave", 15, 1),
+    ]:
+        values, said = fitted(f"--config.steps={steps}", recipe=recipe)
+        assert values.optimizer.warmup_steps == expected
+        assert f"-> {expected}, as a run of {steps} steps would have none at the full" in said
+        config_reader.read(config.TrainConfig, values.to_dict())

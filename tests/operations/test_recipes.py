@@ -33,7 +33,7 @@ def test_a_name_is_the_file_of_this_clone():
     assert by_file.name == "stage2:qwen2_vl_7b"
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_file_of_ones_own_is_run_and_planned(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from unime_jax.operations.recipes import stage2\n"
@@ -45,9 +45,8 @@ def test_a_file_of_ones_own(tmp_path):
     assert recipes.load(str(file)).steps == 7 and recipes.name_of(f"{file}:x") == "mine"
     assert recipes.load(f"{file}:qwen2_vl_7b").batch_size == 1024
 
-
-def test_a_file_of_ones_own_is_planned(tmp_path):
-    """Its batches are not known, so they are taken to be full."""
+    # A file of ones own is planned. Its batches are not known, so they are taken to be full.
+    (tmp_path := tmp_path / "next").mkdir()
     file = tmp_path / "mine.py"
     file.write_text(
         "from unime_jax.data.settings import Bucket\n"

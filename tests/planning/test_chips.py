@@ -5,7 +5,7 @@ import pytest
 from unime_jax.planning import chips
 
 
-def test_sizes_and_links():
+def test_sizes_and_links_by_name():
     for name, count, links in (
         ("v5e:1x1", 1, 0),
         ("v5e:2x4", 8, 2),  # a corner of a line by a line
@@ -27,8 +27,7 @@ def test_sizes_and_links():
     for chip in chips.CHIPS.values():
         assert 15e9 < chip.hbm < 103e9 and chip.dimensions in (2, 3)
 
-
-def test_names_of_no_slice():
+    # Names of no slice
     for name, message in (
         ("v5e", "is not the name of a TPU slice"),
         ("v5e-16", "is not the name of a TPU slice"),

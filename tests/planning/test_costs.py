@@ -35,7 +35,7 @@ def test_costs_is_the_only_module_that_looks_into_programs():
     assert importers == {"planning/costs.py", "planning/counting/traffic.py"}
 
 
-def test_products_and_convolutions_and_nothing_else():
+def test_products_and_convolutions_also_of_a_scan_and_its_gradient():
     assert count(jnp.matmul, shaped(3, 5), shaped(5, 7)) == 2 * 3 * 5 * 7
     batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)  # noqa: E731
     assert count(batched, shaped(4, 3, 5), shaped(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
@@ -56,9 +56,8 @@ def test_products_and_convolutions_and_nothing_else():
     compiled = jax.jit(jax.grad(loss)).lower(weights, shaped(128, 256)).compile()
     assert ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
 
-
-def test_a_scan_and_its_gradient():
-    """Forward, input's gradient and weights' gradient are a product each, remat is one more."""
+    # A scan and its gradient. Forward, input's gradient and weights' gradient are a product
+    # each, remat is one more.
     product = 2 * 4 * 8 * 8
     for remat, products in ((False, 3), (True, 4)):
 

@@ -78,7 +78,7 @@ def test_the_largest_chunks_that_should_fit_by_proportion_are_tried_first():
     assert run.says(suggest.suggest).startswith(f"fits with --config.{flags}: ")
 
 
-def test_each_change_comes_with_those_before_it():
+def test_each_change_comes_with_those_before_it_and_of_an_embedding_job_the_mesh_alone():
     """Nothing fits: chunks could not be small enough, so they are as small as the mesh allows."""
     run = Run(training(16, "none", recompute=False), WEIGHTS // 2)
     said = run.says(suggest.suggest)
@@ -109,8 +109,7 @@ def test_each_change_comes_with_those_before_it():
     assert "nothing fits of 4 changes" in run.says(suggest.suggest)
     assert len(run.compiled) == 5
 
-
-def test_an_embedding_job_can_change_its_mesh_alone():
+    # An embedding job can change its mesh alone
     run = Run(embedding(), 1000)
     assert "nothing fits of 2 changes" in run.says(suggest.suggest)
     assert [settings.mesh.tensor for settings in run.compiled] == [2, 4]

@@ -90,7 +90,7 @@ def test_a_layer_of_a_scan_is_read_as_often_as_it_runs_and_not_the_stack(mesh):
     assert weights <= found.hbm < 4 * weights
 
 
-def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
+def test_loops_of_unknown_end_and_as_a_tpus_compiler_leaves_them(mesh):
     def function(x, end):
         def body(_, x):
             return x - x.sum(0) / 64
@@ -110,6 +110,19 @@ def test_a_loop_of_unknown_end_counts_as_the_caller_says(mesh):
     assert len(seen) == 1 and "f32[8,32]" in seen[0]
     unknown = costs.traffic(text, lambda kind: None)
     assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
+
+    # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
+    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
+    assert found.ici == {"collective-permute": 4 * 32}
+
+    # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
+    found = costs.traffic(CHAIN, lambda kind: None)
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
+    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
+
+    # Text that is no module
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        costs.traffic("nothing", lambda kind: None)
 
 
 def test_groups_are_rings_of_their_own():
@@ -190,21 +203,6 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   ROOT %r = f32[8]{0} get-tuple-element(%loop), index=0
 }
 """
-
-
-def test_loops_and_chains_as_a_tpus_compiler_leaves_them():
-    # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
-    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
-    assert found.ici == {"collective-permute": 4 * 32}
-
-    # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
-    found = costs.traffic(CHAIN, lambda kind: None)
-    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
-    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
-
-    # Text that is no module
-    with pytest.raises(ValueError, match="no ENTRY computation"):
-        costs.traffic("nothing", lambda kind: None)
 
 
 ITEMS = {

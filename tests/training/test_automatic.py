@@ -128,13 +128,20 @@ def test_what_is_given_stays(mesh, tmp_path):
     assert chosen.execution.dtype == "float32"
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path):
+def test_a_record_is_read_as_it_was_written_or_named(tmp_path):
     values = automatic.by_size(settings_of(), 10**8)
     values["data.buckets"] = (Bucket(24, 0), Bucket(96, 2, 1.0))
     text = json.dumps(values, default=dataclasses.asdict)
     (tmp_path / automatic.FILE).write_text(text)
     assert automatic.read(tmp_path) == values
     assert automatic.read(tmp_path / "elsewhere") == {}
+
+    # A damaged record is named
+    for text, message in DAMAGED.items():
+        (tmp_path / automatic.FILE).write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            automatic.read(tmp_path)
+        assert str(tmp_path / automatic.FILE) in str(error.value)
 
 
 DAMAGED = {
@@ -144,11 +151,3 @@ DAMAGED = {
     '{"lora.rank": "4"}': "config.lora.rank must be of type int, not '4'",
     '{"data.buckets": [{"tokens": 8}]}': r"missing key config.data.buckets\[0\].tiles",
 }
-
-
-@for_each("text, message", DAMAGED.items())
-def test_a_damaged_record_is_named(tmp_path, text, message):
-    (tmp_path / automatic.FILE).write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        automatic.read(tmp_path)
-    assert str(tmp_path / automatic.FILE) in str(error.value)

@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(folder):
         checkpoints.restore_step(4, make_state(0))
 
 
-def test_a_checkpoint_is_proven_by_its_index_and_record(three):
+def test_a_checkpoint_is_proven_by_its_index_and_record(three, folder):
     record = json.loads((three / "6" / "record" / "metadata").read_bytes())
     damaged_checkpoints.check_readable(three, 6, record)
     for other in (record | {"checksums": {}}, {}):
@@ -178,8 +178,7 @@ def test_a_checkpoint_is_proven_by_its_index_and_record(three):
     with pytest.raises(RuntimeError, match="step 8 .*cannot be read back: FileNotFoundError"):
         damaged_checkpoints.check_readable(three, 8, record)
 
-
-def test_an_empty_index_is_no_proof(folder):
+    # An empty index is no proof
     record = json.loads((folder / "6" / "record" / "metadata").read_bytes())
     (folder / "6" / "state" / damaged_checkpoints.MANIFEST).write_bytes(b"")
     with pytest.raises(RuntimeError, match="it is not what was saved"):

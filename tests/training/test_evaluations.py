@@ -90,7 +90,7 @@ def test_the_best_is_the_highest_overall_then_the_latest():
     assert evaluations.overall({"All": None, "composition": {}}) is None
 
 
-def test_process_0_alone_writes_scores_that_all_know(tmp_path, monkeypatch):
+def test_process_0_alone_writes_scores_that_all_know_or_the_run_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     scored = Evaluations(tmp_path, settings_of(every=2))
     scored.add(2, scores(1.0))
@@ -98,8 +98,10 @@ def test_process_0_alone_writes_scores_that_all_know(tmp_path, monkeypatch):
     assert scored.scores.keys() == {2} and not scored.is_due(2)
     assert scored.best([2, 4]) == 2 and not list(tmp_path.iterdir())
 
+    # Scores that cannot be written end the run
+    (tmp_path := tmp_path / "next").mkdir()
+    monkeypatch.undo()
 
-def test_scores_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

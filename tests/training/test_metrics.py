@@ -211,7 +211,7 @@ def tensorboard_scalars(workdir):
     return found
 
 
-def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
+def test_progress_its_rate_and_the_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
     """Of a run that goes on: two steps in 8 s, so that the last two take as long."""
     clock = types.SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
     monkeypatch.setattr(progress, "time", clock)
@@ -236,8 +236,8 @@ def test_rate_and_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
     with open_writer(tmp_path, total_steps=10, resume_step=6):
         pass
 
-
-def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
+    (tmp_path := tmp_path / "next").mkdir()
+    monkeypatch.undo()
     # A bar on a terminal.
     with pytest.MonkeyPatch.context() as patch:
         terminal = io.StringIO()

@@ -82,7 +82,7 @@ def distilled(config):
     return jax.jit(functools.partial(objectives.distillation, config=config, sources=2))
 
 
-def test_distillation_counts_a_text_once(texts):
+def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):
     tokens, lengths, teacher, student = texts
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -100,9 +100,8 @@ def test_distillation_counts_a_text_once(texts):
         scale = np.abs(slope).max()
         np.testing.assert_allclose(gradient, slope, atol=1e-5 * scale, err_msg=str(rows))
 
-
-def test_distillation_of_queries_and_pairs_counts_a_text_as_often_as_it_is_in_one(texts):
-    """Row 5 is text 1 once more, and row 1 is in two pairs."""
+    # Distillation of queries and pairs counts a text as often as it is in one. Row 5 is text
+    # 1 once more, and row 1 is in two pairs.
     tokens, lengths, teacher, student = texts
     numbers = np.array([0, 1, 2, 3, 4, 1])
     batch = dataclasses.replace(

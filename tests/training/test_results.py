@@ -55,7 +55,7 @@ def evaluated(monkeypatch):
     monkeypatch.setattr(suite, "evaluate", lambda tests, encoder: (SIDE, {}))
 
 
-def test_scores_are_written_last_and_each_file_is_whole(tmp_path, evaluated, writes):
+def test_scores_are_written_last_or_not_at_all(tmp_path, evaluated, writes, monkeypatch):
     """Flushed before it has its name; the scores say that the side is done."""
     assert results.evaluate_side(TESTS, encoder, tmp_path, "before") == SIDE
     wanted = [
@@ -67,8 +67,9 @@ def test_scores_are_written_last_and_each_file_is_whole(tmp_path, evaluated, wri
     assert scores.read_scores(tmp_path) == {"before": SIDE}
     assert results_files.load_results(tmp_path / "results_before.npz") == {}
 
+    # Results that cannot be written leave no scores
+    (tmp_path := tmp_path / "next").mkdir()
 
-def test_results_that_cannot_be_written_leave_no_scores(tmp_path, evaluated, monkeypatch):
     def fails(*_):
         raise OSError("disk full")
 

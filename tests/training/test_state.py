@@ -138,14 +138,13 @@ def test_the_seed_decides_in_every_process(backbone, random_parameters):
     np.testing.assert_allclose(start, START, rtol=1e-5)
 
 
-def test_adapters_do_not_change_what_the_base_starts_from(backbone, random_parameters):
+def test_adapters_leave_random_and_pretrained_bases_alone(backbone, random_parameters):
     """Runs with and without adapters of one seed share the random base."""
     abstract_model = draw(backbone, make_mesh(1, 1, 1))
     for path, leaf in make(backbone, abstract_model).items():
         np.testing.assert_array_equal(leaf.astype(BF16), random_parameters[path])
 
-
-def test_new_adapters_on_pretrained_weights(backbone, random_parameters):
+    # New adapters on pretrained weights
     abstract_model = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
     found = make(backbone, abstract_model, adapters=DORA, init="pretrained")
     assert described(found) == described(abstract_model.parameters)
@@ -161,7 +160,7 @@ def test_new_adapters_on_pretrained_weights(backbone, random_parameters):
     assert not np.allclose(norm, random_parameters[f"{Q}.lora_magnitude"], rtol=1e-2)
 
 
-def test_draw_of_int8(backbone):
+def test_draw_of_int8_and_magnitudes_of_the_quantised(backbone):
     """Frozen linear layers are codes and scales; what is trained, and what is no layer, is not."""
     trainable = ((r"language_model\..*\.mlp\..*|.*\.lora_.*", True), (".*", False))
     abstract_model = draw(
@@ -182,9 +181,7 @@ def test_draw_of_int8(backbone):
     assert described(found) == described(zeros(abstract_model))
     state.make_state(abstract_model, zeros(abstract_model), make_optimizer(), make_mesh(2, 2, 2))
 
-
-def test_magnitudes_are_norms_of_the_quantised(backbone):
-    """What is trained starts where DoRA does nothing."""
+    # Magnitudes are norms of the quantised. What is trained starts where DoRA does nothing.
     mesh = make_mesh(1, 1, 1)
     abstract_model = draw(backbone, mesh, adapters=DORA, trainable=ADAPTERS, frozen_dtype=INT8)
     found = make(backbone, abstract_model, adapters=DORA, init="pretrained")

@@ -202,7 +202,7 @@ def ranked(name, rank):
     )
 
 
-def test_captions_of_one_image_are_drawn_together():
+def test_rows_of_every_kind_are_drawn(tmp_path):
     counts = np.array([3, 1], np.int32)
     found = CaptionsResult("s", counts, ranked("s", [0, 0, 7, 0]), ranked("s", [0, 5]))
     columns = [("captions", "s", way, "R@1") for way in ("t2i", "i2t")]
@@ -212,8 +212,7 @@ def test_captions_of_one_image_are_drawn_together():
     draws = rows.drawn_differences(t2i, zero, 0)[columns[0]]
     assert set(np.round(draws, 6)) == {round(200 / 3, 6), 75.0, 100.0}
 
-
-def test_retrieval_and_compositional_benchmarks_change_by_row(tmp_path):
+    # Retrieval and compositional benchmarks change by row
     def write(name, rank, sign):
         sets = {"x": ranked("x", rank), "y": ranked("y", rank[::-1])}
         cosines = sign * np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 2, 2)

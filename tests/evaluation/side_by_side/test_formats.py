@@ -57,8 +57,7 @@ def test_every_format_has_all_numbers_and_says_what_is_published():
     assert text.count(r"\end{table}") == 1 and r"\textbackslash{}end\{table\}" in text
     assert not re.search(r"(?<!\\)[%#_]", text.split("\n", 1)[1].replace("$-$", ""))
 
-
-def test_many_columns_stand_below_each_other():
+    # Many columns stand below each other
     columns = [("datasets", f"set_{n}") for n in range(formats.WIDE + 1)]
     table = formats.markdown_table(comparison(columns), columns).splitlines()
     assert formats.is_wide(columns) and not formats.is_wide(columns[:4])

@@ -54,7 +54,7 @@ def opened(data, limit=0):
     return retrieval.Task(data, limit).open(lambda path: b"")
 
 
-def test_targets_of_all_rows_are_the_corpus_and_equal_queries_are_one(tmp_path):
+def test_targets_of_all_rows_are_the_corpus_of_queries_that_do_not_find_themselves(tmp_path):
     rows = [
         pair("a", "x", "n"),
         pair("b", "y", id="second"),
@@ -71,8 +71,7 @@ def test_targets_of_all_rows_are_the_corpus_and_equal_queries_are_one(tmp_path):
     assert relevant == ["x", "y", "y", "a"] and judged.offsets.tolist() == [0, 2, 3, 4]
     assert len(opened(Pairs("test", rows, tmp_path), limit=2).ids) == 2
 
-
-def test_a_query_does_not_find_itself_and_copies_stand_before_their_original(tmp_path):
+    (tmp_path := tmp_path / "next").mkdir()
     # A query does not find itself, but one that is judged relevant to itself does, and others find
     # it.
     e = np.eye(4, dtype=np.float32)
@@ -92,7 +91,7 @@ def test_a_query_does_not_find_itself_and_copies_stand_before_their_original(tmp
     assert len(opened(data).items) == 3
 
 
-def test_a_hand_made_case_of_graded_targets(tmp_path):
+def test_a_hand_made_case_of_graded_targets_and_queries_without_any(tmp_path, caplog):
     """Cosines 1, .8, .6, .6, 0 of documents d0 to d4; d1 is worth 1, d3 3, d4 2."""
     vectors = {"q": [1, 0], "d0": [1, 0], "d1": [4, 3], "d2": [3, 4], "d3": [3, -4], "d4": [0, 1]}
     corpus = [{"_id": name, "text": name} for name in vectors if name != "q"]
@@ -109,6 +108,20 @@ def test_a_hand_made_case_of_graded_targets(tmp_path):
     assert [result.items[i].text for i in result.top[0]] == ["d0", "d1", "d2", "d3", "d4"]
     assert result.top_relevant[0].tolist() == [False, True, False, True, True]
     assert result.items[result.gold[0]].text == "d1" and result.hardest[0] == 1
+
+    # Queries without a relevant target are left out and counted
+    (tmp_path := tmp_path / "next").mkdir()
+    queries = [{"_id": name, "text": name} for name in "qrs"]
+    qrels = [{"query-id": name, "corpus-id": "d", "score": n} for n, name in enumerate("qr")]
+    data = Judged("own", queries, [{"_id": "d", "text": "d"}], qrels, tmp_path)
+    logging.use_absl_handler()
+    with caplog.at_level("WARNING"):
+        task = opened(data)
+    assert task.ids == ["r"] and len(task.items) == 2
+    assert "retrieval set 'own': 2 of 3 queries have no relevant target" in caplog.text
+    assert len(run(data, lambda items: np.ones((len(items), 2)), limit=2).ids) == 1
+    with pytest.raises(ValueError, match="'own': none of 1 queries has a relevant target"):
+        opened(data, limit=1)
 
 
 def test_images_of_pairs_and_of_a_judged_corpus(tmp_path):
@@ -172,20 +185,6 @@ def test_images_of_pairs_and_of_a_judged_corpus(tmp_path):
     ]  # fmt: skip
     assert items[1].text == "A title and a text" and task.judged.grade.tolist() == [2]
     assert task.items.where(task.judged.candidates[3]) == "retrieval set 'own', corpus row 3"
-
-
-def test_queries_without_a_relevant_target_are_left_out_and_counted(tmp_path, caplog):
-    queries = [{"_id": name, "text": name} for name in "qrs"]
-    qrels = [{"query-id": name, "corpus-id": "d", "score": n} for n, name in enumerate("qr")]
-    data = Judged("own", queries, [{"_id": "d", "text": "d"}], qrels, tmp_path)
-    logging.use_absl_handler()
-    with caplog.at_level("WARNING"):
-        task = opened(data)
-    assert task.ids == ["r"] and len(task.items) == 2
-    assert "retrieval set 'own': 2 of 3 queries have no relevant target" in caplog.text
-    assert len(run(data, lambda items: np.ones((len(items), 2)), limit=2).ids) == 1
-    with pytest.raises(ValueError, match="'own': none of 1 queries has a relevant target"):
-        opened(data, limit=1)
 
 
 def judged(queries=None, corpus=None, qrels=None, folder=None):

@@ -110,14 +110,14 @@ def test_sides_and_splits(given, tmp_path):
         embed.run(given, tmp_path)
 
 
-def test_float16(given, straight, tmp_path):
+def test_float16_and_int8(given, straight, tmp_path):
     given.output.dtype = "float16"
     embed.run(given, tmp_path / "half")
     assert np.load(tmp_path / "half" / "vectors" / "000000.npy").dtype == np.float16
     np.testing.assert_allclose(vectors(tmp_path / "half"), vectors(straight), atol=1e-3)
 
-
-def test_int8(given, straight, tmp_path):
+    # int8
+    given.output.dtype = "float32"
     given.dtype = "int8"
     embed.run(given, tmp_path / "codes")
     cosines = np.sum(vectors(tmp_path / "codes") * vectors(straight), axis=1)
