@@ -84,6 +84,9 @@ def environment(server: Bucket) -> dict[str, str]:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # An answer in two packets waits 40 ms for word of the first.
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: Bucket
 
     def log_message(self, *_: object) -> None:
@@ -242,6 +245,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # a client that has heard enough
             self.end_headers()
             self.wfile.write(content)
+            self.wfile.flush()
 
 
 def _metadata(bucket: str, name: str, stored: Stored) -> dict[str, str]:
