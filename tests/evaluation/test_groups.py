@@ -73,6 +73,7 @@ def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
         next(tasks.run_all(broken, unreachable, SharedEncoder(Encoder())))
 
     # A text with another instruction is another item.
+    monkeypatch.undo()
     encode = Encoder()
     shared = SharedEncoder(encode)
     shared.encode_group([[Item("a")], [Item("a", suffix="!"), Item("b")]])

@@ -52,7 +52,7 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     write(folder)
     pair_of(folder)
     config = tiny_run.make_config(data)
-    config.steps = 3
+    config.steps = config.checkpoint.every = 3
     config.batch_size = config.chunk_size = 8
     config.loss.hard_negatives = 4
     config.backbone = str(folder)

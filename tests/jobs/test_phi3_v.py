@@ -33,7 +33,7 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     folder = write_phi3_v(tmp_path_factory.mktemp("phi3_v") / "folder")
     write_weights(folder)
     config = tiny_run.make_config(data)
-    config.steps = 3
+    config.steps = config.checkpoint.every = 3
     config.batch_size = config.chunk_size = 8
     config.loss.hard_negatives = 4
     config.backbone = str(folder)

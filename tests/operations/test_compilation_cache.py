@@ -48,13 +48,14 @@ def test_programs_of_a_cpu_are_the_users_and_the_cpus(chosen, home, tmp_path, mo
     assert compilation_cache.folder_for(None) == home / "tpu"
 
 
-def test_what_was_asked_for_is_used_or_none(chosen, home, tmp_path):
+def test_what_was_asked_for_is_used(chosen, home, tmp_path):
     compilation_cache.use_for_job(str(tmp_path / "mine"), tmp_path)
     assert chosen == {FILES: str(tmp_path / "mine")}
     compilation_cache.use_for_library()  # within a job
     assert chosen == {FILES: str(tmp_path / "mine")} and not home.exists()
 
-    # A job without a cache has none
+
+def test_a_job_without_a_cache_has_none(chosen, home, tmp_path):
     compilation_cache.use_for_job("", tmp_path)
     compilation_cache.use_for_library()
     assert not chosen and not home.exists()
