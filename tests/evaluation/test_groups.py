@@ -64,6 +64,8 @@ def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
     assert len(list(tasks.run_all(suite(), unreachable, shared))) == 4
     assert encode.calls == ["abcde", "fghib"]
 
+    monkeypatch.undo()
+
     # An error in a group names the dataset and the row of its item, before any is scored.
     with pytest.raises(ValueError, match=r"^dataset 'three', row 0 \(id 0\): item 'g': 9 tokens"):
         next(tasks.run_all(suite(), unreachable, SharedEncoder(Encoder(refused="g"))))
@@ -73,7 +75,6 @@ def test_small_tasks_are_encoded_together_with_the_same_results(monkeypatch):
         next(tasks.run_all(broken, unreachable, SharedEncoder(Encoder())))
 
     # A text with another instruction is another item.
-    monkeypatch.undo()
     encode = Encoder()
     shared = SharedEncoder(encode)
     shared.encode_group([[Item("a")], [Item("a", suffix="!"), Item("b")]])
