@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from unime_jax import files
 from unime_jax.evaluation import image_files, retrieval_files
 
 NAMES = ("a/1.jpg", "a/2.PNG", "3.webp")
@@ -14,7 +15,7 @@ def write(folder, **contents):
         (folder / name).write_bytes(contents.get(name, name.encode()))
 
 
-def test_files_are_told_by_path_size_and_ends_as_far_as_rows_name_them(tmp_path):
+def test_plain_files_are_told_by_path_size_and_ends(tmp_path):
     folder = tmp_path / "images"
     write(folder)
     before = image_files.of_folder(folder)
@@ -26,8 +27,32 @@ def test_files_are_told_by_path_size_and_ends_as_far_as_rows_name_them(tmp_path)
     (folder / "a" / "2.PNG").unlink()
     assert len({before, changed, image_files.of_folder(folder)}) == 3
 
-    # Sets are told by the images that rows name
-    (tmp_path := tmp_path / "next").mkdir()
+
+def test_images_of_a_bucket_are_listed_and_those_of_sets_looked_at(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = files.as_path("gs://bucket/images")
+    rows = {"corpus.jsonl": '{"id": "d", "image": "a/1.jpg"}', "queries.jsonl": '{"id": "q"}'}
+    rows["qrels.tsv"] = "query-id\tcorpus-id\nq\td"
+    contents = dict.fromkeys(NAMES, "image") | rows
+    for name, text in contents.items():
+        files.write_whole(folder / name, text)
+
+    sets = retrieval_files.open_sets(folder, {})
+
+    def seen():
+        return image_files.of_folder(folder), image_files.of_sets(sets, 0)
+
+    before = seen()
+    files.write_whole(folder / "readme.txt", "no image")
+    assert seen() == before
+    for name, same_set in (("a/2.PNG", True), ("a/1.jpg", False)):
+        files.write_whole(folder / name, "other")
+        after = seen()
+        assert after[0] != before[0] and (after[1] == before[1]) == same_set
+        before = after
+
+
+def test_sets_are_told_by_the_images_that_rows_name(tmp_path):
     pairs, folder = tmp_path / "pairs", tmp_path / "set"
     write(pairs)
     write(folder)
