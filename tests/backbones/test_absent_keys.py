@@ -42,22 +42,7 @@ def decoder(text, max_length=16):
     return hf_config.decoder_config(text, model_types=(text.model_type,), max_length=max_length)
 
 
-@for_each("kind", [LlamaConfig, MistralConfig, Qwen2Config, Phi3Config])
-def test_a_decoder_takes_its_numbers_from_the_configuration(kind):
-    """Unlike any default; and the default, where nothing is said, is transformers'."""
-    rope = {"rope_type": "default", "rope_theta": 12345.0}
-    given = kind(**SIZES, rms_norm_eps=3e-4, rope_parameters=rope, pad_token_id=0)
-    found, silent = decoder(given), decoder(kind(**SIZES, pad_token_id=0))
-    assert (found.rms_norm_eps, found.rope_theta) == (3e-4, 12345.0)
-    assert (found.num_layers, found.num_heads, found.num_kv_heads, found.head_dim) == (3, 4, 2, 16)
-    assert (found.vocab_size, found.hidden_size, found.intermediate_size) == (100, 64, 32)
-    assert found.qkv_bias is silent.qkv_bias is (kind is Qwen2Config)
-    epsilon = {LlamaConfig: 1e-6, MistralConfig: 1e-6, Qwen2Config: 1e-6, Phi3Config: 1e-5}
-    assert (silent.rms_norm_eps, silent.rope_theta) == (epsilon[kind], 10000.0)
-    assert silent.causal and silent.long_rope is None
-
-
-def test_a_sliding_window_may_be_as_long_as_the_longest_row():
+def test_a_decoder_takes_its_numbers_and_refuses_what_it_lacks():
     mistral = MistralConfig(**SIZES, sliding_window=64)
     decoder(mistral, 64)
     with pytest.raises(ValueError, match="sliding_window is 64 tokens, and rows may have 65"):
@@ -70,11 +55,29 @@ def test_a_sliding_window_may_be_as_long_as_the_longest_row():
     with pytest.raises(ValueError, match="sliding_window is 64 tokens, and rows may have 65"):
         decoder(switched_on, 65)
 
+    # A decoder takes its numbers from the configuration. Unlike any default; and the default,
+    # where nothing is said, is transformers'.
+    for kind in [LlamaConfig, MistralConfig, Qwen2Config, Phi3Config]:
+        rope = {"rope_type": "default", "rope_theta": 12345.0}
+        given = kind(**SIZES, rms_norm_eps=3e-4, rope_parameters=rope, pad_token_id=0)
+        found, silent = decoder(given), decoder(kind(**SIZES, pad_token_id=0))
+        assert (found.rms_norm_eps, found.rope_theta) == (3e-4, 12345.0)
+        assert (found.num_layers, found.num_heads, found.num_kv_heads, found.head_dim) == (
+            3,
+            4,
+            2,
+            16,
+        )
+        assert (found.vocab_size, found.hidden_size, found.intermediate_size) == (100, 64, 32)
+        assert found.qkv_bias is silent.qkv_bias is (kind is Qwen2Config)
+        epsilon = {LlamaConfig: 1e-6, MistralConfig: 1e-6, Qwen2Config: 1e-6, Phi3Config: 1e-5}
+        assert (silent.rms_norm_eps, silent.rope_theta) == (epsilon[kind], 10000.0)
+        assert silent.causal and silent.long_rope is None
 
-@for_each("key", ["mlp_bias", "attention_bias"])
-def test_biases_that_a_decoder_lacks_are_refused(key):
-    with pytest.raises(ValueError, match=f"text_config.{key} is True"):
-        decoder(LlamaConfig(**SIZES, **{key: True}))
+    # Biases that a decoder lacks are refused
+    for key in ["mlp_bias", "attention_bias"]:
+        with pytest.raises(ValueError, match=f"text_config.{key} is True"):
+            decoder(LlamaConfig(**SIZES, **{key: True}))
 
 
 @for_each(

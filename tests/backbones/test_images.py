@@ -17,7 +17,7 @@ from unime_jax.batch import Item, Media
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts" / "image_resize.json"
 
 
-def test_an_image_is_its_colours_on_white_in_the_order_of_the_item():
+def test_an_image_is_its_colours_on_white_and_of_16_bits_the_upper_ones():
     # RGB images are not changed.
     image = noise(5, 4)
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image))
@@ -39,13 +39,14 @@ def test_an_image_is_its_colours_on_white_in_the_order_of_the_item():
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert decode_images(Item("text only"), None) == []
 
-
-@for_each("format", ["PNG", "TIFF"])
-def test_of_greys_with_16_bits_the_upper_ones_are_used(format):
-    greys = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    (image,) = decode_images(Item("", (Media("a", encoded(Image.fromarray(greys), format)),)), None)
-    np.testing.assert_array_equal(np.asarray(image)[..., 0], greys // 256)
-    assert image.mode == "RGB"
+    # Of greys with 16 bits the upper ones are used
+    for format in ["PNG", "TIFF"]:
+        greys = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+        (image,) = decode_images(
+            Item("", (Media("a", encoded(Image.fromarray(greys), format)),)), None
+        )
+        np.testing.assert_array_equal(np.asarray(image)[..., 0], greys // 256)
+        assert image.mode == "RGB"
 
 
 def fixed_sizes() -> list[tuple[int, int]]:

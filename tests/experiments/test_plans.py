@@ -43,7 +43,7 @@ def test_it_was_compiled_and_fits_a_slice_and_whole_batches(name):
 
 
 @each_plan
-def test_bytes_of_a_chip_add_up_to_the_peak(name):
+def test_totals_follow_from_their_parts(name):
     """Outputs that take no argument's place are all that is not listed."""
     plan = NAMED[name]
     memory = plan["memory"]
@@ -53,9 +53,7 @@ def test_bytes_of_a_chip_add_up_to_the_peak(name):
     assert memory["activations"] <= memory["temporaries"]
     assert 0 <= memory["gradients"] <= memory["optimizer"]
 
-
-@each_plan
-def test_seconds_rates_and_hours_follow_from_flops_and_bytes(name):
+    # Seconds rates and hours follow from flops and bytes
     plan = NAMED[name]
     work, estimate = plan["work"], plan["estimate"]
     assert 0 < work["useful"] <= work["executed"] and work["hbm"] > 0

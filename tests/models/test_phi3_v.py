@@ -253,7 +253,7 @@ def unpatched(tiles: np.ndarray) -> np.ndarray:
     return x.reshape(-1, 3, TILE, TILE)
 
 
-def test_recorded_pixels_and_global_views():
+def test_recorded_pixels_and_global_views_that_are_torchs_bicubic():
     """Three images in one row, their tiles shuffled: 2 x 2, 1 x 1 and 2 x 8 crops."""
     record = json.loads((GOLDEN / "processor" / "pixels.json").read_text())
     mean, std = (np.array(record[x], np.float32) for x in ("image_mean", "image_std"))
@@ -285,23 +285,25 @@ def test_recorded_pixels_and_global_views():
         start += count
     np.testing.assert_array_equal(filled[-2:], tiles[-2:])
 
-
-@for_each("grid", [(1, 1), (1, 2), (3, 1), (2, 4), (5, 3), (4, 4)])
-def test_global_views_are_torchs_bicubic(grid):
-    """Tiles of 8 x 8 pixels, edges and all."""
+    # Global views are torchs bicubic. Tiles of 8 x 8 pixels, edges and all.
     import torch
 
-    canvas = np.random.default_rng(0).normal(size=(3, grid[0] * 8, grid[1] * 8)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(
-        torch.tensor(canvas)[None], size=(8, 8), mode="bicubic", align_corners=False
-    )[0]
-    crops = canvas.transpose(1, 2, 0).reshape(grid[0], 8, grid[1], 8, 3).swapaxes(1, 2)
-    cut = np.pad(crops.reshape(-1, 8, 8, 3), ((1, 0), (0, 0), (0, 0), (0, 0)))
-    tiles, position = anyres.cut_patches(cut, 2), hd_transform.patch_places(grid, 4, 5)
-    filled = jax.jit(fill_global_views)(tiles[None], position[None])[0]
-    view = np.asarray(filled[0]).reshape(4, 4, 3, 2, 2).transpose(2, 0, 3, 1, 4).reshape(3, 8, 8)
-    np.testing.assert_allclose(view, theirs, atol=1e-5)
-    np.testing.assert_array_equal(filled[1:], tiles[1:])
+    for grid in [(1, 1), (1, 2), (3, 1), (2, 4), (5, 3), (4, 4)]:
+        canvas = (
+            np.random.default_rng(0).normal(size=(3, grid[0] * 8, grid[1] * 8)).astype(np.float32)
+        )
+        theirs = torch.nn.functional.interpolate(
+            torch.tensor(canvas)[None], size=(8, 8), mode="bicubic", align_corners=False
+        )[0]
+        crops = canvas.transpose(1, 2, 0).reshape(grid[0], 8, grid[1], 8, 3).swapaxes(1, 2)
+        cut = np.pad(crops.reshape(-1, 8, 8, 3), ((1, 0), (0, 0), (0, 0), (0, 0)))
+        tiles, position = anyres.cut_patches(cut, 2), hd_transform.patch_places(grid, 4, 5)
+        filled = jax.jit(fill_global_views)(tiles[None], position[None])[0]
+        view = (
+            np.asarray(filled[0]).reshape(4, 4, 3, 2, 2).transpose(2, 0, 3, 1, 4).reshape(3, 8, 8)
+        )
+        np.testing.assert_allclose(view, theirs, atol=1e-5)
+        np.testing.assert_array_equal(filled[1:], tiles[1:])
 
 
 # Meshes

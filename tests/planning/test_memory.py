@@ -67,7 +67,7 @@ def test_weights_and_moments_are_those_of_the_shards(backbone):
     assert needed.held == needed.weights + needed.optimizer + needed.inputs
 
 
-def test_activations_are_of_one_chunk_or_of_all(backbone):
+def test_activations_are_of_chunks_and_of_evaluations_during_a_distillation(backbone):
     """Twelve chunks of eight rows, of which a row shard has two."""
     for recompute, chunks in ((True, 1), (False, 12)):
         program = step_of(backbone, stage2, **{"execution.recompute": recompute})
@@ -82,9 +82,8 @@ def test_activations_are_of_one_chunk_or_of_all(backbone):
     assert needed.inputs == 2 * batch + 64 * backbone.dimension * 4
     assert needed.optimizer == needed.gradients == 0
 
-
-def test_evaluations_during_a_distillation_need_the_tower_as_well(backbone):
-    """Its step trains and reads the language model alone."""
+    # Evaluations during a distillation need the tower as well. Its step trains and reads the
+    # language model alone.
     alone = step_of(backbone, stage1, **{"evaluation.every": 0})
     program = step_of(backbone, stage1, **{"evaluation.every": 5})
     assert alone.idle == {} and program.idle

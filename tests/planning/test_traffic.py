@@ -32,7 +32,7 @@ def ici(text, trips=lambda kind: None):
     return found.ici
 
 
-def test_each_collective_by_its_size(mesh):
+def test_each_collective_by_its_size_and_by_groups_that_are_rings(mesh):
     text = compile_text(mesh, lambda x: x * 2, shaped(mesh, (64, 32), "x"), out=())
     assert ici(text) == {"all-gather": 7 / 8 * 64 * 32 * BYTES}
 
@@ -56,77 +56,8 @@ def test_each_collective_by_its_size(mesh):
     assert found["reduce-scatter"] == 7 / 8 * local
     assert found["all-to-all"] == pytest.approx(7 / 8 * local)
 
-
-def test_a_layer_of_a_scan_is_read_as_often_as_it_runs_and_not_the_stack(mesh):
-    # Five layers whose weights are gathered one at a time, as with fsdp.
-    def function(x, weights):
-        def body(x, w):
-            w = jax.lax.with_sharding_constraint(w, jax.P())
-            return jnp.tanh(x @ w), None
-
-        return jax.lax.scan(body, x, weights)[0]
-
-    text = compile_text(
-        mesh, function, shaped(mesh, (64, 32), "x"), shaped(mesh, (5, 32, 32), None, "x")
-    )
-    assert ici(text) == {"all-gather": 5 * 7 / 8 * 32 * 32 * BYTES}
-
-    # The dearest branch counts
-    def function(x, which):
-        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
-        return jax.lax.cond(which, light, heavy, x)
-
-    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
-    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
-    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
-
-    # HBM: five layers read their own matrix each, not all five.
-    def function(x, weights):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
-
-    text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
-    found = costs.traffic(text, lambda kind: None)
-    weights = 5 * 256 * 256 * BYTES
-    assert weights <= found.hbm < 4 * weights
-
-
-def test_loops_of_unknown_end_and_as_a_tpus_compiler_leaves_them(mesh):
-    def function(x, end):
-        def body(_, x):
-            return x - x.sum(0) / 64
-
-        return jax.lax.fori_loop(0, end, body, x)
-
-    end = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, jax.P()))
-    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), end)
-    seen = []
-
-    def trips(kind):
-        seen.append(kind)
-        return 11
-
-    once = 2 * 7 / 8 * 32 * BYTES
-    assert ici(text, trips) == {"all-reduce": 11 * once}
-    assert len(seen) == 1 and "f32[8,32]" in seen[0]
-    unknown = costs.traffic(text, lambda kind: None)
-    assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
-
-    # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
-    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
-    assert found.ici == {"collective-permute": 4 * 32}
-
-    # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
-    found = costs.traffic(CHAIN, lambda kind: None)
-    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
-    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
-
-    # Text that is no module
-    with pytest.raises(ValueError, match="no ENTRY computation"):
-        costs.traffic("nothing", lambda kind: None)
-
-
-def test_groups_are_rings_of_their_own():
-    """Lines that a TPU's compiler may print, with groups in both notations; without: all chips."""
+    # Groups are rings of their own. Lines that a TPU's compiler may print, with groups in
+    # both notations; without: all chips.
     text = """HloModule m, is_scheduled=true, num_partitions=16
 
 ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
@@ -172,6 +103,94 @@ ENTRY %main (p: f32[16,8]) -> f32[4,8] {
 """  # noqa: E501
     found = costs.traffic(text, lambda kind: None)
     assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
+
+
+def test_hbm_of_a_scans_layers_of_every_dtype_and_of_updates_and_slices(mesh):
+    # Five layers whose weights are gathered one at a time, as with fsdp.
+    def function(x, weights):
+        def body(x, w):
+            w = jax.lax.with_sharding_constraint(w, jax.P())
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(body, x, weights)[0]
+
+    text = compile_text(
+        mesh, function, shaped(mesh, (64, 32), "x"), shaped(mesh, (5, 32, 32), None, "x")
+    )
+    assert ici(text) == {"all-gather": 5 * 7 / 8 * 32 * 32 * BYTES}
+
+    # The dearest branch counts
+    def function(x, which):
+        heavy, light = (lambda x: x - x.sum(0)), (lambda x: x)
+        return jax.lax.cond(which, light, heavy, x)
+
+    which = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), which)
+    assert ici(text) == {"all-reduce": 2 * 7 / 8 * 32 * BYTES}
+
+    # HBM: five layers read their own matrix each, not all five.
+    def function(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
+    found = costs.traffic(text, lambda kind: None)
+    weights = 5 * 256 * 256 * BYTES
+    assert weights <= found.hbm < 4 * weights
+
+    # Hbm of every dtype and of updates and slices
+    # Every dtype has its own size.
+    for dtype, size in ITEMS.items():
+        text = f"""HloModule m, num_partitions=2
+
+ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
+  %p = {dtype}[6]{{0}} parameter(0)
+  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
+}}
+"""
+        moved = costs.traffic(text, lambda kind: None)
+        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
+
+    # Of updates and slices only the part moves. In a fusion: the row read and written, the part
+    # read and written, and the scalar.
+    row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
+    fused = 2 * row + 2 * part + BYTES
+    moved = costs.traffic(UPDATES, lambda kind: None)
+    assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
+
+
+def test_loops_of_unknown_end_and_as_a_tpus_compiler_leaves_them(mesh):
+    def function(x, end):
+        def body(_, x):
+            return x - x.sum(0) / 64
+
+        return jax.lax.fori_loop(0, end, body, x)
+
+    end = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, jax.P()))
+    text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), end)
+    seen = []
+
+    def trips(kind):
+        seen.append(kind)
+        return 11
+
+    once = 2 * 7 / 8 * 32 * BYTES
+    assert ici(text, trips) == {"all-reduce": 11 * once}
+    assert len(seen) == 1 and "f32[8,32]" in seen[0]
+    unknown = costs.traffic(text, lambda kind: None)
+    assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
+
+    # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
+    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
+    assert found.ici == {"collective-permute": 4 * 32}
+
+    # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
+    found = costs.traffic(CHAIN, lambda kind: None)
+    assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
+    assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
+
+    # Text that is no module
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        costs.traffic("nothing", lambda kind: None)
 
 
 LOOP = """HloModule m, num_partitions=8
@@ -235,27 +254,6 @@ ENTRY %main (p: f32[5,4,8], q: f32[1,4,8], r: f32[7,8], i: s32[]) -> f32[5,4,8] 
   ROOT %u = f32[5,4,8]{2,1,0} dynamic-update-slice(%f0, %q, %i, %i, %i)
 }
 """
-
-
-def test_hbm_of_every_dtype_and_of_updates_and_slices():
-    # Every dtype has its own size.
-    for dtype, size in ITEMS.items():
-        text = f"""HloModule m, num_partitions=2
-
-ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
-  %p = {dtype}[6]{{0}} parameter(0)
-  ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
-}}
-"""
-        moved = costs.traffic(text, lambda kind: None)
-        assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
-
-    # Of updates and slices only the part moves. In a fusion: the row read and written, the part
-    # read and written, and the scalar.
-    row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
-    fused = 2 * row + 2 * part + BYTES
-    moved = costs.traffic(UPDATES, lambda kind: None)
-    assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
 
 
 CHAIN = """HloModule m, num_partitions=16

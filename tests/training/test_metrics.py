@@ -79,7 +79,9 @@ def test_whatever_is_logged_is_strict_json(tmp_path, monkeypatch):
     assert line == {"step": 1} | {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
-def test_resuming_cuts_what_the_dead_run_wrote_after_its_checkpoint(tmp_path):
+def test_resuming_cuts_what_the_dead_run_wrote_and_the_file_is_whole_at_any_moment(
+    tmp_path, monkeypatch
+):
     with open_writer(tmp_path) as writer:
         for step in range(1, 7):
             writer.write(step, {"loss": step})
@@ -94,8 +96,8 @@ def test_resuming_cuts_what_the_dead_run_wrote_after_its_checkpoint(tmp_path):
     with open_writer(tmp_path) as writer:  # from the start: nothing of the old run is left
         assert lines(tmp_path) == []
 
-
-def test_a_cut_file_is_whole_at_any_moment(tmp_path, monkeypatch):
+    # A cut file is whole at any moment
+    (tmp_path := tmp_path / "next").mkdir()
     # Nothing to cut leaves the file alone.
     with open_writer(tmp_path) as writer:
         writer.write(1, {"loss": 1})

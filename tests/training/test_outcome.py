@@ -51,7 +51,7 @@ def falling(steps, start=2.0, end=0.5):
     return [start + (end - start) * n / steps for n in range(steps)]
 
 
-def test_what_a_run_has_learnt(finetune):
+def test_what_a_run_has_learnt_also_of_skipped_steps(finetune):
     # A loss that falls is learning.
     found = judged(finetune, lines(falling(100)))
     assert found.verdict == "learnt" and not found.findings
@@ -90,8 +90,7 @@ def test_what_a_run_has_learnt(finetune):
     assert resumed.outcome() == judged(finetune, every)
     assert names(resumed.outcome()) == ["no_progress"]
 
-
-def test_skipped_steps_are_a_share_and_all_of_them_nothing(finetune):
+    # Skipped steps are a share and all of them nothing
     # Skipped steps are a share and all of them nothing.
     some = judged(finetune, [*lines(falling(79)), lines([0.5] * 80, skipped=20)[-1]])
     assert names(some) == ["skipped_steps"] and "20 of 80 steps (25%)" in some.findings[0].message
