@@ -39,7 +39,9 @@ def _files(raw: Path, split: str) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"{raw} has no {split}-00000-of-...parquet")
     if len(folders := sorted({str(file.parent) for file in files})) > 1:
-        raise ValueError(f"{raw} has the split {split} in {' and '.join(folders)}; leave one of them")
+        raise ValueError(
+            f"{raw} has the split {split} in {' and '.join(folders)}; leave one of them"
+        )
     return files
 
 

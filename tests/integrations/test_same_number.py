@@ -26,7 +26,6 @@ from unime_jax.integrations import mteb_peers
 from unime_jax.integrations import sentence_transformers as st_integration
 from unime_jax.jobs import evaluate
 
-
 DEPTHS = (5, 10)  # of nDCG
 
 

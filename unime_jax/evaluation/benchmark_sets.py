@@ -141,8 +141,8 @@ def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) 
         raise ValueError(f"{rows} has {len(sets)} retrieval sets; a benchmark set is one")
     (data,) = sets
     if isinstance(data, Judged):
-        words = {key: _words(prepared, key, settings.instructions) for key in WORDS}
-        data = dataclasses.replace(data, **words)
+        query, target = (_words(prepared, key, settings.instructions) for key in WORDS)
+        data = dataclasses.replace(data, query_text=query, target_text=target)
     elif given := [key for key in WORDS if key in prepared.record]:
         raise ValueError(f"{prepared.folder / FILE} has {' and '.join(given)}, but pairs take none")
     data = dataclasses.replace(data, name=prepared.name, folder=prepared.images)  # type: ignore[type-var]

@@ -223,9 +223,12 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
         if kind == "distillation":
             found["distillation"] = result
     if sets := retrievals(results):
-        found["retrieval"] = retrieval_scores.of_sets(sets)
-        each = scores.retrieval_sets(found) or dict.fromkeys(sets, found["retrieval"])
-        found |= visdoc.mean(each)
+        retrieval_of_sets = retrieval_scores.of_sets(sets)
+        found["retrieval"] = retrieval_of_sets
+        # A set that is alone has no scores of its own beside those of all.
+        found |= visdoc.mean(
+            retrieval_of_sets.get("datasets") or {next(iter(sets)): retrieval_of_sets}
+        )
     if pictures := captions(results):
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
     if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:

@@ -152,9 +152,7 @@ def _members(
     for metric in scores_lib.RETRIEVAL[:-1]:
         sets = [c for c in values if c[:2] == ("retrieval", DATASETS) and c[-1] == metric]
         members["retrieval", metric] = sets
-    members[visdoc.NAME,] = [
-        ("retrieval", DATASETS, name, visdoc.METRIC) for name in visdoc.SETS
-    ]
+    members[visdoc.NAME,] = [("retrieval", DATASETS, name, visdoc.METRIC) for name in visdoc.SETS]
     for name, names in chosen.items():
         members[CHOSEN, name] = [member_column(member, values) for member in names]
     return members
