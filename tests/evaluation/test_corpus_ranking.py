@@ -36,13 +36,14 @@ def ranked(vectors, query, candidates, grades):
     return sorted(kept, key=lambda n: (-scores[n], n in grades, grades.get(n, 0)))
 
 
-@given(cases())
-def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
+@given(cases(), st.sampled_from([0, 99]))
+def test_places_and_metrics_are_those_of_the_sorted_corpus(case, sorted_from):
     vectors, query, candidates, grades = case
     judged = judgements_of(query, candidates, grades)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_ranking, "QUERIES", 2)
         patch.setattr(corpus_ranking, "COLUMNS", 3)
+        patch.setattr(corpus_ranking, "SORTED", sorted_from)
         places = corpus_ranking.rank(judged, vectors)
     ndcg = {k: retrieval.ndcg(judged, places, k) for k in (5, 10)}
     precision = retrieval.average_precision(judged, places)

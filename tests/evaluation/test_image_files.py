@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from unime_jax import files
 from unime_jax.evaluation import image_files, retrieval_files
 
 NAMES = ("a/1.jpg", "a/2.PNG", "3.webp")
@@ -25,6 +26,30 @@ def test_plain_files_are_told_by_path_size_and_ends(tmp_path):
     changed = image_files.of_folder(folder)
     (folder / "a" / "2.PNG").unlink()
     assert len({before, changed, image_files.of_folder(folder)}) == 3
+
+
+def test_images_of_a_bucket_are_listed_and_those_of_sets_looked_at(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = files.as_path("gs://bucket/images")
+    rows = {"corpus.jsonl": '{"id": "d", "image": "a/1.jpg"}', "queries.jsonl": '{"id": "q"}'}
+    rows["qrels.tsv"] = "query-id\tcorpus-id\nq\td"
+    contents = dict.fromkeys(NAMES, "image") | rows
+    for name, text in contents.items():
+        files.write_whole(folder / name, text)
+
+    sets = retrieval_files.open_sets(folder, {})
+
+    def seen():
+        return image_files.of_folder(folder), image_files.of_sets(sets, 0)
+
+    before = seen()
+    files.write_whole(folder / "readme.txt", "no image")
+    assert seen() == before
+    for name, same_set in (("a/2.PNG", True), ("a/1.jpg", False)):
+        files.write_whole(folder / name, "other")
+        after = seen()
+        assert after[0] != before[0] and (after[1] == before[1]) == same_set
+        before = after
 
 
 def test_sets_are_told_by_the_images_that_rows_name(tmp_path):

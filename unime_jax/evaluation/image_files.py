@@ -35,8 +35,8 @@ def of_folder(folder: files.Path) -> str:
         root = str(folder).removeprefix("gs://")
         listed = files.bucket_client().find(root, detail=True)
         return _digest(
-            f"{name.removeprefix(root)}\0{entry['size']}\0{entry.get('md5Hash')}".encode()
-            for name, entry in sorted(listed.items())
+            f"{name.removeprefix(root)}\0{entry.get('md5Hash') or entry['generation']}".encode()
+            for name, entry in sorted(listed.items())  # what was uploaded in parts has no MD5
             if name.lower().endswith(SUFFIXES)
         )
     paths = (path.relative_to(folder).as_posix() for path in _images_below(pathlib.Path(folder)))

@@ -28,7 +28,8 @@ ADAPTERS = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
 EVERYTHING = ((".*", True),)
 ADAPTERS_RATE = 1e-4  # UniME-V2; UniME for Phi-3.5-Vision
 WARMUP = 10  # steps of a run, of which one is of the warm-up
-CHUNK_TOKENS, CHUNK_ROWS = 2**15, 64  # of a chunk on each device, at most: 6 GB for a 7B
+# Of a chunk on each device, at most; 16 rows of 2k tokens of a 7B take 6 GB with remat "full".
+CHUNK_TOKENS, CHUNK_ROWS = 2**15, 64
 # Of all weights, by the root of their number: 1e-5 for LLaVE-0.5B with its tower, and within the
 # 2e-5 to 5e-5 that are customary for BERT's size.
 WEIGHTS_RATE, OF_PARAMETERS = 3e-5, 1e8
@@ -164,7 +165,7 @@ def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
       shards: `sharding.row_shards` of the mesh.
     """
     largest = settings.data.buckets[-1]
-    size = max(largest.tokens, largest.tiles * patches)
+    size = max(1, largest.tokens, largest.tiles * patches)
     fitting = max(1, CHUNK_TOKENS // size)
     most = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     return shards * min(1 << (fitting.bit_length() - 1), CHUNK_ROWS, most)

@@ -114,7 +114,8 @@ def test_what_is_not_comparable_has_no_change_and_the_reader_is_told(tmp_path, r
 def test_kinds_that_nobody_knows_are_columns_under_their_names(tmp_path):
     for name, value in (("a", 0.5), ("b", 0.25)):
         kinds = {
-            "clustering": {"birds": {"v_measure": value, "items": 40}},
+            "clustering": {"birds": 100 * value},
+            "sorting": {"birds": {"v_measure": value, "items": 40}},
             "new_kind": {"deep": {"er": {"score": 7 * value, "note": "text", "flag": True}}},
             "captions": {"tiny": {"t2i": {"R@1": 50.0, "intervals": {"R@1": [40, 60]}}}},
             "composition": {"swap": 40.0, "set/macro": 10.0},
@@ -126,11 +127,12 @@ def test_kinds_that_nobody_knows_are_columns_under_their_names(tmp_path):
         write_scores_of(tmp_path / name, {}, {}, "scores", **kinds)
     compared = compare({"both": [tmp_path / "a", tmp_path / "b"]}, table={})
     cells = line(compared, "both").cells
-    assert cells["clustering", "birds", "v_measure"].mean == 0.375
-    assert cells["clustering", "birds", "v_measure"].spread == pytest.approx(0.25 / 2**0.5)
+    assert cells["sorting", "birds", "v_measure"].mean == 0.375
+    assert cells["sorting", "birds", "v_measure"].spread == pytest.approx(0.25 / 2**0.5)
+    assert cells["clustering", "birds"].mean == 37.5
     assert ("new_kind", "deep", "er", "score") in cells and len(compared.groups["new_kind"]) == 1
-    assert compared.digits(("clustering", "birds", "v_measure")) == 3
-    assert compared.digits(("clustering", "birds", "items")) == 0
+    assert compared.digits(("sorting", "birds", "v_measure")) == 3
+    assert compared.digits(("sorting", "birds", "items")) == 0
     assert cells["composition",].mean == 40.0  # no mean over benchmarks
     assert not any("intervals" in column for column in cells)
 

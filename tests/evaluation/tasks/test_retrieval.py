@@ -163,13 +163,18 @@ def test_images_of_pairs_and_of_a_judged_corpus(tmp_path):
             "image": [{"bytes": png(2), "path": "b.png"}, {"bytes": png(3), "path": None}],
         },
     ]
+    one_after_another = {"text": "first <|image_1|>, then <|image_2|>"}
+    corpus.append({"_id": "e", **one_after_another, "image": ["c.png", "b.png"]})
+    corpus.append({"_id": "f", **one_after_another, "image": ["b.png", "c.png"]})
+    (tmp_path / "c.png").write_bytes(png(3))
     qrels = [{"query_id": "q", "corpus_id": "b", "score": "2"}]
     data = Judged("own", [{"_id": "q", "text": "q"}], corpus, qrels, tmp_path)
     task = opened(data)
     items = [task.items[i] for i in task.judged.candidates]
     assert [[m.data for m in i.media] for i in items] == [
-        [png(1)], [png(2)], [png(3)], [png(2), png(3)]
+        [png(1)], [png(2)], [png(3)], [png(2), png(3)], [png(3), png(2)], [png(2), png(3)]
     ]  # fmt: skip
+    assert {item.text for item in items[4:]} == {one_after_another["text"]}
     assert items[1].text == "A title and a text" and task.judged.grade.tolist() == [2]
     assert task.items.where(task.judged.candidates[3]) == "retrieval set 'own', corpus row 3"
 
