@@ -204,7 +204,7 @@ SETS = (
         "",
         (
             ("page", "MMLongBench-page-fixed", "", 838, 0),
-            ("doc", "MMLongBench-doc", "1c2ee8f611a6c552d4bd90daca3a92d7a55ff806", 838, 0),
+            ("doc", "MMLongBench-doc", "1c2ee8f611a6c552d4bd90daca3a92d7a55ff806", 838, 6492),
         ),
     ),
 )
