@@ -16,7 +16,7 @@ import matplotlib
 
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
-from unime_jax.evaluation import figures, gallery, report_scores
+from unime_jax.evaluation import figures, gallery, report_scores, visdoc
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
@@ -132,6 +132,7 @@ def write_report(
             composition_sets=bool(composition_sets),
             retrieval=report_scores.retrieval_tables(scores),
             retrieval_columns=scores_lib.RETRIEVAL,
+            retrieval_notes=visdoc.notes(scores.get("after") or scores.get("before") or {}),
             captions=report_scores.captions_tables(scores),
             captions_columns=scores_lib.CAPTIONS,
             clustering=report_scores.clustering_bars(scores),

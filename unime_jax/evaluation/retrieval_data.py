@@ -18,6 +18,7 @@ from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, image_files_o
 
 PLACE = "retrieval://"  # begins the paths of images that lie in rows: no path of a file does
 NAMED = 5  # ids that an error names
+TEXT = "{text}"  # stands for the text of a query or document in the words around it
 
 
 class RetrievalData(Protocol):
@@ -111,7 +112,8 @@ class Judged:
 
     An item has `_id` or `id`, `text` (after `title`, where there is one) and `image`: the content
     of a file, its path, or a list of several. A judgement has `query-id`, `corpus-id` and `score`,
-    whose sign says whether it is relevant; without a score it is.
+    whose sign says whether it is relevant; without a score it is. `query_text` and `target_text`
+    are the words of a protocol, in which `{text}` stands for the text of a query or document.
     """
 
     name: str
@@ -119,12 +121,19 @@ class Judged:
     corpus: Source
     qrels: Source
     folder: files.Path  # that paths are relative to
+    query_text: str = TEXT
+    target_text: str = TEXT
 
     def items(self, row: int) -> tuple[Item, ...]:
-        """The query or the document."""
+        """The query or the document, in the words of the protocol."""
         part, number = self._part(row)
-        rows = self.queries if part == "queries" else self.corpus
-        return (example_of(self.where(row), rows, number, self.folder, ITEMS).query,)
+        rows, words = self.corpus, self.target_text
+        if part == "queries":
+            rows, words = self.queries, self.query_text
+        item = example_of(self.where(row), rows, number, self.folder, ITEMS).query
+        if item.text and TEXT not in words:
+            raise ValueError(f"{self.where(row)}: its text has no place in the words {words!r}")
+        return (dataclasses.replace(item, text=words.replace(TEXT, item.text)),)
 
     def where(self, row: int) -> str:
         part, number = self._part(row)

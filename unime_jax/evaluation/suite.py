@@ -21,6 +21,7 @@ from unime_jax.evaluation import (
     retrieval_scores,
     scores,
     tasks,
+    visdoc,
 )
 from unime_jax.evaluation.benchmark_sets import open_benchmarks, said
 from unime_jax.evaluation.composition_rules import Score
@@ -49,7 +50,7 @@ class Suite:
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
-    instructions: Instructions = "data"  # of MMEB's datasets
+    instructions: Instructions = "data"  # of MMEB's datasets, visual documents included
     benchmarks: tuple[PreparedSet, ...] = ()
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -216,13 +217,18 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
     composed = {name: score.percent for name, score in compositions(results).items()}
     found = scores.summary(hits, suite.table, composed)
-    if suite.table:
+    if suite.table or any(name in visdoc.SETS for name in retrievals(results)):
         found["instructions"] = suite.instructions
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
     if sets := retrievals(results):
-        found["retrieval"] = retrieval_scores.of_sets(sets)
+        retrieval_of_sets = retrieval_scores.of_sets(sets)
+        found["retrieval"] = retrieval_of_sets
+        # A set that is alone has no scores of its own beside those of all.
+        found |= visdoc.mean(
+            retrieval_of_sets.get("datasets") or {next(iter(sets)): retrieval_of_sets}
+        )
     if pictures := captions(results):
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
     if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:

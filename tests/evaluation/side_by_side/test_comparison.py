@@ -191,6 +191,7 @@ def ranked(name, rank):
         items=(),
         candidates=9,
         rank=np.array(rank, np.int32),
+        ndcg_5=np.zeros(count),
         ndcg=np.zeros(count),
         average_precision=np.zeros(count),
         gold_score=np.zeros(count, np.float32),

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation import visdoc
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import CHOSEN, COMPOSITION, DATASETS, Column
@@ -151,6 +152,7 @@ def _members(
     for metric in scores_lib.RETRIEVAL[:-1]:
         sets = [c for c in values if c[:2] == ("retrieval", DATASETS) and c[-1] == metric]
         members["retrieval", metric] = sets
+    members[visdoc.NAME,] = [("retrieval", DATASETS, name, visdoc.METRIC) for name in visdoc.SETS]
     for name, names in chosen.items():
         members[CHOSEN, name] = [member_column(member, values) for member in names]
     return members
