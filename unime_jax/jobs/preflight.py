@@ -22,6 +22,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
+from unime_jax.export import merge_parts
 from unime_jax.training import checkpoint, inputs, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
@@ -151,6 +152,34 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
             items.check_file(folder / name)
 
 
+def check_merge(settings: config.MergeConfig, workdir: files.Path, problems: Problems) -> None:
+    """Models of a merge, and whether they are of one kind."""
+    if jax.process_count() > 1:
+        problems.add(
+            f"job merge runs in one process, and there are {jax.process_count()}: start it without"
+            " --distributed"
+        )
+    parts = []
+    for key, sources in (("models", settings.models), ("base", (settings.base,))):
+        for source in filter(None, sources):
+            if files.resolved(files.as_path(source)) in (
+                files.resolved(workdir),
+                files.resolved(workdir / "hf"),
+            ):
+                problems.add(
+                    f"config.{key}: {source} is where the merge is written; give another --workdir"
+                )
+                continue
+            with problems.collected(f"config.{key}"):
+                part = merge_parts.open_part(source, settings, weights=False)
+                _check_weights(part.backbone)
+                parts.append(part)
+    if len(parts) == len(settings.models) + bool(settings.base):
+        with problems.collected():
+            base = parts.pop() if settings.base else None
+            merge_parts.check_alike(parts, base)
+
+
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
     """Model and data of an evaluation job; `source` is the folder or hub id of the model."""
     with problems.collected("config.backbone"):
@@ -229,14 +258,20 @@ def _open(
     backbone = backbones.open_backbone(
         source, max_length=max_length, revision=revision, processing=processing, weights=False
     )
+    if weights:
+        _check_weights(backbone)
+    return backbone
+
+
+def _check_weights(backbone: Backbone) -> None:
+    """Raises ValueError for a folder without weights; a hub's have not been asked for."""
     base = pathlib.Path(backbone.base)
-    if weights and base.is_dir() and not tensor_files.checkpoint_files(base):
+    if base.is_dir() and not tensor_files.checkpoint_files(base):
         raise ValueError(
             f"{base} holds no {tensor_files.SINGLE} or {tensor_files.INDEX}. Download the whole "
             "repository, or convert pickled weights to safetensors; a training run that is to "
             'start from scratch has config.init="random".'
         )
-    return backbone
 
 
 def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:
