@@ -1,5 +1,6 @@
 """The table of several runs."""
 
+import json
 import types
 
 import numpy as np
@@ -43,6 +44,12 @@ def test_the_command_groups_runs_by_name_or_pattern(runs, capsys, monkeypatch):
     assert one == f"| {runs}/one | 1 | 30.0 | 15.0 | 30.0 |"
     with pytest.raises(app.UsageError, match="unexpected arguments: x y"):
         compare.main(["compare", "x", "y"])
+
+    # An evaluation has no other side.
+    sides = scores.read_scores(runs / "one")
+    (runs / "scored").mkdir()
+    (runs / "scored" / "evaluation.json").write_text(json.dumps({"scores": sides["after"]}))
+    assert compare.compare({"x": [runs / "scored"]}, {})["x"]["All"] == 30
 
     # What is missing is named.
     with pytest.raises(ValueError, match="has no d; it has a, b, c"):

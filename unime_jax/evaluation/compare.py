@@ -40,7 +40,8 @@ def compare(
 
 
 def _row(workdir: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    after = scores.read_scores(workdir).get("after")
+    sides = scores.read_scores(workdir)
+    after = sides.get("after", sides.get("scores"))  # of a training run, or an evaluation
     if after is None:
         raise ValueError(f"{workdir} has no scores after training yet")
     values = {**after["datasets"], **{key: after[key] for key in scores.COLUMNS}}
