@@ -68,9 +68,15 @@ class DataConfig:
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
+    # T: in place of `weights`, sources are drawn in proportion to rows^(1 / T), 1: as often as they
+    # have rows, the higher, the more alike; None: by `weights`
+    size_temperature: float | None
     first_rows: int  # of each source that are used, from its head; 0: all
     first_rows_by_source: Mapping[str, int]  # of single sources, in place of `first_rows`
     source_run: int  # examples in a row from one source; 0: mixed freely
+    # batches of queries with images and batches of queries without, never both in one, as LLaVE's
+    # sampler makes them; the queries of a source must be alike
+    split_modalities: bool
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
     teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
@@ -82,6 +88,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_keys(self.columns, "config.data.columns")
+        if self.size_temperature is not None and not self.size_temperature > 0:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} must be above 0; None: "
+                "sources are drawn by config.data.weights"
+            )
+        if self.size_temperature is not None and self.weights:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} and config.data.weights="
+                f"{dict(self.weights)} both say how often sources are drawn: leave one of them out"
+            )
         counts = {"": self.first_rows, **self.first_rows_by_source}
         for name, rows in counts.items():
             if rows < 0:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture, schema
+from unime_jax.data import embedding_store, formats, items, mixture, sampling, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
@@ -109,7 +109,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
             rows = inputs.open_rows(settings.data)
-            weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+            weights = inputs.weights_of(settings.data, rows)
             mixture.check(
                 rows,
                 weights,
@@ -117,6 +117,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
+            if settings.data.split_modalities:
+                sampling.query_modalities(rows, weights)
             _check_contrast(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
