@@ -10,7 +10,6 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.tables import for_each
 from unime_jax.export import merge_methods
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "merge" / "mergekit.npz"
@@ -44,21 +43,20 @@ def test_every_method_gives_mergekits_numbers(golden):
     assert names == golden.keys() - {"base", "parts", "weights", "masks", "near"}
 
 
-@for_each(
-    "density, kept",
-    [
-        (0.5, [0, -3, 3, 0, 0, 9]),
-        (0.34, [0, -3, 0, 0, 0, 9]),  # of equal ones the first
-        (0.01, [0, 0, 0, 0, 0, 9]),
-        (1.0, [1, -3, 3, 0, 2, 9]),
-    ],
-)
-def test_trimming_keeps_so_many_of_the_largest(density, kept):
-    delta = np.float32([1, -3, 3, 0, 2, 9])
-    np.testing.assert_array_equal(merge_methods.trimmed(delta, density), np.float32(kept))
+TRIMMED = {  # of these numbers, by density
+    1.0: [1, -3, 3, 0, 2, 9],
+    0.5: [0, -3, 3, 0, 0, 9],
+    0.34: [0, -3, 0, 0, 0, 9],  # of equal ones the first
+    0.01: [0, 0, 0, 0, 0, 9],
+}
 
 
-def test_directions_that_cannot_be_told_are_interpolated_linearly():
+def test_trimming_and_directions_at_their_edges():
+    delta = np.float32(TRIMMED[1.0])
+    for density, kept in TRIMMED.items():
+        np.testing.assert_array_equal(merge_methods.trimmed(delta, density), np.float32(kept))
+
+    # Directions that cannot be told are interpolated linearly.
     zero, x = np.zeros(5, np.float32), np.arange(5, dtype=np.float32)
     for first, second in ((x, x), (zero, zero), (x, -x)):
         np.testing.assert_allclose(

@@ -169,7 +169,7 @@ def test_models_of_different_kinds_are_refused(folders, texts, tmp_path):
     assert main.says_it_all(error.value)
     said = str(error.value)
     for expected in (
-        "/models0/0 and {0}: they are of the families llava_onevision and bert",
+        f"config.models: {folders[0]} and {{0}}: they are of the families llava_onevision and bert",
         "/shapes and {0}: the shapes of their parameters differ: ",
         "intermediate",
         "/settings and {0}: the settings of their models differ: layer_norm_eps 0.1 and 1e-12",

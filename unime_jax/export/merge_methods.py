@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float32
 
-Array = Float32[np.ndarray, "*shape"]
+Array = Float32[np.ndarray, "*any"]
 
 NEARLY_PARALLEL = 0.9995  # absolute cosine of two tensors that are interpolated linearly
 TINY = 1e-8  # a norm that no direction can be told from
@@ -68,7 +68,7 @@ def dare_ties(
     base: Array,
     tensors: Sequence[Array],
     weights: Sequence[float],
-    masks: Sequence[Bool[np.ndarray, "*shape"]],
+    masks: Sequence[Bool[np.ndarray, "*any"]],
     *,
     normalize: bool,
     scale: float,
@@ -101,7 +101,7 @@ def trimmed(delta: Array, density: float) -> Array:
     return np.where(keep.reshape(delta.shape), delta, np.float32(0))
 
 
-def _kept(delta: Array, mask: Bool[np.ndarray, "*shape"]) -> Array:
+def _kept(delta: Array, mask: Bool[np.ndarray, "*any"]) -> Array:
     kept = delta * mask
     before, after = _absolute_sum(delta), _absolute_sum(kept)
     # Of next to nothing no factor can be told.

@@ -230,7 +230,7 @@ def _combined(
 
 def kept(
     name: str, part: int, shape: tuple[int, ...], settings: MergeConfig
-) -> Bool[np.ndarray, "*shape"]:
+) -> Bool[np.ndarray, "*any"]:
     """What DARE keeps of a tensor of the part of this number: a function of seed, name and part."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     rng = np.random.default_rng([settings.seed, int.from_bytes(digest), part])
