@@ -114,8 +114,11 @@ def mini() -> ConfigDict:
     config.data.columns = ConfigDict()  # of the query, positive, ...; empty: told by their names
     config.data.eval = ""  # retrieval sets below data.folder: pairs, or folders in BEIR's layout
     config.data.weights = ConfigDict()  # by source; empty: all sources, equally often
+    # In their place, by size: rows to the power of 1 / size_temperature; None: by weights.
+    config.data.size_temperature = config_dict.placeholder(float)
     config.data.first_rows = 0  # of each source, from its head; 0: all
     config.data.first_rows_by_source = ConfigDict()  # of single sources, in place of these
+    config.data.split_modalities = False  # batches with images in queries apart from others
     config.data.source_run = 16  # examples in a row from one source; 0: mixed freely
     config.data.negatives = 2  # explicit negatives a pair, at most
     config.data.suffix = ""  # an instruction after every text; distillation only

@@ -116,6 +116,7 @@ def test_values_arrive_as_the_dataclasses_have_them(values):
         ("optimizer.learning_rat", 1.0, "unknown key config.optimizer.learning_rat; did you mean "
          "config.optimizer.learning_rate?"),
         ("data.homogeneous", 4, "did you mean config.data.source_run?"),
+        ("data.size_temperature", 0.0, "config.data.size_temperature=0.0 must be above 0; None"),
         ("batchsize", 1, "did you mean config.batch_size"),
         ("mesh.zzz", 1, "unknown key config.mesh.zzz; known: data, fsdp, tensor"),
         ("optimizer.beta1", ..., "missing key config.optimizer.beta1 (float)"),

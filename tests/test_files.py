@@ -165,3 +165,22 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         (folder / "x").touch()
         assert not (tmp_path / "b").exists()
     assert flushed == [["a", "b"]]
+
+
+def test_a_folder_under_its_name_is_whole_at_any_moment(tmp_path, monkeypatch):
+    """Renamed away before it is removed: a kill in the midst would leave a part of it."""
+    folder, removed = tmp_path / "hf", []
+    remove = shutil.rmtree
+
+    def watched(path, **options):
+        removed.append(path)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    for names in ({"a", "b"}, {"c", "d"}):
+        with files.replacing(folder, last="a") as partial:
+            for name in names:
+                (partial / name).touch()
+        assert {file.name for file in folder.iterdir()} == names
+    assert removed and folder not in removed
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -4,6 +4,7 @@ The comment beside a key, or above it, is its text in --help and --print_config.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -67,9 +68,15 @@ class DataConfig:
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str
     weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
+    # T: in place of `weights`, sources are drawn in proportion to rows^(1 / T), 1: as often as they
+    # have rows, the higher, the more alike; None: by `weights`
+    size_temperature: float | None
     first_rows: int  # of each source that are used, from its head; 0: all
     first_rows_by_source: Mapping[str, int]  # of single sources, in place of `first_rows`
     source_run: int  # examples in a row from one source; 0: mixed freely
+    # batches of queries with images and batches of queries without, never both in one, as LLaVE's
+    # sampler makes them; the queries of a source must be alike
+    split_modalities: bool
     negatives: int  # explicit negatives a pair, at most
     suffix: str  # an instruction after every text, never cut off; distillation only
     teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
@@ -81,6 +88,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_keys(self.columns, "config.data.columns")
+        if self.size_temperature is not None and not self.size_temperature > 0:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} must be above 0; None: "
+                "sources are drawn by config.data.weights"
+            )
+        if self.size_temperature is not None and self.weights:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} and config.data.weights="
+                f"{dict(self.weights)} both say how often sources are drawn: leave one of them out"
+            )
         counts = {"": self.first_rows, **self.first_rows_by_source}
         for name, rows in counts.items():
             if rows < 0:
@@ -401,13 +418,71 @@ class PlansConfig:
     recipes: Mapping[str, PlanConfig]  # plans by name
 
 
-Settings = TrainConfig | EmbedConfig | EvaluateConfig | PlanConfig | PlansConfig
+@dataclasses.dataclass(frozen=True)
+class MergeConfig:
+    """One model of several of one family, by arithmetic on their weights."""
+
+    job: Literal["merge"]  # what to do with this config
+    # folders or hub ids, of models or of PEFT adapters; or work directories, whose export is meant
+    models: tuple[str, ...]
+    method: Literal["linear", "slerp", "ties", "dare_ties"]  # see docs/merging.md
+    # of the models, in their order; (): equal. With slerp their ratio is the way between the two
+    weights: tuple[float, ...]
+    # as one of `models`: what all of them were trained from; ties and dare_ties only; "": none
+    base: str
+    density: float  # share of each difference from the base that is kept; ties and dare_ties only
+    # whether sums of differences are divided by the weights of their terms; ties and dare_ties only
+    normalize: bool
+    scale: float  # factor of what is added to the base; ties and dare_ties only
+    seed: int  # of what is dropped; dare_ties only
+    processing: Processing | None  # None: as the models were exported or published
+    max_length: int | None  # tokens of an item; None: the models' own, which must agree
+    # of the weights; None: as the models have them, float32 if they differ
+    dtype: Literal["float32", "bfloat16"] | None
+    check_dtype: Literal["float32", "bfloat16"]  # that the merged model is run in to check it
+    verify: bool  # repeat the self-check in a new process, on the CPU in float32
+    compilation_cache: str  # as in a training run
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2 or (self.method == "slerp" and len(self.models) != 2):
+            wanted = "two models" if self.method == "slerp" else "two models or more"
+            raise ValueError(
+                f"config.models={self.models}: config.method={self.method!r} merges {wanted}"
+            )
+        weights = self.weights
+        if weights and len(weights) != len(self.models):
+            raise ValueError(
+                f"config.weights={weights} are {len(weights)}, and config.models are "
+                f"{len(self.models)}: give one for each model, or () for equal ones"
+            )
+        if weights and (not all(map(math.isfinite, weights)) or not sum(weights) > 0):
+            raise ValueError(f"config.weights={weights}: their sum must be above zero")
+        if self.method == "slerp" and weights and min(weights) < 0:
+            raise ValueError(f"config.weights={weights}: slerp takes none below zero")
+        by_difference = self.method in ("ties", "dare_ties")
+        if by_difference and not self.base:
+            raise ValueError(
+                f"config.base is empty: {self.method} merges differences from the model that all "
+                "were trained from. Name its folder or hub id"
+            )
+        if self.base and not by_difference:
+            raise ValueError(
+                f"config.base={self.base!r}: config.method={self.method!r} has no use for it, "
+                "only ties and dare_ties have"
+            )
+        if not 0 < self.density <= 1:
+            raise ValueError(f"config.density={self.density} must be above 0 and at most 1")
+
+
+Settings = TrainConfig | EmbedConfig | EvaluateConfig | MergeConfig | PlanConfig | PlansConfig
 
 
 def kind_of(values: Mapping[str, Any]) -> type[Settings]:
     """The dataclass that a whole config is read into."""
     if "recipes" in values:
         return PlansConfig
+    if "models" in values:
+        return MergeConfig
     if "run" in values:
         return PlanConfig
     if "loss" in values:

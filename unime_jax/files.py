@@ -138,8 +138,9 @@ def append(path: Path, text: str) -> None:
 def replacing(folder: Path, *, last: str) -> Iterator[pathlib.Path]:
     """A new local folder to write into; when the body is done it takes the place of `folder`.
 
-    Locally that is a rename. To a bucket files are copied one by one, the one called `last` at the
-    end, and it is the first that is deleted of an earlier folder: without it none is complete.
+    Locally that is a rename, and under its name there is never a part of a folder. To a bucket
+    files are copied one by one, the one called `last` at the end, and it is the first that is
+    deleted of an earlier folder: without it none is complete.
     """
     if isinstance(folder, epath.Path):
         with tempfile.TemporaryDirectory(prefix="unime_jax-") as scratch:
@@ -154,9 +155,13 @@ def replacing(folder: Path, *, last: str) -> Iterator[pathlib.Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    shutil.rmtree(folder, ignore_errors=True)
+    former = folder.with_name(folder.name + ".former")
+    shutil.rmtree(former, ignore_errors=True)  # of a process that was killed below
+    if folder.exists():
+        folder.rename(former)  # removed where it is, a kill would leave half of it
     partial.rename(folder)
     _sync_folder(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def upload(source: pathlib.Path, target: epath.Path, *, last: str = "") -> None:

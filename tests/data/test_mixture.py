@@ -139,3 +139,36 @@ def test_readable_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             picks(1, **changes)
+
+
+@for_each("source_run", [0, 4])
+def test_a_batch_is_of_one_group(source_run):
+    """Groups have batches as their weights say, in an order that no process or step moves."""
+    groups, weights = {"a": "images", "b": "texts", "c": "images"}, {"a": 0.2, "b": 0.6, "c": 0.2}
+
+    def grouped(count, process=(0, 1), first=0):
+        order = mixture(
+            SOURCES,
+            weights,
+            batch_size=12,
+            source_run=source_run,
+            seed=0,
+            process_index=process[0],
+            process_count=process[1],
+            first_batch=first,
+            groups=groups,
+        )
+        return [order[i] for i in range(count)]
+
+    chosen = grouped(12 * 100)
+    batches = [chosen[i : i + 12] for i in range(0, len(chosen), 12)]
+    of_batches = [{groups[pick.source] for pick in batch} for batch in batches]
+    assert all(len(names) == 1 for names in of_batches)
+    assert sum(names == {"texts"} for names in of_batches) == 60
+    counts = collections.Counter(pick.source for pick in chosen)
+    assert abs(counts["a"] - counts["c"]) <= 12
+    # Rows come once an epoch, as without groups.
+    assert len({pick.row for pick in chosen if pick.source == "a"}) == counts["a"]
+    for first in (0, 37):
+        parts = [grouped(6, (p, 2), first) for p in range(2)]
+        assert sum(parts, []) == batches[first]

@@ -28,6 +28,7 @@ LEFT_OUT = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "config_sentence_transformers.json",
+    "merge.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "modeling.py",

@@ -32,6 +32,10 @@ WRONG = [
     ({"mesh.tensor": 3}, r"mesh.tensor=3 does not give the 8 device"),
     ({"backbone": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.weights": {"digit": 1.0}}, "no such source: 'digit'"),
+    (
+        {"data.size_temperature": 2.0, "data.weights": {"digits": 1.0}},
+        "size_temperature=2.0 and config.data.weights={'digits': 1.0} both say how often",
+    ),
     ({"data.train": "mini_mmeb/trian"}, "no data in .*trian"),
     ({"data.columns": {"qurey": "a"}}, "unknown key config.data.columns.qurey; did you mean query"),
     ({"data.columns": {"query": "ask"}}, "query='ask': there is no such column. The columns are"),

@@ -107,10 +107,14 @@ class Backbone:
         Raises:
           ValueError: the adapter changes a tensor that is neither a parameter nor in `folder`.
         """
-        source = weights.Checkpoint(self.folder, self.names, self._adapter())
+        source = self.checkpoint()
         carried = source.carried()
         spell = (lambda name: [name]) if self.convert else source.spelled
         weights.save(folder, parameters, self.names, dtype, carried=carried, spell=spell)
+
+    def checkpoint(self) -> weights.Checkpoint:
+        """The checkpoint's tensors by published name, lazily, the adapter merged into them."""
+        return weights.Checkpoint(self.folder, self.names, self._adapter())
 
     def _adapter(self) -> merging.Adapter | None:
         return merging.read(self.adapter, self.names) if self.adapter else None

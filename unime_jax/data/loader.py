@@ -40,6 +40,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     first_batch: int = 0,
+    groups: Mapping[str, str] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> grain.DatasetIterator:
     """An endless iterator of (Batch of numpy arrays, PackInfo): this process's part of each batch.
@@ -72,6 +73,7 @@ def make_loader(
         process_index=process_index,
         process_count=process_count,
         first_batch=first_batch,
+        groups=groups,
     )
     names = sorted(weights)
     read = functools.partial(

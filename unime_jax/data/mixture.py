@@ -33,6 +33,7 @@ def mixture(
     process_index: int = 0,
     process_count: int = 1,
     first_batch: int = 0,
+    groups: Mapping[str, str] | None = None,
 ) -> grain.MapDataset:
     """Endless picks for one process; every batch_size / process_count of them are a batch.
 
@@ -40,6 +41,9 @@ def mixture(
     mixed evenly in proportion to the weights, to within 1 % (VLM2Vec-V2's sub-batches, arXiv
     2507.04590 section 3.4). 0: every example is drawn on its own; batch_size: one source a batch.
     The sources used are those of `weights`.
+
+    With `groups`, the name of a group by source, all of a batch is of one group: batches are dealt
+    to groups evenly in proportion to the weights of their sources, and mixed within.
 
     The global order does not depend on the processes: process p takes the p-th equal part of each
     global batch. `first_batch` global batches are left out at the beginning, at no cost.
@@ -55,20 +59,33 @@ def mixture(
         name: grain.MapDataset.range(counts[name]).shuffle(seed=_source_seed(seed, name)).repeat()
         for name in names
     }
-    runs = grain.MapDataset.mix(
-        [grain.MapDataset.range(ENDLESS).map(_numbered(name)) for name in names],
-        [weights[name] for name in names],
-    )
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(groups[name] if groups else "", []).append(name)
+    runs = {
+        group: _mixed({name: weights[name] for name in of_group})
+        for group, of_group in members.items()
+    }
+    batches = _mixed({group: sum(weights[name] for name in members[group]) for group in members})
     local = batch_size // process_count
 
     def pick(position: int) -> Pick:
         batch, offset = divmod(position, local)
-        example = (first_batch + batch) * batch_size + process_index * local + offset
-        name, number = runs[example // run]
+        group, number = batches[first_batch + batch]
+        example = number * batch_size + process_index * local + offset
+        name, number = runs[group][example // run]
         place = number * run + example % run
         return Pick(name, int(rows[name][place]), place // counts[name])
 
     return grain.MapDataset.range(ENDLESS // process_count).map(pick)
+
+
+def _mixed(weights: Mapping[str, float]) -> grain.MapDataset:
+    """Names in proportion to their weights, each with how often it has come before."""
+    return grain.MapDataset.mix(
+        [grain.MapDataset.range(ENDLESS).map(_numbered(name)) for name in weights],
+        list(weights.values()),
+    )
 
 
 def _numbered(name: str):

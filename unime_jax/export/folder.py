@@ -26,6 +26,7 @@ CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 NOT_CARRIED = (
     "*.index.json",
     "self_check*",
+    "merge.json",
     "adapter_config.json",
     "modules.json",
     "*sentence_*.json",
@@ -54,13 +55,16 @@ def write(
         return
     with files.replacing(folder, last="config.json") as partial:
         backbone.save_weights(partial, merged, dtype)
-        _write_beside_weights(partial, backbone, dtype, prompts)
+        write_beside_weights(partial, backbone, dtype, prompts)
 
 
-def _write_beside_weights(
+def write_beside_weights(
     partial: pathlib.Path, backbone: Backbone, dtype: np.dtype, prompts: Mapping[str, str]
 ) -> None:
-    """Writes config, tokenizer, processor and the files of sentence-transformers."""
+    """Writes config, tokenizer, processor and the files of sentence-transformers.
+
+    Arguments are those of `write`; `dtype` is what config.json says of the weights.
+    """
     copy_files(backbone.folder, partial)
     if backbone.convert:
         backbone.convert(partial)

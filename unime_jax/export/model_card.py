@@ -1,11 +1,13 @@
-"""Model card of an exported folder, from files of the run alone."""
+"""Model card of an exported or merged folder, from files of the run alone."""
 
 import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jinja2
+import numpy as np
 
 from unime_jax import files
 from unime_jax.backbones import Backbone
@@ -13,7 +15,7 @@ from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
-from unime_jax.config import Contrastive, Distillation, TrainConfig
+from unime_jax.config import Contrastive, Distillation, MergeConfig, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers
@@ -21,6 +23,12 @@ from unime_jax.export import sentence_transformers
 EXAMPLES = 4  # prompts that are shown
 LENGTH = 1000  # characters of them
 _HUB_ID = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+", re.ASCII)
+METHODS = {  # what the card calls them
+    "linear": "linear: the weighted mean of all weights",
+    "slerp": "slerp: spherical interpolation, tensor by tensor",
+    "ties": "TIES: trimmed differences from the base, where their signs agree",
+    "dare_ties": "DARE-TIES: differences from the base dropped at random, where their signs agree",
+}
 BASE = (
     "frozen linear layers were rounded to int8, one scale per output channel; the weights here are "
     "what was trained, rounding included. Adapters exported alone are close to that on the "
@@ -53,36 +61,108 @@ def write(
       sources: names of the training sources.
       warnings: sentences on a training that learnt little or nothing.
     """
+    sides = scores.read_scores(workdir)
+    text = _template().render(
+        **_of_any(folder, folder.name, workdir, backbone, items),
+        base_models=_hub_ids([settings.backbone]),
+        merge=False,
+        origin=f"{_origin(settings, backbone)} It was trained with unime_jax.",
+        cosine=cosine,
+        rows=_training(settings, steps, sources) | _warning(warnings),
+        scores=markdown_block(scores.table(sides.get("before"), sides.get("after")))
+        if sides
+        else "",
+        evaluated=", ".join(map(markdown, sides["after"]["datasets"])) if "after" in sides else "",
+    )
+    files.write_whole(folder / "README.md", text)
+
+
+def write_merged(
+    folder: pathlib.Path,
+    name: str,
+    workdir: files.Path,
+    settings: MergeConfig,
+    backbone: Backbone,
+    *,
+    dtype: np.dtype,
+    items: Sequence[Item],
+    warnings: Sequence[str],
+) -> None:
+    """Writes <folder>/README.md of a merge.
+
+    Args:
+      folder: the merged model.
+      name: that `folder` will have.
+      workdir: of the merge; its config.json is quoted.
+      settings: of the merge.
+      backbone: the first part.
+      dtype: of the weights.
+      items: of the self-check.
+      warnings: sentences on what the parts have in different ways.
+    """
+    weights = settings.weights or (1.0,) * len(settings.models)
+    rows = {"method": METHODS[settings.method]}
+    rows |= {
+        f"part {i + 1}, weight {weight:g}": markdown_code(model)
+        for i, (model, weight) in enumerate(zip(settings.models, weights, strict=True))
+    }
+    if settings.base:
+        rows["base"] = markdown_code(settings.base)
+        rows["density"] = f"{settings.density:g}"
+        rows["scale"] = f"{settings.scale:g}"
+        rows["sums divided by weights"] = "yes" if settings.normalize else "no"
+    if settings.method == "dare_ties":
+        rows["seed"] = str(settings.seed)
+    rows["weights"] = dtype.name
+    origin = (
+        f"It is a merge of {len(settings.models)} models, made with unime_jax; merge.json beside it"
+        " has the hashes of their files."
+    )
+    text = _template().render(
+        **_of_any(folder, name, workdir, backbone, items),
+        base_models=_hub_ids([*settings.models, *([settings.base] if settings.base else [])]),
+        merge=True,
+        origin=origin,
+        cosine=None,
+        rows=rows | _warning(warnings),
+        scores="",
+        evaluated="",
+    )
+    files.write_whole(folder / "README.md", text)
+
+
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    sides = scores.read_scores(workdir)
+    return environment.get_template("model_card.md.j2")
+
+
+def _of_any(
+    folder: files.Path, name: str, workdir: files.Path, backbone: Backbone, items: Sequence[Item]
+) -> dict[str, Any]:
+    """What the cards of trained and of merged models say in the same words."""
     prompts = [_shortened(repr(backbone.preprocess.prompt.rendered(item))) for item in items]
-    hub_id = None if files.as_path(settings.backbone).exists() else _yaml(settings.backbone)
-    text = environment.get_template("model_card.md.j2").render(
-        name=markdown(files.resolved(workdir).name),
-        folder=folder.name,
-        base_model=hub_id,
-        origin=_origin(settings, backbone),
-        dimension=backbone.dimension,
-        max_length=backbone.preprocess.prompt.max_length,
-        caveats=backbone.caveats,
-        separate=isinstance(backbone.preprocess.prompt, PairPrompt),
-        bidirectional=_is_bidirectional(folder),
-        differences=_differences(backbone),
-        examples=list(dict.fromkeys(prompts))[:EXAMPLES],
-        cosine=cosine,
-        training=_training(settings, steps, sources) | _warning(warnings),
-        scores=markdown_block(scores.table(sides.get("before"), sides.get("after")))
-        if sides
-        else "",
-        evaluated=", ".join(map(markdown, sides["after"]["datasets"])) if "after" in sides else "",
-        config=markdown_block((workdir / "config.json").read_text().strip(), "json"),
-    )
-    files.write_whole(folder / "README.md", text)
+    return {
+        "name": markdown(files.resolved(workdir).name),
+        "folder": name,
+        "dimension": backbone.dimension,
+        "max_length": backbone.preprocess.prompt.max_length,
+        "caveats": backbone.caveats,
+        "separate": isinstance(backbone.preprocess.prompt, PairPrompt),
+        "bidirectional": _is_bidirectional(folder),
+        "differences": _differences(backbone),
+        "examples": list(dict.fromkeys(prompts))[:EXAMPLES],
+        "config": markdown_block((workdir / "config.json").read_text().strip(), "json"),
+    }
+
+
+def _hub_ids(models: Sequence[str]) -> list[str]:
+    """Models that are no paths, as YAML values."""
+    return [_yaml(model) for model in models if not files.as_path(model).exists()]
 
 
 def _differences(backbone: Backbone) -> tuple[str, ...]:

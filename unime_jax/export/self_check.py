@@ -9,10 +9,11 @@ embeddings that the export left in self_check.json.
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes
-from unime_jax.data.user_inputs import to_item
+from unime_jax.data.user_inputs import UserInput, to_item
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import transformers_check
@@ -84,6 +85,46 @@ def self_check(
     return cosine
 
 
+def first_check(
+    folder: pathlib.Path, inputs: Sequence[UserInput], *, dtype: np.dtype, computed_in: np.dtype
+) -> list[Item]:
+    """Runs a folder that no trained model can be compared with, and records its embeddings.
+
+    Args:
+      folder: whole but for what is written here, <folder>/self_check.json and images beside it.
+      inputs: what is embedded.
+      dtype: of the weights in the folder.
+      computed_in: dtype that the model is run in.
+
+    Returns:
+      the inputs as items.
+
+    Raises:
+      RuntimeError: all inputs have one embedding, or transformers makes other inputs of the
+        folder's files.
+      ValueError: an embedding is not finite.
+    """
+    model = Embedder.from_pretrained(folder, dtype=cast(Any, np.dtype(computed_in).name))
+    backbone = model.backbone
+    embeddings = model.encode(inputs, prompt="", truncate_dim=backbone.dimension)
+    _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
+    items = [to_item(given) for given in inputs]
+    transformers_check.check(folder, backbone, items)
+    _write(folder, items, embeddings, backbone.preprocess.prompt.rendered, dtype, computed_in)
+    return items
+
+
+def inputs_of(folder: pathlib.Path) -> list[UserInput]:
+    """Inputs of the self-check in an exported folder, images as paths; []: it has none."""
+    if not all((folder / name).exists() for name in (FILE, ITEMS)):
+        return []
+    record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
+    return [
+        {"text": text, "image": [folder / name for name in _images_of(entry)]}
+        for text, entry in zip(origin["texts"], record["inputs"], strict=True)
+    ]
+
+
 def repeat(folder: files.Path) -> float:
     """Lowest cosine of the embeddings in self_check.json with those of the folder now.
 
@@ -98,10 +139,7 @@ def repeat(folder: files.Path) -> float:
             raise ValueError(f"{folder} has no {name}; it was not exported by unime_jax")
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     model = Embedder.from_pretrained(folder, dtype="float32")
-    items = [
-        {"text": text, "image": [folder / name for name in _images_of(entry)]}
-        for text, entry in zip(origin["texts"], record["inputs"], strict=True)
-    ]
+    items = inputs_of(folder)
     for item, entry in zip(items, record["inputs"], strict=True):
         if model.rendered(item, prompt="") != entry["text"]:
             raise RuntimeError(

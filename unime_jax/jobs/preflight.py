@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture, schema
+from unime_jax.data import embedding_store, formats, items, mixture, sampling, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.export import merge_parts
 from unime_jax.training import automatic, checkpoint, inputs, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation
 
@@ -110,7 +111,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     elif not made.later(folder / settings.data.train):
         with problems.collected("config.data.train"):
             rows = inputs.open_rows(settings.data)
-            weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+            weights = inputs.weights_of(settings.data, rows)
             mixture.check(
                 rows,
                 weights,
@@ -120,6 +121,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
             )
             if settings.epochs:
                 optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
+            if settings.data.split_modalities:
+                sampling.query_modalities(rows, weights)
             _check_contrast(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
@@ -153,6 +156,34 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
+
+
+def check_merge(settings: config.MergeConfig, workdir: files.Path, problems: Problems) -> None:
+    """Models of a merge, and whether they are of one kind."""
+    if jax.process_count() > 1:
+        problems.add(
+            f"job merge runs in one process, and there are {jax.process_count()}: start it without"
+            " --distributed"
+        )
+    parts = []
+    for key, sources in (("models", settings.models), ("base", (settings.base,))):
+        for source in filter(None, sources):
+            if files.resolved(files.as_path(source)) in (
+                files.resolved(workdir),
+                files.resolved(workdir / "hf"),
+            ):
+                problems.add(
+                    f"config.{key}: {source} is where the merge is written; give another --workdir"
+                )
+                continue
+            with problems.collected(f"config.{key}"):
+                part = merge_parts.open_part(source, settings, weights=False)
+                _check_weights(part.backbone)
+                parts.append(part)
+    if len(parts) == len(settings.models) + bool(settings.base):
+        with problems.collected():
+            base = parts.pop() if settings.base else None
+            merge_parts.check_alike(parts, base)
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
@@ -230,14 +261,20 @@ def _open(
     backbone = backbones.open_backbone(
         source, max_length=max_length, revision=revision, processing=processing, weights=False
     )
+    if weights:
+        _check_weights(backbone)
+    return backbone
+
+
+def _check_weights(backbone: Backbone) -> None:
+    """Raises ValueError for a folder without weights; a hub's have not been asked for."""
     base = pathlib.Path(backbone.base)
-    if weights and base.is_dir() and not tensor_files.checkpoint_files(base):
+    if base.is_dir() and not tensor_files.checkpoint_files(base):
         raise ValueError(
             f"{base} holds no {tensor_files.SINGLE} or {tensor_files.INDEX}. Download the whole "
             "repository, or convert pickled weights to safetensors; a training run that is to "
             'start from scratch has config.init="random".'
         )
-    return backbone
 
 
 def _check_rules(settings: config.TrainConfig, problems: Problems) -> None:

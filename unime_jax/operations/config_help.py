@@ -50,6 +50,7 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
         (config.TrainConfig, "KEYS OF TRAINING AND EXPORT"),
         (config.EmbedConfig, "KEYS OF EMBEDDING"),
         (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
+        (config.MergeConfig, "KEYS OF MERGING"),
         (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),
     ):
         lines += ["", f"{title}  (--config.<key>=<value>)"]

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 
 from unime_jax import config, files
-from unime_jax.data import formats, heads, loader, mixture
+from unime_jax.data import formats, heads, loader, mixture, sampling
 from unime_jax.data.pairs import open_pairs
 from unime_jax.operations import processes
 from unime_jax.training.setup import Setup
@@ -43,16 +43,24 @@ def open_rows(data: config.DataConfig) -> dict[str, formats.Source]:
     return heads.heads(sources, data.first_rows, data.first_rows_by_source)
 
 
+def weights_of(data: config.DataConfig, rows: Mapping[str, formats.Source]) -> dict[str, float]:
+    """How often each source is drawn: by the config's weights, by size, or equally."""
+    if data.size_temperature is not None:
+        sizes = {name: len(source) for name, source in rows.items()}
+        return sampling.weights_by_size(sizes, data.size_temperature)
+    return dict(data.weights) or dict.fromkeys(rows, 1.0)
+
+
 def make_batches(
     setup: Setup, rows: Mapping[str, formats.Source]
 ) -> Callable[..., grain.DatasetIterator]:
     """A function from the number of the first batch, `first_batch`, to an iterator over batches.
 
     Raises:
-      ValueError: the config's weights or runs of a source do not fit the data.
+      ValueError: the config's weights, runs of a source or split by modality do not fit the data.
     """
     settings, count = setup.settings, jax.process_count()
-    weights = settings.data.weights or dict.fromkeys(rows, 1.0)
+    weights = weights_of(settings.data, rows)
     mixture.check(rows, weights, settings.batch_size, settings.data.source_run, count)
     _log_passes(settings, sum(len(rows[name]) for name in weights))
     return functools.partial(
@@ -67,6 +75,7 @@ def make_batches(
         workers=settings.data.workers,
         process_index=jax.process_index(),
         process_count=count,
+        groups=sampling.query_modalities(rows, weights) if settings.data.split_modalities else None,
     )
 
 

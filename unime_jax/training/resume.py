@@ -137,6 +137,8 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("columns", {})
         data.setdefault("eval", "")
         data.setdefault("first_rows", 0)
+        data.setdefault("size_temperature", None)
+        data.setdefault("split_modalities", False)
         data.setdefault("first_rows_by_source", {})
     if isinstance(processing := config.get("processing"), dict):
         processing.setdefault("resolution", None)

@@ -48,6 +48,11 @@ class Checkpoint:
         view = view.reshape(len(view), -1)
         return self._deltas[name].onto(view) if name in self._deltas else view
 
+    def float32(self, name: str) -> np.ndarray:
+        """A tensor's values in the shape of the file, the adapter merged into it unrounded."""
+        value = self.matrix(name) if name in self._deltas else self.open(name)
+        return np.asarray(value, np.float32).reshape(self.tensors[name].shape)
+
     def carried(self) -> Iterator[tuple[str, np.ndarray]]:
         """Tensors that the embedder has no use for, the adapter merged into them, too.
 

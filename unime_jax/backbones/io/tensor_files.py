@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +17,7 @@ import safetensors.numpy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ALIGNMENT = 8  # bytes that the header is padded to
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -93,6 +94,38 @@ def save_file(
     mode = file.stat().st_mode
     safetensors.numpy.save_file(dict(tensors), file, metadata=dict(metadata))
     file.chmod(stat.S_IMODE(mode))
+
+
+def write_file(
+    layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    tensors: Iterable[np.ndarray],
+    file: pathlib.Path,
+    *,
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file tensor by tensor, as they come; none is kept.
+
+    Args:
+      layout: dtype and shape of each tensor, by name in the order that they come in.
+      tensors: the values.
+      file: to be written.
+      metadata: of the header.
+    """
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for (name, (dtype, shape)), tensor in zip(layout.items(), tensors, strict=True):
+            assert (tensor.dtype, tensor.shape) == (dtype, shape), name
+            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def checkpoint_files(folder: pathlib.Path) -> dict[str, set[str]]:
