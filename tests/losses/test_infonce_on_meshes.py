@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.losses.loops import (
+    MORE_OPTIONS,
     OPTIONS,
     assert_reference,
     compiled,
@@ -52,6 +53,20 @@ def test_blocks_that_pass_round_the_devices_change_nothing():
         expected = reference(*inputs[:3], **inputs[3], **OPTIONS[name])
         results, _ = on_mesh(mesh, OPTIONS[name] | {"column_block": 3}, inputs)
         assert_reference(results, expected, OPTIONS[name], f"{name} on {shape}")
+
+
+def test_masks_and_terms_are_those_of_one_device():
+    inputs = random_arguments(np.random.default_rng(6), 16, 40, width=8, ids=60, facts=True)
+    mesh = sharding.make_mesh(2, 2, 2)
+    options = dict(MORE_OPTIONS["hardest_of_all"], pool=4)
+    del options["temperature"]
+    for summed in (False, True):
+        options["hard_negatives"] = None if summed else 5
+        expected = reference(*inputs[:3], **inputs[3], **options)
+        assert expected.closest > 1e-5
+        for block in (None, 3):
+            results, _ = on_mesh(mesh, options | {"column_block": block}, inputs)
+            assert_reference(results, expected, options, f"block {block}, summed {summed}")
 
 
 def test_no_device_holds_all_of_anything():

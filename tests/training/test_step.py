@@ -19,7 +19,8 @@ from tests.training.tiny_batch import (
 )
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch
-from unime_jax.training import objectives, step
+from unime_jax.losses import barred
+from unime_jax.training import step
 
 INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0)
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
@@ -135,7 +136,7 @@ def test_loss_and_gradient_on_a_mesh(batch, by_hand):
 def test_a_target_met_twice_is_one_candidate(batch):
     # Representatives.
     ids = jnp.asarray([7, 0, 3, 7, 3, 9, 0, 7], jnp.uint32)
-    assert objectives.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
+    assert barred.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
 
     # A target met twice is one candidate. As from two processes: a second row of the same target
     # changes neither loss nor counts.

@@ -1,9 +1,13 @@
 """InfoNCE with UniME's and LLaVE's treatment of negatives."""
 
+from typing import get_args
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Integer
 
-from unime_jax.losses.rows import Metrics, Settings, by_source, dense_rows, summarise
+from unime_jax.losses.barred import find_barred
+from unime_jax.losses.rows import Metrics, by_source, dense_rows, summarise
+from unime_jax.losses.selection import HardnessOn, Settings
 from unime_jax.losses.tiled import tiled_rows
 
 
@@ -12,12 +16,23 @@ def contrastive(
     candidates: Float[Array, "M D"],
     positive: Integer[Array, " B"] | None = None,
     *,
-    temperature: float = 0.02,
+    temperature: float | Float[Array, ""] | Float[Array, " B"] = 0.02,
     hard_negatives: int | None = None,
     false_negative_margin: float | None = None,
     hardness: float = 0.0,
+    hardness_on: HardnessOn = "all",
     symmetric: bool = False,
+    query_query: bool = False,
+    query_query_margin: float | None = None,
+    document_document: bool = False,
+    document_document_margin: float | None = None,
+    duplicate_queries: float | None = None,
+    duplicate_targets: float | None = None,
+    trust_explicit: bool = True,
+    pool: int | None = None,
     target_id: Integer[Array, " M"] | None = None,
+    query_id: Integer[Array, " B"] | None = None,
+    closed: Bool[Array, " B"] | None = None,
     explicit_negatives: Integer[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
     column_block: int | None = None,
@@ -77,22 +92,71 @@ def contrastive(
     Raises:
       ValueError: on shapes, dtypes or settings that cannot be meant; under jit, while tracing.
     """
-    _check_settings(temperature, hard_negatives, column_block)
-    _check_arrays(queries, candidates, positive, target_id, explicit_negatives, candidate_mask)
+    scalar = temperature if isinstance(temperature, int | float) else None
+    settings = Settings(
+        temperature=scalar,
+        hard_negatives=hard_negatives,
+        false_negative_margin=false_negative_margin,
+        hardness=hardness,
+        hardness_on=hardness_on,
+        symmetric=symmetric,
+        query_query=query_query,
+        query_query_margin=query_query_margin,
+        document_document=document_document,
+        document_document_margin=document_document_margin,
+        duplicate_queries=duplicate_queries,
+        duplicate_targets=duplicate_targets,
+        trust_explicit=trust_explicit,
+        pool=pool,
+    )
+    _check_settings(settings, column_block)
+    by_row = None if scalar is not None else jnp.asarray(temperature, jnp.float32)
+    if by_row is not None and not by_row.ndim and queries.ndim:
+        by_row = jnp.broadcast_to(by_row, queries.shape[:1])
+    _check_arrays(
+        queries,
+        candidates,
+        positive,
+        target_id,
+        query_id,
+        closed,
+        by_row,
+        explicit_negatives,
+        candidate_mask,
+    )
     pairs, columns = queries.shape[0], candidates.shape[0]
+    if pool is not None and pairs % pool:
+        raise ValueError(
+            f"contrastive: {pairs} queries are no whole number of pools of {pool}; pool must "
+            "divide the batch"
+        )
     positive = jnp.arange(pairs) if positive is None else positive
     target_id = jnp.arange(columns) if target_id is None else jnp.asarray(target_id)
     mask = jnp.ones(columns, bool) if candidate_mask is None else candidate_mask
     if explicit_negatives is None:
         explicit_negatives = jnp.zeros((pairs, 0), jnp.int32)
-    settings = Settings(temperature, hard_negatives, false_negative_margin, hardness, symmetric)
+    queries = jnp.asarray(queries, jnp.float32)
+    candidates = jnp.asarray(candidates, jnp.float32)
+    barred = find_barred(
+        queries,
+        candidates,
+        positive,
+        target_id,
+        query_id,
+        explicit_negatives,
+        settings,
+        column_block,
+    )
     arguments = (
-        jnp.asarray(queries, jnp.float32),
-        jnp.asarray(candidates, jnp.float32),
+        queries,
+        candidates,
         positive,
         target_id,
         mask,
         explicit_negatives,
+        closed,
+        by_row,
+        barred,
         settings,
     )
     forth, back = (
@@ -112,24 +176,48 @@ def contrastive(
     return loss, metrics
 
 
-def _check_settings(
-    temperature: float, hard_negatives: int | None, column_block: int | None
-) -> None:
-    if not temperature > 0:
-        raise ValueError(f"contrastive: temperature is {temperature}; it must be greater than 0")
-    if hard_negatives is not None and hard_negatives < 1:
+def _check_settings(settings: Settings, column_block: int | None) -> None:
+    if settings.temperature is not None and not settings.temperature > 0:
         raise ValueError(
-            f"contrastive: hard_negatives is {hard_negatives}; "
+            f"contrastive: temperature is {settings.temperature}; it must be greater than 0"
+        )
+    if settings.hard_negatives is not None and settings.hard_negatives < 1:
+        raise ValueError(
+            f"contrastive: hard_negatives is {settings.hard_negatives}; "
             "give 1 or more, or None to contrast all negatives"
         )
     if column_block is not None and column_block < 1:
         raise ValueError(
             f"contrastive: column_block is {column_block}; give 1 or more columns, or None for all"
         )
+    if settings.pool is not None and settings.pool < 1:
+        raise ValueError(
+            f"contrastive: pool is {settings.pool}; give 1 or more pairs, or None for all"
+        )
+    if settings.hardness_on not in get_args(HardnessOn):
+        raise ValueError(
+            f"contrastive: hardness_on is {settings.hardness_on!r}; use one of "
+            f"{get_args(HardnessOn)}"
+        )
+    for term in ("query_query", "document_document"):
+        margin = getattr(settings, f"{term}_margin")
+        if margin is not None and not getattr(settings, term):
+            raise ValueError(
+                f"contrastive: {term}_margin is {margin}, but {term} is off; turn the term on, or "
+                "leave its margin None"
+            )
 
 
 def _check_arrays(
-    queries, candidates, positive, target_id, explicit_negatives, candidate_mask
+    queries,
+    candidates,
+    positive,
+    target_id,
+    query_id,
+    closed,
+    temperature,
+    explicit_negatives,
+    candidate_mask,
 ) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
         raise ValueError(
@@ -147,9 +235,13 @@ def _check_arrays(
             f"{pairs} queries and only {columns} candidates"
         )
     integers, booleans = ("integers", jnp.integer), ("booleans", jnp.bool_)
+    floats = ("a number or floats", jnp.floating)
     for name, array, letters, (kind, dtype) in (
         ("positive", positive, "[B]", integers),
         ("target_id", target_id, "[M]", integers),
+        ("query_id", query_id, "[B]", integers),
+        ("closed", closed, "[B]", booleans),
+        ("temperature", temperature, "[B]", floats),
         ("candidate_mask", candidate_mask, "[M]", booleans),
         ("explicit_negatives", explicit_negatives, "[B, H]", integers),
     ):

@@ -4,6 +4,7 @@ Rows lie over `sharding.ROWS` in equal blocks, device after device. Without a me
 (`jax.set_mesh`) there is one block, and it stays where it is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,17 @@ def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B 
 
     picked = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
     return visit(take, picked, (table, first))[0]
+
+
+def cut(block: Any, column_block: int) -> Any:
+    """[M, ...] as [blocks, column_block, ...]; zeros, masked out, fill the last block."""
+
+    def cut_array(x: Array) -> Array:
+        blocks = math.ceil(x.shape[0] / column_block)
+        fill = [(0, blocks * column_block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, fill).reshape(blocks, column_block, *x.shape[1:])
+
+    return jax.tree.map(cut_array, block)
 
 
 def vary(constants: Any) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import Metrics, ring
+from unime_jax.losses.barred import representatives
 from unime_jax.training.settings import Contrastive, Distillation
 
 Objective = Contrastive | Distillation
@@ -86,18 +87,6 @@ def _numbers(parts: Sequence[Array]) -> list[Int[Array, "_ _"]]:
         sum(sizes[:i]) + jnp.arange(size).reshape(part.shape[:2])
         for i, (size, part) in enumerate(zip(sizes, parts, strict=True))
     ]
-
-
-def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
-    """Number of the first row with the same target, for every row: one candidate a target.
-
-    Sorting keeps this O(G log G) and independent of how rows were dealt to processes.
-    """
-    order = jnp.argsort(target_id, stable=True)
-    ordered = target_id[order]
-    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    start = jax.lax.cummax(jnp.where(starts, jnp.arange(order.size), 0))
-    return jnp.zeros_like(order).at[order].set(order[start])
 
 
 def text_id(batch: Batch) -> UInt32[Array, " G"]:
