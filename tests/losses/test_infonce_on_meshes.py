@@ -60,13 +60,12 @@ def test_masks_and_terms_are_those_of_one_device():
     mesh = sharding.make_mesh(2, 2, 2)
     options = dict(MORE_OPTIONS["hardest_of_all"], pool=4)
     del options["temperature"]
-    for summed in (False, True):
-        options["hard_negatives"] = None if summed else 5
+    for block, hardest in ((None, 5), (3, 5), (3, None)):
+        options["hard_negatives"] = hardest
         expected = reference(*inputs[:3], **inputs[3], **options)
         assert expected.closest > 1e-5
-        for block in (None, 3):
-            results, _ = on_mesh(mesh, options | {"column_block": block}, inputs)
-            assert_reference(results, expected, options, f"block {block}, summed {summed}")
+        results, _ = on_mesh(mesh, options | {"column_block": block}, inputs)
+        assert_reference(results, expected, options, f"block {block}, hardest {hardest}")
 
 
 def test_no_device_holds_all_of_anything():

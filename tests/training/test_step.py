@@ -23,6 +23,11 @@ from unime_jax.losses import barred
 from unime_jax.training import step
 
 INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0)
+# Keys that the loss gets by row, or not at all.
+NOT_OF_THE_LOSS = (
+    "objective", "temperature", "column_block", "mask_same_target", "mask_same_query",
+    "closed_sources", "source_temperatures",
+)  # fmt: skip
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
 
@@ -116,6 +121,65 @@ def test_equal_targets_are_negatives_of_each_other_only_if_they_are_not_masked(b
     assert values[1] > values[0] + 1e-3
 
 
+def test_options_of_queries_and_sources_reach_the_loss(batch):
+    """Which rows are closed, have a temperature of their own, or ask the same."""
+    config = dataclasses.replace(
+        LOSS,
+        query_query=True,
+        document_document=True,
+        document_document_margin=0.3,
+        duplicate_queries=0.7,
+        duplicate_targets=0.8,
+        trust_explicit=False,
+        hardness_on="explicit",
+        pool=8,
+        mask_same_query=True,
+        closed_sources=("choice",),
+        source_temperatures=(("open", 0.1),),
+    )
+    source = np.array([0, 1, 2, 0] * 4, np.int32)
+    query_id = np.arange(16, dtype=np.uint32) // 2
+    told = dataclasses.replace(batch, source=jnp.asarray(source), query_id=jnp.asarray(query_id))
+    names = ("choice", "other", "open")
+    groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
+    rows = [encode(*parameters(), group) for group in groups]
+    table = jnp.concatenate(rows)
+    target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
+    options = {key: value for key, value in vars(config).items() if key not in NOT_OF_THE_LOSS}
+    expected, expected_metrics = losses.contrastive(
+        table[batch.query],
+        table,
+        batch.positive,
+        **options,
+        temperature=np.where(source == 2, 0.1, LOSS.temperature).astype(np.float32),
+        closed=source == 0,
+        query_id=query_id,
+        target_id=target_id,
+        explicit_negatives=batch.negative,
+        candidate_mask=target_id != 0,
+        source=source,
+        sources=3,
+    )
+    for column_block in (None, 5):
+        chosen = dataclasses.replace(config, column_block=column_block)
+
+        @jax.jit
+        def run(batch, plain, chosen=chosen):
+            return step.batch_loss(
+                encode, *parameters(), batch, chosen, recompute=False, plain=plain, sources=names
+            )
+
+        value, metrics = run(told, jnp.bool_(False))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        for name, wanted in expected_metrics.items():
+            np.testing.assert_allclose(metrics[name], wanted, rtol=1e-4, atol=1e-6, err_msg=name)
+        _, metrics = run(told, jnp.bool_(True))  # keeps the facts, not the masks
+        assert metrics["duplicate_query_share"] == metrics["masked_share"] == 0
+        assert metrics["rows_without_negatives"] == expected_metrics["rows_without_negatives"] > 0
+    with pytest.raises(ValueError, match="the batch has no ids of queries"):
+        step.batch_loss(encode, *parameters(), batch, config, recompute=False)
+
+
 def test_loss_and_gradient_on_a_mesh(batch, by_hand):
     mesh = sharding.make_mesh(2, 2, 2)
     rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
@@ -164,6 +228,7 @@ def test_a_target_met_twice_is_one_candidate(batch):
 # The step
 
 RATE = 1e-2
+ONE_SOURCE = ("all",)
 
 
 def schedule(count):
@@ -191,7 +256,7 @@ def make_step(encode=encode, **options):
 @pytest.fixture(scope="module")
 def run():
     """With two steps of warm-up."""
-    return make_step(infonce_steps=2, sources=1)
+    return make_step(infonce_steps=2, sources=ONE_SOURCE)
 
 
 def test_steps_lower_the_loss(batch, run):
@@ -265,8 +330,18 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(batch, run):
     broken["matrix"] = broken["matrix"].at[0, 0].set(jnp.nan)
     for what, step_of, trainable, finite in (
         ("both", run, broken, (False, False)),
-        ("gradient", make_step(changed(at_a_cusp), sources=1), parameters()[0], (True, False)),
-        ("loss", make_step(changed(without_number), sources=1), parameters()[0], (False, True)),
+        (
+            "gradient",
+            make_step(changed(at_a_cusp), sources=ONE_SOURCE),
+            parameters()[0],
+            (True, False),
+        ),
+        (
+            "loss",
+            make_step(changed(without_number), sources=ONE_SOURCE),
+            parameters()[0],
+            (False, True),
+        ),
     ):
         state = make_state(trainable, step=7, skipped=4)
         once, metrics = step_of(state, batch)

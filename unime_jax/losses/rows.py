@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Integer, UInt8
 
 from unime_jax.losses.barred import Barred
-from unime_jax.losses.selection import Settings, select
+from unime_jax.losses.selection import Settings, select, temperature_of
 from unime_jax.losses.similarity import cosines
 
 Metrics = dict[str, Float32[Array, "..."]]  # scalars, and [sources] by source
@@ -194,8 +194,8 @@ def _losses(
     settings: Settings,
 ) -> Float32[Array, " B"]:
     negative = jnp.where(kept, negative, 0)  # before arithmetic: 0 * -inf is NaN
-    gap = negative - positive[:, None]
-    logits = gap / (settings.temperature if temperature is None else temperature[:, None])
+    by_row = None if temperature is None else temperature[:, None]
+    logits = (negative - positive[:, None]) / temperature_of(settings, by_row)
     weight = settings.hardness * jax.lax.stop_gradient(negative)
     logits += weight if explicit is None else jnp.where(explicit, weight, 0)
     logits = jnp.where(kept, logits, -jnp.inf)

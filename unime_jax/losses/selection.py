@@ -37,6 +37,16 @@ class Settings:
         return bool(self.hardness) and self.hardness_on == "explicit"
 
 
+def temperature_of(
+    settings: Settings, by_row: Float32[Array, "B *_"] | None
+) -> float | Float32[Array, "B *_"]:
+    """The temperatures of rows, or that of all."""
+    if by_row is not None:
+        return by_row
+    assert settings.temperature is not None
+    return settings.temperature
+
+
 class Negatives(NamedTuple):
     """Negatives of some rows among some columns, and those that masks dropped.
 

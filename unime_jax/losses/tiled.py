@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
 from unime_jax.losses import ring
 from unime_jax.losses.barred import Barred
 from unime_jax.losses.rows import RowLosses, hardest_losses
-from unime_jax.losses.selection import Negatives, Settings, select
+from unime_jax.losses.selection import Negatives, Settings, select, temperature_of
 
 
 class _Rows(NamedTuple):
@@ -110,7 +110,7 @@ def _direction(
     for parts in zip(fixed_rows, fixed_columns, terms, strict=True):
         survey = _survey(survey, *parts, settings, column_block)
     live = survey.count > 0
-    temperature = settings.temperature if row.temperature is None else row.temperature
+    temperature = temperature_of(settings, row.temperature)
     weighted = survey.weighted
     if settings.hard_negatives is None:
         log_sum = _with_gradient(
@@ -280,7 +280,7 @@ def _backward_term(settings, column_block, log_sum, cotangent, term, rows, colum
     """Cotangents of a term's rows and columns."""
     highest = jax.lax.Precision.HIGHEST
     column_block = min(column_block, columns.number.size)
-    temperature = settings.temperature if rows.temperature is None else rows.temperature
+    temperature = temperature_of(settings, rows.temperature)
 
     def look(d_rows, part):
         columns, d_columns = part
@@ -309,8 +309,8 @@ def _backward_term(settings, column_block, log_sum, cotangent, term, rows, colum
     (d_embedding, d_temperature), (_, d_columns) = ring.visit(visit, start, (columns, no_columns))
     # None: integers and masks have no gradient.
     return (
-        _Rows(d_embedding, None, None, nothing, None, d_temperature, None),
-        _Columns(d_columns, None, None, None),
+        _Rows._make((d_embedding, None, None, nothing, None, d_temperature, None)),
+        _Columns._make((d_columns, None, None, None)),
     )
 
 
@@ -346,7 +346,7 @@ def _logits(
     rows: _Rows,
     settings: Settings,
 ) -> Float[Array, "B block"]:
-    temperature = rows.temperature
-    logits = scores / (settings.temperature if temperature is None else temperature[:, None])
+    by_row = None if rows.temperature is None else rows.temperature[:, None]
+    logits = scores / temperature_of(settings, by_row)
     weight = settings.hardness * scores
     return logits + (jnp.where(labelled, weight, 0) if settings.weighs_explicit else weight)

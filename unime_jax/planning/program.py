@@ -179,6 +179,7 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
             jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
         ),
         source=pair,
+        query_id=jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=pairs),
     )
 
 

@@ -24,6 +24,49 @@ class Contrastive:
     # columns of the score matrix at a time, round a ring of devices; None: all at once
     column_block: int | None
     mask_same_target: bool  # equal targets are never each other's negatives
+    # what `hardness` weighs: all negatives, or explicit ones only (EmbeddingGemma)
+    hardness_on: Literal["all", "explicit"] = "all"
+    query_query: bool = False  # other queries are negatives of a query, too (Qwen3-Embedding)
+    query_query_margin: float | None = None  # as `false_negative_margin`, of these; None: none
+    # all candidates but its own target are negatives of a query's target, too (Qwen3-Embedding)
+    document_document: bool = False
+    document_document_margin: float | None = None  # as `false_negative_margin`, of these
+    # drop targets of queries that are more similar than this to the query (WeMM); None: none
+    duplicate_queries: float | None = None
+    # drop candidates that are more similar than this to the query's target (WeMM); None: none
+    duplicate_targets: float | None = None
+    # margins and duplicate masks spare the explicit negatives of a query
+    trust_explicit: bool = True
+    # contrast only within so many pairs in a row of the batch (LLaVE's script: 32); None: all
+    pool: int | None = None
+    # targets of the same query are never its negatives: several positives a query
+    mask_same_query: bool = False
+    # sources whose queries see their own explicit negatives only: classification, multiple choice
+    closed_sources: tuple[str, ...] = ()
+    # (source, temperature) of those that have another than `temperature`
+    source_temperatures: Sequence[tuple[str, float]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"loss.temperature is {self.temperature}; it must be above 0.")
+        for source, temperature in self.source_temperatures:
+            if not temperature > 0:
+                raise ValueError(
+                    f"loss.source_temperatures has {temperature} for {source!r}; a temperature "
+                    "must be above 0."
+                )
+        for term in ("query_query", "document_document"):
+            margin = getattr(self, f"{term}_margin")
+            if margin is not None and not getattr(self, term):
+                raise ValueError(
+                    f"loss.{term}_margin is {margin}, but loss.{term} is False: set it to True, or "
+                    "the margin to None."
+                )
+        if self.pool is not None and self.pool < 2:
+            raise ValueError(
+                f"loss.pool={self.pool}: pairs of a pool are each other's negatives, so it must be "
+                "2 or more; None contrasts the whole batch."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,10 +64,10 @@ class Setup:
             settings.optimizer, settings.steps, self.abstract_model.trainable
         )
 
-    def train_step(self, like: step.TrainState, *, sources: int = 0) -> Wrapped:
+    def train_step(self, like: step.TrainState, *, sources: Sequence[str] = ()) -> Wrapped:
         """The jitted step of a state with the shardings of `like`, which may be abstract.
 
-        `sources`: how many `Batch.source` counts, for losses by source.
+        `sources`: the names that `Batch.source` counts, for losses and options by source.
         """
         settings = self.settings
         run = step.make_train_step(
@@ -127,6 +127,12 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
         problems.append(
             f"config.loss.hard_negatives={k} must be below config.batch_size="
             f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
+        )
+    pool = loss.pool if isinstance(loss, Contrastive) else None
+    if pool is not None and settings.batch_size % pool:
+        problems.append(
+            f"config.loss.pool={pool} must divide config.batch_size={settings.batch_size}: the "
+            "batch is cut into pools."
         )
     if problems:
         raise ValueError("\n".join(problems))

@@ -1,7 +1,7 @@
 """The training step, a pure function: chunked encoding, loss, gradients, update."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ def batch_loss(
     recompute: bool,
     constants: Constants | None = None,
     plain: Bool[Array, ""] | None = None,
-    sources: int = 0,
+    sources: Sequence[str] = (),
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
@@ -72,7 +72,7 @@ def make_train_step(
     recompute: bool,
     constants: Constants | None = None,
     infonce_steps: int = 0,
-    sources: int = 0,
+    sources: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
@@ -83,7 +83,7 @@ def make_train_step(
       recompute, constants: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
-      sources: how many `Batch.source` counts; with them, metrics have `source_loss` and
+      sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
         `source_rows`, float32 [sources].
     """
 
