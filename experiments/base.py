@@ -202,6 +202,8 @@ def contrastive() -> ConfigDict:
     loss.mask_same_query = False
     loss.closed_sources = ()  # whose queries see their own explicit negatives only
     loss.source_temperatures = ()  # (source, temperature)
+    loss.temperature_learning_rate = 0.0  # 0: it is fixed
+    loss.lowest_temperature = 0.01  # of a learned one
     return loss
 
 

@@ -21,6 +21,7 @@ from unime_jax import losses, sharding
 from unime_jax.batch import Batch
 from unime_jax.losses import barred
 from unime_jax.training import step
+from unime_jax.training.temperature import initial_temperature, update
 
 INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0)
 # Keys that the loss gets by row, or not at all.
@@ -300,6 +301,34 @@ def test_a_step_is_one_update_of_the_optimizer_and_its_metrics_are_of_it(batch, 
     assert (int(new.step), int(new.skipped), int(new.skipped_in_a_row)) == (6, 3, 0)
     assert (int(metrics["skipped_steps"]), int(metrics["skipped_in_a_row"])) == (3, 0)
     np.testing.assert_array_equal(new.frozen["bias"], parameters()[1]["bias"])
+
+
+def test_a_temperature_is_learned_within_its_bounds(batch):
+    """Adam's first step is as long as its rate, against the slope of ln(1 / temperature)."""
+    loss = dataclasses.replace(LOSS, temperature_learning_rate=0.1, lowest_temperature=0.04)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    make = functools.partial(step.make_train_step, encode, optax.adam(schedule), schedule)
+    run = jax.jit(make(loss, recompute=True))
+    learned = initial_temperature(loss, mesh)
+    before = dataclasses.replace(make_state(parameters()[0]), temperature=learned)
+    new, metrics = run(before, batch)
+    np.testing.assert_allclose(metrics["temperature"], LOSS.temperature, rtol=1e-6)
+    (value, _), _ = value_and_grad()(parameters()[0], batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+    def loss_at(temperature):
+        found = step.batch_loss(
+            encode, *parameters(), batch, LOSS, recompute=False, temperature=temperature
+        )
+        return found[0]
+
+    lower, higher = jax.jit(jax.vmap(loss_at))(LOSS.temperature * jnp.array([0.99, 1.01]))
+    change = float(new.temperature.log_scale - before.temperature.log_scale)
+    np.testing.assert_allclose(change, 0.1 * np.sign(higher - lower), rtol=1e-4)
+    for slope, bound in ((-1.0, 0.04), (1.0, 1.0)):
+        for _ in range(40):
+            learned = update(learned, jnp.float32(slope), loss)
+        np.testing.assert_allclose(np.exp(-learned.log_scale), bound, rtol=1e-5)
 
 
 @jax.custom_vjp

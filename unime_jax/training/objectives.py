@@ -24,12 +24,14 @@ def contrastive(
     config: Contrastive,
     *,
     plain: Bool[Array, ""] | None = None,
+    temperature: Float[Array, ""] | None = None,
     sources: Sequence[str] = (),
 ) -> Result:
     """Queries against all candidates; rows are the candidates, one column a distinct target.
 
     Where `plain` holds, the loss is InfoNCE over all negatives that are none of the facts that rule
-    one out: no term, mask and weight that `config` selects. `sources`: the names that
+    one out: no term, mask and weight that `config` selects. `temperature`: a learned one, in the
+    place of the config's. `sources`: the names that
     `batch.source` counts, for metrics and options by source.
 
     Raises:
@@ -61,7 +63,9 @@ def contrastive(
             query,
             table,
             positive,
-            temperature=_temperature(batch, config, sources),
+            temperature=(
+                _temperature(batch, config, sources) if temperature is None else temperature
+            ),
             hard_negatives=config.hard_negatives,
             false_negative_margin=config.false_negative_margin,
             hardness=config.hardness,

@@ -45,10 +45,29 @@ class Contrastive:
     closed_sources: tuple[str, ...] = ()
     # (source, temperature) of those that have another than `temperature`
     source_temperatures: Sequence[tuple[str, float]] = ()
+    # of ln(1 / temperature), by an Adam of its own, without schedule and decay; 0: it is fixed
+    temperature_learning_rate: float = 0.0
+    lowest_temperature: float = 0.01  # of a learned one (CLIP); it is at most 1
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"loss.temperature is {self.temperature}; it must be above 0.")
+        if self.temperature_learning_rate < 0:
+            raise ValueError(
+                f"loss.temperature_learning_rate is {self.temperature_learning_rate}; it must be "
+                "0, for a fixed temperature, or more."
+            )
+        if self.temperature_learning_rate:
+            if not 0 < self.lowest_temperature <= self.temperature <= 1:
+                raise ValueError(
+                    f"loss.temperature={self.temperature}, where a learned one starts, must be "
+                    f"between loss.lowest_temperature={self.lowest_temperature}, above 0, and 1."
+                )
+            if self.source_temperatures:
+                raise ValueError(
+                    "loss.source_temperatures and loss.temperature_learning_rate: the temperature "
+                    "that is learned is that of all sources; use one of the two."
+                )
         for source, temperature in self.source_temperatures:
             if not temperature > 0:
                 raise ValueError(

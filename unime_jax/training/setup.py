@@ -23,7 +23,7 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, state, step
+from unime_jax.training import automatic, optimizer, state, step, temperature
 from unime_jax.training.settings import Contrastive
 
 
@@ -87,7 +87,9 @@ class Setup:
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
-        return state.make_state(self.abstract_model, self.initial(), self.optimizer(), self.mesh)
+        made = state.make_state(self.abstract_model, self.initial(), self.optimizer(), self.mesh)
+        learned = temperature.initial_temperature(self.settings.loss, self.mesh)
+        return dataclasses.replace(made, temperature=learned)
 
     def encoder(self, parameters: paths.Parameters) -> Encoder:
         """Embeddings of items under these parameters, trainable and frozen."""
