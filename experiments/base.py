@@ -199,6 +199,7 @@ def contrastive() -> ConfigDict:
     loss.duplicate_targets = config_dict.placeholder(float)  # of similarity; None: no mask
     loss.trust_explicit = True  # masks spare explicit negatives
     loss.pool = config_dict.placeholder(int)  # pairs; None: the whole batch
+    loss.spread_out_weight = 0.0  # of the squared cosines of different items
     loss.mask_same_query = False
     loss.closed_sources = ()  # whose queries see their own explicit negatives only
     loss.source_temperatures = ()  # (source, temperature)

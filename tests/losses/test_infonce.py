@@ -93,6 +93,31 @@ def test_a_temperature_that_is_an_array_has_a_gradient():
         np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_a_spread_out_batch_has_squared_cosines_of_different_rows():
+    """Of queries and of positives; with its gradient, by blocks as at once."""
+    rng = np.random.default_rng(1)
+    queries, candidates, positive, arrays = random_arguments(rng)
+    size, wanted = len(queries), 0.0
+    slopes = [np.zeros_like(queries), np.zeros_like(candidates)]
+    for side, rows, places in ((0, queries, np.arange(size)), (1, candidates, positive)):
+        for i in places:
+            for j in places:
+                wanted += float(rows[i] @ rows[j]) ** 2
+                slopes[side][i] += 4 * (rows[i] @ rows[j]) * rows[j]
+        for i in places:
+            wanted -= float(rows[i] @ rows[i]) ** 2
+            slopes[side][i] -= 4 * (rows[i] @ rows[i]) * rows[i]
+    pairs = size * (size - 1)
+    (plain, _), without = compiled(temperature=0.1)(queries, candidates, positive, arrays)
+    for block in (None, 4):
+        run = compiled(temperature=0.1, spread_out_weight=0.5, column_block=block)
+        (loss, metrics), gradients = run(queries, candidates, positive, arrays)
+        np.testing.assert_allclose(metrics["spread_out"], wanted / pairs, rtol=1e-5)
+        np.testing.assert_allclose(loss, plain + 0.5 * wanted / pairs, rtol=1e-5)
+        for slope, found, base in zip(slopes, gradients, without, strict=True):
+            np.testing.assert_allclose(found - base, 0.5 * slope / pairs, atol=1e-5)
+
+
 def test_equals_the_loops_on_odd_shapes():
     for pairs, columns, labels, block in ((1, 1, 1, None), (5, 3, 2, None), (3, 9, 0, 2)):
         for seed in range(3):

@@ -2,12 +2,15 @@
 
 from typing import get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Integer
 
+from unime_jax.losses import ring
 from unime_jax.losses.barred import find_barred
 from unime_jax.losses.rows import Metrics, by_source, dense_rows, summarise
 from unime_jax.losses.selection import HardnessOn, Settings
+from unime_jax.losses.spread import spread_out
 from unime_jax.losses.tiled import tiled_rows
 
 
@@ -30,6 +33,7 @@ def contrastive(
     duplicate_targets: float | None = None,
     trust_explicit: bool = True,
     pool: int | None = None,
+    spread_out_weight: float = 0.0,
     target_id: Integer[Array, " M"] | None = None,
     query_id: Integer[Array, " B"] | None = None,
     closed: Bool[Array, " B"] | None = None,
@@ -54,19 +58,44 @@ def contrastive(
     masked out, or scores higher than s_ip + margin. All options combine. A query without negatives
     adds no loss and no gradient, and the mean is over the other queries.
 
+    With `query_query` and `document_document`, N(i) has the queries j as well, at s(q_i, q_j), and
+    the columns once more, at s(p, j), where both the target of j is not i's (Qwen3-Embedding, eq.
+    1). `hard_negatives` are the hardest of all these.
+
+    Facts rule columns out: a copy of the positive, `closed`, `pool`, an equal `query_id`. Masks
+    guess: margins and duplicates.
+
     Args:
       queries: unit vectors; computed in float32 whatever their dtype.
       candidates: unit vectors.
       positive: each query's column of `candidates`, in [0, M). None: query i's is column i.
-      temperature: divides the cosines; greater than 0.
+      temperature: divides the cosines; greater than 0. An array, of one number or by query, has a
+        gradient.
       hard_negatives: keep only this many negatives a query, the most similar ones. A query with
         fewer repeats them cyclically in descending order, as the paper has it.
       false_negative_margin: drop negatives with s > s_positive + margin as likely positives.
       hardness: LLaVE's alpha, the weight on how similar a negative is.
+      hardness_on: "explicit" weighs explicit negatives only (EmbeddingGemma).
       symmetric: average with the opposite direction: query i's positive against the B queries, of
         which those with the same positive (or target id) are no negatives. The same temperature,
-        margin, count and hardness hold there.
+        margin, count, masks and hardness hold there.
+      query_query: other queries are negatives of a query.
+      query_query_margin: `false_negative_margin` of these.
+      document_document: candidates are negatives of the query's positive.
+      document_document_margin: `false_negative_margin` of these.
+      duplicate_queries: drop the pairs j, and columns with their targets, whose s(q_i, q_j) is above
+        this (WeMM).
+      duplicate_targets: drop columns, and pairs with a target, of which the similarity to i's
+        positive is above this (WeMM).
+      trust_explicit: margins and duplicate masks spare the query's own explicit negatives.
+      pool: contrast only within so many pairs in a row; it divides B. The columns of a pool are the
+        positives and explicit negatives of its pairs (LLaVE's script: 32).
+      spread_out_weight: weight of `spread_out` of the queries and of their positives.
       target_id: equal ids are the same target, hence never each other's negative. No id is special.
+      query_id: equal ids are the same query, whose targets are never negatives of one another's
+        pairs.
+      closed: queries that see their own explicit negatives only, in no other term and not in the
+        opposite direction.
       explicit_negatives: each query's own labelled negatives as columns of `candidates`, -1 for
         none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.
       candidate_mask: False for padding and repeated columns, which are nobody's negatives. They
@@ -84,8 +113,10 @@ def contrastive(
       of queries whose positive beats every negative; a tie loses). Over all queries:
       `positive_similarity`, `negatives_per_query` (before `hard_negatives` cuts them),
       `rows_without_negatives` (their number). `masked_share`: the share of unlabelled negatives
-      that the margin dropped. `chance_loss`: the loss, both directions, if every negative were as
-      similar as the positive, which is ln(1 + k) of k negatives without `hardness`. With `sources`,
+      that margins dropped; without `trust_explicit`, of all negatives. With a duplicate mask,
+      `duplicate_query_share` or `duplicate_target_share`: the same of that mask. `chance_loss`: the
+      loss, both directions, if every negative were as similar as the positive, which is ln(1 + k)
+      of k negatives without `hardness`. With `spread_out_weight`, `spread_out`. With `sources`,
       float32 [sources]: `source_loss`, the loss of each source's queries, and `source_rows`, how
       many of them have a negative.
 
@@ -169,6 +200,13 @@ def contrastive(
         loss = (loss + other) / 2
         metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
         both.append(back)
+    if spread_out_weight:
+        own = candidates[positive]
+        if column_block is not None:
+            own = ring.blockwise(ring.pick, positive, candidates)
+        spread = spread_out(queries) + spread_out(own)
+        loss += spread_out_weight * spread
+        metrics["spread_out"] = jax.lax.stop_gradient(spread)
     if source is not None and sources:
         parts = [by_source(rows.losses, rows.count > 0, source, sources) for rows in both]
         losses = jnp.stack([part["source_loss"] for part in parts])

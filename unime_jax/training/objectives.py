@@ -79,6 +79,7 @@ def contrastive(
             duplicate_targets=config.duplicate_targets,
             trust_explicit=config.trust_explicit,
             pool=config.pool,
+            spread_out_weight=config.spread_out_weight,
             target_id=target_id if config.mask_same_target else None,
             query_id=batch.query_id if config.mask_same_query else None,
             closed=_closed(batch, config, sources),
@@ -102,19 +103,24 @@ def contrastive(
         document_document_margin=None,
         duplicate_queries=None,
         duplicate_targets=None,
+        spread_out_weight=0.0,
     )
 
     def first() -> Result:
         loss, metrics = contrast(infonce)
-        return loss, {name: jnp.zeros(()) for name in _duplicate_shares(config)} | metrics
+        return loss, {name: jnp.zeros(()) for name in _optional_metrics(config)} | metrics
 
     return jax.lax.cond(plain, first, lambda: contrast(config))
 
 
-def _duplicate_shares(config: Contrastive) -> list[str]:
-    """Metrics of the masks that are on."""
-    masks = {"query": config.duplicate_queries, "target": config.duplicate_targets}
-    return [f"duplicate_{side}_share" for side, on in masks.items() if on is not None]
+def _optional_metrics(config: Contrastive) -> list[str]:
+    """Metrics of the options that are on, and off in plain InfoNCE."""
+    options = {
+        "duplicate_query_share": config.duplicate_queries is not None,
+        "duplicate_target_share": config.duplicate_targets is not None,
+        "spread_out": bool(config.spread_out_weight),
+    }
+    return [name for name, on in options.items() if on]
 
 
 def _temperature(

@@ -39,6 +39,7 @@ class Contrastive:
     trust_explicit: bool = True
     # contrast only within so many pairs in a row of the batch (LLaVE's script: 32); None: all
     pool: int | None = None
+    spread_out_weight: float = 0.0  # of the spread-out regulariser (EmbeddingGemma); 0: none
     # targets of the same query are never its negatives: several positives a query
     mask_same_query: bool = False
     # sources whose queries see their own explicit negatives only: classification, multiple choice

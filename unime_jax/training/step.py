@@ -112,6 +112,7 @@ def make_train_step(
         norm = optax.global_norm(gradient)
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
         if learned is not None:
+            assert isinstance(objective, objectives.Contrastive)
             ok &= jnp.isfinite(of_scale)
             metrics["temperature"] = jnp.exp(-learned.log_scale)
             learned = update(learned, of_scale, objective)
