@@ -29,7 +29,10 @@ WRONG = [
     ({"loss.hard_negatives": 16}, "hard_negatives=16 must be below config.batch_size=16"),
     ({"loss.pool": 5}, "loss.pool=5 must divide config.batch_size=16"),
     ({"loss.pool": 1}, "loss.pool=1: pairs of a pool are each other's negatives"),
-    ({"loss.query_query_margin": 0.1}, "query_query_margin is 0.1, but loss.query_query is False"),
+    (
+        {"loss.query_query_margin": 0.1},
+        "query_query_margin=0.1, but config.loss.query_query is False",
+    ),
     ({"loss.closed_sources": ("digit",)}, "loss.closed_sources: no such source: 'digit'"),
     ({"loss.source_temperatures": (("digits", 0.0),)}, "has 0.0 for 'digits'; a temperature must"),
     (

@@ -21,7 +21,8 @@ FOLDER = tiny_run.ROOT / "experiments"
 
 def test_a_name_is_the_file_of_this_clone():
     assert recipes.FOLDER == FOLDER
-    assert recipes.names() == ["embed", "evaluate", "llave", "own", "plan", "stage1", "stage2"]
+    names = ["embed", "evaluate", "llave", "own", "plan", "presets", "stage1", "stage2"]
+    assert recipes.names() == names
     for name in ("stage2:qwen2_vl_7b", "stage2", "llave:llava_onevision_7b", "plan"):
         file = "experiments/" + re.sub(r"^(\w+)", r"\1.py", name)
         assert recipes.load(name).to_dict() == recipes.load(file).to_dict()

@@ -83,7 +83,7 @@ def contrastive(
       query_query_margin: `false_negative_margin` of these.
       document_document: candidates are negatives of the query's positive.
       document_document_margin: `false_negative_margin` of these.
-      duplicate_queries: drop the pairs j, and columns with their targets, whose s(q_i, q_j) is above
+      duplicate_queries: drop the pairs j, and columns with their targets, with s(q_i, q_j) above
         this (WeMM).
       duplicate_targets: drop columns, and pairs with a target, of which the similarity to i's
         positive is above this (WeMM).

@@ -75,13 +75,6 @@ class Contrastive:
                     f"loss.source_temperatures has {temperature} for {source!r}; a temperature "
                     "must be above 0."
                 )
-        for term in ("query_query", "document_document"):
-            margin = getattr(self, f"{term}_margin")
-            if margin is not None and not getattr(self, term):
-                raise ValueError(
-                    f"loss.{term}_margin is {margin}, but loss.{term} is False: set it to True, or "
-                    "the margin to None."
-                )
         if self.pool is not None and self.pool < 2:
             raise ValueError(
                 f"loss.pool={self.pool}: pairs of a pool are each other's negatives, so it must be "

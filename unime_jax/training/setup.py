@@ -136,6 +136,16 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
             f"config.loss.pool={pool} must divide config.batch_size={settings.batch_size}: the "
             "batch is cut into pools."
         )
+    if isinstance(loss, Contrastive):
+        problems += [
+            f"config.loss.{term}_margin={margin}, but config.loss.{term} is False: set it to True, "
+            "or the margin to None."
+            for term, on, margin in (
+                ("query_query", loss.query_query, loss.query_query_margin),
+                ("document_document", loss.document_document, loss.document_document_margin),
+            )
+            if margin is not None and not on
+        ]
     if problems:
         raise ValueError("\n".join(problems))
 
