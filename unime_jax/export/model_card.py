@@ -147,6 +147,8 @@ def _warning(warnings: Sequence[str]) -> dict[str, str]:
 
 def _loss(loss: Contrastive | Distillation) -> str:
     parts = [f"temperature {loss.temperature}"]
+    if isinstance(loss, Contrastive) and loss.temperature_learning_rate:
+        parts = [f"a learned temperature from {loss.temperature}"]
     if isinstance(loss, Distillation):
         towards = loss.direction.replace("_", " and ")
         parts.append(f"KL between the batch similarities of {towards}, texts: {loss.texts}")
@@ -168,6 +170,8 @@ def _loss(loss: Contrastive | Distillation) -> str:
     for side, threshold in thresholds.items():
         if threshold is not None:
             parts.append(f"candidates of {side} more similar than {threshold} left out")
+    if loss.spread_out_weight:
+        parts.append(f"spread-out regulariser times {loss.spread_out_weight}")
     if loss.pool is not None:
         parts.append(f"in pools of {loss.pool} pairs")
     if loss.closed_sources:
