@@ -4,18 +4,15 @@ They are a byte a score, and only where an option asks for them. By blocks of co
 has a float32 a score, but it has these bytes of its own rows.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float32, Int, Integer, UInt8
 
 from unime_jax.losses import ring
 from unime_jax.losses.selection import DUPLICATE_QUERY, DUPLICATE_TARGET, NO_NEGATIVE, Settings
 from unime_jax.losses.similarity import cosines
-from unime_jax.sharding import ROWS
 
 
 class Barred(NamedTuple):
@@ -105,7 +102,7 @@ def _in_pool(
     place = jnp.where(own < 0, first.size, first[own])  # none: outside, so dropped
     members = jnp.zeros((pools, first.size), bool)
     members = members.at[pool[:, None], place].set(True, mode="drop")
-    return _own_rows(lambda pool, members: members[pool], pool, members[:, first])
+    return ring.own_rows(lambda pool, members: members[pool], pool, members[:, first])
 
 
 def _to_columns(
@@ -114,18 +111,11 @@ def _to_columns(
     """Flags by pair as flags by candidate."""
 
     def spread(flags: Array, column: Array, first: Array) -> Array:
-        columns = ring.vary(jnp.zeros((flags.shape[0], first.size), bool))
+        # Made of the flags, so that it varies over devices as they do.
+        columns = jnp.broadcast_to(flags[:, :1] & False, (flags.shape[0], first.size))
         return columns.at[:, column].max(flags)[:, first]
 
-    return _own_rows(spread, flags, first[positive], first)
-
-
-def _own_rows(function: Callable[..., Array], rows: Array, *whole: Array) -> Array:
-    """`function` of each device's part of `rows`, and of all of the other arrays."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return function(rows, *whole)
-    specs = P(ROWS), *(P() for _ in whole)
-    return jax.shard_map(function, in_specs=specs, out_specs=P(ROWS))(rows, *whole)
+    return ring.own_rows(spread, flags, first[positive], first)
 
 
 def _above(

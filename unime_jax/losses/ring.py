@@ -35,6 +35,18 @@ def blockwise(function: Callable, *arrays: Any) -> Any:
     return jax.shard_map(function, in_specs=P(ROWS), out_specs=P(ROWS))(*arrays)
 
 
+def own_rows(function: Callable, rows: Any, *whole: Any) -> Any:
+    """`function` of each device's part of `rows`, and of all of the other arrays.
+
+    Without a mesh, or where rows cannot be shared out equally, it is called once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(x.shape[0] % row_shards(mesh) for x in jax.tree.leaves(rows)):
+        return function(rows, *whole)
+    specs = P(ROWS), *(P() for _ in whole)
+    return jax.shard_map(function, in_specs=specs, out_specs=P(ROWS))(rows, *whole)
+
+
 def beside(parts: Sequence[Array]) -> Array:
     """[C, R, ...] arrays, R spread over the devices, as one [G, ...] for `blockwise`.
 

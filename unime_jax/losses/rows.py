@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Integer, UInt8
 
+from unime_jax.losses import ring
 from unime_jax.losses.barred import Barred
 from unime_jax.losses.selection import Settings, select, temperature_of
 from unime_jax.losses.similarity import cosines
@@ -131,7 +132,9 @@ def _dense(
         weighted = None if explicit is None else (valid & explicit).sum(axis=1)
     else:
         width = min(settings.hard_negatives, scores.shape[1])
-        hardest, place = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), width)
+        negative = jnp.where(valid, scores, -jnp.inf)
+        # Row by row: left to itself, top_k gathers all rows on every device on some platforms.
+        hardest, place = ring.own_rows(lambda own: jax.lax.top_k(own, width), negative)
         explicit = None
         if settings.weighs_explicit:
             explicit = jnp.take_along_axis(labelled, place, axis=1)
