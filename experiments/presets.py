@@ -10,6 +10,7 @@ They run on the embedded MiniMMEB, from scratch; with a checkpoint of families.p
 as the last one, on MMEB-train with DoRA. A preset is a loss and how batches are drawn: backbones,
 data, stages and quantisation of the originals are not in it. Sources that are classification go
 into loss.closed_sources (Qwen3-VL-Embedding): their explicit negatives must then be wrong labels.
+The thresholds of wemm are for a model that is trained already, or for one after `infonce_steps`.
 """
 
 from ml_collections import ConfigDict
