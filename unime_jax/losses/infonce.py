@@ -59,8 +59,8 @@ def contrastive(
     adds no loss and no gradient, and the mean is over the other queries.
 
     With `query_query` and `document_document`, N(i) has the queries j as well, at s(q_i, q_j), and
-    the columns once more, at s(p, j), where both the target of j is not i's (Qwen3-Embedding, eq.
-    1). `hard_negatives` are the hardest of all these.
+    the columns once more, at s(p, j), but for those with i's target (Qwen3-Embedding, eq. 1, whose
+    documents are all columns here). `hard_negatives` are the hardest of all these.
 
     Facts rule columns out: a copy of the positive, `closed`, `pool`, an equal `query_id`. Masks
     guess: margins and duplicates.
@@ -102,7 +102,8 @@ def contrastive(
         must be finite all the same, and labels must name the copy that is not masked.
       column_block: columns that a device compares its rows with at a time, candidates passing round
         the ring of devices: the same values without a [B, M] array, and without all candidates on
-        one device. None: all columns at once.
+        one device. None: all columns at once. Pools, equal queries and duplicate masks are an array
+        of bytes all the same, a device's rows on each.
       source: each query's number of where it comes from, in [0, sources); metrics only.
       sources: how many there are; 0: no loss by source.
 
