@@ -37,10 +37,8 @@ class Settings:
         return bool(self.hardness) and self.hardness_on == "explicit"
 
 
-def temperature_of(
-    settings: Settings, by_row: Float32[Array, "B *_"] | None
-) -> float | Float32[Array, "B *_"]:
-    """The temperatures of rows, or that of all."""
+def temperature_of(settings: Settings, by_row: Array | None) -> float | Array:
+    """The temperatures of rows, [B] or [B, 1] as they are given, or that of all."""
     if by_row is not None:
         return by_row
     assert settings.temperature is not None
