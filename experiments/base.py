@@ -194,6 +194,21 @@ def contrastive() -> ConfigDict:
     loss.symmetric = False  # also candidates to queries
     loss.column_block = config_dict.placeholder(int)  # columns at a time, for batches of 16k
     loss.mask_same_target = True
+    loss.hardness_on = "all"  # negatives; or "explicit"
+    loss.query_query = False  # also other queries as negatives
+    loss.query_query_margin = config_dict.placeholder(float)  # of similarity; None: none
+    loss.document_document = False  # also candidates as negatives of the query's target
+    loss.document_document_margin = config_dict.placeholder(float)  # of similarity; None: none
+    loss.duplicate_queries = config_dict.placeholder(float)  # of similarity; None: no mask
+    loss.duplicate_targets = config_dict.placeholder(float)  # of similarity; None: no mask
+    loss.trust_explicit = True  # masks spare explicit negatives
+    loss.pool = config_dict.placeholder(int)  # pairs; None: the whole batch
+    loss.spread_out_weight = 0.0  # of the squared cosines of different items
+    loss.mask_same_query = False
+    loss.closed_sources = ()  # whose queries see their own explicit negatives only
+    loss.source_temperatures = ()  # (source, temperature)
+    loss.temperature_learning_rate = 0.0  # 0: it is fixed
+    loss.lowest_temperature = 0.01  # of a learned one
     return loss
 
 

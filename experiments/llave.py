@@ -3,7 +3,8 @@
 --config=experiments/llave.py                          the embedded MiniMMEB, from scratch
 --config=experiments/llave.py:llava_onevision_7b      full fine-tuning on a pod, MMEB-train
 
-LLaVE-7B contrasts 32 pairs at a time; here all 256 of a step are contrasted at once.
+LLaVE's script contrasts 32 pairs at a time, which is --config.loss.pool=32; here all 256 of a step
+are contrasted at once.
 """
 
 from ml_collections import ConfigDict

@@ -176,3 +176,4 @@ class Batch:
     # [C, R] of each group; 0: no target; equal ids: the same one
     target_id: tuple[UInt32[ArrayLike, "_ _"], ...]
     source: Int32[ArrayLike, " B"]
+    query_id: UInt32[ArrayLike, " B"] | None = None  # equal ids: the same query

@@ -195,6 +195,17 @@ class TrainConfig:
         for key, value in ignored.items():
             if value and not distils:
                 raise ValueError(f"config.{key}={value!r}: only distillation has a use for it.")
+        if isinstance(self.loss, Contrastive) and not self.data.negatives:
+            explicit = {
+                "loss.closed_sources": bool(self.loss.closed_sources),
+                "loss.hardness_on": self.loss.hardness_on == "explicit" and self.loss.hardness > 0,
+            }
+            for key, asked in explicit.items():
+                if asked:
+                    raise ValueError(
+                        f"config.{key} is about explicit negatives, but config.data.negatives=0 "
+                        "reads none: set it to how many a pair has."
+                    )
         if distils and self.infonce_steps:
             raise ValueError(
                 f"config.infonce_steps={self.infonce_steps}: distillation has no InfoNCE to begin "

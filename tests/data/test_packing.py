@@ -111,6 +111,7 @@ def assert_who_is_who(batch, examples):
         for number, negative in zip(batch.negative[i], kept, strict=False):
             assert_is(batch, number, negative, True)
         assert SOURCES[batch.source[i]] == example.source
+        assert batch.query_id[i] == target_hash(example.query.key)
     used = {*batch.query, *batch.positive, *batch.negative[batch.negative >= 0]}
     assert len(used) == sum(int(group.live.sum()) for group in batch.groups)
 
@@ -148,7 +149,7 @@ def assemble(parts):
     )
     pairs = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("query", "positive", "negative", "source")
+        for name in ("query", "positive", "negative", "source", "query_id")
     }
     target_id = tuple(rows(ids) for ids in zip(*(part.target_id for part in parts), strict=True))
     return dataclasses.replace(parts[0], groups=groups, target_id=target_id, **pairs)

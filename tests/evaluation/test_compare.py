@@ -1,6 +1,5 @@
 """The command that sets runs side by side."""
 
-import json
 import types
 
 import pytest
@@ -45,12 +44,6 @@ def test_the_command_groups_runs_by_name_or_pattern(runs, capsys, monkeypatch):
     _, _, before, one, two = command(runs / "one", f"{runs}/two/", **changes)
     assert before.startswith("| one (before) | 1 | 50.0 +20.0 | 80.0 +20.0 | 35.0 +20.0 |")
     assert one.startswith("| one | 1 | 30.0 | 60.0 |") and two.startswith("| two | 1 | 50.0 +20.0")
-
-    # An evaluation has no other side.
-    sides = scores.read_scores(runs / "one")
-    (runs / "scored").mkdir()
-    (runs / "scored" / "evaluation.json").write_text(json.dumps({"scores": sides["after"]}))
-    assert compare.compare({"x": [runs / "scored"]}, {})["x"]["All"] == 30
 
     # What is missing is named.
     for folders, flags, message in (

@@ -71,7 +71,7 @@ def plain_step(monkeypatch):
     Nothing of the model is traced or compiled. A step is skipped where a parameter is not finite.
     """
 
-    def train_step(self, like, *, sources=0):
+    def train_step(self, like, *, sources=()):
         def step(state, batch):
             ok = jnp.isfinite(jnp.stack([x.sum() for x in jax.tree.leaves(state.trainable)])).all()
             new = dataclasses.replace(
@@ -83,7 +83,7 @@ def plain_step(monkeypatch):
             )
             names = ("loss", "gradient_norm", "learning_rate", "mean_cosine", "chance_loss")
             counts = {"skipped_steps": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
-            by_source = {name: jnp.ones(sources) for name in ("source_loss", "source_rows")}
+            by_source = {name: jnp.ones(len(sources)) for name in ("source_loss", "source_rows")}
             return new, dict.fromkeys(names, jnp.where(ok, 0.5, jnp.nan)) | counts | by_source
 
         placed = jax.tree.map(lambda x: x.sharding, like)

@@ -27,6 +27,18 @@ def put(config, path, value):
 
 WRONG = [
     ({"loss.hard_negatives": 16}, "hard_negatives=16 must be below config.batch_size=16"),
+    ({"loss.pool": 5}, "loss.pool=5 must divide config.batch_size=16"),
+    ({"loss.pool": 1}, "loss.pool=1: pairs of a pool are each other's negatives"),
+    (
+        {"loss.query_query_margin": 0.1},
+        "query_query_margin=0.1, but config.loss.query_query is False",
+    ),
+    ({"loss.closed_sources": ("digit",)}, "loss.closed_sources: no such source: 'digit'"),
+    ({"loss.source_temperatures": (("digits", 0.0),)}, "has 0.0 for 'digits'; a temperature must"),
+    (
+        {"loss.closed_sources": ("digits",), "data.negatives": 0},
+        "loss.closed_sources is about explicit negatives, but config.data.negatives=0",
+    ),
     ({"batch_size": 20}, "batch_size=20 must be a multiple of 8"),
     ({"chunk_size": 12}, "chunk_size=12 must be a multiple of 8"),
     ({"mesh.tensor": 3}, r"mesh.tensor=3 does not give the 8 device"),

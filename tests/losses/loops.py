@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,40 @@ OPTIONS = {
     },
 }
 
+# Of masks, terms and pools; 6 pairs.
+MORE_OPTIONS = {
+    "terms": {
+        "temperature": 0.1,
+        "query_query": True,
+        "document_document": True,
+        "false_negative_margin": 0.1,
+        "query_query_margin": 0.2,
+        "document_document_margin": -0.1,
+    },
+    "duplicates": {
+        "temperature": 0.1,
+        "duplicate_queries": 0.4,
+        "duplicate_targets": 0.5,
+        "symmetric": True,
+        "trust_explicit": False,
+        "false_negative_margin": 0.3,
+    },
+    "pools": {"temperature": 0.1, "pool": 2, "symmetric": True},
+    "explicit_hardness": {"hardness": 5.0, "hardness_on": "explicit", "query_query": True},
+    "hardest_of_all": {
+        "temperature": 0.1,
+        "query_query": True,
+        "document_document": True,
+        "query_query_margin": 0.2,
+        "hard_negatives": 5,
+        "hardness": 5.0,
+        "hardness_on": "explicit",
+        "duplicate_queries": 0.6,
+        "duplicate_targets": 0.6,
+        "symmetric": True,
+    },
+}
+
 
 @dataclasses.dataclass
 class Reference:
@@ -34,30 +69,50 @@ class Reference:
     back_by_query: np.ndarray | None  # of the other direction
     grad_queries: np.ndarray
     grad_candidates: np.ndarray
+    grad_temperature: np.ndarray  # by row
     metrics: dict[str, float]
     closest: float  # the smallest distance of a score from a decision that rounding could turn
 
 
-def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardness):
-    """One direction: losses by row, the gradient of their mean by score, metrics, closest call."""
-    losses, gradient = np.full(len(scores), np.nan), np.zeros_like(scores)
+@dataclasses.dataclass
+class Term:
+    """Scores of rows and columns, and what is said of the column j of row i."""
+
+    scores: np.ndarray
+    is_other: Callable[[int, int], bool]  # no copy of the positive, no padding, no fact against it
+    is_labelled: Callable[[int, int], bool]
+    margin: float | None
+    like_query: Callable[[int, int], bool]
+    like_target: Callable[[int, int], bool]
+
+
+def loop(terms, positive, temperature, k, hardness, hardness_on="all", trust_explicit=True):
+    """One direction: losses by row, gradients of their mean by score and temperature, metrics."""
+    scores = terms[0].scores
+    losses, gradients = np.full(len(scores), np.nan), [np.zeros_like(t.scores) for t in terms]
+    by_temperature = np.zeros(len(scores))
     chances, metrics, closest = [], [], 1.0
-    dropped = candidates = 0
-    for i, row in enumerate(scores):
-        s_pos, negatives = row[positive[i]], []
-        for j, s in enumerate(row):
-            if not is_other(i, j):
-                continue
-            if is_labelled(i, j):
-                negatives.append((s, j))
-                continue
-            candidates += 1
-            if margin is not None:
-                closest = min(closest, abs(s - s_pos - margin))
-                if s > s_pos + margin:
-                    dropped += 1
+    dropped = like_query = like_target = candidates = 0
+    for i in range(len(scores)):
+        s_pos, negatives = scores[i, positive[i]], []
+        for number, term in enumerate(terms):
+            for j, s in enumerate(term.scores[i]):
+                if not term.is_other(i, j):
                     continue
-            negatives.append((s, j))
+                labelled = term.is_labelled(i, j)
+                if labelled and trust_explicit:
+                    negatives.append((s, number, j, labelled))
+                    continue
+                candidates += 1
+                reasons = term.like_query(i, j), term.like_target(i, j)
+                like_query, like_target = like_query + reasons[0], like_target + reasons[1]
+                if term.margin is not None:
+                    closest = min(closest, abs(s - s_pos - term.margin))
+                    if s > s_pos + term.margin:
+                        dropped += 1
+                        continue
+                if not any(reasons):
+                    negatives.append((s, number, j, labelled))
         negatives.sort(reverse=True)
         if not negatives:
             metrics.append((s_pos, None, None, 0))
@@ -69,15 +124,20 @@ def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardne
             if len(negatives) > k:
                 closest = min(closest, negatives[k - 1][0] - negatives[k][0])
             kept = [negatives[slot % min(k, len(negatives))] for slot in range(k)]
-        logits = [(s - s_pos) / temperature + hardness * s for s, _ in kept]
+        weights = [hardness if hardness_on == "all" or kind[3] else 0 for kind in kept]
+        logits = [
+            (s - s_pos) / temperature[i] + weight * s
+            for (s, *_), weight in zip(kept, weights, strict=True)
+        ]
         top = max(0.0, *logits)
         total = np.exp(-top) + sum(np.exp(logit - top) for logit in logits)
         losses[i] = top + np.log(total)
-        chances.append(np.log(1 + len(kept) * np.exp(hardness * s_pos)))
-        for logit, (_, j) in zip(logits, kept, strict=True):
-            share = np.exp(logit - top) / total / temperature
-            gradient[i, j] += share
-            gradient[i, positive[i]] -= share
+        chances.append(np.log(1 + sum(np.exp(weight * s_pos) for weight in weights)))
+        for logit, (s, number, j, _) in zip(logits, kept, strict=True):
+            share = np.exp(logit - top) / total / temperature[i]
+            gradients[number][i, j] += share
+            gradients[0][i, positive[i]] -= share
+            by_temperature[i] -= share * (s - s_pos) / temperature[i]
     s_pos, hard, easy, count = zip(*metrics, strict=True)
     live = [i for i, c in enumerate(count) if c]
 
@@ -90,11 +150,14 @@ def loop(scores, positive, is_other, is_labelled, temperature, k, margin, hardne
         "easy_negative_similarity": mean([easy[i] for i in live]),
         "negatives_per_query": mean(count),
         "masked_share": dropped / max(1, candidates),
+        "duplicate_query_share": like_query / max(1, candidates),
+        "duplicate_target_share": like_target / max(1, candidates),
         "rows_without_negatives": len(count) - len(live),
         "batch_accuracy": mean([s_pos[i] > hard[i] for i in live]),
         "chance_loss": mean(chances),
     }
-    return losses, gradient / max(1, len(live)), summary, closest
+    share = 1 / max(1, len(live))
+    return losses, [g * share for g in gradients], by_temperature * share, summary, closest
 
 
 def mean_loss(losses):
@@ -112,45 +175,135 @@ def reference(
     hard_negatives=None,
     false_negative_margin=None,
     hardness=0.0,
+    hardness_on="all",
     symmetric=False,
+    query_query=False,
+    query_query_margin=None,
+    document_document=False,
+    document_document_margin=None,
+    duplicate_queries=None,
+    duplicate_targets=None,
+    trust_explicit=True,
+    pool=None,
     target_id=None,
+    query_id=None,
+    closed=None,
     explicit_negatives=None,
     candidate_mask=None,
 ):
     """`contrastive`, written out."""
     queries, candidates = queries.astype(np.float64), candidates.astype(np.float64)
     pairs, columns = len(queries), len(candidates)
+    temperature = np.broadcast_to(np.asarray(temperature, np.float64), pairs)
+    target_id = np.arange(columns) if target_id is None else target_id
+    query_id = np.arange(pairs) if query_id is None else query_id
+    closed = np.zeros(pairs, bool) if closed is None else closed
+    explicit = np.zeros((pairs, 0), int) if explicit_negatives is None else explicit_negatives
+    mask = np.ones(columns, bool) if candidate_mask is None else candidate_mask
+    by_query, own = queries @ queries.T, candidates[positive]
+    by_target, to_column = own @ own.T, own @ candidates.T
 
-    def same(a, b):
-        return a == b or (target_id is not None and target_id[a] == target_id[b])
+    def targets(j):
+        return target_id[positive[j]]
 
-    def is_other(i, j):
-        return not same(positive[i], j) and (candidate_mask is None or candidate_mask[j])
+    def near(scores, threshold, i, j):
+        return threshold is not None and scores[i, j] > threshold
 
-    def is_labelled(i, j):
-        return explicit_negatives is not None and j in explicit_negatives[i]
+    def in_pool(i, j):
+        return pool is None or i // pool == j // pool
 
-    rules = (temperature, hard_negatives, false_negative_margin, hardness)
-    scores = np.array([[queries[i] @ candidates[j] for j in range(columns)] for i in range(pairs)])
-    losses, gradient, metrics, closest = loop(scores, positive, is_other, is_labelled, *rules)
-    loss, back = mean_loss(losses), None
-    if symmetric:
-        back, by_score, others, near = loop(
-            scores[:, positive].T,
-            np.arange(pairs),
-            lambda i, j: i != j and not same(positive[i], positive[j]),
-            lambda i, j: False,
-            *rules,
+    def owners(column):
+        """Pairs whose target the column is."""
+        return [j for j in range(pairs) if targets(j) == target_id[column]]
+
+    def pool_has(i, column):
+        members = (
+            c for j in range(pairs) if in_pool(i, j) for c in (positive[j], *explicit[j]) if c >= 0
         )
-        loss = (loss + mean_loss(back)) / 2
-        gradient, closest = gradient / 2, min(closest, near)
-        metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
-        for i in range(pairs):
-            for j in range(pairs):
-                gradient[j, positive[i]] += by_score[i, j] / 2
-    return Reference(
-        loss, losses, back, gradient @ candidates, gradient.T @ queries, metrics, closest
+        return pool is None or any(target_id[c] == target_id[column] for c in members)
+
+    def is_labelled(i, column):
+        return column in explicit[i]
+
+    def column_is_other(i, column):
+        return (
+            target_id[column] != targets(i)
+            and mask[column]
+            and pool_has(i, column)
+            and not any(query_id[i] == query_id[j] for j in owners(column))
+        )
+
+    def pair_is_other(i, j):
+        return (
+            targets(i) != targets(j)
+            and in_pool(i, j)
+            and query_id[i] != query_id[j]
+            and not closed[i]
+        )
+
+    def never(i, j):
+        return False
+
+    def like_a_query(i, column):
+        return any(near(by_query, duplicate_queries, i, j) for j in owners(column))
+
+    pair_masks = (
+        lambda i, j: near(by_query, duplicate_queries, i, j),
+        lambda i, j: near(by_target, duplicate_targets, i, j),
     )
+    column_masks = like_a_query, lambda i, column: near(to_column, duplicate_targets, i, column)
+    terms = [
+        Term(
+            queries @ candidates.T,
+            lambda i, j: column_is_other(i, j) and (is_labelled(i, j) or not closed[i]),
+            is_labelled,
+            false_negative_margin,
+            *column_masks,
+        )
+    ]
+    if query_query:
+        terms.append(Term(by_query, pair_is_other, never, query_query_margin, *pair_masks))
+    if document_document:
+        others = Term(
+            to_column,
+            lambda i, j: column_is_other(i, j) and not closed[i],
+            never,
+            document_document_margin,
+            *column_masks,
+        )
+        terms.append(others)
+    rules = (temperature, hard_negatives, hardness, hardness_on, trust_explicit)
+    losses, gradients, by_temperature, metrics, closest = loop(terms, positive, *rules)
+    loss, back = mean_loss(losses), None
+    kinds = ["qc", *["qq"] * query_query, *["dc"] * document_document]
+    weights = [1.0] * len(kinds)
+    if symmetric:
+        margin = false_negative_margin
+        term = Term(own @ queries.T, pair_is_other, never, margin, *pair_masks)
+        back, more, back_temperature, others, near_call = loop([term], np.arange(pairs), *rules)
+        loss, closest = (loss + mean_loss(back)) / 2, min(closest, near_call)
+        metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
+        gradients, kinds = gradients + more, [*kinds, "dq"]
+        weights = [0.5] * len(kinds)
+        by_temperature = (by_temperature + back_temperature) / 2
+    grad_q, grad_c = np.zeros_like(queries), np.zeros_like(candidates)
+    grad_own = np.zeros_like(own)
+    sides = {"q": (queries, grad_q), "c": (candidates, grad_c), "d": (own, grad_own)}
+    for (row, column), weight, gradient in zip(kinds, weights, gradients, strict=True):
+        sides[row][1][...] += weight * gradient @ sides[column][0]
+        sides[column][1][...] += weight * gradient.T @ sides[row][0]
+    np.add.at(grad_c, positive, grad_own)
+    for scores, threshold in (
+        (by_query, duplicate_queries),
+        (by_target, duplicate_targets),
+        (to_column, duplicate_targets),
+    ):
+        if threshold is not None:
+            closest = min(closest, np.abs(scores - threshold).min())
+    for name, threshold in (("query", duplicate_queries), ("target", duplicate_targets)):
+        if threshold is None:
+            del metrics[f"duplicate_{name}_share"]
+    return Reference(loss, losses, back, grad_q, grad_c, by_temperature, metrics, closest)
 
 
 def unit(rng, *shape):
@@ -158,7 +311,7 @@ def unit(rng, *shape):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def random_arguments(rng, pairs=6, columns=11, width=5, ids=8, masked=0.2, labels=3):
+def random_arguments(rng, pairs=6, columns=11, width=5, ids=8, masked=0.2, labels=3, facts=False):
     """Queries, candidates and positives; repeated targets, labelled negatives, padding."""
     explicit = rng.integers(-1, columns, (pairs, labels), dtype=np.int32)
     explicit[rng.random((pairs, labels)) < 0.3] = -1
@@ -168,6 +321,10 @@ def random_arguments(rng, pairs=6, columns=11, width=5, ids=8, masked=0.2, label
         "candidate_mask": rng.random(columns) >= masked,
     }
     positive = rng.integers(0, columns, pairs, dtype=np.int32)
+    if facts:  # of pairs: equal queries, closed sets, temperatures
+        arrays["query_id"] = rng.integers(0, pairs, pairs, dtype=np.uint32)
+        arrays["closed"] = rng.random(pairs) < 0.3
+        arrays["temperature"] = rng.uniform(0.1, 0.5, pairs).astype(np.float32)
     return unit(rng, pairs, width), unit(rng, columns, width), positive, arrays
 
 

@@ -139,6 +139,26 @@ def test_the_losses_are_the_recorded_ones():
             assert_grad(ours, data[theirs], name)
 
 
+def test_pools_are_the_batches_of_llaves_script():
+    """Two recorded batches of 16 pairs in one of 32: the mean loss, and half of the gradients."""
+    x, y, losses, gradients = [], [], [], []
+    for name in ("alpha9", "alpha9_two_process"):
+        case, data = golden(f"llave/{name}")
+        assert case["B"] == 16
+        wide = ((0, 0), (0, 24 - case["d"]))
+        x.append(np.pad(data["x"], wide))
+        y.append(np.pad(data["y"], wide))
+        gradients.append([np.pad(data[side], wide) / 2 for side in ("grad_x", "grad_y")])
+        losses.append(data["loss_f64"])
+    own = np.arange(32, dtype=np.int32)
+    run = compiled(**llave_options(case), pool=16)
+    (loss, metrics), grads = run(np.concatenate(x), np.concatenate(y), own, {})
+    assert_loss(loss, np.mean(losses), "pools")
+    for ours, theirs in zip(grads, zip(*gradients, strict=True), strict=True):
+        assert_grad(ours, np.concatenate(theirs), "pools")
+    assert metrics["negatives_per_query"] == 15
+
+
 def test_the_loops_have_the_gradient_of_their_loss():
     # The loops have the gradient of their loss. By finite differences; without hardness, whose
     # stopped gradient they would not see.

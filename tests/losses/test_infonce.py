@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.losses.loops import (
+    MORE_OPTIONS,
     OPTIONS,
     assert_reference,
     compiled,
@@ -56,6 +57,75 @@ def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
             assert expected.closest > 1e-5
             run = compiled(**with_block("everything", block))(*inputs, arrays)
             assert_reference(run, expected, OPTIONS["everything"], f"{pairs} x {columns}")
+
+
+def test_masks_terms_pools_and_facts_of_pairs_are_those_of_the_loops():
+    """Dense and by blocks; the facts are equal queries, closed sets and temperatures by row."""
+    cases = [(name, facts, 4 if facts else None) for name in MORE_OPTIONS for facts in (0, 1)]
+    tried, masked = 0, 0.0
+    for name, facts, block in [*cases, ("hardest_of_all", 1, None), ("duplicates", 0, 4)]:
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            *inputs, arrays = random_arguments(rng, ids=16, facts=bool(facts))
+            options = dict(MORE_OPTIONS[name])
+            if facts:
+                options.pop("temperature", None)
+            expected = reference(*inputs, **arrays, **options)
+            if expected.closest < 1e-5:  # rounding decides
+                continue
+            run = compiled(**options, column_block=block)(*inputs, arrays)
+            assert_reference(run, expected, options, f"{name}, {facts}, {block}, seed {seed}")
+            tried += 1
+            masked += expected.metrics.get("duplicate_target_share", 0)
+    assert tried > 40 and masked > 1
+
+
+def test_a_temperature_that_is_an_array_has_a_gradient():
+    """That of the loops, of each row; of one number for all it is their sum."""
+    rng = np.random.default_rng(2)
+    *inputs, arrays = random_arguments(rng, ids=16, facts=True)
+    for name, block, temperature in (
+        ("terms", None, np.float32(0.2)),
+        ("terms", 4, arrays["temperature"]),
+        ("hardest_of_all", 4, arrays["temperature"]),
+    ):
+        arrays["temperature"] = temperature
+        options = {key: x for key, x in MORE_OPTIONS[name].items() if key != "temperature"}
+        expected = reference(*inputs, **arrays, **options)
+
+        def loss(temperature, options=options, block=block):
+            rest = arrays | {"temperature": temperature}
+            return contrastive(*inputs, **rest, **options, column_block=block)[0]
+
+        gradient = jax.jit(jax.grad(loss))(temperature)
+        wanted = expected.grad_temperature
+        wanted = wanted if gradient.ndim else wanted.sum()
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_spread_out_batch_has_squared_cosines_of_different_rows():
+    """Of queries and of positives; with its gradient, by blocks as at once."""
+    rng = np.random.default_rng(1)
+    queries, candidates, positive, arrays = random_arguments(rng)
+    size, wanted = len(queries), 0.0
+    slopes = [np.zeros_like(queries), np.zeros_like(candidates)]
+    for side, rows, places in ((0, queries, np.arange(size)), (1, candidates, positive)):
+        for i in places:
+            for j in places:
+                wanted += float(rows[i] @ rows[j]) ** 2
+                slopes[side][i] += 4 * (rows[i] @ rows[j]) * rows[j]
+        for i in places:
+            wanted -= float(rows[i] @ rows[i]) ** 2
+            slopes[side][i] -= 4 * (rows[i] @ rows[i]) * rows[i]
+    pairs = size * (size - 1)
+    (plain, _), without = compiled(temperature=0.1)(queries, candidates, positive, arrays)
+    for block in (None, 4):
+        run = compiled(temperature=0.1, spread_out_weight=0.5, column_block=block)
+        (loss, metrics), gradients = run(queries, candidates, positive, arrays)
+        np.testing.assert_allclose(metrics["spread_out"], wanted / pairs, rtol=1e-5)
+        np.testing.assert_allclose(loss, plain + 0.5 * wanted / pairs, rtol=1e-5)
+        for slope, found, base in zip(slopes, gradients, without, strict=True):
+            np.testing.assert_allclose(found - base, 0.5 * slope / pairs, atol=1e-5)
 
 
 def test_absent_arrays_mean_diagonal_distinct_targets_and_no_masks():

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.losses.loops import (
+    MORE_OPTIONS,
     OPTIONS,
     assert_reference,
     compiled,
@@ -40,9 +41,8 @@ def test_a_mesh_changes_nothing_and_scores_stay_split_by_rows():
         assert_reference(results, expected, OPTIONS[name], name)
         assert "f32[2,40]" in text
         assert "f32[16,5]" not in text
-        if name == "hardness":  # top_k of this platform wants all rows; a TPU's does not
-            assert "f32[16,40]" not in text
-            assert "f32[16,16]" not in text
+        assert "f32[16,40]" not in text  # nor does top_k gather them
+        assert "f32[16,16]" not in text
 
 
 def test_blocks_that_pass_round_the_devices_change_nothing():
@@ -52,6 +52,20 @@ def test_blocks_that_pass_round_the_devices_change_nothing():
         expected = reference(*inputs[:3], **inputs[3], **OPTIONS[name])
         results, _ = on_mesh(mesh, OPTIONS[name] | {"column_block": 3}, inputs)
         assert_reference(results, expected, OPTIONS[name], f"{name} on {shape}")
+
+
+def test_masks_and_terms_are_those_of_one_device():
+    inputs = random_arguments(np.random.default_rng(6), 16, 40, width=8, ids=60, facts=True)
+    mesh = sharding.make_mesh(2, 2, 2)
+    options = dict(MORE_OPTIONS["hardest_of_all"], pool=4)
+    del options["temperature"]
+    for block, hardest in ((None, 5), (3, 5), (3, None)):
+        options["hard_negatives"] = hardest
+        expected = reference(*inputs[:3], **inputs[3], **options)
+        assert expected.closest > 1e-5
+        results, text = on_mesh(mesh, options | {"column_block": block}, inputs)
+        assert_reference(results, expected, options, f"block {block}, hardest {hardest}")
+        assert not re.search(r"(f32|u8|pred)\[16,(16|40|96)\]", text)
 
 
 def test_no_device_holds_all_of_anything():

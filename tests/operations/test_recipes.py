@@ -28,6 +28,7 @@ def test_a_name_is_the_file_of_this_clone():
         "merge",
         "own",
         "plan",
+        "presets",
         "stage1",
         "stage2",
     ]

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from unime_jax import sharding
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.step import TrainState
+from unime_jax.training.temperature import Temperature
 
 FINGERPRINTS = {"backbone": "abc", "data": {"a": 3}}
 
@@ -38,7 +39,8 @@ def make_state(step, mesh=None, size=64):
         "half": place(jnp.ones(7, "bfloat16")),
     }
     frozen = {"frozen": place(np.zeros(4, "f4"))}
-    return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2])
+    learned = Temperature(place(np.float32(step)), {"count": place(np.int32(step))})
+    return TrainState(counters[0], part(), frozen, opt_state, counters[1], counters[2], learned)
 
 
 def open_checkpoints(folder, keep=3, fingerprints=FINGERPRINTS, **options):

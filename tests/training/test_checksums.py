@@ -11,7 +11,7 @@ def test_checksums_see_any_bit_of_any_number_and_no_mesh():
     # Checksums see any bit and no mesh.
     state = make_state(1)
     expected = checksums(state)
-    assert len(expected) == 10 and all(0 <= n < 2**32 for n in expected.values())
+    assert len(expected) == 12 and all(0 <= n < 2**32 for n in expected.values())
     assert checksums(make_state(1, mesh_of(1, 1, 1))) == expected
     kernel = np.array(state.trainable["kernel"])
     # The sum that earlier checkpoints were written with.

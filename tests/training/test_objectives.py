@@ -79,7 +79,7 @@ def halves(rows):
 
 def distilled(config):
     """By two sources."""
-    return jax.jit(functools.partial(objectives.distillation, config=config, sources=2))
+    return jax.jit(functools.partial(objectives.distillation, config=config, sources=("a", "b")))
 
 
 def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):

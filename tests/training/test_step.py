@@ -19,9 +19,16 @@ from tests.training.tiny_batch import (
 )
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch
-from unime_jax.training import objectives, step
+from unime_jax.losses import barred
+from unime_jax.training import step
+from unime_jax.training.temperature import initial_temperature, update
 
 INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0)
+# Keys that the loss gets by row, or not at all.
+NOT_OF_THE_LOSS = (
+    "objective", "temperature", "column_block", "mask_same_target", "mask_same_query",
+    "closed_sources", "source_temperatures", "temperature_learning_rate", "lowest_temperature",
+)  # fmt: skip
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
 
@@ -115,6 +122,66 @@ def test_equal_targets_are_negatives_of_each_other_only_if_they_are_not_masked(b
     assert values[1] > values[0] + 1e-3
 
 
+def test_options_of_queries_and_sources_reach_the_loss(batch):
+    """Which rows are closed, have a temperature of their own, or ask the same."""
+    config = dataclasses.replace(
+        LOSS,
+        query_query=True,
+        document_document=True,
+        document_document_margin=0.3,
+        duplicate_queries=0.7,
+        duplicate_targets=0.8,
+        trust_explicit=False,
+        hardness_on="explicit",
+        pool=8,
+        spread_out_weight=0.5,
+        mask_same_query=True,
+        closed_sources=("choice",),
+        source_temperatures=(("open", 0.1),),
+    )
+    source = np.array([0, 1, 2, 0] * 4, np.int32)
+    query_id = np.arange(16, dtype=np.uint32) // 2
+    told = dataclasses.replace(batch, source=jnp.asarray(source), query_id=jnp.asarray(query_id))
+    names = ("choice", "other", "open")
+    groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
+    rows = [encode(*parameters(), group) for group in groups]
+    table = jnp.concatenate(rows)
+    target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
+    options = {key: value for key, value in vars(config).items() if key not in NOT_OF_THE_LOSS}
+    expected, expected_metrics = losses.contrastive(
+        table[batch.query],
+        table,
+        batch.positive,
+        **options,
+        temperature=np.where(source == 2, 0.1, LOSS.temperature).astype(np.float32),
+        closed=source == 0,
+        query_id=query_id,
+        target_id=target_id,
+        explicit_negatives=batch.negative,
+        candidate_mask=target_id != 0,
+        source=source,
+        sources=3,
+    )
+    for column_block in (None, 5):
+        chosen = dataclasses.replace(config, column_block=column_block)
+
+        @jax.jit
+        def run(batch, plain, chosen=chosen):
+            return step.batch_loss(
+                encode, *parameters(), batch, chosen, recompute=False, plain=plain, sources=names
+            )
+
+        value, metrics = run(told, jnp.bool_(False))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        for name, wanted in expected_metrics.items():
+            np.testing.assert_allclose(metrics[name], wanted, rtol=1e-4, atol=1e-6, err_msg=name)
+        _, metrics = run(told, jnp.bool_(True))  # keeps the facts, not the masks
+        assert metrics["duplicate_query_share"] == metrics["masked_share"] == 0
+        assert metrics["rows_without_negatives"] == expected_metrics["rows_without_negatives"] > 0
+    with pytest.raises(ValueError, match="the batch has no ids of queries"):
+        step.batch_loss(encode, *parameters(), batch, config, recompute=False)
+
+
 def test_loss_and_gradient_on_a_mesh(batch, by_hand):
     mesh = sharding.make_mesh(2, 2, 2)
     rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
@@ -135,7 +202,7 @@ def test_loss_and_gradient_on_a_mesh(batch, by_hand):
 def test_a_target_met_twice_is_one_candidate(batch):
     # Representatives.
     ids = jnp.asarray([7, 0, 3, 7, 3, 9, 0, 7], jnp.uint32)
-    assert objectives.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
+    assert barred.representatives(ids).tolist() == [0, 1, 2, 0, 2, 5, 1, 0]
 
     # A target met twice is one candidate. As from two processes: a second row of the same target
     # changes neither loss nor counts.
@@ -163,6 +230,7 @@ def test_a_target_met_twice_is_one_candidate(batch):
 # The step
 
 RATE = 1e-2
+ONE_SOURCE = ("all",)
 
 
 def schedule(count):
@@ -190,7 +258,7 @@ def make_step(encode=encode, **options):
 @pytest.fixture(scope="module")
 def run():
     """With two steps of warm-up."""
-    return make_step(infonce_steps=2, sources=1)
+    return make_step(infonce_steps=2, sources=ONE_SOURCE)
 
 
 def test_steps_lower_the_loss(batch, run):
@@ -236,6 +304,34 @@ def test_a_step_is_one_update_of_the_optimizer_and_its_metrics_are_of_it(batch, 
     np.testing.assert_array_equal(new.frozen["bias"], parameters()[1]["bias"])
 
 
+def test_a_temperature_is_learned_within_its_bounds(batch):
+    """Adam's first step is as long as its rate, against the slope of ln(1 / temperature)."""
+    loss = dataclasses.replace(LOSS, temperature_learning_rate=0.1, lowest_temperature=0.04)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    make = functools.partial(step.make_train_step, encode, optax.adam(schedule), schedule)
+    run = jax.jit(make(loss, recompute=True))
+    learned = initial_temperature(loss, mesh)
+    before = dataclasses.replace(make_state(parameters()[0]), temperature=learned)
+    new, metrics = run(before, batch)
+    np.testing.assert_allclose(metrics["temperature"], LOSS.temperature, rtol=1e-6)
+    (value, _), _ = value_and_grad()(parameters()[0], batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+    def loss_at(temperature):
+        found = step.batch_loss(
+            encode, *parameters(), batch, LOSS, recompute=False, temperature=temperature
+        )
+        return found[0]
+
+    lower, higher = jax.jit(jax.vmap(loss_at))(LOSS.temperature * jnp.array([0.99, 1.01]))
+    change = float(new.temperature.log_scale - before.temperature.log_scale)
+    np.testing.assert_allclose(change, 0.1 * np.sign(higher - lower), rtol=1e-4)
+    for slope, bound in ((-1.0, 0.04), (1.0, 1.0)):
+        for _ in range(200):
+            learned = update(learned, jnp.float32(slope), loss)
+        np.testing.assert_allclose(np.exp(-learned.log_scale), bound, rtol=1e-5)
+
+
 @jax.custom_vjp
 def at_a_cusp(x):
     """`x`, whose gradient is infinite."""
@@ -264,8 +360,18 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(batch, run):
     broken["matrix"] = broken["matrix"].at[0, 0].set(jnp.nan)
     for what, step_of, trainable, finite in (
         ("both", run, broken, (False, False)),
-        ("gradient", make_step(changed(at_a_cusp), sources=1), parameters()[0], (True, False)),
-        ("loss", make_step(changed(without_number), sources=1), parameters()[0], (False, True)),
+        (
+            "gradient",
+            make_step(changed(at_a_cusp), sources=ONE_SOURCE),
+            parameters()[0],
+            (True, False),
+        ),
+        (
+            "loss",
+            make_step(changed(without_number), sources=ONE_SOURCE),
+            parameters()[0],
+            (False, True),
+        ),
     ):
         state = make_state(trainable, step=7, skipped=4)
         once, metrics = step_of(state, batch)

@@ -115,6 +115,7 @@ def pack(
         negative=negative,
         target_id=target_id,
         source=np.array([sources.index(example.source) for example in prepared], np.int32),
+        query_id=np.array([target_hash(example.keys[0]) for example in prepared], np.uint32),
     )
     return batch, _info(prepared, rows, groups, places, shapes)
 
@@ -182,7 +183,7 @@ def smallest_bucket(row: Row, shapes: BatchShapes) -> int:
 
 
 def target_hash(key: tuple[str, str]) -> int:
-    """The id of a target: 32 bits of its key, the same in every process and run, never 0."""
+    """The id of a target or query: 32 bits of its key, the same in every process, never 0."""
     digest = hashlib.blake2b("\0".join(key).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") or 1
 

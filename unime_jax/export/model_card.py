@@ -231,6 +231,8 @@ def _warning(warnings: Sequence[str]) -> dict[str, str]:
 
 def _loss(loss: Contrastive | Distillation) -> str:
     parts = [f"temperature {loss.temperature}"]
+    if isinstance(loss, Contrastive) and loss.temperature_learning_rate:
+        parts = [f"a learned temperature from {loss.temperature}"]
     if isinstance(loss, Distillation):
         towards = loss.direction.replace("_", " and ")
         parts.append(f"KL between the batch similarities of {towards}, texts: {loss.texts}")
@@ -240,7 +242,22 @@ def _loss(loss: Contrastive | Distillation) -> str:
     if loss.false_negative_margin is not None:
         parts.append(f"false negatives above the positive + {loss.false_negative_margin} left out")
     if loss.hardness:
-        parts.append(f"negatives weighted by hardness {loss.hardness}")
+        which = "explicit negatives" if loss.hardness_on == "explicit" else "negatives"
+        parts.append(f"{which} weighted by hardness {loss.hardness}")
     if loss.symmetric:
         parts.append("both directions")
+    if loss.query_query:
+        parts.append("queries against queries")
+    if loss.document_document:
+        parts.append("targets against candidates")
+    thresholds = {"queries": loss.duplicate_queries, "targets": loss.duplicate_targets}
+    for side, threshold in thresholds.items():
+        if threshold is not None:
+            parts.append(f"candidates of {side} more similar than {threshold} left out")
+    if loss.spread_out_weight:
+        parts.append(f"spread-out regulariser times {loss.spread_out_weight}")
+    if loss.pool is not None:
+        parts.append(f"in pools of {loss.pool} pairs")
+    if loss.closed_sources:
+        parts.append(f"own negatives only: {', '.join(loss.closed_sources)}")
     return "contrastive: " + ", ".join(parts)

@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -124,6 +124,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
             if settings.data.split_modalities:
                 sampling.query_modalities(rows, weights)
             _check_contrast(settings, {name: rows[name] for name in weights})
+            _check_sources(settings, weights)
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -360,6 +361,20 @@ def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Sou
             f"config.data.train={settings.data.train!r} has a single row, without negatives that "
             "are read: a query is told apart from the targets of other rows, so there must be two."
         )
+
+
+def _check_sources(settings: config.TrainConfig, names: Iterable[str]) -> None:
+    """Raises ValueError if the loss treats a source in its own way that is not trained on."""
+    if not isinstance(settings.loss, Contrastive):
+        return
+    for key, wanted in (
+        ("closed_sources", settings.loss.closed_sources),
+        ("source_temperatures", [name for name, _ in settings.loss.source_temperatures]),
+    ):
+        try:
+            schema.check_names(wanted, names)
+        except ValueError as error:
+            raise ValueError(f"config.loss.{key}: {error}") from error
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:

@@ -191,7 +191,7 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
                 settings=settings,
                 mesh=this.trained.mesh,
                 workdir=this.workdir,
-                train_step=this.trained.train_step(train_state, sources=len(names)),
+                train_step=this.trained.train_step(train_state, sources=names),
                 data=data,
                 sources=names,
                 evaluate=evaluate,

@@ -4,6 +4,7 @@ Rows lie over `sharding.ROWS` in equal blocks, device after device. Without a me
 (`jax.set_mesh`) there is one block, and it stays where it is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,18 @@ def blockwise(function: Callable, *arrays: Any) -> Any:
             "of the mesh (data x fsdp): make each a multiple"
         )
     return jax.shard_map(function, in_specs=P(ROWS), out_specs=P(ROWS))(*arrays)
+
+
+def own_rows(function: Callable, rows: Any, *whole: Any) -> Any:
+    """`function` of each device's part of `rows`, and of all of the other arrays.
+
+    Without a mesh, or where rows cannot be shared out equally, it is called once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(x.shape[0] % row_shards(mesh) for x in jax.tree.leaves(rows)):
+        return function(rows, *whole)
+    specs = P(ROWS), *(P() for _ in whole)
+    return jax.shard_map(function, in_specs=specs, out_specs=P(ROWS))(rows, *whole)
 
 
 def beside(parts: Sequence[Array]) -> Array:
@@ -85,6 +98,17 @@ def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B 
 
     picked = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
     return visit(take, picked, (table, first))[0]
+
+
+def cut(block: Any, column_block: int) -> Any:
+    """[M, ...] as [blocks, column_block, ...]; zeros, masked out, fill the last block."""
+
+    def cut_array(x: Array) -> Array:
+        blocks = math.ceil(x.shape[0] / column_block)
+        fill = [(0, blocks * column_block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, fill).reshape(blocks, column_block, *x.shape[1:])
+
+    return jax.tree.map(cut_array, block)
 
 
 def vary(constants: Any) -> Any:

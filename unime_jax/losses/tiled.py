@@ -6,30 +6,18 @@ Here B and M are a device's own rows and its share of the columns.
 """
 
 import dataclasses
-import functools
-import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Integer
+from jaxtyping import Array, Bool, Float32, Int, Integer
 
 from unime_jax.losses import ring
-from unime_jax.losses.rows import RowLosses, Settings, hardest_losses
-
-
-class _Rows(NamedTuple):
-    embedding: Float32[Array, "B D"]
-    target_id: Integer[Array, " B"]
-    labelled: Integer[Array, "B H"]  # columns by number, -1: none
-    positive_score: Float32[Array, " B"]
-
-
-class _Columns(NamedTuple):
-    embedding: Float32[Array, "M D"]
-    target_id: Integer[Array, " M"]
-    mask: Bool[Array, " M"]
-    number: Int[Array, " M"]
+from unime_jax.losses.barred import Barred
+from unime_jax.losses.blocks import Columns, Rows, Term, compare, logits_of
+from unime_jax.losses.rows import RowLosses, hardest_losses
+from unime_jax.losses.selection import Settings, temperature_of
+from unime_jax.losses.tiled_gradients import hardest_with_gradient, with_gradient
 
 
 def tiled_rows(
@@ -39,73 +27,107 @@ def tiled_rows(
     target_id: Integer[Array, " M"],
     mask: Bool[Array, " M"],
     labelled: Integer[Array, "B H"],
+    closed: Bool[Array, " B"] | None,
+    temperature: Float32[Array, " B"] | None,
+    barred: Barred,
     settings: Settings,
     column_block: int,
 ) -> tuple[RowLosses, RowLosses | None]:
     """Rows of the queries, and of their positives if the loss is symmetric: `rows.dense_rows`."""
     positive_id = target_id[positive]
     numbers = jnp.arange(candidates.shape[0])
-    columns = _Columns(candidates, target_id, mask, numbers)
+    columns = Columns(candidates, target_id, mask, numbers)
     pairs = jnp.arange(queries.shape[0])
-    back_columns = _Columns(queries, positive_id, jnp.ones(pairs.shape, bool), pairs)
+    back_columns = Columns(queries, positive_id, jnp.ones(pairs.shape, bool), pairs)
+    count, pair_count = numbers.size, pairs.size
+    terms = [Term(settings.false_negative_margin, 0)]
+    if settings.query_query:
+        terms.append(Term(settings.query_query_margin, count))
+    if settings.document_document:
+        first = count + pair_count * settings.query_query
+        terms.append(Term(settings.document_document_margin, first))
 
-    def block(positive, positive_id, labelled, columns, back_columns):
+    def block(positive, positive_id, labelled, closed, temperature, barred, columns, back_columns):
         queries, own = back_columns.embedding, ring.pick(positive, columns.embedding)
-        forth = _direction(queries, own, positive_id, labelled, columns, settings, column_block)
+        highest, none = jax.lax.Precision.HIGHEST, labelled[:, :0]
+        score = jnp.einsum("bd,bd->b", queries, own, precision=highest)
+        row = Rows(queries, positive_id, labelled, score, closed, temperature, barred.columns)
+        rows, all_columns = [row], [columns]
+        if settings.query_query:
+            rows.append(row._replace(labelled=none, barred=barred.pairs))
+            all_columns.append(back_columns)
+        if settings.document_document:
+            rows.append(row._replace(embedding=own, labelled=none))
+            all_columns.append(columns)
+        forth = _direction(rows, all_columns, tuple(terms), settings, column_block)
         if not settings.symmetric:
             return forth, None
-        none = labelled[:, :0]
-        return forth, _direction(
-            own, queries, positive_id, none, back_columns, settings, column_block
-        )
+        score = jnp.einsum("bd,bd->b", own, queries, precision=highest)
+        row = row._replace(embedding=own, labelled=none, positive_score=score, barred=barred.pairs)
+        return forth, _direction([row], [back_columns], (terms[0],), settings, column_block)
 
-    return ring.blockwise(block, positive, positive_id, labelled, columns, back_columns)
+    return ring.blockwise(
+        block, positive, positive_id, labelled, closed, temperature, barred, columns, back_columns
+    )
 
 
 def _direction(
-    embedding: Float32[Array, "B D"],
-    positive: Float32[Array, "B D"],
-    target_id: Integer[Array, " B"],
-    labelled: Integer[Array, "B H"],
-    columns: _Columns,
+    rows: Sequence[Rows],
+    columns: Sequence[Columns],
+    terms: tuple[Term, ...],
     settings: Settings,
     column_block: int,
 ) -> RowLosses:
-    highest = jax.lax.Precision.HIGHEST
-    positive_score = jnp.einsum("bd,bd->b", embedding, positive, precision=highest)
-    rows = _Rows(embedding, target_id, labelled, positive_score)
-    column_block = min(column_block, columns.number.size)
-    fixed_rows, fixed_columns = jax.lax.stop_gradient((rows, columns))
-    survey = _survey(fixed_rows, fixed_columns, settings, column_block)
+    """Losses over the columns of all terms, and the rows as each of them is compared."""
+    row = rows[0]
+    fixed_rows, fixed_columns = jax.lax.stop_gradient((tuple(rows), tuple(columns)))
+    survey = _start(row, settings)
+    for parts in zip(fixed_rows, fixed_columns, terms, strict=True):
+        survey = _survey(survey, *parts, settings, column_block)
     live = survey.count > 0
+    temperature = temperature_of(settings, row.temperature)
+    weighted = survey.weighted
     if settings.hard_negatives is None:
-        log_sum = _with_gradient(settings, column_block, survey.log_sum, rows, columns)
-        gap = jnp.where(live, log_sum - positive_score / settings.temperature, 0)
+        log_sum = with_gradient(
+            settings, terms, column_block, survey.log_sum, tuple(rows), tuple(columns)
+        )
+        gap = jnp.where(live, log_sum - row.positive_score / temperature, 0)
         losses = jnp.where(live, jax.nn.softplus(gap), 0)
     else:
-        chosen = ring.pick(survey.index.reshape(-1), columns.embedding)
-        chosen = chosen.reshape(*survey.index.shape, -1)
-        hardest = jnp.einsum("bd,bkd->bk", embedding, chosen, precision=highest)
-        losses = hardest_losses(hardest, positive_score, survey.count, settings)
+        hardest = hardest_with_gradient(
+            terms, column_block, survey.hardest, survey.index, tuple(rows), tuple(columns)
+        )
+        explicit = None
+        if settings.weighs_explicit:
+            explicit = (survey.index[:, :, None] == row.labelled[:, None, :]).any(axis=2)
+        losses, weighted = hardest_losses(
+            hardest, explicit, row.positive_score, row.temperature, survey.count, settings
+        )
     return RowLosses(
         losses=losses,
-        positive=fixed_rows.positive_score,
+        positive=fixed_rows[0].positive_score,
         hard=survey.hard,
         easy=survey.easy,
         count=survey.count,
+        weighted=weighted,
         unlabelled=survey.unlabelled,
         dropped=survey.dropped,
+        duplicate_query=survey.duplicate_query,
+        duplicate_target=survey.duplicate_target,
     )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """Running statistics of each row over the columns visited so far."""
+    """Running statistics of each row over the columns visited so far; None: not asked for."""
 
     count: Int[Array, " B"]
+    weighted: Int[Array, " B"] | None
     unlabelled: Int[Array, " B"]
     dropped: Int[Array, " B"]
+    duplicate_query: Int[Array, " B"] | None
+    duplicate_target: Int[Array, " B"] | None
     hard: Float32[Array, " B"]
     easy: Float32[Array, " B"]
     log_sum: Float32[Array, " B"]  # log of the sum of exp of the logits, without the positive's
@@ -113,21 +135,46 @@ class _Survey:
     index: Int[Array, "B K"]  # numbers of the hardest
 
 
-def _survey(rows: _Rows, columns: _Columns, settings: Settings, column_block: int) -> _Survey:
+def _start(rows: Rows, settings: Settings) -> _Survey:
     size = rows.target_id.size
     width = settings.hard_negatives or 0
     lowest = jnp.full(size, -jnp.inf)
     none = jnp.zeros(size, jnp.int32)
-    start = _Survey(
-        none, none, none, lowest, -lowest, lowest,
-        jnp.full((size, width), -jnp.inf), jnp.zeros((size, width), jnp.int32),
-    )  # fmt: skip
+    return ring.vary(
+        _Survey(
+            count=none,
+            weighted=none if settings.weighs_explicit and not width else None,
+            unlabelled=none,
+            dropped=none,
+            duplicate_query=None if settings.duplicate_queries is None else none,
+            duplicate_target=None if settings.duplicate_targets is None else none,
+            hard=lowest,
+            easy=-lowest,
+            log_sum=lowest,
+            hardest=jnp.full((size, width), -jnp.inf),
+            index=jnp.zeros((size, width), jnp.int32),
+        )
+    )
 
-    def look(seen: _Survey, part: _Columns) -> tuple[_Survey, None]:
-        scores, valid, unlabelled, dropped = _compare(rows, part, settings)
+
+def _survey(
+    start: _Survey,
+    rows: Rows,
+    columns: Columns,
+    term: Term,
+    settings: Settings,
+    column_block: int,
+) -> _Survey:
+    column_block = min(column_block, columns.number.size)
+    width = settings.hard_negatives or 0
+
+    def look(seen: _Survey, part: Columns) -> tuple[_Survey, None]:
+        scores, labelled, chosen = compare(rows, part, term, settings)
+        valid = chosen.valid
         negative = jnp.where(valid, scores, -jnp.inf)
         if width:
-            number = jnp.broadcast_to(part.number, scores.shape)
+            number = part.number + term.first if term.first else part.number
+            number = jnp.broadcast_to(number, scores.shape)
             both = jnp.concatenate([seen.hardest, negative], axis=1)
             hardest, place = jax.lax.top_k(both, width)
             numbers = jnp.concatenate([seen.index, number], axis=1)
@@ -135,13 +182,16 @@ def _survey(rows: _Rows, columns: _Columns, settings: Settings, column_block: in
             log_sum = seen.log_sum
         else:
             hardest, index = seen.hardest, seen.index
-            logits = jnp.where(valid, _logits(scores, settings), -jnp.inf)
+            logits = jnp.where(valid, logits_of(scores, labelled, rows, settings), -jnp.inf)
             more = jax.nn.logsumexp(logits, axis=1)
             log_sum = jnp.logaddexp(seen.log_sum, more)
         return _Survey(
             count=seen.count + valid.sum(axis=1),
-            unlabelled=seen.unlabelled + unlabelled.sum(axis=1),
-            dropped=seen.dropped + dropped.sum(axis=1),
+            weighted=_more(seen.weighted, valid & labelled),
+            unlabelled=seen.unlabelled + chosen.unlabelled.sum(axis=1),
+            dropped=seen.dropped + chosen.dropped.sum(axis=1),
+            duplicate_query=_more(seen.duplicate_query, chosen.duplicate_query),
+            duplicate_target=_more(seen.duplicate_target, chosen.duplicate_target),
             hard=jnp.maximum(seen.hard, negative.max(axis=1)),
             easy=jnp.minimum(seen.easy, jnp.where(valid, scores, jnp.inf).min(axis=1)),
             log_sum=log_sum,
@@ -149,92 +199,13 @@ def _survey(rows: _Rows, columns: _Columns, settings: Settings, column_block: in
             index=index,
         ), None
 
-    def visit(seen: _Survey, columns: _Columns) -> tuple[_Survey, _Columns]:
-        return jax.lax.scan(look, seen, _cut(columns, column_block))[0], columns
+    def visit(seen: _Survey, columns: Columns) -> tuple[_Survey, Columns]:
+        return jax.lax.scan(look, seen, ring.cut(columns, column_block))[0], columns
 
-    return ring.visit(visit, ring.vary(start), columns)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_gradient(
-    settings: Settings,
-    column_block: int,
-    log_sum: Float32[Array, " B"],
-    rows: _Rows,
-    columns: _Columns,
-) -> Float32[Array, " B"]:
-    """`log_sum`, which came without gradient, with that of rows' and columns' embeddings."""
-    return log_sum
+    return ring.visit(visit, start, columns)[0]
 
 
-def _forward(settings, column_block, log_sum, rows, columns):
-    return log_sum, (log_sum, rows, columns)
-
-
-def _backward(settings, column_block, saved, cotangent):
-    log_sum, rows, columns = saved
-    highest = jax.lax.Precision.HIGHEST
-
-    def look(d_rows, part):
-        columns, d_columns = part
-        scores, valid, _, _ = _compare(rows, columns, settings)
-        share = jnp.where(valid, _logits(scores, settings) - log_sum[:, None], -jnp.inf)
-        d_scores = jnp.exp(share) * (cotangent / settings.temperature)[:, None]
-        d_rows += jnp.einsum("bm,md->bd", d_scores, columns.embedding, precision=highest)
-        more = jnp.einsum("bm,bd->md", d_scores, rows.embedding, precision=highest)
-        return d_rows, d_columns + more
-
-    def visit(d_rows, block):
-        columns, d_columns = block
-        d_rows, parts = jax.lax.scan(
-            look, d_rows, (_cut(columns, column_block), _cut(d_columns, column_block))
-        )
-        return d_rows, (columns, parts.reshape(-1, parts.shape[-1])[: columns.number.size])
-
-    no_rows, no_columns, nothing = ring.vary(
-        tuple(jnp.zeros(x.shape) for x in (rows.embedding, columns.embedding, log_sum))
-    )
-    d_rows, (_, d_columns) = ring.visit(visit, no_rows, (columns, no_columns))
-    # None: integers and masks have no gradient.
-    return (
-        nothing,
-        _Rows._make((d_rows, None, None, nothing)),
-        _Columns._make((d_columns, None, None, None)),
-    )
-
-
-_with_gradient.defvjp(_forward, _backward)
-
-
-def _compare(
-    rows: _Rows, columns: _Columns, settings: Settings
-) -> tuple[
-    Float[Array, "B block"], Bool[Array, "B block"], Bool[Array, "B block"], Bool[Array, "B block"]
-]:
-    """Scores; which columns are negatives, are negatives by no label, and were dropped of those."""
-    scores = jnp.einsum(
-        "bd,md->bm", rows.embedding, columns.embedding, precision=jax.lax.Precision.HIGHEST
-    )
-    available = (columns.target_id != rows.target_id[:, None]) & columns.mask
-    labelled = (rows.labelled[:, :, None] == columns.number).any(axis=1)
-    unlabelled = available & ~labelled
-    dropped = jnp.zeros_like(unlabelled)
-    if settings.false_negative_margin is not None:
-        bound = rows.positive_score + settings.false_negative_margin
-        dropped = unlabelled & (scores > bound[:, None])
-    return scores, available & ~dropped, unlabelled, dropped
-
-
-def _logits(scores: Float[Array, "B block"], settings: Settings) -> Float[Array, "B block"]:
-    return scores / settings.temperature + settings.hardness * scores
-
-
-def _cut(block: Any, column_block: int) -> Any:
-    """[M, ...] as [blocks, column_block, ...]; zeros, masked out, fill the last block."""
-
-    def cut(x: Array) -> Array:
-        blocks = math.ceil(x.shape[0] / column_block)
-        fill = [(0, blocks * column_block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, fill).reshape(blocks, column_block, *x.shape[1:])
-
-    return jax.tree.map(cut, block)
+def _more(
+    seen: Int[Array, " B"] | None, part: Bool[Array, "B block"] | None
+) -> Int[Array, " B"] | None:
+    return None if seen is None or part is None else seen + part.sum(axis=1)

@@ -16,7 +16,7 @@ from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
-from unime_jax.training import setup, state, step
+from unime_jax.training import setup, state, step, temperature
 from unime_jax.training.objectives import Distillation
 
 Parameters = dict[str, Any]  # abstract, by path
@@ -122,6 +122,8 @@ def train_program(
         whole = setup.trace(settings, mesh, backbone, backbone.preprocess).abstract_model.parameters
         idle = {path: x for path, x in whole.items() if path not in run.abstract_model.parameters}
     before = state.abstract_state(run.abstract_model, run.optimizer(), mesh)
+    learned = temperature.abstract_temperature(settings.loss, mesh)
+    before = dataclasses.replace(before, temperature=learned)
     batch = abstract_batch(run.shapes, mesh, settings.batch_size)
     return Program(
         mesh=mesh,
@@ -179,6 +181,7 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
             jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
         ),
         source=pair,
+        query_id=jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=pairs),
     )
 
 

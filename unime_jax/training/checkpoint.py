@@ -270,5 +270,5 @@ def _plain(name: str) -> str:
 
 
 def _saved_part(state: TrainState) -> dict[str, Any]:
-    fields = (field.name for field in dataclasses.fields(state))
-    return {name: getattr(state, name) for name in fields if name != "frozen"}
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: x for name, x in values.items() if name != "frozen" and x is not None}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import Metrics, ring
+from unime_jax.losses.barred import representatives
 from unime_jax.training.settings import Contrastive, Distillation
 
 Objective = Contrastive | Distillation
@@ -23,13 +24,22 @@ def contrastive(
     config: Contrastive,
     *,
     plain: Bool[Array, ""] | None = None,
-    sources: int = 0,
+    temperature: Float[Array, ""] | None = None,
+    sources: Sequence[str] = (),
 ) -> Result:
     """Queries against all candidates; rows are the candidates, one column a distinct target.
 
-    Where `plain` holds, the loss is InfoNCE over all negatives, whatever `config` selects.
-    `sources`: how many `batch.source` counts, for metrics by source; 0: none.
+    Where `plain` holds, the loss is InfoNCE over all negatives that are none of the facts that rule
+    one out: no term, mask and weight that `config` selects. `temperature`: a learned one, in the
+    place of the config's. `sources`: the names that
+    `batch.source` counts, for metrics and options by source.
+
+    Raises:
+      ValueError: the loss masks equal queries, and the batch does not say which they are; while
+        tracing.
     """
+    if config.mask_same_query and batch.query_id is None:
+        raise ValueError("contrastive: mask_same_query, but the batch has no ids of queries")
     target_id = _by_number(batch.target_id)
     candidate, negative = target_id != 0, batch.negative
     if config.mask_same_target:
@@ -53,25 +63,85 @@ def contrastive(
             query,
             table,
             positive,
-            temperature=config.temperature,
+            temperature=(
+                _temperature(batch, config, sources) if temperature is None else temperature
+            ),
             hard_negatives=config.hard_negatives,
             false_negative_margin=config.false_negative_margin,
             hardness=config.hardness,
+            hardness_on=config.hardness_on,
             symmetric=config.symmetric,
+            query_query=config.query_query,
+            query_query_margin=config.query_query_margin,
+            document_document=config.document_document,
+            document_document_margin=config.document_document_margin,
+            duplicate_queries=config.duplicate_queries,
+            duplicate_targets=config.duplicate_targets,
+            trust_explicit=config.trust_explicit,
+            pool=config.pool,
+            spread_out_weight=config.spread_out_weight,
             target_id=target_id if config.mask_same_target else None,
+            query_id=batch.query_id if config.mask_same_query else None,
+            closed=_closed(batch, config, sources),
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
             column_block=config.column_block,
             source=batch.source,
-            sources=sources,
+            sources=len(sources),
         )
 
     if plain is None:
         return contrast(config)
     infonce = dataclasses.replace(
-        config, hard_negatives=None, false_negative_margin=None, hardness=0.0
+        config,
+        hard_negatives=None,
+        false_negative_margin=None,
+        hardness=0.0,
+        query_query=False,
+        query_query_margin=None,
+        document_document=False,
+        document_document_margin=None,
+        duplicate_queries=None,
+        duplicate_targets=None,
+        spread_out_weight=0.0,
     )
-    return jax.lax.cond(plain, lambda: contrast(infonce), lambda: contrast(config))
+
+    def first() -> Result:
+        loss, metrics = contrast(infonce)
+        return loss, {name: jnp.zeros(()) for name in _optional_metrics(config)} | metrics
+
+    return jax.lax.cond(plain, first, lambda: contrast(config))
+
+
+def _optional_metrics(config: Contrastive) -> list[str]:
+    """Metrics of the options that are on, and off in plain InfoNCE."""
+    options = {
+        "duplicate_query_share": config.duplicate_queries is not None,
+        "duplicate_target_share": config.duplicate_targets is not None,
+        "spread_out": bool(config.spread_out_weight),
+    }
+    return [name for name, on in options.items() if on]
+
+
+def _temperature(
+    batch: Batch, config: Contrastive, sources: Sequence[str]
+) -> float | Float[Array, " B"]:
+    """Of all rows, or by row if sources have their own."""
+    if not config.source_temperatures:
+        return config.temperature
+    temperature = jnp.full(batch.source.shape, config.temperature, jnp.float32)
+    for name, value in config.source_temperatures:
+        if name in sources:
+            temperature = jnp.where(batch.source == sources.index(name), value, temperature)
+    return temperature
+
+
+def _closed(batch: Batch, config: Contrastive, sources: Sequence[str]) -> Bool[Array, " B"] | None:
+    """Rows of closed sources; None if there are none."""
+    numbers = [sources.index(name) for name in config.closed_sources if name in sources]
+    if not config.closed_sources:
+        return None
+    return (batch.source[:, None] == jnp.array(numbers, jnp.int32)).any(axis=1)
 
 
 def _by_number(parts: Sequence[Array]) -> Array:
@@ -86,18 +156,6 @@ def _numbers(parts: Sequence[Array]) -> list[Int[Array, "_ _"]]:
         sum(sizes[:i]) + jnp.arange(size).reshape(part.shape[:2])
         for i, (size, part) in enumerate(zip(sizes, parts, strict=True))
     ]
-
-
-def representatives(target_id: UInt32[Array, " G"]) -> Int[Array, " G"]:
-    """Number of the first row with the same target, for every row: one candidate a target.
-
-    Sorting keeps this O(G log G) and independent of how rows were dealt to processes.
-    """
-    order = jnp.argsort(target_id, stable=True)
-    ordered = target_id[order]
-    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    start = jax.lax.cummax(jnp.where(starts, jnp.arange(order.size), 0))
-    return jnp.zeros_like(order).at[order].set(order[start])
 
 
 def text_id(batch: Batch) -> UInt32[Array, " G"]:
@@ -117,7 +175,7 @@ def distillation(
     batch: Batch,
     config: Distillation,
     *,
-    sources: int = 0,
+    sources: Sequence[str] = (),
 ) -> Result:
     """Relational distillation of the batch's texts, from the teacher embeddings of its rows.
 
@@ -154,7 +212,7 @@ def distillation(
         row_mask=live[rows],
         column_mask=live[columns],
         source=_source_of_rows(batch, live.size)[rows],
-        sources=sources,
+        sources=len(sources),
     )
 
 

@@ -16,6 +16,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.data.settings import Bucket
 from unime_jax.training import evaluations
+from unime_jax.training.settings import Contrastive
 
 # Keys and groups of keys that may change when a run goes on; any other one makes it another run.
 FREE = (
@@ -140,6 +141,11 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("size_temperature", None)
         data.setdefault("split_modalities", False)
         data.setdefault("first_rows_by_source", {})
+    loss = config.get("loss")
+    if isinstance(loss, dict) and loss.get("objective") == "contrastive":
+        for field in dataclasses.fields(Contrastive):  # those added since have a default
+            if field.default is not dataclasses.MISSING:
+                loss.setdefault(field.name, field.default)
     if isinstance(processing := config.get("processing"), dict):
         processing.setdefault("resolution", None)
     if isinstance(evaluation := config.get("evaluation"), dict):

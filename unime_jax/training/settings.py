@@ -24,6 +24,62 @@ class Contrastive:
     # columns of the score matrix at a time, round a ring of devices; None: all at once
     column_block: int | None
     mask_same_target: bool  # equal targets are never each other's negatives
+    # what `hardness` weighs: all negatives, or explicit ones only (EmbeddingGemma)
+    hardness_on: Literal["all", "explicit"] = "all"
+    query_query: bool = False  # other queries are negatives of a query, too (Qwen3-Embedding)
+    query_query_margin: float | None = None  # as `false_negative_margin`, of these; None: none
+    # all candidates but its own target are negatives of a query's target, too (Qwen3-Embedding)
+    document_document: bool = False
+    document_document_margin: float | None = None  # as `false_negative_margin`, of these
+    # drop targets of queries that are more similar than this to the query (WeMM); None: none
+    duplicate_queries: float | None = None
+    # drop candidates that are more similar than this to the query's target (WeMM); None: none
+    duplicate_targets: float | None = None
+    # margins and duplicate masks spare the explicit negatives of a query
+    trust_explicit: bool = True
+    # contrast only within so many pairs in a row of the batch (LLaVE's script: 32); None: all
+    pool: int | None = None
+    spread_out_weight: float = 0.0  # of the spread-out regulariser (EmbeddingGemma); 0: none
+    # targets of the same query are never its negatives: several positives a query
+    mask_same_query: bool = False
+    # sources whose queries see their own explicit negatives only: classification, multiple choice
+    closed_sources: tuple[str, ...] = ()
+    # (source, temperature) of those that have another than `temperature`
+    source_temperatures: Sequence[tuple[str, float]] = ()
+    # of ln(1 / temperature), by an Adam of its own, without schedule and decay; 0: it is fixed
+    temperature_learning_rate: float = 0.0
+    lowest_temperature: float = 0.01  # of a learned one (CLIP); it is at most 1
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"loss.temperature is {self.temperature}; it must be above 0.")
+        if self.temperature_learning_rate < 0:
+            raise ValueError(
+                f"loss.temperature_learning_rate is {self.temperature_learning_rate}; it must be "
+                "0, for a fixed temperature, or more."
+            )
+        if self.temperature_learning_rate:
+            if not 0 < self.lowest_temperature <= self.temperature <= 1:
+                raise ValueError(
+                    f"loss.temperature={self.temperature}, where a learned one starts, must be "
+                    f"between loss.lowest_temperature={self.lowest_temperature}, above 0, and 1."
+                )
+            if self.source_temperatures:
+                raise ValueError(
+                    "loss.source_temperatures and loss.temperature_learning_rate: the temperature "
+                    "that is learned is that of all sources; use one of the two."
+                )
+        for source, temperature in self.source_temperatures:
+            if not temperature > 0:
+                raise ValueError(
+                    f"loss.source_temperatures has {temperature} for {source!r}; a temperature "
+                    "must be above 0."
+                )
+        if self.pool is not None and self.pool < 2:
+            raise ValueError(
+                f"loss.pool={self.pool}: pairs of a pool are each other's negatives, so it must be "
+                "2 or more; None contrasts the whole batch."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, state, step
+from unime_jax.training import automatic, optimizer, state, step, temperature
 from unime_jax.training.settings import Contrastive
 
 
@@ -64,10 +64,10 @@ class Setup:
             settings.optimizer, settings.steps, self.abstract_model.trainable
         )
 
-    def train_step(self, like: step.TrainState, *, sources: int = 0) -> Wrapped:
+    def train_step(self, like: step.TrainState, *, sources: Sequence[str] = ()) -> Wrapped:
         """The jitted step of a state with the shardings of `like`, which may be abstract.
 
-        `sources`: how many `Batch.source` counts, for losses by source.
+        `sources`: the names that `Batch.source` counts, for losses and options by source.
         """
         settings = self.settings
         run = step.make_train_step(
@@ -87,7 +87,9 @@ class Setup:
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
-        return state.make_state(self.abstract_model, self.initial(), self.optimizer(), self.mesh)
+        made = state.make_state(self.abstract_model, self.initial(), self.optimizer(), self.mesh)
+        learned = temperature.initial_temperature(self.settings.loss, self.mesh)
+        return dataclasses.replace(made, temperature=learned)
 
     def encoder(self, parameters: paths.Parameters) -> Encoder:
         """Embeddings of items under these parameters, trainable and frozen."""
@@ -128,6 +130,22 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
             f"config.loss.hard_negatives={k} must be below config.batch_size="
             f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
         )
+    pool = loss.pool if isinstance(loss, Contrastive) else None
+    if pool is not None and settings.batch_size % pool:
+        problems.append(
+            f"config.loss.pool={pool} must divide config.batch_size={settings.batch_size}: the "
+            "batch is cut into pools."
+        )
+    if isinstance(loss, Contrastive):
+        problems += [
+            f"config.loss.{term}_margin={margin}, but config.loss.{term} is False: set it to True, "
+            "or the margin to None."
+            for term, on, margin in (
+                ("query_query", loss.query_query, loss.query_query_margin),
+                ("document_document", loss.document_document, loss.document_document_margin),
+            )
+            if margin is not None and not on
+        ]
     if problems:
         raise ValueError("\n".join(problems))
 

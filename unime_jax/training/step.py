@@ -1,7 +1,7 @@
 """The training step, a pure function: chunked encoding, loss, gradients, update."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from unime_jax.batch import ArrayLike, Batch
 from unime_jax.models.forward import Constants, Encode
 from unime_jax.training import objectives
 from unime_jax.training.gradcache import encode_in_chunks
+from unime_jax.training.temperature import Temperature, update
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +28,7 @@ class TrainState:
     opt_state: Any
     skipped: Int[ArrayLike, ""]  # non-finite steps so far
     skipped_in_a_row: Int[ArrayLike, ""]
+    temperature: Temperature | None = None  # of a loss that learns it
 
 
 def batch_loss(
@@ -39,7 +41,8 @@ def batch_loss(
     recompute: bool,
     constants: Constants | None = None,
     plain: Bool[Array, ""] | None = None,
-    sources: int = 0,
+    temperature: Float[Array, ""] | None = None,
+    sources: Sequence[str] = (),
 ) -> tuple[Float[Array, ""], objectives.Metrics]:
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
@@ -47,7 +50,7 @@ def batch_loss(
       recompute: see `gradcache.encode_in_chunks`.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
         all chunks; None: `frozen` itself.
-      plain, sources: see `objectives.contrastive`.
+      plain, temperature, sources: see `objectives.contrastive`.
     """
     fixed = frozen if constants is None else constants(trainable, frozen)
     embeddings = [
@@ -58,7 +61,7 @@ def batch_loss(
         loss, metrics = objectives.distillation(embeddings, batch, objective, sources=sources)
     else:
         loss, metrics = objectives.contrastive(
-            embeddings, batch, objective, plain=plain, sources=sources
+            embeddings, batch, objective, plain=plain, temperature=temperature, sources=sources
         )
     return loss, metrics | {"mean_cosine": objectives.mean_cosine(embeddings, batch)}
 
@@ -72,7 +75,7 @@ def make_train_step(
     recompute: bool,
     constants: Constants | None = None,
     infonce_steps: int = 0,
-    sources: int = 0,
+    sources: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
@@ -83,34 +86,42 @@ def make_train_step(
       recompute, constants: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
-      sources: how many `Batch.source` counts; with them, metrics have `source_loss` and
+      sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
         `source_rows`, float32 [sources].
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
         plain = state.step < infonce_steps if infonce_steps else None
-        (value, metrics), gradient = jax.value_and_grad(
-            lambda p: batch_loss(
+        learned = state.temperature
+        log_scale = None if learned is None else learned.log_scale
+        (value, metrics), (gradient, of_scale) = jax.value_and_grad(
+            lambda both: batch_loss(
                 encode,
-                p,
+                both[0],
                 state.frozen,
                 batch,
                 objective,
                 recompute=recompute,
                 constants=constants,
                 plain=plain,
+                temperature=None if both[1] is None else jnp.exp(-both[1]),
                 sources=sources,
             ),
             has_aux=True,
-        )(state.trainable)
+        )((state.trainable, log_scale))
         norm = optax.global_norm(gradient)
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
+        if learned is not None:
+            assert isinstance(objective, objectives.Contrastive)
+            ok &= jnp.isfinite(of_scale)
+            metrics["temperature"] = jnp.exp(-learned.log_scale)
+            learned = update(learned, of_scale, objective)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        trainable, opt_state = jax.tree.map(
+        trainable, opt_state, learned = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
-            (trainable, opt_state),
-            (state.trainable, state.opt_state),
+            (trainable, opt_state, learned),
+            (state.trainable, state.opt_state, state.temperature),
         )
         new = TrainState(
             step=state.step + 1,
@@ -119,6 +130,7 @@ def make_train_step(
             opt_state=opt_state,
             skipped=state.skipped + ~ok,
             skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+            temperature=learned,
         )
         metrics = {
             **metrics,

@@ -1,0 +1,45 @@
+"""Contrastive losses of published embedders as presets, beside stage2.py (UniME) and llave.py.
+
+--config=experiments/presets.py                                   as :qwen3_vl_embedding
+--config=experiments/presets.py:qwen3_vl_embedding                queries and documents, too
+--config=experiments/presets.py:wemm                              no duplicates, one source a batch
+--config=experiments/presets.py:embedding_gemma                   hardness on explicit negatives
+--config=experiments/presets.py:qwen3_vl_embedding:qwen2_vl_7b    the first for a pod, MMEB-train
+
+They run on the embedded MiniMMEB, from scratch; with a checkpoint of families.py behind the preset,
+as the last one, on MMEB-train with DoRA. A preset is a loss and how batches are drawn: backbones,
+data, stages and quantisation of the originals are not in it. Sources that are classification go
+into loss.closed_sources (Qwen3-VL-Embedding): their explicit negatives must then be wrong labels.
+The thresholds of wemm are for a model that is trained already, or for one after `infonce_steps`.
+"""
+
+from ml_collections import ConfigDict
+
+from unime_jax.operations.recipes import base, families
+
+PRESETS = ("qwen3_vl_embedding", "wemm", "embedding_gemma")
+
+
+def get_config(variant: str = "qwen3_vl_embedding") -> ConfigDict:
+    known = [*PRESETS, *(f"{name}:{family}" for name in PRESETS for family in families.FAMILIES)]
+    preset, _, family = base.variant_of(variant, known).partition(":")
+    config = base.pretrained(family) if family else base.mini()
+    if family:
+        config.optimizer.learning_rate = 1e-4
+        config.data.negatives = 2
+    loss = config.loss
+    if preset == "qwen3_vl_embedding":  # the first stage; later ones drop both terms
+        loss.query_query = loss.document_document = True
+        loss.false_negative_margin = 0.1
+        loss.query_query_margin = loss.document_document_margin = 0.1
+        loss.trust_explicit = False
+    elif preset == "wemm":  # arXiv 2608.24053; the thresholds and the rate are ours
+        loss.duplicate_queries = loss.duplicate_targets = 0.95
+        loss.trust_explicit = False
+        loss.temperature_learning_rate = 1e-3
+        config.data.source_run = config.batch_size
+    else:  # arXiv 2509.20354, without its distillation; the regulariser's weight is ours
+        loss.hardness = 5.0
+        loss.hardness_on = "explicit"
+        loss.spread_out_weight = 1.0
+    return config
