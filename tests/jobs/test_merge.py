@@ -23,7 +23,7 @@ from unime_jax import config_reader, main
 from unime_jax.config import MergeConfig
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import self_check
-from unime_jax.jobs import evaluate, merge
+from unime_jax.jobs import evaluated_model, merge
 from unime_jax.training import setup
 
 
@@ -92,7 +92,7 @@ def test_a_merge_is_a_whole_folder(folders, tmp_path):
     assert [bool(entry["image"]) for entry in recorded["inputs"]] == [False, False, True, True]
 
     # Other jobs take the work directory, as they take that of a run.
-    assert setup.exported(str(workdir)) == evaluate.model_source(str(workdir)) == str(folder)
+    assert setup.exported(str(workdir)) == evaluated_model.model_source(str(workdir)) == str(folder)
     # What it is made of, by hashes: another part has others, the record of a check aside.
     record = json.loads((folder / merge.RECORD).read_text())
     assert [part["weight"] for part in record["models"]] == [1.0, 3.0]
