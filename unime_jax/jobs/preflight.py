@@ -17,7 +17,15 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture, schema
+from unime_jax.data import (
+    embedding_store,
+    formats,
+    heads,
+    items,
+    mining_corpus,
+    mixture,
+    schema,
+)
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
@@ -149,6 +157,30 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
+
+
+def check_mining(settings: config.MineConfig, problems: Problems) -> None:
+    """Model, rows and corpus of a mining job."""
+    with problems.collected("config.backbone"):
+        _open(
+            settings.backbone,
+            settings.revision,
+            settings.max_length,
+            settings.processing,
+            weights=True,
+        )
+    data = settings.data
+    folder = files.as_path(data.folder)
+    if not data.train:
+        problems.add("config.data.train is empty: name the rows to mine for, as of a training run")
+    else:
+        with problems.collected("config.data.train"):
+            rows = open_pairs(folder / data.train, data.columns)
+            schema.check_names(data.sources, rows)
+            heads.heads(rows, data.first_rows, data.first_rows_by_source)
+    if data.corpus:
+        with problems.collected("config.data.corpus"):
+            mining_corpus.open_corpus(folder / data.corpus, data.columns)
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
