@@ -255,8 +255,8 @@ class MineDataConfig:
     sources: tuple[str, ...]  # that are mined for; (): all
     first_rows: int  # of each source that are used, from its head; 0: all
     first_rows_by_source: Mapping[str, int]  # of single sources, in place of `first_rows`
-    # candidates, below `folder`: items or pairs in any format, or a .txt with a text a line; "": the
-    # positives and negatives of the rows themselves
+    # candidates, below `folder`: items or pairs in any format, or a .txt with a text a line;
+    # "": the positives and negatives of the rows themselves
     corpus: str
     max_bad_share: float  # of the items that may be unusable before the job stops
 
@@ -267,7 +267,10 @@ class MineDataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """Which candidates become negatives. Never: positives of an equal query, and the query itself."""
+    """Which candidates become negatives.
+
+    Positives of an equal query, and the query itself, never do.
+    """
 
     negatives: int  # of a row, at most
     # the first and the last rank that negatives are taken from; 1 is the best candidate that the

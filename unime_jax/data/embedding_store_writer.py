@@ -154,9 +154,8 @@ class Writer:
                 f" {vectors.dtype}"
             )
         save_array(self._ids_file(number), np.asarray(ids, "S32"))
-        save_array(
-            block_file(self.folder, number), vectors
-        )  # last: it says that the block is whole
+        # last: it says that the block is whole
+        save_array(block_file(self.folder, number), vectors)
 
     def finish(self) -> bool:
         """Completes the folder if all blocks are there; whether it is complete now.

@@ -1,4 +1,4 @@
-"""Training rows joined with mined negatives, which are read where they stand, once they are drawn."""
+"""Training rows joined with mined negatives, which are read where they stand when drawn."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

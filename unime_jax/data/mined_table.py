@@ -36,8 +36,13 @@ FORM: Mapping[str, Any] = {
     "provenance": dict,
 }
 # Where a model lies may change, and so may versions; what they are may not.
-NOT_COMPARED = ("complete", "content", "provenance.backbone", "provenance.commits")
-NOT_COMPARED += ("provenance.versions",)
+NOT_COMPARED = (
+    "complete",
+    "content",
+    "provenance.backbone",
+    "provenance.commits",
+    "provenance.versions",
+)
 MAPPED = 256  # blocks that stay open
 
 

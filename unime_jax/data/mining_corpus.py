@@ -81,6 +81,6 @@ def _items(name: str, source: Source) -> Source | None:
         raise ValueError(
             f"source {name!r}: {' and '.join(images)} could both be the image; keep one of them"
         )
-    side = Side(*texts, image=images[0]) if images else Side(*texts)
+    side = Side("".join(texts), "".join(images))
     form = Form(query=Side(), positive=side)
     return PairRows(name, rows.only(form.columns), form, rows.folders, (), rows.is_nested)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
@@ -20,7 +20,7 @@ class Groups:
     """Lists of numbers: list i is value[offset[i] : offset[i + 1]]."""
 
     value: Int32[np.ndarray, " values"]
-    offset: Int64[np.ndarray, " lists+1"]
+    offset: Int64[np.ndarray, " offsets"]
 
     def __getitem__(self, index: int) -> Int32[np.ndarray, " n"]:
         return self.value[self.offset[index] : self.offset[index + 1]]
@@ -63,10 +63,10 @@ class MiningRows:
             parts.append(self.negatives[row])
         return np.concatenate(parts)
 
-    def pool(self, sources: Sequence[int]) -> Int32[np.ndarray, " M"]:
-        """Candidates that some sources have, by their numbers among all, ascending."""
-        occurrences = self.candidates.occurrences
-        return np.unique(occurrences[np.isin(occurrences[:, 0], sources), 3])
+    def pool(self, begin: int, end: int) -> Int32[np.ndarray, " M"]:
+        """Candidates of the sources from `begin` to `end`, which is none of them, ascending."""
+        source = self.candidates.occurrences[:, 0]
+        return np.unique(self.candidates.occurrences[(begin <= source) & (source < end), 3])
 
     def fingerprints(self) -> dict[str, str]:
         """A hash of all items of each source, in order."""

@@ -77,8 +77,8 @@ def search(
         logging.info("%d of %d queries are compared on the host", len(doubtful), len(queries))
     for start in range(0, len(doubtful), HOST_ROWS):
         rows = np.array(doubtful[start : start + HOST_ROWS])
-        own = [excluded[row] for row in rows]
-        number[rows], score[rows] = _on_host(queries[rows], limit[rows], own, corpus, count)
+        without = [excluded[row] for row in rows]
+        number[rows], score[rows] = _on_host(queries[rows], limit[rows], without, corpus, count)
     return number, score
 
 

@@ -20,7 +20,8 @@ def limits(
 
     Args:
       margin: s <= s_pos - margin; None: no such limit.
-      ratio: s <= ratio * s_pos; below 0 it is taken off the other way, s_pos - (1 - ratio) * |s_pos|.
+      ratio: s <= ratio * s_pos; of a negative s_pos it is s_pos - (1 - ratio) * |s_pos|, so that
+        the limit is below it, too.
       max_score: s <= max_score.
     """
     limit = np.full(len(positive), np.inf, np.float64)

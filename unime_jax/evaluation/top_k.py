@@ -7,7 +7,7 @@ columns with the largest maxima hold all of the k largest scores, and only those
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +52,14 @@ def updater(mesh: Mesh, method: Method):
     float32 [columns, D] and number: int32 [columns], spread over the devices; NOBODY: padding.
     """
     part, whole = P(sharding.AXES), P()
+    state: Any = Best(part, part)  # type: ignore[arg-type]
 
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(Best(part, part), whole, whole, part, part),
-        out_specs=Best(part, part),
+        in_specs=(state, whole, whole, part, part),
+        out_specs=state,
     )
     def update(best: Best, queries, limit, block, number) -> Best:
         scores = jax.lax.dot_general(
@@ -86,11 +87,13 @@ def _largest(
 ) -> tuple[Float32[jax.Array, "queries k"], Int32[jax.Array, "queries k"]]:
     """The k largest scores of each row, and their columns."""
     if method == "approximate":
-        return jax.lax.approx_max_k(scores, k, recall_target=RECALL)
+        score, column = jax.lax.approx_max_k(scores, k, recall_target=RECALL)
+        return score, column
     columns = scores.shape[1]
     width = group_width(columns, k)
     if width == 1:
-        return jax.lax.top_k(scores, k)
+        score, column = jax.lax.top_k(scores, k)
+        return score, column
     # Group g holds columns g, g + groups, g + 2 * groups, ...: maxima are of whole vectors.
     grouped = scores.reshape(scores.shape[0], width, columns // width)
     _, group = jax.lax.top_k(grouped.max(axis=1), k)

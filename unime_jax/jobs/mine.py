@@ -60,8 +60,8 @@ class Mining:
 def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """Begins or resumes the mining in `workdir`.
 
-    Rows that training would leave out, and items that the model cannot take, are in quarantine.jsonl
-    of the two folders of vectors, and have no negatives and are none.
+    Rows that training would leave out and items that the model cannot take have no negatives and
+    are none; quarantine.jsonl of the two folders of vectors lists them.
 
     Raises:
       ValueError: the config does not make sense, too much is bad, `workdir` was begun with another
@@ -230,11 +230,10 @@ def mine(mining: Mining, *, process_index: int, process_count: int) -> None:
 
     def pool_of(source: int | None) -> corpus_search.Corpus:
         """Candidates of a source, or of all; of a corpus named apart, its own."""
-        places = range(len(rows.start), 1 + int(rows.candidates.places[:, 0].max(initial=0)))
         if source is not None:
-            number = rows.pool([source])
+            number = rows.pool(source, source + 1)
         elif settings.data.corpus:
-            number = rows.pool(places)
+            number = rows.pool(len(rows.start), np.iinfo(np.int32).max)
         else:
             number = np.arange(len(rows.candidates), dtype=np.int32)
         return corpus_search.Corpus(

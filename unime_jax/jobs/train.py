@@ -165,8 +165,7 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
     """
     settings, watch = this.settings, this.settings.watchdog
     with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-        data = inputs.fingerprint(this.rows)
-        fingerprints = resume.fingerprints(this.whole.backbone, data)
+        fingerprints = resume.fingerprints(this.whole.backbone, inputs.fingerprint(this.rows))
     scored = Evaluations(this.workdir, settings)
     with Checkpoints(
         this.workdir / "checkpoints",
