@@ -47,6 +47,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.search.margin = config_dict.placeholder(float)  # score <= positive's - margin
     config.search.ratio = 0.95  # score <= ratio * positive's
     config.search.max_score = config_dict.placeholder(float)
+    config.search.guide = ""  # a work directory of this job, by another model on the same rows
+    config.search.guide_margin = 0.0  # score there <= positive's - guide_margin
     config.search.pool = "all"  # or "source": the candidates of a row's own source
     config.search.own_negatives = False  # they come beside
     config.search.choice = "first"  # or "cyclic", "random"

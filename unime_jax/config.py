@@ -280,6 +280,10 @@ class SearchConfig:
     margin: float | None  # score <= score of the positive - margin; None: no limit
     ratio: float | None  # score <= ratio * score of the positive; None: no limit
     max_score: float | None  # score <= max_score; None: no limit
+    # work directory of job mine by another model on the same rows; of the ranks, candidates are
+    # left out whose score there is above the positive's - guide_margin; "": none
+    guide: str
+    guide_margin: float
     pool: Literal["all", "source"]  # candidates: of all sources, or of the row's own
     own_negatives: bool  # whether negatives that a row has already may be mined for it
     # of the ranks, in order: the first; every `interval`-th and then those between, as UniME-V2; or

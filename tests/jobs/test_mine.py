@@ -1,6 +1,7 @@
 """Mining negatives for rows of texts and images, and training on them."""
 
 import json
+import pickle
 import shutil
 
 import jax
@@ -104,7 +105,8 @@ def test_negatives_are_the_ranks_of_all_candidates_below_the_positive(folder, mi
     table = open_mined(mined)
     queries, candidates = (open_embeddings(mined / side) for side in ("queries", "candidates"))
     plain = inputs.open_rows(training_data(folder, ""))
-    joined = inputs.open_rows(training_data(folder, mined))
+    # Workers get sources pickled.
+    shipped = pickle.loads(pickle.dumps(inputs.open_rows(training_data(folder, mined))))
     examples = {
         name: [to_example(name, rows[n], str(n)) for n in range(len(rows))]
         for name, rows in plain.items()
@@ -132,7 +134,7 @@ def test_negatives_are_the_ranks_of_all_candidates_below_the_positive(folder, mi
             assert row["score"][: len(chosen)].tolist() == scores[chosen].tolist()
             assert row["positive"] == positive
             # Joined, they are read where they stand, images too.
-            full = to_example(name, joined[name][n], str(n))
+            full = to_example(name, shipped[name][n], str(n))
             assert full.negatives[: len(example.negatives)] == example.negatives
             got = [item_id(item) for item in full.negatives[len(example.negatives) :]]
             assert got == table.ids[chosen].tolist()
@@ -173,8 +175,35 @@ def test_the_table_is_the_same_on_any_mesh_and_by_any_processes(
     assert open_mined(workdir).content == open_mined(mined).content
 
 
+def test_a_guide_leaves_out_what_it_scores_above_the_positive(folder, mined, tmp_path):
+    """The guide's vectors are the model's own, so that its margin is one more limit."""
+    changes = {"search.ratio": None, "search.ranks": (1, 6), "search.negatives": 6}
+    margin = 5e-4
+    tables = {}
+    for name, more in (
+        ("plain", {}),
+        ("guided", {"search.guide": str(mined), "search.guide_margin": margin}),
+    ):
+        workdir = searched_again(mined, tmp_path / name)
+        mine.run(make_config(folder, **changes, **more), workdir)
+        table = open_mined(workdir)
+        tables[name] = [table.row(source, n) for source in ("a", "b") for n in range(12)]
+    dropped = 0
+    for plain, guided in zip(tables["plain"], tables["guided"], strict=True):
+        kept = plain["score"] <= plain["positive"] - margin
+        assert guided["number"][guided["number"] >= 0].tolist() == plain["number"][kept].tolist()
+        dropped += 6 - kept.sum()
+    assert dropped
+    other = tmp_path / "other"
+    shutil.copytree(mined / "queries", other / "queries")
+    config = make_config(folder, **{"search.guide": str(other)})
+    with pytest.raises(ValueError, match="config.search.guide: .*has no embeddings"):
+        mine.run(config, tmp_path / "run")
+
+
 def test_a_pool_of_a_source_or_a_corpus_named_apart(folder, mined, tmp_path):
     changes = {"search.pool": "source", "search.fill": True}
+    changes |= {"search.negatives": 30, "search.ranks": (1, 30)}  # more than a source has
     workdir = searched_again(mined, tmp_path / "source")
     mine.run(make_config(folder, **changes), workdir)
     filled = 0
@@ -186,7 +215,7 @@ def test_a_pool_of_a_source_or_a_corpus_named_apart(folder, mined, tmp_path):
         for n in range(12):
             negatives = to_example(source, joined[n], str(n)).negatives
             assert {item.text for item in negatives} <= texts
-            assert len(negatives) in (0, 4)  # filled, where a row has any
+            assert len(negatives) in (0, 30)  # filled, where a row has any
             filled += len({*map(item_id, negatives)}) < len(negatives)
     assert filled
 

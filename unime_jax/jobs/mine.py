@@ -46,6 +46,33 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Guide:
+    """Vectors of the same rows by another model; rows are by number of a query or candidate."""
+
+    queries: Embeddings
+    candidates: Embeddings
+    query_rows: np.ndarray
+    candidate_rows: np.ndarray
+    margin: float
+
+    def agrees(self, query: int, positive: int, candidates: np.ndarray) -> np.ndarray:
+        """Which candidates this model, too, scores below the positive.
+
+        Raises:
+          ValueError: it has no vector of one of them.
+        """
+        targets = self.candidate_rows[np.append(candidates, positive)]
+        if min(self.query_rows[query], *targets) < 0:
+            raise ValueError(
+                f"config.search.guide={self.candidates.folder.parent} has no vectors of all queries"
+                " and candidates: mine there with the same config.data first"
+            )
+        vector = self.queries.at(self.query_rows[query : query + 1]).astype(np.float64)
+        scores = self.candidates.at(targets).astype(np.float64) @ vector[0]
+        return scores[:-1] <= scores[-1] - self.margin
+
+
+@dataclasses.dataclass(frozen=True)
 class Mining:
     """A mining job whose vectors are on disk."""
 
@@ -55,6 +82,7 @@ class Mining:
     candidates: Embeddings
     writer: Writer
     mesh: Mesh
+    guide: Guide | None
 
 
 def run(config_dict: ConfigDict, workdir: files.Path) -> None:
@@ -99,6 +127,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             candidates=open_embeddings(workdir / "candidates"),
             writer=writer,
             mesh=mesh,
+            guide=open_guide(settings.search, rows),
         )
         mine(mining, process_index=jax.process_index(), process_count=jax.process_count())
         _wait(writer.finish)
@@ -121,6 +150,21 @@ def open_data(data: config.MineDataConfig) -> Data:
     return Data({name: total[name] for name in chosen}, chosen, corpus)
 
 
+def open_guide(search: config.SearchConfig, rows: MiningRows) -> Guide | None:
+    """The second model's vectors, if there is one; ValueError if they are not complete."""
+    if not search.guide:
+        return None
+    folder = files.as_path(search.guide)
+    queries, candidates = (open_embeddings(folder / side) for side in PROMPTS)
+    return Guide(
+        queries,
+        candidates,
+        queries.rows_of(rows.queries.ids),
+        candidates.rows_of(rows.candidates.ids),
+        search.guide_margin,
+    )
+
+
 def begin(
     settings: config.MineConfig,
     workdir: files.Path,
@@ -130,7 +174,7 @@ def begin(
 ) -> Writer:
     """The table of `workdir`, checked against what it began with."""
     search = dataclasses.asdict(settings.search)
-    for key in ("rows", "columns"):  # memory, not results
+    for key in ("rows", "columns", "guide"):  # memory, not results, and where a folder lies
         del search[key]
     record = {
         "sources": {name: [len(data.sources[name]), data.total[name]] for name in data.sources},
@@ -146,6 +190,7 @@ def begin(
             "data": rows.fingerprints(),
             "corpus": rows.corpus_fingerprint() if data.corpus else "",
             "search": search,
+            "guide": _guide_provenance(settings.search.guide),
             "versions": embed.versions(),
         },
     }
@@ -185,6 +230,17 @@ def embedding(
         ),
         output=settings.output,
     )
+
+
+def _guide_provenance(folder: str) -> dict[str, Any]:
+    """What the vectors of a guide were made by."""
+    if not folder:
+        return {}
+    stores = {side: open_embeddings(files.as_path(folder) / side) for side in PROMPTS}
+    keys = ("model", "prefix", "suffix")
+    return {
+        side: {key: store.provenance.get(key) for key in keys} for side, store in stores.items()
+    }
 
 
 def _prefix(settings: config.MineConfig, backbone: Backbone, side: str) -> str:
@@ -287,17 +343,21 @@ def _block(
     first, last = chosen.ranks
     numbers, scores = corpus_search.search(queries, limit, excluded, pool, last)
     for place, ranked, values in zip(places.tolist(), numbers, scores, strict=True):
+        window = slice(first - 1, int(np.sum(ranked >= 0)))
+        ranked, values = ranked[window], values[window]
+        if mining.guide is not None and len(ranked):
+            kept = mining.guide.agrees(query[place], positive[place], ranked)
+            ranked, values = ranked[kept], values[kept]
         picked = negative_choice.choose(
-            max(0, int(np.sum(ranked >= 0)) - (first - 1)),
+            len(ranked),
             count=chosen.negatives,
             choice=chosen.choice,
             interval=chosen.interval,
             fill=chosen.fill,
             seed=f"{chosen.seed}/{name}/{span[place]}",
         )
-        ranks = np.array(picked, int) + first - 1
-        table["number"][place, : len(ranks)] = ranked[ranks]
-        table["score"][place, : len(ranks)] = values[ranks]
+        table["number"][place, : len(picked)] = ranked[picked]
+        table["score"][place, : len(picked)] = values[picked]
     return table
 
 

@@ -181,6 +181,10 @@ def check_mining(settings: config.MineConfig, problems: Problems) -> None:
     if data.corpus:
         with problems.collected("config.data.corpus"):
             mining_corpus.open_corpus(folder / data.corpus, data.columns)
+    if settings.search.guide:
+        for side in ("queries", "candidates"):
+            with problems.collected("config.search.guide"):
+                embedding_store.check_folder(files.as_path(settings.search.guide) / side)
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
