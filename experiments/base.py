@@ -121,6 +121,8 @@ def mini() -> ConfigDict:
     config.data.split_modalities = False  # batches with images in queries apart from others
     config.data.source_run = 16  # examples in a row from one source; 0: mixed freely
     config.data.negatives = 2  # explicit negatives a pair, at most
+    config.data.mined = ""  # a work directory of mine.py: its negatives are joined
+    config.data.mined_use = "beside"  # the rows' own, or "instead"
     config.data.suffix = ""  # an instruction after every text; distillation only
     config.data.teacher = ""  # a teacher's embeddings, below data.folder; distillation only
     config.data.buckets = (  # tokens and image tiles of a row, from small to large

@@ -26,6 +26,7 @@ def test_a_name_is_the_file_of_this_clone():
         "evaluate",
         "llave",
         "merge",
+        "mine",
         "own",
         "plan",
         "presets",

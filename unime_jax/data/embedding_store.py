@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from unime_jax import files
 from unime_jax.batch import Item
@@ -161,7 +161,16 @@ class Embeddings:
                 f"{self.folder} has no vectors of {np.sum(~known)} of {len(wanted)} ids,"
                 f" the first is {wanted[~known].tolist()[0]!r}"
             )
-        out = np.empty((len(wanted), self.dimension), np.float32)
+        return self.at(rows)
+
+    def rows_of(self, ids: np.ndarray) -> Int64[np.ndarray, " n"]:
+        """The row of each id, bytes [n], in the order of the files; -1: it has no vector."""
+        rows, known = self._rows_of(ids)
+        return np.where(known, rows, -1)
+
+    def at(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n D"]:
+        """The vectors of rows of the files; ValueError if one is not finite."""
+        out = np.empty((len(rows), self.dimension), np.float32)
         number = np.searchsorted(self._ends, rows, side="right")
         for block in np.unique(number):
             here = np.flatnonzero(number == block)
@@ -169,8 +178,10 @@ class Embeddings:
             out[here] = matrix[rows[here] - (self._ends[block] - len(matrix))]
         finite = np.isfinite(out).all(axis=1)
         if not finite.all():
-            id = wanted[~finite].tolist()[0]
-            raise ValueError(f"{self.folder}: the vector of {id!r} has values that are not finite")
+            id = self.ids[rows[~finite][0]]
+            raise ValueError(
+                f"{self.folder}: the vector of {bytes(id)!r} has values that are not finite"
+            )
         return out
 
     def _rows_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,6 +287,13 @@ def open_matrix(file: files.Path) -> np.ndarray:
 def load_array(file: files.Path) -> np.ndarray:
     """An array of a whole file, read into memory."""
     return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+
+
+def save_array(file: files.Path, array: np.ndarray) -> None:
+    """Writes an array as a file that is whole from the moment it has its name."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    files.write_whole(file, content.getbuffer())
 
 
 def _load_ids(file: pathlib.Path) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Writer of on-disk embedding stores: at once, or block by block by jobs that may die."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from unime_jax.data.embedding_store import (
     load_array,
     open_matrix,
     read_record,
+    save_array,
 )
 
 BLOCK = 8192  # rows of a file
@@ -153,8 +153,9 @@ class Writer:
                 f"block {number}: the vector of {bytes(ids[row])!r}, row {row}, is not finite in"
                 f" {vectors.dtype}"
             )
-        _save(self._ids_file(number), np.asarray(ids, "S32"))
-        _save(block_file(self.folder, number), vectors)  # last: it says that the block is whole
+        save_array(self._ids_file(number), np.asarray(ids, "S32"))
+        # last: it says that the block is whole
+        save_array(block_file(self.folder, number), vectors)
 
     def finish(self) -> bool:
         """Completes the folder if all blocks are there; whether it is complete now.
@@ -172,7 +173,7 @@ class Writer:
             count = sum(map(len, ids))
             if not count:
                 raise ValueError(f"{self.folder}: of all items, not one could be embedded")
-            _save(self.folder / "ids.npy", np.concatenate(ids))
+            save_array(self.folder / "ids.npy", np.concatenate(ids))
             self._write_record(read_record(self.folder) | {"count": count, "complete": True})
         for pattern in ("vectors/*.ids", "vectors/*.tmp", "*.npy.*.tmp", "*.json.*.tmp"):
             for file in self.folder.glob(pattern):
@@ -207,9 +208,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(a | b)
         if a.get(key) != b.get(key) and not key.startswith(NOT_COMPARED)
     ]
-
-
-def _save(file: files.Path, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    files.write_whole(file, content.getbuffer())

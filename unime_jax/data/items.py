@@ -97,8 +97,10 @@ class Items:
 
     Attributes:
       ids: bytes [n], `embeddings.item_id` of each.
+      places: int32 [n, 3], the first place of each: number of the corpus, row, number in the row.
       read: rows looked at.
       bad: rows that cannot be used.
+      occurrences: int32 [m, 4], all places in order, and the number of the item that is there.
     """
 
     def __init__(self, corpora: Sequence[Corpus]):
@@ -116,21 +118,27 @@ class Items:
             ids += piece_ids
             places += piece_places
             self.bad += piece_bad
-        distinct, first = np.unique(np.array(ids, "S32"), return_index=True)
+        distinct, first, which = np.unique(
+            np.array(ids, "S32"), return_index=True, return_inverse=True
+        )
         order = np.argsort(first)
         self.ids = distinct[order]
-        self._places = np.array(places, np.int32).reshape(-1, 3)[first[order]]
+        every = np.array(places, np.int32).reshape(-1, 3)
+        self.places = every[first[order]]
+        number = np.empty(len(order), np.int32)
+        number[order] = np.arange(len(order), dtype=np.int32)
+        self.occurrences = np.column_stack([every, number[which.reshape(-1)]])
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        corpus, row, side = self._places[index]
+        corpus, row, side = self.places[index]
         return self._corpora[corpus].read(int(row))[side]
 
     def blame(self, index: int, path: str, reason: str) -> BadItem:
         """An item that cannot be used, by where it is from; `path`: of the image it failed on."""
-        corpus, row, _ = self._places[index]
+        corpus, row, _ = self.places[index]
         return BadItem(self._corpora[corpus].name, str(row), path, reason)
 
     def _scan(

@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from unime_jax.batch import Example, Item, Media
 from unime_jax.data.image_markers import without_markers
@@ -15,6 +15,7 @@ from unime_jax.data.strange_texts import text_fault
 
 Cells = tuple[Any, Any, Any]  # an item's text, the paths of its images, and their files
 Draw = Callable[[int], Sequence[int]]  # numbers of the negatives that are taken, of so many
+MINED = "mined"  # column of a row that has `MinedNegatives`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,22 @@ class Schema:
     negatives: Columns
     id: str = "id"
     scores: str = "scores"
+
+
+class MinedNegatives(Protocol):
+    """Negatives of a row that stand in other rows, where they are read when they are drawn."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Of the row's positive, then of each negative."""
+        ...
+
+    def check(self, query: Item, positive: Item) -> None:
+        """Raises ValueError, which ends the run, if the row is not the one that was mined for."""
+
+    def read(self, number: int, max_pixels: int) -> Item:
+        """A negative. Raises ValueError, which ends the run, if it is not what was mined."""
+        ...
 
 
 MMEB = Schema(
@@ -76,7 +93,8 @@ def to_example(
 ) -> Example:
     """The example of a row, its images still encoded; only their headers are read.
 
-    A negative without text and image is none. `default_id` names a row without an id. An image
+    A negative without text and image is none; those of column `MINED` come after the row's own,
+    with their scores where the row has no others. `default_id` names a row without an id. An image
     without a path is named by its content, because the path is part of an item's key. `draw`
     chooses among the negatives, and only those are read; None: all.
 
@@ -89,51 +107,100 @@ def to_example(
     id = _text(row.get(schema.id)) or default_id
 
     def item(side: str, cells: Cells) -> Item:
-        text, paths, images = cells
-        try:
-            result = Item(_text(text), _media(paths, images))
-        except UnicodeDecodeError as error:
-            raise BadExample(source, id, "", f"{side}: text is not UTF-8: {error}") from error
-        except ValueError as error:
-            path = error.path if isinstance(error, MediaError) else ""
-            raise BadExample(source, id, path, f"{side}: {error}") from error
-        try:
-            _check(result, max_pixels)
-        except ValueError as error:
-            path = failed_path(result, error)
-            raise BadExample(source, id, path, f"{side}: {error}") from error
-        return result
+        return _item(cells, (source, id, side), max_pixels)
 
     query = item("query", _cells(row, schema.query))
-    positive = _cells(row, schema.positive)
-    if not _is_given(positive):
-        columns = schema.positive
-        reason = f"no positive: {columns.text} and {columns.path} are empty"
-        raise BadExample(source, id, "", reason)
-    lists = [_list(cell) for cell in _cells(row, schema.negatives)]
-    count = max(map(len, lists))
-    filled = (values + [""] * (count - len(values)) for values in lists)
-    given = list(zip(*filled, strict=True))
+    positive = item("positive", _positive(row, schema, source, id))
+    mined: MinedNegatives | None = row.get(MINED)
+    if mined is not None:
+        mined.check(query, positive)
+    given = _given_negatives(row, schema)
     # Numbered without those that are none, as where their images are decoded.
     kept = [cells for cells in given if _is_given(cells)]
-    drawn = tuple(range(len(kept)) if draw is None else draw(len(kept)))
-    negatives = tuple(item(f"negative {number}", kept[number]) for number in drawn)
+    own, count = len(kept), len(kept) + (len(mined.scores) - 1 if mined is not None else 0)
+    drawn = tuple(range(count) if draw is None else draw(count))
+    negatives = tuple(
+        item(f"negative {number}", kept[number])
+        if mined is None or number < own
+        else mined.read(number - own, max_pixels)
+        for number in drawn
+    )
     try:
         scores = _scores(row.get(schema.scores), [_is_given(cells) for cells in given])
     except (ValueError, TypeError) as error:
         raise BadExample(source, id, "", f"column {schema.scores}: {error}") from error
+    if mined is not None and count > own:  # whose scores may be of another scale than the row's
+        scores = () if own else mined.scores
     if scores:
         scores = (scores[0], *(scores[1 + number] for number in drawn))
     return Example(
         source,
         id,
         query,
-        item("positive", positive),
+        positive,
         negatives,
         scores,
         negative_numbers=drawn,
-        undrawn_negatives=len(kept) - len(drawn),
+        undrawn_negatives=count - len(drawn),
     )
+
+
+def target_of(
+    source: str,
+    row: Mapping[str, Any],
+    number: int,
+    default_id: str = "",
+    max_pixels: int = MAX_PIXELS,
+    schema: Schema = MMEB,
+) -> Item:
+    """A row's positive (number 0) or a negative (1 and so on), without reading its other images.
+
+    Raises:
+      BadExample: as `to_example`.
+    """
+    id = _text(row.get(schema.id)) or default_id
+    if not number:
+        return _item(_positive(row, schema, source, id), (source, id, "positive"), max_pixels)
+    kept = [cells for cells in _given_negatives(row, schema) if _is_given(cells)]
+    if number > len(kept):
+        raise BadExample(source, id, "", f"there is no negative {number - 1} of {len(kept)}")
+    return _item(kept[number - 1], (source, id, f"negative {number - 1}"), max_pixels)
+
+
+def _item(cells: Cells, where: tuple[str, str, str], max_pixels: int) -> Item:
+    """The item of some cells; BadExample, which says source, id and side, if it cannot be used."""
+    source, id, side = where
+    text, paths, images = cells
+    try:
+        result = Item(_text(text), _media(paths, images))
+    except UnicodeDecodeError as error:
+        raise BadExample(source, id, "", f"{side}: text is not UTF-8: {error}") from error
+    except ValueError as error:
+        path = error.path if isinstance(error, MediaError) else ""
+        raise BadExample(source, id, path, f"{side}: {error}") from error
+    try:
+        _check(result, max_pixels)
+    except ValueError as error:
+        path = failed_path(result, error)
+        raise BadExample(source, id, path, f"{side}: {error}") from error
+    return result
+
+
+def _positive(row: Mapping[str, Any], schema: Schema, source: str, id: str) -> Cells:
+    """The positive's cells; BadExample if they are empty."""
+    cells, columns = _cells(row, schema.positive), schema.positive
+    if not _is_given(cells):
+        reason = f"no positive: {columns.text} and {columns.path} are empty"
+        raise BadExample(source, id, "", reason)
+    return cells
+
+
+def _given_negatives(row: Mapping[str, Any], schema: Schema) -> list[Cells]:
+    """Cells of every place of the lists, also those without a negative."""
+    lists = [_list(cell) for cell in _cells(row, schema.negatives)]
+    count = max(map(len, lists))
+    filled = (values + [""] * (count - len(values)) for values in lists)
+    return list(zip(*filled, strict=True))
 
 
 def _cells(row: Mapping[str, Any], columns: Columns) -> Cells:

@@ -12,7 +12,8 @@ import hashlib
 import importlib.metadata
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """
     settings = config_reader.read(config.EmbedConfig, config_dict.to_dict())
     preflight.check(
-        lambda: _make_mesh(settings),
+        lambda: local_mesh(settings.mesh),
         workdir,
         lambda problems: preflight.check_embedding(settings, problems),
     )
@@ -91,19 +92,35 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         logging.info("%s is complete", workdir)
 
 
-def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
-    """Indexes the corpus, and checks model and corpus against those that `workdir` began with."""
-    backbone = open_backbone(
+def open_model(settings: config.EmbedConfig) -> Backbone:
+    """The backbone of a job, without its weights."""
+    return open_backbone(
         settings.backbone,
         max_length=settings.max_length,
         revision=settings.revision,
         processing=settings.processing,
     )
+
+
+def begin(
+    settings: config.EmbedConfig,
+    workdir: files.Path,
+    *,
+    backbone: Backbone | None = None,
+    items: Items | None = None,
+) -> Work:
+    """Indexes the corpus, and checks model and corpus against those that `workdir` began with.
+
+    Args:
+      backbone: that of `open_model`; None: it is opened.
+      items: what is embedded; None: what `settings.data` names.
+    """
+    backbone = backbone or open_model(settings)
     defaults = backbone.defaults
     prefix = defaults.prompt(settings.prefix, None)
     asked = settings.truncate_dim
     dimension = kept(backbone.dimension, defaults.truncate_dim if asked is None else asked)
-    items = Items(list(_corpora(settings.data)))
+    items = Items(list(_corpora(settings.data))) if items is None else items
     logging.info("%d items in %d rows, %d bad rows", len(items), items.read, len(items.bad))
     if not len(items):
         Quarantine(workdir / "quarantine.jsonl", process_index=jax.process_index()).note(items.bad)
@@ -112,12 +129,7 @@ def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
     provenance = {
         "backbone": backbone.base if backbone.adapter is None else str(backbone.adapter),
         "commits": dict(backbone.commits),
-        "model": {
-            "files": fingerprint(backbone),
-            "processing": dataclasses.asdict(backbone.processing),
-            "max_length": backbone.preprocess.prompt.max_length,
-            "dtype": settings.dtype,
-        },
+        "model": model_provenance(backbone, settings.dtype),
         "prefix": prefix,
         "suffix": settings.suffix,
         "corpus": {
@@ -129,7 +141,7 @@ def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
             "identity": IDENTITY,
             "ids": hashlib.blake2b(items.ids.tobytes(), digest_size=16).hexdigest(),
         },
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     writer = Writer(
         workdir,
@@ -142,29 +154,56 @@ def begin(settings: config.EmbedConfig, workdir: files.Path) -> Work:
     return Work(settings, backbone, items, writer, prefix, dimension)
 
 
-def embed(work: Work, *, process_index: int, process_count: int) -> bool:
-    """One process's part; whether the folder is complete then."""
+def model_provenance(backbone: Backbone, dtype: str) -> dict[str, Any]:
+    """All of a model that its vectors follow from, as JSON."""
+    return {
+        "files": fingerprint(backbone),
+        "processing": dataclasses.asdict(backbone.processing),
+        "max_length": backbone.preprocess.prompt.max_length,
+        "dtype": dtype,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that vectors are made by."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def make_embedder(work: Work) -> Embedder:
+    """The model with its weights, on the devices of this process."""
+    dtype = jnp.dtype(work.settings.dtype)
+    return Embedder(
+        work.backbone,
+        mesh=local_mesh(work.settings.mesh),
+        dtype=dtype,
+        execution=default_execution(dtype),
+        truncate_dim=work.dimension,
+    )
+
+
+def embed(
+    work: Work,
+    *,
+    process_index: int,
+    process_count: int,
+    embedder: Callable[[Work], Embedder] = make_embedder,
+) -> bool:
+    """One process's part; whether the folder is complete then.
+
+    `embedder`: makes the model, where a block is missing.
+    """
     writer, items, settings = work.writer, work.items, work.settings
     name = f"quarantine_{process_index}.jsonl" if process_index else "quarantine.jsonl"
     quarantine = Quarantine(writer.folder / name, settings.data.max_bad_share)
     quarantine.add(items.bad, items.read)
     mine = [n for n in writer.missing() if n % process_count == process_index]
     if mine:
-        dtype = jnp.dtype(settings.dtype)
-        embedder = Embedder(
-            work.backbone,
-            mesh=_make_mesh(settings),
-            dtype=dtype,
-            execution=default_execution(dtype),
-            truncate_dim=work.dimension,
-        )
-        _write_blocks(work, mine, embedder, quarantine, show=process_index == 0)
+        _write_blocks(work, mine, embedder(work), quarantine, show=process_index == 0)
     return writer.finish()
 
 
-def _make_mesh(settings: config.EmbedConfig) -> Mesh:
+def local_mesh(sizes: config.MeshConfig) -> Mesh:
     """Over the devices of this process."""
-    sizes = settings.mesh
     return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.local_devices())
 
 

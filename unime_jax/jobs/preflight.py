@@ -17,7 +17,16 @@ from jax.sharding import Mesh
 from unime_jax import backbones, config, files, paths
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
-from unime_jax.data import embedding_store, formats, items, mixture, sampling, schema
+from unime_jax.data import (
+    embedding_store,
+    formats,
+    heads,
+    items,
+    mining_corpus,
+    mixture,
+    sampling,
+    schema,
+)
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
@@ -185,6 +194,34 @@ def check_merge(settings: config.MergeConfig, workdir: files.Path, problems: Pro
         with problems.collected():
             base = parts.pop() if settings.base else None
             merge_parts.check_alike(parts, base)
+
+
+def check_mining(settings: config.MineConfig, problems: Problems) -> None:
+    """Model, rows and corpus of a mining job."""
+    with problems.collected("config.backbone"):
+        _open(
+            settings.backbone,
+            settings.revision,
+            settings.max_length,
+            settings.processing,
+            weights=True,
+        )
+    data = settings.data
+    folder = files.as_path(data.folder)
+    if not data.train:
+        problems.add("config.data.train is empty: name the rows to mine for, as of a training run")
+    else:
+        with problems.collected("config.data.train"):
+            rows = open_pairs(folder / data.train, data.columns)
+            schema.check_names(data.sources, rows)
+            heads.heads(rows, data.first_rows, data.first_rows_by_source)
+    if data.corpus:
+        with problems.collected("config.data.corpus"):
+            mining_corpus.open_corpus(folder / data.corpus, data.columns)
+    if settings.search.guide:
+        for side in ("queries", "candidates"):
+            with problems.collected("config.search.guide"):
+                embedding_store.check_folder(files.as_path(settings.search.guide) / side)
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:

@@ -165,8 +165,7 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
     """
     settings, watch = this.settings, this.settings.watchdog
     with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-        counts = {name: len(rows) for name, rows in this.rows.items()}
-        fingerprints = resume.fingerprints(this.whole.backbone, counts)
+        fingerprints = resume.fingerprints(this.whole.backbone, inputs.fingerprint(this.rows))
     scored = Evaluations(this.workdir, settings)
     with Checkpoints(
         this.workdir / "checkpoints",

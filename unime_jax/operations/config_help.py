@@ -49,6 +49,7 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
     for cls, title in (
         (config.TrainConfig, "KEYS OF TRAINING AND EXPORT"),
         (config.EmbedConfig, "KEYS OF EMBEDDING"),
+        (config.MineConfig, "KEYS OF MINING NEGATIVES"),
         (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
         (config.MergeConfig, "KEYS OF MERGING"),
         (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),

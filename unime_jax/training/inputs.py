@@ -10,7 +10,7 @@ import jax
 from absl import logging
 
 from unime_jax import config, files
-from unime_jax.data import formats, heads, loader, mixture, sampling
+from unime_jax.data import formats, heads, loader, mined_rows, mixture, sampling, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.operations import processes
 from unime_jax.training.setup import Setup
@@ -37,10 +37,28 @@ def open_rows(data: config.DataConfig) -> dict[str, formats.Source]:
 
     Raises:
       FileNotFoundError: as `open_pairs`.
-      ValueError: as `open_pairs` and `heads.heads`.
+      ValueError: as `open_pairs`, `heads.heads` and `mined_rows.join`.
     """
-    sources = open_pairs(files.as_path(data.folder) / data.train, data.columns)
-    return heads.heads(sources, data.first_rows, data.first_rows_by_source)
+    folder = files.as_path(data.folder)
+    sources = open_pairs(folder / data.train, data.columns)
+    rows = heads.heads(sources, data.first_rows, data.first_rows_by_source)
+    if not data.mined:
+        return rows
+    schema.check_names(data.weights, rows)
+    used = {name: len(rows[name]) for name in data.weights or rows}
+    joined = mined_rows.join(sources, used, data.mined, folder, data.columns, data.mined_use)
+    return {**rows, **joined}
+
+
+def fingerprint(rows: Mapping[str, formats.Source]) -> dict[str, object]:
+    """How many rows each source has, and what was mined for them: of a checkpoint's data."""
+    counts: dict[str, object] = {name: len(source) for name, source in rows.items()}
+    tables = {
+        source.mined.content: source.use
+        for source in rows.values()
+        if isinstance(source, mined_rows.MinedRows)
+    }
+    return counts | ({"mined negatives": tables} if tables else {})
 
 
 def weights_of(data: config.DataConfig, rows: Mapping[str, formats.Source]) -> dict[str, float]:

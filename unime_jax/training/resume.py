@@ -42,6 +42,7 @@ FREE = (
     "data.prepare.eval_rows",
     # Where things are; that they are the same, the fingerprints in each checkpoint tell.
     "data.folder",
+    "data.mined",
     "backbone",
     "revision",
     "init_from",
@@ -141,6 +142,8 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("size_temperature", None)
         data.setdefault("split_modalities", False)
         data.setdefault("first_rows_by_source", {})
+        data.setdefault("mined", "")
+        data.setdefault("mined_use", "beside")
     loss = config.get("loss")
     if isinstance(loss, dict) and loss.get("objective") == "contrastive":
         for field in dataclasses.fields(Contrastive):  # those added since have a default
@@ -192,21 +195,21 @@ def _how_to_extend(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> str
     )
 
 
-def fingerprints(backbone: Backbone, rows: Mapping[str, int] | None = None) -> dict[str, Any]:
+def fingerprints(backbone: Backbone, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Fingerprints of backbone and data, verified when a checkpoint is restored.
 
     Process 0 reads all of the backbone's files; the others wait for it.
 
     Args:
-      rows: how many each source has; None: the data are not needed.
+      data: rows by source and what was mined for them; None: the data are not needed.
     """
     digest = np.zeros(16, np.uint8)
     if jax.process_index() == 0:
         digest = np.frombuffer(bytes.fromhex(_digest(backbone)), np.uint8)
     if jax.process_count() > 1:
         digest = np.asarray(multihost_utils.broadcast_one_to_all(digest))
-    data = {} if rows is None else {"data": dict(rows)}
-    return {"backbone": digest.tobytes().hex()} | data
+    own = {} if data is None else {"data": dict(data)}
+    return {"backbone": digest.tobytes().hex()} | own
 
 
 def _digest(backbone: Backbone) -> str:
