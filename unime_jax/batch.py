@@ -176,3 +176,5 @@ class Batch:
     # [C, R] of each group; 0: no target; equal ids: the same one
     target_id: tuple[UInt32[ArrayLike, "_ _"], ...]
     source: Int32[ArrayLike, " B"]
+    # a judge's, of the positive and each negative; NaN: there is no such negative
+    scores: Float32[ArrayLike, "B H+1"] | None = None

@@ -14,6 +14,7 @@ from unime_jax.training.settings import (
     Contrastive,
     Distillation,
     ExecutionConfig,
+    JudgeDistillation,
     OptimizerConfig,
     ProfileConfig,
 )
@@ -142,7 +143,7 @@ class TrainConfig:
     trainable: Sequence[tuple[str, bool]] | None
     lora: LoraConfig
     mesh: MeshConfig
-    loss: Contrastive | Distillation
+    loss: Contrastive | Distillation | JudgeDistillation
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
     # where compiled programs are kept for later starts: a folder; "auto": as
@@ -172,6 +173,12 @@ class TrainConfig:
             raise ValueError(
                 f"config.infonce_steps={self.infonce_steps}: distillation has no InfoNCE to begin "
                 "with; set it to 0."
+            )
+        if isinstance(self.loss, JudgeDistillation) and self.data.negatives < 1:
+            raise ValueError(
+                f"config.data.negatives={self.data.negatives}: config.loss.objective="
+                f"{self.loss.objective!r} compares a query's own candidates; set it to 1 or more "
+                "(UniME-V2: 8)."
             )
         if distils and not self.data.buckets:
             raise ValueError(

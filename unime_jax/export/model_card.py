@@ -145,7 +145,12 @@ def _warning(warnings: Sequence[str]) -> dict[str, str]:
     return {"**warning**": markdown("; ".join(warnings))} if warnings else {}
 
 
-def _loss(loss: Contrastive | Distillation) -> str:
+def _loss(loss: Contrastive | Distillation | JudgeDistillation) -> str:
+    if isinstance(loss, JudgeDistillation):
+        judged = f"symmetric KL to a judge's scores, temperature {loss.temperature}"
+        if not loss.contrastive_weight:
+            return judged
+        return f"{judged}; {loss.contrastive_weight:g} x {_loss(loss.contrastive)}"
     parts = [f"temperature {loss.temperature}"]
     if isinstance(loss, Distillation):
         towards = loss.direction.replace("_", " and ")

@@ -5,7 +5,15 @@ a mesh is the loss on one device.
 """
 
 from unime_jax.losses.infonce import contrastive
+from unime_jax.losses.judge import judge_distillation
 from unime_jax.losses.relational import Direction, Reduction, relational_distillation
 from unime_jax.losses.rows import Metrics
 
-__all__ = ["Direction", "Metrics", "Reduction", "contrastive", "relational_distillation"]
+__all__ = [
+    "Direction",
+    "Metrics",
+    "Reduction",
+    "contrastive",
+    "judge_distillation",
+    "relational_distillation",
+]

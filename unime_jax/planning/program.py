@@ -179,6 +179,9 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
             jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
         ),
         source=pair,
+        scores=jax.ShapeDtypeStruct((batch_size, 1 + shapes.negatives), jnp.float32, sharding=pairs)
+        if shapes.scored
+        else None,
     )
 
 

@@ -231,4 +231,5 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
         negative=place(batch.negative, pairs),
         target_id=jax.tree.map(lambda x: place(x, rows), batch.target_id),
         source=place(batch.source, pairs),
+        scores=None if batch.scores is None else place(batch.scores, pairs),
     )

@@ -24,7 +24,7 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, state, step
-from unime_jax.training.settings import Contrastive
+from unime_jax.training.settings import Contrastive, JudgeDistillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +122,13 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
         if size % shards
     ]
     loss = settings.loss
-    k = loss.hard_negatives if isinstance(loss, Contrastive) else None
+    key, among = "loss", loss
+    if isinstance(loss, JudgeDistillation):
+        key, among = "loss.contrastive", loss.contrastive
+    k = among.hard_negatives if isinstance(among, Contrastive) else None
     if k is not None and k >= settings.batch_size:
         problems.append(
-            f"config.loss.hard_negatives={k} must be below config.batch_size="
+            f"config.{key}.hard_negatives={k} must be below config.batch_size="
             f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
         )
     if problems:
@@ -269,6 +272,7 @@ def trace(
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
+            scored=isinstance(settings.loss, JudgeDistillation),
         ),
         test_shapes=BatchShapes(
             settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
