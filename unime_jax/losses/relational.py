@@ -133,7 +133,7 @@ def _by_direction(
 def masked_log_softmax(
     logits: Float32[Array, "B M"], keep: Bool[Array, "B M"]
 ) -> Float32[Array, "B M"]:
-    """Log-probabilities over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
+    """Log-softmax over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(keep, jax.nn.log_softmax(jnp.where(keep, logits, lowest), axis=1), 0)
 

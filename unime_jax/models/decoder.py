@@ -1,6 +1,7 @@
 """The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3.
 
-Embedders have no language-model head; judges have one, see `DecoderConfig.lm_head`. Also serves bidirectional models, with causal=False.
+Embedders have no language-model head; judges have one, see `DecoderConfig.lm_head`. Bidirectional
+models are served with causal=False.
 """
 
 import dataclasses
