@@ -12,7 +12,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
-from unime_jax.config import Contrastive, Distillation, TrainConfig
+from unime_jax.config import Contrastive, Distillation, JudgeDistillation, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers

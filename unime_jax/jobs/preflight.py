@@ -19,11 +19,12 @@ from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import embedding_store, formats, items, mixture, schema
 from unime_jax.data.pairs import open_pairs
+from unime_jax.data.quarantine import BadExample
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
 from unime_jax.training import checkpoint, inputs, optimizer, resume, setup
-from unime_jax.training.settings import Contrastive, Distillation
+from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
 
 class Problems:
@@ -117,6 +118,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 jax.process_count(),
             )
             _check_contrast(settings, {name: rows[name] for name in weights})
+            _check_scores(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -149,6 +151,29 @@ def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
     for name in settings.data.texts:
         with problems.collected("config.data.texts"):
             items.check_file(folder / name)
+
+
+def check_judging(settings: config.JudgeConfig, problems: Problems) -> None:
+    """Model and pairs of a judging job."""
+    with problems.collected("config.backbone"):
+        backbone = _open(
+            settings.backbone,
+            settings.revision,
+            settings.max_length,
+            settings.processing,
+            weights=True,
+        )
+        if backbone.lm_head is None:
+            backbones.with_lm_head(backbone)  # says which families have a head
+    if not settings.data.train:
+        problems.add(
+            "config.data.train is empty: name the pairs to judge, below config.data.folder"
+        )
+        return
+    with problems.collected("config.data.train"):
+        path = files.as_path(settings.data.folder) / settings.data.train
+        if not any(map(len, open_pairs(path, settings.data.columns).values())):
+            problems.add(f"config.data.train: there is no row in {path}")
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
@@ -309,6 +334,23 @@ def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Sou
             f"config.data.train={settings.data.train!r} has a single row, without negatives that "
             "are read: a query is told apart from the targets of other rows, so there must be two."
         )
+
+
+def _check_scores(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
+    """Raises ValueError for a source whose first row has no scores, where the loss needs them."""
+    if not isinstance(settings.loss, JudgeDistillation):
+        return
+    for name, source in rows.items():
+        try:
+            scores = schema.to_example(name, source[0], "0").scores
+        except BadExample:
+            continue  # it will be left out; others may be good
+        if not scores:
+            raise ValueError(
+                f"config.loss.objective={settings.loss.objective!r}, but the first row of source"
+                f" {name!r} has no `scores`, a judge's of the positive and each negative: job judge"
+                " (experiments/judge.py) writes rows that have them"
+            )
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:

@@ -1,5 +1,6 @@
 """Logits of a judge's answers: those of a few tokens after the last token of a row."""
 
+import typing
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.models.forward import Encode
-from unime_jax.models.vlm import Execution
+from unime_jax.models.vlm import Execution, Vlm
 
 
 def make_answer_logits(
@@ -27,7 +28,7 @@ def make_answer_logits(
     def logits(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
     ) -> Float32[Array, "R answers"]:
-        model = paths.merge(graph, trainable, frozen)
+        model = typing.cast(Vlm, paths.merge(graph, trainable, frozen))
         answers = jnp.asarray(tokens)
         values = model.language_model.logits(model.last_state(inputs, execution), answers)
         if repetition_penalty == 1:

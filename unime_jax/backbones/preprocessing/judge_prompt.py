@@ -16,11 +16,6 @@ from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item, Media
 from unime_jax.data import image_markers
 
-INSTRUCTION = (
-    "I will provide you with a query and a candidate. Please evaluate whether the candidate meets"
-    " the requirements of the query. If it does, respond with 'Yes'; if it doesn't, respond with"
-    " 'No'."
-)
 _PROBE = Item("probe", (Media("probe"),))
 
 
@@ -68,7 +63,7 @@ class JudgePrompt:
         return Item(text.strip(), item.media)
 
 
-def messages(query: Item, candidate: Item, instruction: str = INSTRUCTION) -> list[dict[str, Any]]:
+def messages(query: Item, candidate: Item, instruction: str) -> list[dict[str, Any]]:
     """The turn as transformers' chat templates take it."""
     parts = [_text(instruction), _text("Query:"), *_parts(query)]
     return [{"role": "user", "content": [*parts, _text("Candidate:"), *_parts(candidate)]}]
