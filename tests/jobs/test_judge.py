@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import os
 import shutil
 import signal
 
@@ -13,11 +12,11 @@ import pytest
 
 from experiments import judge as experiment
 from experiments import unime_v2
+from tests import children
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
-from tests.jobs import tiny_run
-from tests.jobs.embedding.forked import forked, status_of
+from tests.jobs import killed_judge, tiny_run
 from tests.models.oracle import pair_of, picture, torch_logits
-from unime_jax import config, config_reader, files, main
+from unime_jax import config, config_reader
 from unime_jax.backbones.preprocessing import judge_prompt
 from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
@@ -90,7 +89,8 @@ def content(workdir):
     return {str(f.relative_to(rows)): f.read_bytes() for f in rows.rglob("*") if f.is_file()}
 
 
-def test_the_turn_is_the_originals():
+def test_scores_are_those_of_transformers(pair, given, straight):
+    # The turn is UniME-V2's.
     golden = json.loads((tiny_run.ROOT / "tests/golden/prompts/rerank_messages.json").read_text())
     (case,) = golden["pairwise_inference"]
     args = case["args"]
@@ -98,8 +98,6 @@ def test_the_turn_is_the_originals():
     turn = judge_prompt.messages(query, Item(args["cand_text"]), INSTRUCTION)
     assert turn == case["messages"]
 
-
-def test_scores_are_those_of_transformers(pair, given, straight):
     settings = config_reader.read(config.JudgeConfig, given.to_dict())
     opened = judge.open_judge(settings)
     # What transformers' own tokenizer makes of the turn, images left as one token each.
@@ -129,37 +127,35 @@ def test_scores_are_those_of_transformers(pair, given, straight):
     assert "b.png" in bad and "row 3" in bad
 
 
-def test_killed_at_any_file_it_goes_on_and_ends_the_same(given, straight, tmp_path):
-    def dies(at):
-        write_whole, count = files.write_whole, [0]
+@pytest.fixture
+def plain(given, monkeypatch, tmp_path):
+    """As `straight`, by a judge that compiles at once, which tests of this fixture have, too."""
+    monkeypatch.setattr(judge, "make_answer_logits", killed_judge.plain)
+    judge.run(given, tmp_path / "plain")
+    return tmp_path / "plain"
 
-        def write(file, content):
-            count[0] += file.suffix == ".jsonl"
-            if count[0] == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write_whole(file, content)
 
-        files.write_whole = write
-        judge.run(given, tmp_path / "killed")
-
-    kept = tmp_path / "killed" / "rows" / "pairs-00000-of-00003.jsonl"
-    assert status_of(forked(lambda: dies(1))) == -signal.SIGKILL
-    assert not kept.exists()
-    assert status_of(forked(lambda: dies(2))) == -signal.SIGKILL
+def test_killed_it_goes_on_and_ends_the_same(given, plain, tmp_path):
+    workdir = tmp_path / "killed"
+    arguments = 2, given.to_dict(), workdir
+    child = children.start(killed_judge.run, *arguments, output=tmp_path / "log")
+    assert child.wait(timeout=120) == -signal.SIGKILL, child.said()
+    kept = workdir / "rows" / "pairs-00000-of-00003.jsonl"
+    assert kept.exists() and not kept.with_name("pairs-00001-of-00003.jsonl").exists()
     written = kept.stat().st_mtime_ns
-    with pytest.raises(FileNotFoundError if not kept.exists() else ValueError, match="missing"):
-        open_pairs(tmp_path / "killed" / "rows", {})  # no training on a half
-    judge.run(given, tmp_path / "killed")
+    with pytest.raises(ValueError, match="missing"):
+        open_pairs(workdir / "rows", {})  # no training on a part
+    judge.run(given, workdir)
     assert kept.stat().st_mtime_ns == written
-    assert content(tmp_path / "killed") == content(straight)
+    assert content(workdir) == content(plain)
     other = given.copy_and_resolve_references()
     other.judging.repetition_penalty = 1.05
     with pytest.raises(ValueError, match=r"judging.repetition_penalty: 1\.0 before, 1\.05 now"):
-        judge.run(other, tmp_path / "killed")
+        judge.run(other, workdir)
 
 
-def test_false_negatives_go_and_prompts_are_never_cut(given, straight, tmp_path):
-    own = examples(straight)
+def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path):
+    own = examples(plain)
     strict = given.copy_and_resolve_references()
     strict.judging.margin, strict.judging.keep = 0.0, 4
     judge.run(strict, tmp_path / "strict")
@@ -198,7 +194,3 @@ def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):
     values.data.train = str(unscored)
     with pytest.raises(ValueError, match="first row of source 'pairs' has no `scores`.*job judge"):
         train.run(values, tmp_path / "refused")
-
-
-def test_the_job_is_a_command():
-    assert main.JOBS["judge"] is judge.run
