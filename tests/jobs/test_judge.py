@@ -21,6 +21,7 @@ from unime_jax.backbones.preprocessing import judge_prompt
 from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import to_example
+from unime_jax.data.settings import Bucket
 from unime_jax.jobs import judge, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
@@ -178,6 +179,8 @@ def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):
     values.steps, values.batch_size, values.log_every, values.chunk_size = 3, 8, 1, 8
     values.loss.contrastive_weight, values.export.verify = 0.5, False
     values.optimizer.learning_rate = 1e-3
+    values.data.buckets = (Bucket(tokens=64, tiles=1),)  # one program
+    values.evaluation.rows = 8
     train.run(values, tmp_path / "run")
     lines = tiny_run.metrics(tmp_path / "run")
     assert len(lines) == 3 and lines[-1]["judge_loss"] < lines[0]["judge_loss"]
