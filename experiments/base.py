@@ -26,6 +26,7 @@ def mini() -> ConfigDict:
     config.job = "train"
     config.seed = 0
     config.steps = 290
+    config.epochs = 0.0  # passes over the training data, in the place of steps
     config.batch_size = 64  # pairs, over all devices
     config.chunk_size = 8  # rows of the longest bucket that are encoded at once
     config.log_every = 1  # steps
@@ -63,7 +64,7 @@ def mini() -> ConfigDict:
     config.optimizer.learning_rate = 1.5e-3  # at the end of the warm-up
     config.optimizer.warmup_steps = 15
     config.optimizer.schedule = "linear"  # or "cosine", "constant"
-    config.optimizer.schedule_steps = 0  # 0: config.steps
+    config.optimizer.schedule_steps = 0  # 0: all
     config.optimizer.final_learning_rate = 0.0
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.98

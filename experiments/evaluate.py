@@ -38,7 +38,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.data.folder = "data"
     config.data.prepare = like.data.prepare  # where the default run has its data from
     config.data.eval = ""  # retrieval sets: pairs, or folders in BEIR's layout
-    config.data.columns = ConfigDict()  # of these pairs, as in base.py
+    config.data.columns = ConfigDict()  # of pairs here and in evaluation.texts, as in base.py
     config.data.teacher = ""  # its embeddings of evaluation.texts, below data.folder
     config.data.suffix = ""  # an instruction after every one of these texts
 

@@ -13,6 +13,9 @@ ADAPTED = r"(language_model|vision_tower)\..*\.(q|k|v|o|down|out)_proj"
 # fused layer have one each here; exported, they are one of two or three times the rank.
 GATE_AND_UP = r"language_model\..*\.(gate|up)_proj"
 
+# Both towers of CLIP and SigLIP, all of their layers.
+TOWERS = r"(text|vision)_model\.encoder\.layers\..*"
+
 TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
 
 LLAVA_ONEVISION = {
@@ -64,5 +67,32 @@ FAMILIES = {
         "processing": {"prompt": "raw", "crops": 4},
         "lora": {"targets": ((ADAPTED, True), (GATE_AND_UP, True), (".*", False))},
         "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=5))},
+    },
+    # Dual encoders, as baselines: an image is one tile and takes no tokens.
+    "clip_large_336": {
+        "backbone": "openai/clip-vit-large-patch14-336",
+        "chunk_size": 256,
+        "processing": {"prompt": "raw"},
+        "lora": {"targets": ((TOWERS, True), (".*", False))},
+        "data": {
+            "buckets": (
+                Bucket(tokens=0, tiles=1),
+                Bucket(tokens=77, tiles=0),
+                Bucket(tokens=77, tiles=1),
+            )
+        },
+    },
+    "siglip2_so400m": {
+        "backbone": "google/siglip2-so400m-patch14-384",
+        "chunk_size": 128,
+        "processing": {"prompt": "raw"},
+        "lora": {"targets": ((TOWERS, True), (".*", False))},
+        "data": {
+            "buckets": (
+                Bucket(tokens=0, tiles=1),
+                Bucket(tokens=64, tiles=0),
+                Bucket(tokens=64, tiles=1),
+            )
+        },
     },
 }

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from unime_jax.operations.recipes import base
 
-# The linear layers of the decoder or encoder, of every family. No vision tower: LLaVE's ablation
-# has 0.8 more on MMEB with the tower frozen (arXiv 2503.04812).
-LAYERS = r"(language_model|embedding_model|encoder)\.layers?\..*"
+# The linear layers of the decoder or encoder, of every family, and of both towers of CLIP and
+# SigLIP. No vision tower of others: LLaVE's ablation has 0.8 more on MMEB with the tower frozen
+# (arXiv 2503.04812).
+LAYERS = r"(language_model|embedding_model|((text|vision)_model\.)?encoder)\.layers?\..*"
 
 
 def get_config(variant: str = "default") -> ConfigDict:
@@ -23,8 +24,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config = base.mini()
     config.backbone = ""
     config.init = "pretrained"
-    config.steps = 300
-    config.chunk_size = 16  # with remat "full", rows of 2k tokens of a 7B take 6 GB
+    config.steps = 300  # or 0, and epochs
+    config.chunk_size = 0  # rows of 32k tokens a device: 6 GB of a 7B with remat "full"
     config.infonce_steps = 0
     config.log_every = 10
     config.processing = None  # as the backbone was exported or published
@@ -37,7 +38,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 
     config.optimizer.learning_rate = None  # LoRA 1e-4; all: by size
-    config.optimizer.warmup_steps = config.get_oneway_ref("steps") // 10
+    config.optimizer.warmup_steps = None  # a tenth of all steps
     config.optimizer.beta2 = 0.999
     config.checkpoint.every = 100
     config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""

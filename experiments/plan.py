@@ -39,6 +39,8 @@ EXPECTED = {
     "stage2:llava_next_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1280)},
     "stage2:qwen2_vl_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
     "stage2:phi3_v_4b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 832)},
+    "stage2:clip_large_336": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 24, 40)},
+    "stage2:siglip2_so400m": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 64, 64)},
     "llave:llava_onevision_7b": {
         "topologies": SLICES,
         "rows": (0.5, 0.0, 0.0, 0.5),

@@ -6,6 +6,8 @@
 --config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
 --config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
 --config=experiments/stage2.py:phi3_v_4b               the same for Phi-3.5-Vision
+--config=experiments/stage2.py:clip_large_336          the same for CLIP, a baseline
+--config=experiments/stage2.py:siglip2_so400m          the same for SigLIP 2
 
 Gu et al. 2025, arXiv 2504.17432, section 3.3 and appendix A.
 """
@@ -21,7 +23,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     else:
         config = base.pretrained(variant)
         config.optimizer.learning_rate = 2e-5
-    if variant in ("qwen2_vl_7b", "phi3_v_4b"):
+    if variant in ("qwen2_vl_7b", "phi3_v_4b", "clip_large_336", "siglip2_so400m"):
         config.optimizer.learning_rate = 1e-4
     config.loss.hard_negatives = 8
     config.loss.false_negative_margin = 0.1

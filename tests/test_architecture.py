@@ -62,7 +62,7 @@ def test_only_a_job_imports_integrations_and_only_where_it_is_asked_to():
         if file.is_relative_to(PACKAGE / "integrations"):
             continue
         of_integrations = "integrations" in imported(file)
-        assert not of_integrations or file == PACKAGE / "jobs" / "evaluate.py", file
+        assert not of_integrations or file == PACKAGE / "jobs" / "evaluated_model.py", file
         tops = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
         assert not any("integrations" in (node.module or "") for node in tops), file
         names = {

@@ -100,7 +100,7 @@ class EvaluationConfig:
     # whose words go around MMEB's rows: "data", as the files have them; "vlm2vec"; "qwen3_vl"
     instructions: Instructions
     composition: str  # SugarCrepe-style captions, in any format
-    # pairs, whose source "test" is compared with the teacher's view
+    # pairs (see `data.columns`), whose source "test" is compared with the teacher's view
     texts: str
     images: str  # of the two first: a TFDS folder with the columns path and image, or plain files
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
@@ -127,9 +127,12 @@ class TrainConfig:
 
     job: Literal["train", "export"]  # what to do with this config
     seed: int  # of initial weights and of the order of the data
-    steps: int  # of the whole run; an export of 0 steps is the backbone itself
+    # of the whole run; 0: as `epochs` says; without either, an export is of the backbone itself
+    steps: int
+    epochs: float  # passes over the rows of `data.train`, in the place of `steps`; 0: none
     batch_size: int  # pairs in one softmax, over all devices
-    chunk_size: int  # rows of the longest bucket that are encoded at once: memory, not results
+    # rows of the longest bucket that are encoded at once: memory, not results; 0: by their size
+    chunk_size: int
     log_every: int  # steps from one line of metrics.jsonl to the next
     max_skipped: int  # non-finite steps in a row before the run gives up
     infonce_steps: int  # steps of plain InfoNCE before `loss` applies, for models that start random
@@ -158,6 +161,13 @@ class TrainConfig:
     wandb_project: str | None  # metrics go to this Weights & Biases project, too; None: they don't
 
     def __post_init__(self) -> None:
+        if not 0 <= self.epochs < float("inf"):
+            raise ValueError(f"config.epochs={self.epochs} must be a number, and not negative.")
+        if self.steps and self.epochs:
+            raise ValueError(
+                f"config.steps={self.steps} and config.epochs={self.epochs:g}: a run has one "
+                "length; set one of them to 0."
+            )
         distils = isinstance(self.loss, Distillation)
         if distils != bool(self.data.teacher):
             raise ValueError(
@@ -322,7 +332,7 @@ class EvaluateDataConfig:
     prepare: PrepareConfig
     # retrieval sets, below `folder`: pairs, or folders in BEIR's layout; "": none
     eval: str
-    columns: Mapping[str, str]  # of these pairs, as in a training run
+    columns: Mapping[str, str]  # of pairs here and in `evaluation.texts`, as in a training run
     teacher: str  # a teacher's embeddings of `evaluation.texts`, below `folder`; "": none
     suffix: str  # an instruction after every one of these texts, never cut off
 
@@ -352,7 +362,7 @@ class TasksConfig:
     # a folder of benchmark sets that data_pipelines.benchmarks has prepared
     benchmarks: str
     sets: tuple[str, ...]  # names of these sets; (): all that are prepared
-    # pairs, whose source "test" is compared with the teacher's view
+    # pairs (see `data.columns`), whose source "test" is compared with the teacher's view
     texts: str
     agreement: AgreementConfig
     # of the two first: a TFDS folder with the columns path and image, or plain files

@@ -19,6 +19,12 @@ ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are spread over
 # Kernels are [layers, in, out]. Column-parallel layers put "tensor" on their outputs, row-parallel
 # ones on their inputs, so that a block needs one reduction; "fsdp" takes the other side.
 RULES: paths.Rules[P] = (
+    # SigLIP's heads are one layer deep: no stacks.
+    (r".*\.head\.mlp\.fc1\.kernel", P("fsdp", "tensor")),
+    (r".*\.head\.(attention\.out_proj|mlp\.fc2)\.kernel", P("tensor", "fsdp")),
+    (r".*\.head\.attention\.in_proj_weight", P(None, "fsdp")),
+    (r"(text_model\.head|(text|visual)_projection)\.kernel", P("fsdp", "tensor")),
+    (r".*\.head\..*", P()),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel", P(None, "fsdp", "tensor")),
     (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.kernel", P(None, "tensor", "fsdp")),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_a", P(None, "fsdp", None)),
@@ -31,7 +37,7 @@ RULES: paths.Rules[P] = (
     (r".*\.output\.dense\.kernel", P(None, "tensor", "fsdp")),
     (r".*\.(linear_1|to_[qkv]|feed_forward\.(value|gate))\.kernel", P("fsdp", "tensor")),
     (r".*\.(linear_2|to_out|feed_forward\.down)\.kernel", P("tensor", "fsdp")),
-    (r".*\.(embed_tokens|word_embeddings)\.embedding", P("tensor", "fsdp")),
+    (r".*\.(embed_tokens|word_embeddings|token_embedding)\.embedding", P("tensor", "fsdp")),
     (r".*\.lm_head\.kernel", P("fsdp", "tensor")),
     (r".*\.(patch_embedding|patch_embed\.proj)\.kernel", P(None, "fsdp")),
     (r".*", P()),

@@ -18,6 +18,8 @@ READERS = (
     "aro",
     "cola",
     "mteb_retrieval",
+    "visdoc",
+    "mteb_clustering",
     "nli",
 )  # each has the constant SETS
 

@@ -7,7 +7,7 @@ scores, than Karpathy's five captions an image.
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +29,9 @@ BATCH = 64  # rows that are in memory at a time
 _SPLIT_OF = re.compile(r"(.+?)(-\d+-of-\d+)?\.parquet")
 
 
-def read(raw: Path, folder: Path, name: str, items: int | None = None) -> Prepared:
+def read(
+    raw: Path, folder: Path, name: str, items: int | None = None, *, pages: bool = False
+) -> Prepared:
     """Writes <folder>/rows/<name>/{queries,corpus,qrels}.jsonl and the images beside them.
 
     Queries without any judgement are left out, as mteb does. Images are files with the bytes of
@@ -37,6 +39,8 @@ def read(raw: Path, folder: Path, name: str, items: int | None = None) -> Prepar
 
     Args:
       items: queries and documents in sum, where only that is published; None: not compared.
+      pages: as MMEB-V2 reads its visual documents: they are their images, whatever text is beside
+        these, and of several judgements of a pair the highest counts.
 
     Raises:
       FileNotFoundError: a part is missing; the message says which.
@@ -50,20 +54,20 @@ def read(raw: Path, folder: Path, name: str, items: int | None = None) -> Prepar
     counts = {}
     with (own / "qrels.jsonl").open("w", encoding="utf-8") as lines:
         counts["qrels"] = 0
-        for where, row in _rows(raw, "qrels"):
-            query, document = (_cell(row, where, key) for key in ("query-id", "corpus-id"))
+        for query, document, score in _judgements(raw, highest=pages):
             judged.add(query)
             relevant.add(document)
-            score = _number(row, where)
             _write(lines, {"query-id": query, "corpus-id": document, "score": score})
             counts["qrels"] += 1
     for part, key, wanted in (("queries", "query-id", judged), ("corpus", "corpus-id", relevant)):
         known: set[str] = set()
         with (own / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
-            for number, (where, row) in enumerate(_rows(raw, part)):
+            for number, (where, row) in enumerate(rows_of(_files(raw, part))):
                 id = _cell(row, where, *IDS, key)
                 if id in known:
                     raise ValueError(f"{where}: the id {id!r} is that of an earlier row, too")
+                if pages and part == "corpus":
+                    row = {"image": row.get("image")}
                 if part == "corpus" or id in judged:
                     known.add(id)
                     _write(lines, {"_id": id, **_item(row, where, own, f"{part}/{number:07}")})
@@ -81,9 +85,26 @@ def read(raw: Path, folder: Path, name: str, items: int | None = None) -> Prepar
     return Prepared(f"rows/{name}", f"rows/{name}", counts)
 
 
-def _rows(raw: Path, part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row of a part stands, for errors, and the row."""
-    for file in _files(raw, part):
+def _judgements(raw: Path, *, highest: bool) -> Iterator[tuple[str, str, int]]:
+    """Query, document and score of each row of qrels, or of each pair with its highest score."""
+    best: dict[tuple[str, str], int] = {}
+    for where, row in rows_of(_files(raw, "qrels")):
+        query, document = (_cell(row, where, key) for key in ("query-id", "corpus-id"))
+        score = _number(row, where)
+        if highest:
+            best[query, document] = max(score, best.get((query, document), score))
+        else:
+            yield query, document, score
+    yield from ((query, document, score) for (query, document), score in best.items())
+
+
+def rows_of(files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row of parquet files stands, for errors, and the row.
+
+    Raises:
+      ValueError: a file cannot be read.
+    """
+    for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as content:
                 number = 0

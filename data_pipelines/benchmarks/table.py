@@ -51,4 +51,6 @@ def _revision(public: PublicSet) -> str:
 
 
 def _rows(public: PublicSet) -> str:
+    if public.kind == "retrieval" and "corpus" not in public.counts:
+        return "?"  # a number of queries alone
     return str(sum(public.counts.values())) if public.counts else "?"

@@ -13,6 +13,7 @@ COUNTED = (
     "chat_template.jinja",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
     "model.safetensors",
     "model-00001-of-00002.safetensors",
 )

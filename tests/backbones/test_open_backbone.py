@@ -17,7 +17,9 @@ def test_an_unsupported_family(tmp_path, model_type):
     with pytest.raises(ValueError) as error:
         backbones.open_backbone(str(tmp_path), max_length=64)
     text = str(error.value)
-    assert f'model_type "{model_type}" is not supported; supported: bert, llava_next, ' in text
+    assert (
+        f'model_type "{model_type}" is not supported; supported: bert, clip, llava_next, ' in text
+    )
 
 
 def test_a_folder_that_is_no_models_is_named(tmp_path):

@@ -66,6 +66,8 @@ def test_padding_is_less_than_with_the_best_single_cut(seed):
 BY_HAND = [
     (texts([20] * 9), (Bucket(24, 0), Bucket(32, 0))),  # 25 is the margin
     (texts([20] * 90 + [200]), (Bucket(24, 0), Bucket(256, 0))),
+    # Of a dual encoder: images without tokens, and texts.
+    (np.array([(0, 1)] * 9 + [(64, 0)] * 9), (Bucket(0, 1), Bucket(64, 0), Bucket(80, 1))),
     (texts([LIMIT] * 9), (Bucket(LIMIT, 0),)),  # cut there, so there are none beyond
     (np.array([(84, 2)] * 9 + [(20, 0)] * 9), (Bucket(24, 0), Bucket(96, 2), Bucket(112, 2))),
     # Rows of other numbers of tiles: room for more than were seen.

@@ -43,6 +43,7 @@ PUBLISHED = {
     "llava_next": Layout(patches=576, table=(1, 576), unpadded=True),
     "qwen2_vl": Layout(patches=256, table=(0, 64)),
     "phi3_v": Layout(patches=576, table=(2, 144)),
+    "clip": Layout(patches=576, positioned=True, separate=True),
     "texts": Layout(),
 }
 layouts = st.sampled_from(list(PUBLISHED.values()))

@@ -1,8 +1,7 @@
-"""The table of several runs."""
+"""The command that sets runs side by side."""
 
 import types
 
-import numpy as np
 import pytest
 from absl import app
 
@@ -17,37 +16,42 @@ def runs(tmp_path):
             dict(zip(table, values, strict=True)), table, {"swap": 50.0, "add": values[0]}
         )
         scores.write_scores(tmp_path / name, "after", found)
+    scores.write_scores(tmp_path / "one", "before", found)
     return tmp_path
 
 
-def test_means_and_spread_of_runs_that_are_whole(runs):
-    # Means and spread.
-    found = compare.compare({"both": [runs / "one", runs / "two"]}, {"short": ["a", "b"]})
-    np.testing.assert_allclose(found["both"]["All"], [30, 50])
-    np.testing.assert_allclose(found["both"]["short"], [15, 35])
-    np.testing.assert_allclose(found["both"]["composition"], [30, 40])
-    assert compare.table(found).splitlines() == [
-        "| | runs | All | short | composition |",
-        "|---|---|---|---|---|",
-        "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |",
-    ]
-
-
 def test_the_command_groups_runs_by_name_or_pattern(runs, capsys, monkeypatch):
-    given = [f"both:{runs}/*", f"{runs}/one"]
-    monkeypatch.setattr(compare, "_RUNS", types.SimpleNamespace(value=given))
-    monkeypatch.setattr(compare, "_COLUMN", types.SimpleNamespace(value=["short:a,b"]))
-    compare.main(["compare"])
-    *_, both, one = capsys.readouterr().out.splitlines()
+    def command(*folders, **flags):
+        values = {"runs": [], "column": [], "output": str(runs / "out" / "table")} | flags
+        for name, value in values.items():
+            flag = types.SimpleNamespace(value=value)
+            monkeypatch.setattr(compare, f"_{name.upper()}", flag)
+        compare.main(["compare", *map(str, folders)])
+        return capsys.readouterr().out.splitlines()
+
+    defaults = {"baseline": "", "published": [], "before": False, "title": "Title"}
+    given = [f"both:{runs}/[ot][nw]*", f"{runs}/one"]
+    # Means and spread.
+    head, _, both, one = command(runs=given, column=["short:a,b"], **defaults)
+    assert head == "|  | runs | All | short | composition |"
     assert both == "| both | 2 | 40.0 ± 14.1 | 25.0 ± 14.1 | 35.0 ± 7.1 |"
     assert one == f"| {runs}/one | 1 | 30.0 | 15.0 | 30.0 |"
-    with pytest.raises(app.UsageError, match="unexpected arguments: x y"):
-        compare.main(["compare", "x", "y"])
+    written = sorted(path.name for path in (runs / "out").iterdir())
+    assert written == ["table.csv", "table.html", "table.md", "table.tex"]
+
+    # Folders are lines, training runs also as they were before; a change needs no results by row.
+    changes = defaults | {"baseline": "one", "before": True}
+    _, _, before, one, two = command(runs / "one", f"{runs}/two/", **changes)
+    assert before.startswith("| one (before) | 1 | 50.0 +20.0 | 80.0 +20.0 | 35.0 +20.0 |")
+    assert one.startswith("| one | 1 | 30.0 | 60.0 |") and two.startswith("| two | 1 | 50.0 +20.0")
 
     # What is missing is named.
-    with pytest.raises(ValueError, match="has no d; it has a, b, c"):
-        compare.compare({"x": [runs / "one"]}, {"short": ["a", "d"]})
-    with pytest.raises(ValueError, match="no scores after training"):
-        compare.compare({"x": [runs / "three"]}, {})
-    with pytest.raises(ValueError, match="'x': no such work directory"):
-        compare.compare({"x": []}, {})
+    for folders, flags, message in (
+        ([], {"runs": [f"x:{runs}/one"], "column": ["short:a,d"]}, "has no d; it has a, b, c"),
+        ([runs / "three"], {}, "no evaluation.json, so no scores after training yet"),
+        ([], {"runs": ["x:nothing*"]}, "'x': no such work directory"),
+        ([], {}, "name work directories, or --runs=name:pattern"),
+        ([runs / "one"], {"runs": [f"one:{runs}/two"]}, "two lines are called one; name them by"),
+    ):
+        with pytest.raises(app.UsageError, match=message):
+            command(*folders, **(defaults | flags))

@@ -36,15 +36,16 @@ def ranked(vectors, query, candidates, grades):
     return sorted(kept, key=lambda n: (-scores[n], n in grades, grades.get(n, 0)))
 
 
-@given(cases())
-def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
+@given(cases(), st.sampled_from([0, 99]))
+def test_places_and_metrics_are_those_of_the_sorted_corpus(case, sorted_from):
     vectors, query, candidates, grades = case
     judged = judgements_of(query, candidates, grades)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_ranking, "QUERIES", 2)
         patch.setattr(corpus_ranking, "COLUMNS", 3)
+        patch.setattr(corpus_ranking, "SORTED", sorted_from)
         places = corpus_ranking.rank(judged, vectors)
-    ndcg = retrieval.ndcg(judged, places)
+    ndcg = {k: retrieval.ndcg(judged, places, k) for k in (5, 10)}
     precision = retrieval.average_precision(judged, places)
     for n, own in enumerate(grades):
         part = slice(judged.offsets[n], judged.offsets[n + 1])
@@ -59,7 +60,8 @@ def test_places_and_metrics_are_those_of_the_sorted_corpus(case):
         falling = -np.arange(len(order), dtype=float)
         assert precision[n] == pytest.approx(average_precision_score(relevance > 0, falling))
         if len(order) > 1:  # scikit-learn refuses one candidate
-            assert ndcg[n] == pytest.approx(ndcg_score([relevance], [falling], k=10))
+            for k in (5, 10):
+                assert ndcg[k][n] == pytest.approx(ndcg_score([relevance], [falling], k=k))
 
 
 @given(cases())
@@ -90,7 +92,9 @@ def test_the_order_of_rows_changes_nothing(case, random):
     places = corpus_ranking.rank(first, vectors)
     others = corpus_ranking.rank(again, vectors)
     np.testing.assert_array_equal(places.place, others.place)
-    np.testing.assert_array_equal(retrieval.ndcg(first, places), retrieval.ndcg(again, others))
+    np.testing.assert_array_equal(
+        retrieval.ndcg(first, places, 5), retrieval.ndcg(again, others, 5)
+    )
 
 
 def test_what_ties_with_the_target_stands_before_it():
@@ -99,7 +103,7 @@ def test_what_ties_with_the_target_stands_before_it():
     judged = judgements_of([0, 1], candidates, [{0: 1.0}, {19: 1.0, 3: 2.0}])
     places = corpus_ranking.rank(judged, np.full((30, 7), 1 / np.sqrt(7), np.float32))
     assert places.place.tolist() == [19, 18, 19] and places.grade.tolist() == [1, 1, 2]
-    assert retrieval.ndcg(judged, places).tolist() == [0, 0]
+    assert retrieval.ndcg(judged, places, 10).tolist() == [0, 0]
 
     # Exact copies of the target stand before it wherever they lie, though sums are not exact.
     rng = np.random.default_rng(0)

@@ -46,7 +46,7 @@ def test_report_is_complete_and_self_contained(tmp_path, results):
         for value in (*side["datasets"].values(), side["All"], side["IND"]):
             assert f"{value:.1f}" in words
     assert f"{both['after']['All'] - both['before']['All']:+.1f}" in words
-    assert page.tags.count("svg") == 7 + 2  # curves without batch_accuracy, two histograms
+    assert page.tags.count("svg") == 7 + 2 + 1  # curves without batch_accuracy, histograms, radar
     assert "2 logged steps dropped" in words
     assert "Before training" in words and "After training" in words
 

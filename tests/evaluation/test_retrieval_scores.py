@@ -20,6 +20,7 @@ def result(name, ranks, candidates=100):
         items=(Item("query"), Item("target")),
         candidates=candidates,
         rank=ranks,
+        ndcg_5=np.where(ranks < 5, 1 / np.log2(ranks + 2.0), 0.0),
         ndcg=np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0.0),
         average_precision=1 / (ranks + 1.0),
         gold_score=np.ones(len(ranks), np.float32),
@@ -41,6 +42,7 @@ def test_scores_of_a_set_and_of_several_which_count_the_same():
     reciprocal = [1, 1, 1 / 4, 1 / 10, 1 / 11, 1 / 100]
     assert found["MRR"] == found["mAP"] == pytest.approx(100 * np.mean(reciprocal))
     assert found["nDCG@10"] == pytest.approx(100 * (2 + 1 / np.log2(5) + 1 / np.log2(11)) / 6)
+    assert found["nDCG@5"] == pytest.approx(100 * (2 + 1 / np.log2(5)) / 6)
     assert found["median_rank"] == 7 and found["queries"] == 6 and found["candidates"] == 100
     assert "datasets" not in found and found["intervals"].keys() == set(scores.RETRIEVAL)
 
@@ -81,12 +83,12 @@ def test_the_table_has_all_sets_then_each_with_intervals():
     table = scores.table(side(5, 5), side(0, 0)).split("\n\n")
     assert table[0].split("\n") == [
         "retrieval: 4 queries, 200 candidates",
-        "retrieval %       R@1    R@5   R@10    MRR  nDCG@10    mAP  median_rank",
-        "before           50.0   50.0  100.0   58.3     67.8   58.3          3.5",
-        "after           100.0  100.0  100.0  100.0    100.0  100.0          1.0",
-        "95 % from       100.0  100.0  100.0  100.0    100.0  100.0          1.0",
-        "95 % to         100.0  100.0  100.0  100.0    100.0  100.0          1.0",
-        "change          +50.0  +50.0   +0.0  +41.7    +32.2  +41.7         -2.5",
+        "retrieval %       R@1    R@5   R@10    MRR  nDCG@5  nDCG@10    mAP  median_rank",
+        "before           50.0   50.0  100.0   58.3    50.0     67.8   58.3          3.5",
+        "after           100.0  100.0  100.0  100.0   100.0    100.0  100.0          1.0",
+        "95 % from       100.0  100.0  100.0  100.0   100.0    100.0  100.0          1.0",
+        "95 % to         100.0  100.0  100.0  100.0   100.0    100.0  100.0          1.0",
+        "change          +50.0  +50.0   +0.0  +41.7   +50.0    +32.2  +41.7         -2.5",
     ]
     assert table[1].startswith("a: 2 queries, 100 cand") and table[2].startswith(
         "\\x1bb: 2 queries"

@@ -20,6 +20,7 @@ CARRIED = (
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
 )
 LEFT_OUT = (
     "1_Pooling",

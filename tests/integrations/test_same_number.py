@@ -26,6 +26,8 @@ from unime_jax.integrations import mteb_peers
 from unime_jax.integrations import sentence_transformers as st_integration
 from unime_jax.jobs import evaluate
 
+DEPTHS = (5, 10)  # of nDCG
+
 
 def judgements():
     """Grades of documents by query."""
@@ -78,7 +80,7 @@ def config_of(corpus, folder, **changes):
 
 
 def by_mteb(model, corpus, folder):
-    """nDCG@10 of mteb, rounded to five digits as it does, and of its predictions by pytrec_eval."""
+    """nDCG@5, @10 of mteb, rounded to five digits as it does, and by pytrec_eval."""
     task = Shapes()
     task.folder = corpus
     (result,) = mteb.evaluate(
@@ -86,9 +88,9 @@ def by_mteb(model, corpus, folder):
     ).task_results
     (file,) = folder.glob("*.json")
     predicted = json.loads(file.read_text())["default"]["test"]
-    measured = pytrec_eval.RelevanceEvaluator(judgements(), {"ndcg_cut.10"}).evaluate(predicted)
-    exact = np.mean([query["ndcg_cut_10"] for query in measured.values()])
-    return result.scores["test"][0]["ndcg_at_10"], exact
+    measured = pytrec_eval.RelevanceEvaluator(judgements(), {"ndcg_cut.5,10"}).evaluate(predicted)
+    exact = [np.mean([query[f"ndcg_cut_{k}"] for query in measured.values()]) for k in DEPTHS]
+    return [result.scores["test"][0][f"ndcg_at_{k}"] for k in DEPTHS], exact
 
 
 def test_three_libraries_give_the_same_ndcg(corpus, model_folder, mesh, tmp_path, caplog):
@@ -106,11 +108,13 @@ def test_three_libraries_give_the_same_ndcg(corpus, model_folder, mesh, tmp_path
     evaluate.run(config, workdirs["mteb"], mteb_peers.peer(wrapped, batch_size=4))
     evaluate.run(config, workdirs["ours_by_mteb"], mteb_peers.peer(ours, batch_size=4))
     found = {
-        name: scores.read_scores(workdir)["scores"]["retrieval"]["nDCG@10"] / 100
+        name: [
+            scores.read_scores(workdir)["scores"]["retrieval"][f"nDCG@{k}"] / 100 for k in DEPTHS
+        ]
         for name, workdir in workdirs.items()
     }
     expected = found["ours"]
-    assert 0.1 < expected < 0.9, "neither all right nor all wrong"
+    assert 0.1 < expected[0] < expected[1] < 0.9, "neither all right nor all wrong"
     for name, number in found.items():
         assert number == pytest.approx(expected, abs=1e-6), name
     for name, model in (("m_ours", ours), ("m_st", wrapped)):

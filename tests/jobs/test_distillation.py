@@ -119,6 +119,20 @@ def test_job_evaluate_has_the_scores_of_the_run_after_training(data, distilled, 
     found = scores.read_scores(tmp_path)["scores"]["distillation"]
     assert found == pytest.approx(agreement(distilled)[1], rel=1e-4)
 
+    # The same texts in columns that have to be named
+    made.evaluation.texts = str(tmp_path / "renamed")
+    (tmp_path / "renamed").mkdir()
+    keys = ("one", "like", "unlike")
+    rows = [dict(zip(keys, row, strict=True)) for row in triples(0, "test", 12)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "renamed" / "test.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="config.evaluation.texts: source 'test'"):
+        evaluate.run(made, tmp_path / "named")
+    made.data.columns = {"query": "one", "positive": "like", "negatives": "unlike"}
+    evaluate.run(made, tmp_path / "named")
+    named = scores.read_scores(tmp_path / "named")["scores"]["distillation"]
+    assert named == pytest.approx(found, rel=1e-4)
+
 
 @pytest.mark.slow
 def test_two_processes_distil_as_one_does(data, distilled, tmp_path):

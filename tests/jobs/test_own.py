@@ -83,6 +83,32 @@ def test_an_adapter_of_a_multimodal_export_is_tuned(data, straight, workdir, tmp
     assert not any("kernel" in path for path in tiny_run.saved(workdir, 3))
 
 
+def test_passes_over_the_data_say_how_long_a_run_is(
+    five_rows, workdir, tmp_path, plain_step, monkeypatch
+):
+    monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
+    config = make_config(write_bert(tmp_path / "bert"), epochs=20, batch_size=8)
+    with pytest.raises(ValueError, match="steps=3 and config.epochs=20: a run has one length"):
+        train.run(config, workdir)
+    config.steps, config.checkpoint.every = 0, 5
+    train.run(config, workdir)
+    assert tiny_run.checkpoint_steps(workdir)[-1] == 13  # 100 of 8 pairs
+    chosen = automatic.read(workdir)
+    assert (chosen["steps"], chosen["optimizer.warmup_steps"]) == (13, 1)
+    config.epochs = 24
+    with pytest.raises(ValueError, match="Changed since:\n  config.epochs: 20.0 -> 24.0"):
+        train.run(config, workdir)
+
+    # Extended, it goes on with the warm-up that it has had.
+    config.epochs, config.optimizer.schedule = 20, "constant"
+    train.run(config, tmp_path / "extended")
+    config.epochs = 40
+    train.run(config, tmp_path / "extended")
+    assert tiny_run.checkpoint_steps(tmp_path / "extended")[-1] == 25
+    extended = automatic.read(tmp_path / "extended")
+    assert (extended["steps"], extended["optimizer.warmup_steps"]) == (25, 1)
+
+
 @pytest.fixture
 def no_export(monkeypatch):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)

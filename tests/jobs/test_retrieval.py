@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import evaluate as experiment
 from tests.jobs import tiny_run
+from tests.multihost import launch
 from unime_jax.embedder import Embedder
 from unime_jax.evaluation import results, scores, tasks
 from unime_jax.jobs import evaluate, export, train
@@ -91,6 +92,12 @@ def test_results_of_other_data_at_the_same_place_are_refused(config, own, workdi
     config.data.folder = str(own.parent)  # the same elsewhere
     evaluate.run(config, workdir)
     config.data.folder = str(tmp_path)
+    image = (folder / "blue.png").read_bytes()
+    Image.new("RGB", (24, 24), (0, 0, 250)).save(folder / "blue.png")
+    assert (folder / "blue.png").stat().st_size == len(image), "neither name nor size tell"
+    with pytest.raises(ValueError, match=r"Changed since:\n  eval_images: \w+ -> \w+\nUse"):
+        evaluate.run(config, workdir)
+    (folder / "blue.png").write_bytes(image)
     (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\n")
     with pytest.raises(ValueError, match=r"Changed since:\n  eval: \['shapes', '"):
         evaluate.run(config, workdir)
@@ -100,6 +107,17 @@ def test_results_of_other_data_at_the_same_place_are_refused(config, own, workdi
     config.data.eval = "nowhere"
     with pytest.raises(ValueError, match="config.data.eval: no data in"):
         evaluate.run(config, workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_rank_as_one_does(config, workdir, tmp_path):
+    """Each encodes its own part of queries and corpus; a result that is gone is made by both."""
+    evaluate.run(config, tmp_path / "one")
+    config.backbone = str(config.backbone)
+    for _ in range(2):
+        launch.finish(config, workdir, 2, experiment="experiments/evaluate.py")
+        assert scores.read_scores(workdir) == scores.read_scores(tmp_path / "one")
+        (workdir / "results" / "retrieval-shapes.npz").unlink()
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ LEFT_OUT = (
     "unime_jax/evaluation/figures.py",
     "unime_jax/evaluation/gallery.py",
     "unime_jax/evaluation/report*.py",
+    "unime_jax/evaluation/side_by_side/page.py",
+    "unime_jax/evaluation/side_by_side/examples.py",
 )
 # How a module's path begins -> its tests; the longest beginning counts. In the order in which they
 # run: fast ones that are about the module first, for a mutant is given up at the first failure.

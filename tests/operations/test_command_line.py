@@ -266,6 +266,11 @@ def test_a_warmup_that_fits_or_was_asked_for_stays():
     assert values.optimizer.warmup_steps == 15 and said == ""
     values, said = fitted("--config.steps=12", "--config.optimizer.warmup_steps=20")
     assert values.optimizer.warmup_steps == 20 and "warmup" not in said
+    values, said = fitted("--config.epochs=3", recipe="own")
+    assert (values.steps, values.epochs) == (0, 3) and "steps: 300 -> 0" in said
+    values, said = fitted("--config.epochs=3", "--config.steps=12", recipe="own")
+    with pytest.raises(ValueError, match="config.steps=12 and config.epochs=3: a run has one"):
+        config_reader.read(config.TrainConfig, values.to_dict())
     values, said = fitted("--config.steps=12", "--config.optimizer.schedule_steps=290")
     assert values.optimizer.warmup_steps == 15 and "warmup" not in said
     assert fitted("--config.job=export", "--config.steps=0")[1] == ""

@@ -97,6 +97,22 @@ def test_all_weights_have_a_rate_by_their_number(parameters, rank, rate):
     assert values["export.dtype"] == ("bfloat16" if parameters > 10**9 else "float32")
 
 
+CHUNKS = [
+    (Bucket(2048, 0), 1, 16),
+    (Bucket(2048, 9), 1, 4),  # patches are more than tokens
+    (Bucket(2048, 9), 8, 32),  # as many on each device
+    (Bucket(24, 0), 1, 64),
+    (Bucket(24, 0), 48, 288),  # a batch has no more
+    (Bucket(10**6, 0), 4, 4),
+]
+
+
+@for_each("largest, shards, rows", CHUNKS)
+def test_chunks_are_as_large_as_rows_allow(largest, shards, rows):
+    settings = settings_of(**{"data.buckets": (Bucket(16, 0), largest)})
+    assert automatic.chunk_rows(settings, 729, shards) == rows
+
+
 def test_what_is_given_stays(mesh, tmp_path):
     given = {
         "lora.rank": 2,

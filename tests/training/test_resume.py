@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from experiments import stage2
+from experiments import own, stage2
 from unime_jax.training import evaluations, resume
 
 
@@ -58,6 +58,18 @@ def test_other_own_data_make_scores_wrong_and_a_config_without_the_key_does_not(
     config["data"]["eval"] = "own"
     resume.check_config(workdir, config)
     assert scores(workdir) == []
+
+
+def test_own_data_had_the_number_of_steps_of_its_warmup(workdir):
+    config = json.loads(json.dumps(own.get_config().to_dict(), default=dataclasses.asdict))
+    earlier = {key: value for key, value in config.items() if key != "epochs"}
+    for warmup in (30, 31):
+        earlier["optimizer"] = config["optimizer"] | {"warmup_steps": warmup}
+        (workdir / "config.json").write_text(json.dumps(earlier))
+        if warmup == 30:
+            resume.check_config(workdir, config)
+    with pytest.raises(ValueError, match="config.optimizer.warmup_steps: 31 -> null"):
+        resume.check_config(workdir, config)
 
 
 def test_other_processes_than_0_leave_the_folder_to_it(workdir, config, monkeypatch):

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only, with_lm_head
+from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
@@ -37,15 +38,18 @@ __all__ = [
 
 FAMILIES = {
     "bert": bert,
+    "clip": clip,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "llava_qwen": llava_qwen,
     "nvembed": nv_embed,
     "phi3_v": phi3_v,
     "qwen2_vl": qwen2_vl,
+    "siglip": siglip,
+    "siglip2": siglip2,
 }
 
-HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 WEIGHTS = ("*.safetensors",)
 MAX_LENGTH = 4096  # tokens of a row, where neither user nor folder says
 
@@ -107,7 +111,7 @@ def open_backbone(
     whole = sources[0]  # an adapter without such files is not used as its base is
     if st_folder.is_one(whole):
         st_folder.check(whole, family.POOLINGS)
-    defaults = st_folder.read_defaults(whole)
+    defaults = st_folder.read_defaults(whole, pooled=bool(family.POOLINGS))
     defaults = dataclasses.replace(defaults, max_length=_longest(whole, record))
     backbone = family.open_folder(
         folder,

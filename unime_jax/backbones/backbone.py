@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
+from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import merging, weights
 from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.backbones.preprocessing.processing import Processing
@@ -26,7 +27,7 @@ class Preprocessor(Protocol):
         ...
 
     @property
-    def prompt(self) -> Prompt | TextPrompt:
+    def prompt(self) -> Prompt | TextPrompt | PairPrompt:
         """The prompt that words items."""
         ...
 

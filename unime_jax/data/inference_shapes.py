@@ -52,10 +52,12 @@ def shapes_of(
 def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> BatchShapes:
     """At least `batch_size` rows, in chunks of `CHUNK_TOKENS` a device.
 
-    Chunks without rows are not computed, so a part of a batch costs a part of its time.
+    Of towers of their own, patches count, too. Chunks without rows are not computed, so a part of
+    a batch costs a part of its time.
     """
     most = math.ceil(batch_size / shards)
-    chunk = shards * min(most, max(1, CHUNK_TOKENS // bucket.tokens))
+    tokens = bucket.tokens + (bucket.tiles * layout.patches if layout.separate else 0)
+    chunk = shards * min(most, max(1, CHUNK_TOKENS // tokens))
     return BatchShapes((bucket,), layout, chunk, chunk * math.ceil(batch_size / chunk))
 
 
@@ -89,8 +91,10 @@ def image_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
 
     A family whose images fill their tiles cannot have more tiles than tokens fill. One that leaves
     out what is padding has more: the usual ones fit, those of very long and narrow images are on a
-    higher rung.
+    higher rung. Where tiles take no tokens, rows have one tile, and no tokens or any number.
     """
+    if layout.separate:
+        return Bucket(0, 1), Bucket(max_length, 1)
     _, per_tile = layout.table or (0, 1)
     least = max(LEAST_TOKENS, min(LEAST_IMAGE_TOKENS, max_length // 16), power_of_two(per_tile))
     rungs = _ladder(least, max_length, IMAGE_RUNGS - layout.unpadded, IMAGE_GROWTH)

@@ -36,7 +36,7 @@ class Bucket:
     larger bucket.
     """
 
-    tokens: int  # of a row, at most
+    tokens: int  # of a row, at most; 0: images of a dual encoder, the text tower is left out
     tiles: int  # of a row's images, at most; 0: texts only, the vision tower is left out
     share: float = 1.0  # of all rows of a batch that it has room for, in (0, 1]
 

@@ -28,6 +28,7 @@ class Layout:
     learned_positions: int | None = None
     table: tuple[int, int] | None = None
     unpadded: bool = False  # tokens of an image leave out what is padding in its tiles
+    separate: bool = False  # texts and images have towers of their own: tiles take no tokens
 
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""
@@ -67,10 +68,12 @@ class BatchShapes:
     def chunk_rows(self, bucket: Bucket) -> int:
         """R: rows of a chunk over all processes, a multiple of chunk_size."""
         largest = self.buckets[-1]
-        times = largest.tokens // bucket.tokens
+        times = [math.ceil(self.rows / self.chunk_size)]
+        if bucket.tokens:
+            times.append(largest.tokens // bucket.tokens)
         if bucket.tiles:
-            times = min(times, largest.tiles // bucket.tiles)
-        return self.chunk_size * min(times, math.ceil(self.rows / self.chunk_size))
+            times.append(largest.tiles // bucket.tiles)
+        return self.chunk_size * min(times)
 
     def chunks(self, bucket: Bucket) -> int:
         """C: enough chunks for the bucket's share of all rows."""

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from absl import logging
 
 from unime_jax import files
+from unime_jax.data.settings import Instructions
 from unime_jax.evaluation import mmeb_rows, scores, tasks
 from unime_jax.evaluation.prepared_set import FILE, SPLIT, PreparedSet, TaskSettings, open_set
+from unime_jax.evaluation.retrieval_data import TEXT, Judged
 from unime_jax.evaluation.retrieval_files import open_sets
 from unime_jax.evaluation.tasks import captions, clustering, composition, mmeb, retrieval
 
@@ -26,6 +28,7 @@ class Benchmarks:
     not_run: Mapping[str, str]
 
 
+WORDS = ("query_text", "target_text")  # of retrieval, in set.json: a text, or one by instructions
 TRAINED_ON = "pairs"  # the kind of prepared sets that no model is evaluated on
 NONE = Benchmarks((), (), {}, {})
 
@@ -136,8 +139,26 @@ def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) 
     sets = open_sets(rows if rows.is_dir() else rows.parent, {})
     if len(sets) != 1:
         raise ValueError(f"{rows} has {len(sets)} retrieval sets; a benchmark set is one")
-    data = dataclasses.replace(sets[0], name=prepared.name, folder=prepared.images)  # type: ignore[type-var]
+    (data,) = sets
+    if isinstance(data, Judged):
+        query, target = (_words(prepared, key, settings.instructions) for key in WORDS)
+        data = dataclasses.replace(data, query_text=query, target_text=target)
+    elif given := [key for key in WORDS if key in prepared.record]:
+        raise ValueError(f"{prepared.folder / FILE} has {' and '.join(given)}, but pairs take none")
+    data = dataclasses.replace(data, name=prepared.name, folder=prepared.images)  # type: ignore[type-var]
     return retrieval.Task(data, settings.limit)
+
+
+def _words(prepared: PreparedSet, key: str, instructions: Instructions) -> str:
+    """The words around queries or documents, of the set or of the chosen instructions."""
+    words = prepared.record.get(key, TEXT)
+    chosen = words.get(instructions) if isinstance(words, Mapping) else words
+    if not isinstance(chosen, str):
+        raise ValueError(
+            f"{prepared.folder / FILE} has no {key} for config.evaluation.instructions="
+            f"{instructions!r}, but {words!r}: choose others, or prepare the set again"
+        )
+    return chosen
 
 
 TASK_OF: Mapping[str, TaskOf] = {  # by kind

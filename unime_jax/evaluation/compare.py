@@ -1,84 +1,175 @@
-"""Runs side by side: scores after training, mean and spread over the runs of each group.
+"""Evaluations side by side: one page and one table of runs, baselines and published scores.
 
+    python -m unime_jax.evaluation.compare runs/clip runs/stage2 runs/peer --baseline=clip \
+        --published='UniME*'
     python -m unime_jax.evaluation.compare --runs='stage 2 alone:runs/a_*' --runs='both:runs/b_*' \
         --column=short:Scenes_t2i,Scenes_i2t --column=long:LongCaptions_t2i
+
+It leaves <output>.html, .md, .tex and .csv, and prints the averages.
 """
 
 import glob
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
-from unime_jax.evaluation import scores
+from unime_jax import files
+from unime_jax.evaluation import published
+from unime_jax.evaluation.side_by_side import comparison, formats, page, places
+from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, COMPOSITION, Column
+from unime_jax.evaluation.side_by_side.lines import Comparison
+from unime_jax.evaluation.side_by_side.runs import Group, read_run
 
-COMPOSITION = "composition"  # the mean of its subsets
+ENDINGS = (".html", ".md", ".tex", ".csv")
+BEFORE = " (before)"  # ends the names of lines before training
 
-_RUNS = flags.DEFINE_multi_string("runs", None, "name:pattern of work directories", required=True)
+_RUNS = flags.DEFINE_multi_string(
+    "runs", [], "name:pattern of work directories, which make one line; also without a name"
+)
 _COLUMN = flags.DEFINE_multi_string("column", [], "name:dataset,dataset,... to take the mean of")
+_BASELINE = flags.DEFINE_string("baseline", "", "name of the line that changes are from")
+_PUBLISHED = flags.DEFINE_list(
+    "published", [], "models with published scores, such as UniME*, or all"
+)
+_BEFORE = flags.DEFINE_boolean("before", False, "also a line before training for training runs")
+_OUTPUT = flags.DEFINE_string("output", "compare", "path of the files, without their ending")
+_TITLE = flags.DEFINE_string("title", "Evaluations side by side", "of the page")
 
 
-def compare(
-    groups: Mapping[str, Sequence[Path]], columns: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Percent after training, by group and column, an array over runs.
+def write(
+    output: files.Path,
+    groups: Sequence[Group],
+    *,
+    chosen: dict[str, list[str]],
+    baseline: str,
+    models: Sequence[str],
+    title: str,
+) -> Comparison:
+    """Writes <output>.html, .md, .tex and .csv of groups of runs, and returns what they show.
 
-    Columns are "All", the means of `columns`, and the mean of the composition subsets.
+    Args:
+      chosen: datasets or averages by name of a column that is their mean.
+      baseline: name of a group; "": none.
+      models: names or patterns of published rows.
 
     Raises:
-      ValueError: a group without runs, a run without scores, or a dataset that a run has not.
+      ValueError: see `comparison.compare` and `published.choose`.
     """
-    percent: dict[str, dict[str, np.ndarray]] = {}
-    for name, workdirs in groups.items():
+    tables = {group.name: places.table_of(group.first) for group in groups}
+    compared = comparison.compare(
+        groups,
+        chosen=chosen,
+        baseline=baseline,
+        published=published.read(published.choose(models)),
+        tables=tables,
+    )
+    images = page.images_of_all({g.name: places.images_of(g.first) for g in groups})
+    page.write_page(
+        output.with_name(f"{output.name}.html"),
+        compared,
+        groups,
+        tables=tables,
+        images=images,
+        title=title,
+    )
+    for ending, text in (
+        (".md", formats.markdown_text(compared, title)),
+        (".tex", formats.latex_text(compared, title)),
+        (".csv", formats.csv_text(compared)),
+    ):
+        files.write_whole(output.with_name(output.name + ending), text)
+    return compared
+
+
+def read_groups(
+    folders: Sequence[str], named: Sequence[str], *, with_before: bool = False
+) -> list[Group]:
+    """A group of each folder, by its name, and of each "name:pattern".
+
+    Args:
+      with_before: of training runs, also a group before training.
+
+    Raises:
+      ValueError: no folder matches, one has no scores, or two groups have one name.
+    """
+    members = _names(folders)
+    for given in named:
+        name, _, pattern = given.rpartition(":")
+        workdirs = [files.as_path(path) for path in sorted(glob.glob(pattern))]
         if not workdirs:
-            raise ValueError(f"{name!r}: no such work directory")
-        rows = [_row(workdir, columns) for workdir in workdirs]
-        percent[name] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    return percent
+            raise ValueError(f"{name or pattern!r}: no such work directory")
+        members.append((name or pattern, workdirs))
+    if not members:
+        raise ValueError("name work directories, or --runs=name:pattern")
+    groups = []
+    for name, workdirs in members:
+        after = Group(name, tuple(read_run(workdir) for workdir in workdirs))
+        if with_before and all(_has_before(workdir) for workdir in workdirs):
+            runs = tuple(read_run(workdir, "before") for workdir in workdirs)
+            groups.append(Group(name + BEFORE, runs))
+        groups.append(after)
+    names = [group.name for group in groups]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"two lines are called {', '.join(twice)}; name them by --runs=name:folder"
+        )
+    return groups
 
 
-def _row(workdir: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    after = scores.read_scores(workdir).get("after")
-    if after is None:
-        raise ValueError(f"{workdir} has no scores after training yet")
-    values = {**after["datasets"], **{key: after[key] for key in scores.COLUMNS}}
-    unknown = [name for names in columns.values() for name in names if values.get(name) is None]
-    if unknown:
-        raise ValueError(f"{workdir} has no {', '.join(unknown)}; it has {', '.join(values)}")
-    row = {"All": values["All"]}
-    row |= {key: float(np.mean([values[name] for name in names])) for key, names in columns.items()}
-    if after["composition"]:
-        row[COMPOSITION] = float(np.mean(list(after["composition"].values())))
-    return row
+def _names(folders: Sequence[str]) -> list[tuple[str, list[files.Path]]]:
+    """Each folder with its name, led by as many of its parents' as make it differ from others."""
+    paths = [files.as_path(folder.rstrip("/")) for folder in folders]
+    parts = [path.parts for path in paths]
+    named = []
+    for path, own in zip(paths, parts, strict=True):
+        depth = next(
+            (n for n in range(1, len(own)) if sum(p[-n:] == own[-n:] for p in parts) == 1), len(own)
+        )
+        named.append(("/".join(own[-depth:]), [path]))
+    return named
 
 
-def table(percent: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """A Markdown table: mean ± standard deviation over runs."""
-    columns = list(next(iter(percent.values())))
-    lines = ["| | runs | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, values in percent.items():
-        cells = []
-        for column in columns:
-            of_runs = values[column]
-            spread = f" ± {of_runs.std(ddof=1):.1f}" if len(of_runs) > 1 else ""
-            cells.append(f"{of_runs.mean():.1f}{spread}")
-        lines.append(f"| {name} | {len(values[columns[0]])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _has_before(workdir: files.Path) -> bool:
+    return "before" in files.read_object(workdir / "evaluation.json")
+
+
+def averages(compared: Comparison) -> str:
+    """The averages as Markdown: of all datasets, of the chosen columns, and of composition."""
+    columns: list[Column] = []
+    for name, members in compared.groups.items():
+        if name == CHOSEN:
+            columns += members
+        elif name.startswith(AVERAGES):
+            columns += [c for c in members if c[-1] == "All" or CHOSEN not in compared.groups]
+    columns.sort(key=lambda column: column == COMPOSITION)
+    if COMPOSITION not in columns:
+        columns += [c for c in compared.groups.get(AVERAGES, ()) if c == COMPOSITION]
+    return formats.markdown_table(compared, columns or list(next(iter(compared.groups.values()))))
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    groups = {}
-    for given in _RUNS.value:
-        name, _, pattern = given.rpartition(":")
-        groups[name or pattern] = [Path(path) for path in sorted(glob.glob(pattern))]
     columns = {
         name: members.split(",") for name, _, members in (c.partition(":") for c in _COLUMN.value)
     }
-    sys.stdout.write(table(compare(groups, columns)) + "\n")
+    output = files.as_path(_OUTPUT.value)
+    if output.suffix in ENDINGS:
+        raise app.UsageError(f"--output={output} is the path of four files: leave {output.suffix}")
+    try:
+        compared = write(
+            output,
+            read_groups(argv[1:], _RUNS.value, with_before=_BEFORE.value),
+            chosen=columns,
+            baseline=_BASELINE.value,
+            models=_PUBLISHED.value,
+            title=_TITLE.value,
+        )
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    for sentence in formats.explanations(compared):
+        logging.info("%s", sentence)
+    sys.stdout.write(averages(compared) + "\n")
+    logging.info("%s.html, .md, .tex and .csv", output)
 
 
 if __name__ == "__main__":

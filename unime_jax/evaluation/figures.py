@@ -3,21 +3,25 @@
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
+from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.ranking import DatasetResult
 
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.
 BLUE, VERMILLION, GREY, INK = "#0072b2", "#d55e00", "#7d8794", "#3c4654"
+PALE = "#a9c6da"  # of what was before training
+# Of lines that stand beside each other, in this order.
+SERIES = (BLUE, VERMILLION, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK, GREY)
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -74,6 +78,49 @@ def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[d
     return panels
 
 
+def radar(
+    series: Mapping[str, Mapping[str, float | None]], colors: Sequence[str] = SERIES
+) -> dict[str, Any] | None:
+    """Percent by meta task as one polygon a series, on axes from 0 to 100.
+
+    Only meta tasks that all series have; None where these are fewer than three, or no series. Of
+    more series than there are colours, the first.
+    """
+    drawn = dict(list(series.items())[: len(colors)])
+    metas = [m for m in scores_lib.METAS if all(s.get(m) is not None for s in drawn.values())]
+    if len(metas) < 3 or not drawn:
+        return None
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(metas)) / len(metas)  # clockwise from the top
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    around = [*range(len(metas)), 0]
+    figure = Figure(figsize=(3.4, 3.1))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    axes.set_xlim(-135, 135)
+    axes.set_ylim(-118, 118)
+    for ring in (25, 50, 75, 100):
+        axes.plot(*(ring * corners[around]).T, color="#d5dbe2", linewidth=0.7)
+        axes.text(2, ring - 1, str(ring), color="#5b6675", fontsize=6, va="top")
+    for corner, meta in zip(corners, metas, strict=True):
+        axes.plot([0, 100 * corner[0]], [0, 100 * corner[1]], color="#d5dbe2", linewidth=0.7)
+        side = "left" if corner[0] > 0.1 else "right" if corner[0] < -0.1 else "center"
+        level = "bottom" if corner[1] > 0.1 else "top" if corner[1] < -0.1 else "center"
+        x, y = 105 * corner
+        axes.text(x, y, meta, color=INK, fontsize=9, ha=side, va=level)
+    lines = []
+    for color, (name, percent) in zip(colors, drawn.items()):
+        points = np.array([[percent[meta]] for meta in metas], float) * corners
+        axes.fill(*points.T, color=color, alpha=0.08 if len(drawn) < 4 else 0.02, linewidth=0)
+        axes.plot(*points[around].T, color=color, linewidth=1.6, marker="o", markersize=2.5)
+        lines.append({"name": name, "color": color})
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{meta} {percent[meta]:.1f}" for meta in metas)
+        for name, percent in drawn.items()
+    )
+    return {"svg": svg(figure, f"Percent by meta task. {said}"), "lines": lines}
+
+
 def svg(figure: Figure, label: str) -> Markup:
     """The figure as an <svg> element, the same from run to run, which screen readers name."""
     buffer = io.StringIO()
@@ -86,7 +133,7 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(shown(label))}"', 1))
 
 
 def heat(

@@ -5,8 +5,12 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from absl import logging
+
 from unime_jax import files
 from unime_jax.evaluation import results, tasks
+from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 FOLDER = "results"
 SET = "benchmark set "  # begins the keys of such sets in the record
@@ -15,13 +19,18 @@ SET = "benchmark set "  # begins the keys of such sets in the record
 def load(workdir: files.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
     """Results by kind and name of those tasks that are finished.
 
-    A damaged file is set aside, and its task counts as unfinished.
+    A damaged file is set aside, and its task counts as unfinished. So does one of retrieval that an
+    earlier version made, without all that scores are of.
     """
     finished = {}
     for task in suite:
         path = _path(workdir, task)
         try:
-            finished[task.kind, task.name] = results.load_result(path)
+            result = results.load_result(path)
+            if isinstance(result, RetrievalResult) and np.isnan(result.ndcg_5).any():
+                logging.info("%s is made again: an earlier version kept no nDCG@5", path)
+                continue
+            finished[task.kind, task.name] = result
         except FileNotFoundError:
             continue
         except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do

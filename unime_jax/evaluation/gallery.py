@@ -1,8 +1,9 @@
 """The report's gallery: queries with their best candidates, failures first, images inlined."""
 
+import collections
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 EXAMPLES = 3  # per dataset in the gallery
 IMAGE_BUDGET = 1_800_000  # characters of base64 in the whole page
-THUMBNAIL = 144  # pixels of the longer side
+THUMBNAIL, SMALL = 144, 96  # pixels of the longer side
+IMAGES = 4  # of an item that has more
+HARD, HARD_BUDGET = 6, 600_000  # hard negatives of a dataset, and characters of all their images
 
 Card = Callable[[], dict[str, Any]]  # makes a query with its candidates
 
@@ -53,19 +56,74 @@ def gallery(
             for n in range(min(len(of_set.shown), EXAMPLES))
         ]
         waiting.append((_section(name, "retrieval", of_set), cards))
+    return fill(waiting, IMAGE_BUDGET)
+
+
+def fill(
+    waiting: Sequence[tuple[dict[str, Any], Sequence[Card]]], budget: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Sections with their cards as "examples", and how many cards were left out for size.
+
+    `budget`: characters, after which no card is made. One card of every section, then a second one,
+    and so on. Each card says in "size" what it takes.
+    """
     used = left_out = 0
-    for turn in range(EXAMPLES):  # one of every dataset, then a second one, ...
+    for turn in range(max((len(cards) for _, cards in waiting), default=0)):
         for section, cards in waiting:
             if turn >= len(cards):
                 continue
-            if used > IMAGE_BUDGET:
+            if used > budget:
                 left_out += 1
                 continue
-            card = cards[turn]()
-            sides_of_card = (card["query"], *card["cards"])
-            used += sum(len(image) for side in sides_of_card for image in side["images"])
-            section["examples"].append(card)
+            made = cards[turn]()
+            used += made["size"]
+            section["examples"].append(made)
     return [section for section, _ in waiting if section["examples"]], left_out
+
+
+def hard_negatives(
+    table: scores_lib.Table, sides: Mapping[str, Mapping[str, DatasetResult]], images: Images
+) -> tuple[list[dict[str, Any]], int]:
+    """Wrong candidates that outscore the right one in the most rows, and how many are left out.
+
+    `sides`: rankings by name of a model. A card counts the rows of each side; of the candidates
+    that stand before the right one, the first `ranking.TOP` are known.
+    """
+    thumbnails: dict[str, str] = {}
+    waiting: list[tuple[dict[str, Any], list[Card]]] = []
+    for name in dict.fromkeys(name for results in sides.values() for name in results):
+        counts = {
+            side: collections.Counter(_outscoring(results[name])) if name in results else {}
+            for side, results in sides.items()
+        }
+        total = sum(map(collections.Counter, counts.values()), collections.Counter())
+        cards: list[Card] = [
+            functools.partial(
+                _hard_card,
+                item,
+                {side: of.get(item, 0) for side, of in counts.items()},
+                images,
+                thumbnails,
+            )
+            for item, _ in total.most_common(HARD)
+        ]
+        section = {"name": name, "meta": table[name][0] if name in table else "", "examples": []}
+        waiting.append((section | {"distinct": len(total)}, cards))
+    return fill(waiting, HARD_BUDGET)
+
+
+def _outscoring(result: DatasetResult) -> Iterator[Item]:
+    """In each row, the wrong candidates before the right one, as far as they are known."""
+    for row in np.flatnonzero(result.rank):
+        before = result.top[row, : result.rank[row]]
+        yield from (result.items[n] for n in np.unique(before) if n not in (-1, result.gold[row]))
+
+
+def _hard_card(
+    item: Item, rows: Mapping[str, int], images: Images, thumbnails: dict[str, str]
+) -> dict[str, Any]:
+    shown = card(item, images, thumbnails, SMALL)
+    return shown | {"rows": dict(rows), "size": sum(map(len, shown["images"]))}
 
 
 def _section(name: str, meta: str, result: DatasetResult | RetrievalResult) -> dict[str, Any]:
@@ -94,15 +152,15 @@ def example(
     """A row of a dataset with its best candidates."""
     gold = int(result.gold[row])
     cards = [
-        _card(result.items[number], images, thumbnails)
+        card(result.items[number], images, thumbnails)
         | {"place": place, "score": float(score), "gold": number == gold}
         for place, (number, score) in enumerate(
             zip(result.top[row], result.top_score[row], strict=True), 1
         )
         if number >= 0
     ]
-    gold_card = _card(result.items[gold], images, thumbnails)
-    query = _card(result.items[result.query[row]], images, thumbnails)
+    gold_card = card(result.items[gold], images, thumbnails)
+    query = card(result.items[result.query[row]], images, thumbnails)
     candidates = int(result.candidates[row])
     return _example(result, row, earlier, query, cards, gold_card) | {"candidates": candidates}
 
@@ -120,13 +178,13 @@ def set_example(
         result.top[number], result.top_score[number], result.top_relevant[number], strict=True
     )
     cards = [
-        _card(result.items[item], images, thumbnails)
+        card(result.items[item], images, thumbnails)
         | {"place": place, "score": float(score), "gold": bool(relevant)}
         for place, (item, score, relevant) in enumerate(best, 1)
         if item >= 0
     ]
-    gold_card = _card(result.items[result.gold[number]], images, thumbnails)
-    query = _card(result.items[result.query[number]], images, thumbnails)
+    gold_card = card(result.items[result.gold[number]], images, thumbnails)
+    query = card(result.items[result.query[number]], images, thumbnails)
     return _example(result, row, earlier, query, cards, gold_card) | {
         "candidates": result.candidates
     }
@@ -156,22 +214,37 @@ def _example(
         "has_images": any(c["images"] for c in cards),
         "rank": int(result.rank[row]) + 1,
         "earlier": place_before,
+        "size": sum(len(image) for side in (query, *cards) for image in side["images"]),
     }
 
 
-def _card(item: Item, images: Images, thumbnails: dict[str, str]) -> dict[str, Any]:
-    """The text and the thumbnails of an item."""
+def card(
+    item: Item, images: Images, thumbnails: dict[str, str], size: int = THUMBNAIL
+) -> dict[str, Any]:
+    """The text and the thumbnails of an item.
+
+    `thumbnails` are those made so far, all of one size. Images of which `images` has no bytes are
+    counted as "lost", those beyond `IMAGES` as "more".
+    """
     paths = [image.path for image in item.media]
-    for path in paths:
+    for path in paths[:IMAGES]:
         if path not in thumbnails:
-            thumbnails[path] = thumbnail(images(path))
+            data = images(path)
+            thumbnails[path] = thumbnail(data, size) if data else ""
     text = " ".join(re.sub(NUMBERED, " ", item.text).split())
     text = text if len(text) <= 200 else text[:199] + "…"
-    return {"text": text, "images": [thumbnails[path] for path in paths]}
+    made = [thumbnails[path] for path in paths[:IMAGES]]
+    return {
+        "text": text,
+        "images": [image for image in made if image],
+        "lost": made.count(""),
+        "more": len(paths[IMAGES:]),
+    }
 
 
-def thumbnail(data: bytes) -> str:
+def thumbnail(data: bytes, size: int = THUMBNAIL) -> str:
+    """An image as a data URI, whose longer side has at most `size` pixels."""
     image = decode(data)
     form = "PNG" if max(image.size) <= 64 else "JPEG"
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((size, size))
     return figures.data_uri(image, form)

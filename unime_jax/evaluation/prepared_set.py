@@ -27,7 +27,7 @@ class TaskSettings:
     image_prompt: str  # the text beside an image that is embedded without one of its own
     caption_prompt: str  # of a caption; `{caption}` stands for the caption
     limit: int  # the first rows; 0: all
-    instructions: Instructions = "data"  # of MMEB's datasets
+    instructions: Instructions = "data"  # of MMEB's datasets, visual documents included
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

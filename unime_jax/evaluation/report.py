@@ -16,7 +16,7 @@ import matplotlib
 
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
-from unime_jax.evaluation import figures, gallery, report_scores
+from unime_jax.evaluation import figures, gallery, report_scores, visdoc
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
@@ -88,7 +88,14 @@ def write_report(
     sides = {f"Before training{start}": before, "After training" if trained else "Scores": after}
     with matplotlib.rc_context(figures.STYLE):
         histograms = figures.histograms(sides)
+        percent = {
+            name: scores[side]
+            for name, side in zip(sides, report_scores.SIDES, strict=True)
+            if (scores.get(side) or {}).get("datasets")
+        }
+        radar = figures.radar(percent, (figures.PALE, figures.BLUE)[-len(percent) :])
     examples, left_out = gallery.gallery(table, before, after, images, retrieval)
+    hard, hard_left_out = gallery.hard_negatives(table, {"": after or before}, images)
     benchmark = report_scores.benchmark(config, table)
     rows = report_scores.row_count(after or before)
     tiles = [
@@ -102,7 +109,7 @@ def write_report(
         *training.tiles,
     ]
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=title,
@@ -125,6 +132,7 @@ def write_report(
             composition_sets=bool(composition_sets),
             retrieval=report_scores.retrieval_tables(scores),
             retrieval_columns=scores_lib.RETRIEVAL,
+            retrieval_notes=visdoc.notes(scores.get("after") or scores.get("before") or {}),
             captions=report_scores.captions_tables(scores),
             captions_columns=scores_lib.CAPTIONS,
             clustering=report_scores.clustering_bars(scores),
@@ -134,6 +142,9 @@ def write_report(
             dropped=training.dropped,
             histograms=histograms,
             heat=figures.heat(table, sides),
+            radar=radar,
+            hard=hard,
+            hard_left_out=hard_left_out,
             counts=training.counts,
             by_source=training.by_source,
             gallery=examples,
@@ -147,7 +158,8 @@ def write_report(
     return path
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of this folder, in which texts of data are shown as they are."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

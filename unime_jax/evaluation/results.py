@@ -129,14 +129,14 @@ def _parted(
 def _retrievals(
     heads: Sequence[dict[str, Any]], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, RetrievalResult]:
-    """Retrieval results among those of `_several`, by name."""
-    return {
-        head["name"]: RetrievalResult(
-            head["name"], tuple(head["ids"]), _items(head), head["corpus"], **own
-        )
-        for head, own in _parted(heads, arrays)
-        if "corpus" in head
-    }
+    """Retrieval results among those of `_several`, by name; `ndcg_5` is NaN where it is absent."""
+    retrievals = {}
+    for head, own in _parted(heads, arrays):
+        if "corpus" in head:
+            own.setdefault("ndcg_5", np.full(len(head["ids"]), np.nan))  # of an earlier version
+            name, ids = head["name"], tuple(head["ids"])
+            retrievals[name] = RetrievalResult(name, ids, _items(head), head["corpus"], **own)
+    return retrievals
 
 
 def _items(head: Mapping[str, Any]) -> tuple[Item, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,13 +10,15 @@ import numpy as np
 from unime_jax import files
 from unime_jax.batch import Example, Item
 from unime_jax.data.formats import Source
+from unime_jax.data.images import ImageFile
 from unime_jax.data.schema import MMEB
 from unime_jax.evaluation.corpus_ranking import Judgements, judgements_of
 from unime_jax.evaluation.item_table import Images, ItemTable
-from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, text_cell
+from unime_jax.evaluation.retrieval_rows import ITEMS, example_of, image_files_of, text_cell
 
 PLACE = "retrieval://"  # begins the paths of images that lie in rows: no path of a file does
 NAMED = 5  # ids that an error names
+TEXT = "{text}"  # stands for the text of a query or document in the words around it
 
 
 class RetrievalData(Protocol):
@@ -34,6 +36,9 @@ class RetrievalData(Protocol):
 
     def where(self, row: int) -> str:
         """The set and the row, for errors."""
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        """The files that rows name their images by, none of which is read; see `judgements`."""
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         """Adds all items to `table`: ids of the queries, judgements, and queries left out.
@@ -64,6 +69,10 @@ class Pairs:
 
     def where(self, row: int) -> str:
         return f"{self}, row {row}"
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        numbers = range(min(limit or len(self.rows), len(self.rows)))
+        return image_files_of(self.rows, numbers, self.folder, MMEB)
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         count = min(limit or len(self.rows), len(self.rows))
@@ -103,7 +112,8 @@ class Judged:
 
     An item has `_id` or `id`, `text` (after `title`, where there is one) and `image`: the content
     of a file, its path, or a list of several. A judgement has `query-id`, `corpus-id` and `score`,
-    whose sign says whether it is relevant; without a score it is.
+    whose sign says whether it is relevant; without a score it is. `query_text` and `target_text`
+    are the words of a protocol, in which `{text}` stands for the text of a query or document.
     """
 
     name: str
@@ -111,16 +121,27 @@ class Judged:
     corpus: Source
     qrels: Source
     folder: files.Path  # that paths are relative to
+    query_text: str = TEXT
+    target_text: str = TEXT
 
     def items(self, row: int) -> tuple[Item, ...]:
-        """The query or the document."""
+        """The query or the document, in the words of the protocol."""
         part, number = self._part(row)
-        rows = self.queries if part == "queries" else self.corpus
-        return (example_of(self.where(row), rows, number, self.folder, ITEMS).query,)
+        rows, words = self.corpus, self.target_text
+        if part == "queries":
+            rows, words = self.queries, self.query_text
+        item = example_of(self.where(row), rows, number, self.folder, ITEMS).query
+        if item.text and TEXT not in words:
+            raise ValueError(f"{self.where(row)}: its text has no place in the words {words!r}")
+        return (dataclasses.replace(item, text=words.replace(TEXT, item.text)),)
 
     def where(self, row: int) -> str:
         part, number = self._part(row)
         return f"{self}, {part} row {number}"
+
+    def image_files(self, limit: int) -> Iterator[ImageFile]:
+        for rows in (self.queries, self.corpus):
+            yield from image_files_of(rows, range(len(rows)), self.folder, ITEMS)
 
     def judgements(self, table: ItemTable, limit: int) -> tuple[Sequence[str], Judgements, int]:
         queries = self._ids("queries", self.queries)

@@ -1,12 +1,12 @@
 """Rows of retrieval data as examples: pairs, or single items of a judged corpus, with images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unime_jax import files
 from unime_jax.batch import Example
 from unime_jax.data.formats import Source
-from unime_jax.data.images import read_below
+from unime_jax.data.images import ImageFile, read_below
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import Columns, Schema, to_example
 from unime_jax.evaluation.item_table import text_of
@@ -43,6 +43,28 @@ def example_of(
         raise ValueError(f"{where}: {image}{reason}") from error
 
 
+def image_files_of(
+    rows: Source, numbers: Iterable[int], folder: files.Path, schema: Schema
+) -> Iterator[ImageFile]:
+    """The files that rows name their images by, which are not read; unusable rows are passed over.
+
+    See `example_of`.
+    """
+    for number in numbers:
+        try:
+            row = rows[number]
+            row = _item_columns(row, "") if schema is ITEMS else row
+        except ValueError:
+            continue
+        for columns in (schema.query, schema.positive, schema.negatives):
+            content = row.get(columns.image)
+            if _is_filled(content):
+                yield from (cell for cell in _flat(content) if isinstance(cell, ImageFile))
+            else:
+                paths = filter(None, map(text_of, _flat(row.get(columns.path))))
+                yield from (ImageFile((str(folder),), path) for path in paths)
+
+
 def _item_columns(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The columns of `ITEM`, of a row of queries or corpus."""
     text = " ".join(part for part in (text_cell(row, "title"), text_cell(row, "text")) if part)
@@ -67,6 +89,16 @@ def _is_filled(cell: Any) -> bool:
     if cell is None or isinstance(cell, str | bytes | bytearray | memoryview):
         return bool(cell)
     return not isinstance(cell, Iterable) or any(map(_is_filled, cell))
+
+
+def _flat(cell: Any) -> Iterator[Any]:
+    """The values of a cell and of the lists in it."""
+    single = isinstance(cell, str | bytes | bytearray | memoryview | ImageFile)
+    if cell is None or single or not isinstance(cell, Iterable):
+        yield cell
+        return
+    for inner in cell:
+        yield from _flat(inner)
 
 
 def _list(cell: Any) -> list[Any]:

@@ -24,14 +24,15 @@ def of_sets(results: Mapping[str, RetrievalResult]) -> dict[str, Any]:
     return scores
 
 
-def per_query(result: RetrievalResult) -> Float64[np.ndarray, "queries 6"]:
+def per_query(result: RetrievalResult) -> Float64[np.ndarray, "queries 7"]:
     """Percent of each query, in the order of `scores.RETRIEVAL`.
 
     R@k is 100 where any relevant target is among the first k, as in caption retrieval; trec_eval's
     recall would be the share of the relevant ones. Equal where one target is relevant.
     """
     hits = [result.rank < k for k in (1, 5, 10)]
-    columns = [*hits, 1 / (result.rank + 1.0), result.ndcg, result.average_precision]
+    ndcg = [result.ndcg_5, result.ndcg]
+    columns = [*hits, 1 / (result.rank + 1.0), *ndcg, result.average_precision]
     return 100 * np.stack(columns, axis=1).astype(np.float64)
 
 

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
+from unime_jax.evaluation import visdoc
 
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
 # Percent, but for the last, which is a place from 1.
-RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "mAP", "median_rank")
+RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@5", "nDCG@10", "mAP", "median_rank")
+LATER = ("nDCG@5",)  # of these, what evaluations of earlier versions have not
 RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
 WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
 CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
@@ -168,11 +170,13 @@ def _retrieval_blocks(before: Scores | None, after: Scores | None, last_name: st
     named = {name: (sides[0].get(name), sides[1].get(name)) for name in {**sides[0], **sides[1]}}
     for name, (a, b) in [("", (first, last)), *named.items()]:
         of = b or a or {}
-        yield (
+        title = (
             f"{shown(name) or 'retrieval'}: {of.get('queries')} queries, "
-            f"{of.get('candidates')} candidates\n"
-            + _block("retrieval %", RETRIEVAL, a, b, last_name, intervals=of.get("intervals"))
+            f"{of.get('candidates')} candidates"
         )
+        block = _block("retrieval %", RETRIEVAL, a, b, last_name, intervals=of.get("intervals"))
+        said = [] if name else visdoc.notes(after or before or {})
+        yield "\n".join([title, block, *said])
 
 
 def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
@@ -226,13 +230,13 @@ def _check_side(side: str, scores: Any) -> None:
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
-    absent = scores.get("missing", [])
-    if not isinstance(absent, list) or not all(isinstance(name, str) for name in absent):
-        raise ValueError(f"{side!r} has missing datasets that are no names")
+    for absent in (scores.get("missing", []), scores.get(visdoc.MISSING, [])):
+        if not isinstance(absent, list) or not all(isinstance(name, str) for name in absent):
+            raise ValueError(f"{side!r} has missing datasets that are no names")
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
     _check_captions(side, scores.get("captions", {}))
-    for column in (*COLUMNS, "meta_mean"):
+    for column in (*COLUMNS, "meta_mean", visdoc.NAME):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
 
@@ -241,7 +245,7 @@ def _check_retrieval(side: str, scores: Any) -> None:
     sets = scores.get("datasets", {}) if isinstance(scores, dict) else None
     if not isinstance(sets, dict):
         raise ValueError(f"{side!r} has retrieval that is no object of scores")
-    needed = (*RETRIEVAL, "queries", "candidates")
+    needed = (*(name for name in RETRIEVAL if name not in LATER), "queries", "candidates")
     for name, values in {"": scores, **sets}.items():
         if not isinstance(values, dict) or not all(_is_number(values.get(n)) for n in needed):
             of = f"retrieval set {name!r}" if name else "retrieval"

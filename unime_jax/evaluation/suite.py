@@ -21,6 +21,7 @@ from unime_jax.evaluation import (
     retrieval_scores,
     scores,
     tasks,
+    visdoc,
 )
 from unime_jax.evaluation.benchmark_sets import open_benchmarks, said
 from unime_jax.evaluation.composition_rules import Score
@@ -49,7 +50,7 @@ class Suite:
     tasks: tuple[tasks.Task, ...]
     table: scores.Table
     image_folder: files.Path
-    instructions: Instructions = "data"  # of MMEB's datasets
+    instructions: Instructions = "data"  # of MMEB's datasets, visual documents included
     benchmarks: tuple[PreparedSet, ...] = ()
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -89,7 +90,8 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         measure = AgreementConfig(
             loss.temperature, loss.teacher_temperature, loss.direction, loss.mask_diagonal
         )
-        agreement = distillation.Task(folder / config.texts, teacher, settings.data.suffix, measure)
+        suffix, columns = settings.data.suffix, settings.data.columns
+        agreement = distillation.Task(folder / config.texts, teacher, suffix, measure, columns)
     return make_suite(
         folder,
         mmeb_folder=config.mmeb,
@@ -138,7 +140,7 @@ def make_suite(
     """
     datasets = open_dataset(folder / mmeb_folder) if mmeb_folder else {}
     datasets = _named_as_on_the_hub(datasets)
-    table = _table(folder / mmeb_folder) if mmeb_folder else {}
+    table = table_of(folder / mmeb_folder) if mmeb_folder else {}
     if unknown := sorted(set(datasets) - set(table)):
         raise ValueError(
             f"{folder / mmeb_folder}: no meta task is known for {', '.join(unknown)}. Name MMEB's "
@@ -215,13 +217,18 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
     hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
     composed = {name: score.percent for name, score in compositions(results).items()}
     found = scores.summary(hits, suite.table, composed)
-    if suite.table:
+    if suite.table or any(name in visdoc.SETS for name in retrievals(results)):
         found["instructions"] = suite.instructions
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
     if sets := retrievals(results):
-        found["retrieval"] = retrieval_scores.of_sets(sets)
+        retrieval_of_sets = retrieval_scores.of_sets(sets)
+        found["retrieval"] = retrieval_of_sets
+        # A set that is alone has no scores of its own beside those of all.
+        found |= visdoc.mean(
+            retrieval_of_sets.get("datasets") or {next(iter(sets)): retrieval_of_sets}
+        )
     if pictures := captions(results):
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
     if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:
@@ -239,7 +246,8 @@ def _named_as_on_the_hub(datasets: Mapping[str, Source]) -> dict[str, Source]:
     return {name: rows for name, rows in named.items() if name not in scores.NOT_COUNTED}
 
 
-def _table(folder: files.Path) -> scores.Table:
+def table_of(folder: files.Path) -> scores.Table:
+    """Meta task and split by dataset: of the data's own metadata, or those of MMEB."""
     try:
         version = version_folder(folder)
     except FileNotFoundError:  # of another format, which has no metadata

@@ -13,6 +13,7 @@ from flax import nnx
 
 from unime_jax import files, paths
 from unime_jax.backbones import Backbone
+from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.io import weights
 from unime_jax.backbones.preprocessing import chat_templates, image_processor_config, processing
 from unime_jax.backbones.preprocessing.prompts import Prompt
@@ -20,7 +21,7 @@ from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
 from unime_jax.models.layers import Linear, linears
 
-CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+CARRIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 # Of an earlier export, or of an adapter: what they say is not true of the new folder.
 NOT_CARRIED = (
     "*.index.json",
@@ -80,6 +81,15 @@ def _write_beside_weights(
     for name in backbone.own_files:
         _copy(backbone.folder / name, partial / name)
     prompt = backbone.preprocess.prompt
+    preprocess = backbone.preprocess
+    if isinstance(preprocess, PairPreprocessor) and backbone.loads_in_transformers:
+        sentence_transformers.write_separate(
+            partial,
+            max_length=prompt.max_length,
+            padded=preprocess.prompt.padding is not None,
+            image=preprocess.tile.processor_kwargs,
+            prompts=prompts,
+        )
     if isinstance(prompt, Prompt) and backbone.loads_in_transformers:
         sentence_transformers.write(
             partial,

@@ -9,6 +9,7 @@ import jinja2
 
 from unime_jax import files
 from unime_jax.backbones import Backbone
+from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
@@ -69,6 +70,7 @@ def write(
         dimension=backbone.dimension,
         max_length=backbone.preprocess.prompt.max_length,
         caveats=backbone.caveats,
+        separate=isinstance(backbone.preprocess.prompt, PairPrompt),
         bidirectional=_is_bidirectional(folder),
         differences=_differences(backbone),
         examples=list(dict.fromkeys(prompts))[:EXAMPLES],
@@ -85,6 +87,8 @@ def write(
 
 def _differences(backbone: Backbone) -> tuple[str, ...]:
     prompt = backbone.preprocess.prompt
+    if isinstance(prompt, PairPrompt):
+        return sentence_transformers.SEPARATE
     if not isinstance(prompt, Prompt):
         return ()
     _, after = prompt.image_frames()[0]

@@ -14,6 +14,19 @@ MODULES = (
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
     ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
 )
+PROMPTS = "config_sentence_transformers.json"
+NAMES_OF_FILES = (
+    'A string that names an image file is an image there and a text here; `{"image": name}` and'
+    ' `{"text": name}` are the same in both.'
+)
+# Of dual encoders, where neither library knows items with a text and an image.
+SEPARATE = (
+    "There a call has texts alone, or images alone. Here it may have both, and an item with a text"
+    " and an image is the sum of the two vectors, each of length one, scaled to length one; several"
+    " images of an item are first added alike.",
+    "Image markers, `<|image_1|>`, are left out of a text here, and are text there.",
+    NAMES_OF_FILES,
+)
 # `chat_template_of` puts frames, markers, strip, image_token and in_front before it. Each round
 # splits what is left of the text at its markers, as `image_markers.without_markers` does; the first
 # one keeps the places of the turn's images, if images have places in the text.
@@ -133,12 +146,7 @@ def write(
         "modules.json": [
             {"idx": i, "name": str(i), "path": x, "type": y} for i, (x, y) in enumerate(MODULES)
         ],
-        "config_sentence_transformers.json": {
-            "model_type": "SentenceTransformer",
-            "prompts": dict(prompts),
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
+        PROMPTS: _prompts(prompts),
         "sentence_bert_config.json": {
             "transformer_task": "feature-extraction",
             "modality_config": {
@@ -165,9 +173,72 @@ def write(
         "1_Pooling/config.json": {"embedding_dimension": dimension, "pooling_mode": "lasttoken"},
         "2_Normalize/config.json": {"module_input_name": "sentence_embedding"},
     }
+    _write(folder, files)
+
+
+def _prompts(prompts: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "model_type": "SentenceTransformer",
+        "prompts": dict(prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_separate(
+    folder: pathlib.Path,
+    *,
+    max_length: int,
+    padded: bool,
+    image: Mapping[str, Any],
+    prompts: Mapping[str, str],
+) -> None:
+    """Adds the layout of sentence-transformers 6.2 or newer to a folder of CLIP or SigLIP.
+
+    `SentenceTransformer(folder).encode` then takes texts, or images, but no item with both.
+
+    Args:
+      folder: has config.json, tokenizer and processor files, weights.
+      max_length: most tokens of a text.
+      padded: whether every text is padded to that.
+      image: what transformers' processor must be told of images in a call.
+      prompts: by name, as in `write`.
+    """
+    path, kind = MODULES[-1]
+    path = path.replace("2", "1")
+    modules = [MODULES[0], (path, kind)]
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": x, "type": y} for i, (x, y) in enumerate(modules)
+        ],
+        PROMPTS: _prompts(prompts),
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"}
+                for name in ("text", "image")
+            },
+            "module_output_name": "sentence_embedding",
+            "processing_kwargs": {
+                "text": {
+                    "padding": "max_length" if padded else True,
+                    "max_length": max_length,
+                    "truncation": True,
+                },
+                "image": dict(image),
+            },
+            "processor_kwargs": {"model_max_length": max_length, "use_fast": False},
+            "unpad_inputs": False,
+        },
+        f"{path}/config.json": {"module_input_name": "sentence_embedding"},
+    }
+    _write(folder, files)
 
 
 def differences(max_length: int, *, suffix: bool) -> tuple[str, ...]:
@@ -181,8 +252,7 @@ def differences(max_length: int, *, suffix: bool) -> tuple[str, ...]:
         " token included; `Embedder` cuts inside the text, as in training. Shorten such texts, or"
         " have neither cut: `Embedder.from_pretrained(..., max_length=N)`, and"
         ' `encode(..., processing_kwargs={"text": {"truncation": False}})`.',
-        'A string that names an image file is an image there and a text here; `{"image": name}` and'
-        ' `{"text": name}` are the same in both.',
+        NAMES_OF_FILES,
     )
 
 

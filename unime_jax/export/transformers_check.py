@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import transformers
 from absl import logging
+from jaxtyping import Float, UInt8
 from PIL import Image
 from transformers import AutoTokenizer
 
 from unime_jax.backbones import Backbone
+from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.images import decode_images
@@ -52,6 +55,9 @@ def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> No
         differences += _templates(processor, prompt)
         for item in (*_probes(), *items):
             differences += _inputs(processor, backbone, prompt, item)
+    if processor is not None and isinstance(prompt, PairPrompt):
+        for item in (*_probes(), *items):
+            differences += _separate_inputs(processor, backbone, prompt, item)
     if differences:
         raise RuntimeError(
             f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
@@ -164,9 +170,44 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     if len(images) != 1 or backbone.processing.legacy_padding:
         return []
     assert row.patches is not None
-    model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
     theirs = preprocess.as_patches(inputs["pixel_values"])
-    ours = np.asarray(normalise(row.patches.reshape(-1, theirs.shape[1]), model.pixels))
+    return _pixels(backbone, item, row.patches.reshape(-1, theirs.shape[1]), theirs)
+
+
+def _separate_inputs(
+    processor: Any, backbone: Backbone, prompt: PairPrompt, item: Item
+) -> list[str]:
+    """Difference in the token ids or pixels of an item whose text and images go apart."""
+    row = backbone.preprocess(item)
+    if len(row.tokens) and not row.truncated:  # only this package keeps a suffix
+        padding = "max_length" if prompt.padding else False
+        inputs = processor.tokenizer(
+            prompt.rendered(item), padding=padding, max_length=prompt.max_length
+        )
+        ids = inputs["input_ids"]
+        if ids != row.tokens.tolist():
+            return [f"{name_of(item)}: token ids are {ids}, here {row.tokens.tolist()}"]
+        if not all(inputs.get("attention_mask", [])):
+            return [f"{name_of(item)}: the tokenizer masks padding, which is attended to here"]
+    images = decode_images(item, backbone.processing.image_size)
+    if not images:
+        return []
+    assert row.patches is not None and row.patch_position is not None
+    inputs = processor.image_processor(images=images, return_tensors="np")
+    theirs = cast(Any, backbone.preprocess).as_patches(inputs["pixel_values"])
+    filled = row.patch_position[..., 0].ravel() >= 0
+    return _pixels(backbone, item, row.patches.reshape(len(filled), -1)[filled], theirs[filled])
+
+
+def _pixels(
+    backbone: Backbone,
+    item: Item,
+    patches: UInt8[np.ndarray, "patches F"],
+    theirs: Float[np.ndarray, "theirs F"],
+) -> list[str]:
+    """Difference between an item's patches, normalised, and transformers', which come first."""
+    model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    ours = np.asarray(normalise(jnp.asarray(patches), model.pixels))
     apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
     if not apart <= PIXELS:
         return [f"{name_of(item)}: normalised pixels are up to {apart:.3g} apart"]

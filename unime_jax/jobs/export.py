@@ -51,7 +51,8 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
                 lambda problems: preflight.check_export(settings, problems),
             )
         compilation_cache.use_for_job(settings.compilation_cache, workdir)
-        if settings.steps:
+        trained = bool(settings.steps or settings.epochs)
+        if trained:
             resume.check_config(workdir, config_dict.to_dict())
         if not (workdir / "config.json").exists():
             write_config(workdir, config_dict)
@@ -59,7 +60,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
                 rows = inputs.open_rows(settings.data) if settings.data.train else {}
                 setup = set_up(settings, mesh, rows, workdir)
-                if settings.steps:
+                if trained:
                     state = restore(setup, workdir, evaluations.read(workdir))
                     if int(state.skipped) >= int(state.step) > 0:
                         raise ValueError(

@@ -23,7 +23,8 @@ from unime_jax.data.quarantine import BadExample
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
-from unime_jax.training import checkpoint, inputs, optimizer, resume, setup
+from unime_jax.evaluation.tasks import distillation
+from unime_jax.training import automatic, checkpoint, inputs, optimizer, resume, setup
 from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
 
@@ -89,7 +90,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
     folder = files.as_path(settings.data.folder)
     made = _Made(folder, bool(settings.data.prepare.module))
     with problems.collected():
-        optimizer.check_schedule(settings.optimizer, settings.steps)
+        if not settings.epochs:
+            optimizer.check_schedule(settings.optimizer, settings.steps)
     _check_rules(settings, problems)
     if settings.wandb_project and importlib.util.find_spec("wandb") is None:
         problems.add(
@@ -117,6 +119,8 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 settings.data.source_run,
                 jax.process_count(),
             )
+            if settings.epochs:
+                optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
             _check_contrast(settings, {name: rows[name] for name in weights})
             _check_scores(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
@@ -190,12 +194,9 @@ def check_evaluation_data(settings: config.EvaluateConfig, problems: Problems) -
     if settings.data.prepare.module:
         _check_module(settings.data.prepare.module, problems)
     evaluation = settings.evaluation
-    parts = {
-        "mmeb": evaluation.mmeb,
-        "composition": evaluation.composition,
-        "texts": evaluation.texts,
-    }
+    parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    _check_texts(evaluation.texts, settings.data.columns, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
     _check_benchmarks(evaluation, folder, made, problems)
     _check_teacher(settings.data.teacher, folder, made, problems)
@@ -238,7 +239,7 @@ def _check_model(settings: config.TrainConfig, made: _Made, problems: Problems) 
             backbone.layout,
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
-            chunk_size=settings.chunk_size,
+            chunk_size=settings.chunk_size or 1,
         )
 
 
@@ -295,10 +296,23 @@ def _check_evaluation(
 ) -> None:
     evaluation = settings.evaluation
     parts = {"mmeb": evaluation.mmeb, "composition": evaluation.composition}
-    if isinstance(settings.loss, Distillation):
-        parts["texts"] = evaluation.texts
     _check_tasks(parts, evaluation.images, folder, made, problems)
+    if isinstance(settings.loss, Distillation):
+        _check_texts(evaluation.texts, settings.data.columns, folder, made, problems)
     _check_sets(settings.data.eval, settings.data.columns, folder, made, problems)
+
+
+def _check_texts(
+    name: str,
+    columns: Mapping[str, str],
+    folder: files.Path,
+    made: _Made,
+    problems: Problems,
+) -> None:
+    """The held-out texts of a distillation; "": none."""
+    if name and not made.later(folder / name):
+        with problems.collected("config.evaluation.texts"):
+            distillation.open_texts(folder / name, columns)
 
 
 def _check_sets(

@@ -1,4 +1,7 @@
-"""The plain vision transformer of CLIP and SigLIP: patches of one tile attend to each other."""
+"""The plain vision transformer of CLIP and SigLIP: patches of one tile attend to each other.
+
+Their text towers are made of the same layers (`dual_encoder`).
+"""
 
 import dataclasses
 import functools
@@ -6,27 +9,30 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from unime_jax.models import attention, scan
 from unime_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """CLIP's has a class token, a norm before the layers and no bias on its patch projection.
-
-    `num_layers` counts the layers up to the one whose output is read.
-    """
+class LayerConfig:
+    """Sizes of the layers of a tower; `num_layers` are those up to the one that is read."""
 
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
-    image_size: int
-    patch_size: int
     layer_norm_eps: float
     hidden_act: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(LayerConfig):
+    """CLIP's has a class token, a norm before the layers and no bias on its patch projection."""
+
+    image_size: int
+    patch_size: int
     class_token: bool
     pre_norm: bool
     patch_bias: bool
@@ -38,9 +44,9 @@ class VisionConfig:
 
 
 class Attention(nnx.Module):
-    """Bidirectional self-attention with biases."""
+    """Self-attention with biases."""
 
-    def __init__(self, config: VisionConfig, *, key: jax.Array):
+    def __init__(self, config: LayerConfig, *, key: jax.Array):
         q, k, v, o = jax.random.split(key, 4)
         width = config.hidden_size
         self.q_proj = Linear(width, width, bias=True, key=q)
@@ -50,13 +56,18 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(
-        self, x: Float[Array, "tiles P width"], implementation: attention.Implementation
-    ) -> Float[Array, "tiles P width"]:
-        tiles, patches, width = x.shape
-        heads = (tiles, patches, self.num_heads, width // self.num_heads)
+        self,
+        x: Float[Array, "rows tokens width"],
+        implementation: attention.Implementation,
+        *,
+        causal: bool = False,
+        length: Int[Array, " rows"] | None = None,
+    ) -> Float[Array, "rows tokens width"]:
+        """`causal` and `length` are as in `attention.attend`; tokens are a tile's patches, too."""
+        heads = (*x.shape[:2], self.num_heads, -1)
         q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = attention.attend(q, k, v, causal=False, implementation=implementation)
-        return self.out_proj(y.reshape(tiles, patches, width))
+        y = attention.attend(q, k, v, causal=causal, length=length, implementation=implementation)
+        return self.out_proj(y.reshape(x.shape))
 
 
 class MLP(nnx.Module):
@@ -68,14 +79,14 @@ class MLP(nnx.Module):
         self.fc2 = Linear(hidden, features, bias=True, key=down)
         self.act = act
 
-    def __call__(self, x: Float[Array, "tiles P width"]) -> Float[Array, "tiles P width"]:
+    def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
 class Layer(nnx.Module):
     """Pre-norm residual layer."""
 
-    def __init__(self, config: VisionConfig, *, key: jax.Array):
+    def __init__(self, config: LayerConfig, *, key: jax.Array):
         attention_key, mlp_key = jax.random.split(key)
         self.layer_norm1 = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.self_attn = Attention(config, key=attention_key)
@@ -83,9 +94,15 @@ class Layer(nnx.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, key=mlp_key)
 
     def __call__(
-        self, x: Float[Array, "tiles P width"], implementation: attention.Implementation
-    ) -> Float[Array, "tiles P width"]:
-        x = x + self.self_attn(self.layer_norm1(x), implementation)
+        self,
+        x: Float[Array, "rows tokens width"],
+        implementation: attention.Implementation,
+        *,
+        causal: bool = False,
+        length: Int[Array, " rows"] | None = None,
+    ) -> Float[Array, "rows tokens width"]:
+        y = self.layer_norm1(x)
+        x = x + self.self_attn(y, implementation, causal=causal, length=length)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -114,12 +131,12 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """The stacked layers."""
 
-    def __init__(self, config: VisionConfig, *, key: jax.Array):
+    def __init__(self, config: LayerConfig, *, key: jax.Array):
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, key)
 
 
 class VisionTower(nnx.Module):
-    """Patch features of each tile from the layer that LLaVA reads, before any final norm."""
+    """Features of each tile from the layer that is read, before any final norm."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array):
         embeddings, encoder = jax.random.split(key)
@@ -127,7 +144,7 @@ class VisionTower(nnx.Module):
         norm = functools.partial(LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps)
         self.pre_layrnorm = norm() if config.pre_norm else None  # CLIP's own spelling
         self.encoder = Encoder(config, key=encoder)
-        # LLaVA reads the features in front of it: never applied, kept so that a checkpoint
+        # LLaVA reads the features in front of it: never applied there, kept so that a checkpoint
         # comes back with every tensor it had.
         self.post_layernorm = norm()
 
@@ -139,8 +156,20 @@ class VisionTower(nnx.Module):
         implementation: attention.Implementation,
     ) -> Float[Array, "tiles P width"]:
         """Features of normalised pixel patches, each flattened as (channel, y, x)."""
+        x = self.hidden_states(patches, remat=remat, implementation=implementation)
+        return x[:, x.shape[1] - patches.shape[1] :]  # without the class token
+
+    def hidden_states(
+        self,
+        patches: Float[Array, "tiles P F"],
+        *,
+        remat: scan.Remat,
+        implementation: attention.Implementation,
+    ) -> Float[Array, "tiles positions width"]:
+        """As `__call__`, with the class token in front, if there is one."""
         x = self.embeddings(patches)
         if self.pre_layrnorm is not None:
             x = self.pre_layrnorm(x)
-        x = scan.run(self.encoder.layers, lambda layer, x: layer(x, implementation), x, remat=remat)
-        return x[:, x.shape[1] - patches.shape[1] :]  # without the class token
+        return scan.run(
+            self.encoder.layers, lambda layer, x: layer(x, implementation), x, remat=remat
+        )

@@ -106,7 +106,8 @@ def fit_short_run(
 ) -> list[str]:
     """Shortens the warm-up of a run with fewer steps than it, to the recipe's share of all steps.
 
-    A warm-up that is itself `given` on the command line stays as it is.
+    A warm-up that is itself `given` on the command line stays as it is. The recipe's steps give way
+    to passes over the data that are given.
 
     Args:
       values: the config, changed in place; of a plan, its run is meant.
@@ -122,15 +123,19 @@ def fit_short_run(
         return fit_short_run(values.run, recipe["run"], given_of_run, f"{where}.run")
     if kind is not config.TrainConfig:
         return []
-    steps, optimizer = values.steps, values.optimizer
     remarks = []
+    if values.epochs and values.steps and "epochs" in given and "steps" not in given:
+        remarks.append(f"{where}.steps: {values.steps} -> 0, as {where}.epochs says how many")
+        values.steps = 0
+    steps, optimizer = values.steps, values.optimizer
     length = optimizer.schedule_steps or steps
-    if 0 < length <= optimizer.warmup_steps and "optimizer.warmup_steps" not in given:
-        longest = min(length - 1, optimizer.warmup_steps)
-        share = optimizer.warmup_steps / max(recipe["steps"], optimizer.warmup_steps)
+    warmup = optimizer.warmup_steps or 0
+    if 0 < length <= warmup and "optimizer.warmup_steps" not in given:
+        longest = min(length - 1, warmup)
+        share = warmup / max(recipe["steps"], warmup)
         fitting = min(longest, math.ceil(share * length))
         remarks.append(
-            f"{where}.optimizer.warmup_steps: {optimizer.warmup_steps} -> {fitting}, as a run of "
+            f"{where}.optimizer.warmup_steps: {warmup} -> {fitting}, as a run of "
             f"{length} steps would have none at the full learning rate; set it for another value"
         )
         optimizer.warmup_steps = fitting

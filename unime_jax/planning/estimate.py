@@ -93,7 +93,7 @@ def assume(shapes: BatchShapes, items: int, shares: Sequence[float], tokens: Seq
     rows = tuple(round(share * items) for share in shares)
     for count, length, bucket in zip(rows, tokens, buckets):
         room = shapes.chunks(bucket) * shapes.chunk_rows(bucket)
-        if count > room or not 0 < length <= bucket.tokens:
+        if count > room or not min(1, bucket.tokens) <= length <= bucket.tokens:
             raise ValueError(
                 f"config.rows, config.tokens: {count} rows of {length} tokens do not fit the "
                 f"bucket {bucket}, which has room for {room} rows"
@@ -161,13 +161,16 @@ def _known(program: Program, load: Load) -> list[np.ndarray | None]:
 def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic:
     """Traffic of the compiled program, given its live chunks by bucket.
 
-    A loop over chunks is known by what it carries of every token.
+    A loop over chunks is known by what it carries of every token, or of every tile where rows
+    have no tokens.
     """
 
     def trips(type: str) -> int | None:
         for group, count in zip(program.groups, chunks):
-            all_chunks, rows, tokens = group.tokens.sharding.shard_shape(group.tokens.shape)
-            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{tokens}[],]", type):
+            carried = group.tokens if group.tokens.shape[-1] else group.patches
+            assert carried is not None, "a bucket has tokens or tiles"
+            all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
+            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
                 return count
         return None
 

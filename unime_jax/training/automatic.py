@@ -17,6 +17,7 @@ from unime_jax import config, config_reader, files
 from unime_jax.backbones import Backbone
 from unime_jax.data import bucket_choice
 from unime_jax.data.formats import Source
+from unime_jax.data.schema import check_names
 from unime_jax.data.settings import Bucket
 
 FILE = "automatic.json"  # of a work directory
@@ -26,6 +27,9 @@ RANK = 16  # UniME, VLM2Vec and Magic-MM-Embedding
 ADAPTERS = ((r".*\.lora_(a|b|magnitude)", True), (".*", False))
 EVERYTHING = ((".*", True),)
 ADAPTERS_RATE = 1e-4  # UniME-V2; UniME for Phi-3.5-Vision
+WARMUP = 10  # steps of a run, of which one is of the warm-up
+# Of a chunk on each device, at most; 16 rows of 2k tokens of a 7B take 6 GB with remat "full".
+CHUNK_TOKENS, CHUNK_ROWS = 2**15, 64
 # Of all weights, by the root of their number: 1e-5 for LLaVE-0.5B with its tower, and within the
 # 2e-5 to 5e-5 that are customary for BERT's size.
 WEIGHTS_RATE, OF_PARAMETERS = 3e-5, 1e8
@@ -34,7 +38,9 @@ _OPEN = (  # keys, and the value that leaves each open
     ("trainable", None),
     ("lora.rank", None),
     ("optimizer.learning_rate", None),
+    ("optimizer.warmup_steps", None),
     ("data.buckets", ()),
+    ("chunk_size", 0),
     ("execution.dtype", None),
     ("execution.frozen_dtype", None),
     ("export.dtype", None),
@@ -43,7 +49,8 @@ _OPEN = (  # keys, and the value that leaves each open
 
 def left_open(settings: config.TrainConfig) -> tuple[str, ...]:
     """The keys whose values follow from backbone and data."""
-    return tuple(key for key, value in _OPEN if _get(settings, key) == value)
+    follows = ("steps",) if settings.epochs else ()
+    return (*follows, *(key for key, value in _OPEN if _get(settings, key) == value))
 
 
 def resolved(
@@ -51,6 +58,7 @@ def resolved(
     backbone: Backbone,
     rows: Mapping[str, Source],
     workdir: files.Path | None,
+    shards: int = 1,
 ) -> config.TrainConfig:
     """The settings with a value for every key that was left open.
 
@@ -60,24 +68,33 @@ def resolved(
       backbone: opened with as many tokens of a row as it takes, which bound the buckets.
       rows: the training data by source; none: an export of the backbone itself.
       workdir: where an earlier part of the run may have recorded them; None: nowhere.
+      shards: `sharding.row_shards` of the mesh.
 
     Raises:
-      ValueError: the record is damaged, or no row can be measured.
+      ValueError: the record is damaged, no row can be measured, or a length in passes has no data.
     """
     keys = left_open(settings)
     recorded = read(workdir) if workdir and _has_checkpoints(workdir) else {}
     values = {key: recorded[key] for key in keys if key in recorded}
+    # Of the same data, unless a run is extended; and of the devices that there are now.
+    if "steps" in keys and (rows or "steps" not in values):
+        values["steps"] = steps_of(settings, rows)
+    values.pop("chunk_size", None)
     settings = _filled(settings, values)
-    if missing := [key for key in keys if key not in values]:
+    missing = [key for key in keys if key not in values and key != "chunk_size"]
+    if missing:
         parameters = jax.tree.leaves(jax.eval_shape(backbone.make_model, jax.random.key(0)))
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
             values["data.buckets"] = _buckets(settings, backbone, rows)
         settings = _filled(settings, values)
-        if workdir and settings.job == "train" and jax.process_index() == 0:
-            text = json.dumps(values, indent=2, default=dataclasses.asdict)
-            files.write_whole(workdir / FILE, text + "\n")
+    if "chunk_size" in keys:
+        values["chunk_size"] = chunk_rows(settings, backbone.layout.patches, shards)
+        settings = _filled(settings, values)
+    if workdir and settings.job == "train" and values != recorded and jax.process_index() == 0:
+        text = json.dumps(values, indent=2, default=dataclasses.asdict)
+        files.write_whole(workdir / FILE, text + "\n")
     origin = "record of this run" if not missing else "backbone and data"
     listed = "\n".join(f"  config.{key} = {value!r}" for key, value in values.items())
     logging.info("chosen by the %s:\n%s", origin, listed)
@@ -103,7 +120,7 @@ def read(workdir: files.Path) -> dict[str, Any]:
 
 
 def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
-    """Values of the open keys that follow from how many parameters the backbone has."""
+    """Values of the open keys that follow from the backbone's parameters, and the warm-up."""
     large = parameters >= LARGE
     dtype = "bfloat16" if large else "float32"
     rank = settings.lora.rank
@@ -113,11 +130,45 @@ def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
     return {
         "trainable": ADAPTERS if rank else EVERYTHING,
         "lora.rank": rank,
+        "optimizer.warmup_steps": settings.steps // WARMUP,
         "optimizer.learning_rate": ADAPTERS_RATE if rank else float(f"{of_weights:.1e}"),
         "execution.dtype": dtype,
         "execution.frozen_dtype": dtype,
         "export.dtype": dtype,
     }
+
+
+def steps_of(settings: config.TrainConfig, rows: Mapping[str, Source]) -> int:
+    """Steps of as many passes over the rows of all sources as `epochs` says, at least one.
+
+    Raises:
+      ValueError: there are no such sources, or no rows.
+    """
+    names = settings.data.weights or rows
+    check_names(names, rows)
+    count = sum(len(rows[name]) for name in names)
+    if not count:
+        raise ValueError(
+            f"config.epochs={settings.epochs:g}: there are no rows in config.data.train="
+            f"{settings.data.train!r} that say how many steps these are"
+        )
+    return max(1, math.ceil(round(settings.epochs * count / settings.batch_size, 6)))
+
+
+def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
+    """Rows of the largest bucket with `CHUNK_TOKENS` tokens or patches on each device.
+
+    They are a power of two, `CHUNK_ROWS` at most, and on all devices no more than a batch has.
+
+    Args:
+      patches: of a tile.
+      shards: `sharding.row_shards` of the mesh.
+    """
+    largest = settings.data.buckets[-1]
+    size = max(1, largest.tokens, largest.tiles * patches)
+    fitting = max(1, CHUNK_TOKENS // size)
+    most = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
+    return shards * min(1 << (fitting.bit_length() - 1), CHUNK_ROWS, most)
 
 
 def _buckets(
@@ -150,6 +201,8 @@ def _get(settings: Any, key: str) -> Any:
 
 
 def _filled(settings: config.TrainConfig, values: Mapping[str, Any]) -> config.TrainConfig:
+    if "steps" in values:
+        settings = dataclasses.replace(settings, epochs=0.0)  # which they are in the place of
     for key, value in values.items():
         group, _, name = key.rpartition(".")
         if group:

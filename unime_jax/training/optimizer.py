@@ -17,9 +17,10 @@ def check_schedule(config: OptimizerConfig, steps: int) -> None:
     """
     end = config.schedule_steps or steps
     named = "optimizer.schedule_steps" if config.schedule_steps else "steps"
-    if not 0 <= config.warmup_steps < end:
+    warmup = config.warmup_steps or 0  # None is resolved in set-up
+    if not 0 <= warmup < end:
         raise ValueError(
-            f"optimizer.warmup_steps={config.warmup_steps} must be at least 0 and below "
+            f"optimizer.warmup_steps={warmup} must be at least 0 and below "
             f"{named}={end}, so that some step has the full learning rate."
         )
     if end < steps and config.schedule != "constant" and not config.final_learning_rate:
@@ -39,16 +40,17 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     check_schedule(config, steps)
     peak, final = config.learning_rate, config.final_learning_rate
-    assert peak is not None  # resolved in set-up
-    decay_steps = (config.schedule_steps or steps) - config.warmup_steps
+    ramp = config.warmup_steps
+    assert peak is not None and ramp is not None  # resolved in set-up
+    decay_steps = (config.schedule_steps or steps) - ramp
     after = {
         "linear": optax.linear_schedule(peak, final, decay_steps),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, final / peak if peak else 0.0),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
     # Step 0 already moves: the ramp reaches the peak at step `warmup_steps`.
-    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(peak / (ramp + 1), peak, ramp)
+    return optax.join_schedules([warmup, after], [ramp])
 
 
 def make_optimizer(

@@ -138,7 +138,7 @@ class Monitor:
 
     @property
     def _is_enough(self) -> bool:
-        warm = self._steps > self._settings.optimizer.warmup_steps
+        warm = self._steps > (self._settings.optimizer.warmup_steps or 0)
         return warm and self._steps - self._objective >= ENOUGH
 
     def _verdict(self, findings: Iterable[Finding]) -> Verdict:

@@ -48,7 +48,7 @@ FREE = (
 
 
 # Keys of the length of a run, and of its schedule.
-LENGTH = ("steps", "optimizer.schedule_steps")
+LENGTH = ("steps", "epochs", "optimizer.schedule_steps")
 PROBE = 2**20  # bytes: with less room than that, a run does not get far
 
 
@@ -98,6 +98,9 @@ def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
             f"{error}; repair it, or remove it if the config has not changed."
         ) from error
     changed = files.changes(earlier, config)
+    # own.py once gave the number that None stands for.
+    if changed.get("optimizer.warmup_steps") == (str(config["steps"] // 10), "null"):
+        del changed["optimizer.warmup_steps"]
     free: tuple[str, ...] = FREE
     constant = config["optimizer"]["schedule"] == "constant"
     same_end = _schedule_end(earlier) == _schedule_end(config)
@@ -128,6 +131,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         for group, values in earlier.items()
         if group != "plan"  # which has a config of its own now
     }
+    config.setdefault("epochs", 0.0)
     data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
     if isinstance(data, dict):
         data.setdefault("columns", {})
@@ -147,9 +151,13 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
-    """The step where the learning rate stops falling; None if the config has neither key."""
+    """The step where the learning rate stops falling, or the passes over the data until then.
+
+    None if the config has none of the keys.
+    """
     values = dict(files.leaves(config))
-    return values.get("optimizer.schedule_steps") or values.get("steps")
+    end = values.get("optimizer.schedule_steps") or values.get("steps")
+    return f"{values['epochs']} epochs" if not end and values.get("epochs") else end
 
 
 def _is_longer(

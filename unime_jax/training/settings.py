@@ -67,7 +67,8 @@ class OptimizerConfig:
 
     # at the end of the warm-up, the highest; None: 1e-4 of adapters, else by the model's size
     learning_rate: float | None
-    warmup_steps: int  # of a linear ramp, before the first step at the full rate
+    # of a linear ramp, before the first step at the full rate; None: a tenth of all steps
+    warmup_steps: int | None
     schedule: Literal["linear", "cosine", "constant"]  # of the rate after the warm-up
     final_learning_rate: float  # where "linear" and "cosine" end
     beta1: float  # decay of the first moment
@@ -77,7 +78,7 @@ class OptimizerConfig:
     # (path regex, multiplier of the rate); 0 still spends memory on moments: rather freeze
     learning_rates: Sequence[tuple[str, float]]
     weight_decays: Sequence[tuple[str, float]]  # (path regex, decoupled weight decay)
-    # the step where "linear" and "cosine" end; 0: config.steps. Set it to the steps of the whole
+    # the step where "linear" and "cosine" end; 0: at the last. Set it to the steps of the whole
     # plan in a run that is to be extended
     schedule_steps: int = 0
 

@@ -168,7 +168,9 @@ def set_up(
     say_what_is_not_used(source, backbone.defaults, longest)
     complete = settings
     if automatic.left_open(settings):
-        complete = automatic.resolved(settings, backbone, rows or {}, workdir)
+        complete = automatic.resolved(
+            settings, backbone, rows or {}, workdir, sharding.row_shards(mesh)
+        )
     if longest:
         return trace(complete, mesh, backbone, backbone.preprocess)
     cut = opened(complete.data.buckets[-1].tokens).preprocess

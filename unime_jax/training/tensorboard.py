@@ -72,7 +72,7 @@ def flat_scores(
 ) -> Iterator[tuple[str, float]]:
     """Numbers by tag, "evaluation/datasets/<name>" for example; no intervals or words."""
     for name, value in scores.items():
-        if name in ("intervals", "missing", "instructions"):
+        if name in ("intervals", "missing", "visdoc_missing", "instructions"):
             continue
         if isinstance(value, Mapping):
             yield from flat_scores(value, f"{prefix}/{name}")

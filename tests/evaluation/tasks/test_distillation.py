@@ -78,9 +78,9 @@ def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
     settings = types.SimpleNamespace(
         loss=loss,
         evaluation=evaluation,
-        data=types.SimpleNamespace(suffix=" in one word:", eval="", columns={}),
+        data=types.SimpleNamespace(suffix=" in one word:", eval="", columns={"query": "text"}),
     )
     (task,) = suite.open_suite(settings, tmp_path, teacher := object()).tasks
     assert task.measure == AgreementConfig(0.1, 0.4, "symmetric", False)
     assert (task.folder, task.teacher) == (tmp_path / "held_out", teacher)
-    assert task.suffix == " in one word:"
+    assert (task.suffix, task.columns) == (" in one word:", {"query": "text"})

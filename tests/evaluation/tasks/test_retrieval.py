@@ -9,10 +9,10 @@ from absl import logging
 from PIL import Image
 
 from tests.tables import for_each
+from unime_jax.evaluation import finished, scores, tasks
 from unime_jax.evaluation import results as results_files
-from unime_jax.evaluation import tasks
 from unime_jax.evaluation.retrieval_data import Judged, Pairs, images_of
-from unime_jax.evaluation.retrieval_scores import per_query
+from unime_jax.evaluation.retrieval_scores import of_sets, per_query
 from unime_jax.evaluation.tasks import retrieval
 
 
@@ -163,13 +163,18 @@ def test_images_of_pairs_and_of_a_judged_corpus(tmp_path):
             "image": [{"bytes": png(2), "path": "b.png"}, {"bytes": png(3), "path": None}],
         },
     ]
+    one_after_another = {"text": "first <|image_1|>, then <|image_2|>"}
+    corpus.append({"_id": "e", **one_after_another, "image": ["c.png", "b.png"]})
+    corpus.append({"_id": "f", **one_after_another, "image": ["b.png", "c.png"]})
+    (tmp_path / "c.png").write_bytes(png(3))
     qrels = [{"query_id": "q", "corpus_id": "b", "score": "2"}]
     data = Judged("own", [{"_id": "q", "text": "q"}], corpus, qrels, tmp_path)
     task = opened(data)
     items = [task.items[i] for i in task.judged.candidates]
     assert [[m.data for m in i.media] for i in items] == [
-        [png(1)], [png(2)], [png(3)], [png(2), png(3)]
+        [png(1)], [png(2)], [png(3)], [png(2), png(3)], [png(3), png(2)], [png(2), png(3)]
     ]  # fmt: skip
+    assert {item.text for item in items[4:]} == {one_after_another["text"]}
     assert items[1].text == "A title and a text" and task.judged.grade.tolist() == [2]
     assert task.items.where(task.judged.candidates[3]) == "retrieval set 'own', corpus row 3"
 
@@ -254,3 +259,20 @@ def test_a_result_on_disk_is_the_same(tmp_path):
         for name, value in vars(result).items():
             np.testing.assert_array_equal(getattr(kept, name), value, err_msg=name)
     assert json.dumps(again.candidates) == "7"
+
+    # Files of a version before nDCG@5: rankings are read, an evaluation makes its result again, and
+    # scores stay as they are.
+    (tmp_path / "results").mkdir()
+    old = tmp_path / "results" / "retrieval-own.npz"
+    with np.load(tmp_path / "one.npz") as file:
+        np.savez(old, **{name: file[name] for name in file if name != "0.ndcg_5"})
+    task = retrieval.Task(Pairs("own", rows, tmp_path))
+    assert np.isnan(results_files.load_sets(old)["own"].ndcg_5).all()
+    assert finished.load(tmp_path, [task]) == {} and old.exists()
+    finished.save(tmp_path, task, result)
+    assert finished.load(tmp_path, [task]).keys() == {("retrieval", "own")}
+    side = {"retrieval": of_sets({"own": result})}
+    assert side["retrieval"].pop("nDCG@5") > 0 and side["retrieval"]["intervals"].pop("nDCG@5")
+    scores.write_scores(tmp_path, "scores", side)
+    assert scores.read_scores(tmp_path) == {"scores": side}
+    assert " - " in scores.table(None, side)

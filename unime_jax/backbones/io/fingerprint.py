@@ -10,7 +10,15 @@ from unime_jax.operations import watchdog
 
 # Everything that decides an embedding: configurations (sentence-transformers has some in folders
 # of their own), tokenizer and processor, weights.
-FILES = ("*.json", "*/config.json", "*.jinja", "*.txt", "tokenizer.model", "*.safetensors")
+FILES = (
+    "*.json",
+    "*/config.json",
+    "*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "*.safetensors",
+)
 THREADS = 8  # files that are read at the same time
 
 

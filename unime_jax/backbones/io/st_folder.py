@@ -1,7 +1,8 @@
 """Files of sentence-transformers in a model folder: settings honoured, or refused by name.
 
 A folder is one of sentence-transformers if it has a modules.json. Its first module is the model
-itself, which a family opens; the others pool its last hidden states and scale them to length one.
+itself, which a family opens; the others pool its last hidden states, if the model does not pool
+itself, and scale them to length one.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ RENAMED = {
 }
 # Keys in SETTINGS that change no embedding, or are honoured.
 PROCESSOR_KWARGS = ("model_max_length", "use_fast", "padding_side", "truncation_side", "backend")
+IMAGE_KWARGS = ("max_num_patches", "patch_size")
 TEXT_KWARGS = ("max_length", "padding", "padding_side", "truncation", "pad_to_multiple_of")
 
 
@@ -75,8 +77,11 @@ def is_one(folder: pathlib.Path) -> bool:
     return (folder / MODULES).exists()
 
 
-def read_defaults(folder: pathlib.Path) -> Defaults:
+def read_defaults(folder: pathlib.Path, *, pooled: bool = True) -> Defaults:
     """Prompts and dimension of a folder, without a length; empty ones if it has no such files.
+
+    Args:
+      pooled: see `kinds`.
 
     Raises:
       ValueError: the files contradict each other, or ask for a similarity that is no cosine.
@@ -93,7 +98,7 @@ def read_defaults(folder: pathlib.Path) -> Defaults:
     if dim is not None and (not isinstance(dim, int) or dim < 1):
         raise ValueError(f"{file}: truncate_dim is {dim!r}; it must be a positive number, or null")
     similarity = content.get("similarity_fn_name") or "cosine"
-    normalized = kinds(folder)[-1] == "Normalize"
+    normalized = kinds(folder, pooled=pooled)[-1] == "Normalize"
     # Of vectors of length one, all but "manhattan" order neighbours as the cosine does.
     if similarity != "cosine" and (similarity == "manhattan" or not normalized):
         raise ValueError(
@@ -110,8 +115,11 @@ def files(folder: pathlib.Path) -> tuple[str, ...]:
     return (MODULES, *(name for name in SETTINGS if (folder / name).exists()), PROMPTS, pooling)
 
 
-def kinds(folder: pathlib.Path) -> list[str]:
+def kinds(folder: pathlib.Path, *, pooled: bool = True) -> list[str]:
     """Class names of the modules, in order.
+
+    Args:
+      pooled: whether there is a module for pooling; else the model has its own.
 
     Raises:
       ValueError: others than Transformer, Pooling and maybe Normalize, or ones with other input.
@@ -125,9 +133,10 @@ def kinds(folder: pathlib.Path) -> list[str]:
                 f"{file}: {module['type']} is code of the folder's own, which is not run. Without"
                 f" {MODULES} the folder is opened as a plain model"
             )
-    if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    model = ["Transformer", "Pooling"] if pooled else ["Transformer"]
+    if names not in (model, [*model, "Normalize"]):
         raise ValueError(
-            f"{file}: the modules are {', '.join(names)}; only Transformer, Pooling and"
+            f"{file}: the modules are {', '.join(names)}; only {', '.join(model)} and"
             " Normalize are supported"
         )
     if modules[0]["path"]:
@@ -135,7 +144,7 @@ def kinds(folder: pathlib.Path) -> list[str]:
             f"{file}: path of Transformer is {modules[0]['path']!r}; it must be '', the folder"
             " itself"
         )
-    for module in modules[2:]:
+    for module in modules[len(model) :]:
         settings = folder / module["path"] / "config.json"
         for key, place in _read(settings).items():
             if key.startswith("module_") and place not in (None, "sentence_embedding"):
@@ -172,9 +181,13 @@ def pooling(folder: pathlib.Path, supported: Sequence[str]) -> str:
 
 
 def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
-    """Raises ValueError that names an unsupported setting of the folder's files."""
-    kinds(folder)
-    pooling(folder, poolings)
+    """Raises ValueError that names an unsupported setting of the folder's files.
+
+    `poolings` are those of the family; (): its models pool themselves.
+    """
+    kinds(folder, pooled=bool(poolings))
+    if poolings:
+        pooling(folder, poolings)
     file, settings = _settings(folder)
 
     def expect(key: str, value: Any, *allowed: Any) -> None:
@@ -182,12 +195,15 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
             raise ValueError(f"{file}: {key} is {value!r}; only {allowed[0]!r} is supported")
 
     expect("transformer_task", settings.get("transformer_task"), "feature-extraction")
-    expect("module_output_name", settings.get("module_output_name"), "token_embeddings")
+    output, field = "token_embeddings", "last_hidden_state"
+    if not poolings:
+        output, field = "sentence_embedding", "pooler_output"
+    expect("module_output_name", settings.get("module_output_name"), output)
     for name, modality in settings.get("modality_config", {}).items():
         where = f"modality_config.{name}"
-        expect(f"{where}.method", modality.get("method"), "forward")
-        output = modality.get("method_output_name")
-        expect(f"{where}.method_output_name", output, "last_hidden_state", ["last_hidden_state"])
+        method = "forward" if poolings else f"get_{name}_features"
+        expect(f"{where}.method", modality.get("method"), method)
+        expect(f"{where}.method_output_name", modality.get("method_output_name"), field, [field])
     if "cls" not in poolings:  # encoders honour it
         expect("do_lower_case", settings.get("do_lower_case"), False)
     processing = settings.get("processing_kwargs", {})
@@ -196,7 +212,10 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
         "config_kwargs": (settings.get("config_kwargs", {}), ()),
         "processing_kwargs.common": (processing.get("common", {}), ("return_tensors", "padding")),
         "processing_kwargs.text": (processing.get("text", {}), TEXT_KWARGS),
-        "processing_kwargs.image": (processing.get("image", {}), ()),
+        "processing_kwargs.image": (
+            processing.get("image", {}),
+            () if poolings else IMAGE_KWARGS,
+        ),
     }
     for group, (values, allowed) in groups.items():
         for key in values:
@@ -212,6 +231,13 @@ def check(folder: pathlib.Path, poolings: Sequence[str]) -> None:
 def setting(folder: pathlib.Path, key: str) -> Any:
     """Value of a key in the first module's file; None: it is missing."""
     return _settings(folder)[1].get(key)
+
+
+def padding(folder: pathlib.Path) -> str | bool:
+    """Padding of texts by the first module's file; True: to the longest of a batch."""
+    _, settings = _settings(folder)
+    chosen: str | bool = settings.get("processing_kwargs", {}).get("text", {}).get("padding", True)
+    return chosen
 
 
 def max_seq_length(folder: pathlib.Path) -> int | None:

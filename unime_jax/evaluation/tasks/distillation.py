@@ -1,7 +1,7 @@
 """Agreement of a student's similarities with its teacher's on held-out texts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from unime_jax import files, losses
 from unime_jax.batch import Item
 from unime_jax.config import AgreementConfig
 from unime_jax.data.embedding_store import Embeddings
+from unime_jax.data.formats import Source
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import check_names, to_example
 from unime_jax.evaluation.item_table import Encode, Images
@@ -32,12 +33,13 @@ class Agreement(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The distinct texts of a dataset's split "test", in MMEB-train's columns."""
+    """The distinct texts of the pairs of a dataset's split "test"."""
 
     folder: files.Path
     teacher: Embeddings
     suffix: str  # an instruction after every text of the student's
     measure: AgreementConfig
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see `open_pairs`
     name: str = HELD_OUT
     kind: Literal["distillation"] = "distillation"
 
@@ -47,9 +49,7 @@ class Task:
         Raises:
           ValueError: there are too few, or no such split, or the teacher has not seen one of them.
         """
-        splits = open_pairs(self.folder, {})
-        check_names([HELD_OUT], splits)
-        source = splits[HELD_OUT]
+        source = open_texts(self.folder, self.columns)
         distinct: dict[tuple[str, str], Item] = {}
         for number in range(len(source)):
             example = to_example(HELD_OUT, source[number], str(number))
@@ -66,6 +66,13 @@ class Task:
         except KeyError as error:
             raise ValueError(f"held-out texts in {self.folder}: {error.args[0]}") from error
         return OpenTask(with_suffix, vectors, self.measure)
+
+
+def open_texts(folder: files.Path, columns: Mapping[str, str]) -> Source:
+    """The split "test" of `open_pairs`; ValueError if there is none."""
+    splits = open_pairs(folder, columns)
+    check_names([HELD_OUT], splits)
+    return splits[HELD_OUT]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

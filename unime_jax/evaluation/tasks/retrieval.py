@@ -15,7 +15,6 @@ from unime_jax.evaluation.item_table import Encode, Images, ItemTable, encode_ta
 from unime_jax.evaluation.retrieval_data import RetrievalData, images_of
 
 SHOWN = 3  # queries whose first candidates are kept for display
-DEPTH = 10  # of nDCG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +30,8 @@ class RetrievalResult:
     items: tuple[Item, ...]
     candidates: int  # of the corpus
     rank: Int32[np.ndarray, " queries"]  # candidates before the first relevant target; 0 is a hit
-    ndcg: Float64[np.ndarray, " queries"]  # of the first 10, in [0, 1]
+    ndcg_5: Float64[np.ndarray, " queries"]  # of the first 5, in [0, 1]; NaN: was not kept
+    ndcg: Float64[np.ndarray, " queries"]  # of the first 10
     average_precision: Float64[np.ndarray, " queries"]  # in [0, 1]
     gold_score: Float32[np.ndarray, " queries"]  # of the first relevant target
     hardest: Float32[np.ndarray, " queries"]  # best other candidate; -inf: all are relevant
@@ -121,7 +121,8 @@ def rank_corpus(
         items=tuple(table.bare(i) for i in kept[missing:].tolist()),
         candidates=len(judged.candidates),
         rank=rank,
-        ndcg=ndcg(judged, places),
+        ndcg_5=ndcg(judged, places, 5),
+        ndcg=ndcg(judged, places, 10),
         average_precision=average_precision(judged, places),
         gold_score=gold_score,
         hardest=places.hardest,
@@ -134,13 +135,13 @@ def rank_corpus(
     )
 
 
-def ndcg(judged: Judgements, places: Places) -> Float64[np.ndarray, " queries"]:
-    """nDCG of the first 10 with linear gain, grade / log2(place + 2), as pytrec_eval and mteb."""
+def ndcg(judged: Judgements, places: Places, depth: int) -> Float64[np.ndarray, " queries"]:
+    """nDCG of the first few with linear gain, grade / log2(place + 2), as pytrec_eval and mteb."""
     starts, owner = judged.offsets[:-1], _owners(judged)
-    gain = _discounted(places.grade, places.place)
+    gain = _discounted(places.grade, places.place, depth)
     ideal_order = np.lexsort((-places.grade, owner))
     ideal_place = np.arange(len(owner)) - starts[owner]
-    ideal = _discounted(places.grade[ideal_order], ideal_place)
+    ideal = _discounted(places.grade[ideal_order], ideal_place, depth)
     return np.add.reduceat(gain, starts) / np.add.reduceat(ideal, starts)
 
 
@@ -157,5 +158,5 @@ def _owners(judged: Judgements) -> np.ndarray:
     return np.repeat(np.arange(len(judged.query)), np.diff(judged.offsets))
 
 
-def _discounted(grade: np.ndarray, place: np.ndarray) -> np.ndarray:
-    return np.where(place < DEPTH, grade / np.log2(place + 2.0), 0.0)
+def _discounted(grade: np.ndarray, place: np.ndarray, depth: int) -> np.ndarray:
+    return np.where(place < depth, grade / np.log2(place + 2.0), 0.0)

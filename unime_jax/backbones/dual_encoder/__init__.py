@@ -1,0 +1,1 @@
+"""CLIP and SigLIP: encoders of texts and of images with one space of embeddings."""

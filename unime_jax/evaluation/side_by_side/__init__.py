@@ -1,0 +1,1 @@
+"""Evaluations side by side: scores of runs and of papers in one table, and as one page."""
