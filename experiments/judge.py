@@ -1,4 +1,4 @@
-"""Scores of a multimodal judge for the candidates of training pairs, which unime_v2.py trains on.
+"""Scores of a multimodal judge for the candidates of training pairs, for unime_v2.py.
 
 --config=experiments/judge.py                 MiniMMEB by the model of the default run of stage2.py
 --config=experiments/judge.py:qwen2_vl_7b     MMEB-train with mined negatives, by Qwen2-VL-7B
