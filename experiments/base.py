@@ -225,3 +225,14 @@ def distillation() -> ConfigDict:
     loss.mask_diagonal = True  # leave out a text's similarity with itself
     loss.reduction = "mean"  # or "sum", over texts
     return loss
+
+
+def judge_distillation() -> ConfigDict:
+    """KL divergences to a judge's scores of a query's own candidates, and InfoNCE beside them."""
+    loss = ConfigDict()
+    loss.objective = "judge_distillation"
+    loss.temperature = 0.02
+    loss.judge_temperature = config_dict.placeholder(float)  # None: the same
+    loss.contrastive_weight = 0.0  # of the next, which is added; 0: none
+    loss.contrastive = contrastive()
+    return loss

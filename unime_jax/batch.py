@@ -177,3 +177,5 @@ class Batch:
     target_id: tuple[UInt32[ArrayLike, "_ _"], ...]
     source: Int32[ArrayLike, " B"]
     query_id: UInt32[ArrayLike, " B"] | None = None  # equal ids: the same query
+    # a judge's, of the positive and each negative; NaN: there is no such negative
+    scores: Float32[ArrayLike, "B H+1"] | None = None

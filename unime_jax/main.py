@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader, files
-from unime_jax.jobs import embed, evaluate, export, merge, mine, plan, train
+from unime_jax.jobs import embed, evaluate, export, judge, merge, mine, plan, train
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
 JOBS = {
@@ -18,6 +18,7 @@ JOBS = {
     "export": export.run,
     "evaluate": evaluate.run,
     "embed": embed.run,
+    "judge": judge.run,
     "merge": merge.run,
     "mine": mine.run,
     "plan": plan.run,

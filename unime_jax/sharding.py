@@ -38,6 +38,7 @@ RULES: paths.Rules[P] = (
     (r".*\.(linear_1|to_[qkv]|feed_forward\.(value|gate))\.kernel", P("fsdp", "tensor")),
     (r".*\.(linear_2|to_out|feed_forward\.down)\.kernel", P("tensor", "fsdp")),
     (r".*\.(embed_tokens|word_embeddings|token_embedding)\.embedding", P("tensor", "fsdp")),
+    (r".*\.lm_head\.kernel", P("fsdp", "tensor")),
     (r".*\.(patch_embedding|patch_embed\.proj)\.kernel", P(None, "fsdp")),
     (r".*", P()),
 )

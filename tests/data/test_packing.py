@@ -1,6 +1,8 @@
 """Packing: shapes of the plan only, every item found again, and the same from 1, 2 or 4 parts."""
 
 import dataclasses
+import json
+import pathlib
 import zlib
 
 import numpy as np
@@ -23,6 +25,7 @@ PLAN = pair_shapes(
     negatives=NEGATIVES,
     chunk_size=4,
 )
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SOURCES = ("one", "two")
 
 
@@ -307,3 +310,24 @@ def test_a_bad_row_is_named_and_a_fault_of_ours_is_none():
 def test_plan_errors(buckets, message):
     with pytest.raises(ValueError, match=message):
         BatchShapes(buckets, LAYOUT, 4, 8)
+
+
+def test_a_judges_scores_are_those_of_the_row_and_a_row_without_is_left_out():
+    # UniME-V2's own rows, in our form: its pairs of query and target streams, read in turn, are
+    # the candidates and scores of a query, but for the first, which is the query with score 0.
+    golden = json.loads((GOLDEN / "prompts" / "unime_v2_row_layout.json").read_text())
+    theirs = golden["data_row"]
+    negatives = [item(1, name=text) for text, _ in theirs["hard_negatives"]]
+    scores = (theirs["query_pos_scores"], *theirs["hard_negatives_scores"])
+    judged = Example("one", "x", item(1, name="q"), item(1, name="p"), tuple(negatives), scores)
+    few = dataclasses.replace(judged, negatives=judged.negatives[:1], scores=scores[:2])
+    for k, pairs in golden["pairs_per_k"].items():
+        plan = dataclasses.replace(PLAN, rows=2 * (2 + int(k)), negatives=int(k), scored=True)
+        batch, _ = batch_of([judged, few], plan)
+        streams = [pair[score] for pair in pairs for score in ("score0", "score1")]
+        np.testing.assert_array_equal(batch.scores[0], np.float32(streams[1:]))
+        np.testing.assert_array_equal(batch.scores[1, :2], np.float32(scores[:2]))
+        assert np.isnan(batch.scores[1, 2:]).all() and (batch.negative[1, 1:] == -1).all()
+    assert batch_of([judged, few], dataclasses.replace(plan, scored=False))[0].scores is None
+    with pytest.raises(BadExample, match="no scores of its candidates.*job judge"):
+        prepare(dataclasses.replace(judged, scores=()), toy, plan)

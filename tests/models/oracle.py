@@ -108,14 +108,24 @@ def picture(width: int, height: int, seed: int) -> bytes:
 
 def torch_hidden(pair: Pair, item: Item) -> np.ndarray:
     """transformers' last hidden states [t, D] of one item, unpadded, on its own pixel pipeline."""
+    with torch.no_grad():
+        return pair.torch_model.model(**_torch_inputs(pair, item)).last_hidden_state[0].numpy()
+
+
+def torch_logits(pair: Pair, item: Item) -> np.ndarray:
+    """transformers' logits [vocabulary] of the token after one item, as `torch_hidden`."""
+    with torch.no_grad():
+        return pair.torch_model(**_torch_inputs(pair, item)).logits[0, -1].numpy()
+
+
+def _torch_inputs(pair: Pair, item: Item) -> dict[str, torch.Tensor]:
     row = pair.backbone.preprocess(item)
     ids = torch.tensor(np.asarray(row.tokens))[None].long()
     inputs = {"input_ids": ids} | _torch_pixels(pair, [item])
     if pair.backbone.layout.axes == 3:
         inputs["mm_token_type_ids"] = (ids == pair.torch_model.config.image_token_id).int()
         inputs["position_ids"] = torch.tensor(row.positions.T[:, None]).long()
-    with torch.no_grad():
-        return pair.torch_model.model(**inputs).last_hidden_state[0].numpy()
+    return inputs
 
 
 def torch_left_padded(pair: Pair, items: list[Item]) -> np.ndarray:

@@ -24,6 +24,7 @@ def test_a_name_is_the_file_of_this_clone():
     assert recipes.names() == [
         "embed",
         "evaluate",
+        "judge",
         "llave",
         "merge",
         "mine",
@@ -32,6 +33,7 @@ def test_a_name_is_the_file_of_this_clone():
         "presets",
         "stage1",
         "stage2",
+        "unime_v2",
     ]
     for name in ("stage2:qwen2_vl_7b", "stage2", "llave:llava_onevision_7b", "plan"):
         file = "experiments/" + re.sub(r"^(\w+)", r"\1.py", name)
@@ -101,10 +103,7 @@ def test_every_recipe_describes_its_variants():
 @for_each(
     ("recipe", "message"),
     [
-        (
-            "stge2",
-            "no such recipe; did you mean stage2? There are embed, evaluate, llave, merge,",
-        ),
+        ("stge2", "no such recipe; did you mean stage2? There are embed, evaluate, judge, llave,"),
         ("stage2:qwen", 'no variant "qwen"; use one of mini, llava_onevision_7b,'),
         ("/tmp/absent.py", "--config=/tmp/absent.py: there is no such file"),
         ("elsewhere/stage2.py:x", "the recipe of this package is --config=stage2"),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unime_jax import sharding
+from tests.training import tiny_batch
+from unime_jax import losses, sharding
 from unime_jax.batch import Batch, Inputs
 from unime_jax.training import objectives
 
@@ -194,3 +195,46 @@ def test_losses_of_distillation_by_the_source_of_the_pairs(texts):
         terms.append(np.sum(q * np.log(q / p)))
     wanted = [terms[1], np.mean([terms[0], terms[2], terms[3]])]
     np.testing.assert_allclose(metrics["source_loss"], wanted, rtol=1e-5)
+
+
+def test_a_judges_scores_beside_or_without_the_contrastive_loss():
+    batch, (trainable, frozen) = tiny_batch.make_batch(), tiny_batch.parameters()
+    judge = np.random.default_rng(0).uniform(0, 1, (16, 3)).astype(np.float32)
+    judge[:, 1:][np.asarray(batch.negative) < 0] = np.nan  # queries 2 and 3 have negatives
+    batch = dataclasses.replace(batch, scores=jnp.asarray(judge))
+    encode = jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen))
+    embeddings = [encode(group) for group in batch.groups]
+    table = np.concatenate([np.asarray(part).reshape(-1, tiny_batch.WIDTH) for part in embeddings])
+    cosines = [table[[12 + n, *rows]] @ table[n] for n, rows in ((2, [40]), (3, [41, 42]))]
+
+    def alone(scores, judged):
+        return losses.judge_distillation(scores[None], judged[None], temperature=0.05)[0]
+
+    wanted = (alone(cosines[0], judge[2, :2]) + alone(cosines[1], judge[3])) / 2
+    config = objectives.JudgeDistillation(
+        objective="judge_distillation",
+        temperature=0.05,
+        judge_temperature=None,
+        contrastive_weight=0.0,
+        contrastive=dataclasses.replace(tiny_batch.LOSS, hard_negatives=None, symmetric=False),
+    )
+    loss = functools.partial(objectives.judge_distillation, embeddings, batch, sources=1)
+    value, metrics = loss(config)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    assert metrics["judged_queries"] == metrics["source_rows"][0] == 2
+
+    both = dataclasses.replace(config, contrastive_weight=0.5)
+    contrast, others = objectives.contrastive(embeddings, batch, config.contrastive)
+    combined, metrics = loss(both)
+    np.testing.assert_allclose(combined, wanted + 0.5 * contrast, rtol=1e-4)
+    np.testing.assert_allclose(metrics["judge_loss"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
+    assert metrics["batch_accuracy"] == others["batch_accuracy"]
+    assert metrics["source_rows"][0] == 16 - others["rows_without_negatives"]
+
+    # The first steps are InfoNCE alone, whatever the weight.
+    plain = dataclasses.replace(config.contrastive, false_negative_margin=None, hardness=0.0)
+    infonce, _ = objectives.contrastive(embeddings, batch, plain)
+    for part in (config, both):
+        np.testing.assert_allclose(loss(part, plain=jnp.array(True))[0], infonce, rtol=1e-5)
+    np.testing.assert_allclose(loss(both, plain=jnp.array(False))[0], combined, rtol=1e-5)

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
-from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only
+from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only, with_lm_head
 from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
@@ -33,6 +33,7 @@ __all__ = [
     "Processing",
     "language_only",
     "open_backbone",
+    "with_lm_head",
 ]
 
 FAMILIES = {

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.shapes import Layout
-from unime_jax.models.vlm import EmbeddingModel
+from unime_jax.models.vlm import EmbeddingModel, Vlm
 
 
 class Preprocessor(Protocol):
@@ -46,6 +46,25 @@ class TextOnly:
 
 
 @dataclasses.dataclass(frozen=True)
+class LmHead:
+    """The language-model head of a multimodal model, which judges use and embedders do not.
+
+    Attributes:
+      make_model: the whole model with a head that is tied to the token embeddings, or its own.
+      name: published name of the head's tensor.
+      path: of the head's layer in the model.
+      tied: whether config.json ties the head to the token embeddings.
+      preprocess: the family's preprocessing with another prompt.
+    """
+
+    make_model: Callable[[Literal["tied", "own"], jax.Array], Vlm]
+    name: str
+    path: str
+    tied: bool
+    preprocess: Callable[[Prompt], Preprocessor]
+
+
+@dataclasses.dataclass(frozen=True)
 class Backbone:
     """An opened checkpoint folder: model, preprocessing, tensor names, and what exports need.
 
@@ -60,6 +79,7 @@ class Backbone:
       loads_in_transformers: whether transformers, given the exported files alone, makes the same
         inputs and embeddings.
       text_only: the language component alone; None: the model has none, or is one itself.
+      lm_head: the head of its language model; None: the family has none, or none is read here.
       caveats: sentences for users of transformers, on where it differs from `processing`.
       own_files: files of sentence-transformers in `folder` that an export has as they are.
       adapter: folder of a PEFT adapter that is merged into the weights of `folder`.
@@ -81,6 +101,7 @@ class Backbone:
     processing: Processing
     loads_in_transformers: bool
     text_only: TextOnly | None = None
+    lm_head: LmHead | None = None
     config_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_processor_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     processor_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -140,5 +161,39 @@ def language_only(backbone: Backbone, teacher: int) -> Backbone:
         make_model=part.make_model,
         names=names,
         layout=dataclasses.replace(backbone.layout.without_images(), teacher=teacher),
+        text_only=None,
+    )
+
+
+def with_lm_head(backbone: Backbone) -> Backbone:
+    """A multimodal backbone with its language-model head, as a judge.
+
+    The head is the checkpoint's own tensor where it has one, else the token embeddings.
+
+    Raises:
+      ValueError: the family's head is not read here, or the checkpoint has none and does not tie
+        it.
+    """
+    head = backbone.lm_head
+    if head is None:
+        raise ValueError(
+            f"{backbone.folder}: the language-model head of this family is not read here; judge by"
+            " a LLaVA-OneVision, LLaVA-NeXT or Qwen2-VL"
+        )
+    rule = f"{head.path}.", head.name.removesuffix("weight")
+    names = dataclasses.replace(backbone.names, prefixes=(rule, *backbone.names.prefixes))
+    own = head.name in weights.Checkpoint(backbone.folder, names).tensors
+    if not own and not head.tied:
+        raise ValueError(
+            f"{backbone.folder} has no {head.name}, and its config.json does not tie the head to"
+            " the token embeddings (tie_word_embeddings): it is an embedder without the head that"
+            " a judge answers by. Judge by the model it was made from"
+        )
+    kind: Literal["tied", "own"] = "own" if own else "tied"
+    make = head.make_model
+    return dataclasses.replace(
+        backbone,
+        make_model=lambda key: make(kind, key),
+        names=names,
         text_only=None,
     )

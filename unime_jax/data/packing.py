@@ -30,6 +30,7 @@ class Prepared:
     rows: tuple[Row, ...]
     dropped_negatives: int = 0
     bad: tuple[BadItem, ...] = ()
+    scores: tuple[float, ...] = ()  # of the positive and the negatives that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,11 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
     """Preprocesses an example's items.
 
     Raises BadExample where `preprocess` raises ValueError, as at an image that cannot be decoded,
-    or a row fits no bucket.
+    a row fits no bucket, or the batch wants scores that the example does not have.
     """
+    if shapes.scored and not example.scores:
+        reason = "it has no scores of its candidates, which config.loss needs; job judge makes them"
+        raise BadExample(example.source, example.id, "", reason)
     negatives = example.negatives[: shapes.negatives]
     numbers = example.negative_numbers or range(len(negatives))
     sides = ["query", "positive", *(f"negative {n}" for n in numbers[: len(negatives)])]
@@ -71,7 +75,13 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
             raise BadExample(example.source, example.id, path, reason) from error
         rows.append(row)
     dropped = example.undrawn_negatives + len(example.negatives) - len(negatives)
-    return Prepared(example.source, tuple(item.identity for item in items), tuple(rows), dropped)
+    return Prepared(
+        example.source,
+        tuple(item.identity for item in items),
+        tuple(rows),
+        dropped,
+        scores=example.scores[: 1 + len(negatives)] if shapes.scored else (),
+    )
 
 
 def pack(
@@ -108,6 +118,11 @@ def pack(
     negative = np.full((len(prepared), shapes.negatives), -1, np.int32)
     for i, example in enumerate(prepared):
         negative[i, : len(example.keys) - 2] = [numbers[number_of[key]] for key in example.keys[2:]]
+    scores = None
+    if shapes.scored:
+        scores = np.full((len(prepared), 1 + shapes.negatives), np.nan, np.float32)
+        for i, example in enumerate(prepared):
+            scores[i, : len(example.scores)] = example.scores
     batch = Batch(
         groups=groups,
         query=np.array([numbers[number_of[example.keys[0]]] for example in prepared], np.int32),
@@ -116,6 +131,7 @@ def pack(
         target_id=target_id,
         source=np.array([sources.index(example.source) for example in prepared], np.int32),
         query_id=np.array([target_hash(example.keys[0]) for example in prepared], np.uint32),
+        scores=scores,
     )
     return batch, _info(prepared, rows, groups, places, shapes)
 

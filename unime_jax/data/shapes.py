@@ -50,6 +50,7 @@ class BatchShapes:
     chunk_size: int
     rows: int
     negatives: int = 0  # H
+    scored: bool = False  # a batch has a judge's scores of candidates, and every row must have them
 
     def __post_init__(self):
         if not self.buckets or self.chunk_size < 1 or self.rows < 1:
@@ -93,6 +94,8 @@ def pair_shapes(
     batch_size: int,
     negatives: int = 0,
     chunk_size: int,
+    scored: bool = False,
 ) -> BatchShapes:
     """The shapes of a batch of pairs: in the worst case all queries and candidates are distinct."""
-    return BatchShapes(tuple(buckets), layout, chunk_size, batch_size * (2 + negatives), negatives)
+    rows = batch_size * (2 + negatives)
+    return BatchShapes(tuple(buckets), layout, chunk_size, rows, negatives, scored)

@@ -15,7 +15,7 @@ from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
-from unime_jax.config import Contrastive, Distillation, MergeConfig, TrainConfig
+from unime_jax.config import Contrastive, Distillation, JudgeDistillation, MergeConfig, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import scores
 from unime_jax.export import sentence_transformers
@@ -229,7 +229,12 @@ def _warning(warnings: Sequence[str]) -> dict[str, str]:
     return {"**warning**": markdown("; ".join(warnings))} if warnings else {}
 
 
-def _loss(loss: Contrastive | Distillation) -> str:
+def _loss(loss: Contrastive | Distillation | JudgeDistillation) -> str:
+    if isinstance(loss, JudgeDistillation):
+        judged = f"symmetric KL to a judge's scores, temperature {loss.temperature}"
+        if not loss.contrastive_weight:
+            return judged
+        return f"{judged}; {loss.contrastive_weight:g} x {_loss(loss.contrastive)}"
     parts = [f"temperature {loss.temperature}"]
     if isinstance(loss, Contrastive) and loss.temperature_learning_rate:
         parts = [f"a learned temperature from {loss.temperature}"]

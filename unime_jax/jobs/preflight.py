@@ -28,13 +28,19 @@ from unime_jax.data import (
     schema,
 )
 from unime_jax.data.pairs import open_pairs
+from unime_jax.data.quarantine import BadExample
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
 from unime_jax.evaluation import benchmark_sets, retrieval_files
 from unime_jax.evaluation.tasks import distillation
 from unime_jax.export import merge_parts
 from unime_jax.training import automatic, checkpoint, inputs, optimizer, resume, setup
-from unime_jax.training.settings import Contrastive, Distillation
+from unime_jax.training.settings import (
+    Contrastive,
+    Distillation,
+    JudgeDistillation,
+    contrastive_part,
+)
 
 
 class Problems:
@@ -134,6 +140,7 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 sampling.query_modalities(rows, weights)
             _check_contrast(settings, {name: rows[name] for name in weights})
             _check_sources(settings, weights)
+            _check_scores(settings, {name: rows[name] for name in weights})
     _check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 
@@ -222,6 +229,29 @@ def check_mining(settings: config.MineConfig, problems: Problems) -> None:
         for side in ("queries", "candidates"):
             with problems.collected("config.search.guide"):
                 embedding_store.check_folder(files.as_path(settings.search.guide) / side)
+
+
+def check_judging(settings: config.JudgeConfig, problems: Problems) -> None:
+    """Model and pairs of a judging job."""
+    with problems.collected("config.backbone"):
+        backbone = _open(
+            settings.backbone,
+            settings.revision,
+            settings.max_length,
+            settings.processing,
+            weights=True,
+        )
+        if backbone.lm_head is None:
+            backbones.with_lm_head(backbone)  # says which families have a head
+    if not settings.data.train:
+        problems.add(
+            "config.data.train is empty: name the pairs to judge, below config.data.folder"
+        )
+        return
+    with problems.collected("config.data.train"):
+        path = files.as_path(settings.data.folder) / settings.data.train
+        if not any(map(len, open_pairs(path, settings.data.columns).values())):
+            problems.add(f"config.data.train: there is no row in {path}")
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
@@ -402,16 +432,34 @@ def _check_contrast(settings: config.TrainConfig, rows: Mapping[str, formats.Sou
 
 def _check_sources(settings: config.TrainConfig, names: Iterable[str]) -> None:
     """Raises ValueError if the loss treats a source in its own way that is not trained on."""
-    if not isinstance(settings.loss, Contrastive):
+    of, loss = contrastive_part(settings.loss)
+    if loss is None:
         return
     for key, wanted in (
-        ("closed_sources", settings.loss.closed_sources),
-        ("source_temperatures", [name for name, _ in settings.loss.source_temperatures]),
+        ("closed_sources", loss.closed_sources),
+        ("source_temperatures", [name for name, _ in loss.source_temperatures]),
     ):
         try:
             schema.check_names(wanted, names)
         except ValueError as error:
-            raise ValueError(f"config.loss.{key}: {error}") from error
+            raise ValueError(f"config.{of}.{key}: {error}") from error
+
+
+def _check_scores(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
+    """Raises ValueError for a source whose first row has no scores, where the loss needs them."""
+    if not isinstance(settings.loss, JudgeDistillation):
+        return
+    for name, source in rows.items():
+        try:
+            scores = schema.to_example(name, source[0], "0").scores
+        except BadExample:
+            continue  # it will be left out; others may be good
+        if not scores:
+            raise ValueError(
+                f"config.loss.objective={settings.loss.objective!r}, but the first row of source"
+                f" {name!r} has no `scores`, a judge's of the positive and each negative: job judge"
+                " (experiments/judge.py) writes rows that have them"
+            )
 
 
 def _check_teacher(name: str, folder: files.Path, made: _Made, problems: Problems) -> None:

@@ -92,8 +92,8 @@ def relational_distillation(
 
     own = similarities(student, student_columns)
     wanted = jax.lax.stop_gradient(similarities(teacher, teacher_columns))
-    log_student = _log_softmax(own / temperature, keep)
-    log_teacher = _log_softmax(wanted / teacher_temperature, keep)
+    log_student = masked_log_softmax(own / temperature, keep)
+    log_teacher = masked_log_softmax(wanted / teacher_temperature, keep)
 
     def divergence(of: Float32[Array, "B M"], to: Float32[Array, "B M"]) -> Float32[Array, " B"]:
         return jnp.where(keep, jnp.exp(of) * (of - to), 0).sum(axis=1)
@@ -130,8 +130,10 @@ def _by_direction(
     return both[direction] if direction in both else (forward + backward) / 2
 
 
-def _log_softmax(logits: Float32[Array, "B M"], keep: Bool[Array, "B M"]) -> Float32[Array, "B M"]:
-    """Over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
+def masked_log_softmax(
+    logits: Float32[Array, "B M"], keep: Bool[Array, "B M"]
+) -> Float32[Array, "B M"]:
+    """Log-softmax over the kept columns; 0 elsewhere, so that no infinity meets a gradient."""
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(keep, jax.nn.log_softmax(jnp.where(keep, logits, lowest), axis=1), 0)
 

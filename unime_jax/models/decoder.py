@@ -1,16 +1,19 @@
-"""The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3, without a language-model head.
+"""The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3.
 
-Also serves bidirectional models, with causal=False.
+Embedders have no language-model head; judges have one, see `DecoderConfig.lm_head`. Bidirectional
+models are served with causal=False.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from unime_jax.models import attention, rope, scan
+from unime_jax.models import attention, precision, rope, scan
 from unime_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 
 
@@ -30,6 +33,8 @@ class DecoderConfig:
     hidden_act: str
     causal: bool = True
     long_rope: rope.LongRope | None = None
+    # the language-model head: none, the token embeddings, or a kernel of its own
+    lm_head: Literal["none", "tied", "own"] = "none"
 
 
 class Attention(nnx.Module):
@@ -110,12 +115,17 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, key: jax.Array):
         embed, layers = jax.random.split(key)
+        head = jax.random.fold_in(key, 1)  # so that all else is as without it
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=embed)
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.rope_axes = config.rope_axes
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
+        self.has_head = config.lm_head != "none"
+        self.lm_head: Linear | None = nnx.data(None)
+        if config.lm_head == "own":
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, key=head)
 
     def __call__(
         self,
@@ -141,3 +151,26 @@ class Decoder(nnx.Module):
             added=deepstack,
         )
         return self.norm(x)
+
+    def logits(
+        self, hidden: Float[Array, "R D"], tokens: Int[Array, " n"] | None = None
+    ) -> Float32[Array, "R n"]:
+        """Float32 logits of tokens, or of the whole vocabulary, at states after the final norm.
+
+        Raises:
+          ValueError: the decoder was made without a head.
+        """
+        if not self.has_head:
+            raise ValueError("logits: this decoder has no language-model head")
+        if self.lm_head is None:
+            rows = self.embed_tokens.embedding[...]
+            kernel = (rows if tokens is None else rows[tokens]).T
+        else:
+            columns = self.lm_head.kernel[...]
+            kernel = columns if tokens is None else columns[:, tokens]
+        return jnp.matmul(
+            hidden,
+            kernel.astype(hidden.dtype),
+            precision=precision.of(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )

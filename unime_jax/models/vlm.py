@@ -62,7 +62,7 @@ class EmbeddingModel(nnx.Module):
 
 
 class Vlm(EmbeddingModel):
-    """A vision-language model used as an embedder: no language-model head.
+    """A vision-language model used as an embedder, or with a language-model head as a judge.
 
     A family's class has `language_model` and makes the `vision_features`.
     """
@@ -80,8 +80,11 @@ class Vlm(EmbeddingModel):
 
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
         """The last real token's state after the final norm, scaled to length one."""
-        hidden = self.hidden_states(inputs, execution)
-        return unit_norm(last_token(hidden, inputs.length))
+        return unit_norm(self.last_state(inputs, execution))
+
+    def last_state(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
+        """The last real token's state after the final norm."""
+        return last_token(self.hidden_states(inputs, execution), inputs.length)
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""

@@ -182,6 +182,9 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
         ),
         source=pair,
         query_id=jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=pairs),
+        scores=jax.ShapeDtypeStruct((batch_size, 1 + shapes.negatives), jnp.float32, sharding=pairs)
+        if shapes.scored
+        else None,
     )
 
 

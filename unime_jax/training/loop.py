@@ -232,4 +232,5 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
         target_id=jax.tree.map(lambda x: place(x, rows), batch.target_id),
         source=place(batch.source, pairs),
         query_id=None if batch.query_id is None else place(batch.query_id, pairs),
+        scores=None if batch.scores is None else place(batch.scores, pairs),
     )

@@ -12,9 +12,9 @@ from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import Metrics, ring
 from unime_jax.losses.barred import representatives
-from unime_jax.training.settings import Contrastive, Distillation
+from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
-Objective = Contrastive | Distillation
+Objective = Contrastive | Distillation | JudgeDistillation
 Result = tuple[Float[Array, ""], Metrics]
 
 
@@ -214,6 +214,58 @@ def distillation(
         source=_source_of_rows(batch, live.size)[rows],
         sources=len(sources),
     )
+
+
+def judge_distillation(
+    embeddings: Sequence[Float[Array, "_ _ D"]],
+    batch: Batch,
+    config: JudgeDistillation,
+    *,
+    plain: Bool[Array, ""] | None = None,
+    sources: Sequence[str] = (),
+) -> Result:
+    """A judge's scores of each query's own candidates, and the weighted contrastive loss.
+
+    Where `plain` holds, the loss is InfoNCE alone. `sources` as in `contrastive`. Metrics are those
+    of both losses, `judge_loss` and, if there is one, `contrastive_loss`; `chance_loss` and
+    `source_loss` are of their sum.
+
+    Raises:
+      ValueError: the batch has no scores; while tracing.
+    """
+    if batch.scores is None:
+        raise ValueError("judge_distillation: the batch has no scores of its candidates")
+    table = _by_number(embeddings).astype(jnp.float32)
+    own = jnp.concatenate([batch.positive[:, None], jnp.maximum(batch.negative, 0)], axis=1)
+    similarity = jnp.einsum(
+        "bd,bmd->bm", table[batch.query], table[own], precision=jax.lax.Precision.HIGHEST
+    )
+    loss, metrics = losses.judge_distillation(
+        similarity,
+        batch.scores,
+        temperature=config.temperature,
+        judge_temperature=config.judge_temperature,
+        mask=jnp.isfinite(batch.scores),
+        source=batch.source,
+        sources=len(sources),
+    )
+    metrics = metrics | {"judge_loss": loss}
+    if not config.contrastive_weight and plain is None:
+        return loss, metrics
+    contrast, others = contrastive(
+        embeddings, batch, config.contrastive, plain=plain, sources=sources
+    )
+    others = others | {"contrastive_loss": contrast}
+
+    def combined(judged: Array, contrasted: Array) -> Array:
+        both = judged + config.contrastive_weight * contrasted
+        return both if plain is None else jnp.where(plain, contrasted, both)
+
+    for name in ("chance_loss", *(("source_loss",) if sources else ())):
+        others[name] = combined(metrics[name], others[name])
+    if sources:  # the sources' means are of the queries that have either loss
+        others["source_rows"] = jnp.maximum(metrics["source_rows"], others["source_rows"])
+    return combined(loss, contrast), metrics | others
 
 
 def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:

@@ -99,6 +99,40 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeDistillation:
+    """The options of `losses.judge_distillation`, and the contrastive loss beside it."""
+
+    objective: Literal["judge_distillation"]  # KL divergences to the rows' `scores` (UniME-V2)
+    temperature: float  # similarities are divided by it
+    judge_temperature: float | None  # scores are divided by it; None: the same
+    # of `contrastive`, which is added; 0: none, as in UniME-V2
+    contrastive_weight: float
+    contrastive: Contrastive  # among all pairs of the batch; `infonce_steps` begin with it, too
+
+    def __post_init__(self) -> None:
+        if not self.contrastive_weight >= 0:
+            raise ValueError(
+                f"config.loss.contrastive_weight={self.contrastive_weight} must be 0 or more; 0"
+                " leaves the contrastive loss out."
+            )
+        if self.contrastive.temperature_learning_rate:
+            raise ValueError(
+                "config.loss.contrastive.temperature_learning_rate="
+                f"{self.contrastive.temperature_learning_rate}: beside a judge's scores the "
+                "temperature is fixed; set it to 0."
+            )
+
+
+def contrastive_part(
+    loss: Contrastive | Distillation | JudgeDistillation,
+) -> tuple[str, Contrastive | None]:
+    """The contrastive loss in a run's loss, and the config key that has it; None: there is none."""
+    if isinstance(loss, JudgeDistillation):
+        return "loss.contrastive", loss.contrastive
+    return "loss", loss if isinstance(loss, Contrastive) else None
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, its schedule, and rules by path."""
 

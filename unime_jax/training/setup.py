@@ -24,7 +24,7 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, state, step, temperature
-from unime_jax.training.settings import Contrastive
+from unime_jax.training.settings import Contrastive, JudgeDistillation, contrastive_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,31 +123,36 @@ def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None
         for key, size in (("batch_size", settings.batch_size), ("chunk_size", settings.chunk_size))
         if size % shards
     ]
-    loss = settings.loss
-    k = loss.hard_negatives if isinstance(loss, Contrastive) else None
-    if k is not None and k >= settings.batch_size:
-        problems.append(
-            f"config.loss.hard_negatives={k} must be below config.batch_size="
-            f"{settings.batch_size}: a batch offers at most batch_size - 1 in-batch negatives."
-        )
-    pool = loss.pool if isinstance(loss, Contrastive) else None
-    if pool is not None and settings.batch_size % pool:
-        problems.append(
-            f"config.loss.pool={pool} must divide config.batch_size={settings.batch_size}: the "
-            "batch is cut into pools."
-        )
-    if isinstance(loss, Contrastive):
-        problems += [
-            f"config.loss.{term}_margin={margin}, but config.loss.{term} is False: set it to True, "
-            "or the margin to None."
-            for term, on, margin in (
-                ("query_query", loss.query_query, loss.query_query_margin),
-                ("document_document", loss.document_document, loss.document_document_margin),
-            )
-            if margin is not None and not on
-        ]
+    key, loss = contrastive_part(settings.loss)
+    if loss is not None:
+        problems += _contrastive_problems(f"config.{key}", loss, settings.batch_size)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _contrastive_problems(key: str, loss: Contrastive, batch_size: int) -> list[str]:
+    problems = []
+    k, pool = loss.hard_negatives, loss.pool
+    if k is not None and k >= batch_size:
+        problems.append(
+            f"{key}.hard_negatives={k} must be below config.batch_size={batch_size}: a batch "
+            "offers at most batch_size - 1 in-batch negatives."
+        )
+    if pool is not None and batch_size % pool:
+        problems.append(
+            f"{key}.pool={pool} must divide config.batch_size={batch_size}: the batch is cut into "
+            "pools."
+        )
+    problems += [
+        f"{key}.{term}_margin={margin}, but {key}.{term} is False: set it to True, or the margin "
+        "to None."
+        for term, on, margin in (
+            ("query_query", loss.query_query, loss.query_query_margin),
+            ("document_document", loss.document_document, loss.document_document_margin),
+        )
+        if margin is not None and not on
+    ]
+    return problems
 
 
 def set_up(
@@ -289,6 +294,7 @@ def trace(
             batch_size=settings.batch_size,
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
+            scored=isinstance(settings.loss, JudgeDistillation),
         ),
         test_shapes=BatchShapes(
             settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows

@@ -59,6 +59,10 @@ def batch_loss(
     ]
     if isinstance(objective, objectives.Distillation):
         loss, metrics = objectives.distillation(embeddings, batch, objective, sources=sources)
+    elif isinstance(objective, objectives.JudgeDistillation):
+        loss, metrics = objectives.judge_distillation(
+            embeddings, batch, objective, plain=plain, sources=sources
+        )
     else:
         loss, metrics = objectives.contrastive(
             embeddings, batch, objective, plain=plain, temperature=temperature, sources=sources

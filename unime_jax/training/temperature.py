@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from unime_jax import sharding
 from unime_jax.batch import ArrayLike
-from unime_jax.training.settings import Contrastive, Distillation
+from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,9 @@ class Temperature:
     opt_state: Any
 
 
-def initial_temperature(loss: Contrastive | Distillation, mesh: Mesh) -> Temperature | None:
+def initial_temperature(
+    loss: Contrastive | Distillation | JudgeDistillation, mesh: Mesh
+) -> Temperature | None:
     """The temperature before the first step, on all devices; None: the loss learns none."""
     if not isinstance(loss, Contrastive) or not loss.temperature_learning_rate:
         return None
@@ -36,7 +38,9 @@ def initial_temperature(loss: Contrastive | Distillation, mesh: Mesh) -> Tempera
     )
 
 
-def abstract_temperature(loss: Contrastive | Distillation, mesh: Mesh) -> Temperature | None:
+def abstract_temperature(
+    loss: Contrastive | Distillation | JudgeDistillation, mesh: Mesh
+) -> Temperature | None:
     """Shapes and dtypes of `initial_temperature`."""
     if not isinstance(loss, Contrastive) or not loss.temperature_learning_rate:
         return None

@@ -54,6 +54,12 @@ def is_causal(config: PretrainedConfig, *, outer: bool) -> bool:
     return found.get("", inner) if outer else inner
 
 
+def ties_head(config: PretrainedConfig) -> bool:
+    """Whether the language-model head is the table of token embeddings."""
+    parts = config, config.text_config
+    return any(getattr(part, "tie_word_embeddings", None) or False for part in parts)
+
+
 def require_bidirectional_tower(vision: PretrainedConfig) -> None:
     """Refuses a causal vision_config with a ValueError."""
     require("vision_config.is_causal", bool(getattr(vision, "is_causal", False)), (False,))

@@ -1,11 +1,12 @@
 """LLaVA folders in Hugging Face form, opened for LLaVA-NeXT and LLaVA-OneVision alike."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone, TextOnly
+from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
@@ -158,6 +159,15 @@ def assemble(
         text_only=TextOnly(
             make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
             unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
+        ),
+        lm_head=LmHead(
+            make_model=lambda head, key: Llava(
+                dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head)), key=key
+            ),
+            name="language_model.lm_head.weight",
+            path="language_model.lm_head",
+            tied=hf_config.ties_head(config),
+            preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
         ),
         instruction="{instruction}\n",
     )

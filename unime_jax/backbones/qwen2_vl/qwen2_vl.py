@@ -1,12 +1,13 @@
 """Qwen2-VL's checkpoints: config.json, image processor and the names of their tensors."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone, TextOnly
+from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
@@ -112,6 +113,15 @@ def open_folder(
         text_only=TextOnly(
             make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
             unread=(r"visual\..*",),
+        ),
+        lm_head=LmHead(
+            make_model=lambda head, key: Qwen2Vl(
+                dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head)), key=key
+            ),
+            name="lm_head.weight",
+            path="language_model.lm_head",
+            tied=hf_config.ties_head(config),
+            preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
         ),
         instruction="{instruction}\n",
     )

@@ -1,0 +1,119 @@
+"""The language-model head, tied and its own, against transformers' logits and its `generate`."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.models.oracle import (
+    EXACT,
+    load,
+    make_next_pair,
+    make_pair,
+    packed,
+    pair_of,
+    picture,
+    torch_logits,
+)
+from unime_jax import backbones, paths
+from unime_jax.batch import Item, Media
+from unime_jax.models.answers import make_answer_logits
+
+WIDE = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
+UNTIED = WIDE | dict(tie_word_embeddings=False)  # as the larger Qwen2-VL are
+ITEMS = [
+    Item("Is it a red circle, Yes or No?"),
+    Item("<|image_1|>\na red circle", (Media("1.png", picture(41, 43, 1)),)),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heads")
+    qwen2_vl = write_qwen2_vl(folder / "qwen2_vl", mrope_section=(2, 3, 3), text=UNTIED)
+    return {
+        "llava_onevision": make_pair(folder / "llava_onevision", grid=2),
+        "llava_next": make_next_pair(folder / "llava_next", "mistral"),
+        "qwen2_vl": pair_of(qwen2_vl),
+    }
+
+
+def tied(pair, folder):
+    """The pair without a head of its own, as the small Qwen2-VL are published."""
+    shutil.copytree(pair.backbone.folder, folder)
+    for file in folder.glob("*.safetensors"):
+        kept = {name: x for name, x in load_file(file).items() if "lm_head" not in name}
+        save_file(kept, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    if "text_config" in config:
+        config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = AutoModelForImageTextToText.from_pretrained(
+        folder, config=AutoConfig.from_pretrained(folder)
+    ).eval()
+    opened = backbones.open_backbone(str(folder), max_length=4096)
+    return dataclasses.replace(pair, torch_model=theirs, backbone=opened)
+
+
+def headed(pair):
+    """The graph and parameters of the pair's model with its head."""
+    backbone = backbones.with_lm_head(pair.backbone)
+    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    return graph, load(backbone)
+
+
+def test_logits_at_the_last_position_are_those_of_transformers(pairs, tmp_path):
+    for family, own in pairs.items():
+        for pair in (own, tied(own, tmp_path / family)):
+            graph, parameters = headed(pair)
+            assert any("lm_head" in path for path in parameters) == (pair is own), family
+            inputs, numbers = packed(pair, ITEMS, 120, 5)
+            model = paths.merge(graph, parameters)
+            ours = jax.jit(lambda x, m=model: m.language_model.logits(m.last_state(x, EXACT)))(
+                inputs
+            )
+            assert ours.dtype == np.float32
+            theirs = [torch_logits(pair, item) for item in ITEMS]
+            np.testing.assert_allclose(np.asarray(ours)[numbers], theirs, rtol=0, atol=1e-4)
+
+
+def test_answers_are_a_few_of_the_logits_after_transformers_repetition_penalty(pairs):
+    pair = pairs["qwen2_vl"]
+    graph, parameters = headed(pair)
+    inputs, numbers = packed(pair, ITEMS, 120, 5)
+    rows = [pair.backbone.preprocess(item).tokens for item in ITEMS]
+    logits = np.stack([torch_logits(pair, item) for item in ITEMS])
+    tokens = int(rows[0][0]), int(rows[0][1]), int(logits[1].argmax()), int(logits[1].argmin())
+    for penalty in (1.0, 1.05):
+        encode = make_answer_logits(graph, EXACT, tokens, repetition_penalty=penalty)
+        ours = np.asarray(jax.jit(encode)({}, parameters, inputs))[numbers]
+        processor = RepetitionPenaltyLogitsProcessor(penalty)
+        theirs = [
+            processor(torch.tensor(row)[None].long(), torch.tensor(x)[None])[0, list(tokens)]
+            for row, x in zip(rows, logits, strict=True)
+        ]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_a_head_that_is_not_there_is_missed(pairs, tmp_path):
+    pair = pairs["qwen2_vl"]
+    folder = tied(pair, tmp_path / "headless").backbone.folder
+    shutil.copy(pair.backbone.folder / "config.json", folder)  # which ties nothing
+    opened = backbones.open_backbone(str(folder), max_length=4096)
+    with pytest.raises(ValueError, match="has no lm_head.weight.*tie_word_embeddings"):
+        backbones.with_lm_head(opened)
+    without = dataclasses.replace(opened, lm_head=None)
+    with pytest.raises(ValueError, match="head of this family is not read here"):
+        backbones.with_lm_head(without)

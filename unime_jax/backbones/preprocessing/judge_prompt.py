@@ -1,0 +1,119 @@
+"""The prompt of a judge: a query and a candidate in one user turn, to be answered by Yes or No.
+
+UniME-V2's (arXiv 2510.13515): the parts of the turn are the instruction, "Query:", the query's
+images and text, "Candidate:", and the candidate's. How they are put together is up to the
+checkpoint's chat template; those of LLaVA write all images first.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from unime_jax.backbones.preprocessing import chat_templates
+from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
+from unime_jax.batch import Item, Media
+from unime_jax.data import image_markers
+
+_PROBE = Item("probe", (Media("probe"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgePrompt:
+    """The turn of a query and a candidate, by a checkpoint's chat template."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str  # Jinja source
+    image_token: str
+    instruction: str
+
+    def item(self, query: Item, candidate: Item) -> Item:
+        """The whole prompt as an item, with an image token where each image goes.
+
+        Image markers of the texts are left out, as in "chat" prompts.
+
+        Raises:
+          ValueError: the template fails, or writes another number of image tokens than there are
+            images.
+        """
+        media = query.media + candidate.media
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                messages(self._bare(query), self._bare(candidate), self.instruction),
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template is a program, and fails as one
+            raise ValueError(
+                f"the chat template fails on a judge's turn ({error}): {self.template[:200]!r}"
+            ) from error
+        written = rendered.count(self.image_token)
+        if written != len(media):
+            raise ValueError(
+                f"{name_of(query)} and {name_of(candidate)} have {len(media)} images, but the chat"
+                f" template writes {self.image_token!r} {written} times: it is probably the"
+                " language model's own"
+            )
+        return Item(rendered, media)
+
+    def _bare(self, item: Item) -> Item:
+        text, _ = image_markers.without_markers(item.text, self.image_token)
+        return Item(text.strip(), item.media)
+
+
+def messages(query: Item, candidate: Item, instruction: str) -> list[dict[str, Any]]:
+    """The turn as transformers' chat templates take it."""
+    parts = [_text(instruction), _text("Query:"), *_parts(query)]
+    return [{"role": "user", "content": [*parts, _text("Candidate:"), *_parts(candidate)]}]
+
+
+def open_judge_prompt(
+    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
+) -> tuple[JudgePrompt, Prompt]:
+    """The judge's prompt of a checkpoint, and the `Prompt` that makes rows of its items.
+
+    Args:
+      prompt: of the opened backbone.
+
+    Raises:
+      ValueError: there is no chat template, or it does not do for such a turn.
+    """
+
+    def make(template: str) -> JudgePrompt:
+        made = JudgePrompt(tokenizer, template, prompt.image_token, instruction)
+        text = made.item(_PROBE, _PROBE).text
+        if instruction not in text or text.count(_PROBE.text) != 2:
+            raise ValueError(f"the chat template leaves texts of a judge's turn out: {text!r}")
+        return made
+
+    judge = chat_templates.use(folder, make)
+    bos = tokenizer.bos_token  # as transformers: one that the template writes is not added again
+    special_tokens = bos is None or not judge.item(_PROBE, _PROBE).text.startswith(bos)
+    whole = dataclasses.replace(prompt, style="raw", frames=(), special_tokens=special_tokens)
+    return judge, whole
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, str]) -> tuple[int, int]:
+    """The first token of each answer.
+
+    Raises:
+      ValueError: an answer has no token, or both begin with the same one.
+    """
+    ids = [tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+    if not all(ids) or ids[0][0] == ids[1][0]:
+        raise ValueError(
+            f"the answers {answers[0]!r} and {answers[1]!r} are tokens {ids[0]} and {ids[1]}; each"
+            " must begin with a token of its own"
+        )
+    return ids[0][0], ids[1][0]
+
+
+def _parts(item: Item) -> list[dict[str, str]]:
+    images = [{"type": "image", "image": media.path} for media in item.media]
+    return [*images, *([_text(item.text)] if item.text else [])]
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
