@@ -43,6 +43,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.data.folder = "data"
     config.data.train = "mini_mmeb/train"  # pairs, as data.train of base.py
     config.data.columns = ConfigDict()  # as in base.py
+    config.data.mined = ""  # a work directory of mine.py: its negatives are judged, too
+    config.data.mined_use = "beside"  # the rows' own, or "instead"
     config.data.block = 64  # rows of a file
     config.data.max_bad_share = 0.05  # of the rows
 
@@ -56,6 +58,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.dtype = "bfloat16"
         config.judging.margin = 0.01
         config.judging.keep = 10
-        config.data.train = "mmeb_train_mined"
+        config.data.train = "mmeb_train"
+        config.data.mined = "runs/mine"
+        config.data.mined_use = "instead"
         config.data.block = 256
     return config

@@ -397,6 +397,8 @@ class JudgeDataConfig:
     folder: str  # that `train` is relative to
     train: str  # pairs, as `data.train` of a training run
     columns: Mapping[str, str]  # as in a training run
+    mined: str  # as in a training run: negatives of job mine are judged, too; "": none
+    mined_use: MinedUse  # as in a training run
     block: int  # rows of a file; a run that is killed loses one of them at most
     max_bad_share: float  # of the rows that may be unusable before the job stops
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import judge as experiment
+from experiments import mine as mine_experiment
 from experiments import unime_v2
 from tests import children
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
@@ -22,7 +23,7 @@ from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import to_example
 from unime_jax.data.settings import Bucket
-from unime_jax.jobs import judge, train
+from unime_jax.jobs import judge, mine, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
 INSTRUCTION = experiment.get_config().judging.instruction
@@ -171,6 +172,28 @@ def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path):
     judge.run(short, tmp_path / "short")
     said = (tmp_path / "short" / "quarantine.jsonl").read_text()
     assert "over 100 tokens, and a judge sees whole texts: raise config.max_length" in said
+
+
+def test_mined_negatives_are_judged(pair, given, plain, tmp_path):
+    mining = mine_experiment.get_config()
+    mining.backbone, mining.max_length, mining.batch_size = given.backbone, 512, 8
+    mining.data.folder, mining.data.train = given.data.folder, given.data.train
+    mining.data.max_bad_share = 0.5
+    mining.search.negatives, mining.search.ratio = 2, None
+    mine.run(mining, tmp_path / "mined")
+    changed = given.copy_and_resolve_references()
+    changed.data.mined, changed.data.mined_use = str(tmp_path / "mined"), "instead"
+    judge.run(changed, tmp_path / "judged")
+    own = {example.id: example for example in examples(plain)}
+    judged = examples(tmp_path / "judged")
+    assert len(judged) == len(own)
+    for example in judged:
+        assert len(example.negatives) == 2 and len(example.scores) == 3
+        assert example.scores[0] == own[example.id].scores[0]
+        assert not set(example.negatives) & set(own[example.id].negatives)
+        assert all(0 <= score <= 1 for score in example.scores)
+    with pytest.raises(ValueError, match="mined negatives"):  # another work directory is asked for
+        judge.run(given, tmp_path / "judged")
 
 
 def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):

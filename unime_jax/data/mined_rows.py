@@ -139,6 +139,12 @@ def join(
     return joined
 
 
+def tables(rows: Mapping[str, Source]) -> dict[str, MinedUse]:
+    """The mined tables that sources are joined with, by a hash of their content, and their use."""
+    joined = [source for source in rows.values() if isinstance(source, MinedRows)]
+    return {source.mined.content: source.use for source in joined}
+
+
 def _check_sample(source: MinedRows) -> None:
     """Raises DataChangedError if one of a few rows, or its first negative, has changed."""
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():

@@ -26,7 +26,7 @@ from unime_jax.backbones.preprocessing import judge_prompt
 from unime_jax.backbones.preprocessing.judge_prompt import JudgePrompt
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of, open_tokenizer
 from unime_jax.batch import Example, Item, Row
-from unime_jax.data import formats, inference_shapes, judged_negatives
+from unime_jax.data import formats, inference_shapes, judged_negatives, mined_rows
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.judged_rows import Block, Writer
@@ -122,7 +122,13 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
     """Opens model and data, and checks both against those that `workdir` began with."""
     judge = open_judge(settings)
     path = files.as_path(settings.data.folder) / settings.data.train
-    sources = open_pairs(path, settings.data.columns)
+    sources = open_rows(settings.data)
+    data: dict[str, object] = {
+        "columns": dict(settings.data.columns),
+        "files": formats.fingerprint(path),
+    }
+    if tables := mined_rows.tables(sources):
+        data["mined negatives"] = tables
     backbone = judge.backbone
     provenance = {
         "backbone": backbone.base if backbone.adapter is None else str(backbone.adapter),
@@ -135,7 +141,7 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
         },
         "judging": dataclasses.asdict(settings.judging),
         "template": judge.prompt.template,
-        "data": {"columns": dict(settings.data.columns), "files": formats.fingerprint(path)},
+        "data": data,
     }
     writer = Writer(
         workdir,
@@ -144,6 +150,21 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
         provenance=provenance,
     )
     return Work(settings, judge, sources, writer)
+
+
+def open_rows(data: config.JudgeDataConfig) -> Mapping[str, formats.Source]:
+    """The pairs of each source, with the negatives of `data.mined`.
+
+    Raises:
+      FileNotFoundError: as `open_pairs`.
+      ValueError: as `open_pairs` and `mined_rows.join`.
+    """
+    folder = files.as_path(data.folder)
+    sources = open_pairs(folder / data.train, data.columns)
+    if not data.mined:
+        return sources
+    used = {name: len(rows) for name, rows in sources.items()}
+    return mined_rows.join(sources, used, data.mined, folder, data.columns, data.mined_use)
 
 
 def open_judge(settings: config.JudgeConfig) -> Judge:

@@ -22,6 +22,7 @@ from unime_jax.data import (
     formats,
     heads,
     items,
+    mined_rows,
     mining_corpus,
     mixture,
     sampling,
@@ -250,8 +251,15 @@ def check_judging(settings: config.JudgeConfig, problems: Problems) -> None:
         return
     with problems.collected("config.data.train"):
         path = files.as_path(settings.data.folder) / settings.data.train
-        if not any(map(len, open_pairs(path, settings.data.columns).values())):
+        sources = open_pairs(path, settings.data.columns)
+        rows = {name: len(source) for name, source in sources.items()}
+        if not any(rows.values()):
             problems.add(f"config.data.train: there is no row in {path}")
+            return
+        if settings.data.mined:
+            with problems.collected("config.data.mined"):
+                folder, data = files.as_path(settings.data.folder), settings.data
+                mined_rows.join(sources, rows, data.mined, folder, data.columns, data.mined_use)
 
 
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:

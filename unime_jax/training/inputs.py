@@ -53,11 +53,7 @@ def open_rows(data: config.DataConfig) -> dict[str, formats.Source]:
 def fingerprint(rows: Mapping[str, formats.Source]) -> dict[str, object]:
     """How many rows each source has, and what was mined for them: of a checkpoint's data."""
     counts: dict[str, object] = {name: len(source) for name, source in rows.items()}
-    tables = {
-        source.mined.content: source.use
-        for source in rows.values()
-        if isinstance(source, mined_rows.MinedRows)
-    }
+    tables = mined_rows.tables(rows)
     return counts | ({"mined negatives": tables} if tables else {})
 
 
