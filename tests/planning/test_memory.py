@@ -51,9 +51,9 @@ def test_weights_and_moments_are_those_of_the_shards(backbone):
     assert needed.capacity == 15.75 * 2**30
 
     # Inputs are two batches and three counters. 96 rows and 32 pairs (query, positive, negative,
-    # source), over four row shards.
+    # source, the query's id), over four row shards.
     needed = memory.memory(step_of(backbone, stage2), V5E, (0.0,), None)
-    batch = 96 * (TOKENS * TOKEN + ROW) + 32 * 4 * 4
+    batch = 96 * (TOKENS * TOKEN + ROW) + 32 * 5 * 4
     assert needed.inputs == 2 * batch / 4 + 3 * 4
 
     # A peak is the compilers and the second batch

@@ -218,7 +218,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
         contrastive_weight=0.0,
         contrastive=dataclasses.replace(tiny_batch.LOSS, hard_negatives=None, symmetric=False),
     )
-    loss = functools.partial(objectives.judge_distillation, embeddings, batch, sources=1)
+    loss = functools.partial(objectives.judge_distillation, embeddings, batch, sources=("a",))
     value, metrics = loss(config)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
     assert metrics["judged_queries"] == metrics["source_rows"][0] == 2

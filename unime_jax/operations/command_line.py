@@ -197,7 +197,18 @@ def _type_of(kind: Any, group: ConfigDict, name: str, key: str, values: ConfigDi
         if name in hints:
             return hints[name]
         known = list(hints)
-    raise ValueError(_no_such_key(key, name, known, [k for k, _ in keys(config.kind_of(values))]))
+    everywhere = [k for k, _ in keys(config.kind_of(values)) if _has_group(values, k)]
+    raise ValueError(_no_such_key(key, name, known, everywhere))
+
+
+def _has_group(values: ConfigDict, key: str) -> bool:
+    """Whether a config has the group of a key, which may be of another loss."""
+    for name in key.split(".")[:-1]:
+        inner = values.get(name)
+        if not isinstance(inner, ConfigDict):
+            return False
+        values = inner
+    return True
 
 
 def _no_such_key(key: str, name: str, known: Sequence[str], everywhere: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """From the command line: each set by itself, whole or named with the reason, never made twice."""
 
 import json
+import logging
 import sys
 import types
 
@@ -48,8 +49,11 @@ def run(tmp_path, monkeypatch, capsys):
         status = command.main(["benchmarks"])
         return status, "".join(capsys.readouterr())
 
+    logger = logging.getLogger("absl")
+    level = logger.level
     yield run
     flags.FLAGS.unparse_flags()
+    logger.setLevel(level)  # which the flags and the command have set
 
 
 def captions_set(**changes):
