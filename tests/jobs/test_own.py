@@ -16,6 +16,7 @@ from unime_jax import Embedder, config_reader, main
 from unime_jax.config import TrainConfig
 from unime_jax.data import formats
 from unime_jax.jobs import plan, preflight, train
+from unime_jax.jobs.common_checks import Problems
 from unime_jax.training import automatic
 
 WORDS = ("red", "blue", "green", "small", "large")
@@ -175,7 +176,7 @@ def test_one_row_needs_a_negative_of_its_own(five_rows, tmp_path):
     def problems(row, **changes):
         five_rows["pairs"][:] = [row]
         settings = config_reader.read(TrainConfig, make_config(folder, **changes).to_dict())
-        problems = preflight.Problems()
+        problems = Problems()
         preflight.check_training(settings, tmp_path, problems)
         problems.raise_any()
 

@@ -37,7 +37,7 @@ from unime_jax.data.quarantine import BadItem, Quarantine, failed_path
 from unime_jax.data.truncation import kept, truncated
 from unime_jax.embedder import Embedder
 from unime_jax.encode import NonFiniteError, encode_blocks
-from unime_jax.jobs import preflight
+from unime_jax.jobs import preflight, preflight_models
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
@@ -74,7 +74,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     preflight.check(
         lambda: local_mesh(settings.mesh),
         workdir,
-        lambda problems: preflight.check_embedding(settings, problems),
+        lambda problems: preflight_models.check_embedding(settings, problems),
     )
     # Hosts share the folder: each owns its part of it.
     lock = f"embed-{jax.process_index()}-of-{jax.process_count()}.lock"

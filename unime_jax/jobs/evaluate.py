@@ -41,7 +41,8 @@ from unime_jax.evaluation.suite import (
     summary,
 )
 from unime_jax.evaluation.tasks import distillation
-from unime_jax.jobs import boundary, evaluated_model, preflight
+from unime_jax.jobs import boundary, evaluated_model, preflight, preflight_models
+from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, watchdog
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training.inputs import prepare
@@ -102,7 +103,7 @@ def _check(
     settings: config.EvaluateConfig,
     workdir: files.Path,
     peer: Peer | None,
-    problems: preflight.Problems,
+    problems: Problems,
 ) -> None:
     with problems.collected("--workdir"):
         _check_workdir(workdir)
@@ -112,13 +113,13 @@ def _check(
         if peer is None:
             with problems.collected("config.backbone"):
                 evaluated_model.check_peer(settings)
-        preflight.check_evaluation_data(settings, problems)
+        preflight_models.check_evaluation_data(settings, problems)
         return
     source = ""
     with problems.collected("config.backbone"):
         source = evaluated_model.model_source(settings.backbone)
     if source:
-        preflight.check_evaluation(settings, source, problems)
+        preflight_models.check_evaluation(settings, source, problems)
 
 
 def _check_workdir(workdir: files.Path) -> None:

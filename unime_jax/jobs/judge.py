@@ -34,7 +34,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadExample, BadItem, Quarantine, failed_path
 from unime_jax.data.schema import to_example
 from unime_jax.encode import Model, NonFiniteError, encode_blocks
-from unime_jax.jobs import preflight
+from unime_jax.jobs import preflight, preflight_models
 from unime_jax.models.answers import make_answer_logits
 from unime_jax.models.inference import default_execution, targets
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
@@ -99,7 +99,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     preflight.check(
         lambda: _make_mesh(settings),
         workdir,
-        lambda problems: preflight.check_judging(settings, problems),
+        lambda problems: preflight_models.check_judging(settings, problems),
     )
     lock = f"judge-{jax.process_index()}-of-{jax.process_count()}.lock"
     with (

@@ -20,7 +20,7 @@ from unime_jax.data.user_inputs import UserInput
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import merged_weights, model_card, self_check
 from unime_jax.export.merge_parts import Part, check_alike, open_part, prompts_differ
-from unime_jax.jobs import preflight
+from unime_jax.jobs import preflight, preflight_models
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 
@@ -38,7 +38,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     preflight.check(
         lambda: sharding.make_mesh(1, -1, 1, jax.local_devices()),
         workdir,
-        lambda problems: preflight.check_merge(settings, workdir, problems),
+        lambda problems: preflight_models.check_merge(settings, workdir, problems),
     )
     with (
         disk_errors.explained(workdir),
@@ -50,7 +50,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
 
 
 def merge(settings: config.MergeConfig, workdir: files.Path) -> None:
-    """Merges models that `preflight.check_merge` has looked at."""
+    """Merges models that `preflight_models.check_merge` has looked at."""
     parts = [open_part(source, settings, weights=True) for source in settings.models]
     base = open_part(settings.base, settings, weights=True) if settings.base else None
     check_alike(parts, base)

@@ -29,7 +29,7 @@ from unime_jax.data.mining_corpus import open_corpus
 from unime_jax.data.mining_rows import NONE, MiningRows
 from unime_jax.data.pairs import open_pairs
 from unime_jax.evaluation import corpus_search, negative_choice
-from unime_jax.jobs import embed, preflight
+from unime_jax.jobs import embed, preflight, preflight_models
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 
@@ -100,7 +100,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     mesh = preflight.check(
         lambda: embed.local_mesh(settings.mesh),
         workdir,
-        lambda problems: preflight.check_mining(settings, problems),
+        lambda problems: preflight_models.check_mining(settings, problems),
     )
     lock = f"mine-{jax.process_index()}-of-{jax.process_count()}.lock"
     with (

@@ -21,6 +21,7 @@ from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
 from unime_jax.evaluation import earlier, scores, suite
 from unime_jax.jobs import boundary, export, preflight
+from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, exits, stop, watchdog
 from unime_jax.operations.goodput import Goodput, Phase
 from unime_jax.operations.stop import StopSignal
@@ -121,7 +122,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
 def _check(settings: config.TrainConfig, workdir: files.Path) -> Mesh:
     """Looks at all that is cheap to look at, before anything is built; returns the mesh."""
 
-    def check_keys(problems: preflight.Problems) -> None:
+    def check_keys(problems: Problems) -> None:
         with problems.collected():
             evaluations.check(settings)
         preflight.check_training(settings, workdir, problems)
