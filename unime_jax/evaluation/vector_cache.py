@@ -1,4 +1,4 @@
-"""Vectors of evaluation items on disk, from run to run: of one model in blocks, found by item.
+"""On-disk store of one model's evaluation vectors, in blocks, looked up by item hash.
 
     <folder>/<of>/of.json      what a vector follows from, beside its item; <of> is a hash of it
     <folder>/<of>/<name>.ids   bytes [rows]: of which item each row is the vector

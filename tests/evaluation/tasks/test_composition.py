@@ -21,6 +21,19 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
+def test_a_tie_in_any_comparison_of_two_images_with_two_captions_is_wrong():
+    right = np.array([[[0.9, 0.1], [0.2, 0.8]]], np.float32)
+    assert composition_rules.both_captions(right).all() and composition_rules.both_images(right)[0]
+    for own, other in (((0, 0), (0, 1)), ((1, 1), (1, 0))):  # an image's two captions
+        tied = right.copy()
+        tied[0][other] = tied[0][own]
+        assert not composition_rules.both_captions(tied)[0], other
+    for own, other in (((0, 0), (1, 0)), ((1, 1), (0, 1))):  # a caption's two images
+        tied = right.copy()
+        tied[0][other] = tied[0][own]
+        assert not composition_rules.both_images(tied)[0], other
+
+
 def test_accuracies_are_the_originals():
     golden = json.loads((GOLDEN / "case.json").read_text())["accuracy"]
     tensors = load_file(GOLDEN / "io.safetensors")
