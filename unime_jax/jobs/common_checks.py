@@ -40,7 +40,9 @@ class Problems:
         """Collects those of a whole config of this dataclass, at its place in another config."""
         part = Problems()
         yield part
-        self._found += [config_reader.placed(kind, problem, where) for problem in part._found]
+        for problem in part._found:
+            said = config_reader.placed(kind, problem, where)
+            self._found.append(said if where in said else f"{where}: {said}")
 
     def raise_any(self) -> None:
         """Raises ValueError if there are any."""

@@ -1,4 +1,4 @@
-"""Preflight checks of rounds: those of every part, as far as its inputs are there; see `preflight`."""
+"""Preflight checks of rounds: those of every part, as far as its inputs are there."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,22 +9,33 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.jobs import embed, preflight, preflight_models
 from unime_jax.jobs.common_checks import Made, Problems
 from unime_jax.jobs.round_parts import Part
-from unime_jax.training import evaluations, inputs
+from unime_jax.training import evaluations, inputs, resume
+from unime_jax.training.setup import make_mesh
 
 
-def check(
-    settings: config.RoundsConfig, parts: Sequence[Part], workdir: files.Path, problems: Problems
-) -> None:
-    """Models, data and schedules of all parts.
+def check(settings: config.RoundsConfig, parts: Sequence[Part], workdir: files.Path) -> None:
+    """Models, data, devices and schedules of all parts, before any of them begins.
 
     What an earlier part makes cannot be looked at, nor what `data.prepare` has yet to make.
+
+    Raises:
+      ValueError: all that is wrong.
     """
     if files.is_remote(str(workdir)):
-        problems.add(
+        raise ValueError(
             f"--workdir={workdir}: jobs mine and judge write to local folders alone. Mount the"
             " bucket and give the mounted folder"
         )
-        return
+    problems = Problems()
+    with problems.collected():
+        resume.open_workdir(workdir)
+    _check_parts(settings, parts, workdir, problems)
+    problems.raise_any()
+
+
+def _check_parts(
+    settings: config.RoundsConfig, parts: Sequence[Part], workdir: files.Path, problems: Problems
+) -> None:
     for part in parts:  # with what each round sets
         with problems.collected():
             values = part.values.to_dict()
@@ -39,6 +50,8 @@ def check(
     for name, training in (("initial", settings.initial), ("train", trained)):
         if training is not None:
             with problems.of_part(config.TrainConfig, f"config.{name}") as of_part:
+                with of_part.collected():
+                    make_mesh(training)
                 with of_part.collected():
                     evaluations.check(training)
                 preflight.check_training(training, workdir, of_part, joined_later=name == "train")

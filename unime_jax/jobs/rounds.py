@@ -9,7 +9,7 @@ does by itself.
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,19 +25,17 @@ from unime_jax.jobs import (
     boundary,
     judge,
     mine,
-    preflight,
     preflight_rounds,
     round_parts,
     train,
 )
-from unime_jax.jobs.common_checks import Problems
 from unime_jax.jobs.round_parts import Part
 from unime_jax.operations import processes
 from unime_jax.training import inputs, resume
-from unime_jax.training.setup import make_mesh, write_config
+from unime_jax.training.setup import write_config
 
 PROGRESS = "rounds.json"
-JOBS: Mapping[str, Callable[[ConfigDict, files.Path], None]] = {
+JOBS: dict[str, Callable[[ConfigDict, files.Path], None]] = {
     "mine": mine.run,
     "judge": judge.run,
     "train": train.run,
@@ -55,11 +53,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """
     settings = config_reader.read(config.RoundsConfig, config_dict.to_dict())
     parts = list(round_parts.parts(config_dict, workdir))
-
-    def check(problems: Problems) -> None:
-        preflight_rounds.check(settings, parts, workdir, problems)
-
-    preflight.check(lambda: make_mesh(settings.train), workdir, check)
+    preflight_rounds.check(settings, parts, workdir)
     folder = files.as_path(settings.data.folder)
     prepared = (settings.initial or settings.train).data.prepare
     with boundary.owning(workdir, "rounds.lock", "runs rounds in", folder):
@@ -69,7 +63,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         write_config(workdir, config_dict)
         if prepared.module:
             inputs.prepare(prepared, folder)
-            preflight.check(lambda: make_mesh(settings.train), workdir, check)  # of all that is new
+            preflight_rounds.check(settings, parts, workdir)  # with all that is new
         for part in parts:
             if part.name in complete:
                 logging.info("%s is complete", part.name)
@@ -129,9 +123,7 @@ def _read_progress(workdir: files.Path) -> list[str]:
 
 
 def _write_progress(workdir: files.Path, complete: Sequence[str]) -> None:
-    files.write_whole(
-        workdir / PROGRESS, json.dumps({"complete": list(complete)}, indent=2) + "\n"
-    )
+    files.write_whole(workdir / PROGRESS, json.dumps({"complete": list(complete)}, indent=2) + "\n")
 
 
 # Keys that may change when parts with them are complete: memory and places, not results.
@@ -213,4 +205,6 @@ def write_report(workdir: files.Path, parts: Sequence[Part], complete: Sequence[
         return
     nothing: dict[str, Any] = {"chosen": {}, "models": (), "baseline": groups[0].name}
     compared = tables.write(workdir / "report", groups, title=f"Rounds {workdir.name}", **nothing)
-    logging.info("%s\n\n%s\nreport: %s.html", workdir, tables.averages(compared), workdir / "report")
+    logging.info(
+        "%s\n\n%s\nreport: %s.html", workdir, tables.averages(compared), workdir / "report"
+    )
