@@ -1,5 +1,6 @@
 """Rounds of mining, judging and training as one job: interrupted, resumed, extended, refused."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -118,12 +119,17 @@ def test_interrupted_anywhere_it_ends_the_same_and_does_nothing_twice(
 
     # What is complete stays; more rounds may be asked for, and keys that do not matter may change.
     jobs = Jobs(monkeypatch)
-    changed = {"rounds": 3, "mine.batch_size": 7, "train.log_every": 5, "initial.mesh.data": 8}
+    allowed = {"rounds": 3, "mine.batch_size": 7, "train.log_every": 5, "initial.mesh.data": 8}
     with caplog.at_level(logging.INFO, "absl"):
-        rounds.run(make_config(data, **{"judge.backbone": "judge"} | changed), workdir)
+        rounds.run(make_config(data, **{"judge.backbone": "judge"} | allowed), workdir)
     assert jobs.begun == [f"round_3/{job}" for job in ("mine", "judge", "train")]
     assert "config.rounds: 2 -> 3" in caplog.text
-    changed = {"rounds": 3, "mine.search.ranks": (2, 9), "train.steps": 3, "start": "first"}
+    changed: dict[str, object] = {
+        "rounds": 3,
+        "mine.search.ranks": (2, 9),
+        "train.steps": 3,
+        "start": "first",
+    }
     changed |= {"initial.seed": 1, "judge.backbone": ""}
     with pytest.raises(ValueError, match="complete:\n") as error:
         rounds.run(make_config(data, **changed), workdir)
@@ -140,12 +146,13 @@ def test_interrupted_anywhere_it_ends_the_same_and_does_nothing_twice(
 def test_which_model_mines_and_which_is_trained(data, tmp_path, monkeypatch):
     seen = []
     Jobs(monkeypatch)
+
+    def recorded(values, workdir, job):
+        seen.append(values)
+        job(values, workdir)
+
     for name, job in dict(rounds.JOBS).items():
-        monkeypatch.setitem(
-            rounds.JOBS,
-            name,
-            lambda values, workdir, job=job: (seen.append(values), job(values, workdir)),
-        )
+        monkeypatch.setitem(rounds.JOBS, name, functools.partial(recorded, job=job))
     rounds.run(make_config(data), tmp_path)
     initial, mine_1, train_1, mine_2, train_2 = seen
     assert (initial.init, initial.init_from, initial.data.mined) == ("random", "", "")

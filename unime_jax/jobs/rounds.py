@@ -30,7 +30,7 @@ from unime_jax.jobs import (
     train,
 )
 from unime_jax.jobs.round_parts import Part
-from unime_jax.operations import processes
+from unime_jax.operations import compilation_cache, processes
 from unime_jax.training import inputs, resume
 from unime_jax.training.setup import write_config
 
@@ -61,6 +61,8 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
         check_config(workdir, config_dict, complete)
         processes.barrier("rounds begin")  # all have read what is written from here on
         write_config(workdir, config_dict)
+        # Parts with "auto" then keep their programs there, too, for the rounds to come.
+        compilation_cache.use_for_job(settings.train.compilation_cache, workdir)
         if prepared.module:
             inputs.prepare(prepared, folder)
             preflight_rounds.check(settings, parts, workdir)  # with all that is new
@@ -71,9 +73,9 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             _run_part(part, settings, workdir)
             complete.append(part.name)
             if jax.process_index() == 0:
-                _write_progress(workdir, complete)
                 if part.job == "train":
                     write_report(workdir, parts, complete)
+                _write_progress(workdir, complete)
 
 
 def _run_part(part: Part, settings: config.RoundsConfig, workdir: files.Path) -> None:
