@@ -139,7 +139,9 @@ def test_interrupted_anywhere_it_ends_the_same_and_does_nothing_twice(
     assert main.says_it_all(error.value)
     # Rounds of other rows could not be compared.
     jobs.rows = "others"
-    with pytest.raises(DataChangedError, match="round_4/mine: the data have changed since round 1"):
+    with pytest.raises(
+        DataChangedError, match="round_4/mine: the data have changed since .*round_1"
+    ):
         rounds.run(make_config(data, **{"judge.backbone": "judge", "rounds": 4}), workdir)
 
 

@@ -85,29 +85,30 @@ def _run_part(part: Part, settings: config.RoundsConfig, workdir: files.Path) ->
     )
     try:
         JOBS[part.job](part.values, workdir / part.name)
+        if part.job == "mine":
+            _check_same_data(part, workdir)
     except (ValueError, RuntimeError) as error:
         if error.args and isinstance(error.args[0], str):  # its keys are below the part's here
             kind = config.kind_of(part.values)
             said = config_reader.placed(kind, error.args[0], f"config.{part.group}")
             error.args = (f"{part.name}: {said}", *error.args[1:])
         raise
-    if part.job == "mine":
-        _check_same_data(part, workdir)
     processes.barrier("a part of the rounds is complete")
     jax.clear_caches()  # the next model needs the devices' memory, programs too
     gc.collect()
 
 
 def _check_same_data(part: Part, workdir: files.Path) -> None:
-    """Raises DataChangedError if a round was mined for other rows than the first one."""
+    """Raises DataChangedError if a round was mined for other rows than one before it."""
+    records = [workdir / f"round_{n}" / "mine" / RECORD for n in range(1, part.round + 1)]
+    records = [record for record in records if record.exists()]  # some may have been removed
     first, this = (
-        files.read_object(workdir / f"round_{number}" / "mine" / RECORD)["provenance"]["data"]
-        for number in (1, part.round)
+        files.read_object(record)["provenance"]["data"] for record in (records[0], records[-1])
     )
     if first != this:
         raise DataChangedError(
-            f"{workdir / part.name}: the data have changed since round 1 was mined, so that rounds "
-            "could not be compared. Go back to those data, or begin in another work directory"
+            f"the data have changed since {records[0].parent} was mined, so that rounds could not "
+            "be compared. Go back to those data, or begin in another work directory"
         )
 
 
