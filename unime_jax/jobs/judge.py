@@ -29,7 +29,7 @@ from unime_jax.data.schema import to_example
 from unime_jax.jobs import preflight, preflight_models
 from unime_jax.jobs.judge_model import Judge, Pair, Scorer, make_mesh, make_scorer, open_judge
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 POLL_SECONDS = 5
 

@@ -27,7 +27,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.evaluation import mined_blocks
 from unime_jax.jobs import embed, preflight, preflight_models
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 PROMPTS = {"queries": "query", "candidates": "document"}  # of sentence-transformers, by folder
 
