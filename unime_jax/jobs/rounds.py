@@ -31,8 +31,8 @@ from unime_jax.jobs import (
 )
 from unime_jax.jobs.round_parts import Part
 from unime_jax.operations import compilation_cache, processes
+from unime_jax.operations.config_file import write_config
 from unime_jax.training import inputs, resume
-from unime_jax.training.setup import write_config
 
 PROGRESS = "rounds.json"
 JOBS: dict[str, Callable[[ConfigDict, files.Path], None]] = {
