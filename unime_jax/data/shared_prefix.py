@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool
 
 from unime_jax.batch import Row
 from unime_jax.data.shapes import Layout
@@ -96,6 +96,7 @@ def _common(a: Row, b: Row, most: _Common, layout: Layout) -> _Common:
 
 
 def _same_tile(a: Row, b: Row, tile: int) -> bool:
+    assert a.patches is not None and b.patches is not None
     same = np.array_equal(a.patches[tile], b.patches[tile])
     if a.patch_position is not None and b.patch_position is not None:
         same &= np.array_equal(a.patch_position[tile], b.patch_position[tile])
@@ -142,21 +143,18 @@ def _merged(rows: Sequence[Row], common: _Common, layout: Layout) -> Row:
             place[place[..., 0] >= 0, 0] += images - before  # patches see those of their number
             places.append(place)
             images += max(0, _images(row, shared, len(row.patches)) - before)
-    tokens, positions, weights = (
-        [values[:start], *others] if values is not None else []
-        for values, others in (
-            (head.tokens, [row.tokens[start:] for row in rows]),
-            (head.positions, [row.positions[start:] for row in rows]),
-            (head.slot_weight, [w[start:] for row in rows if (w := row.slot_weight) is not None]),
-        )
-    )
+    weights = [row.slot_weight for row in rows if row.slot_weight is not None]
     lengths = [len(row.tokens) - start for row in rows]
     ends = start + np.cumsum(lengths) - 1
     return Row(
-        tokens=np.concatenate(tokens),
-        positions=np.concatenate(positions),
+        tokens=np.concatenate([head.tokens[:start], *(row.tokens[start:] for row in rows)]),
+        positions=np.concatenate(
+            [head.positions[:start], *(row.positions[start:] for row in rows)]
+        ),
         slot=np.concatenate(slots).astype(np.int32),
-        slot_weight=np.concatenate(weights) if weights else None,
+        slot_weight=np.concatenate([weights[0][:start], *(weight[start:] for weight in weights)])
+        if weights
+        else None,
         patches=np.concatenate(patches) if patches else None,
         patch_position=np.concatenate(places) if places else None,
         unmatched_markers=sum(row.unmatched_markers for row in rows),

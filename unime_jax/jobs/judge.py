@@ -2,6 +2,7 @@
 
 UniME-V2's MLLM-as-a-judge (arXiv 2510.13515): asked whether a candidate meets a query, the score is
 P(yes) / (P(yes) + P(no)) of the first token of the answer. <workdir>/rows is what training reads.
+The scores themselves are made in `judge_scores`.
 
 Every process works alone, on its own devices, on every n-th block of rows, as in job `embed`: when
 any of them dies the same command goes on with what is missing, on however many hosts and devices.
@@ -9,69 +10,39 @@ any of them dies the same command goes on with what is missing, on however many 
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Float32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import backbones, config, config_reader, files, sharding
+from unime_jax import config, config_reader, files
 from unime_jax.backbones.io.fingerprint import fingerprint
-from unime_jax.backbones.preprocessing import judge_prompt
-from unime_jax.backbones.preprocessing.judge_prompt import JudgePrompt
-from unime_jax.backbones.preprocessing.prompts import Prompt, name_of, open_tokenizer
-from unime_jax.batch import Example, Item, Row
-from unime_jax.data import formats, inference_shapes, judged_negatives, mined_rows
+from unime_jax.batch import Example
+from unime_jax.data import formats, judged_negatives, mined_rows
 from unime_jax.data.ahead import THREADS, map_ahead
-from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.judged_rows import Block, Writer
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadExample, BadItem, Quarantine, failed_path
 from unime_jax.data.schema import to_example
-from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight, preflight_models
-from unime_jax.models.answers import make_answer_logits
-from unime_jax.models.inference import default_execution, targets
+from unime_jax.jobs.judge_scores import (
+    Judge,
+    Pair,
+    Scored,
+    Scorer,
+    make_mesh,
+    make_scorer,
+    open_judge,
+    worded,
+)
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.training.setup import write_config
 
 POLL_SECONDS = 5
-Pair = tuple[Item, Item]  # a query and a candidate
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """A model that answers, and what is asked.
-
-    Attributes:
-      preprocess: rows of the prompt's items.
-      answers: tokens of yes and no.
-    """
-
-    backbone: backbones.Backbone
-    prompt: JudgePrompt
-    preprocess: Callable[[Item], Row]
-    max_length: int  # tokens of a prompt
-    answers: tuple[int, int]
-
-    def row(self, pair: Pair) -> Row:
-        """The row of a query and a candidate, never cut.
-
-        Raises:
-          ValueError: it is too long, or an item cannot be used.
-        """
-        row = self.preprocess(self.prompt.item(*pair))
-        if row.truncated:
-            raise ValueError(
-                f"{name_of(pair[1])}: with its query it is over {self.max_length} tokens, and a"
-                " judge sees whole texts: raise config.max_length"
-            )
-        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +68,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """
     settings = config_reader.read(config.JudgeConfig, config_dict.to_dict())
     preflight.check(
-        lambda: _make_mesh(settings),
+        lambda: make_mesh(settings),
         workdir,
         lambda problems: preflight_models.check_judging(settings, problems),
     )
@@ -139,7 +110,7 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
             "max_length": judge.max_length,
             "dtype": settings.dtype,
         },
-        "judging": dataclasses.asdict(settings.judging),
+        "judging": _asked(settings.judging),
         "template": judge.prompt.template,
         "data": data,
     }
@@ -150,6 +121,14 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
         provenance=provenance,
     )
     return Work(settings, judge, sources, writer)
+
+
+def _asked(judging: config.JudgingConfig) -> dict[str, object]:
+    """The question, in full, and what is made of its scores: all that they depend on."""
+    asked = dataclasses.asdict(judging) | {"instruction": worded(judging).instruction}
+    asked["yes"], asked["no"] = worded(judging).answers
+    del asked["share_prefix"]
+    return asked
 
 
 def open_rows(data: config.JudgeDataConfig) -> Mapping[str, formats.Source]:
@@ -167,35 +146,6 @@ def open_rows(data: config.JudgeDataConfig) -> Mapping[str, formats.Source]:
     return mined_rows.join(sources, used, data.mined, folder, data.columns, data.mined_use)
 
 
-def open_judge(settings: config.JudgeConfig) -> Judge:
-    """The model's files, its prompt and answers; no weights are read.
-
-    Raises:
-      ValueError: the folder is no model with a head and a chat template.
-    """
-    opened = backbones.open_backbone(
-        settings.backbone,
-        max_length=settings.max_length,
-        revision=settings.revision,
-        processing=settings.processing,
-    )
-    backbone = backbones.with_lm_head(opened)
-    assert backbone.lm_head is not None
-    tokenizer = open_tokenizer(backbone.folder)
-    judging, own = settings.judging, backbone.preprocess.prompt
-    assert isinstance(own, Prompt), "a family with a head has chat prompts"
-    prompt, whole = judge_prompt.open_judge_prompt(
-        backbone.folder, tokenizer, own, judging.instruction
-    )
-    return Judge(
-        backbone=backbone,
-        prompt=prompt,
-        preprocess=backbone.lm_head.preprocess(whole),
-        max_length=whole.max_length,
-        answers=judge_prompt.answer_tokens(tokenizer, (judging.yes, judging.no)),
-    )
-
-
 def judge_rows(work: Work, workdir: files.Path, *, process_index: int, process_count: int) -> bool:
     """One process's part; whether the folder is complete then."""
     settings, writer = work.settings, work.writer
@@ -208,76 +158,42 @@ def judge_rows(work: Work, workdir: files.Path, *, process_index: int, process_c
         if id(block) in missing and number % process_count == process_index
     ]
     if mine:
-        score, emptied = make_scorer(settings, work.judge), 0
+        score, emptied, tokens, tokens_alone = make_scorer(settings, work.judge), 0, 0, 0
         rows = sum(len(block.rows) for block in mine)
         with tqdm(total=rows, unit="row", disable=process_index != 0) as bar:
             for block in mine:
-                judged, bad = judge_block(work, block, score)
-                quarantine.add(bad, len(block.rows))
-                writer.put(block, judged)
-                emptied += sum(not example.negatives for example in judged)
+                judged = judge_block(work, block, score)
+                quarantine.add(judged.bad, len(block.rows))
+                writer.put(block, judged.examples)
+                emptied += sum(not example.negatives for example in judged.examples)
+                tokens += judged.tokens
+                tokens_alone += judged.tokens_alone
                 bar.update(len(block.rows))
+        logging.info(
+            "%d tokens were encoded; with a whole prompt for each candidate it is %d: %.1f %% less",
+            tokens,
+            tokens_alone,
+            100 * (1 - tokens / max(tokens_alone, 1)),
+        )
         if emptied:
             logging.warning("%d rows have no negatives, or none that is left", emptied)
     return writer.finish()
 
 
-Scorer = Callable[[Sequence[Pair]], tuple[Float32[np.ndarray, " n"], dict[int, ValueError]]]
+class Judged(NamedTuple):
+    """A block's examples with scores and the negatives that are kept, and its bad rows.
+
+    Tokens as of `Scored`.
+    """
+
+    examples: list[Example]
+    bad: list[BadItem]
+    tokens: int
+    tokens_alone: int
 
 
-def make_scorer(settings: config.JudgeConfig, judge: Judge) -> Scorer:
-    """Reads the weights; a function from pairs to scores, NaN where there is an error instead."""
-    dtype, mesh = jnp.dtype(settings.dtype), _make_mesh(settings)
-    graph, wanted = targets(judge.backbone.make_model, mesh, dtype)
-    logits = make_answer_logits(
-        graph,
-        default_execution(dtype),
-        judge.answers,
-        repetition_penalty=settings.judging.repetition_penalty,
-    )
-    model = Model(logits, ({}, judge.backbone.load(wanted)), mesh)
-    shapes: Shapes = inference_shapes.shapes_of(
-        judge.backbone.layout,
-        shards=sharding.row_shards(mesh),
-        batch_size=settings.batch_size,
-        max_length=judge.max_length,
-    )
-
-    def score(
-        pairs: Sequence[Pair],
-    ) -> tuple[Float32[np.ndarray, " n"], dict[int, ValueError]]:
-        errors: dict[int, ValueError] = {}
-
-        def prepare(number: int) -> Row | None:
-            try:
-                return judge.row(pairs[number])
-            except ValueError as error:
-                errors[number] = error
-                return None
-
-        scores = np.full(len(pairs), np.nan, np.float32)
-        numbers = range(len(pairs))
-        try:
-            for answered in encode_blocks(
-                model, numbers, prepare, shapes, window=2 * settings.batch_size
-            ):
-                scores[answered.numbers] = share_of_yes(answered.vectors)
-        except NonFiniteError as error:
-            raise ValueError(error.of(name_of(pairs[error.rows[0]][1]))) from error
-        return scores, errors
-
-    return score
-
-
-def share_of_yes(logits: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, " n"]:
-    """P(yes) / (P(yes) + P(no)) of the logits of yes and no."""
-    yes, no = logits.astype(np.float64).T
-    share = (1 + np.tanh((yes - no) / 2)) / 2  # the logistic function, without overflow
-    return share.astype(np.float32)
-
-
-def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example], list[BadItem]]:
-    """A block's examples with scores and the negatives that are kept, and its bad rows."""
+def judge_block(work: Work, block: Block, score: Scorer) -> Judged:
+    """Reads, scores and chooses; each pair of a block is asked once."""
     source, judging = work.sources[block.source], work.settings.judging
     examples: list[tuple[int, Example]] = []
     bad: list[BadItem] = []
@@ -300,7 +216,8 @@ def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example],
             key = example.query.identity, candidate.identity
             if number_of.setdefault(key, len(pairs)) == len(pairs):
                 pairs.append((example.query, candidate))
-    scores, errors = score(pairs) if pairs else (np.zeros(0, np.float32), {})
+    scored = score(pairs) if pairs else Scored(np.zeros(0, np.float32), {}, 0, 0)
+    scores, errors = scored.scores, scored.errors
     judged = []
     for row, example in examples:
         candidates = (example.positive, *example.negatives)
@@ -321,10 +238,4 @@ def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example],
                 scores=(own[0], *(own[1 + number] for number in kept)),
             )
         )
-    return judged, bad
-
-
-def _make_mesh(settings: config.JudgeConfig) -> Mesh:
-    """Over the devices of this process."""
-    sizes = settings.mesh
-    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.local_devices())
+    return Judged(judged, bad, scored.tokens, scored.tokens_alone)
