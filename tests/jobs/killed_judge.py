@@ -10,16 +10,20 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from unime_jax import files
-from unime_jax.jobs import judge
+from unime_jax.jobs import judge, judge_scores
 
 
 def plain(*_: object, **__: object) -> Callable[..., jax.Array]:
-    """In the place of `make_answer_logits`: logits that differ by token."""
+    """In the place of `make_answer_logits`: logits that differ by tokens, equal if these are."""
 
     def logits(trainable, frozen, inputs):
-        own = jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None]
-        total = jnp.where(own, inputs.tokens, 0).sum(axis=1)
-        return jnp.sin(total[:, None] * jnp.array([1.0, 2.0]))
+        if inputs.segment is None:
+            own = (jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None])[:, None]
+        else:
+            number = jnp.arange(1, inputs.segment_end.shape[1] + 1)[:, None]
+            own = (inputs.segment[:, None] == 0) | (inputs.segment[:, None] == number)
+        total = jnp.where(own, inputs.tokens[:, None], 0).sum(axis=2)
+        return jnp.sin(total[:, :, None] * jnp.array([1.0, 2.0])).reshape(len(own), -1)
 
     return logits
 
@@ -37,5 +41,5 @@ def run(at: int, config: dict, workdir: pathlib.Path) -> None:
 
     files.write_whole = write
     jax.local_devices = lambda: jax.devices()[:1]
-    judge.make_answer_logits = plain
+    judge_scores.make_answer_logits = plain
     judge.run(ConfigDict(config), workdir)

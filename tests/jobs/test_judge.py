@@ -23,10 +23,10 @@ from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import to_example
 from unime_jax.data.settings import Bucket
-from unime_jax.jobs import judge, mine, train
+from unime_jax.jobs import judge, judge_scores, mine, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
-INSTRUCTION = experiment.get_config().judging.instruction
+WORDING = judge_prompt.PROMPTS["unime_v2"]
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +97,13 @@ def test_scores_are_those_of_transformers(pair, given, straight):
     (case,) = golden["pairwise_inference"]
     args = case["args"]
     query = Item(args["qry_text"], (Media(args["qry_image"]),))
-    turn = judge_prompt.messages(query, Item(args["cand_text"]), INSTRUCTION)
+    turn = judge_prompt.messages(query, Item(args["cand_text"]), WORDING)
     assert turn == case["messages"]
 
     settings = config_reader.read(config.JudgeConfig, given.to_dict())
-    opened = judge.open_judge(settings)
+    opened = judge_scores.open_judge(settings)
     # What transformers' own tokenizer makes of the turn, images left as one token each.
-    turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), INSTRUCTION)
+    turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), WORDING)
     rendered = opened.prompt.item(Item("<|image_1|>\nq", (Media("a"),)), Item("c")).text
     tokenizer = opened.prompt.tokenizer
     assert rendered == tokenizer.apply_chat_template(
@@ -132,7 +132,7 @@ def test_scores_are_those_of_transformers(pair, given, straight):
 @pytest.fixture
 def plain(given, monkeypatch, tmp_path):
     """As `straight`, by a judge that compiles at once, which tests of this fixture have, too."""
-    monkeypatch.setattr(judge, "make_answer_logits", killed_judge.plain)
+    monkeypatch.setattr(judge_scores, "make_answer_logits", killed_judge.plain)
     judge.run(given, tmp_path / "plain")
     return tmp_path / "plain"
 
@@ -147,7 +147,9 @@ def test_killed_it_goes_on_and_ends_the_same(given, plain, tmp_path):
     written = kept.stat().st_mtime_ns
     with pytest.raises(ValueError, match="missing"):
         open_pairs(workdir / "rows", {})  # no training on a part
-    judge.run(given, workdir)
+    alone = given.copy_and_resolve_references()
+    alone.judging.share_prefix = False  # cost, and no other question
+    judge.run(alone, workdir)
     assert kept.stat().st_mtime_ns == written
     assert content(workdir) == content(plain)
     other = given.copy_and_resolve_references()

@@ -155,7 +155,8 @@ def make_scorer(settings: config.JudgeConfig, judge: Judge) -> Scorer:
             for answered in encode_rows(
                 model, rows.prepared(), [range(len(pairs))], shapes, each=2 * settings.batch_size
             ):
-                shares = share_of_yes(answered.vectors.reshape(len(answered.numbers), -1, 2))
+                count = len(answered.numbers), max(layout.segments, 1), 2
+                shares = share_of_yes(answered.vectors.reshape(count))
                 for number, share in zip(answered.numbers.tolist(), shares, strict=True):
                     members = rows.members[number]
                     scores[list(members)] = share[: len(members)]
