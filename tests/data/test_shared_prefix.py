@@ -78,7 +78,7 @@ def test_each_row_is_there_and_what_all_begin_with_is_there_once():
             make_row(layout, [1, 2], b"abc", [3, 4]),  # the first tile is the whole image
             make_row(layout, [1]),  # all of it is what others begin with
         ]
-        packed = pack(rows, layout, max_tokens=100)
+        packed = pack(rows, layout, max_tokens=100, max_patches=21)
         assert [p.numbers for p in packed] == [(0, 1, 2), (3, 4, 5), (6,)]
         lengths = [(p.row.segment == 0).sum() for p in packed]
         # Without a place a tile counts alone: of the third image its first tile is shared.
@@ -92,9 +92,20 @@ def test_each_row_is_there_and_what_all_begin_with_is_there_once():
                 assert seen(row, layout, own) == alone
                 assert row.segment_end[n - 1] == own[-1]
             assert (row.segment_end[len(numbers) :] == len(row.tokens) - 1).all()
+        few = pack(rows[:3], layout, max_tokens=100, max_patches=9)
+        assert [p.numbers for p in few] == ([(0, 2), (1,)] if layout.positioned else [(0, 1, 2)])
 
     # Rows of what `max_tokens` allows, and none that saves nothing.
     texts = [make_row(APART, [1, 2, 3, n]) for n in (4, 5, 6)] + [make_row(APART, [7, 8])]
-    assert [p.numbers for p in pack(texts, APART, max_tokens=5)] == [(0, 1), (2,), (3,)]
+    assert [p.numbers for p in pack(texts, APART, max_tokens=5, max_patches=0)] == [
+        (0, 1),
+        (2,),
+        (3,),
+    ]
     narrow = dataclasses.replace(APART, segments=1)
-    assert [p.numbers for p in pack(texts, narrow, max_tokens=9)] == [(0,), (1,), (2,), (3,)]
+    assert [p.numbers for p in pack(texts, narrow, max_tokens=9, max_patches=0)] == [
+        (0,),
+        (1,),
+        (2,),
+        (3,),
+    ]

@@ -136,8 +136,9 @@ def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs):
         preprocess = backbone.lm_head.preprocess(whole)
         graph, parameters = headed(pair)
         by_query = [[preprocess(prompt.item(q, c)) for c in candidates] for q in queries]
-        # One answer is a token of a candidate alone.
-        answers = int(by_query[0][1].tokens[-8]), int(by_query[0][0].tokens[0])
+        # One answer is a token of a candidate alone, the other of all prompts.
+        only = set(by_query[0][1].tokens.tolist()) - set(by_query[0][0].tokens.tolist())
+        answers = min(only), int(by_query[0][0].tokens[0])
         encode = jax.jit(make_answer_logits(graph, EXACT, answers, repetition_penalty=1.05))
 
         def logits(rows, layout, encode=encode, parameters=parameters):
@@ -150,16 +151,18 @@ def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs):
 
         alone = logits(sum(by_query, []), backbone.layout)
         layout = dataclasses.replace(backbone.layout, segments=6)
-        packs = [(pack(rows, layout, max_tokens=1000), rows) for rows in by_query]
+        packs = [(pack(rows, layout, max_tokens=1000, max_patches=9000), rows) for rows in by_query]
         together = logits([p.row for rows, _ in packs for p in rows], layout)
         shared = np.full((len(queries), len(candidates), 2), np.nan)
         places = [(q, p.numbers) for q, (rows, _) in enumerate(packs) for p in rows]
         for (query, numbers), values in zip(places, together.reshape(-1, 6, 2), strict=True):
             shared[query, list(numbers)] = values[: len(numbers)]
         np.testing.assert_allclose(shared.reshape(-1, 2), alone, rtol=0, atol=1e-5, err_msg=family)
+        # Templates of LLaVA write all images first: what a candidate with one shares ends there.
+        most = {"qwen2_vl": 0.55}.get(family, 0.9)
         for shorter, rows in packs:
             left = sum(len(p.row.tokens) for p in shorter) / sum(len(row.tokens) for row in rows)
-            assert left < 0.75, (family, left)
+            assert left < most, (family, left)
 
     bidirectional = dataclasses.replace(DECODER_CONFIG, causal=False)
     decoder = Decoder(bidirectional, key=jax.random.key(0))

@@ -41,7 +41,7 @@ class _Open:
     size: int  # tokens of the packed row
 
 
-def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int) -> list[Packed]:
+def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int, max_patches: int) -> list[Packed]:
     """Rows of at most `layout.segments` of the given ones, and of `max_tokens` tokens if one may.
 
     In order, each row goes to the first packed row that has room for it and in which fewer tokens
@@ -51,6 +51,8 @@ def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int) -> list[Packed
     Args:
       layout: of the packed rows.
       max_tokens: of a packed row; a single row may have more.
+      max_patches: likewise, where the tower attends over all patches of a row, as those with a
+        position do, and memory grows with their square.
     """
     packs: list[_Open] = []
     for number, row in enumerate(rows):
@@ -60,6 +62,9 @@ def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int) -> list[Packed
             common = _common(pack.rows[0], row, pack.common, layout)
             own = sum(len(other.tokens) for other in (*pack.rows, row))
             size = own - common.tokens * len(pack.rows)
+            tiles = sum(map(_tiles, (*pack.rows, row))) - common.tiles * len(pack.rows)
+            if layout.positioned and tiles * layout.patches > max_patches:
+                continue
             if size <= max_tokens and size < pack.size + len(row.tokens):
                 pack.numbers.append(number)
                 pack.rows.append(row)

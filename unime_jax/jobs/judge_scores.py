@@ -29,6 +29,7 @@ from unime_jax.models.answers import make_answer_logits
 from unime_jax.models.inference import default_execution, targets
 
 CANDIDATES = 32  # of one query in a row, at most: one program whatever a row has
+PATCHES = 8192  # of such a row, at most, where a tower attends over all of them at once
 Pair = tuple[Item, Item]  # a query and a candidate
 
 
@@ -215,7 +216,10 @@ class _Rows:
         packed = rows
         if self._layout.segments:
             packs = shared_prefix.pack(
-                list(rows.values()), self._layout, max_tokens=self._judge.max_length
+                list(rows.values()),
+                self._layout,
+                max_tokens=self._judge.max_length,
+                max_patches=PATCHES,
             )
             members = [tuple(numbers[i] for i in pack.numbers) for pack in packs]
             self.members |= {own[0]: own for own in members}
