@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -91,7 +92,7 @@ def content(workdir):
     return {str(f.relative_to(rows)): f.read_bytes() for f in rows.rglob("*") if f.is_file()}
 
 
-def test_scores_are_those_of_transformers(pair, given, straight):
+def test_scores_are_those_of_transformers(pair, given, straight, caplog):
     # The turn is UniME-V2's.
     golden = json.loads((tiny_run.ROOT / "tests/golden/prompts/rerank_messages.json").read_text())
     (case,) = golden["pairwise_inference"]
@@ -110,6 +111,12 @@ def test_scores_are_those_of_transformers(pair, given, straight):
         turn, tokenize=False, add_generation_prompt=True
     )
     assert "'No'.Query:<|vision_start|><|image_pad|><|vision_end|>qCandidate:c" in rendered
+
+    assert judge_scores.shares_prefix(settings, opened) and not caplog.text
+    head = dataclasses.replace(opened.backbone.lm_head, unshared="it is bidirectional")
+    other = dataclasses.replace(opened.backbone, lm_head=head)
+    assert not judge_scores.shares_prefix(settings, dataclasses.replace(opened, backbone=other))
+    assert "each prompt is encoded whole" in caplog.text and "it is bidirectional" in caplog.text
 
     backbone = dataclasses.replace(pair.backbone, preprocess=opened.preprocess)
     whole = dataclasses.replace(pair, backbone=backbone)
@@ -158,11 +165,14 @@ def test_killed_it_goes_on_and_ends_the_same(given, plain, tmp_path):
         judge.run(other, workdir)
 
 
-def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path):
+def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path, caplog):
     own = examples(plain)
     strict = given.copy_and_resolve_references()
     strict.judging.margin, strict.judging.keep = 0.0, 4
-    judge.run(strict, tmp_path / "strict")
+    with caplog.at_level("INFO"):
+        judge.run(strict, tmp_path / "strict")
+    (told,) = re.findall(r"(\d+) tokens were encoded; with .* candidate it is (\d+)", caplog.text)
+    assert int(told[0]) < 0.7 * int(told[1])
     for before, after in zip(own, examples(tmp_path / "strict"), strict=True):
         left = [n for n, s in enumerate(before.scores[1:]) if s <= before.scores[0]]
         assert len(after.negatives) == (4 if left else 0)
