@@ -24,7 +24,7 @@ from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import to_example
 from unime_jax.data.settings import Bucket
-from unime_jax.jobs import judge, judge_scores, mine, train
+from unime_jax.jobs import judge, judge_model, mine, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
 WORDING = judge_prompt.PROMPTS["unime_v2"]
@@ -102,7 +102,7 @@ def test_scores_are_those_of_transformers(pair, given, straight, caplog):
     assert turn == case["messages"]
 
     settings = config_reader.read(config.JudgeConfig, given.to_dict())
-    opened = judge_scores.open_judge(settings)
+    opened = judge_model.open_judge(settings)
     # What transformers' own tokenizer makes of the turn, images left as one token each.
     turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), WORDING)
     rendered = opened.prompt.item(Item("<|image_1|>\nq", (Media("a"),)), Item("c")).text
@@ -112,10 +112,10 @@ def test_scores_are_those_of_transformers(pair, given, straight, caplog):
     )
     assert "'No'.Query:<|vision_start|><|image_pad|><|vision_end|>qCandidate:c" in rendered
 
-    assert judge_scores.shares_prefix(settings, opened) and not caplog.text
+    assert judge_model.shares_prefix(settings, opened) and not caplog.text
     head = dataclasses.replace(opened.backbone.lm_head, unshared="it is bidirectional")
     other = dataclasses.replace(opened.backbone, lm_head=head)
-    assert not judge_scores.shares_prefix(settings, dataclasses.replace(opened, backbone=other))
+    assert not judge_model.shares_prefix(settings, dataclasses.replace(opened, backbone=other))
     assert "each prompt is encoded whole" in caplog.text and "it is bidirectional" in caplog.text
 
     backbone = dataclasses.replace(pair.backbone, preprocess=opened.preprocess)
@@ -139,7 +139,7 @@ def test_scores_are_those_of_transformers(pair, given, straight, caplog):
 @pytest.fixture
 def plain(given, monkeypatch, tmp_path):
     """As `straight`, by a judge that compiles at once, which tests of this fixture have, too."""
-    monkeypatch.setattr(judge_scores, "make_answer_logits", killed_judge.plain)
+    monkeypatch.setattr(judge_model, "make_answer_logits", killed_judge.plain)
     judge.run(given, tmp_path / "plain")
     return tmp_path / "plain"
 

@@ -2,7 +2,7 @@
 
 UniME-V2's MLLM-as-a-judge (arXiv 2510.13515): asked whether a candidate meets a query, the score is
 P(yes) / (P(yes) + P(no)) of the first token of the answer. <workdir>/rows is what training reads.
-The scores themselves are made in `judge_scores`.
+The scores themselves are made in `judge_model`.
 
 Every process works alone, on its own devices, on every n-th block of rows, as in job `embed`: when
 any of them dies the same command goes on with what is missing, on however many hosts and devices.
@@ -29,7 +29,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadExample, BadItem, Quarantine, failed_path
 from unime_jax.data.schema import to_example
 from unime_jax.jobs import preflight, preflight_models
-from unime_jax.jobs.judge_scores import (
+from unime_jax.jobs.judge_model import (
     Judge,
     Pair,
     Scored,
@@ -40,7 +40,7 @@ from unime_jax.jobs.judge_scores import (
     worded,
 )
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 POLL_SECONDS = 5
 

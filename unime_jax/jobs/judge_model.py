@@ -1,4 +1,4 @@
-"""Scores of pairs by a judge, for job judge: its model, its prompt, and the rows they become.
+"""The model of job judge: its question, the rows of pairs, and scores of pairs by the answers.
 
 Prompts of one query begin alike, and what they begin with is encoded once (`data.shared_prefix`).
 """
