@@ -291,7 +291,9 @@ def test_training_on_mined_negatives(folder, mined, tmp_path, workdir, plain_ste
     record.unlink()
     config.steps = 4
     with monkeypatch.context() as patch:
-        patch.setattr("unime_jax.data.clusters.partition", lambda edges, *_: np.arange(12, dtype=np.int32))
+        patch.setattr(
+            "unime_jax.data.clusters.partition", lambda edges, *_: np.arange(12, dtype=np.int32)
+        )
         with pytest.raises(ValueError, match="belongs to another data: .*clusters of rows"):
             train.run(config, workdir)
     again = tmp_path / "again"

@@ -1,7 +1,7 @@
 """Clusters of a run's rows: computed once, kept in its work directory, and measured.
 
-    clusters.npy   int32 [rows], source after source: `clusters.partition`
-    clusters.json  what they were made of, a hash of them, and how much harder they make batches
+clusters.npy   int32 [rows], source after source: `clusters.partition`
+clusters.json  what they were made of, a hash of them, and how much harder they make batches
 """
 
 import dataclasses
