@@ -119,7 +119,7 @@ def test_values_arrive_as_the_dataclasses_have_them(values):
         ("data.size_temperature", 0.0, "config.data.size_temperature=0.0 must be above 0; None"),
         ("data.cluster_size", 1, "config.data.cluster_size=1: rows of a cluster are each other's"),
         ("data.cluster_size", 4, "cluster_size=4, but config.data.mined is empty"),
-        ("data.cluster_ranks", (9, 4), r"config.data.cluster_ranks=\(9, 4\): the first rank is 1"),
+        ("data.cluster_ranks", (9, 4), "config.data.cluster_ranks=(9, 4): the first rank is 1"),
         ("batchsize", 1, "did you mean config.batch_size"),
         ("mesh.zzz", 1, "unknown key config.mesh.zzz; known: data, fsdp, tensor"),
         ("optimizer.beta1", ..., "missing key config.optimizer.beta1 (float)"),

@@ -173,8 +173,8 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
     """
     settings, watch = this.settings, this.settings.watchdog
     with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-        data = inputs.fingerprint(this.rows, this.clusters)
-        fingerprints = resume.fingerprints(this.whole.backbone, data)
+        of_data = inputs.fingerprint(this.rows, this.clusters)
+        fingerprints = resume.fingerprints(this.whole.backbone, of_data)
     scored = Evaluations(this.workdir, settings)
     with Checkpoints(
         this.workdir / "checkpoints",

@@ -184,7 +184,8 @@ def _similarities(
     queries, candidates = vectors
     rng = np.random.default_rng(seed)
     positive = source.mined.positives(source.name)
-    inside, random = [], []
+    inside: list[float] = []
+    random: list[float] = []
     for place in rng.permutation(len(order))[:sample].tolist():
         row, start = int(order[place]), place - place % size
         try:
