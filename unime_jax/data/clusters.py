@@ -98,7 +98,7 @@ def partition(
     positive, as those are no negatives of each other. Clusters that find no free row go on with the
     rows of the smallest of their kind.
 
-    One row after the other: about 0.1 ms a row and, for 100 edges a row, 1.2 kB.
+    One row after the other: at 100 edges a row about 0.02 ms and, with the edges, 2.3 kB a row.
     """
     count = len(edges)
     source, start = _inward(edges)
