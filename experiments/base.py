@@ -123,6 +123,8 @@ def mini() -> ConfigDict:
     config.data.negatives = 2  # explicit negatives a pair, at most
     config.data.mined = ""  # a work directory of mine.py: its negatives are joined
     config.data.mined_use = "beside"  # the rows' own, or "instead"
+    config.data.cluster_size = 0  # rows that mined each other, in one batch; 0: no clusters
+    config.data.cluster_ranks = (1, 100)  # of a row's mined candidates, which lead to other rows
     config.data.suffix = ""  # an instruction after every text; distillation only
     config.data.teacher = ""  # a teacher's embeddings, below data.folder; distillation only
     config.data.buckets = (  # tokens and image tiles of a row, from small to large

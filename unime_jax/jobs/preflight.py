@@ -8,13 +8,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from unime_jax import config, files, paths
 from unime_jax.data import (
     formats,
-    mixture,
     sampling,
     schema,
 )
@@ -31,7 +29,15 @@ from unime_jax.jobs.common_checks import (
     check_texts,
     open_model,
 )
-from unime_jax.training import automatic, checkpoint, inputs, optimizer, resume, setup
+from unime_jax.training import (
+    automatic,
+    batch_clusters,
+    checkpoint,
+    inputs,
+    optimizer,
+    resume,
+    setup,
+)
 from unime_jax.training.settings import (
     Contrastive,
     Distillation,
@@ -103,13 +109,9 @@ def check_training(
         with problems.collected("config.data.train"):
             rows = inputs.open_rows(settings.data)
             weights = inputs.weights_of(settings.data, rows)
-            mixture.check(
-                rows,
-                weights,
-                settings.batch_size,
-                settings.data.source_run,
-                jax.process_count(),
-            )
+            inputs.check_mixture(settings, rows, weights)
+            if settings.data.cluster_size:
+                batch_clusters.check(rows)
             if settings.epochs:
                 optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
             if settings.data.split_modalities:
