@@ -84,8 +84,7 @@ def test_types_messages_and_layout_are_not_mutated(sample):
     raised = 'raise ValueError(f"{count + 1} is below 0", 2 - 1)'
     assert deleted == {CODE.replace(raised, "pass"), CODE.replace("path.touch(True)", "pass")}
 
-
-def test_the_sample_is_seeded_fair_and_survives_edits_elsewhere(sample):
+    # The sample is seeded fair and survives edits elsewhere
     large = "\n".join(f"def f{i}(x):\n    return x + {i} - g{i}(*x)" for i in range(8))
     sources = {"large": {"a.py": large, "b.py": large}, "small": {"c.py": CODE}}
     drawn = sample.draw(sources, seed=0, count=8)

@@ -55,8 +55,7 @@ def test_without_anything_to_save_it_ends_at_once():
     for number, sleeps, status, seconds in found:
         assert status == 128 + number and seconds < 5, (number, sleeps)
 
-
-def test_with_something_to_save_the_caller_ends_it():
+    # With something to save the caller ends it
     process = start(
         "with StopSignal() as stop:",
         "  stop.unsaved = True",

@@ -112,8 +112,7 @@ def test_chunks_count_as_far_as_rows_are_known_to_be_live():
     with pytest.raises(ValueError, match="cannot be counted"):
         count(loss, shaped(TOKENS, WIDTH), group)
 
-
-def test_branches_kernels_and_devices():
+    # Branches kernels and devices
     def function(which, x, w):
         branches = [lambda: x, lambda: x @ w @ w, lambda: x @ w]
         return jax.lax.switch(which, branches)

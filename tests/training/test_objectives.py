@@ -152,9 +152,8 @@ def test_text_ids_tell_texts_apart(texts):
     )
     assert len(set(objectives.text_id(every).tolist())) == len(orders)
 
-
-def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts):
-    """Without gradient, and 0 where there is no pair."""
+    # The mean cosine is that of all pairs of live rows. Without gradient, and 0 where there is
+    # no pair.
     tokens, lengths, teacher, student = texts
     numbers = np.array([0, 1, -1, 3, 4, 2, 0, -1])
     batch = batch_of(numbers.tolist(), tokens, lengths, teacher)

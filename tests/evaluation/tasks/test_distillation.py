@@ -46,9 +46,8 @@ def test_the_teacher_itself_agrees_and_chance_does_not():
     other = texts.score(unit(rng, 60, 8))
     assert other["kl"] > 1 and other["overlap"] < 30
 
-
-def test_teacher_and_student_have_temperatures_of_their_own():
-    """Twice the temperature is half the similarity."""
+    # Teacher and student have temperatures of their own. Twice the temperature is half the
+    # similarity.
     rng = np.random.default_rng(0)
     student, teacher = unit(rng, 12, 8), unit(rng, 12, 8)
     measure = dataclasses.replace(MEASURE, teacher_temperature=0.4)
