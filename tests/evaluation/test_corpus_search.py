@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import pytest
 
+from tests.tables import for_each
 from unime_jax import sharding
 from unime_jax.evaluation import corpus_search, top_k
 
@@ -13,7 +13,7 @@ def unit(shape, seed):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("devices, columns", [(1, 256), (8, 512), (2, 4096)])
+@for_each("devices, columns", [(1, 256), (8, 512), (2, 4096)])
 def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, columns):
     rng = np.random.default_rng(0)
     corpus, queries = unit((1500, 16), 1), unit((11, 16), 2)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
+from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.planning import chips, compiler, estimate, memory
@@ -99,7 +100,7 @@ def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
     assert stacked and not any(somewhere(16, *shape) for shape in stacked)
 
 
-@pytest.mark.parametrize("step", ["again", "kept"])
+@for_each("step", ["again", "kept"])
 def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
     tiny = request.getfixturevalue(step)
