@@ -65,7 +65,7 @@ def sample():
     return sample
 
 
-def test_types_messages_and_layout_are_not_mutated(sample):
+def test_types_messages_and_layout_are_not_mutated(sample, monkeypatch, tmp_path):
     mutants = sample.draw({"p": {"m.py": CODE}}, seed=0, count=100)
     changed = {(CODE.splitlines()[m.start[0] - 1].strip().split()[0], m.operator) for m in mutants}
     assert changed == {
@@ -98,8 +98,7 @@ def test_types_messages_and_layout_are_not_mutated(sample):
     assert len(set(programs)) == len(programs) and len(everything) > 40
     assert list(sample.sources("unime_jax/losses")) == ["losses"]
 
-
-def test_what_a_file_of_tests_executes_is_known_until_any_of_it_changes(monkeypatch, tmp_path):
+    # What a file of tests executes is known until any of it changes
     pytest.importorskip("cosmic_ray")
     from tests.mutation import reach
 

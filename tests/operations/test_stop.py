@@ -90,8 +90,7 @@ def test_without_anything_to_save_it_ends_at_once():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == b"" and process.returncode == 130
 
-
-def test_everything_is_as_before_afterwards():
+    # Everything is as before afterwards
     before = signal.getsignal(signal.SIGTERM)
     for _ in range(3):
         with StopSignal() as stop:
