@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.tables import for_each
 from unime_jax import sharding
 from unime_jax.evaluation import corpus_search, top_k
 from unime_jax.planning import chips, compiler
@@ -19,7 +20,7 @@ def unit(shape, seed):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("devices, columns", [(1, 256), (8, 512), (2, 4096)])
+@for_each("devices, columns", [(1, 256), (8, 512), (2, 4096)])
 def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, columns):
     rng = np.random.default_rng(0)
     corpus, queries = unit((1500, 16), 1), unit((11, 16), 2)

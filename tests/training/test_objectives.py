@@ -152,9 +152,8 @@ def test_text_ids_tell_texts_apart(texts):
     )
     assert len(set(objectives.text_id(every).tolist())) == len(orders)
 
-
-def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts):
-    """Without gradient, and 0 where there is no pair."""
+    # The mean cosine is that of all pairs of live rows. Without gradient, and 0 where there is
+    # no pair.
     tokens, lengths, teacher, student = texts
     numbers = np.array([0, 1, -1, 3, 4, 2, 0, -1])
     batch = batch_of(numbers.tolist(), tokens, lengths, teacher)
@@ -202,7 +201,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     judge = np.random.default_rng(0).uniform(0, 1, (16, 3)).astype(np.float32)
     judge[:, 1:][np.asarray(batch.negative) < 0] = np.nan  # queries 2 and 3 have negatives
     batch = dataclasses.replace(batch, scores=jnp.asarray(judge))
-    encode = jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen))
+    encode = jax.jit(jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen)))
     embeddings = [encode(group) for group in batch.groups]
     table = np.concatenate([np.asarray(part).reshape(-1, tiny_batch.WIDTH) for part in embeddings])
     cosines = [table[[12 + n, *rows]] @ table[n] for n, rows in ((2, [40]), (3, [41, 42]))]
@@ -218,13 +217,18 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
         contrastive_weight=0.0,
         contrastive=dataclasses.replace(tiny_batch.LOSS, hard_negatives=None, symmetric=False),
     )
-    loss = functools.partial(objectives.judge_distillation, embeddings, batch, sources=("a",))
+    judged = jax.jit(objectives.judge_distillation, static_argnames=("config", "sources"))
+    contrastive = jax.jit(objectives.contrastive, static_argnames="config")
+
+    def loss(config, plain=None):
+        return judged(embeddings, batch, config=config, plain=plain, sources=("a",))
+
     value, metrics = loss(config)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
     assert metrics["judged_queries"] == metrics["source_rows"][0] == 2
 
     both = dataclasses.replace(config, contrastive_weight=0.5)
-    contrast, others = objectives.contrastive(embeddings, batch, config.contrastive)
+    contrast, others = contrastive(embeddings, batch, config=config.contrastive)
     combined, metrics = loss(both)
     np.testing.assert_allclose(combined, wanted + 0.5 * contrast, rtol=1e-4)
     np.testing.assert_allclose(metrics["judge_loss"], wanted, rtol=1e-4)
@@ -234,7 +238,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
 
     # The first steps are InfoNCE alone, whatever the weight.
     plain = dataclasses.replace(config.contrastive, false_negative_margin=None, hardness=0.0)
-    infonce, _ = objectives.contrastive(embeddings, batch, plain)
+    infonce, _ = contrastive(embeddings, batch, config=plain)
     for part in (config, both):
         np.testing.assert_allclose(loss(part, plain=jnp.array(True))[0], infonce, rtol=1e-5)
     np.testing.assert_allclose(loss(both, plain=jnp.array(False))[0], combined, rtol=1e-5)

@@ -31,6 +31,7 @@ NOT_OF_THE_LOSS = (
 )  # fmt: skip
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
+encode_at_once = jax.jit(encode)
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +145,14 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
     told = dataclasses.replace(batch, source=jnp.asarray(source), query_id=jnp.asarray(query_id))
     names = ("choice", "other", "open")
     groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
-    rows = [encode(*parameters(), group) for group in groups]
-    table = jnp.concatenate(rows)
+    table = jnp.concatenate([encode_at_once(*parameters(), group) for group in groups])
     target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
     options = {key: value for key, value in vars(config).items() if key not in NOT_OF_THE_LOSS}
-    expected, expected_metrics = losses.contrastive(
+    options["sources"] = 3
+    expected, expected_metrics = jax.jit(functools.partial(losses.contrastive, **options))(
         table[batch.query],
         table,
         batch.positive,
-        **options,
         temperature=np.where(source == 2, 0.1, LOSS.temperature).astype(np.float32),
         closed=source == 0,
         query_id=query_id,
@@ -160,7 +160,6 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
         explicit_negatives=batch.negative,
         candidate_mask=target_id != 0,
         source=source,
-        sources=3,
     )
     for column_block in (None, 5):
         chosen = dataclasses.replace(config, column_block=column_block)
@@ -408,11 +407,10 @@ def test_prepared_parameters_take_the_place_of_the_frozen_ones(batch):
     assert new.frozen.keys() == frozen.keys()
     np.testing.assert_array_equal(new.frozen["bias"], frozen["bias"])
 
-
-def test_the_mean_cosine_is_among_the_metrics(batch):
+    # The mean cosine is among the metrics
     _, metrics = value_and_grad()(parameters()[0], batch)[0]
     rows = [
-        encode(*parameters(), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g))
+        encode_at_once(*parameters(), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g))
         for g in batch.groups
     ]
     live = np.concatenate(
