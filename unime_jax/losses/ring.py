@@ -1,4 +1,4 @@
-"""Ring passes over the blocks of a sharded array: every device sees all rows, a block at a time.
+"""Ring passes over blocks of a sharded array: every device sees all rows, a block at a time.
 
 Rows lie over `sharding.ROWS` in equal blocks, device after device. Without a mesh
 (`jax.set_mesh`) there is one block, and it stays where it is.
@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from unime_jax.sharding import ROWS, row_shards
+
+PICKED = 1024  # rows that `pick` asks for at a time
 
 
 def blockwise(function: Callable, *arrays: Any) -> Any:
@@ -63,52 +65,102 @@ def beside(parts: Sequence[Array]) -> Array:
 
 
 def visit(
-    function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, block: Any
+    function: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    rows: Any,
+    block: int,
+    result: Any = None,
 ) -> tuple[Any, Any]:
-    """(carry, block) = function(carry, block) for every device's block, this device's own first.
+    """(carry, result) = function(carry, part, result) for blocks of every device's rows.
 
-    For use in `blockwise`; a carry that a device starts with goes through `vary`. The block that
-    `function` returns goes on to the next device, and after the round every block is home.
+    For use in `blockwise`; a carry or result that a device starts with goes through `vary`. A part
+    of `block` rows goes round the devices with its result, starting on its own; then the next one
+    does. So nobody ever has more than a part of another device's rows. Zeros fill the last part.
+
+    Returns:
+      The carry, and the results of this device's parts, [parts, ...].
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else row_shards(mesh)
 
-    def hop(both: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        carry, block = function(*both)
-        return (carry, _pass_on(block, shards)), None
+    def hop(state: tuple[Any, Any, Any], _: None) -> tuple[tuple[Any, Any, Any], None]:
+        carry, part, result = state
+        carry, result = function(carry, part, result)
+        part, result = _pass_on((part, result), shards)
+        return (carry, part, result), None
 
-    return jax.lax.scan(hop, (carry, block), None, length=shards)[0]
+    def go(carry: Any, part: Any) -> tuple[Any, Any]:
+        if shards == 1:
+            return function(carry, part, result)
+        carry, _, final = jax.lax.scan(hop, (carry, part, result), None, length=shards)[0]
+        return carry, final
+
+    return jax.lax.scan(go, carry, cut(rows, block))
 
 
 def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B D"]:
     """`table[rows]`, for use in `blockwise`: a device's rows out of the whole table.
 
-    It takes the memory of two blocks, and so does its gradient.
+    Rows are asked for in parts that go round the devices: nothing as large as the table is made,
+    and only its gradient on the way back.
     """
-    size = table.shape[0]
-    alone = jax.sharding.get_abstract_mesh().empty
-    first = jnp.int32(0) if alone else jax.lax.axis_index(ROWS) * size
+    if jax.sharding.get_abstract_mesh().empty:
+        return table[rows]
+    return _pick(rows, table)
 
-    def take(picked: Array, block: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        part, first = block
+
+@jax.custom_vjp
+def _pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B D"]:
+    size = table.shape[0]
+    first = jax.lax.axis_index(ROWS) * size
+
+    def answer(_: None, rows: Array, picked: Array) -> tuple[None, Array]:
         place = rows - first
         here = (place >= 0) & (place < size)
-        taken = part[jnp.clip(place, 0, size - 1)]
-        return jnp.where(here[:, None], taken, picked), block
+        return None, jnp.where(here[:, None], table[jnp.clip(place, 0, size - 1)], picked)
 
-    picked = vary(jnp.zeros((rows.shape[0], table.shape[1]), table.dtype))
-    return visit(take, picked, (table, first))[0]
+    block = min(PICKED, rows.size)
+    picked = vary(jnp.zeros((block, table.shape[1]), table.dtype))
+    return join(visit(answer, None, rows, block, picked)[1], rows.size)
 
 
-def cut(block: Any, column_block: int) -> Any:
-    """[M, ...] as [blocks, column_block, ...]; zeros, masked out, fill the last block."""
+def _pick_forward(rows, table):
+    return _pick(rows, table), (rows, table)
+
+
+def _pick_backward(saved, cotangent):
+    rows, table = saved
+    size = table.shape[0]
+    first = jax.lax.axis_index(ROWS) * size
+
+    def add(d_table, part, _):
+        rows, more = part
+        place = rows - first
+        place = jnp.where((place >= 0) & (place < size), place, size)  # others: outside, so dropped
+        return d_table.at[place].add(more, mode="drop"), None
+
+    d_table = vary(jnp.zeros(table.shape, table.dtype))
+    return None, visit(add, d_table, (rows, cotangent), min(PICKED, rows.size))[0]
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
+
+
+def cut(rows: Any, block: int, mode: str = "constant") -> Any:
+    """[M, ...] as [parts, block, ...]; zeros, or the last row by mode "edge", fill the last one."""
 
     def cut_array(x: Array) -> Array:
-        blocks = math.ceil(x.shape[0] / column_block)
-        fill = [(0, blocks * column_block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, fill).reshape(blocks, column_block, *x.shape[1:])
+        parts = math.ceil(x.shape[0] / block)
+        fill = [(0, parts * block - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+        x = jnp.pad(x, fill, mode) if fill[0][1] else x
+        return x.reshape(parts, block, *x.shape[1:])
 
-    return jax.tree.map(cut_array, block)
+    return jax.tree.map(cut_array, rows)
+
+
+def join(parts: Any, size: int) -> Any:
+    """`cut` undone, for so many rows."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:size], parts)
 
 
 def vary(constants: Any) -> Any:
