@@ -109,15 +109,36 @@ def pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B 
     return _pick(rows, table)
 
 
+def products(
+    others: Float[Array, "B D"], rows: Int[Array, " B"], table: Float[Array, "M D"]
+) -> Float[Array, " B"]:
+    """Products of `others` with `pick(rows, table)`, which is not made; without gradient."""
+    others, table = jax.lax.stop_gradient((others, table))
+
+    def answer(_: None, part: tuple[Array, Array], product: Array) -> tuple[None, Array]:
+        others, rows = part
+        here, place = _places(rows, table)
+        own = jnp.einsum("bd,bd->b", others, table[place], precision=jax.lax.Precision.HIGHEST)
+        return None, jnp.where(here, own, product)
+
+    block = min(PICKED, rows.size)
+    none = vary(jnp.zeros(block, table.dtype))
+    return join(visit(answer, None, (others, rows), block, none)[1], rows.size)
+
+
+def _places(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> tuple[Array, Array]:
+    """Which rows of the whole table a device has, and where, or anywhere if it has not."""
+    size = table.shape[0]
+    first = 0 if jax.sharding.get_abstract_mesh().empty else jax.lax.axis_index(ROWS) * size
+    place = rows - first
+    return (place >= 0) & (place < size), jnp.clip(place, 0, size - 1)
+
+
 @jax.custom_vjp
 def _pick(rows: Int[Array, " B"], table: Float[Array, "M D"]) -> Float[Array, "B D"]:
-    size = table.shape[0]
-    first = jax.lax.axis_index(ROWS) * size
-
     def answer(_: None, rows: Array, picked: Array) -> tuple[None, Array]:
-        place = rows - first
-        here = (place >= 0) & (place < size)
-        return None, jnp.where(here[:, None], table[jnp.clip(place, 0, size - 1)], picked)
+        here, place = _places(rows, table)
+        return None, jnp.where(here[:, None], table[place], picked)
 
     block = min(PICKED, rows.size)
     picked = vary(jnp.zeros((block, table.shape[1]), table.dtype))
@@ -130,13 +151,11 @@ def _pick_forward(rows, table):
 
 def _pick_backward(saved, cotangent):
     rows, table = saved
-    size = table.shape[0]
-    first = jax.lax.axis_index(ROWS) * size
 
     def add(d_table, part, _):
         rows, more = part
-        place = rows - first
-        place = jnp.where((place >= 0) & (place < size), place, size)  # others: outside, so dropped
+        here, place = _places(rows, table)
+        place = jnp.where(here, place, table.shape[0])  # others: outside, so dropped
         return d_table.at[place].add(more, mode="drop"), None
 
     d_table = vary(jnp.zeros(table.shape, table.dtype))

@@ -49,7 +49,7 @@ def tiled_rows(
 
     def block(positive, positive_id, labelled, closed, temperature, barred, columns, back_columns):
         queries, own = back_columns.embedding, ring.pick(positive, columns.embedding)
-        score = jax.lax.stop_gradient(_products(queries, own))
+        score = ring.products(queries, positive, columns.embedding)
         row = Rows(
             queries, positive_id, labelled, positive, score, closed, temperature, barred.columns
         )
@@ -71,12 +71,6 @@ def tiled_rows(
     return ring.blockwise(
         block, positive, positive_id, labelled, closed, temperature, barred, columns, back_columns
     )
-
-
-def _products(
-    rows: Float32[Array, "B D"], others: Float32[Array, "B D"]
-) -> Float32[Array, " B"]:
-    return jnp.einsum("bd,bd->b", rows, others, precision=jax.lax.Precision.HIGHEST)
 
 
 def _direction(
