@@ -4,6 +4,7 @@ Rows lie over `sharding.ROWS` in equal blocks, device after device. Without a me
 (`jax.set_mesh`) there is one block, and it stays where it is.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from unime_jax.sharding import ROWS, row_shards
 
@@ -86,7 +87,7 @@ def visit(
     def hop(state: tuple[Any, Any, Any], _: None) -> tuple[tuple[Any, Any, Any], None]:
         carry, part, result = state
         carry, result = function(carry, part, result)
-        part, result = _pass_on((part, result), shards)
+        part, result = _pass_on(part, shards), _pass_on(result, shards)
         return (carry, part, result), None
 
     def go(carry: Any, part: Any) -> tuple[Any, Any]:
@@ -190,7 +191,25 @@ def vary(constants: Any) -> Any:
 
 
 def _pass_on(block: Any, shards: int) -> Any:
-    if shards == 1:
+    """Arrays of as many rows each, to the next device, in one message if their types allow it."""
+    leaves, tree = jax.tree.flatten(block)
+    if shards == 1 or not leaves:
         return block
     following = [(device, (device + 1) % shards) for device in range(shards)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, ROWS, following), block)
+    words = [_to_words(x) for x in leaves]
+    ends = list(itertools.accumulate(x.shape[1] for x in words))
+    message = jax.lax.ppermute(jnp.concatenate(words, axis=1), ROWS, following)
+    parts = jnp.split(message, ends[:-1], axis=1)
+    return tree.unflatten(_from_words(*both) for both in zip(parts, leaves, strict=True))
+
+
+def _to_words(x: Array) -> UInt32[Array, "M words"]:
+    """Bits of each row; what is not of 32 bits is converted, and must be whole numbers below 2^32."""
+    x = x.reshape(x.shape[0], -1)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.itemsize == 4 else x.astype(jnp.uint32)
+
+
+def _from_words(words: UInt32[Array, "M words"], like: Array) -> Array:
+    if like.itemsize == 4:
+        return jax.lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)
+    return words.astype(like.dtype).reshape(like.shape)
