@@ -193,11 +193,12 @@ def _update(
     hardest, index, log_sum = seen.hardest, seen.index, seen.log_sum
     if settings.hard_negatives:
         width = settings.hard_negatives
-        best, place = jax.lax.top_k(negative, min(width, columns.number.size))
-        both = jnp.concatenate([hardest, best], axis=1)
-        numbers = jnp.concatenate([index, columns.number[place] + term.first], axis=1)
-        hardest, place = jax.lax.top_k(both, width)
-        index = jnp.take_along_axis(numbers, place, axis=1)
+        # The hardest so far come first: few of the others beat them, and a heap of them is made at
+        # once where top_k has one (XLA on CPUs).
+        hardest, place = jax.lax.top_k(jnp.concatenate([hardest, negative], axis=1), width)
+        kept = jnp.take_along_axis(index, jnp.clip(place, 0, width - 1), axis=1)
+        number = columns.number[jnp.clip(place - width, 0)] + term.first
+        index = jnp.where(place < width, kept, number)
     else:
         logits = jnp.where(valid, logits_of(scores, labelled, rows, settings), -jnp.inf)
         log_sum = jnp.logaddexp(log_sum, jax.nn.logsumexp(logits, axis=1))
