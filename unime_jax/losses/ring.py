@@ -191,25 +191,40 @@ def vary(constants: Any) -> Any:
 
 
 def _pass_on(block: Any, shards: int) -> Any:
-    """Arrays of as many rows each, to the next device, in one message if their types allow it."""
+    """Arrays of as many rows each, to the next device; those of 32 bits and flags as one message.
+
+    Devices wait for each other at every message.
+    """
     leaves, tree = jax.tree.flatten(block)
     if shards == 1 or not leaves:
         return block
     following = [(device, (device + 1) % shards) for device in range(shards)]
-    words = [_to_words(x) for x in leaves]
-    ends = list(itertools.accumulate(x.shape[1] for x in words))
-    message = jax.lax.ppermute(jnp.concatenate(words, axis=1), ROWS, following)
-    parts = jnp.split(message, ends[:-1], axis=1)
-    return tree.unflatten(_from_words(*both) for both in zip(parts, leaves, strict=True))
+    joint = [x for x in leaves if _is_joint(x)]
+    if len(joint) > 1:
+        words = [_to_words(x) for x in joint]
+        ends = list(itertools.accumulate(x.shape[1] for x in words))
+        message = jax.lax.ppermute(jnp.concatenate(words, axis=1), ROWS, following)
+        parts = iter(jnp.split(message, ends[:-1], axis=1))
+    else:
+        parts = None
+    return tree.unflatten(
+        _from_words(next(parts), x)
+        if parts is not None and _is_joint(x)
+        else jax.lax.ppermute(x, ROWS, following)
+        for x in leaves
+    )
+
+
+def _is_joint(x: Array) -> bool:
+    return x.itemsize == 4 or x.dtype == bool
 
 
 def _to_words(x: Array) -> UInt32[Array, "M words"]:
-    """Bits of each row; what is not of 32 bits is converted, and must be whole numbers below 2^32."""
     x = x.reshape(x.shape[0], -1)
-    return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.itemsize == 4 else x.astype(jnp.uint32)
+    return x.astype(jnp.uint32) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _from_words(words: UInt32[Array, "M words"], like: Array) -> Array:
-    if like.itemsize == 4:
-        return jax.lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)
-    return words.astype(like.dtype).reshape(like.shape)
+    if like.dtype == bool:
+        return (words != 0).reshape(like.shape)
+    return jax.lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)

@@ -183,9 +183,7 @@ def _survey(
     return ring.join(ring.visit(visit, seen, columns, column_block)[0], size)
 
 
-def _update(
-    rows: Rows, seen: _Survey, columns: Columns, term: Term, settings: Settings
-) -> _Survey:
+def _update(rows: Rows, seen: _Survey, columns: Columns, term: Term, settings: Settings) -> _Survey:
     """Statistics of some rows with some more columns."""
     scores, labelled, chosen = compare(rows, columns, term, settings)
     valid = chosen.valid

@@ -142,19 +142,11 @@ def _cotangents(d_scores, column_block, by_row, term, rows, columns):
     start = no_rows, None if rows.temperature is None else nothing
     d_rows, d_columns = ring.visit(visit, start, columns, column_block, no_columns)
     d_embedding, d_temperature = ring.join(d_rows, size)
+    no_score = ring.join(nothing, size)
     # None: integers and masks have no gradient.
     return (
-        Rows(
-            embedding=d_embedding,
-            target_id=None,
-            labelled=None,
-            positive=None,
-            positive_score=ring.join(nothing, size),
-            closed=None,
-            temperature=d_temperature,
-            barred=None,
-        ),
-        Columns(ring.join(d_columns, columns.number.size), None, None, None),
+        Rows._make((d_embedding, None, None, None, no_score, None, d_temperature, None)),
+        Columns._make((ring.join(d_columns, columns.number.size), None, None, None)),
     )
 
 
