@@ -207,12 +207,13 @@ def _pass_on(block: Any, shards: int) -> Any:
         parts = iter(jnp.split(message, ends[:-1], axis=1))
     else:
         parts = None
-    return tree.unflatten(
+    passed = [
         _from_words(next(parts), x)
         if parts is not None and _is_joint(x)
         else jax.lax.ppermute(x, ROWS, following)
         for x in leaves
-    )
+    ]
+    return jax.tree.unflatten(tree, passed)
 
 
 def _is_joint(x: Array) -> bool:
