@@ -1,6 +1,6 @@
 """Memory and time of the loss in column blocks; no test, run by hand.
 
-    python -m tests.losses.tiled_benchmark [--devices=8] [--dimension=64 --block=128]
+    python -m tests.losses.tiled_benchmark [--devices=8] [--dimension=256 --block=1024]
 
 Memory: XLA's temporaries of loss and gradient, a device, beside those of the dense loss, on a mesh
 of virtual CPU devices; compiled only. Time: loss and gradient beside the same blocks' matrix
