@@ -130,15 +130,13 @@ def _above(
     size = columns.shape[0]
 
     def block(rows: Array, columns: Array, number: Array) -> Array:
-        def look(seen: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        def look(seen: Array, part: tuple[Array, Array, Array], _: None) -> tuple[Array, None]:
             columns, number, live = part
             scores = jnp.einsum("bd,md->bm", rows, columns, precision=jax.lax.Precision.HIGHEST)
             return seen.at[:, number].max((scores > threshold) & live), None
 
-        def visit(seen: Array, part: tuple[Array, Array, Array]) -> tuple[Array, tuple]:
-            return jax.lax.scan(look, seen, ring.cut(part, column_block))[0], part
-
         seen = ring.vary(jnp.zeros((rows.shape[0], size), bool))
-        return ring.visit(visit, seen, (columns, number, jnp.ones_like(number, bool)))[0]
+        part = columns, number, jnp.ones_like(number, bool)
+        return ring.visit(look, seen, part, min(column_block, number.size))[0]
 
     return ring.blockwise(block, rows, columns, jnp.arange(size))
