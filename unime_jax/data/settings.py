@@ -25,6 +25,7 @@ COLUMN_KEYS = (  # of data.columns
     "negatives",
     "negatives_image",
     "scores",
+    "score",
     "id",
 )
 

@@ -185,6 +185,9 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
         scores=jax.ShapeDtypeStruct((batch_size, 1 + shapes.negatives), jnp.float32, sharding=pairs)
         if shapes.scored
         else None,
+        grade=jax.ShapeDtypeStruct((batch_size,), jnp.float32, sharding=pairs)
+        if shapes.graded
+        else None,
     )
 
 
