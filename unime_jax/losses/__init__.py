@@ -10,6 +10,7 @@ from unime_jax.losses.judge import JudgeForm, judge_distillation
 from unime_jax.losses.relational import Direction, Reduction, relational_distillation
 from unime_jax.losses.rows import Metrics
 from unime_jax.losses.spread import spread_out
+from unime_jax.losses.teacher import teacher_distillation, teacher_matching
 
 __all__ = [
     "Direction",
@@ -22,4 +23,6 @@ __all__ = [
     "judge_distillation",
     "relational_distillation",
     "spread_out",
+    "teacher_distillation",
+    "teacher_matching",
 ]
