@@ -25,6 +25,7 @@ from unime_jax.training.settings import (
     JudgeDistillation,
     OptimizerConfig,
     ProfileConfig,
+    contrastive_part,
 )
 
 
@@ -90,7 +91,8 @@ class DataConfig:
     mined: str
     mined_use: MinedUse  # "beside" the negatives that rows have of their own, or "instead" of them
     suffix: str  # an instruction after every text, never cut off; distillation only
-    teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
+    # a teacher's embeddings of the items, below `folder`, as job embed writes them; "": none
+    teacher: str
     # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
     # lengths of a sample of the rows
     buckets: tuple[Bucket, ...]
@@ -205,10 +207,13 @@ class TrainConfig:
                 "length; set one of them to 0."
             )
         distils = isinstance(self.loss, Distillation)
-        if distils != bool(self.data.teacher):
+        key, contrast = contrastive_part(self.loss)
+        uses_teacher = distils or (contrast is not None and contrast.uses_teacher)
+        if uses_teacher != bool(self.data.teacher):
             raise ValueError(
                 f"config.loss.objective={self.loss.objective!r} and config.data.teacher="
-                f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and nothing "
+                f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and so does a "
+                "contrastive loss with teacher_weight or teacher_matching_weight above 0; nothing "
                 "else uses them."
             )
         ignored = {"data.suffix": self.data.suffix, "evaluation.texts": self.evaluation.texts}

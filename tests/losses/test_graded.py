@@ -60,9 +60,9 @@ def plain_listwise(scores, judge, mask, form):
     return np.mean(losses)
 
 
-def assert_slope(plain, scores, gradient, rng):
+def assert_slope(plain, scores, gradient, rng, *rest):
     toward, step = rng.standard_normal(scores.shape), 1e-6
-    ends = [plain(scores + sign * step * toward) for sign in (-1, 1)]
+    ends = [plain(scores + sign * step * toward, *rest) for sign in (-1, 1)]
     slope = (ends[1] - ends[0]) / (2 * step)
     np.testing.assert_allclose(np.vdot(gradient, toward), slope, rtol=1e-3, atol=1e-3)
 
@@ -99,7 +99,7 @@ def test_graded_losses_are_those_of_the_loops():
                 by_source = np.vdot(metrics["source_loss"], metrics["source_rows"])
                 np.testing.assert_allclose(by_source, loss * mask.sum(), rtol=1e-4)
                 assert metrics["graded_pairs"] == mask.sum()
-                assert_slope(lambda x: plain(x, grades, mask, source), scores, gradient, rng)
+                assert_slope(plain, scores, gradient, rng, grades, mask, source)
 
     for form in ("rank_kl", "gap_weighted_cosent"):
         run = jax.jit(
@@ -124,7 +124,7 @@ def test_graded_losses_are_those_of_the_loops():
             np.testing.assert_allclose(loss, wanted, rtol=1e-4, atol=1e-5, err_msg=form)
             chance = plain_listwise(0 * scores, judge, mask, form)
             np.testing.assert_allclose(metrics["chance_loss"], chance, rtol=1e-4, atol=1e-5)
-            assert_slope(lambda x: plain_listwise(x, judge, mask, form), scores, gradient, rng)
+            assert_slope(plain_listwise, scores, gradient, rng, judge, mask, form)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -13,7 +13,7 @@ import pytest
 from tests.training import tiny_batch
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch, Inputs
-from unime_jax.training import objectives
+from unime_jax.training import objectives, text_distillation
 
 CONFIG = objectives.Distillation(
     objective="distillation",
@@ -80,7 +80,9 @@ def halves(rows):
 
 def distilled(config):
     """By two sources."""
-    return jax.jit(functools.partial(objectives.distillation, config=config, sources=("a", "b")))
+    return jax.jit(
+        functools.partial(text_distillation.distillation, config=config, sources=("a", "b"))
+    )
 
 
 def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):
@@ -91,7 +93,7 @@ def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):
     def value(student, batch, rows):
         embeddings = jnp.where(np.array(rows)[:, None] < 0, 0, student[np.array(rows)])
         parts = [half[None] for half in jnp.array_split(embeddings, 2)]
-        return objectives.distillation(parts, batch, CONFIG)[0]
+        return text_distillation.distillation(parts, batch, CONFIG)[0]
 
     once = (0, 1, 2, 3, 4, -1)
     expected, slope = value(student, batch_of(once, tokens, lengths, teacher), once)
@@ -135,7 +137,7 @@ def test_rows_without_a_teacher_are_refused(texts):
     batch = batch_of([0, 1, 2, 3], tokens, lengths, teacher)
     groups = batch.groups[0], dataclasses.replace(batch.groups[1], teacher=None)
     with pytest.raises(ValueError, match="no teacher embeddings"):
-        objectives.distillation(
+        text_distillation.distillation(
             halves(student[:4]), dataclasses.replace(batch, groups=groups), CONFIG
         )
 
@@ -143,14 +145,16 @@ def test_rows_without_a_teacher_are_refused(texts):
 def test_text_ids_tell_texts_apart(texts):
     """Tokens that differ, change places or are missing; not the bucket."""
     tokens, lengths, teacher, _ = texts
-    found = objectives.text_id(batch_of([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], tokens, lengths, teacher))
+    found = text_distillation.text_id(
+        batch_of([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], tokens, lengths, teacher)
+    )
     np.testing.assert_array_equal(found[:5], found[5:])
     assert len(set(found.tolist())) == 5
     orders = np.array(list(itertools.permutations(tokens[0])))
     every = batch_of(
         list(range(len(orders))), orders, np.full(len(orders), 6), np.zeros((len(orders), 1))
     )
-    assert len(set(objectives.text_id(every).tolist())) == len(orders)
+    assert len(set(text_distillation.text_id(every).tolist())) == len(orders)
 
 
 def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts):

@@ -40,7 +40,15 @@ from unime_jax.training import (
 )
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.evaluations import Evaluations
-from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_config
+from unime_jax.training.settings import Distillation
+from unime_jax.training.setup import (
+    Setup,
+    make_mesh,
+    set_up,
+    student,
+    with_teacher,
+    write_config,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class _Run:
 
     Attributes:
       whole: the model that is evaluated and exported.
-      trained: the part of it that is trained; all of it, unless a teacher is distilled.
+      trained: the part of it that is trained; all of it, unless the loss is distillation alone.
       rows: the training data by source.
       batches: an iterator over them, given `first_batch`.
     """
@@ -145,7 +153,10 @@ def _set_up(
         whole = set_up(settings, mesh, rows, workdir)
         settings = whole.settings  # with values for what the config leaves open
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
-        trained = whole if teacher is None else student(whole, teacher)
+        trained = whole
+        if teacher is not None:
+            distils = isinstance(settings.loss, Distillation)
+            trained = (student if distils else with_teacher)(whole, teacher)
         batches = inputs.make_batches(trained, rows)
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)
@@ -215,7 +226,10 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
 
 def _untrained_part(this: _Run) -> paths.Parameters:
     """Weights beside the student's that evaluations during a distillation need: the tower's."""
-    if this.whole is this.trained or not this.settings.evaluation.every:
+    if (
+        this.whole.abstract_model is this.trained.abstract_model
+        or not this.settings.evaluation.every
+    ):
         return {}
     seconds = this.settings.watchdog.setup_seconds
     with watchdog.phase("reading the weights has not gone on", seconds):
