@@ -24,8 +24,8 @@ CAPTIONS = ("caption", "text", "txt")  # the last of webdataset, whose JSON has 
 KNOWN = (
     "query and positive (also anchor, question, sentence1; answer, document, passage, sentence2),"
     " and, if there are any, query_image, positive_image, negatives (negative, negative_1 and so"
-    " on), negatives_image, scores, score, id; MMEB-train's qry, pos_text, ...; or a picture (image,"
-    " file_name) and its caption (caption, text, txt)"
+    " on), negatives_image, scores, score, id; MMEB-train's qry, pos_text, ...; or a picture"
+    " (image, file_name) and its caption (caption, text, txt)"
 )
 
 _NUMBERED = re.compile(r"(?:negative|neg)_?(\d+)")
@@ -188,9 +188,9 @@ def _check_labels(
             f"sentence1 and sentence2 come with a {labels[0]}, so that not every pair belongs"
             " together. Of pairs graded by how alike they are, set config.data.columns={'query':"
             f" 'sentence1', 'positive': 'sentence2', 'score': {labels[0]!r}}} and name the source"
-            " in config.loss.graded_sources. Else keep the rows whose second sentence is the first's"
-            " positive, and name the columns query and positive, or say by config.data.columns that"
-            " all are"
+            " in config.loss.graded_sources. Else keep the rows whose second sentence is the"
+            " first's positive, and name the columns query and positive, or say by"
+            " config.data.columns that all are"
         )
 
 

@@ -1,4 +1,4 @@
-"""Losses of graded pairs: CoSENT, plain and with comparisons weighted by the gap of their grades."""
+"""CoSENT, the loss of graded pairs, plain and with comparisons weighted by the gap of grades."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -65,8 +65,8 @@ def graded_pairs(
         [B, B] array. None: all at once.
 
     Returns:
-      The loss, the mean over graded pairs, and metrics without gradient, float32 []: `graded_pairs`,
-      how many there are; `graded_agreement`, the share of comparisons in which the cosines are in
+      The loss, the mean over graded pairs, and metrics without gradient, float32 []:
+      `graded_pairs`, how many there are; `graded_agreement`, the share of comparisons in which the cosines are in
       the order of the grades; `chance_loss`, the loss if all cosines were equal. With `source`,
       float32 [sources]: `source_loss` and `source_rows`.
 

@@ -97,7 +97,7 @@ def contrastive(
         pairs.
       closed: queries that see their own explicit negatives only, in no other term and not in the
         opposite direction.
-      pair_mask: False for pairs of another loss, which have none here, and whose queries are nobody's
+      pair_mask: False for pairs of another loss, which have none here, and whose queries are no
         negatives; `candidate_mask` says the same of their targets. `spread_out` is of all pairs.
       explicit_negatives: each query's own labelled negatives as columns of `candidates`, -1 for
         none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.

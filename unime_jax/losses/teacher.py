@@ -1,4 +1,4 @@
-"""Distillation of a teacher's vectors beside a contrastive loss: two-way KL, and matched vectors."""
+"""Distillation of a teacher's vectors beside a contrastive loss: two-way KL, and matching."""
 
 import functools
 from typing import NamedTuple

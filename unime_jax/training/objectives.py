@@ -208,8 +208,8 @@ def judge_distillation(
     """A judge's scores of each query's own candidates, and the weighted contrastive loss.
 
     Where `plain` holds, the loss is InfoNCE alone. `temperature`: a learned one, of the contrastive
-    loss; that of the judge's divergence is the config's. `sources` as in `contrastive`. Metrics are those
-    of both losses, `judge_loss` and, if there is one, `contrastive_loss`; `chance_loss` and
+    loss; that of the judge's divergence is the config's. `sources` as in `contrastive`. Metrics are
+    those of both losses, `judge_loss` and, if there is one, `contrastive_loss`; `chance_loss` and
     `source_loss` are of their sum.
 
     Raises:
