@@ -66,9 +66,9 @@ def graded_pairs(
 
     Returns:
       The loss, the mean over graded pairs, and metrics without gradient, float32 []:
-      `graded_pairs`, how many there are; `graded_agreement`, the share of comparisons in which the cosines are in
-      the order of the grades; `chance_loss`, the loss if all cosines were equal. With `source`,
-      float32 [sources]: `source_loss` and `source_rows`.
+      `graded_pairs`, how many there are; `graded_agreement`, the share of comparisons in which the
+      cosines are in the order of the grades; `chance_loss`, the loss if all cosines were equal.
+      With `source`, float32 [sources]: `source_loss` and `source_rows`.
 
     Raises:
       ValueError: on shapes or settings that cannot be meant; under jit, while tracing.

@@ -109,6 +109,11 @@ class Contrastive:
                     f"loss.{name} is {getattr(self, name)}; it must be above 0, or 0 to leave the "
                     "teacher out."
                 )
+        if twice := sorted({*self.closed_sources} & {*self.graded_sources}):
+            raise ValueError(
+                f"loss.closed_sources and loss.graded_sources both have {', '.join(twice)}: pairs "
+                "of a source are graded, or are told from negatives of their own."
+            )
         if self.pool is not None and self.pool < 2:
             raise ValueError(
                 f"loss.pool={self.pool}: pairs of a pool are each other's negatives, so it must be "
