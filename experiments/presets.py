@@ -27,7 +27,8 @@ TAUGHT = ("wemm_teacher", "embedding_gemma_teacher")
 
 
 def get_config(variant: str = "qwen3_vl_embedding") -> ConfigDict:
-    known = [*PRESETS, *TAUGHT, *(f"{name}:{family}" for name in PRESETS for family in families.FAMILIES)]
+    pretrained = [f"{name}:{family}" for name in PRESETS for family in families.FAMILIES]
+    known = [*PRESETS, *TAUGHT, *pretrained]
     preset, _, family = base.variant_of(variant, known).partition(":")
     config = base.pretrained(family) if family else base.mini()
     if family:

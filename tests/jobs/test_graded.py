@@ -16,7 +16,7 @@ WORDS = ("red", "blue", "green", "small", "large", "round")
 
 
 def write_rows(folder):
-    """Two sources; the graded one has columns of other names' kind, and negatives to leave out."""
+    """Two sources, of which the graded one has negatives to leave out; returns their texts."""
     pairs = [{"query": f"a {word} thing", "positive": f"{word} it is"} for word in WORDS]
     graded = [
         {"query": f"{word} and {WORDS[n - 1]}", "positive": word, "negatives": ["no"], "score": n}
@@ -53,7 +53,7 @@ def test_graded_pairs_and_a_teacher_train_end_to_end(tmp_path, monkeypatch, capl
         assert 0 < share < 1
         both = (1 - share) * line["contrastive_loss"] + share * line["graded_loss"]
         np.testing.assert_allclose(line["loss"], both + 0.5 * line["teacher_loss"], rtol=1e-5)
-        assert line["loss/graded"] > 0 and line["loss/pairs"] > 0
+        assert line["source_loss/graded"] > 0 and line["source_loss/pairs"] > 0
 
     config.loss.teacher_weight, config.loss.teacher_matching_weight = 0.0, 1.0
     with pytest.raises(ValueError, match="have 5 numbers and the model's"):
