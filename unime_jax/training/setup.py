@@ -22,7 +22,7 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
-from unime_jax.training.settings import JudgeDistillation
+from unime_jax.training.settings import JudgeDistillation, contrastive_part
 
 
 @dataclasses.dataclass(frozen=True)
