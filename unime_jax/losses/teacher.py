@@ -244,7 +244,7 @@ def _tiled_backward(settings, saved, cotangent):
     start = ring.vary((jnp.zeros(rows.student.shape), jnp.zeros(columns.student.shape)))
     d_rows, (_, d_columns) = ring.visit(visit, start[0], (columns, start[1]))
     # None: the teacher's vectors, masks and numbers have no gradient.
-    return _Rows(d_rows, None), _Columns(d_columns, None, None, None)
+    return _Rows._make((d_rows, None)), _Columns._make((d_columns, None, None, None))
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

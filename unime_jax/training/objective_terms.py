@@ -48,6 +48,7 @@ def with_graded(
     A batch of one source, as the originals have them, has the loss of its kind alone. Metrics are
     those of both, `contrastive_loss` and `graded_loss`; `chance_loss` is of the mean.
     """
+    assert batch.grade is not None
     similarity = jnp.einsum(
         "bd,bd->b",
         query.astype(jnp.float32),
