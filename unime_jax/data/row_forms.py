@@ -112,7 +112,8 @@ def recognise(
         pictures = _present(PICTURES, columns)
         captions = ["txt"] if "txt" in columns else _present(CAPTIONS, columns)
         if len(pictures) == 1 and len(captions) == 1:
-            return Form(Side(image=pictures[0]), Side(captions[0]), id=names["id"])
+            sides = Side(image=pictures[0]), Side(captions[0])
+            return Form(*sides, score=names["score"], id=names["id"])
     if missing := [side for side, name in has.items() if not name]:
         raise ValueError(
             f"no column is the {' or the '.join(missing)}. The columns are"
