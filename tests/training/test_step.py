@@ -426,7 +426,7 @@ def test_the_mean_cosine_is_among_the_metrics(batch):
 
 
 def test_graded_pairs_and_a_teacher_join_the_contrast(batch):
-    """Each as the loss alone has it, by pairs and weights: dense, by blocks, and on a mesh."""
+    """Each as the loss alone has it, by pairs and weights: dense, and by blocks round a ring."""
     config = dataclasses.replace(
         LOSS,
         hard_negatives=None,
@@ -498,7 +498,7 @@ def test_graded_pairs_and_a_teacher_join_the_contrast(batch):
         }
     )
     one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    for block, on, given in ((None, one, told), (5, one, told), (3, mesh, placed)):
+    for block, on, given in ((None, one, told), (3, mesh, placed)):
         chosen = dataclasses.replace(config, column_block=block)
 
         @jax.jit
@@ -527,4 +527,3 @@ def test_graded_pairs_and_a_teacher_join_the_contrast(batch):
         assert begun < value  # without hardness, other queries and the teacher
         gradients.append(gradient)
     assert_close(gradients[1], gradients[0])
-    assert_close(gradients[2], gradients[0])
