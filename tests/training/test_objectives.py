@@ -14,6 +14,7 @@ from tests.training import tiny_batch
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch, Inputs
 from unime_jax.training import objectives, text_distillation
+from unime_jax.training.temperature import initial_temperature
 
 CONFIG = objectives.Distillation(
     objective="distillation",
@@ -242,3 +243,16 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     for part in (config, both):
         np.testing.assert_allclose(loss(part, plain=jnp.array(True))[0], infonce, rtol=1e-5)
     np.testing.assert_allclose(loss(both, plain=jnp.array(False))[0], combined, rtol=1e-5)
+
+    # A learned temperature is of the contrastive loss alone; the form is of the judge's.
+    warm = jnp.float32(0.5)
+    _, metrics = loss(dataclasses.replace(both, form="rank_kl"), temperature=warm)
+    contrast, _ = objectives.contrastive(embeddings, batch, config.contrastive, temperature=warm)
+    np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
+    alone = functools.partial(losses.judge_distillation, temperature=0.05, form="rank_kl")
+    ranked = [alone(cosines[0][None], judge[2:3, :2]), alone(cosines[1][None], judge[3:4])]
+    np.testing.assert_allclose(metrics["judge_loss"], (ranked[0][0] + ranked[1][0]) / 2, rtol=1e-4)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    learns = dataclasses.replace(config.contrastive, temperature_learning_rate=0.1)
+    learned = initial_temperature(dataclasses.replace(both, contrastive=learns), mesh)
+    np.testing.assert_allclose(np.exp(-learned.log_scale), learns.temperature, rtol=1e-6)
