@@ -22,7 +22,7 @@ FORMS = [
     (
         ("query", "positive", "negative_10", "negative_2", "score", "positive_id"),
         {},
-        Form(QUERY, POSITIVE, numbered=NUMBERED),
+        Form(QUERY, POSITIVE, numbered=NUMBERED, score="score"),
     ),
     (("image", "caption"), {}, Form(PICTURE, Side("caption"))),
     (("id", "file_name", "text"), {}, Form(Side(image="file_name"), Side("text"), id="id")),

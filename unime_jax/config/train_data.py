@@ -15,7 +15,7 @@ class DataConfig:
     prepare: PrepareConfig
     train: str  # pairs below `folder`: a folder, a file, or a glob of files; see docs/data.md
     # which column is the query, query_image, positive, positive_image, negatives,
-    # negatives_image, scores or id; empty: told by their names
+    # negatives_image, scores, score or id; empty: told by their names
     columns: Mapping[str, str]
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str
@@ -38,7 +38,8 @@ class DataConfig:
     # the first and the last, by score, of a row's mined candidates that are edges to other rows
     cluster_ranks: tuple[int, int]
     suffix: str  # an instruction after every text, never cut off; distillation only
-    teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
+    # a teacher's embeddings of the items, below `folder`, as job embed writes them; "": none
+    teacher: str
     # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
     # lengths of a sample of the rows
     buckets: tuple[Bucket, ...]

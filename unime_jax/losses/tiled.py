@@ -28,6 +28,7 @@ def tiled_rows(
     mask: Bool[Array, " M"],
     labelled: Integer[Array, "B H"],
     closed: Bool[Array, " B"] | None,
+    pair_mask: Bool[Array, " B"] | None,
     temperature: Float32[Array, " B"] | None,
     barred: Barred,
     settings: Settings,
@@ -38,7 +39,8 @@ def tiled_rows(
     numbers = jnp.arange(candidates.shape[0])
     columns = Columns(candidates, target_id, mask, numbers)
     pairs = jnp.arange(queries.shape[0])
-    back_columns = Columns(queries, positive_id, jnp.ones(pairs.shape, bool), pairs)
+    others = jnp.ones(pairs.shape, bool) if pair_mask is None else pair_mask
+    back_columns = Columns(queries, positive_id, others, pairs)
     count, pair_count = numbers.size, pairs.size
     terms = [Term(settings.false_negative_margin, 0)]
     if settings.query_query:
