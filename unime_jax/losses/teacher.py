@@ -207,13 +207,10 @@ def _tiled(settings: _Settings, rows: _Rows, columns: _Columns) -> _Seen:
     """Columns pass round the ring, a block of them at a time; for use in `ring.blockwise`."""
     column_block = min(settings.column_block, columns.number.size)
 
-    def look(seen: _Seen, part: _Columns) -> tuple[_Seen, None]:
+    def look(seen: _Seen, part: _Columns, _: None) -> tuple[_Seen, None]:
         return _add(seen, *_logits(settings, rows, part), part), None
 
-    def visit(seen: _Seen, block: _Columns) -> tuple[_Seen, _Columns]:
-        return jax.lax.scan(look, seen, ring.cut(block, column_block))[0], block
-
-    return ring.visit(visit, ring.vary(_start(rows)), columns)[0]
+    return ring.visit(look, ring.vary(_start(rows)), columns, column_block)[0]
 
 
 def _tiled_forward(settings, rows, columns):
@@ -226,23 +223,19 @@ def _tiled_backward(settings, saved, cotangent):
     rows, columns, seen = saved
     column_block = min(settings.column_block, columns.number.size)
 
-    def look(d_rows, both):
-        part, d_columns = both
+    def look(d_rows, part, d_columns):
         own, wanted = _logits(settings, rows, part)
         student = jnp.exp(own - seen.log_student[:, None]) * cotangent.log_student[:, None]
         teacher = jnp.exp(wanted - seen.log_teacher[:, None]) * cotangent.mean_student[:, None]
         slope = jnp.where(part.live, student + teacher, 0) / settings.temperature
         d_rows += jnp.einsum("bm,md->bd", slope, part.student, precision=HIGHEST)
-        more = jnp.einsum("bm,bd->md", slope, rows.student, precision=HIGHEST)
-        return d_rows, d_columns + more
+        d_columns += jnp.einsum("bm,bd->md", slope, rows.student, precision=HIGHEST)
+        return d_rows, d_columns
 
-    def visit(d_rows, block):
-        part, d_columns = block
-        d_rows, parts = jax.lax.scan(look, d_rows, ring.cut((part, d_columns), column_block))
-        return d_rows, (part, parts.reshape(-1, parts.shape[-1])[: part.number.size])
-
-    start = ring.vary((jnp.zeros(rows.student.shape), jnp.zeros(columns.student.shape)))
-    d_rows, (_, d_columns) = ring.visit(visit, start[0], (columns, start[1]))
+    width = columns.student.shape[1]
+    start, none = ring.vary((jnp.zeros(rows.student.shape), jnp.zeros((column_block, width))))
+    d_rows, parts = ring.visit(look, start, columns, column_block, none)
+    d_columns = ring.join(parts, columns.number.size)
     # None: the teacher's vectors, masks and numbers have no gradient.
     return _Rows._make((d_rows, None)), _Columns._make((d_columns, None, None, None))
 
