@@ -3,9 +3,9 @@
 --config=experiments/study.py            the common start: plain InfoNCE at a constant rate
 --config=experiments/study.py:default    stage2.py's negatives from there, the rate going down to 0
 
-Every value of FACTORS is a variant, --config=experiments/study.py:margin:off. `python -m tests.study`
-runs all of them over several seeds, with the mined and judged negatives that some read, and makes
-the table of docs/study.md.
+Every value of FACTORS is a variant, --config=experiments/study.py:margin:off. The command
+`python -m tests.study` runs all of them over several seeds, with the mined and judged negatives
+that some read, and makes the table of docs/study.md.
 """
 
 from collections.abc import Mapping

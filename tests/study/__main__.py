@@ -15,7 +15,7 @@ import jax
 from absl import logging
 
 from experiments import study
-from tests.study import masks, oracle, runs, table
+from tests.study import masks, runs, table
 from unime_jax import files
 from unime_jax.operations import command_line
 

@@ -31,8 +31,8 @@ def measure(mined: pathlib.Path, values: ConfigDict) -> list[dict[str, Any]]:
     """
     total: dict[str, np.ndarray] = {}
     for vectors in _vectors(mined, values):
-        for name, counts in _counts(*vectors).items():
-            total[name] = total.get(name, np.zeros(4, int)) + counts
+        for name, of_source in counts(*vectors).items():
+            total[name] = total.get(name, np.zeros(4, int)) + of_source
     return [
         {
             "mask": name,
@@ -61,7 +61,7 @@ def _vectors(mined: pathlib.Path, values: ConfigDict) -> Iterator[tuple]:
         )
 
 
-def _counts(
+def counts(
     queries: Float[np.ndarray, "n D"],
     targets: Float[np.ndarray, "n D"],
     ids: np.ndarray,
