@@ -15,7 +15,7 @@ import jax
 from absl import logging
 
 from experiments import study
-from tests.study import masks, runs, table
+from tests.study import runs, table
 from unime_jax import files
 from unime_jax.operations import command_line
 
@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> None:
     this.folder.mkdir(parents=True, exist_ok=True)
     runs.start(this)
     names = given.variants.split(",") if given.variants else list(study.variants())
-    _measure(this, "start")
+    runs.measured(this, "start")
     for name in names:
         for seed in this.seeds:
             runs.variant(this, name, seed)
         if name in MERGED and len(this.seeds) > 1:
             runs.merged(this, name)
         if name == "default":
-            _measure(this, f"default-{this.seeds[0]}")
+            runs.measured(this, f"default-{this.seeds[0]}")
         files.write_whole(this.folder / PAGE, table.markdown(runs.results(this.folder), command))
     print(f"{this.folder / PAGE}", flush=True)
 
@@ -57,15 +57,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--variants", default="", help="default,margin:off,...; all without it")
     parser.add_argument("--start_steps", type=int, default=study.START_STEPS)
     return parser.parse_args(argv)
-
-
-def _measure(this: runs.Study, run: str) -> None:
-    """Masks, and the table of mined negatives, by the vectors of a run's model."""
-    if this.result(f"masks-{run}").exists():
-        return
-    folder = runs.mined(this, run, "mined" if run == "start" else f"mined_{run}")
-    measured = masks.measure(folder, this.config("start", 0))
-    runs.write_result(this, f"masks-{run}", {"variant": "masks", "of": run, "masks": measured})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ runs of one source. What equal targets tell is a fact; the masks are measured on
 """
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,51 +13,43 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from tests.study import oracle
-from tests.study.runs import settings_of
 from unime_jax.data.embedding_store import item_id, open_embeddings
-from unime_jax.data.schema import to_example
-from unime_jax.training import inputs
 
 MARGINS = (-0.1, 0.0, 0.1, 0.3)
 RATIOS = (0.9, 0.95, 1.0)
 DUPLICATES = (0.8, 0.9, 0.95, 0.98)
 
 
-def measure(mined: pathlib.Path, values: ConfigDict) -> list[dict[str, Any]]:
-    """Counts by mask: pairs that it drops, false negatives among them, and of all pairs.
+def measure(values: ConfigDict) -> dict[str, Any]:
+    """Counts by mask, and of the mined negatives, by the vectors of `values.data.mined`.
 
-    `mined` has the vectors of the training rows of `values`, as job mine leaves them.
+    Of a mask: pairs that it drops, false negatives among them and in all, and all pairs. Of the
+    mined negatives: how many there are, and how many of them are right answers.
     """
+    folder = pathlib.Path(values.data.mined)
+    queries, targets = (open_embeddings(folder / side) for side in ("queries", "candidates"))
+    examples = oracle.mined_examples(values)
     total: dict[str, np.ndarray] = {}
-    for vectors in _vectors(mined, values):
-        for name, of_source in counts(*vectors).items():
-            total[name] = total.get(name, np.zeros(4, int)) + of_source
-    return [
-        {
-            "mask": name,
-            "dropped": int(dropped),
-            "right": int(right),
-            "false negatives": int(planted),
-            "pairs": int(pairs),
-        }
-        for name, (dropped, right, planted, pairs) in total.items()
-    ]
-
-
-def _vectors(mined: pathlib.Path, values: ConfigDict) -> Iterator[tuple]:
-    """By source: vectors of queries and targets, ids of targets, and who means the same."""
-    settings = settings_of(values)
-    known = oracle.meanings(pathlib.Path(settings.data.folder))
-    queries, targets = (open_embeddings(mined / side) for side in ("queries", "candidates"))
-    for name, rows in inputs.open_rows(settings.data).items():
-        examples = [to_example(name, rows[index], str(index)) for index in range(len(rows))]
-        ids = [item_id(example.positive) for example in examples]
-        yield (
-            queries.vectors([item_id(example.query) for example in examples]),
+    for name in sorted({example.source for example, _, _ in examples}):
+        own = [(example, meaning) for example, meaning, _ in examples if example.source == name]
+        ids = [item_id(example.positive) for example, _ in own]
+        counted = counts(
+            queries.vectors([item_id(example.query) for example, _ in own]),
             targets.vectors(ids),
             np.array(ids),
-            oracle.alike(known[name]),
+            oracle.alike([meaning for _, meaning in own]),
         )
+        for mask, of_source in counted.items():
+            total[mask] = total.get(mask, np.zeros(4, int)) + of_source
+    names = ("dropped", "right", "false negatives", "pairs")
+    right = [other == meaning for _, meaning, theirs in examples for other in theirs]
+    return {
+        "masks": [
+            {"mask": mask} | dict(zip(names, of_all.tolist(), strict=True))
+            for mask, of_all in total.items()
+        ],
+        "mined": {"negatives": len(right), "right": sum(right)},
+    }
 
 
 def counts(

@@ -3,6 +3,7 @@
 A row's meaning names its answer in words; rows of one source with equal meaning answer each other.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -49,13 +50,11 @@ def overlap(one: str, other: str) -> float:
     return len(words & others) / max(len(words | others), 1)
 
 
-def mined_examples(
-    values: ConfigDict,
-) -> list[tuple[Example, str, list[str]]]:
+def mined_examples(values: ConfigDict) -> list[tuple[Example, str, list[str]]]:
     """Every row with its mined negatives, its meaning, and theirs; `values` names the table."""
     settings = config_reader.read(config.TrainConfig, values.to_dict())
     rows, known = inputs.open_rows(settings.data), meanings(pathlib.Path(settings.data.folder))
-    found = []
+    examples = []
     for name, source in rows.items():
         assert isinstance(source, MinedRows)
         for index in range(len(source)):
@@ -66,8 +65,8 @@ def mined_examples(
                 _meaning(known[source.pool[place][0]][row], side, item)
                 for (place, row, side), item in zip(places, example.negatives, strict=True)
             ]
-            found.append((example, known[name][index], theirs))
-    return found
+            examples.append((example, known[name][index], theirs))
+    return examples
 
 
 def _meaning(of_row: str, side: int, item: Item) -> str:
@@ -97,11 +96,8 @@ def judge(folder: pathlib.Path, values: ConfigDict) -> None:
 def _judged(example: Example, meaning: str, theirs: Sequence[str]) -> Example:
     scores = (1.0, *(overlap(meaning, other) for other in theirs))
     kept = judged_negatives.choose(scores, margin=MARGIN, keep=0)
-    return Example(
-        example.source,
-        example.id,
-        example.query,
-        example.positive,
-        tuple(example.negatives[number] for number in kept),
-        (1.0, *(scores[1 + number] for number in kept)),
+    return dataclasses.replace(
+        example,
+        negatives=tuple(example.negatives[number] for number in kept),
+        scores=(1.0, *(scores[1 + number] for number in kept)),
     )

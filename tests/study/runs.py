@@ -15,8 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import evaluate, merge, mine, study
-from tests.study import oracle
-from unime_jax import config, config_reader, files
+from tests.study import masks, oracle
+from unime_jax import files
 from unime_jax.evaluation import scores
 from unime_jax.jobs import evaluate as evaluate_job
 from unime_jax.jobs import merge as merge_job
@@ -101,12 +101,23 @@ def merged(this: Study, name: str) -> None:
     _write(this, run, scores.read_scores(workdir)["scores"], "merge", started, of=name)
 
 
+def measured(this: Study, run: str) -> None:
+    """Measures masks and mined negatives by the vectors of a run's model."""
+    name = f"masks-{run}"
+    if this.result(name).exists():
+        return
+    values = this.config("negatives:both", 0)
+    values.data.mined = str(mined(this, run, "mined" if run == "start" else f"mined_{run}"))
+    write_result(this, name, {"variant": "masks", "of": run, **masks.measure(values)})
+
+
 def mined(this: Study, run: str, folder: str) -> pathlib.Path:
     """Mines negatives within each source by the model of a run; the table's folder."""
     values = mine.get_config().lock()
     like = this.config("start", 0)
     values.backbone = str(this.workdir(run) / "hf")
     values.data.folder, values.data.train = like.data.folder, like.data.train
+    values.data.first_rows = like.data.first_rows
     values.search.pool = "source"
     mine_job.run(values, this.folder / folder)
     return this.folder / folder
@@ -119,13 +130,8 @@ def write_result(this: Study, run: str, result: Mapping[str, Any]) -> None:
 
 
 def results(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """All finished runs."""
+    """Results of all finished runs."""
     return [files.read_object(file) for file in sorted((folder / "results").glob("*.json"))]
-
-
-def settings_of(values: ConfigDict) -> config.TrainConfig:
-    """A config as the training job reads it."""
-    return config_reader.read(config.TrainConfig, values.to_dict())
 
 
 def _train(this: Study, run: str, values: ConfigDict, name: str, **about: Any) -> None:

@@ -40,7 +40,9 @@ def markdown(results: Sequence[Mapping[str, Any]], command: str) -> str:
     merges = [r for r in results if r["variant"] == "merge"]
     if merges:
         lines += ["", *_merges(merges, scores)]
-    masks = [r for r in results if r["variant"] == "masks"]
+    masks = sorted(
+        (r for r in results if r["variant"] == "masks"), key=lambda r: r["of"] != "start"
+    )
     if masks:
         lines += ["", *_masks(masks)]
     return "\n".join(lines) + "\n"
@@ -91,7 +93,7 @@ def _merges(merges: Sequence[Mapping[str, Any]], scores: Scores) -> list[str]:
 
 
 def _masks(masks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A column of precision and one of recall by model."""
+    """Share dropped, precision and recall by mask and model, and the rate of false negatives."""
     head = " | ".join(f"{result['of']}: dropped | precision | recall" for result in masks)
     lines = [f"| mask | {head} |", "|---" * (1 + 3 * len(masks)) + "|"]
     for rows in zip(*(result["masks"] for result in masks), strict=True):
@@ -104,4 +106,15 @@ def _masks(masks: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{row['right'] / max(row['false negatives'], 1):.0%}",
             ]
         lines.append(f"| {' | '.join(cells)} |")
+    last = masks[0]["masks"][-1]
+    lines += [
+        "",
+        f"False negatives are {last['false negatives'] / last['pairs']:.1%} of the pairs with "
+        "distinct targets. "
+        + " ".join(
+            f"Of {result['mined']['negatives']} negatives mined by {result['of']}, "
+            f"{result['mined']['right'] / result['mined']['negatives']:.1%} are right answers."
+            for result in masks
+        ),
+    ]
     return lines
