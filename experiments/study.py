@@ -62,7 +62,8 @@ FACTORS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "duplicates": {
         "off": {},
-        "on": {"loss.duplicate_queries": 0.95, "loss.duplicate_targets": 0.95},
+        "0.95": {"loss.duplicate_queries": 0.95, "loss.duplicate_targets": 0.95},
+        "queries_0.98": {"loss.duplicate_queries": 0.98},
     },
 }
 SOURCES = (
