@@ -1,13 +1,13 @@
 """The study of negatives: its command goes on after a kill, and its figures are what they say."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import study
-from tests.jobs import tiny_run
 from tests.study import __main__ as command
 from tests.study import masks, runs, table
 from unime_jax.config import TrainConfig
@@ -15,44 +15,47 @@ from unime_jax.config_reader import read
 
 
 def test_a_killed_study_goes_on_with_the_runs_that_are_missing(
-    data, tmp_path, plain_step, monkeypatch
+    data, straight, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    config = tiny_run.make_config(data)
-    config.evaluation.mmeb, config.evaluation.images = "mini_mmeb/eval", "mini_mmeb/images"
-    config.evaluation.limit, config.steps = 1, 2
-    flags = [flag for flag in tiny_run.flags(config)[1:] if not flag.startswith("--config.infonce")]
-    flags.append("--config.data.first_rows=6")
-    flags += [f"--folder={tmp_path}", f"--data={data}", "--seeds=3", "--start_steps=2"]
-    flags.append("--variants=default,negatives:judged")
-    trained = []
-    train = runs.train.run
+    trained = {}
 
-    def run(values, workdir):
-        trained.append(workdir.name)
-        if len(trained) == 3:
+    def train(values, workdir):  # what a run leaves; runs themselves have their own tests
+        settings = read(TrainConfig, values.to_dict())
+        if len(trained) == 2 and not (workdir / "killed").exists():
+            (workdir / "killed").touch()
             raise KeyboardInterrupt
-        train(values, workdir)
+        trained[workdir.name] = settings
+        shutil.copytree(straight, workdir, dirs_exist_ok=True)
 
-    monkeypatch.setattr(runs.train, "run", run)
+    monkeypatch.setattr(runs.train, "run", train)
+    flags = [f"--folder={tmp_path}", f"--data={data}", "--seeds=3", "--start_steps=5"]
+    flags += ["--variants=default,negatives:judged", "--config.steps=2"]
+    flags += ["--config.data.first_rows=6", "--config.optimizer.warmup_steps=1"]
     with pytest.raises(KeyboardInterrupt):
         command.main(flags)
     command.main(flags)
+
+    # Each run is trained once, from the start's model, on the rows that were judged.
     judged = "negatives_judged-3"
-    assert trained == ["start", "default-3", judged, judged]
+    assert list(trained) == ["start", "default-3", judged]
+    assert [settings.steps for settings in trained.values()] == [5, 2, 2]
+    assert [settings.seed for settings in trained.values()] == [0, 3, 3]
+    assert trained[judged].init_from == str(tmp_path / "start")
+    assert trained[judged].data.train == str(tmp_path / "judged" / "rows")
     results = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("results/*.json")}
     assert results.keys() == {"start", "default-3", judged, "masks-start", "masks-default-3"}
-    before = json.loads((tmp_path / judged / "evaluation.json").read_text())["before"]
-    assert before == results["start"]["scores"]
+    assert results[judged]["scores"]["All"] == results["start"]["scores"]["All"]
     page = (tmp_path / command.PAGE).read_text()
     assert "| negatives | judged | 1 |" in page and "| k | 8 (default) | 1 |" in page
+
     # Judged rows have no negative that means what the positive means.
     rows = [
         json.loads(line)
         for file in (tmp_path / "judged" / "rows").glob("*.jsonl")
         for line in file.read_text().splitlines()
     ]
-    assert len(rows) == 11 * 6
+    assert len(rows) == 11 * 6 and sum(len(row["negatives"]) for row in rows) > len(rows)
     assert all(row["scores"][0] == 1 and max(row["scores"][1:], default=0) < 1 for row in rows)
 
 
