@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from unime_jax import files
-from unime_jax.jobs import judge
+from unime_jax.jobs import judge, judge_model
 
 
 def plain(*_: object, **__: object) -> Callable[..., jax.Array]:
@@ -37,5 +37,5 @@ def run(at: int, config: dict, workdir: pathlib.Path) -> None:
 
     files.write_whole = write
     jax.local_devices = lambda: jax.devices()[:1]
-    judge.make_answer_logits = plain
+    judge_model.make_answer_logits = plain
     judge.run(ConfigDict(config), workdir)

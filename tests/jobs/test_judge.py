@@ -23,7 +23,7 @@ from unime_jax.batch import Item, Media
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import to_example
 from unime_jax.data.settings import Bucket
-from unime_jax.jobs import judge, mine, train
+from unime_jax.jobs import judge, judge_model, mine, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
 INSTRUCTION = experiment.get_config().judging.instruction
@@ -101,7 +101,7 @@ def test_scores_are_those_of_transformers(pair, given, straight):
     assert turn == case["messages"]
 
     settings = config_reader.read(config.JudgeConfig, given.to_dict())
-    opened = judge.open_judge(settings)
+    opened = judge_model.open_judge(settings)
     # What transformers' own tokenizer makes of the turn, images left as one token each.
     turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), INSTRUCTION)
     rendered = opened.prompt.item(Item("<|image_1|>\nq", (Media("a"),)), Item("c")).text
@@ -132,7 +132,7 @@ def test_scores_are_those_of_transformers(pair, given, straight):
 @pytest.fixture
 def plain(given, monkeypatch, tmp_path):
     """As `straight`, by a judge that compiles at once, which tests of this fixture have, too."""
-    monkeypatch.setattr(judge, "make_answer_logits", killed_judge.plain)
+    monkeypatch.setattr(judge_model, "make_answer_logits", killed_judge.plain)
     judge.run(given, tmp_path / "plain")
     return tmp_path / "plain"
 

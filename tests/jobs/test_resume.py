@@ -13,14 +13,15 @@ import pytest
 from tests.jobs import tiny_run
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
-from unime_jax.training import resume, setup
+from unime_jax.operations import config_file
+from unime_jax.training import resume
 
 
 @pytest.fixture
 def workdir(workdir, config):
     """Of a run that has a checkpoint."""
     (workdir / "checkpoints" / "2").mkdir(parents=True)
-    setup.write_config(workdir, config)
+    config_file.write_config(workdir, config)
     return workdir
 
 
@@ -99,7 +100,7 @@ def test_another_evaluation_forgets_the_scores_before(workdir, config):
 
 def test_steps_may_change_where_the_rates_so_far_do_not(workdir, config):
     config.optimizer.schedule = "constant"
-    setup.write_config(workdir, config)
+    config_file.write_config(workdir, config)
     config.steps = 12
     check(workdir, config)
     config.optimizer.schedule = "cosine"
@@ -110,7 +111,7 @@ def test_steps_may_change_where_the_rates_so_far_do_not(workdir, config):
 def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
     """Also one that goes on at the rate where its schedule ended."""
     config.optimizer.schedule_steps = 12
-    setup.write_config(workdir, config)
+    config_file.write_config(workdir, config)
     config.steps = 12
     check(workdir, config)
     config.optimizer.schedule_steps = 0  # the same, said otherwise
@@ -125,7 +126,7 @@ def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, capl
     del earlier["optimizer"]["schedule_steps"]
     (workdir / "config.json").write_text(json.dumps(earlier))
     check(workdir, config)
-    setup.write_config(workdir, config)
+    config_file.write_config(workdir, config)
 
     # A run of before keys were renamed goes on. Buckets were (tokens, tiles, share), and the keys
     # of planning a part of every config.
@@ -151,7 +152,7 @@ def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, capl
 def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config):
     for rate in (0.0, 1e-4):
         config.steps, config.optimizer.final_learning_rate = 6, rate
-        setup.write_config(workdir, config)
+        config_file.write_config(workdir, config)
         config.steps = 12
         with pytest.raises(ValueError) as raised:
             check(workdir, config)
@@ -276,7 +277,7 @@ def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, tmp
     shutil.copytree(straight, workdir)
     config = tiny_run.with_evaluation(config)
     config.optimizer.schedule = "constant"
-    setup.write_config(workdir, config)
+    config_file.write_config(workdir, config)
     config.steps = 8
     monkeypatch.setattr(train.loop, "run", lambda *_: _reached())
     with pytest.raises(Reached):

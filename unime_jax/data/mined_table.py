@@ -245,6 +245,19 @@ def read_record(folder: files.Path) -> dict[str, Any]:
     return {key: record[key] for key in FORM}
 
 
+def summary(writer: Writer) -> str:
+    """Rows of a complete table, and how many negatives they have."""
+    counts = np.zeros(writer.layout.count + 1, np.int64)
+    for rows in writer.read_blocks():
+        negatives = (rows["number"] >= 0).sum(axis=1)[~np.isnan(rows["positive"])]
+        counts += np.bincount(negatives, minlength=len(counts))
+    mean = float(np.arange(len(counts)) @ counts) / max(1, counts.sum())
+    return (
+        f"{counts.sum()} rows have {mean:.3g} negatives on average, {counts[-1]} all "
+        f"{len(counts) - 1}, {counts[0]} none"
+    )
+
+
 def block_file(folder: files.Path, number: int) -> files.Path:
     return folder / "negatives" / f"{number:06d}.npy"
 

@@ -40,7 +40,7 @@ from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight, preflight_models
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 PACKAGES = ("unime_jax", "jax", "flax", "transformers")
 POLL_SECONDS = 5

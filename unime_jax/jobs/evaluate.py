@@ -44,9 +44,9 @@ from unime_jax.evaluation.tasks import distillation
 from unime_jax.jobs import boundary, evaluated_model, preflight, preflight_models
 from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, watchdog
+from unime_jax.operations.config_file import write_config
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training.inputs import prepare
-from unime_jax.training.setup import write_config
 
 
 def run(config_dict: ConfigDict, workdir: files.Path, peer: Peer | None = None) -> None:

@@ -22,10 +22,11 @@ from unime_jax.export import model_card, self_check
 from unime_jax.jobs import preflight
 from unime_jax.models.vlm import Execution
 from unime_jax.operations import compilation_cache, disk_errors, processes, watchdog, workdir_lock
+from unime_jax.operations.config_file import write_config
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training import evaluations, inputs, outcome, resume
 from unime_jax.training.checkpoint import Checkpoints
-from unime_jax.training.setup import Setup, examples, make_mesh, set_up, write_config
+from unime_jax.training.setup import Setup, examples, make_mesh, set_up
 from unime_jax.training.step import TrainState
 
 

@@ -9,69 +9,29 @@ any of them dies the same command goes on with what is missing, on however many 
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Float32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unime_jax import backbones, config, config_reader, files, sharding
+from unime_jax import config, config_reader, files
 from unime_jax.backbones.io.fingerprint import fingerprint
-from unime_jax.backbones.preprocessing import judge_prompt
-from unime_jax.backbones.preprocessing.judge_prompt import JudgePrompt
-from unime_jax.backbones.preprocessing.prompts import Prompt, name_of, open_tokenizer
-from unime_jax.batch import Example, Item, Row
-from unime_jax.data import formats, inference_shapes, judged_negatives, mined_rows
+from unime_jax.batch import Example
+from unime_jax.data import formats, judged_negatives, mined_rows
 from unime_jax.data.ahead import THREADS, map_ahead
-from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.judged_rows import Block, Writer
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadExample, BadItem, Quarantine, failed_path
 from unime_jax.data.schema import to_example
-from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight, preflight_models
-from unime_jax.models.answers import make_answer_logits
-from unime_jax.models.inference import default_execution, targets
+from unime_jax.jobs.judge_model import Judge, Pair, Scorer, make_mesh, make_scorer, open_judge
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 POLL_SECONDS = 5
-Pair = tuple[Item, Item]  # a query and a candidate
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """A model that answers, and what is asked.
-
-    Attributes:
-      preprocess: rows of the prompt's items.
-      answers: tokens of yes and no.
-    """
-
-    backbone: backbones.Backbone
-    prompt: JudgePrompt
-    preprocess: Callable[[Item], Row]
-    max_length: int  # tokens of a prompt
-    answers: tuple[int, int]
-
-    def row(self, pair: Pair) -> Row:
-        """The row of a query and a candidate, never cut.
-
-        Raises:
-          ValueError: it is too long, or an item cannot be used.
-        """
-        row = self.preprocess(self.prompt.item(*pair))
-        if row.truncated:
-            raise ValueError(
-                f"{name_of(pair[1])}: with its query it is over {self.max_length} tokens, and a"
-                " judge sees whole texts: raise config.max_length"
-            )
-        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +57,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
     """
     settings = config_reader.read(config.JudgeConfig, config_dict.to_dict())
     preflight.check(
-        lambda: _make_mesh(settings),
+        lambda: make_mesh(settings),
         workdir,
         lambda problems: preflight_models.check_judging(settings, problems),
     )
@@ -167,35 +127,6 @@ def open_rows(data: config.JudgeDataConfig) -> Mapping[str, formats.Source]:
     return mined_rows.join(sources, used, data.mined, folder, data.columns, data.mined_use)
 
 
-def open_judge(settings: config.JudgeConfig) -> Judge:
-    """The model's files, its prompt and answers; no weights are read.
-
-    Raises:
-      ValueError: the folder is no model with a head and a chat template.
-    """
-    opened = backbones.open_backbone(
-        settings.backbone,
-        max_length=settings.max_length,
-        revision=settings.revision,
-        processing=settings.processing,
-    )
-    backbone = backbones.with_lm_head(opened)
-    assert backbone.lm_head is not None
-    tokenizer = open_tokenizer(backbone.folder)
-    judging, own = settings.judging, backbone.preprocess.prompt
-    assert isinstance(own, Prompt), "a family with a head has chat prompts"
-    prompt, whole = judge_prompt.open_judge_prompt(
-        backbone.folder, tokenizer, own, judging.instruction
-    )
-    return Judge(
-        backbone=backbone,
-        prompt=prompt,
-        preprocess=backbone.lm_head.preprocess(whole),
-        max_length=whole.max_length,
-        answers=judge_prompt.answer_tokens(tokenizer, (judging.yes, judging.no)),
-    )
-
-
 def judge_rows(work: Work, workdir: files.Path, *, process_index: int, process_count: int) -> bool:
     """One process's part; whether the folder is complete then."""
     settings, writer = work.settings, work.writer
@@ -220,60 +151,6 @@ def judge_rows(work: Work, workdir: files.Path, *, process_index: int, process_c
         if emptied:
             logging.warning("%d rows have no negatives, or none that is left", emptied)
     return writer.finish()
-
-
-Scorer = Callable[[Sequence[Pair]], tuple[Float32[np.ndarray, " n"], dict[int, ValueError]]]
-
-
-def make_scorer(settings: config.JudgeConfig, judge: Judge) -> Scorer:
-    """Reads the weights; a function from pairs to scores, NaN where there is an error instead."""
-    dtype, mesh = jnp.dtype(settings.dtype), _make_mesh(settings)
-    graph, wanted = targets(judge.backbone.make_model, mesh, dtype)
-    logits = make_answer_logits(
-        graph,
-        default_execution(dtype),
-        judge.answers,
-        repetition_penalty=settings.judging.repetition_penalty,
-    )
-    model = Model(logits, ({}, judge.backbone.load(wanted)), mesh)
-    shapes: Shapes = inference_shapes.shapes_of(
-        judge.backbone.layout,
-        shards=sharding.row_shards(mesh),
-        batch_size=settings.batch_size,
-        max_length=judge.max_length,
-    )
-
-    def score(
-        pairs: Sequence[Pair],
-    ) -> tuple[Float32[np.ndarray, " n"], dict[int, ValueError]]:
-        errors: dict[int, ValueError] = {}
-
-        def prepare(number: int) -> Row | None:
-            try:
-                return judge.row(pairs[number])
-            except ValueError as error:
-                errors[number] = error
-                return None
-
-        scores = np.full(len(pairs), np.nan, np.float32)
-        numbers = range(len(pairs))
-        try:
-            for answered in encode_blocks(
-                model, numbers, prepare, shapes, window=2 * settings.batch_size
-            ):
-                scores[answered.numbers] = share_of_yes(answered.vectors)
-        except NonFiniteError as error:
-            raise ValueError(error.of(name_of(pairs[error.rows[0]][1]))) from error
-        return scores, errors
-
-    return score
-
-
-def share_of_yes(logits: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, " n"]:
-    """P(yes) / (P(yes) + P(no)) of the logits of yes and no."""
-    yes, no = logits.astype(np.float64).T
-    share = (1 + np.tanh((yes - no) / 2)) / 2  # the logistic function, without overflow
-    return share.astype(np.float32)
 
 
 def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example], list[BadItem]]:
@@ -322,9 +199,3 @@ def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example],
             )
         )
     return judged, bad
-
-
-def _make_mesh(settings: config.JudgeConfig) -> Mesh:
-    """Over the devices of this process."""
-    sizes = settings.mesh
-    return sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, jax.local_devices())

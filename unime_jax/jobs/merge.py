@@ -22,7 +22,7 @@ from unime_jax.export import merged_weights, model_card, self_check
 from unime_jax.export.merge_parts import Part, check_alike, open_part, prompts_differ
 from unime_jax.jobs import preflight, preflight_models
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
-from unime_jax.training.setup import write_config
+from unime_jax.operations.config_file import write_config
 
 RECORD = "merge.json"
 

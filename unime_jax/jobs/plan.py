@@ -25,7 +25,7 @@ from unime_jax.jobs import boundary
 from unime_jax.planning import chips, compiler, estimate, memory, program, report, suggest
 from unime_jax.planning.report import Entry
 from unime_jax.planning.suggest import Settings
-from unime_jax.training import automatic, setup
+from unime_jax.training import automatic, size_checks
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -165,7 +165,7 @@ class Recipe:
         backbone = self._open()
         mesh = _mesh(settings, where)
         if isinstance(settings, config.TrainConfig):
-            setup.check_sizes(settings, mesh)
+            size_checks.check_sizes(settings, mesh)
             return program.train_program(settings, backbone, mesh, teacher=self.planned.teacher)
         shapes = inference_shapes.plan_of(
             Bucket(backbone.preprocess.prompt.max_length, 0),

@@ -23,6 +23,7 @@ from unime_jax.evaluation import earlier, scores, suite
 from unime_jax.jobs import boundary, export, preflight
 from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, exits, stop, watchdog
+from unime_jax.operations.config_file import write_config
 from unime_jax.operations.goodput import Goodput, Phase
 from unime_jax.operations.stop import StopSignal
 from unime_jax.operations.watchdog import Watchdog
@@ -40,7 +41,7 @@ from unime_jax.training import (
 )
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.evaluations import Evaluations
-from unime_jax.training.setup import Setup, make_mesh, set_up, student, write_config
+from unime_jax.training.setup import Setup, make_mesh, set_up, student
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,14 @@
 """Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from jax.stages import Wrapped
-from ml_collections import ConfigDict
 
 from unime_jax import backbones, config, files, paths, sharding
 from unime_jax.backbones.io.st_folder import Defaults
@@ -23,8 +21,8 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, state, step, temperature
-from unime_jax.training.settings import Contrastive, JudgeDistillation, contrastive_part
+from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
+from unime_jax.training.settings import JudgeDistillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,49 +108,8 @@ def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None
       ValueError: it does not fit them, or the sizes of batches do not fit it.
     """
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, devices)
-    check_sizes(settings, mesh)
+    size_checks.check_sizes(settings, mesh)
     return mesh
-
-
-def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Raises ValueError if the sizes of batches do not fit the mesh, or each other."""
-    shards = sharding.row_shards(mesh)
-    problems = [
-        f"config.{key}={size} must be a multiple of {shards}, the number of row shards (mesh.data "
-        "x mesh.fsdp)."
-        for key, size in (("batch_size", settings.batch_size), ("chunk_size", settings.chunk_size))
-        if size % shards
-    ]
-    key, loss = contrastive_part(settings.loss)
-    if loss is not None:
-        problems += _contrastive_problems(f"config.{key}", loss, settings.batch_size)
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _contrastive_problems(key: str, loss: Contrastive, batch_size: int) -> list[str]:
-    problems = []
-    k, pool = loss.hard_negatives, loss.pool
-    if k is not None and k >= batch_size:
-        problems.append(
-            f"{key}.hard_negatives={k} must be below config.batch_size={batch_size}: a batch "
-            "offers at most batch_size - 1 in-batch negatives."
-        )
-    if pool is not None and batch_size % pool:
-        problems.append(
-            f"{key}.pool={pool} must divide config.batch_size={batch_size}: the batch is cut into "
-            "pools."
-        )
-    problems += [
-        f"{key}.{term}_margin={margin}, but {key}.{term} is False: set it to True, or the margin "
-        "to None."
-        for term, on, margin in (
-            ("query_query", loss.query_query, loss.query_query_margin),
-            ("document_document", loss.document_document, loss.document_document_margin),
-        )
-        if margin is not None and not on
-    ]
-    return problems
 
 
 def set_up(
@@ -336,10 +293,3 @@ def examples(
             break
     with_images = [item for item in items if item.media]
     return [*items, *(dataclasses.replace(item, text="<|image_1|>") for item in with_images[:1])]
-
-
-def write_config(workdir: files.Path, config_dict: ConfigDict) -> None:
-    """Leaves the whole config in <workdir>/config.json."""
-    if jax.process_index() == 0:
-        text = json.dumps(config_dict.to_dict(), indent=2, default=dataclasses.asdict) + "\n"
-        files.write_whole(workdir / "config.json", text)  # half of it would count as a change

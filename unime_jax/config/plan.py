@@ -1,0 +1,32 @@
+"""Keys of job plan: slices of TPUs, and the run that is planned for them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from unime_jax.config.embed import EmbedConfig
+from unime_jax.config.train import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """The plan of a run on slices of TPUs, and the batches that it assumes."""
+
+    job: Literal["plan"]  # what to do with this config
+    name: str  # of the plan's lines in the table
+    topologies: tuple[str, ...]  # slices, such as "v5e:4x4"; "2*v5e:4x4" are two of them
+    rows: tuple[float, ...]  # share of the live rows by bucket; empty: all in the largest
+    tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
+    # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
+    model: str
+    teacher: int  # width of a teacher's embeddings, for distillation
+    suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
+    run: TrainConfig | EmbedConfig  # what is planned: a whole config
+
+
+@dataclasses.dataclass(frozen=True)
+class PlansConfig:
+    """Plans of many runs at once."""
+
+    job: Literal["plan"]  # what to do with this config
+    recipes: Mapping[str, PlanConfig]  # plans by name

@@ -1,0 +1,78 @@
+"""Keys of the data that a training run reads: pairs and their batches, and evaluation data."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from unime_jax.config.common import PrepareConfig, check_first_rows
+from unime_jax.data.settings import Bucket, Instructions, MinedUse, check_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Training data and its batches."""
+
+    folder: str  # that all paths of `data` and `evaluation` are relative to
+    prepare: PrepareConfig
+    train: str  # pairs below `folder`: a folder, a file, or a glob of files; see docs/data.md
+    # which column is the query, query_image, positive, positive_image, negatives,
+    # negatives_image, scores or id; empty: told by their names
+    columns: Mapping[str, str]
+    # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
+    eval: str
+    weights: Mapping[str, float]  # sources, and how often each is drawn; empty: all, equally
+    # T: in place of `weights`, sources are drawn in proportion to rows^(1 / T), 1: as often as they
+    # have rows, the higher, the more alike; None: by `weights`
+    size_temperature: float | None
+    first_rows: int  # of each source that are used, from its head; 0: all
+    first_rows_by_source: Mapping[str, int]  # of single sources, in place of `first_rows`
+    source_run: int  # examples in a row from one source; 0: mixed freely
+    # batches of queries with images and batches of queries without, never both in one, as LLaVE's
+    # sampler makes them; the queries of a source must be alike
+    split_modalities: bool
+    negatives: int  # explicit negatives a pair, at most
+    # work directory of --config=experiments/mine.py, whose negatives are joined; "": none
+    mined: str
+    mined_use: MinedUse  # "beside" the negatives that rows have of their own, or "instead" of them
+    suffix: str  # an instruction after every text, never cut off; distillation only
+    teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
+    # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
+    # lengths of a sample of the rows
+    buckets: tuple[Bucket, ...]
+    workers: int  # processes that read and preprocess; 0: threads of this one
+    max_bad_share: float  # of the examples read that may be unusable before the run stops
+
+    def __post_init__(self) -> None:
+        check_keys(self.columns, "config.data.columns")
+        if self.size_temperature is not None and not self.size_temperature > 0:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} must be above 0; None: "
+                "sources are drawn by config.data.weights"
+            )
+        if self.size_temperature is not None and self.weights:
+            raise ValueError(
+                f"config.data.size_temperature={self.size_temperature} and config.data.weights="
+                f"{dict(self.weights)} both say how often sources are drawn: leave one of them out"
+            )
+        check_first_rows(self.first_rows, self.first_rows_by_source)
+        if self.mined and self.negatives < 1:
+            raise ValueError(
+                f"config.data.mined={self.mined!r} with config.data.negatives={self.negatives}: "
+                "none of the mined negatives would be read; set it to how many a pair has at most."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation data below `data.folder`; "" leaves a part out."""
+
+    every: int  # steps from one evaluation to the next during training; 0: only at the ends
+    mmeb: str  # datasets in MMEB-eval's columns, in any format of docs/data.md
+    # whose words go around MMEB's rows: "data", as the files have them; "vlm2vec"; "qwen3_vl"
+    instructions: Instructions
+    composition: str  # SugarCrepe-style captions, in any format
+    # pairs (see `data.columns`), whose source "test" is compared with the teacher's view
+    texts: str
+    images: str  # of the two first: a TFDS folder with the columns path and image, or plain files
+    image_prompt: str  # goes with the images of the composition sets; captions are taken as is
+    rows: int  # encoded a call
+    limit: int  # the first rows of each dataset; 0: all
