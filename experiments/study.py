@@ -1,11 +1,11 @@
 """A study of negatives on MiniMMEB: one half-trained model, and one factor of stage2.py at a time.
 
---config=experiments/study.py            the common start: plain InfoNCE at a constant rate
---config=experiments/study.py:default    stage2.py's negatives from there, the rate going down to 0
+--config=experiments/study.py             the common start: plain InfoNCE at a constant rate
+--config=experiments/study.py:margin:off  stage2.py from there, with one factor changed
 
-Every value of FACTORS is a variant, --config=experiments/study.py:margin:off. The command
-`python -m tests.study` runs all of them over several seeds, with the mined and judged negatives
-that some read, and makes the table of docs/study.md.
+Every value of FACTORS is a variant, and "default" is stage2.py's loss and batches; the rate goes
+down to 0. The command `python -m tests.study` runs all of them over several seeds, with the mined
+and judged negatives that some read, and makes the table of docs/study.md.
 """
 
 from collections.abc import Mapping
