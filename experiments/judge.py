@@ -2,6 +2,7 @@
 
 --config=experiments/judge.py                 MiniMMEB by the model of the default run of stage2.py
 --config=experiments/judge.py:qwen2_vl_7b     MMEB-train with mined negatives, by Qwen2-VL-7B
+--config=experiments/judge.py:qwen2_vl_7b_reranker     the same, in Qwen3-VL-Reranker's words
 
 Rows with scores are written to <workdir>/rows. The default is a rehearsal: a model that was trained
 to embed, and never to answer, has no opinion. Name a judge of your own by config.backbone, and your
@@ -14,7 +15,7 @@ from unime_jax.operations.recipes import base
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "qwen2_vl_7b"))
+    base.variant_of(variant, ("mini", "qwen2_vl_7b", "qwen2_vl_7b_reranker"))
     config = ConfigDict()
     config.job = "judge"
     config.backbone = "runs/stage2/hf"  # a folder or a hub id, with its language-model head
@@ -22,19 +23,17 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.processing = None  # as the backbone was exported or published; or keys as in base.py
     # Tokens of a query and a candidate with their images; None: as the folder says.
     config.max_length = 512
-    config.batch_size = 64  # pairs judged at once
+    config.batch_size = 64  # rows judged at once, of one pair or of several of a query
     config.dtype = "float32"  # or "bfloat16"
     config.compilation_cache = "auto"
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # a process's own devices
 
     config.judging = ConfigDict()
-    config.judging.instruction = (  # UniME-V2's
-        "I will provide you with a query and a candidate. Please evaluate whether the candidate"
-        " meets the requirements of the query. If it does, respond with 'Yes'; if it doesn't,"
-        " respond with 'No'."
-    )
-    config.judging.yes = "Yes"
-    config.judging.no = "No"
+    config.judging.prompt = "unime_v2"  # or "qwen3_vl_reranker"
+    config.judging.instruction = config_dict.placeholder(str)  # None: the prompt's own, published
+    config.judging.yes = config_dict.placeholder(str)  # None: the prompt's own: "Yes", "yes"
+    config.judging.no = config_dict.placeholder(str)
+    config.judging.share_prefix = True  # a query's prompts: what they begin with is encoded once
     config.judging.repetition_penalty = 1.0  # 1.05: as UniME-V2's published scores
     config.judging.margin = config_dict.placeholder(float)  # negatives above positive - margin go
     config.judging.keep = 0  # negatives of a row, spread over their ranks; 0: all
@@ -48,7 +47,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.data.block = 64  # rows of a file
     config.data.max_bad_share = 0.05  # of the rows
 
-    if variant == "qwen2_vl_7b":
+    if variant != "mini":
         # The paper's judge is Qwen2.5-VL-7B. Write to where unime_v2.py looks:
         # --workdir=<data.folder>/mmeb_train_judged
         config.backbone = "Qwen/Qwen2-VL-7B-Instruct"
@@ -62,4 +61,6 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.data.mined = "runs/mine"
         config.data.mined_use = "instead"
         config.data.block = 256
+    if variant == "qwen2_vl_7b_reranker":
+        config.judging.prompt = "qwen3_vl_reranker"
     return config

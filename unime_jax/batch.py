@@ -125,6 +125,10 @@ class Row:
     (number of the image, row, column) for towers that need it, -1 where a tile is not filled;
     patches see those of the same number, and every time step of a clip has a number of its own.
     `pool_start` is the first token that is pooled over, of models that pool over tokens.
+
+    `segment` splits a row of a causal decoder that holds several sequences: each token attends to
+    those of its own number and of number 0, which all sequences begin with. `segment_end` is the
+    last token of each sequence from 1 on; where there are fewer, the last of all stands again.
     """
 
     tokens: Int32[ArrayLike, " t"]
@@ -135,6 +139,8 @@ class Row:
     patch_position: Int32[ArrayLike, "n P 3"] | None = None
     pool_start: int = 0
     teacher: Float32[ArrayLike, " E"] | None = None  # the item's embedding by a teacher
+    segment: Int32[ArrayLike, " t"] | None = None
+    segment_end: Int32[ArrayLike, " segments"] | None = None
     truncated: int = 0  # text tokens cut off to fit the longest length; at least, of huge texts
     unmatched_markers: int = 0  # image markers of the text without an image
 
@@ -159,6 +165,8 @@ class Inputs:
     patch_position: Int32[ArrayLike, "*C R N P 3"] | None
     pool_start: Int32[ArrayLike, "*C R"] | None = None
     teacher: Float32[ArrayLike, "*C R E"] | None = None
+    segment: Int32[ArrayLike, "*C R T"] | None = None  # -1: padding
+    segment_end: Int32[ArrayLike, "*C R segments"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,12 @@ def read(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     if problems:
         raise ValueError("\n".join(problems))
     return settings
+
+
+def placed(cls: type, text: str, where: str) -> str:
+    """What is said of the keys of a whole config, of the place that it has in another config."""
+    names = "|".join(name for name in typing.get_type_hints(cls) if name != "job")
+    return re.sub(rf"\bconfig\.(?=({names})\b)", f"{where}.", text)
 
 
 def typed(hint: Any, value: Any, where: str) -> Any:
@@ -102,13 +109,15 @@ def _group(cls: type[T], config: Mapping[str, Any], where: str, problems: list[s
         for key, hint in hints.items()
         if key in config
     }
-    if len(problems) > before:
-        return typing.cast(T, None)
-    try:
-        return cls(**values)
-    except ValueError as error:
-        problems.append(str(error))
-        return typing.cast(T, None)
+    made = None
+    if len(problems) == before:
+        try:
+            made = cls(**values)
+        except ValueError as error:
+            problems.append(str(error))
+    if "job" in hints:  # a whole config, whose own sentences say "config." of its keys
+        problems[before:] = [placed(cls, problem, where) for problem in problems[before:]]
+    return typing.cast(T, made)
 
 
 def _value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:

@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, 
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
-from unime_jax.data.shared_rows import own_part, replicate, sizes_of_all
+from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (
     Constants,
     Encode,
@@ -159,8 +159,31 @@ def encode_blocks(
         ahead=each,
     )
     blocks = blocks_of(len(items), block or len(items))
-    with contextlib.closing(rows):  # whatever happens, threads end with this
-        sized = sizes_of_all(rows, model.mesh, total=len(items), each=each)
+    yield from encode_rows(model, rows, blocks, shapes, each=each, progress=progress)
+
+
+def encode_rows(
+    model: Model,
+    rows: Generator[Prepared, None, None],
+    blocks: Sequence[range],
+    shapes: Shapes,
+    *,
+    each: int,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Iterator[Encoded]:
+    """As `encode_blocks`, of rows that are made elsewhere.
+
+    Args:
+      rows: of this process's items, in order; closed at the end, so that its threads end, too.
+      blocks: numbers of the items of each block.
+      each: items of a process that are told the others at a time.
+
+    Raises:
+      NonFiniteError, RuntimeError: as `encode_blocks`.
+    """
+    part, parts = own_part(model.mesh)
+    with contextlib.closing(rows):
+        sized = sizes_of_all(rows, model.mesh, total=blocks[-1].stop, each=each)
         steps = _launched(model, batches(sized, blocks, shapes, parts), part, parts)
         yield from _collected(model, steps, shapes, progress)
 

@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader, files
-from unime_jax.jobs import embed, evaluate, export, judge, merge, mine, plan, train
+from unime_jax.jobs import embed, evaluate, export, judge, merge, mine, plan, rounds, train
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
 JOBS = {
@@ -22,6 +22,7 @@ JOBS = {
     "merge": merge.run,
     "mine": mine.run,
     "plan": plan.run,
+    "rounds": rounds.run,
 }
 
 _CONFIG = flags.DEFINE_string(

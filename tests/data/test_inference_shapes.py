@@ -1,5 +1,6 @@
 """Shapes for inference: few programs, little padding, and a place for every row."""
 
+import dataclasses
 import functools
 import io
 import math
@@ -112,6 +113,10 @@ def test_every_row_has_a_place(layout, max_length, data):
         assert bucket.tiles < 2 * tiles or bucket in inference_shapes.image_rungs(
             layout, max_length
         )
+    if tiles:  # of several segments: long texts beside an image have no tower's work
+        several = dataclasses.replace(layout, segments=4)
+        bucket = inference_shapes.bucket_of(tokens, tiles, several, max_length)
+        assert tokens <= bucket.tokens <= max_length and tiles <= bucket.tiles < 2 * tiles
 
 
 @given(layouts, st.integers(20, 40_000))

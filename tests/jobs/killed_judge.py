@@ -14,12 +14,16 @@ from unime_jax.jobs import judge, judge_model
 
 
 def plain(*_: object, **__: object) -> Callable[..., jax.Array]:
-    """In the place of `make_answer_logits`: logits that differ by token."""
+    """In the place of `make_answer_logits`: logits that differ by tokens, equal if these are."""
 
     def logits(trainable, frozen, inputs):
-        own = jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None]
-        total = jnp.where(own, inputs.tokens, 0).sum(axis=1)
-        return jnp.sin(total[:, None] * jnp.array([1.0, 2.0]))
+        if inputs.segment is None:
+            own = (jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None])[:, None]
+        else:
+            number = jnp.arange(1, inputs.segment_end.shape[1] + 1)[:, None]
+            own = (inputs.segment[:, None] == 0) | (inputs.segment[:, None] == number)
+        total = jnp.where(own, inputs.tokens[:, None], 0).sum(axis=2)
+        return jnp.sin(total[:, :, None] * jnp.array([1.0, 2.0])).reshape(len(own), -1)
 
     return logits
 

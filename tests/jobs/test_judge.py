@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -26,7 +27,7 @@ from unime_jax.data.settings import Bucket
 from unime_jax.jobs import judge, judge_model, mine, train
 
 TEXT = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
-INSTRUCTION = experiment.get_config().judging.instruction
+WORDING = judge_prompt.PROMPTS["unime_v2"]
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +92,31 @@ def content(workdir):
     return {str(f.relative_to(rows)): f.read_bytes() for f in rows.rglob("*") if f.is_file()}
 
 
-def test_scores_are_those_of_transformers(pair, given, straight):
+def test_scores_are_those_of_transformers(pair, given, straight, caplog):
     # The turn is UniME-V2's.
     golden = json.loads((tiny_run.ROOT / "tests/golden/prompts/rerank_messages.json").read_text())
     (case,) = golden["pairwise_inference"]
     args = case["args"]
     query = Item(args["qry_text"], (Media(args["qry_image"]),))
-    turn = judge_prompt.messages(query, Item(args["cand_text"]), INSTRUCTION)
+    turn = judge_prompt.messages(query, Item(args["cand_text"]), WORDING)
     assert turn == case["messages"]
 
     settings = config_reader.read(config.JudgeConfig, given.to_dict())
     opened = judge_model.open_judge(settings)
     # What transformers' own tokenizer makes of the turn, images left as one token each.
-    turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), INSTRUCTION)
+    turn = judge_prompt.messages(Item("q", (Media("a"),)), Item("c"), WORDING)
     rendered = opened.prompt.item(Item("<|image_1|>\nq", (Media("a"),)), Item("c")).text
     tokenizer = opened.prompt.tokenizer
     assert rendered == tokenizer.apply_chat_template(
         turn, tokenize=False, add_generation_prompt=True
     )
     assert "'No'.Query:<|vision_start|><|image_pad|><|vision_end|>qCandidate:c" in rendered
+
+    assert judge_model.shares_prefix(settings, opened) and not caplog.text
+    head = dataclasses.replace(opened.backbone.lm_head, unshared="it is bidirectional")
+    other = dataclasses.replace(opened.backbone, lm_head=head)
+    assert not judge_model.shares_prefix(settings, dataclasses.replace(opened, backbone=other))
+    assert "each prompt is encoded whole" in caplog.text and "it is bidirectional" in caplog.text
 
     backbone = dataclasses.replace(pair.backbone, preprocess=opened.preprocess)
     whole = dataclasses.replace(pair, backbone=backbone)
@@ -147,7 +154,9 @@ def test_killed_it_goes_on_and_ends_the_same(given, plain, tmp_path):
     written = kept.stat().st_mtime_ns
     with pytest.raises(ValueError, match="missing"):
         open_pairs(workdir / "rows", {})  # no training on a part
-    judge.run(given, workdir)
+    alone = given.copy_and_resolve_references()
+    alone.judging.share_prefix = False  # cost, and no other question
+    judge.run(alone, workdir)
     assert kept.stat().st_mtime_ns == written
     assert content(workdir) == content(plain)
     other = given.copy_and_resolve_references()
@@ -156,11 +165,14 @@ def test_killed_it_goes_on_and_ends_the_same(given, plain, tmp_path):
         judge.run(other, workdir)
 
 
-def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path):
+def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path, caplog):
     own = examples(plain)
     strict = given.copy_and_resolve_references()
     strict.judging.margin, strict.judging.keep = 0.0, 4
-    judge.run(strict, tmp_path / "strict")
+    with caplog.at_level("INFO"):
+        judge.run(strict, tmp_path / "strict")
+    (told,) = re.findall(r"(\d+) tokens were encoded; with .* candidate it is (\d+)", caplog.text)
+    assert int(told[0]) < 0.7 * int(told[1])
     for before, after in zip(own, examples(tmp_path / "strict"), strict=True):
         left = [n for n, s in enumerate(before.scores[1:]) if s <= before.scores[0]]
         assert len(after.negatives) == (4 if left else 0)

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -27,8 +28,14 @@ from tests.models.oracle import (
     torch_logits,
 )
 from unime_jax import backbones, paths
+from unime_jax.backbones.preprocessing import judge_prompt
+from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.batch import Item, Media
+from unime_jax.data.packing import fill_buckets
+from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.data.shared_prefix import pack
 from unime_jax.models.answers import make_answer_logits
+from unime_jax.models.decoder import Decoder, DecoderConfig
 
 WIDE = DECODER | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
 UNTIED = WIDE | dict(tie_word_embeddings=False)  # as the larger Qwen2-VL are
@@ -36,6 +43,7 @@ ITEMS = [
     Item("Is it a red circle, Yes or No?"),
     Item("<|image_1|>\na red circle", (Media("1.png", picture(41, 43, 1)),)),
 ]
+DECODER_CONFIG = DecoderConfig(20, 8, 8, 1, 1, 1, 8, 1e-6, 1e4, (0,) * 4, False, "silu")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +113,64 @@ def test_answers_are_a_few_of_the_logits_after_transformers_repetition_penalty(p
             for row, x in zip(rows, logits, strict=True)
         ]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs):
+    def image(width, height, seed):
+        return Media(f"{seed}.png", picture(width, height, seed))
+
+    queries = [Item("a red circle"), Item("<|image_1|>\na red circle", (image(41, 43, 1),))]
+    candidates = [
+        Item("left"),
+        Item("left of a blue square, and a red circle"),
+        Item("", (image(41, 43, 2),)),
+        Item("an image", (image(20, 60, 3),)),
+        Item("", (image(41, 43, 4), image(30, 30, 5))),
+    ]
+    for family, pair in pairs.items():
+        backbone = backbones.with_lm_head(pair.backbone)
+        own, folder = backbone.preprocess.prompt, backbone.folder
+        prompt, whole = judge_prompt.open_judge_prompt(
+            folder, open_tokenizer(folder), own, judge_prompt.PROMPTS["unime_v2"]
+        )
+        preprocess = backbone.lm_head.preprocess(whole)
+        graph, parameters = headed(pair)
+        by_query = [[preprocess(prompt.item(q, c)) for c in candidates] for q in queries]
+        # One answer is a token of a candidate alone, the other of all prompts.
+        only = set(by_query[0][1].tokens.tolist()) - set(by_query[0][0].tokens.tolist())
+        answers = min(only), int(by_query[0][0].tokens[0])
+        encode = jax.jit(make_answer_logits(graph, EXACT, answers, repetition_penalty=1.05))
+
+        def logits(rows, layout, encode=encode, parameters=parameters):
+            tokens = max(len(row.tokens) for row in rows)
+            tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
+            shapes = BatchShapes((Bucket(tokens + 3, tiles + 1),), layout, len(rows), len(rows))
+            (group,), places = fill_buckets(rows, shapes)
+            chunk = jax.tree.map(lambda x: jnp.asarray(x[0]), group)
+            return np.asarray(encode({}, parameters, chunk))[places[:, 2]]
+
+        alone = logits(sum(by_query, []), backbone.layout)
+        layout = dataclasses.replace(backbone.layout, segments=6)
+        packs = [(pack(rows, layout, max_tokens=1000, max_patches=9000), rows) for rows in by_query]
+        together = logits([p.row for rows, _ in packs for p in rows], layout)
+        shared = np.full((len(queries), len(candidates), 2), np.nan)
+        places = [(q, p.numbers) for q, (rows, _) in enumerate(packs) for p in rows]
+        for (query, numbers), values in zip(places, together.reshape(-1, 6, 2), strict=True):
+            shared[query, list(numbers)] = values[: len(numbers)]
+        np.testing.assert_allclose(shared.reshape(-1, 2), alone, rtol=0, atol=1e-5, err_msg=family)
+        # Templates of LLaVA write all images first: what a candidate with one shares ends there.
+        most = {"qwen2_vl": 0.55}.get(family, 0.9)
+        for shorter, rows in packs:
+            left = sum(len(p.row.tokens) for p in shorter) / sum(len(row.tokens) for row in rows)
+            assert left < most, (family, left)
+
+    bidirectional = dataclasses.replace(DECODER_CONFIG, causal=False)
+    decoder = Decoder(bidirectional, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="several segments: its decoder is bidirectional"):
+        x = jnp.zeros((1, 2, 8))
+        positions = jnp.zeros((1, 2, 1), jnp.int32)
+        segment = jnp.zeros((1, 2), jnp.int32)
+        decoder(x, positions, remat="none", implementation="xla", segment=segment)
 
 
 def test_a_head_that_is_not_there_is_missed(pairs, tmp_path):

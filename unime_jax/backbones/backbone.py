@@ -55,6 +55,7 @@ class LmHead:
       path: of the head's layer in the model.
       tied: whether config.json ties the head to the token embeddings.
       preprocess: the family's preprocessing with another prompt.
+      unshared: as of the decoder: why prompts cannot share their beginning; "": they can.
     """
 
     make_model: Callable[[Literal["tied", "own"], jax.Array], Vlm]
@@ -62,6 +63,7 @@ class LmHead:
     path: str
     tied: bool
     preprocess: Callable[[Prompt], Preprocessor]
+    unshared: str
 
 
 @dataclasses.dataclass(frozen=True)

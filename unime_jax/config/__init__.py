@@ -20,6 +20,7 @@ from unime_jax.config.judge import JudgeConfig, JudgeDataConfig, JudgingConfig
 from unime_jax.config.merge import MergeConfig
 from unime_jax.config.mine import MineConfig, MineDataConfig, SearchConfig
 from unime_jax.config.plan import PlanConfig, PlansConfig
+from unime_jax.config.rounds import RoundsConfig, RoundsDataConfig
 from unime_jax.config.train import ExportConfig, TrainConfig, WatchdogConfig
 from unime_jax.config.train_data import DataConfig, EvaluationConfig
 from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
@@ -48,6 +49,8 @@ __all__ = [
     "PlanConfig",
     "PlansConfig",
     "PrepareConfig",
+    "RoundsConfig",
+    "RoundsDataConfig",
     "SearchConfig",
     "Settings",
     "TasksConfig",
@@ -63,6 +66,7 @@ Settings = (
     | JudgeConfig
     | EvaluateConfig
     | MergeConfig
+    | RoundsConfig
     | PlanConfig
     | PlansConfig
 )
@@ -72,6 +76,8 @@ def kind_of(values: Mapping[str, Any]) -> type[Settings]:
     """The dataclass that a whole config is read into."""
     if "recipes" in values:
         return PlansConfig
+    if "rounds" in values:
+        return RoundsConfig
     if "models" in values:
         return MergeConfig
     if "run" in values:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from unime_jax.config.common import MeshConfig
-from unime_jax.data.settings import MinedUse, Processing, check_keys
+from unime_jax.data.settings import JudgePromptName, MinedUse, Processing, check_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,15 @@ class JudgeDataConfig:
 class JudgingConfig:
     """The question to the judge, and what is made of its scores."""
 
-    instruction: str  # before the query and the candidate
-    yes: str  # the answer of a candidate that meets the query; its first token counts
-    no: str  # the other answer
+    # "unime_v2": one user turn; "qwen3_vl_reranker": Qwen3-VL-Reranker's, with a system turn
+    prompt: JudgePromptName
+    instruction: str | None  # before the query and the candidate; None: the prompt's own
+    # the answer of a candidate that meets the query; its first token counts; None: the prompt's own
+    yes: str | None
+    no: str | None  # the other answer, alike
+    # encode what the prompts of one query begin with once, where the model can; a row of several
+    # candidates has at most `max_length` tokens. Cost, and results by rounding alone
+    share_prefix: bool
     # divides the logit of an answer that the prompt has in it, as transformers' `generate` does
     # (Qwen2.5-VL: 1.05, which UniME-V2's published scores have); 1: none
     repetition_penalty: float
@@ -58,7 +64,7 @@ class JudgeConfig:
     processing: Processing | None  # of images; the words are `judging`'s and the chat template's
     # tokens of a query and a candidate with their images; None: the folder's own
     max_length: int | None
-    batch_size: int  # pairs judged at once: memory, not results
+    batch_size: int  # rows judged at once, of one pair or several: memory, not results
     dtype: Literal["float32", "bfloat16"]  # of weights and activations; logits are float32
     compilation_cache: str  # as in a training run
     mesh: MeshConfig  # of each process's own devices

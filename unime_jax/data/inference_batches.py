@@ -37,14 +37,22 @@ def prepare(
 ) -> Prepared:
     """An item's row and its size; an error is kept until all processes know of it."""
     try:
-        row = preprocess(items[number])
-        if row is None:
-            return RowSize(number), None
-        tiles = 0 if row.patches is None else len(row.patches)
-        size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.unmatched_markers > 0)
-        smallest_bucket(row, shapes(size.tokens, size.tiles))  # raises where it fits none
+        return sized(number, preprocess(items[number]), shapes)
     except Exception as error:
         return RowSize(number, failed=True), error
+
+
+def sized(number: int, row: Row | None, shapes: Shapes) -> Prepared:
+    """The row of item `number` with its size; None: the item is left out.
+
+    Raises:
+      ValueError: the row fits no bucket.
+    """
+    if row is None:
+        return RowSize(number), None
+    tiles = 0 if row.patches is None else len(row.patches)
+    size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.unmatched_markers > 0)
+    smallest_bucket(row, shapes(size.tokens, size.tiles))
     return size, row
 
 

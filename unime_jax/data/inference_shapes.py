@@ -57,6 +57,8 @@ def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> Bat
     """
     most = math.ceil(batch_size / shards)
     tokens = bucket.tokens + (bucket.tiles * layout.patches if layout.separate else 0)
+    if layout.segments and layout.table:
+        tokens = max(tokens, bucket.tiles * layout.table[1])
     chunk = shards * min(most, max(1, CHUNK_TOKENS // tokens))
     return BatchShapes((bucket,), layout, chunk, chunk * math.ceil(batch_size / chunk))
 
@@ -65,9 +67,13 @@ def bucket_of(tokens: int, tiles: int, layout: Layout, max_length: int) -> Bucke
     """The compiled shape of a row: the smallest rung that it fits.
 
     A row with more tiles than the longest rung has gets twice as many tiles, or four times, and so
-    on: no row is refused for its tiles.
+    on: no row is refused for its tiles. Of rows of several segments, which may be long for their
+    texts alone, tiles have rungs of their own, the powers of two: more programs, less padding.
     """
     ladder = image_rungs(layout, max_length) if tiles else text_rungs(layout, max_length)
+    if layout.segments and tiles:
+        rungs = (bucket.tokens for bucket in ladder if tokens <= bucket.tokens)
+        return Bucket(next(rungs, max_length), power_of_two(tiles))
     for bucket in ladder:
         if tokens <= bucket.tokens and tiles <= bucket.tiles:
             return bucket

@@ -234,6 +234,8 @@ def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1
         patch_position=array(np.int32, *pixels[:-1], 3) if positioned else None,
         pool_start=array(np.int32, *grid) if layout.pooled else None,
         teacher=array(np.float32, *grid, layout.teacher) if layout.teacher else None,
+        segment=array(np.int32, *tokens) if layout.segments else None,
+        segment_end=array(np.int32, *grid, layout.segments) if layout.segments else None,
     )
 
 
@@ -241,8 +243,9 @@ def _empty(shapes: BatchShapes, bucket: Bucket, process_count: int) -> Inputs:
     abstract = bucket_shapes(shapes, bucket, process_count=process_count)
     group = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     group.slot[...] = -1
-    if group.patch_position is not None:
-        group.patch_position[...] = -1
+    for absent in (group.patch_position, group.segment):
+        if absent is not None:
+            absent[...] = -1
     return group
 
 
@@ -263,6 +266,9 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
         group.pool_start[chunk, place] = row.pool_start
     if group.teacher is not None:
         group.teacher[chunk, place] = row.teacher
+    if group.segment is not None and group.segment_end is not None:
+        group.segment[chunk, place, :length] = row.segment
+        group.segment_end[chunk, place] = row.segment_end
 
 
 def _check_layout(row: Row, layout: Layout) -> None:
@@ -273,13 +279,16 @@ def _check_layout(row: Row, layout: Layout) -> None:
     if layout.teacher:
         form.append(None if row.teacher is None else row.teacher.shape)
         wanted.append((layout.teacher,))
+    form += [None if x is None else np.shape(x) for x in (row.segment, row.segment_end)]
+    wanted += [(length,), (layout.segments,)] if layout.segments else [None, None]
     if row.patches is not None and len(row.patches):
         form += [np.shape(row.patches)[1:], row.patch_position is not None]
         wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
     if form != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "
-            f"patches of a tile, patch_position given {form}; the layout says {wanted}"
+            f"segment, segment_end, patches of a tile, patch_position given {form}; the layout says"
+            f" {wanted}"
         )
     if not length and not _tiles(row):
         raise TypeError("a row has neither tokens nor tiles; there is nothing to encode")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 Side = Literal["query", "positive", "negatives"]
+JudgePromptName = Literal["unime_v2", "qwen3_vl_reranker"]  # whose words a judge is asked by
 MinedUse = Literal["beside", "instead"]  # mined negatives, of a row's own
 Style = Literal["chat", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing

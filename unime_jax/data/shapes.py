@@ -29,6 +29,7 @@ class Layout:
     table: tuple[int, int] | None = None
     unpadded: bool = False  # tokens of an image leave out what is padding in its tiles
     separate: bool = False  # texts and images have towers of their own: tiles take no tokens
+    segments: int = 0  # sequences that a row has room for beside the prefix they share; 0: one only
 
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from unime_jax import files
-from unime_jax.evaluation import published
-from unime_jax.evaluation.side_by_side import comparison, formats, page, places
-from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, COMPOSITION, Column
-from unime_jax.evaluation.side_by_side.lines import Comparison
+from unime_jax.evaluation.side_by_side import formats
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
+from unime_jax.evaluation.side_by_side.tables import averages, write
 
 ENDINGS = (".html", ".md", ".tex", ".csv")
 BEFORE = " (before)"  # ends the names of lines before training
@@ -35,51 +33,6 @@ _PUBLISHED = flags.DEFINE_list(
 _BEFORE = flags.DEFINE_boolean("before", False, "also a line before training for training runs")
 _OUTPUT = flags.DEFINE_string("output", "compare", "path of the files, without their ending")
 _TITLE = flags.DEFINE_string("title", "Evaluations side by side", "of the page")
-
-
-def write(
-    output: files.Path,
-    groups: Sequence[Group],
-    *,
-    chosen: dict[str, list[str]],
-    baseline: str,
-    models: Sequence[str],
-    title: str,
-) -> Comparison:
-    """Writes <output>.html, .md, .tex and .csv of groups of runs, and returns what they show.
-
-    Args:
-      chosen: datasets or averages by name of a column that is their mean.
-      baseline: name of a group; "": none.
-      models: names or patterns of published rows.
-
-    Raises:
-      ValueError: see `comparison.compare` and `published.choose`.
-    """
-    tables = {group.name: places.table_of(group.first) for group in groups}
-    compared = comparison.compare(
-        groups,
-        chosen=chosen,
-        baseline=baseline,
-        published=published.read(published.choose(models)),
-        tables=tables,
-    )
-    images = page.images_of_all({g.name: places.images_of(g.first) for g in groups})
-    page.write_page(
-        output.with_name(f"{output.name}.html"),
-        compared,
-        groups,
-        tables=tables,
-        images=images,
-        title=title,
-    )
-    for ending, text in (
-        (".md", formats.markdown_text(compared, title)),
-        (".tex", formats.latex_text(compared, title)),
-        (".csv", formats.csv_text(compared)),
-    ):
-        files.write_whole(output.with_name(output.name + ending), text)
-    return compared
 
 
 def read_groups(
@@ -132,20 +85,6 @@ def _names(folders: Sequence[str]) -> list[tuple[str, list[files.Path]]]:
 
 def _has_before(workdir: files.Path) -> bool:
     return "before" in files.read_object(workdir / "evaluation.json")
-
-
-def averages(compared: Comparison) -> str:
-    """The averages as Markdown: of all datasets, of the chosen columns, and of composition."""
-    columns: list[Column] = []
-    for name, members in compared.groups.items():
-        if name == CHOSEN:
-            columns += members
-        elif name.startswith(AVERAGES):
-            columns += [c for c in members if c[-1] == "All" or CHOSEN not in compared.groups]
-    columns.sort(key=lambda column: column == COMPOSITION)
-    if COMPOSITION not in columns:
-        columns += [c for c in compared.groups.get(AVERAGES, ()) if c == COMPOSITION]
-    return formats.markdown_table(compared, columns or list(next(iter(compared.groups.values()))))
 
 
 def main(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from unime_jax import backbones, files
+from unime_jax import backbones, config_reader, files
 from unime_jax.backbones import Backbone, Processing
 from unime_jax.backbones.io import tensor_files
 from unime_jax.data import (
@@ -34,6 +34,15 @@ class Problems:
 
     def add(self, problem: str) -> None:
         self._found.append(problem)
+
+    @contextlib.contextmanager
+    def of_part(self, kind: type, where: str) -> Iterator["Problems"]:
+        """Collects those of a whole config of this dataclass, at its place in another config."""
+        part = Problems()
+        yield part
+        for problem in part._found:
+            said = config_reader.placed(kind, problem, where)
+            self._found.append(said if where in said else f"{where}: {said}")
 
     def raise_any(self) -> None:
         """Raises ValueError if there are any."""

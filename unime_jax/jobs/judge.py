@@ -2,6 +2,7 @@
 
 UniME-V2's MLLM-as-a-judge (arXiv 2510.13515): asked whether a candidate meets a query, the score is
 P(yes) / (P(yes) + P(no)) of the first token of the answer. <workdir>/rows is what training reads.
+The scores themselves are made in `judge_model`.
 
 Every process works alone, on its own devices, on every n-th block of rows, as in job `embed`: when
 any of them dies the same command goes on with what is missing, on however many hosts and devices.
@@ -10,6 +11,7 @@ any of them dies the same command goes on with what is missing, on however many 
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +29,16 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadExample, BadItem, Quarantine, failed_path
 from unime_jax.data.schema import to_example
 from unime_jax.jobs import preflight, preflight_models
-from unime_jax.jobs.judge_model import Judge, Pair, Scorer, make_mesh, make_scorer, open_judge
+from unime_jax.jobs.judge_model import (
+    Judge,
+    Pair,
+    Scored,
+    Scorer,
+    make_mesh,
+    make_scorer,
+    open_judge,
+    worded,
+)
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.operations.config_file import write_config
 
@@ -99,7 +110,7 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
             "max_length": judge.max_length,
             "dtype": settings.dtype,
         },
-        "judging": dataclasses.asdict(settings.judging),
+        "judging": _asked(settings.judging),
         "template": judge.prompt.template,
         "data": data,
     }
@@ -110,6 +121,14 @@ def begin(settings: config.JudgeConfig, workdir: files.Path) -> Work:
         provenance=provenance,
     )
     return Work(settings, judge, sources, writer)
+
+
+def _asked(judging: config.JudgingConfig) -> dict[str, object]:
+    """The question, in full, and what is made of its scores: all that they depend on."""
+    asked = dataclasses.asdict(judging) | {"instruction": worded(judging).instruction}
+    asked["yes"], asked["no"] = worded(judging).answers
+    del asked["share_prefix"]
+    return asked
 
 
 def open_rows(data: config.JudgeDataConfig) -> Mapping[str, formats.Source]:
@@ -139,22 +158,42 @@ def judge_rows(work: Work, workdir: files.Path, *, process_index: int, process_c
         if id(block) in missing and number % process_count == process_index
     ]
     if mine:
-        score, emptied = make_scorer(settings, work.judge), 0
+        score, emptied, tokens, tokens_alone = make_scorer(settings, work.judge), 0, 0, 0
         rows = sum(len(block.rows) for block in mine)
         with tqdm(total=rows, unit="row", disable=process_index != 0) as bar:
             for block in mine:
-                judged, bad = judge_block(work, block, score)
-                quarantine.add(bad, len(block.rows))
-                writer.put(block, judged)
-                emptied += sum(not example.negatives for example in judged)
+                judged = judge_block(work, block, score)
+                quarantine.add(judged.bad, len(block.rows))
+                writer.put(block, judged.examples)
+                emptied += sum(not example.negatives for example in judged.examples)
+                tokens += judged.tokens
+                tokens_alone += judged.tokens_alone
                 bar.update(len(block.rows))
+        logging.info(
+            "%d tokens were encoded; with a whole prompt for each candidate it is %d: %.1f %% less",
+            tokens,
+            tokens_alone,
+            100 * (1 - tokens / max(tokens_alone, 1)),
+        )
         if emptied:
             logging.warning("%d rows have no negatives, or none that is left", emptied)
     return writer.finish()
 
 
-def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example], list[BadItem]]:
-    """A block's examples with scores and the negatives that are kept, and its bad rows."""
+class Judged(NamedTuple):
+    """A block's examples with scores and the negatives that are kept, and its bad rows.
+
+    Tokens as of `Scored`.
+    """
+
+    examples: list[Example]
+    bad: list[BadItem]
+    tokens: int
+    tokens_alone: int
+
+
+def judge_block(work: Work, block: Block, score: Scorer) -> Judged:
+    """Reads, scores and chooses; each pair of a block is asked once."""
     source, judging = work.sources[block.source], work.settings.judging
     examples: list[tuple[int, Example]] = []
     bad: list[BadItem] = []
@@ -177,7 +216,8 @@ def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example],
             key = example.query.identity, candidate.identity
             if number_of.setdefault(key, len(pairs)) == len(pairs):
                 pairs.append((example.query, candidate))
-    scores, errors = score(pairs) if pairs else (np.zeros(0, np.float32), {})
+    scored = score(pairs) if pairs else Scored(np.zeros(0, np.float32), {}, 0, 0)
+    scores, errors = scored.scores, scored.errors
     judged = []
     for row, example in examples:
         candidates = (example.positive, *example.negatives)
@@ -198,4 +238,4 @@ def judge_block(work: Work, block: Block, score: Scorer) -> tuple[list[Example],
                 scores=(own[0], *(own[1 + number] for number in kept)),
             )
         )
-    return judged, bad
+    return Judged(judged, bad, scored.tokens, scored.tokens_alone)

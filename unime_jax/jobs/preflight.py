@@ -65,8 +65,17 @@ def check(
     return mesh
 
 
-def check_training(settings: config.TrainConfig, workdir: files.Path, problems: Problems) -> None:
-    """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run."""
+def check_training(
+    settings: config.TrainConfig,
+    workdir: files.Path,
+    problems: Problems,
+    *,
+    joined_later: bool = False,
+) -> None:
+    """Backbone, data, evaluation data, schedule, rules and checkpoints' place of a training run.
+
+    `joined_later`: the rows' negatives and scores are still to be made.
+    """
     with problems.collected():
         checkpoint.check_name(workdir)
     folder = files.as_path(settings.data.folder)
@@ -105,9 +114,10 @@ def check_training(settings: config.TrainConfig, workdir: files.Path, problems: 
                 optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
             if settings.data.split_modalities:
                 sampling.query_modalities(rows, weights)
-            _check_contrast(settings, {name: rows[name] for name in weights})
             _check_sources(settings, weights)
-            _check_scores(settings, {name: rows[name] for name in weights})
+            if not joined_later:
+                _check_contrast(settings, {name: rows[name] for name in weights})
+                _check_scores(settings, {name: rows[name] for name in weights})
     check_teacher(settings.data.teacher, folder, made, problems)
     _check_evaluation(settings, folder, made, problems)
 

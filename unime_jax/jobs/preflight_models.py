@@ -78,6 +78,12 @@ def check_merge(settings: config.MergeConfig, workdir: files.Path, problems: Pro
 
 def check_mining(settings: config.MineConfig, problems: Problems) -> None:
     """Model, rows and corpus of a mining job."""
+    check_mining_model(settings, problems)
+    check_mined_data(settings, problems)
+
+
+def check_mining_model(settings: config.MineConfig, problems: Problems) -> None:
+    """Model of a mining job."""
     with problems.collected("config.backbone"):
         open_model(
             settings.backbone,
@@ -86,6 +92,10 @@ def check_mining(settings: config.MineConfig, problems: Problems) -> None:
             settings.processing,
             weights=True,
         )
+
+
+def check_mined_data(settings: config.MineConfig, problems: Problems) -> None:
+    """Rows and corpus of a mining job, and the vectors of its guide."""
     data = settings.data
     folder = files.as_path(data.folder)
     if not data.train:
@@ -106,6 +116,12 @@ def check_mining(settings: config.MineConfig, problems: Problems) -> None:
 
 def check_judging(settings: config.JudgeConfig, problems: Problems) -> None:
     """Model and pairs of a judging job."""
+    check_judge(settings, problems)
+    check_judged_data(settings.data, problems)
+
+
+def check_judge(settings: config.JudgeConfig, problems: Problems) -> None:
+    """Model of a judging job."""
     with problems.collected("config.backbone"):
         backbone = open_model(
             settings.backbone,
@@ -116,21 +132,24 @@ def check_judging(settings: config.JudgeConfig, problems: Problems) -> None:
         )
         if backbone.lm_head is None:
             backbones.with_lm_head(backbone)  # says which families have a head
-    if not settings.data.train:
+
+
+def check_judged_data(data: config.JudgeDataConfig, problems: Problems) -> None:
+    """Pairs of a judging job, and mined negatives."""
+    if not data.train:
         problems.add(
             "config.data.train is empty: name the pairs to judge, below config.data.folder"
         )
         return
+    folder = files.as_path(data.folder)
     with problems.collected("config.data.train"):
-        path = files.as_path(settings.data.folder) / settings.data.train
-        sources = open_pairs(path, settings.data.columns)
+        sources = open_pairs(folder / data.train, data.columns)
         rows = {name: len(source) for name, source in sources.items()}
         if not any(rows.values()):
-            problems.add(f"config.data.train: there is no row in {path}")
+            problems.add(f"config.data.train: there is no row in {folder / data.train}")
             return
-        if settings.data.mined:
+        if data.mined:
             with problems.collected("config.data.mined"):
-                folder, data = files.as_path(settings.data.folder), settings.data
                 mined_rows.join(sources, rows, data.mined, folder, data.columns, data.mined_use)
 
 

@@ -1,4 +1,4 @@
-"""Logits of a judge's answers: those of a few tokens after the last token of a row."""
+"""Logits of a judge's answers: those of a few tokens after the last token of a row or segment."""
 
 import typing
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from unime_jax import paths
 from unime_jax.batch import Inputs
+from unime_jax.models.decoder import SHARED
 from unime_jax.models.forward import Encode
+from unime_jax.models.pooling import last_token
 from unime_jax.models.vlm import Execution, Vlm
 
 
@@ -17,6 +19,8 @@ def make_answer_logits(
     graph: nnx.GraphDef, execution: Execution, tokens: Sequence[int], *, repetition_penalty: float
 ) -> Encode:
     """Float32 logits [R, answers] of the token that follows each row of a chunk.
+
+    Of rows of several segments, [R, segments * answers] of the token that follows each of these.
 
     Args:
       graph: of a `Vlm` whose decoder has a language-model head.
@@ -27,28 +31,42 @@ def make_answer_logits(
 
     def logits(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
-    ) -> Float32[Array, "R answers"]:
+    ) -> Float32[Array, "R _"]:
         model = typing.cast(Vlm, paths.merge(graph, trainable, frozen))
         answers = jnp.asarray(tokens)
-        values = model.language_model.logits(model.last_state(inputs, execution), answers)
-        if repetition_penalty == 1:
-            return values
-        return penalised(values, occurs(inputs.tokens, inputs.length, answers), repetition_penalty)
+        last = last_states(model.hidden_states(inputs, execution), inputs)
+        rows, segments, width = last.shape
+        values = model.language_model.logits(last.reshape(rows * segments, width), answers)
+        values = values.reshape(rows, segments, -1)
+        if repetition_penalty != 1:
+            values = penalised(values, occurs(inputs, answers), repetition_penalty)
+        return values.reshape(rows, -1)
 
     return logits
 
 
-def occurs(
-    row: Int[Array, "R T"], length: Int[Array, " R"], tokens: Int[Array, " answers"]
-) -> Bool[Array, "R answers"]:
-    """Whether a row has these tokens before its padding."""
-    real = jnp.arange(row.shape[1]) < length[:, None]
-    return ((row[:, :, None] == tokens) & real[:, :, None]).any(axis=1)
+def last_states(hidden: Float[Array, "R T D"], inputs: Inputs) -> Float[Array, "R segments D"]:
+    """States of the last token of each segment; of a row without segments, of its own."""
+    if inputs.segment_end is None:
+        return last_token(hidden, inputs.length)[:, None]
+    return jnp.take_along_axis(hidden, inputs.segment_end[:, :, None], axis=1)
+
+
+def occurs(inputs: Inputs, tokens: Int[Array, " answers"]) -> Bool[Array, "R segments answers"]:
+    """Whether a segment, with the one that all share, has these tokens before its padding."""
+    equal = (inputs.tokens[:, :, None] == tokens)[:, None]  # [R, 1, T, answers]
+    if inputs.segment is None or inputs.segment_end is None:
+        own = (jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None])[:, None]
+    else:
+        number = jnp.arange(1, inputs.segment_end.shape[1] + 1)[:, None]
+        segment = inputs.segment[:, None]
+        own = (segment == SHARED) | (segment == number)
+    return (equal & own[..., None]).any(axis=2)
 
 
 def penalised(
-    logits: Float[Array, "R answers"], repeated: Bool[Array, "R answers"], penalty: float
-) -> Float[Array, "R answers"]:
+    logits: Float[Array, "*any"], repeated: Bool[Array, "*any"], penalty: float
+) -> Float[Array, "*any"]:
     """Logits after transformers' repetition penalty."""
     lower = jnp.where(logits < 0, logits * penalty, logits / penalty)
     return jnp.where(repeated, lower, logits)

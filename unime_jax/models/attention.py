@@ -16,6 +16,7 @@ def attend(
     causal: bool,
     implementation: Implementation,
     segment: Int[Array, "rows tokens"] | None = None,
+    shared: int | None = None,
     length: Int[Array, " rows"] | None = None,
 ) -> Float[Array, "rows tokens heads head"]:
     """softmax(q k^T / sqrt(head)) v with grouped queries, softmax in float32.
@@ -23,9 +24,14 @@ def attend(
     `heads` is a multiple of `kv_heads`. Rows are right-padded: with `causal` no real token sees
     padding, so no length mask is needed. Without `causal` every key is attended (a vision tower's)
     or, with `length`, the first so many of a row, at least one. With `segment`, tokens attend to
-    those of their own segment only.
+    those of their own segment only and, with `shared`, to those of that segment.
     """
-    mask = None if segment is None else segment[:, None, :, None] == segment[:, None, None, :]
+    mask = None
+    if segment is not None:
+        of_key = segment[:, None, None, :]
+        mask = segment[:, None, :, None] == of_key
+        if shared is not None:
+            mask |= of_key == shared
     with precision.asked(q.dtype):
         return jax.nn.dot_product_attention(
             q,

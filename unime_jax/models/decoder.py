@@ -36,6 +36,21 @@ class DecoderConfig:
     # the language-model head: none, the token embeddings, or a kernel of its own
     lm_head: Literal["none", "tied", "own"] = "none"
 
+    @property
+    def unshared(self) -> str:
+        """Why sequences of one row cannot share their beginning; "": they can."""
+        if not self.causal:
+            return (
+                "its decoder is bidirectional, so what a beginning is encoded to depends on what"
+                " follows"
+            )
+        if self.long_rope:
+            return "its rotary frequencies (LongRoPE) depend on the length of the whole row"
+        return ""
+
+
+SHARED = 0  # the segment of a row that the sequences of all others begin with
+
 
 class Attention(nnx.Module):
     """Self-attention with rotary positions and grouped key/value heads."""
@@ -59,6 +74,7 @@ class Attention(nnx.Module):
         sin: Float[Array, "R T 1 head"],
         implementation: attention.Implementation,
         length: Int[Array, " R"] | None = None,
+        segment: Int[Array, "R T"] | None = None,
     ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
@@ -68,7 +84,14 @@ class Attention(nnx.Module):
         # In a causal model no real token sees padding: a mask would cost and change nothing.
         length = None if self.causal else length
         y = attention.attend(
-            q, k, v, causal=self.causal, length=length, implementation=implementation
+            q,
+            k,
+            v,
+            causal=self.causal,
+            length=length,
+            segment=segment,
+            shared=SHARED,
+            implementation=implementation,
         )
         return self.o_proj(y.reshape(rows, tokens, -1))
 
@@ -105,8 +128,9 @@ class Layer(nnx.Module):
         sin: Float[Array, "R T 1 head"],
         implementation: attention.Implementation,
         length: Int[Array, " R"] | None = None,
+        segment: Int[Array, "R T"] | None = None,
     ) -> Float[Array, "R T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation, length)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation, length, segment)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -119,6 +143,7 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=embed)
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.unshared = config.unshared
         self.rope_axes = config.rope_axes
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
@@ -136,16 +161,23 @@ class Decoder(nnx.Module):
         implementation: attention.Implementation,
         length: Int[Array, " R"] | None = None,
         deepstack: Sequence[Float[Array, "R T D"]] = (),
+        segment: Int[Array, "R T"] | None = None,
     ) -> Float[Array, "R T D"]:
         """Hidden states after the final norm, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves
-        padding out. Array i of `deepstack` is added to the states after layer i.
+        padding out. Array i of `deepstack` is added to the states after layer i. `segment` is as
+        `Row` has it.
+
+        Raises:
+          ValueError: there are segments, and this decoder cannot keep them apart.
         """
+        if segment is not None and self.unshared:
+            raise ValueError(f"rows of several segments: {self.unshared}")
         cos, sin = rope.rotary_angles(positions, self.rope_axes, self.rope_theta, self.long_rope)
         x = scan.run(
             self.layers,
-            lambda layer, x: layer(x, cos, sin, implementation, length),
+            lambda layer, x: layer(x, cos, sin, implementation, length, segment),
             x,
             remat=remat,
             added=deepstack,

@@ -103,6 +103,7 @@ class Vlm(EmbeddingModel):
             implementation=execution.attention,
             length=inputs.length,
             deepstack=deepstack,
+            segment=inputs.segment,
         )
 
 

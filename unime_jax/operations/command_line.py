@@ -20,6 +20,8 @@ from unime_jax import config, config_reader
 Override = tuple[str, str]  # a dotted key, and the text of its value
 
 _FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+# Trainings that are parts of another config.
+_TRAININGS = {config.PlanConfig: ("run",), config.RoundsConfig: ("initial", "train")}
 _TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")  # as absl has them
 
 
@@ -110,7 +112,7 @@ def fit_short_run(
     to passes over the data that are given.
 
     Args:
-      values: the config, changed in place; of a plan, its run is meant.
+      values: the config, changed in place; of a plan or rounds, their trainings are meant.
       recipe: the config before anything was overridden.
       where: what the config is called in sentences.
 
@@ -118,12 +120,13 @@ def fit_short_run(
       sentences for the user: what was changed, and what so few steps leave unused.
     """
     kind = config.kind_of(values)
-    if kind is config.PlanConfig:
-        given_of_run = {key.removeprefix("run.") for key in given if key.startswith("run.")}
-        return fit_short_run(values.run, recipe["run"], given_of_run, f"{where}.run")
+    remarks: list[str] = []
+    for part in _TRAININGS.get(kind, ()):
+        if recipe[part] is not None and values[part] is not None:
+            of_part = {key.removeprefix(f"{part}.") for key in given if key.startswith(f"{part}.")}
+            remarks += fit_short_run(values[part], recipe[part], of_part, f"{where}.{part}")
     if kind is not config.TrainConfig:
-        return []
-    remarks = []
+        return remarks
     if values.epochs and values.steps and "epochs" in given and "steps" not in given:
         remarks.append(f"{where}.steps: {values.steps} -> 0, as {where}.epochs says how many")
         values.steps = 0

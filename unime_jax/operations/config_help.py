@@ -18,6 +18,7 @@ from unime_jax import config, config_reader
 from unime_jax.operations import recipes
 
 WIDTH = 100
+PARTS = ("run.", "initial.", "mine.", "judge.", "train.")  # whole configs in others
 
 
 def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
@@ -50,13 +51,18 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
         (config.TrainConfig, "KEYS OF TRAINING AND EXPORT"),
         (config.EmbedConfig, "KEYS OF EMBEDDING"),
         (config.MineConfig, "KEYS OF MINING NEGATIVES"),
+        (config.JudgeConfig, "KEYS OF JUDGING CANDIDATES"),
         (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
         (config.MergeConfig, "KEYS OF MERGING"),
         (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),
+        (
+            config.RoundsConfig,
+            "KEYS OF ROUNDS, AND BELOW initial, mine, judge, train THOSE OF THE PARTS",
+        ),
     ):
         lines += ["", f"{title}  (--config.<key>=<value>)"]
         for key, hint, meaning in described_keys(cls):
-            if not key.startswith("run."):
+            if not key.startswith(PARTS):
                 lines += _entry(f"{key}: {config_reader.type_name(hint)}", meaning)
     return "\n".join(lines) + "\n"
 

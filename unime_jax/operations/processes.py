@@ -7,6 +7,7 @@ says what to do when the process ends without having said it.
 """
 
 import atexit
+import collections
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ _DAYS = 7 * 24 * 3600 * 1000  # in ms: who is done early waits as long as the ot
 _leaving = threading.Event()
 _ending = threading.Lock()  # taken for good by the thread that ends the process
 _watcher: threading.Thread | None = None
+_calls: collections.Counter[str] = collections.Counter()  # of each barrier
 
 # A line through the pipe: all is said. Its end without one: the process was aborted or killed.
 # Signals to the whole group, as schedulers send them, are not for the witness.
@@ -133,11 +135,12 @@ def check_shared(folder: files.Path) -> None:
 def barrier(name: str) -> None:
     """Waits until all have come here, however long the work is that one of them does before.
 
-    A computation over all devices would do, too, but there CPUs wait for 30 s at most. Each name
-    can be used once.
+    A computation over all devices would do, too, but there CPUs wait for 30 s at most. The n-th
+    call with a name meets the n-th ones of the others.
     """
+    _calls[name] += 1
     if _client() is not None:
-        _client().wait_at_barrier(f"unime_jax/{name}", _DAYS)
+        _client().wait_at_barrier(f"unime_jax/{name}/{_calls[name]}", _DAYS)
 
 
 def leave() -> None:

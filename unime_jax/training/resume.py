@@ -108,17 +108,17 @@ def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
     same_end = _schedule_end(earlier) == _schedule_end(config)
     if constant or same_end or config["job"] == "export":
         free += LENGTH
-    serious = {key: both for key, both in changed.items() if not _is_in(key, free)}
+    serious = {key: both for key, both in changed.items() if not is_in(key, free)}
     if serious:
         raise ValueError(
-            f"{workdir} holds a run of another config. Changed since:\n{_listed(serious)}\n"
+            f"{workdir} holds a run of another config. Changed since:\n{listed(serious)}\n"
             f"{_how_to_extend(earlier, config) if _is_longer(serious, earlier, config) else ''}Go "
             "on with the earlier values; or use another work directory for a run of its own, with "
             "config.init_from if it is to start from the model of this one."
         )
     if changed:
-        logging.info("the config has changed, applied from now on:\n%s", _listed(changed))
-    evaluation = {key for key in changed if _is_in(key, ("evaluation", "data.eval"))}
+        logging.info("the config has changed, applied from now on:\n%s", listed(changed))
+    evaluation = {key for key in changed if is_in(key, ("evaluation", "data.eval"))}
     if config["job"] == "train" and evaluation - {"evaluation.every"}:
         (workdir / "evaluation.json").unlink(missing_ok=True)
         (workdir / evaluations.FILE).unlink(missing_ok=True)
@@ -219,9 +219,11 @@ def _digest(backbone: Backbone) -> str:
     return hashlib.blake2b("\n".join(kept).encode(), digest_size=16).hexdigest()
 
 
-def _is_in(key: str, groups: tuple[str, ...]) -> bool:
+def is_in(key: str, groups: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of these, or in a group of them."""
     return any(key == group or key.startswith(group + ".") for group in groups)
 
 
-def _listed(changed: Mapping[str, tuple[str, str]]) -> str:
+def listed(changed: Mapping[str, tuple[str, str]]) -> str:
+    """Lines of changed keys, of `files.changes`."""
     return "\n".join(f"  config.{key}: {old} -> {new}" for key, (old, new) in changed.items())

@@ -168,6 +168,7 @@ def assemble(
             path="language_model.lm_head",
             tied=hf_config.ties_head(config),
             preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
+            unshared=text.unshared,
         ),
         instruction="{instruction}\n",
     )

@@ -1,12 +1,12 @@
-"""The prompt of a judge: a query and a candidate in one user turn, to be answered by Yes or No.
+"""The prompt of a judge: a query and a candidate in one user turn, to be answered by yes or no.
 
-UniME-V2's (arXiv 2510.13515): the parts of the turn are the instruction, "Query:", the query's
-images and text, "Candidate:", and the candidate's. How they are put together is up to the
-checkpoint's chat template; those of LLaVA write all images first.
+Two are published, see `PROMPTS`. Their parts are put together by the checkpoint's chat template;
+those of LLaVA write all images first.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +15,60 @@ from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item, Media
 from unime_jax.data import image_markers
+from unime_jax.data.settings import JudgePromptName
 
 _PROBE = Item("probe", (Media("probe"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """The words of a prompt.
+
+    Attributes:
+      system: the system turn; "": none, and what the chat template has by default.
+      before: what stands before the instruction.
+      instruction: the published one.
+      query, candidate: what stands before the images and text of each.
+      empty: the text of an item that has neither text nor images.
+      answers: the published ones, yes and no.
+    """
+
+    system: str
+    before: str
+    instruction: str
+    query: str
+    candidate: str
+    empty: str
+    answers: tuple[str, str]
+
+
+PROMPTS: Mapping[JudgePromptName, Wording] = {
+    "unime_v2": Wording(  # Gu et al. 2025, arXiv 2510.13515
+        system="",
+        before="",
+        instruction=(
+            "I will provide you with a query and a candidate. Please evaluate whether the"
+            " candidate meets the requirements of the query. If it does, respond with 'Yes'; if it"
+            " doesn't, respond with 'No'."
+        ),
+        query="Query:",
+        candidate="Candidate:",
+        empty="",
+        answers=("Yes", "No"),
+    ),
+    "qwen3_vl_reranker": Wording(  # Li et al. 2026, arXiv 2601.04720
+        system=(
+            "Judge whether the Document meets the requirements based on the Query and the Instruct"
+            ' provided. Note that the answer can only be "yes" or "no".'
+        ),
+        before="<Instruct>: ",
+        instruction="Given a search query, retrieve relevant candidates that answer the query.",
+        query="<Query>:",
+        candidate="\n<Document>:",
+        empty="NULL",
+        answers=("yes", "no"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +78,7 @@ class JudgePrompt:
     tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja source
     image_token: str
-    instruction: str
+    wording: Wording
 
     def item(self, query: Item, candidate: Item) -> Item:
         """The whole prompt as an item, with an image token where each image goes.
@@ -40,7 +92,7 @@ class JudgePrompt:
         media = query.media + candidate.media
         try:
             rendered: Any = self.tokenizer.apply_chat_template(
-                messages(self._bare(query), self._bare(candidate), self.instruction),
+                messages(self._bare(query), self._bare(candidate), self.wording),
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -63,14 +115,21 @@ class JudgePrompt:
         return Item(text.strip(), item.media)
 
 
-def messages(query: Item, candidate: Item, instruction: str) -> list[dict[str, Any]]:
-    """The turn as transformers' chat templates take it."""
-    parts = [_text(instruction), _text("Query:"), *_parts(query)]
-    return [{"role": "user", "content": [*parts, _text("Candidate:"), *_parts(candidate)]}]
+def messages(query: Item, candidate: Item, wording: Wording) -> list[dict[str, Any]]:
+    """The turns as transformers' chat templates take them."""
+    system = [{"role": "system", "content": [_text(wording.system)]}] if wording.system else []
+    content = [
+        _text(wording.before + wording.instruction),
+        _text(wording.query),
+        *_parts(query, wording),
+        _text(wording.candidate),
+        *_parts(candidate, wording),
+    ]
+    return [*system, {"role": "user", "content": content}]
 
 
 def open_judge_prompt(
-    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
+    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, wording: Wording
 ) -> tuple[JudgePrompt, Prompt]:
     """The judge's prompt of a checkpoint, and the `Prompt` that makes rows of its items.
 
@@ -82,9 +141,10 @@ def open_judge_prompt(
     """
 
     def make(template: str) -> JudgePrompt:
-        made = JudgePrompt(tokenizer, template, prompt.image_token, instruction)
+        made = JudgePrompt(tokenizer, template, prompt.image_token, wording)
         text = made.item(_PROBE, _PROBE).text
-        if instruction not in text or text.count(_PROBE.text) != 2:
+        words = wording.system, wording.before + wording.instruction
+        if not all(part in text for part in words) or text.count(_PROBE.text) != 2:
             raise ValueError(f"the chat template leaves texts of a judge's turn out: {text!r}")
         return made
 
@@ -110,9 +170,10 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, str]) 
     return ids[0][0], ids[1][0]
 
 
-def _parts(item: Item) -> list[dict[str, str]]:
+def _parts(item: Item, wording: Wording) -> list[dict[str, str]]:
     images = [{"type": "image", "image": media.path} for media in item.media]
-    return [*images, *([_text(item.text)] if item.text else [])]
+    text = item.text or ("" if images else wording.empty)
+    return [*images, *([_text(text)] if text else [])]
 
 
 def _text(text: str) -> dict[str, str]:

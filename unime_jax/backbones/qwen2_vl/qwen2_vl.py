@@ -122,6 +122,7 @@ def open_folder(
             path="language_model.lm_head",
             tied=hf_config.ties_head(config),
             preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
+            unshared=text.unshared,
         ),
         instruction="{instruction}\n",
     )
