@@ -31,6 +31,7 @@ def test_a_name_is_the_file_of_this_clone():
         "own",
         "plan",
         "presets",
+        "rounds",
         "stage1",
         "stage2",
         "study",
