@@ -123,8 +123,10 @@ def mini() -> ConfigDict:
     config.data.negatives = 2  # explicit negatives a pair, at most
     config.data.mined = ""  # a work directory of mine.py: its negatives are joined
     config.data.mined_use = "beside"  # the rows' own, or "instead"
+    config.data.cluster_size = 0  # rows that mined each other, in one batch; 0: no clusters
+    config.data.cluster_ranks = (1, 100)  # of a row's mined candidates, which lead to other rows
     config.data.suffix = ""  # an instruction after every text; distillation only
-    config.data.teacher = ""  # a teacher's embeddings, below data.folder; distillation only
+    config.data.teacher = ""  # a teacher's embeddings, below data.folder, for losses that use one
     config.data.buckets = (  # tokens and image tiles of a row, from small to large
         Bucket(tokens=20, tiles=0),
         Bucket(tokens=40, tiles=0),
@@ -211,6 +213,15 @@ def contrastive() -> ConfigDict:
     loss.source_temperatures = ()  # (source, temperature)
     loss.temperature_learning_rate = 0.0  # 0: it is fixed
     loss.lowest_temperature = 0.01  # of a learned one
+    loss.graded_sources = ()  # of pairs with a score of how alike they are
+    loss.graded_form = "gap_weighted_cosent"  # or "cosent"
+    loss.graded_temperature = 0.05
+    loss.graded_smallest_gap = 1e-3  # in units of the scores
+    loss.graded_weight = 1.0  # of a graded pair, beside others
+    loss.teacher_weight = 0.0  # of the KL to the vectors of data.teacher; 0: none
+    loss.teacher_temperature = 0.02
+    loss.student_temperature = 0.02
+    loss.teacher_matching_weight = 0.0  # of squared distances from them; 0: none
     return loss
 
 
@@ -228,11 +239,13 @@ def distillation() -> ConfigDict:
 
 
 def judge_distillation() -> ConfigDict:
-    """KL divergences to a judge's scores of a query's own candidates, and InfoNCE beside them."""
+    """Divergence from a judge's scores of a query's own candidates, and InfoNCE beside it."""
     loss = ConfigDict()
     loss.objective = "judge_distillation"
     loss.temperature = 0.02
     loss.judge_temperature = config_dict.placeholder(float)  # None: the same
     loss.contrastive_weight = 0.0  # of the next, which is added; 0: none
     loss.contrastive = contrastive()
+    loss.form = "symmetric_kl"  # or "rank_kl", "gap_weighted_cosent"
+    loss.smallest_gap = 1e-3  # in units of the scores; of the last alone
     return loss

@@ -6,6 +6,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments import stage1, stage2
 from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
@@ -13,6 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
+from unime_jax.losses import contrastive
 from unime_jax.planning import chips, compiler
 from unime_jax.planning.program import Program, train_program
 
@@ -218,3 +221,44 @@ def test_a_7b_step_on_an_int8_base_compiles_for_one_tpu_v5e_chip(tmp_path):
     assert not compiled.too_large and compiled.peak < HBM
     # The matmuls read codes: there is no float copy of a kernel, not even of one layer.
     assert not re.findall(r"(?:bf16|f32)\[(?:3584,18944|18944,3584)", compiled.text)
+
+
+V5P = {"loss.column_block": 1024, "batch_size": 262144, "chunk_size": 1024}
+
+
+@pytest.mark.slow
+def test_a_loss_of_262144_pairs_compiles_for_tpu_v5p_4x4x4():
+    """At a 7B model's width, and with little more than the gradients beside the embeddings."""
+    pytest.importorskip("libtpu")
+    mesh = sharding.make_mesh(1, -1, 1, compiler.devices(chips.parse("v5p:4x4x4")))
+    pairs, width = V5P["batch_size"], TEXT["hidden_size"]
+    x = jax.ShapeDtypeStruct(
+        (pairs, width), jnp.float32, sharding=NamedSharding(mesh, P(sharding.ROWS))
+    )
+    for options, vectors in (
+        (dict(hard_negatives=8, false_negative_margin=0.1), 3),
+        (dict(hardness=9.0, symmetric=True), 7),
+    ):
+
+        def loss(queries, candidates, options=options):
+            return contrastive(
+                queries, candidates, **options, column_block=V5P["loss.column_block"]
+            )[0]
+
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(x, x).compile()
+        temporaries = program.memory_analysis().temp_size_in_bytes
+        # Times what a chip has of the queries; a row of scores alone is 73 times a row of these.
+        assert temporaries < vectors * pairs // 64 * width * 4, options
+
+
+@pytest.mark.slow
+def test_a_step_of_262144_pairs_compiles_for_tpu_v5p_4x4x4(tmp_path):
+    """Of a small model: what grows with the batch is all there, and so are the passes."""
+    pytest.importorskip("libtpu")
+    where = chips.parse("v5p:4x4x4")
+    folder = write_qwen2_vl(tmp_path / "model")
+    program = draw(stage2, "qwen2_vl_7b", folder, compiler.devices(where), V5P.items())
+    compiled = compiler.compile_program(program, where, tmp_path / "cache")
+    assert not compiled.too_large and compiled.peak < HBM
+    assert "collective-permute" in compiled.text

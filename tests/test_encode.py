@@ -78,8 +78,7 @@ def test_windows_of_any_number_of_items(pair, items, one_by_one):
     for count in (1, 8, 9):
         np.testing.assert_allclose(encode(items[:count]), one_by_one[:count], atol=1e-5)
 
-
-def test_no_items_and_items_that_fit_no_bucket(pair, items):
+    # No items and items that fit no bucket
     # No items.
     found = encoder(pair, buckets=BUCKETS[:1], chunk_size=2, rows=2)([])
     assert found.shape == (0, 48) and found.dtype == np.float32

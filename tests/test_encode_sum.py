@@ -72,9 +72,7 @@ def test_prompts_and_suffixes(model, folder):
     rendered = model.rendered_sum(item, image_suffix="In a word: ", text_suffix="!")
     assert rendered == ["[INST] <image>\nIn a word:  [/INST]", "[INST] red! [/INST]"]
 
-
-def test_sums_in_the_items_order(model):
-    """Of mixed items, in small batches, against sums made by hand."""
+    # Sums in the items order. Of mixed items, in small batches, against sums made by hand.
     items = [
         "a red circle",
         {"text": "<|image_1|>\nWhat is left of the square?\n", "image": A},

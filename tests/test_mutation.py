@@ -65,7 +65,7 @@ def sample():
     return sample
 
 
-def test_types_messages_and_layout_are_not_mutated(sample):
+def test_types_messages_and_layout_are_not_mutated(sample, monkeypatch, tmp_path):
     mutants = sample.draw({"p": {"m.py": CODE}}, seed=0, count=100)
     changed = {(CODE.splitlines()[m.start[0] - 1].strip().split()[0], m.operator) for m in mutants}
     assert changed == {
@@ -84,8 +84,7 @@ def test_types_messages_and_layout_are_not_mutated(sample):
     raised = 'raise ValueError(f"{count + 1} is below 0", 2 - 1)'
     assert deleted == {CODE.replace(raised, "pass"), CODE.replace("path.touch(True)", "pass")}
 
-
-def test_the_sample_is_seeded_fair_and_survives_edits_elsewhere(sample):
+    # The sample is seeded fair and survives edits elsewhere
     large = "\n".join(f"def f{i}(x):\n    return x + {i} - g{i}(*x)" for i in range(8))
     sources = {"large": {"a.py": large, "b.py": large}, "small": {"c.py": CODE}}
     drawn = sample.draw(sources, seed=0, count=8)
@@ -99,8 +98,7 @@ def test_the_sample_is_seeded_fair_and_survives_edits_elsewhere(sample):
     assert len(set(programs)) == len(programs) and len(everything) > 40
     assert list(sample.sources("unime_jax/losses")) == ["losses"]
 
-
-def test_what_a_file_of_tests_executes_is_known_until_any_of_it_changes(monkeypatch, tmp_path):
+    # What a file of tests executes is known until any of it changes
     pytest.importorskip("cosmic_ray")
     from tests.mutation import reach
 

@@ -76,8 +76,7 @@ def test_merge_needs_exactly_the_parameters(decoder):
     out = jax.eval_shape(lambda p: run(paths.merge(graph, p)), parameters)
     assert out.shape == (1, 5, 8)
 
-
-def test_the_first_rule_that_matches_the_whole_path_wins():
+    # The first rule that matches the whole path wins
     # First matching rule wins.
     rules = [(r".*\.kernel", 1), (r"vision\..*", 2), (r".*", 3)]
     names = ["vision.fc1.kernel", "vision.fc1.bias", "text.bias"]

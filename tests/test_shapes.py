@@ -58,8 +58,7 @@ def test_a_wrong_shape_or_dtype_raises_in_calls_and_batches():
     assert chunk.length.shape == (4,)
     assert pickle.loads(pickle.dumps(chunk)).length.shape == (4,)
 
-
-def test_what_is_no_array_and_numpy_are_not_checked():
+    # What is no array and numpy are not checked
     # Checks can be left out.
     with shapes.unchecked():
         last_token(jnp.zeros((2, 3, 5)), jnp.ones((2, 1), jnp.int32)[:, 0].astype(jnp.int8))
@@ -79,8 +78,7 @@ def test_what_is_no_array_and_numpy_are_not_checked():
     for leaf in [object(), 1, None, jax.sharding.PartitionSpec("data")]:
         assert jax.tree.map(lambda x, leaf=leaf: leaf, inputs()).tokens is leaf
 
-
-def test_users_do_not_pay_for_the_checks():
+    # Users do not pay for the checks
     program = (
         "import sys, unime_jax.models.pooling as p; "
         "assert 'beartype' not in sys.modules; assert not hasattr(p.last_token, '__wrapped__')"

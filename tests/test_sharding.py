@@ -253,8 +253,7 @@ def test_a_device_holds_its_share_of_the_7b_model(shapes_7b):
     assert 7.9e9 > total > 7.4e9
     assert mine < total / 8 * 1.01
 
-
-def test_axes_that_do_not_divide_stay_whole_and_too_many_are_an_error():
+    # Axes that do not divide stay whole and too many are an error
     # Axes that do not divide stay whole.
     mesh = make_mesh(2, 2, 2)
     for shape, expected in [

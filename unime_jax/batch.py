@@ -99,7 +99,8 @@ class Example:
 
     `scores`: a judge's or a miner's, of the positive and each negative; empty: there are none.
     `negative_numbers`: where the negatives stand among those of the row, if they were drawn;
-    empty: they are all, in order.
+    empty: they are all, in order. `grade`: how alike query and positive are, on any scale of the
+    source; None: the row does not say.
     """
 
     source: str
@@ -110,6 +111,7 @@ class Example:
     scores: tuple[float, ...] = ()
     negative_numbers: tuple[int, ...] = ()
     undrawn_negatives: int = 0  # that the row has besides
+    grade: float | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -187,3 +189,4 @@ class Batch:
     query_id: UInt32[ArrayLike, " B"] | None = None  # equal ids: the same query
     # a judge's, of the positive and each negative; NaN: there is no such negative
     scores: Float32[ArrayLike, "B H+1"] | None = None
+    grade: Float32[ArrayLike, " B"] | None = None  # of graded pairs; NaN: the pair is none

@@ -34,7 +34,7 @@ def fitted(text: str, max_length: int, before="< ", after=" >", special=False, *
     return "".join(map(chr, ids)), truncated
 
 
-def test_the_text_alone_is_cut_to_the_longest_length():
+def test_the_text_alone_is_cut_to_the_longest_length(monkeypatch):
     # The text alone is cut and the tokens are counted.
     for text, options, expected in (
         ("a b c d", dict(max_length=6), ("<abcd>", 0)),
@@ -71,9 +71,8 @@ def test_the_text_alone_is_cut_to_the_longest_length():
         with pytest.raises(ValueError, match=message):
             fitted(text, 12, **options)
 
-
-def test_very_long_texts_are_cut_as_if_tokenised_whole(monkeypatch):
-    """Also around an image token, which an excerpt must hold; fewer tokens may be counted."""
+    # Very long texts are cut as if tokenised whole. Also around an image token, which an
+    # excerpt must hold; fewer tokens may be counted.
     generator, fewer = random.Random(0), 0
     for _ in range(200):
         words = generator.choices(["a", "bc", "d1", "3", "e\nf", "(g)"], k=generator.randrange(400))

@@ -66,7 +66,7 @@ def test_a_fixed_size_is_pillows_default_resize(size):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
-def test_resolutions_have_vlm2vecs_names():
+def test_resolutions_have_vlm2vecs_names(monkeypatch):
     recorded = json.loads(GOLDEN.read_text())
     sizes = recorded["vlm2vec_v1"] | recorded["unime_v2_training"]
     for name in ("low", "mid", "mid_336", "high"):
@@ -94,8 +94,7 @@ def test_resolutions_have_vlm2vecs_names():
     with pytest.raises(ValueError, match="are both sizes that images are resized to first"):
         Processing(prompt="raw", image_size=(3, 4), resolution="low")
 
-
-def test_images_that_cannot_be_read_are_errors_that_name_the_path(monkeypatch):
+    # Images that cannot be read are errors that name the path
     # Missing and broken images are errors that name the path.
     for data in (None, b""):
         with pytest.raises(ValueError, match="item 'x'.*the image file 'gone.png' is missing"):

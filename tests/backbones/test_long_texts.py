@@ -171,8 +171,7 @@ def test_seams_are_where_the_tokenizer_never_reaches_over():
         parts = list(long_texts.excerpts(other, _qwen2_tokenizer(), room=10, keep=0, side="right"))
         assert parts == [(other, None)]
 
-
-def test_as_much_is_read_as_the_tokens_need():
+    # As much is read as the tokens need
     # More is read where few characters make tokens. A tokenizer that drops most of a text's
     # beginning still gets as many tokens as there are.
     bert = TextPrompt(minilm(), "", VOCABULARY, 40)

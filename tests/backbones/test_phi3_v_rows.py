@@ -183,8 +183,7 @@ def test_canvases_at_their_edges(phi3_v_folder):
     with pytest.raises(ValueError, match="3000 x 1 pixels .* nothing of its height"):
         preprocess(item("", picture(1, 3000)))
 
-
-def test_processing_of_a_run_counts_in_worker_processes_too(phi3_v_folder):
+    # Processing of a run counts in worker processes too
     # Image size and crops.
     preprocess = opened(
         phi3_v_folder, Processing(prompt="raw", image_size=(20, 40), crops=8)

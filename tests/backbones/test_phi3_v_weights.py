@@ -85,8 +85,7 @@ def test_what_is_saved_has_the_published_names(phi3_v_golden, tmp_path, phi3_v_f
     unused = {n for n in given if backbone.names.is_unused(n)}
     assert_same(saved, {n: x for n, x in given.items() if n not in unused | {WTE}})
 
-
-def test_fused_layers_are_read_as_their_parts(phi3_v_folder):
+    # Fused layers are read as their parts
     found, given = load(opened(phi3_v_folder)), tensors(phi3_v_folder)
     layer = "language_model.layers"
     for i in range(2):

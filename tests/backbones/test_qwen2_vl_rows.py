@@ -128,9 +128,8 @@ def test_normalised_bytes_are_the_processors_pixels(qwen2_vl_folder):
         normal[: len(theirs)], theirs[:, :, 0].reshape(-1, 48), atol=1e-6, rtol=0
     )
 
-
-def test_rows_and_columns_follow_vision_start_also_in_raw_text(qwen2_vl_folder):
-    """Of two images, the one that stands after the token; the other is numbered like text."""
+    # Rows and columns follow vision start also in raw text. Of two images, the one that stands
+    # after the token; the other is numbered like text.
     backbone = opened(qwen2_vl_folder, RAW)
     one = item(f"{START}<|image_1|>{END} or <|image_2|>", picture(40, 23, 0), picture(60, 41, 1))
     row = backbone.preprocess(one)

@@ -189,8 +189,7 @@ def test_any_number_of_processes_reads_the_same(steps):
 
     assert read(1) == read(2) == read(4)
 
-
-def test_odd_images_are_used_as_what_they_show(steps):
+    # Odd images are used as what they show
     pixels = {}
     for batch, _ in itertools.chain(*steps(1)):
         group = batch.groups[1]

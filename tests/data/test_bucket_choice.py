@@ -96,7 +96,7 @@ def source(*lengths):
     return [{"qry": "q" * n, "pos_text": "p" * (n + 1), "neg_text": ["n" * 9]} for n in lengths]
 
 
-def test_lengths_are_those_of_all_sides_rounded_up_by_an_eighth_at_most():
+def test_lengths_are_those_of_all_sides_rounded_up_by_an_eighth_at_most(monkeypatch):
     rows = {"a": source(10, 100), "b": source(30), "unused": source(50)}
     sizes = measured(rows, ["b", "a"], preprocess, negatives=1, seed=0)
     assert sorted(sizes[:, 0].tolist()) == [9, 9, 9, 10, 11, 30, 31, CUT, CUT]
@@ -109,8 +109,7 @@ def test_lengths_are_those_of_all_sides_rounded_up_by_an_eighth_at_most():
     assert {length: bucket_choice._rounded(length, 1000) for length in said} == said
     assert bucket_choice._rounded(129, 150) == 150
 
-
-def test_a_sample_follows_from_the_seed_and_leaves_bad_rows_out(monkeypatch):
+    # A sample follows from the seed and leaves bad rows out
     monkeypatch.setattr(bucket_choice, "ITEMS", 20)
     rows = {"a": source(*range(1, 60)), "b": [{"qry": "unreadable", "pos_text": "x"}] * 3}
     first, again, other = (

@@ -3,6 +3,7 @@
 import collections
 
 import cloudpickle
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,9 @@ SOURCES = {"b": range(2000), "a": range(700), "c": range(1000), "unused": range(
 WEIGHTS = {"a": 0.2, "b": 0.7, "c": 0.1}
 
 
-def picks(count, *, weights=WEIGHTS, batch_size=12, source_run=0, seed=0, process=(0, 1), first=0):
+def picks(
+    count, *, weights=WEIGHTS, batch_size=12, source_run=0, seed=0, process=(0, 1), first=0, **more
+):
     order = mixture(
         SOURCES,
         weights,
@@ -24,6 +27,7 @@ def picks(count, *, weights=WEIGHTS, batch_size=12, source_run=0, seed=0, proces
         process_index=process[0],
         process_count=process[1],
         first_batch=first,
+        **more,
     )
     return [order[i] for i in range(count)]
 
@@ -136,6 +140,8 @@ def test_readable_errors():
         ({"source_run": -1}, "must divide"),
         ({"source_run": 24}, "must divide"),
         ({"process": (0, 5)}, "cannot be shared by 5 processes"),
+        ({"cluster_size": 5}, "cluster_size = 5 must divide batch_size = 12 and source_run = 0"),
+        ({"cluster_size": 4, "source_run": 6}, "cluster_size = 4 must divide .* source_run = 6"),
     ]:
         with pytest.raises(ValueError, match=message):
             picks(1, **changes)
@@ -172,3 +178,25 @@ def test_a_batch_is_of_one_group(source_run):
     for first in (0, 37):
         parts = [grouped(6, (p, 2), first) for p in range(2)]
         assert sum(parts, []) == batches[first]
+
+
+def test_batches_of_whole_clusters_by_any_processes_from_any_step_on():
+    """Runs of one source have clusters of it; each row comes once a pass, see test_clusters."""
+    rng = np.random.default_rng(0)
+    clusters = {name: rng.permutation(len(SOURCES[name])).astype(np.int32) for name in WEIGHTS}
+    number = {name: np.argsort(order) // 4 for name, order in clusters.items()}
+    groups = {"a": "images", "b": "texts", "c": "images"}
+    for source_run, of_groups in ((0, None), (12, None), (4, groups)):
+        more = {"clusters": clusters, "cluster_size": 4, "groups": of_groups}
+        chosen = picks(12 * 40, source_run=source_run, **more)
+        for start in range(0, len(chosen), 4):
+            run = chosen[start : start + 4]
+            assert len({(pick.source, number[pick.source][pick.row]) for pick in run}) == 1
+        met = [{pick.source for pick in chosen[n : n + 12]} for n in range(0, len(chosen), 12)]
+        assert max(map(len, met)) == (1 if source_run == 12 else 2 if of_groups else 3)
+        parts = [
+            picks(4, source_run=source_run, process=(p, 3), first=17, **more) for p in range(3)
+        ]
+        assert sum(parts, []) == chosen[17 * 12 : 18 * 12]
+    of_a = [pick for pick in picks(12 * 400, **more) if pick.source == "a"]
+    assert len({pick.row for pick in of_a[:700]}) == 700 and {pick.epoch for pick in of_a} == {0, 1}

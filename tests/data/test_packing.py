@@ -196,8 +196,7 @@ def test_equal_items_are_one_row_and_only_targets_have_ids():
     assert sorted(set(ids)) == [0, target_hash(pair.positive.key)]
     assert target_hash(("a photo of a cat", "")) == 414989515  # the same in every run
 
-
-def test_rows_take_the_smallest_bucket_with_room():
+    # Rows take the smallest bucket with room
     # Smallest bucket and overflow. The first bucket has room for a quarter of 32 rows: one chunk
     # of 16 rows.
     texts = [item(4, name=str(i)) for i in range(20)]
@@ -221,15 +220,7 @@ def test_rows_take_the_smallest_bucket_with_room():
     small = pair_shapes(buckets, LAYOUT, batch_size=20, chunk_size=32)  # no more than all rows
     assert [small.chunk_rows(bucket) for bucket in buckets] == [64, 64, 32, 32]
 
-
-def image_alone(name=""):
-    """The row of an image for a dual encoder: tiles, and not one token."""
-    row = toy(item(1, 1, name))
-    empty = {key: getattr(row, key)[:0] for key in ("tokens", "positions", "slot", "slot_weight")}
-    return dataclasses.replace(row, **empty)
-
-
-def test_rows_are_live_and_counted():
+    # Rows are live and counted
     # A row without tokens is live.
     rows = [image_alone("a"), image_alone("b"), toy(item(2))]
     groups, places = fill_buckets(rows, PLAN)
@@ -260,6 +251,13 @@ def test_rows_are_live_and_counted():
     assert info.pad_fraction == pytest.approx(1 - (8 * 16 + 3 + 2) / (2 * 4 * 16 + 16 * 4))
     assert (info.dropped_negatives, info.overflowed, info.truncated) == (BATCH, 0, BATCH)
     assert info.unmatched_markers == 2  # of one row: markers, where `truncated` counts rows
+
+
+def image_alone(name=""):
+    """The row of an image for a dual encoder: tiles, and not one token."""
+    row = toy(item(1, 1, name))
+    empty = {key: getattr(row, key)[:0] for key in ("tokens", "positions", "slot", "slot_weight")}
+    return dataclasses.replace(row, **empty)
 
 
 def test_a_bad_row_is_named_and_a_fault_of_ours_is_none():

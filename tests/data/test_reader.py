@@ -13,7 +13,7 @@ def never():
     return False
 
 
-def test_values_and_errors_come_in_order_and_only_when_asked_for():
+def test_values_and_errors_come_in_order_and_only_when_asked_for(monkeypatch):
     # Values come in order and only when asked for.
     taken = []
 
@@ -43,8 +43,7 @@ def test_values_and_errors_come_in_order_and_only_when_asked_for():
     assert raised.traceback[-1].name == "values"
     read.close()
 
-
-def test_a_read_that_hangs_is_left(monkeypatch):
+    # A read that hangs is left
     monkeypatch.setattr(reader, "CLOSE_SECONDS", 0.3)
     end, told = threading.Event(), threading.Event()
 

@@ -22,7 +22,7 @@ FORMS = [
     (
         ("query", "positive", "negative_10", "negative_2", "score", "positive_id"),
         {},
-        Form(QUERY, POSITIVE, numbered=NUMBERED),
+        Form(QUERY, POSITIVE, numbered=NUMBERED, score="score"),
     ),
     (("image", "caption"), {}, Form(PICTURE, Side("caption"))),
     (("id", "file_name", "text"), {}, Form(Side(image="file_name"), Side("text"), id="id")),
@@ -83,8 +83,7 @@ def test_without_a_schema_later_rows_may_have_what_is_optional():
     with pytest.raises(ValueError, match="positive='hard': there is no such column"):
         recognise(("query",), {"positive": "hard"}, has_schema=False)
 
-
-def test_keys_of_the_config():
+    # Keys of the config
     check_keys(dict.fromkeys(COLUMN_KEYS, "a"), "config.data.columns")
     with pytest.raises(ValueError, match="config.data.columns.negative; did you mean negatives"):
         check_keys({"negative": "a"}, "config.data.columns")

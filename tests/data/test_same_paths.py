@@ -51,7 +51,7 @@ def batch_of(**sources):
     )
 
 
-def test_pictures_are_known_by_content_and_not_by_path():
+def test_pictures_are_known_by_content_and_not_by_path(tmp_path):
     # Two sources with one path train on their own pictures.
     batch, info = batch_of(one=rows(A), two=rows(B))
     assert info.duplicates == 0 and sum(info.rows) == 4
@@ -86,8 +86,7 @@ def test_pictures_are_known_by_content_and_not_by_path():
     keys = [prepare(to_example("s", rows(x)[0]), first_byte, shapes).keys for x in (A, B)]
     assert keys[0][0][0] == keys[1][0][0] and keys[0][0][1] != keys[1][0][1]
 
-
-def test_in_an_evaluation_a_path_is_one_picture(tmp_path):
+    # In an evaluation a path is one picture
     # MMEB encodes each text and path once within an evaluation. Also where two paths are the same
     # picture: the protocol counts them as two candidates.
     row = {"qry_text": "q", "qry_img_path": "", "tgt_text": ["", "", ""]}

@@ -17,13 +17,7 @@ def test_weights_follow_sizes_as_the_temperature_says():
     # Of any size and temperature, none is infinite or not a number.
     assert weights_by_size({"a": 10**9, "b": 1}, 1e-3) == {"a": 1.0, "b": 0.0}
 
-
-def row(number, *, image):
-    given = {"qry_image_path": "a.png", "qry_image": picture(9, 8, 0)} if image else {}
-    return {"qry": f"query {number}", "pos_text": f"positive {number}"} | given
-
-
-def test_sources_are_told_apart_by_a_sample_of_their_queries():
+    # Sources are told apart by a sample of their queries
     rows = {
         "images": [row(i, image=True) for i in range(200)],
         # A bad row is none, and images of candidates do not count.
@@ -43,3 +37,8 @@ def test_sources_are_told_apart_by_a_sample_of_their_queries():
         query_modalities(rows, ["images", "mixed"])
     with pytest.raises(ValueError, match="did you mean texts"):
         query_modalities(rows, ["text"])
+
+
+def row(number, *, image):
+    given = {"qry_image_path": "a.png", "qry_image": picture(9, 8, 0)} if image else {}
+    return {"qry": f"query {number}", "pos_text": f"positive {number}"} | given

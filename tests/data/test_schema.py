@@ -240,8 +240,7 @@ def test_a_data_set_is_its_folder_and_highest_version(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no data in"):
         open_dataset(tmp_path)
 
-
-def test_open_dataset_needs_no_tensorflow(folder):
+    # Open dataset needs no tensorflow
     code = (
         "import sys; from unime_jax.data import formats, loader; "
         f"formats.open_dataset({str(folder)!r})['one'][0]; "

@@ -142,7 +142,7 @@ def check_row(found: dict[str, np.ndarray], expected: Row, name: str) -> None:
         assert not found["patches"][tiles:].any()
 
 
-def test_rows_of_batches_are_those_that_an_embedder_makes(folder, backbones):
+def test_rows_of_batches_are_those_that_an_embedder_makes(folder, backbones, monkeypatch):
     """In every family, from Image features in lists and in lists of lists; nothing is bad."""
     sources = open_dataset(folder)
     numbers = {to_example("s", sources["several"][i]).query.text[0]: i for i in range(ROWS)}
@@ -179,8 +179,7 @@ def test_rows_of_batches_are_those_that_an_embedder_makes(folder, backbones):
         loader.close()
         assert sorted(seen) == [0, 1, 2, 3], family
 
-
-def test_each_image_is_decoded_once(backbones, monkeypatch):
+    # Each image is decoded once
     decoded = []
     decode = preprocessing.decode
     monkeypatch.setattr(preprocessing, "decode", lambda data: decoded.append(data) or decode(data))

@@ -25,8 +25,7 @@ def test_a_source_is_given_up_after_so_many_bad_rows_and_not_one_earlier():
     assert f"The last: source 'a', example 'a{MAX_TRIES}': " in str(raised.value)
     assert len(read(source, 2).bad) == MAX_TRIES - 1 == 999
 
-
-def test_images_of_just_the_allowed_pixels_are_used():
+    # Images of just the allowed pixels are used
     image = {"qry_image_path": "a.png", "qry_image": encoded(noise(4, 5))}
     sources = {"a": [row | image for row in rows("a", 8)]}
     _, info = next(loader(sources, max_pixels=20))

@@ -48,8 +48,7 @@ def test_tokenizer_renders_the_exact_prompt(folder):
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
     assert len(tokenizer) <= config.text_config.vocab_size <= TINY.vocabulary
 
-
-def test_config_has_the_sizes_and_the_published_form(folder):
+    # Config has the sizes and the published form
     config = AutoConfig.from_pretrained(folder)
     assert config.text_config.num_key_value_heads == TINY.text.kv_heads
     assert config.text_config.rope_parameters["rope_theta"] == 1e6
@@ -69,7 +68,6 @@ def test_config_has_the_sizes_and_the_published_form(folder):
         assert pixels.shape == (1, tiles, 3, 48, 48)
         assert pixels.max() == 1 and pixels.min() == -1
 
-
-def test_an_existing_folder_is_refused(folder):
+    # An existing folder is refused
     with pytest.raises(FileExistsError, match="remove it"):
         write_backbone(folder, TEXTS, TINY)

@@ -210,8 +210,7 @@ def test_held_out_kinds_are_never_trained_and_always_asked_for():
     for path, picture in content.pictures(SEED, ROWS):
         assert pictures.setdefault(path, picture) == picture
 
-
-def test_negatives_are_few_ragged_and_false():
+    # Negatives are few ragged and false
     counts = {
         source.name: [len(row.negatives) for row in content.train_rows(source, SEED, 200)]
         for source in content.SOURCES

@@ -14,7 +14,7 @@ from unime_jax.data.schema import to_example
 prepare = importlib.import_module("data_pipelines.mini_nli.prepare")
 
 
-def test_triples_follow_from_the_seed():
+def test_triples_follow_from_the_seed(monkeypatch):
     rows = triples(3, "train", 40)
     assert rows == triples(3, "train", 40) != triples(4, "train", 40)
     assert len({row.sent0 for row in rows}) == 40
@@ -23,13 +23,7 @@ def test_triples_follow_from_the_seed():
     trained = {row.sent0 for row in triples(0, "train", prepare.TRAIN)}
     assert len(held_out - trained) > 0.8 * len(held_out)  # digits and labels are few
 
-
-@pytest.fixture
-def not_installed(monkeypatch):
-    monkeypatch.setattr(prepare, "TEACHER", "no_such_package")
-
-
-def test_the_recorded_teacher_is_the_one_that_is_installed(monkeypatch):
+    # The recorded teacher is the one that is installed
     if importlib.util.find_spec(prepare.TEACHER) is None:
         pytest.skip("all-MiniLM-L6-v2 is not installed")
     some = prepare.sentences(0)[::97]
@@ -38,6 +32,11 @@ def test_the_recorded_teacher_is_the_one_that_is_installed(monkeypatch):
     recorded, provenance = prepare.teach(prepare.sentences(0))
     assert "recorded" in provenance["model"] and recorded.dtype == np.float16
     np.testing.assert_allclose(recorded[::97], run, atol=1e-3)
+
+
+@pytest.fixture
+def not_installed(monkeypatch):
+    monkeypatch.setattr(prepare, "TEACHER", "no_such_package")
 
 
 def test_other_sentences_need_the_teacher(not_installed, tmp_path):

@@ -117,8 +117,7 @@ def test_what_ties_with_the_target_stands_before_it():
         scores = vectors[candidates].astype(np.float64) @ vectors[n].astype(np.float64)
         assert places.place[n] == np.sum(scores > scores[20 + n % 10] - 1e-12) - 1
 
-
-def test_scores_are_never_all_in_memory():
+    # Scores are never all in memory
     queries, corpus = 3000, 12_000
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((queries + corpus, 8)).astype(np.float32)

@@ -11,7 +11,6 @@ def test_where_the_weights_come_from():
     assert headline.initialisation(run(init="pretrained")) == "pretrained"
     assert headline.initialisation(run(init_from="runs/a", init="random")) == "of the run runs/a"
 
-
-def test_durations():
+    # Durations
     said = {0: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 3599: "59 min 59 s", 7500: "2 h 5 min"}
     assert {seconds: headline.duration(seconds) for seconds in said} == said

@@ -66,8 +66,7 @@ def test_two_datasets_take_the_memory_of_one():
     assert all(isinstance(result, DatasetResult) for result in results)
     assert not any(m.data for r in results for item in r.items for m in item.media)
 
-
-def test_tables_are_of_numbers_and_images_read_late():
+    # Tables are of numbers and images read late
     # Candidates are numbers of four bytes in a table of distinct items.
     task = mmeb.Task("one", Rows("one")).open(read_image)
     assert len(task.items) == ROWS + POOL
@@ -93,8 +92,7 @@ def test_tables_are_of_numbers_and_images_read_late():
     composition.Task("swap", rows, "<|image_1|>").open(images)
     assert len(paths) == 1
 
-
-def test_vectors_are_kept_for_other_datasets_up_to_a_limit():
+    # Vectors are kept for other datasets up to a limit
     calls = []
 
     def remember(items):

@@ -111,8 +111,7 @@ def test_qwens_words_end_with_punctuation_and_candidates_have_the_default_ones()
         row = read(name, rows_of(name)[1], "qwen3_vl")
         assert (row["qry_text"], row["tgt_text"][0]) == (query, target)
 
-
-def test_rows_that_cannot_be_worded_are_named():
+    # Rows that cannot be worded are named
     with pytest.raises(ValueError, match="instructions='qwen3_vl': there are none for 'Digits'"):
         mmeb_rows.worded("Digits", [], "qwen3_vl")
     whole, apart = rows_of("CIRR")

@@ -29,8 +29,7 @@ def test_a_draw_follows_from_its_seed():
     assert draw("0/a/1") == draw("0/a/1") == sorted(set(draw("0/a/1")))
     assert len({tuple(draw(f"0/a/{row}")) for row in range(20)}) > 15
 
-
-def test_the_lowest_limit_counts():
+    # The lowest limit counts
     positive = np.array([0.8, 0.4, -0.5], np.float32)
     np.testing.assert_allclose(limits(positive, 0.1, None, None), [0.7, 0.3, -0.6], rtol=1e-6)
     # below the positive, also where its score is negative

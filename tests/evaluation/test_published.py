@@ -42,8 +42,7 @@ def test_published_averages_follow_from_what_they_average():
     ]
     assert len(given) == len(set(given))
 
-
-def test_published_rows_are_chosen_by_patterns():
+    # Published rows are chosen by patterns
     assert published.choose(["llave-7b", "UniME-V2*"])[:2] == ["LLaVE-7B", "UniME-V2 Qwen2-VL-2B"]
     with pytest.raises(ValueError, match="no published row is called 'LaVE'; there are LLaVE-0.5B"):
         published.choose(["LaVE"])

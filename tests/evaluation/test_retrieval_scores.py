@@ -58,8 +58,7 @@ def test_scores_of_a_set_and_of_several_which_count_the_same():
     alone = found["datasets"]["many"]["intervals"]["R@5"]
     assert high - low == pytest.approx((alone[1] - alone[0]) / 2, abs=4)  # the other is certain
 
-
-def test_intervals_are_those_of_the_binomial_and_of_the_seed():
+    # Intervals are those of the binomial and of the seed
     rng = np.random.default_rng(1)
     ranks = np.where(rng.random(400) < 0.3, 0, 20)
     share = np.mean(ranks == 0)
@@ -74,8 +73,7 @@ def test_intervals_are_those_of_the_binomial_and_of_the_seed():
         assert low <= found[column] <= high
     assert found["intervals"]["median_rank"] == [21, 21]
 
-
-def test_the_table_has_all_sets_then_each_with_intervals():
+    # The table has all sets then each with intervals
     def side(*ranks):
         sets = {"a": result("a", ranks), "\x1bb": result("b", [0, 0])}
         return {"retrieval": retrieval_scores.of_sets(sets)}

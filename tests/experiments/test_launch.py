@@ -127,8 +127,7 @@ def test_tpu_commands_and_options():
     assert commands[-1][4] == "ssh"
     assert remote(commands[-1]).startswith("{ mount /mnt || false; } && cd unime_jax && exec ")
 
-
-def test_gke_command_and_what_it_restarts():
+    # Gke command and what it restarts
     (command,) = dry("gke_xpk.sh", GKE, SLICES="2")
     assert command[:3] == ["xpk", "workload", "create"]
     assert {
@@ -152,8 +151,7 @@ def test_gke_command_and_what_it_restarts():
     assert workdir_lock.LOST not in named  # another run has the folder
     assert outcome.STATUS not in named  # no step was finite
 
-
-def test_slurm_commands_by_node_and_by_gpu():
+    # Slurm commands by node and by gpu
     _, submit, venv, install, devices, srun = dry("slurm.sh", SLURM)
     assert submit[0] == "sbatch" and submit[-3:] == [str(LAUNCH / "slurm.sh"), *FLAGS]
     assert {

@@ -99,8 +99,7 @@ def test_settings_of_sentence_transformers(tmp_path):
         "message": hidden | {"format": "structured"},
     }
 
-
-def test_what_is_merged_has_the_names_of_a_model_without_adapters():
+    # What is merged has the names of a model without adapters
     model = decoder()
     plain = {name: leaf.shape for name, leaf in paths.split(model)[1].items()}
     targets = ((r".*\.q_proj", True), (".*", False))

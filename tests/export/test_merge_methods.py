@@ -42,16 +42,7 @@ def test_every_method_gives_mergekits_numbers(golden):
         names.add(name)
     assert names == golden.keys() - {"base", "parts", "weights", "masks", "near"}
 
-
-TRIMMED = {  # of these numbers, by density
-    1.0: [1, -3, 3, 0, 2, 9],
-    0.5: [0, -3, 3, 0, 0, 9],
-    0.34: [0, -3, 0, 0, 0, 9],  # of equal ones the first
-    0.01: [0, 0, 0, 0, 0, 9],
-}
-
-
-def test_trimming_and_directions_at_their_edges():
+    # Trimming and directions at their edges
     delta = np.float32(TRIMMED[1.0])
     for density, kept in TRIMMED.items():
         np.testing.assert_array_equal(merge_methods.trimmed(delta, density), np.float32(kept))
@@ -65,3 +56,11 @@ def test_trimming_and_directions_at_their_edges():
     # Halfway between orthogonal vectors of one length, the length stays.
     x, y = np.float32([[2, 0], [0, 0]]), np.float32([[0, 0], [2, 0]])
     np.testing.assert_allclose(merge_methods.slerp(x, y, 0.5), (x + y) / np.sqrt(2), rtol=1e-6)
+
+
+TRIMMED = {  # of these numbers, by density
+    1.0: [1, -3, 3, 0, 2, 9],
+    0.5: [0, -3, 3, 0, 0, 9],
+    0.34: [0, -3, 0, 0, 0, 9],  # of equal ones the first
+    0.01: [0, 0, 0, 0, 0, 9],
+}

@@ -30,13 +30,12 @@ def test_one_wrong_embedding_among_several_is_the_lowest_cosine(wrong):
     assert self_check.lowest_cosine(expected, actual) == pytest.approx(-1, abs=1e-12)
 
 
-def test_rounding_in_either_type_widens_the_bound():
+def test_rounding_in_either_type_widens_the_bound(tmp_path, monkeypatch):
     half, whole = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
     assert self_check.lowest_allowed(whole, whole) == 0.99999
     assert self_check.lowest_allowed(half, whole) == self_check.lowest_allowed(whole, half) == 0.999
 
-
-def test_a_new_process_that_fails_is_quoted_and_is_on_the_cpu(tmp_path, monkeypatch):
+    # A new process that fails is quoted and is on the cpu
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$2 $3 on $JAX_PLATFORMS" >&2\necho two >&2\nexit 3\n')
     python.chmod(0o755)

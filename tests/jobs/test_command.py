@@ -51,9 +51,8 @@ def test_a_trial_of_fewer_steps_than_the_warmup_runs(trial):
     assert "config.optimizer.warmup_steps: 15 -> 1, as a run of 6 steps would" in done.stderr
     assert "all 6 steps are plain InfoNCE" in done.stderr
 
-
-def test_every_line_is_ours_and_what_compiles_is_said(trial):
-    """No library's warning at start: each line is of a file of this package, or progress."""
+    # Every line is ours and what compiles is said. No library's warning at start: each line is
+    # of a file of this package, or progress.
     workdir, done = trial
     files = {file.name for file in (tiny_run.ROOT / "unime_jax").rglob("*.py")}
     table = (workdir / "parameters.txt").read_text().splitlines()

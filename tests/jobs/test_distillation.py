@@ -285,9 +285,8 @@ def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path):
             train.run(made, tmp_path)
         assert not (tmp_path / "checkpoints").exists(), change
 
-
-def test_the_student_is_the_whole_model_without_its_tower(data, sentences):
-    """By the same paths, with the same values; and its rows carry the teacher's vectors."""
+    # The student is the whole model without its tower. By the same paths, with the same
+    # values; and its rows carry the teacher's vectors.
     made = make_config(data)
     settings = config_reader.read(config.TrainConfig, made.to_dict())
     mesh = setup.make_mesh(settings)

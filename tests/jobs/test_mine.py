@@ -18,6 +18,7 @@ from unime_jax.config import DataConfig
 from unime_jax.data.embedding_store import item_id, open_embeddings
 from unime_jax.data.mined_rows import DataChangedError
 from unime_jax.data.mined_table import Writer, open_mined
+from unime_jax.data.mixture import mixture
 from unime_jax.data.schema import to_example
 from unime_jax.jobs import mine, train
 from unime_jax.training import inputs
@@ -175,6 +176,23 @@ def test_the_table_is_the_same_on_any_mesh_and_by_any_processes(
     assert open_mined(workdir).content == open_mined(mined).content
 
 
+def test_an_approximate_search_recalls_the_exact_one(folder, mined, tmp_path):
+    """By `approx_max_k`, which CPUs compute exactly; on eight devices and several blocks."""
+    workdir = searched_again(mined, tmp_path / "run")
+    config = make_config(folder, **{"search.method": "approximate", "search.columns": 16})
+    mine.run(config, workdir)
+    exact, approximate = open_mined(mined), open_mined(workdir)
+    shared = total = 0
+    for source in ("a", "b"):
+        for n in range(12):
+            of_exact, own = (table.row(source, n)["number"] for table in (exact, approximate))
+            shared += len(np.intersect1d(of_exact[of_exact >= 0], own[own >= 0]))
+            total += (of_exact >= 0).sum()
+    assert total > 40 and shared >= 0.95 * total
+    with pytest.raises(ValueError, match='provenance.search.method: "approximate" -> "exact"'):
+        mine.run(make_config(folder), workdir)
+
+
 def test_a_guide_leaves_out_what_it_scores_above_the_positive(folder, mined, tmp_path):
     """The guide's vectors are the model's own, so that its margin is one more limit."""
     changes = {"search.ratio": None, "search.ranks": (1, 6), "search.negatives": 6}
@@ -243,20 +261,48 @@ def test_training_on_mined_negatives(folder, mined, tmp_path, workdir, plain_ste
     config.steps, config.log_every, config.checkpoint.every = 2, 1, 1
     config.optimizer.warmup_steps = 1
     config.optimizer.schedule = "constant"
+    config.data.cluster_size = 4
+    drawn = []
+
+    def mixed(*arguments, **options):
+        drawn.append(options)
+        return mixture(*arguments, **options)
+
+    monkeypatch.setattr("unime_jax.data.loader.mixture", mixed)
     train.run(config, workdir)
     lines = metrics(workdir)
     assert len(lines) == 2 and lines[0]["dropped_negatives"] > 0
-    # A resumed run has the same table, wherever it lies, and no other.
+    # Its batches are of clusters, which its rows' similarities speak for.
+    order, record = (workdir / name for name in ("clusters.npy", "clusters.json"))
+    clusters = np.load(order)
+    for name, rows in zip("ab", np.split(clusters, 2), strict=True):
+        assert sorted(rows) == list(range(12))
+        assert (drawn[0]["clusters"][name] == rows).all() and drawn[0]["cluster_size"] == 4
+    for measured in json.loads(record.read_text())["measured"].values():
+        assert measured["neighbours"] > measured["neighbours_by_chance"]
+        assert measured["similarity"] > measured["similarity_by_chance"] - 0.01
+    # A resumed run has the same table, wherever it lies, and no other; clusters that are lost are
+    # made again, and no others are taken.
     moved = shutil.copytree(mined, tmp_path / "moved")
     config.steps, config.data.mined = 3, str(moved)
+    order.write_bytes(order.read_bytes()[:-8])
     train.run(config, workdir)
+    assert (np.load(order) == clusters).all()
+    record.unlink()
+    config.steps = 4
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "unime_jax.data.clusters.partition", lambda edges, *_: np.arange(12, dtype=np.int32)
+        )
+        with pytest.raises(ValueError, match="belongs to another data: .*clusters of rows"):
+            train.run(config, workdir)
     again = tmp_path / "again"
     mine.run(make_config(folder, **{"search.ratio": 0.9}), searched_again(mined, again))
     config.steps, config.data.mined = 4, str(again)
     with pytest.raises(ValueError, match="belongs to another data: .*mined negatives"):
         train.run(config, workdir)
     config.data.mined = str(moved)
-    config.data.negatives = 0
+    config.data.negatives = config.data.cluster_size = 0
     with pytest.raises(ValueError, match="none of the mined negatives would be read"):
         train.run(config, workdir)
     # Data that changed are refused: by a sample at the start, and each row as it is read.

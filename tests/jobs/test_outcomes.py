@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from tests.jobs import tiny_run
+from tests.tables import for_each
 from unime_jax.export import self_check
 from unime_jax.jobs import export, train
 from unime_jax.training import outcome, tally
@@ -80,10 +81,11 @@ def broken(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("gives_up_after", [10, 4])
+@for_each("gives_up_after", [10, 4])
 def test_a_run_whose_every_step_was_skipped_fails_and_hands_on_nothing(
-    config, workdir, plain_step, broken, caplog, gives_up_after
+    config, tmp_path, plain_step, broken, caplog, gives_up_after
 ):
+    config, workdir = config.copy_and_resolve_references(), tmp_path / "run"
     config.max_skipped = gives_up_after
     for _ in range(2 if gives_up_after > 6 else 1):  # the same command again
         with pytest.raises(SystemExit) as ended, caplog.at_level(logging.ERROR):

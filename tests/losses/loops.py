@@ -86,14 +86,14 @@ class Term:
     like_target: Callable[[int, int], bool]
 
 
-def loop(terms, positive, temperature, k, hardness, hardness_on="all", trust_explicit=True):
+def loop(terms, positive, of, temperature, k, hardness, hardness_on="all", trust_explicit=True):
     """One direction: losses by row, gradients of their mean by score and temperature, metrics."""
     scores = terms[0].scores
     losses, gradients = np.full(len(scores), np.nan), [np.zeros_like(t.scores) for t in terms]
     by_temperature = np.zeros(len(scores))
     chances, metrics, closest = [], [], 1.0
     dropped = like_query = like_target = candidates = 0
-    for i in range(len(scores)):
+    for i in np.flatnonzero(of):
         s_pos, negatives = scores[i, positive[i]], []
         for number, term in enumerate(terms):
             for j, s in enumerate(term.scores[i]):
@@ -138,7 +138,7 @@ def loop(terms, positive, temperature, k, hardness, hardness_on="all", trust_exp
             gradients[number][i, j] += share
             gradients[0][i, positive[i]] -= share
             by_temperature[i] -= share * (s - s_pos) / temperature[i]
-    s_pos, hard, easy, count = zip(*metrics, strict=True)
+    s_pos, hard, easy, count = zip(*metrics, strict=True) if metrics else ((), (), (), ())
     live = [i for i, c in enumerate(count) if c]
 
     def mean(values):
@@ -188,6 +188,7 @@ def reference(
     target_id=None,
     query_id=None,
     closed=None,
+    pair_mask=None,
     explicit_negatives=None,
     candidate_mask=None,
 ):
@@ -200,6 +201,7 @@ def reference(
     closed = np.zeros(pairs, bool) if closed is None else closed
     explicit = np.zeros((pairs, 0), int) if explicit_negatives is None else explicit_negatives
     mask = np.ones(columns, bool) if candidate_mask is None else candidate_mask
+    of = np.ones(pairs, bool) if pair_mask is None else pair_mask
     by_query, own = queries @ queries.T, candidates[positive]
     by_target, to_column = own @ own.T, own @ candidates.T
 
@@ -214,11 +216,15 @@ def reference(
 
     def owners(column):
         """Pairs whose target the column is."""
-        return [j for j in range(pairs) if targets(j) == target_id[column]]
+        return [j for j in np.flatnonzero(of) if targets(j) == target_id[column]]
 
     def pool_has(i, column):
         members = (
-            c for j in range(pairs) if in_pool(i, j) for c in (positive[j], *explicit[j]) if c >= 0
+            c
+            for j in np.flatnonzero(of)
+            if in_pool(i, j)
+            for c in (positive[j], *explicit[j])
+            if c >= 0
         )
         return pool is None or any(target_id[c] == target_id[column] for c in members)
 
@@ -239,6 +245,7 @@ def reference(
             and in_pool(i, j)
             and query_id[i] != query_id[j]
             and not closed[i]
+            and of[j]
         )
 
     def never(i, j):
@@ -273,14 +280,14 @@ def reference(
         )
         terms.append(others)
     rules = (temperature, hard_negatives, hardness, hardness_on, trust_explicit)
-    losses, gradients, by_temperature, metrics, closest = loop(terms, positive, *rules)
+    losses, gradients, by_temperature, metrics, closest = loop(terms, positive, of, *rules)
     loss, back = mean_loss(losses), None
     kinds = ["qc", *["qq"] * query_query, *["dc"] * document_document]
     weights = [1.0] * len(kinds)
     if symmetric:
         margin = false_negative_margin
         term = Term(own @ queries.T, pair_is_other, never, margin, *pair_masks)
-        back, more, back_temperature, others, near_call = loop([term], np.arange(pairs), *rules)
+        back, more, back_temperature, others, near_call = loop([term], np.arange(pairs), of, *rules)
         loss, closest = (loss + mean_loss(back)) / 2, min(closest, near_call)
         metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
         gradients, kinds = gradients + more, [*kinds, "dq"]
@@ -321,9 +328,10 @@ def random_arguments(rng, pairs=6, columns=11, width=5, ids=8, masked=0.2, label
         "candidate_mask": rng.random(columns) >= masked,
     }
     positive = rng.integers(0, columns, pairs, dtype=np.int32)
-    if facts:  # of pairs: equal queries, closed sets, temperatures
+    if facts:  # of pairs: equal queries, closed sets, pairs of other losses, temperatures
         arrays["query_id"] = rng.integers(0, pairs, pairs, dtype=np.uint32)
         arrays["closed"] = rng.random(pairs) < 0.3
+        arrays["pair_mask"] = rng.random(pairs) < 0.8
         arrays["temperature"] = rng.uniform(0.1, 0.5, pairs).astype(np.float32)
     return unit(rng, pairs, width), unit(rng, columns, width), positive, arrays
 

@@ -89,7 +89,7 @@ def test_no_device_holds_all_of_anything():
         assert {len(shape.split(",")) for shape in shapes} <= {1}  # ids and sums, no vectors
         assert "collective-permute" in text
         scores = pairs // 8 * column_block * 4
-        assert program.memory_analysis().temp_size_in_bytes < 12 * scores < pairs // 8 * pairs * 4
+        assert program.memory_analysis().temp_size_in_bytes < 2 * scores < pairs // 8 * pairs * 4
 
 
 def test_rows_are_picked_from_all_devices():

@@ -68,12 +68,10 @@ def test_absent_candidates_are_none_and_a_lone_positive_teaches_nothing():
     judge = np.where(mask, judge, np.nan)
     few = {"temperature": 0.1, "judge_temperature": 0.3}
 
-    def run(scores, judge, mask=None, **more):
-        return judge_distillation(scores, judge, mask=mask, **few, **more)
-
-    (loss, metrics), gradient = jax.value_and_grad(run, has_aux=True)(
-        scores, judge, mask, source=np.array([0, 1, 1, 2]), sources=3
-    )
+    loss_of = functools.partial(judge_distillation, **few)
+    run = jax.jit(loss_of, static_argnames="sources")
+    slope = jax.jit(jax.value_and_grad(functools.partial(loss_of, sources=3), has_aux=True))
+    (loss, metrics), gradient = slope(scores, judge, mask=mask, source=np.array([0, 1, 1, 2]))
     alone = [run(scores[[i]][:, kept], judge[[i]][:, kept])[0] for i, kept in enumerate(mask)]
     assert alone[2] == 0
     np.testing.assert_allclose(loss, np.sum(alone) / 3, rtol=1e-5)

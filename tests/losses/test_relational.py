@@ -1,15 +1,17 @@
-"""Relational distillation against torch in float64, row by row, and on a mesh."""
+"""Distillation of a teacher's vectors against float64, row by row, and on a mesh."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import shapes
 from tests.losses.loops import unit
 from unime_jax import sharding
-from unime_jax.losses import relational_distillation
+from unime_jax.losses import relational_distillation, teacher_distillation, teacher_matching
 
 ROWS, SOURCES = 7, 3
 CASES = {
@@ -181,3 +183,73 @@ def test_the_same_on_a_mesh():
     with jax.set_mesh(mesh):
         placed = jax.device_put((student, arrays), NamedSharding(mesh, P(sharding.ROWS)))
         assert_by_hand(jitted()(*placed), wanted, "mesh")
+
+
+def two_way(queries, targets, teacher_queries, teacher_targets, query_mask, target_mask):
+    """The two-way KL as plain loops."""
+    total, pairs = 0.0, len(queries)
+    for own, theirs, kept in (
+        (queries @ targets.T, teacher_queries @ teacher_targets.T, target_mask),
+        (targets @ queries.T, teacher_targets @ teacher_queries.T, query_mask),
+    ):
+        for i in range(pairs):
+            p, q = (np.exp(x[i, kept] / heat) for x, heat in ((theirs, 0.2), (own, 0.1)))
+            p, q = p / p.sum(), q / q.sum()
+            total += np.sum(p * np.log(p / q)) / (2 * pairs)
+    return total
+
+
+def test_a_teacher_beside_a_contrastive_loss_is_that_of_the_loops():
+    """At once, by blocks of columns, and round a ring; with the gradient by differences."""
+    rng = np.random.default_rng(3)
+    options = {"temperature": 0.1, "teacher_temperature": 0.2}
+    meshes = (
+        (None, None),
+        (3, None),
+        (2, sharding.make_mesh(2, 2, 2)),
+        (None, sharding.make_mesh(4, 2, 1)),
+    )
+    for block, mesh in meshes:
+        vectors = [unit(rng, 8, width) for width in (5, 5, 7, 7)]
+        masks = [rng.random(8) < 0.7 for _ in range(2)]
+        masks[0][0] = masks[1][0] = True
+
+        def loss(queries, targets, vectors=vectors, masks=masks, block=block):
+            return teacher_distillation(
+                queries,
+                targets,
+                *vectors[2:],
+                query_mask=masks[0],
+                target_mask=masks[1],
+                source=np.arange(8) % 2,
+                sources=2,
+                column_block=block,
+                **options,
+            )
+
+        with jax.set_mesh(mesh or sharding.make_mesh(1, 1, 1, jax.devices()[:1])):
+            run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+            (value, metrics), gradients = run(*vectors[:2])
+        exact = [x.astype(float) for x in vectors]
+        np.testing.assert_allclose(value, two_way(*exact, *masks), rtol=1e-4)
+        np.testing.assert_allclose(np.mean(metrics["source_loss"]), value, rtol=1e-4)
+        even = [np.zeros((8, 5))] * 2 + exact[2:]
+        np.testing.assert_allclose(metrics["chance_loss"], two_way(*even, *masks), rtol=1e-4)
+        nearest = [
+            np.where(masks[1], x @ y.T, -9).argmax(axis=1) for x, y in (exact[:2], exact[2:])
+        ]
+        agreement = np.mean(nearest[0] == nearest[1])
+        np.testing.assert_allclose(metrics["teacher_agreement"], agreement, rtol=1e-6)
+        toward, step = rng.standard_normal((2, 8, 5)), 1e-6
+        ends = [
+            two_way(exact[0] + s * toward[0], exact[1] + s * toward[1], *exact[2:], *masks)
+            for s in (-step, step)
+        ]
+        slope = (ends[1] - ends[0]) / (2 * step)
+        np.testing.assert_allclose(np.vdot(gradients, toward), slope, rtol=1e-3, atol=1e-4)
+
+    (student, teacher), mask = (unit(rng, 4, 3) for _ in range(2)), np.arange(4) < 3
+    wanted = np.square(student - teacher).sum(axis=1)[:3].mean()
+    np.testing.assert_allclose(teacher_matching(student, teacher, mask=mask), wanted, rtol=1e-6)
+    with pytest.raises(ValueError, match="the same width"), shapes.unchecked():
+        teacher_matching(student, teacher[:, :2])

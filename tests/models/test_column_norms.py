@@ -42,14 +42,22 @@ each_dtype = for_each("dtype", ["float32", "int8"])
 @functools.cache
 def parts_of(dtype):
     """The graph of a decoder with adapters as after some training, its two parts of parameters."""
-    model = LanguageModel(Decoder(CONFIG, key=jax.random.key(0)))
-    if dtype == "int8":
-        layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
-    lora.add(model, ADAPTERS, key=jax.random.key(1))
-    graph, parameters = paths.split(model)
-    for i, (path, leaf) in enumerate(parameters.items()):
-        if path.endswith("lora_b"):
-            parameters[path] = 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
+    graphs = []
+
+    @jax.jit  # one program in the place of one for each operation
+    def make():
+        model = LanguageModel(Decoder(CONFIG, key=jax.random.key(0)))
+        if dtype == "int8":
+            layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
+        lora.add(model, ADAPTERS, key=jax.random.key(1))
+        graph, parameters = paths.split(model)
+        graphs.append(graph)
+        for i, (path, leaf) in enumerate(parameters.items()):
+            if path.endswith("lora_b"):
+                parameters[path] = 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
+        return parameters
+
+    parameters, (graph,) = make(), graphs
     trainable = {path: leaf for path, leaf in parameters.items() if "lora" in path}
     return graph, trainable, {p: leaf for p, leaf in parameters.items() if p not in trainable}
 

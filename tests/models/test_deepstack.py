@@ -1,6 +1,7 @@
 """DeepStack: features of image tokens, added to the decoder's states after its first layers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def layer_by_layer(model, inputs):
     x = merge_image_tokens(x, vision.table, inputs.slot, None)
     for number in range(LAYERS):
         one = dataclasses.replace(CONFIG, num_layers=1)
-        alone = Decoder(one, key=jax.random.key(0))
+        alone = jax.eval_shape(lambda one=one: Decoder(one, key=jax.random.key(0)))
         alone.layers = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], decoder.layers)
         alone.norm = lambda x: x
         x = alone(x, inputs.positions, remat="none", implementation="xla")
@@ -119,6 +120,7 @@ def test_levels_have_a_gradient_and_are_kept_once():
     model, levels = Toy(0), jax.random.normal(jax.random.key(3), (3, ROWS, TOKENS, WIDTH))
     x, positions = jnp.ones((ROWS, TOKENS, WIDTH)), inputs().positions
 
+    @functools.partial(jax.jit, static_argnums=1)
     def value(levels, remat):
         decoder = model.language_model
         y = decoder(x, positions, remat=remat, implementation="xla", deepstack=list(levels))

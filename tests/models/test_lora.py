@@ -165,9 +165,8 @@ def test_dora_is_pefts_formula_and_gradient():
         found["lora_magnitude"], expected_gradient["lora_magnitude"], rtol=1e-4, atol=1e-5
     )
 
-
-def test_a_dead_column_stays_finite():
-    """Its norm is zero: zero output, finite gradients, before and after merging."""
+    # A dead column stays finite. Its norm is zero: zero output, finite gradients, before and
+    # after merging.
     linear = Linear(6, 4, bias=False, key=jax.random.key(0))
     linear.kernel[...] = linear.kernel[...].at[:, 1].set(0)
     lora.add(linear, adapters(dora=True), key=jax.random.key(1))
@@ -227,8 +226,7 @@ def test_rules_choose_layers():
     first, second = (among[f"layers.mlp.{p}_proj.lora_a"] for p in ("up", "gate"))
     assert np.all(first != second)
 
-
-def test_magnitude_of_stacked_layers_is_each_layers_own():
+    # Magnitude of stacked layers is each layers own
     def make(key):
         return Linear(6, 4, bias=False, key=key)
 

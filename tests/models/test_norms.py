@@ -33,9 +33,7 @@ def test_rms_norm_is_transformers_to_the_bit():
     exact = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPSILON) * weight
     assert np.any(np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float32) != expected)
 
-
-def test_layer_norm_in_float32():
-    """Weight and bias, too, before the one rounding."""
+    # Layer norm in float32. Weight and bias, too, before the one rounding.
     x, weight = values()
     bias = weight[::-1] - 1
     expected = torch.nn.functional.layer_norm(

@@ -271,8 +271,7 @@ def test_padding_and_neighbours_do_not_matter(pair):
         alone, _ = packed(pair, [one], 140, 14)
         np.testing.assert_allclose(run(alone)[0], together[number], atol=1e-5)
 
-
-def test_bfloat16_stays_close(pair):
+    # Bfloat16 stays close
     _, inputs, _ = chunk(pair, items()[:6])
     rough = dataclasses.replace(EXACT, dtype=jnp.dtype("bfloat16"))
     exact, other = (jax.jit(lambda i, e=e: pair.model(i, e))(inputs) for e in (EXACT, rough))

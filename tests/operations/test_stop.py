@@ -55,8 +55,7 @@ def test_without_anything_to_save_it_ends_at_once():
     for number, sleeps, status, seconds in found:
         assert status == 128 + number and seconds < 5, (number, sleeps)
 
-
-def test_with_something_to_save_the_caller_ends_it():
+    # With something to save the caller ends it
     process = start(
         "with StopSignal() as stop:",
         "  stop.unsaved = True",
@@ -91,8 +90,7 @@ def test_with_something_to_save_the_caller_ends_it():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == b"" and process.returncode == 130
 
-
-def test_everything_is_as_before_afterwards():
+    # Everything is as before afterwards
     before = signal.getsignal(signal.SIGTERM)
     for _ in range(3):
         with StopSignal() as stop:

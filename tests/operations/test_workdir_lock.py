@@ -177,7 +177,7 @@ def test_an_end_without_finally_releases_it(tmp_path):
     assert json.loads((tmp_path / "run.lock").read_text())["token"] == "another"
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+@for_each("links", [True, False])
 def test_of_many_who_take_over_one_gets_it(tmp_path, quick, monkeypatch, links):
     # A busy machine may hold up a thread for longer than `quick` lets it.
     monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 60.0)

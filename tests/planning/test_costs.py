@@ -34,8 +34,7 @@ def test_costs_is_the_only_module_that_looks_into_programs():
     }
     assert importers == {"planning/costs.py", "planning/counting/traffic.py"}
 
-
-def test_products_and_convolutions_also_of_a_scan_and_its_gradient():
+    # Products and convolutions also of a scan and its gradient
     assert count(jnp.matmul, shaped(3, 5), shaped(5, 7)) == 2 * 3 * 5 * 7
     batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)  # noqa: E731
     assert count(batched, shaped(4, 3, 5), shaped(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
@@ -112,8 +111,7 @@ def test_chunks_count_as_far_as_rows_are_known_to_be_live():
     with pytest.raises(ValueError, match="cannot be counted"):
         count(loss, shaped(TOKENS, WIDTH), group)
 
-
-def test_branches_kernels_and_devices():
+    # Branches kernels and devices
     def function(which, x, w):
         branches = [lambda: x, lambda: x @ w @ w, lambda: x @ w]
         return jax.lax.switch(which, branches)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
+from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.planning import chips, compiler, estimate, memory
@@ -60,7 +61,7 @@ def decoder_flops(layers, width, hidden, heads, kv, dim, tokens):
     return layers * (2 * matrices * tokens + 4 * tokens * tokens * heads * dim)
 
 
-def test_useful_flops_of_full_training(tiny):
+def test_useful_flops_of_full_training(tiny, again, kept):
     """Three times the forward pass: the inputs' and the weights' gradients cost as much each."""
     load = estimate.Load((40, 24), (10, 32))
     costs = estimate.row_costs(tiny, load)
@@ -68,9 +69,8 @@ def test_useful_flops_of_full_training(tiny):
         assert found == 3 * decoder_flops(3, 64, 160, 4, 2, 16, tokens)
     assert min(costs.kept) > 0
 
-
-def test_executed_flops_follow_live_chunks(tiny):
-    """8 chunks of 8 rows of 32 tokens, of which 3 are live, forward, again, and backward."""
+    # Executed flops follow live chunks. 8 chunks of 8 rows of 32 tokens, of which 3 are live,
+    # forward, again, and backward.
     load = estimate.Load((0, 24), (16, 32))
     work = estimate.work(tiny, load, estimate.row_costs(tiny, load), None)
     encoding = 4 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
@@ -78,9 +78,8 @@ def test_executed_flops_follow_live_chunks(tiny):
     assert work.useful == 3 / 4 * encoding
     assert work.ici is None and work.hbm is None
 
-
-def test_without_recomputation_dead_chunks_are_not_counted_either(again, kept):
-    """3 of 16 chunks, forward and backward; there is room for what is kept of all 16."""
+    # Without recomputation dead chunks are not counted either. 3 of 16 chunks, forward and
+    # backward; there is room for what is kept of all 16.
     load = estimate.Load((24,), (32,))
     work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
     encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
@@ -101,7 +100,7 @@ def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
     assert stacked and not any(somewhere(16, *shape) for shape in stacked)
 
 
-@pytest.mark.parametrize("step", ["again", "kept"])
+@for_each("step", ["again", "kept"])
 def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
     tiny = request.getfixturevalue(step)
@@ -182,8 +181,7 @@ def test_loads():
         with pytest.raises(ValueError, match=message):
             estimate.assume(SHAPES, 16, shares, tokens)
 
-
-def test_a_roofline_is_the_longest_of_three():
+    # A roofline is the longest of three
     where = chips.parse("v5e:4x4")
     work = estimate.Work(
         useful=16 * 197e12, executed=2 * 16 * 197e12, ici={"all-gather": 9e10}, hbm=0.81e12

@@ -66,9 +66,8 @@ def test_weights_and_moments_are_those_of_the_shards(backbone):
     assert memory.memory(program, V5E, (0.0,), over).fits is False
     assert needed.held == needed.weights + needed.optimizer + needed.inputs
 
-
-def test_activations_are_of_chunks_and_of_evaluations_during_a_distillation(backbone):
-    """Twelve chunks of eight rows, of which a row shard has two."""
+    # Activations are of chunks and of evaluations during a distillation. Twelve chunks of
+    # eight rows, of which a row shard has two.
     for recompute, chunks in ((True, 1), (False, 12)):
         program = step_of(backbone, stage2, **{"execution.recompute": recompute})
         assert memory.memory(program, V5E, (50.0,), None).activations == chunks * 2 * 50, recompute

@@ -77,9 +77,8 @@ def test_the_largest_chunks_that_should_fit_by_proportion_are_tried_first():
     flags = "chunk_size=4 --config.execution.remat=full --config.execution.frozen_dtype=int8"
     assert run.says(suggest.suggest).startswith(f"fits with --config.{flags}: ")
 
-
-def test_each_change_comes_with_those_before_it_and_of_an_embedding_job_the_mesh_alone():
-    """Nothing fits: chunks could not be small enough, so they are as small as the mesh allows."""
+    # Each change comes with those before it and of an embedding job the mesh alone. Nothing
+    # fits: chunks could not be small enough, so they are as small as the mesh allows.
     run = Run(training(16, "none", recompute=False), WEIGHTS // 2)
     said = run.says(suggest.suggest)
     tries = [

@@ -67,8 +67,7 @@ def test_what_is_damaged_is_passed_over_or_set_aside(tmp_path):
     scored.add(2, scores(1.0))
     assert evaluations.read(tmp_path).keys() == {2}
 
-
-def test_the_best_is_the_highest_overall_then_the_latest():
+    # The best is the highest overall then the latest
     # The best is the highest then the latest of those that are there.
     by_step = {2: scores(50.0), 4: scores(60.0), 6: scores(60.0), 8: scores(10.0)}
     assert evaluations.best_step(by_step, [2, 4, 6, 8, 10]) == 6

@@ -78,9 +78,8 @@ def test_what_is_kept_of_chunks():
         assert (4, depth, 8, WIDTH) in shapes, remat
         assert ((4, depth, 8, inner) in shapes) == (remat == "none"), remat
 
-
-def test_chunks_without_a_live_row_are_not_encoded():
-    """They leave zeros. Liveness is said, not read off the tokens: images' rows have none."""
+    # Chunks without a live row are not encoded. They leave zeros. Liveness is said, not read
+    # off the tokens: images' rows have none.
     trainable, frozen = parameters()
     none = jnp.zeros((4, 8), jnp.int32)
     for recompute in (True, False):

@@ -94,9 +94,12 @@ def make_step(backbone, shape, *, adapters, trainable, loss, given=None):
     else:
         targets = abstract_model.parameters
         parameters = {p: jax.device_put(given[p], target.sharding) for p, target in targets.items()}
-    bucket = Bucket(256, 5)
-    shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
-    rows = [prepare(example, backbone.preprocess, shapes) for example in examples()]
+    longest = 256
+    for _ in range(2):  # the second time without padding that all rows have
+        bucket = Bucket(longest, 5)
+        shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
+        rows = [prepare(example, backbone.preprocess, shapes) for example in examples()]
+        longest = max(len(row.tokens) for example in rows for row in example.rows)
     batch = loop.to_device(pack(rows, shapes, ["pictures"])[0], mesh)
     # Momentum, not Adam: where a gradient is zero but for rounding, Adam makes that a whole step.
     optimizer = optax.sgd(RATE, momentum=0.9)

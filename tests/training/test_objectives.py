@@ -13,7 +13,8 @@ import pytest
 from tests.training import tiny_batch
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch, Inputs
-from unime_jax.training import objectives
+from unime_jax.training import objectives, text_distillation
+from unime_jax.training.temperature import initial_temperature
 
 CONFIG = objectives.Distillation(
     objective="distillation",
@@ -80,7 +81,9 @@ def halves(rows):
 
 def distilled(config):
     """By two sources."""
-    return jax.jit(functools.partial(objectives.distillation, config=config, sources=("a", "b")))
+    return jax.jit(
+        functools.partial(text_distillation.distillation, config=config, sources=("a", "b"))
+    )
 
 
 def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):
@@ -91,7 +94,7 @@ def test_distillation_counts_a_text_as_often_as_its_columns_have_it(texts):
     def value(student, batch, rows):
         embeddings = jnp.where(np.array(rows)[:, None] < 0, 0, student[np.array(rows)])
         parts = [half[None] for half in jnp.array_split(embeddings, 2)]
-        return objectives.distillation(parts, batch, CONFIG)[0]
+        return text_distillation.distillation(parts, batch, CONFIG)[0]
 
     once = (0, 1, 2, 3, 4, -1)
     expected, slope = value(student, batch_of(once, tokens, lengths, teacher), once)
@@ -135,7 +138,7 @@ def test_rows_without_a_teacher_are_refused(texts):
     batch = batch_of([0, 1, 2, 3], tokens, lengths, teacher)
     groups = batch.groups[0], dataclasses.replace(batch.groups[1], teacher=None)
     with pytest.raises(ValueError, match="no teacher embeddings"):
-        objectives.distillation(
+        text_distillation.distillation(
             halves(student[:4]), dataclasses.replace(batch, groups=groups), CONFIG
         )
 
@@ -143,18 +146,19 @@ def test_rows_without_a_teacher_are_refused(texts):
 def test_text_ids_tell_texts_apart(texts):
     """Tokens that differ, change places or are missing; not the bucket."""
     tokens, lengths, teacher, _ = texts
-    found = objectives.text_id(batch_of([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], tokens, lengths, teacher))
+    found = text_distillation.text_id(
+        batch_of([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], tokens, lengths, teacher)
+    )
     np.testing.assert_array_equal(found[:5], found[5:])
     assert len(set(found.tolist())) == 5
     orders = np.array(list(itertools.permutations(tokens[0])))
     every = batch_of(
         list(range(len(orders))), orders, np.full(len(orders), 6), np.zeros((len(orders), 1))
     )
-    assert len(set(objectives.text_id(every).tolist())) == len(orders)
+    assert len(set(text_distillation.text_id(every).tolist())) == len(orders)
 
-
-def test_the_mean_cosine_is_that_of_all_pairs_of_live_rows(texts):
-    """Without gradient, and 0 where there is no pair."""
+    # The mean cosine is that of all pairs of live rows. Without gradient, and 0 where there is
+    # no pair.
     tokens, lengths, teacher, student = texts
     numbers = np.array([0, 1, -1, 3, 4, 2, 0, -1])
     batch = batch_of(numbers.tolist(), tokens, lengths, teacher)
@@ -202,7 +206,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     judge = np.random.default_rng(0).uniform(0, 1, (16, 3)).astype(np.float32)
     judge[:, 1:][np.asarray(batch.negative) < 0] = np.nan  # queries 2 and 3 have negatives
     batch = dataclasses.replace(batch, scores=jnp.asarray(judge))
-    encode = jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen))
+    encode = jax.jit(jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen)))
     embeddings = [encode(group) for group in batch.groups]
     table = np.concatenate([np.asarray(part).reshape(-1, tiny_batch.WIDTH) for part in embeddings])
     cosines = [table[[12 + n, *rows]] @ table[n] for n, rows in ((2, [40]), (3, [41, 42]))]
@@ -218,13 +222,18 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
         contrastive_weight=0.0,
         contrastive=dataclasses.replace(tiny_batch.LOSS, hard_negatives=None, symmetric=False),
     )
-    loss = functools.partial(objectives.judge_distillation, embeddings, batch, sources=("a",))
+    judged = jax.jit(objectives.judge_distillation, static_argnames=("config", "sources"))
+    contrastive = jax.jit(objectives.contrastive, static_argnames="config")
+
+    def loss(config, plain=None):
+        return judged(embeddings, batch, config=config, plain=plain, sources=("a",))
+
     value, metrics = loss(config)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
     assert metrics["judged_queries"] == metrics["source_rows"][0] == 2
 
     both = dataclasses.replace(config, contrastive_weight=0.5)
-    contrast, others = objectives.contrastive(embeddings, batch, config.contrastive)
+    contrast, others = contrastive(embeddings, batch, config=config.contrastive)
     combined, metrics = loss(both)
     np.testing.assert_allclose(combined, wanted + 0.5 * contrast, rtol=1e-4)
     np.testing.assert_allclose(metrics["judge_loss"], wanted, rtol=1e-4)
@@ -234,7 +243,20 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
 
     # The first steps are InfoNCE alone, whatever the weight.
     plain = dataclasses.replace(config.contrastive, false_negative_margin=None, hardness=0.0)
-    infonce, _ = objectives.contrastive(embeddings, batch, plain)
+    infonce, _ = contrastive(embeddings, batch, config=plain)
     for part in (config, both):
         np.testing.assert_allclose(loss(part, plain=jnp.array(True))[0], infonce, rtol=1e-5)
     np.testing.assert_allclose(loss(both, plain=jnp.array(False))[0], combined, rtol=1e-5)
+
+    # A learned temperature is of the contrastive loss alone; the form is of the judge's.
+    warm = jnp.float32(0.5)
+    _, metrics = loss(dataclasses.replace(both, form="rank_kl"), temperature=warm)
+    contrast, _ = objectives.contrastive(embeddings, batch, config.contrastive, temperature=warm)
+    np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
+    alone = functools.partial(losses.judge_distillation, temperature=0.05, form="rank_kl")
+    ranked = [alone(cosines[0][None], judge[2:3, :2]), alone(cosines[1][None], judge[3:4])]
+    np.testing.assert_allclose(metrics["judge_loss"], (ranked[0][0] + ranked[1][0]) / 2, rtol=1e-4)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    learns = dataclasses.replace(config.contrastive, temperature_learning_rate=0.1)
+    learned = initial_temperature(dataclasses.replace(both, contrastive=learns), mesh)
+    np.testing.assert_allclose(np.exp(-learned.log_scale), learns.temperature, rtol=1e-6)

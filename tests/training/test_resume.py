@@ -103,7 +103,7 @@ def test_a_key_is_free_with_its_group_not_by_how_its_name_begins(workdir, config
             resume.check_config(workdir, config | {key: 1})
 
 
-def test_a_disk_that_is_full_at_the_start_is_named_and_nothing_is_left(tmp_path):
+def test_a_disk_that_is_full_at_the_start_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     """It may have room for an empty file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     workdir = tmp_path / "new" / "run"
@@ -118,8 +118,7 @@ def test_a_disk_that_is_full_at_the_start_is_named_and_nothing_is_left(tmp_path)
     resume.open_workdir(workdir)
     assert list(workdir.iterdir()) == []
 
-
-def test_fingerprints_are_of_every_file_but_the_record_of_a_self_check(monkeypatch):
+    # Fingerprints are of every file but the record of a self check
     hashes = {"config.json": "1", "model.safetensors": "2", "self_check.json": "3"}
     monkeypatch.setattr(resume, "fingerprint", lambda backbone: hashes)
     backbone = types.SimpleNamespace()

@@ -234,8 +234,7 @@ def test_a_state_can_be_donated(backbone):
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(made)]
     assert len(set(buffers)) == len(buffers)
 
-
-def test_parameter_table(backbone):
+    # Parameter table
     abstract_model = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
     head, *lines, total = state.parameter_table(abstract_model).splitlines()
     assert head.split() == ["parameter", "shape", "dtype", "sharding"]

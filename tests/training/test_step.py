@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.tiny_batch import (
     LOSS,
+    WIDTH,
     assert_close,
     encode,
     make_batch,
@@ -28,9 +29,12 @@ INFONCE = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=N
 NOT_OF_THE_LOSS = (
     "objective", "temperature", "column_block", "mask_same_target", "mask_same_query",
     "closed_sources", "source_temperatures", "temperature_learning_rate", "lowest_temperature",
+    "graded_sources", "graded_form", "graded_temperature", "graded_smallest_gap", "graded_weight",
+    "teacher_weight", "teacher_temperature", "student_temperature", "teacher_matching_weight",
 )  # fmt: skip
 IN_TILES = dataclasses.replace(LOSS, column_block=5)
 ALL_IN_TILES = dataclasses.replace(IN_TILES, hard_negatives=None)
+encode_at_once = jax.jit(encode)
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +148,14 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
     told = dataclasses.replace(batch, source=jnp.asarray(source), query_id=jnp.asarray(query_id))
     names = ("choice", "other", "open")
     groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
-    rows = [encode(*parameters(), group) for group in groups]
-    table = jnp.concatenate(rows)
+    table = jnp.concatenate([encode_at_once(*parameters(), group) for group in groups])
     target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
     options = {key: value for key, value in vars(config).items() if key not in NOT_OF_THE_LOSS}
-    expected, expected_metrics = losses.contrastive(
+    options["sources"] = 3
+    expected, expected_metrics = jax.jit(functools.partial(losses.contrastive, **options))(
         table[batch.query],
         table,
         batch.positive,
-        **options,
         temperature=np.where(source == 2, 0.1, LOSS.temperature).astype(np.float32),
         closed=source == 0,
         query_id=query_id,
@@ -160,7 +163,6 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
         explicit_negatives=batch.negative,
         candidate_mask=target_id != 0,
         source=source,
-        sources=3,
     )
     for column_block in (None, 5):
         chosen = dataclasses.replace(config, column_block=column_block)
@@ -408,11 +410,10 @@ def test_prepared_parameters_take_the_place_of_the_frozen_ones(batch):
     assert new.frozen.keys() == frozen.keys()
     np.testing.assert_array_equal(new.frozen["bias"], frozen["bias"])
 
-
-def test_the_mean_cosine_is_among_the_metrics(batch):
+    # The mean cosine is among the metrics
     _, metrics = value_and_grad()(parameters()[0], batch)[0]
     rows = [
-        encode(*parameters(), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g))
+        encode_at_once(*parameters(), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g))
         for g in batch.groups
     ]
     live = np.concatenate(
@@ -420,3 +421,107 @@ def test_the_mean_cosine_is_among_the_metrics(batch):
     ).astype(np.float64)
     cosines = (live @ live.T)[~np.eye(len(live), dtype=bool)]
     np.testing.assert_allclose(metrics["mean_cosine"], cosines.mean(), atol=1e-5)
+
+
+def test_graded_pairs_and_a_teacher_join_the_contrast(batch):
+    """Each as the loss alone has it, by pairs and weights: dense, and by blocks round a ring."""
+    config = dataclasses.replace(
+        LOSS,
+        hard_negatives=None,
+        false_negative_margin=None,
+        query_query=True,
+        graded_sources=("graded",),
+        graded_smallest_gap=0.3,
+        graded_weight=2.0,
+        teacher_weight=0.5,
+        teacher_temperature=0.2,
+        student_temperature=0.1,
+        teacher_matching_weight=0.25,
+    )
+    rng = np.random.default_rng(0)
+    graded = np.arange(16) % 4 == 1
+    negative = np.where(graded[:, None], -1, batch.negative)
+    grade = np.where(graded, rng.integers(0, 3, 16), np.nan).astype(np.float32)
+    teacher = rng.standard_normal((64, WIDTH)).astype(np.float32)
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    parts = teacher[:32].reshape(2, 16, -1), teacher[32:].reshape(4, 8, -1)
+    told = dataclasses.replace(
+        batch,
+        groups=tuple(dataclasses.replace(g, teacher=t) for g, t in zip(batch.groups, parts)),
+        source=jnp.asarray(graded, jnp.int32),
+        grade=jnp.asarray(grade),
+        negative=jnp.asarray(negative),
+        query_id=jnp.arange(16, dtype=jnp.uint32),
+    )
+    groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
+    table = jnp.concatenate([encode(*parameters(), group) for group in groups])
+    query, own = table[batch.query], table[batch.positive]
+    rest = ~graded
+    live = np.concatenate([np.ravel(group.live) for group in batch.groups])
+    target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
+    candidates = np.unique([*np.asarray(batch.positive)[rest], *negative[negative >= 0]])
+    contrast, _ = losses.contrastive(
+        query[rest],
+        table,
+        batch.positive[rest],
+        temperature=config.temperature,
+        hardness=config.hardness,
+        symmetric=True,
+        query_query=True,
+        explicit_negatives=negative[rest],
+        target_id=target_id,
+        candidate_mask=np.isin(np.arange(64), candidates),
+    )
+    cosine = (query * own).sum(axis=1)
+    order, _ = losses.graded_pairs(cosine[graded], grade[graded], smallest_gap=0.3)
+    kl, _ = losses.teacher_distillation(
+        query,
+        own,
+        teacher[batch.query],
+        teacher[batch.positive],
+        temperature=0.1,
+        teacher_temperature=0.2,
+        target_mask=np.arange(16) != 5,  # the target of pair 4
+    )
+    distance = losses.teacher_matching(table, teacher, mask=live)
+    wanted = (12 * contrast + 2 * 4 * order) / (12 + 2 * 4) + 0.5 * kl + 0.25 * distance
+
+    gradients, mesh = [], sharding.make_mesh(2, 2, 2)
+    rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
+    of_rows = ("groups", "target_id")
+    placed = Batch(
+        **{
+            name: jax.device_put(value, rows if name in of_rows else pairs)
+            for name, value in vars(told).items()
+        }
+    )
+    one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    for block, on, given in ((None, one, told), (3, mesh, placed)):
+        chosen = dataclasses.replace(config, column_block=block)
+
+        @jax.jit
+        def run(trainable, batch, plain, chosen=chosen):
+            def loss(trainable):
+                return step.batch_loss(
+                    encode,
+                    trainable,
+                    parameters()[1],
+                    batch,
+                    chosen,
+                    recompute=True,
+                    plain=plain,
+                    sources=("rest", "graded"),
+                )
+
+            return jax.value_and_grad(loss, has_aux=True)(trainable)
+
+        with jax.set_mesh(on):
+            (value, metrics), gradient = run(parameters()[0], given, jnp.bool_(False))
+            (begun, _), _ = run(parameters()[0], given, jnp.bool_(True))
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, err_msg=f"block {block}")
+        np.testing.assert_allclose(metrics["teacher_loss"], kl, rtol=1e-4)
+        np.testing.assert_allclose(metrics["graded_loss"], order, rtol=1e-4)
+        assert metrics["source_rows"].tolist() == [12, 4]
+        assert begun < value  # without hardness, other queries and the teacher
+        gradients.append(gradient)
+    assert_close(gradients[1], gradients[0])

@@ -19,7 +19,7 @@ class PlanConfig:
     tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
     # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
     model: str
-    teacher: int  # width of a teacher's embeddings, for distillation
+    teacher: int  # width of a teacher's embeddings, for losses that use them
     suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
     run: TrainConfig | EmbedConfig  # what is planned: a whole config
 

@@ -16,6 +16,7 @@ from unime_jax.training.settings import (
     JudgeDistillation,
     OptimizerConfig,
     ProfileConfig,
+    contrastive_part,
 )
 
 
@@ -96,10 +97,13 @@ class TrainConfig:
                 "length; set one of them to 0."
             )
         distils = isinstance(self.loss, Distillation)
-        if distils != bool(self.data.teacher):
+        contrast = contrastive_part(self.loss)[1]
+        uses_teacher = distils or (contrast is not None and contrast.uses_teacher)
+        if uses_teacher != bool(self.data.teacher):
             raise ValueError(
                 f"config.loss.objective={self.loss.objective!r} and config.data.teacher="
-                f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and nothing "
+                f"{self.data.teacher!r}: distillation needs a teacher's embeddings, and so does a "
+                "contrastive loss with teacher_weight or teacher_matching_weight above 0; nothing "
                 "else uses them."
             )
         ignored = {"data.suffix": self.data.suffix, "evaluation.texts": self.evaluation.texts}

@@ -15,7 +15,7 @@ class DataConfig:
     prepare: PrepareConfig
     train: str  # pairs below `folder`: a folder, a file, or a glob of files; see docs/data.md
     # which column is the query, query_image, positive, positive_image, negatives,
-    # negatives_image, scores or id; empty: told by their names
+    # negatives_image, scores, score or id; empty: told by their names
     columns: Mapping[str, str]
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str
@@ -33,8 +33,13 @@ class DataConfig:
     # work directory of --config=experiments/mine.py, whose negatives are joined; "": none
     mined: str
     mined_use: MinedUse  # "beside" the negatives that rows have of their own, or "instead" of them
+    # rows of a cluster, which mined each other's positives and come in one batch (B3); 0: none
+    cluster_size: int
+    # the first and the last, by score, of a row's mined candidates that are edges to other rows
+    cluster_ranks: tuple[int, int]
     suffix: str  # an instruction after every text, never cut off; distillation only
-    teacher: str  # a teacher's embeddings of the items, below `folder`; "": none
+    # a teacher's embeddings of the items, below `folder`, as job embed writes them; "": none
+    teacher: str
     # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
     # lengths of a sample of the rows
     buckets: tuple[Bucket, ...]
@@ -54,10 +59,26 @@ class DataConfig:
                 f"{dict(self.weights)} both say how often sources are drawn: leave one of them out"
             )
         check_first_rows(self.first_rows, self.first_rows_by_source)
-        if self.mined and self.negatives < 1:
+        if self.mined and self.negatives < 1 and not self.cluster_size:
             raise ValueError(
                 f"config.data.mined={self.mined!r} with config.data.negatives={self.negatives}: "
                 "none of the mined negatives would be read; set it to how many a pair has at most."
+            )
+        if self.cluster_size < 0 or self.cluster_size == 1:
+            raise ValueError(
+                f"config.data.cluster_size={self.cluster_size}: rows of a cluster are each other's "
+                "negatives, so it must be 2 or more; 0: rows are drawn without clusters."
+            )
+        if self.cluster_size and not self.mined:
+            raise ValueError(
+                f"config.data.cluster_size={self.cluster_size}, but config.data.mined is empty: "
+                "clusters are made of mined candidates; name a work directory of job mine."
+            )
+        first, last = self.cluster_ranks
+        if not 1 <= first <= last:
+            raise ValueError(
+                f"config.data.cluster_ranks={self.cluster_ranks}: the first rank is 1 or more, and "
+                "the last not before it."
             )
 
 

@@ -96,13 +96,14 @@ class Writer:
         return True
 
     def _row(self, example: Example) -> dict[str, Any]:
-        return {
+        row = {
             "id": example.id,
             "query": self._side(example.query),
             "positive": self._side(example.positive),
             "negatives": [self._side(item) for item in example.negatives],
             "scores": list(example.scores),
         }
+        return row if example.grade is None else row | {"score": example.grade}
 
     def _side(self, item: Item) -> str | dict[str, Any]:
         if not item.media:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import grain
+import numpy as np
 from absl import flags, logging
 
 from unime_jax.data.formats import Source
@@ -41,6 +42,8 @@ def make_loader(
     process_count: int = 1,
     first_batch: int = 0,
     groups: Mapping[str, str] | None = None,
+    clusters: Mapping[str, np.ndarray] | None = None,
+    cluster_size: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> grain.DatasetIterator:
     """An endless iterator of (Batch of numpy arrays, PackInfo): this process's part of each batch.
@@ -74,6 +77,8 @@ def make_loader(
         process_count=process_count,
         first_batch=first_batch,
         groups=groups,
+        clusters=clusters,
+        cluster_size=cluster_size,
     )
     names = sorted(weights)
     read = functools.partial(

@@ -5,6 +5,8 @@
     ids.npy               bytes [n]: `embedding_store.item_id` of each candidate
     places.npy            int32 [n, 3]: where it is read: number of the source, row, item of the row
                           (0: the positive, 1 and so on: its negatives)
+    positives.npy         int32 [rows]: which candidate a row's positive is, source after source;
+                          -1: the row cannot be used
 
 A negative is a number of a candidate. Sources are numbered by name, those of the training data
 first, then those of a corpus named apart.
@@ -26,6 +28,7 @@ from unime_jax.data.embedding_store import load_array, save_array
 from unime_jax.operations import local_copies
 
 RECORD = "mined.json"
+POSITIVES = "positives.npy"
 FORM: Mapping[str, Any] = {
     "complete": bool,
     "content": str,  # hash of all blocks and ids; "" until the table is complete
@@ -121,9 +124,15 @@ class Writer:
         (folder / "negatives").mkdir(parents=True, exist_ok=True)
         files.write_whole(folder / RECORD, json.dumps(self._record, indent=2) + "\n")
 
-    def put_candidates(self, ids: np.ndarray, places: Int32[np.ndarray, "n 3"]) -> None:
+    def put_candidates(
+        self,
+        ids: np.ndarray,
+        places: Int32[np.ndarray, "n 3"],
+        positives: Int32[np.ndarray, " rows"],
+    ) -> None:
         """Writes what the numbers of candidates mean, unless it is there."""
-        for name, array in (("ids.npy", ids), ("places.npy", places)):
+        arrays = {"ids.npy": ids, "places.npy": places, POSITIVES: positives}
+        for name, array in arrays.items():
             if not (self.folder / name).exists():
                 save_array(self.folder / name, array)
 
@@ -212,6 +221,30 @@ class Mined:
         block, place = divmod(index, self.layout.block)
         return self._open(block_file(self.folder, self._starts[source] + block))[place]
 
+    def blocks(self, source: str) -> Iterator[tuple[range, np.ndarray]]:
+        """A source's rows, of `row_type`, block by block, and which they are."""
+        for number, (name, span) in enumerate(self.layout.blocks()):
+            if name == source:
+                yield span, _mapped(block_file(self.folder, number))
+
+    def positives(self, source: str) -> Int32[np.ndarray, " rows"]:
+        """The number of each row's positive among the candidates, -1 of rows without use.
+
+        Raises:
+          ValueError: the table was mined before these were written.
+        """
+        if not (self.folder / POSITIVES).exists():
+            raise ValueError(
+                f"{self.folder} has no {POSITIVES}, which says whose positive a mined candidate is:"
+                " run the command that mined it again, which adds the file"
+            )
+        start = 0
+        for name, rows in self.rows.items():
+            if name == source:
+                break
+            start += rows
+        return _mapped(self.folder / POSITIVES)[start : start + self.rows[source]]
+
 
 def open_mined(folder: str | files.Path) -> Mined:
     """Opens the work directory of job mine; of one in a bucket a local copy.
@@ -225,7 +258,7 @@ def open_mined(folder: str | files.Path) -> Mined:
             f"{folder} has no mined negatives: there is no {RECORD}. Give the work directory of "
             "--config=experiments/mine.py"
         )
-    names = (RECORD, "ids.npy", "places.npy", "negatives/*")
+    names = (RECORD, "ids.npy", "places.npy", POSITIVES, "negatives/*")
     folder = local_copies.local_copy(folder, patterns=names)
     record = read_record(folder)
     if not record["complete"]:

@@ -5,10 +5,12 @@ It deals in row numbers, not rows, so any process can find any example of any ba
 
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
+import numpy as np
 
+from unime_jax.data.cluster_order import ClusterOrder
 from unime_jax.data.formats import Source
 from unime_jax.data.schema import check_names
 
@@ -34,6 +36,8 @@ def mixture(
     process_count: int = 1,
     first_batch: int = 0,
     groups: Mapping[str, str] | None = None,
+    clusters: Mapping[str, np.ndarray] | None = None,
+    cluster_size: int = 0,
 ) -> grain.MapDataset:
     """Endless picks for one process; every batch_size / process_count of them are a batch.
 
@@ -45,18 +49,24 @@ def mixture(
     With `groups`, the name of a group by source, all of a batch is of one group: batches are dealt
     to groups evenly in proportion to the weights of their sources, and mixed within.
 
+    With `clusters`, the order of each source's rows by `clusters.partition`, each source's clusters
+    are shuffled anew every epoch and stay whole, see `ClusterOrder`; then runs have whole clusters,
+    or are one each.
+
     The global order does not depend on the processes: process p takes the p-th equal part of each
     global batch. `first_batch` global batches are left out at the beginning, at no cost.
 
     Raises ValueError for unknown or empty sources, weights that are not positive, and sizes that
     do not divide.
     """
-    check(sources, weights, batch_size, source_run, process_count)
+    check(sources, weights, batch_size, source_run, process_count, cluster_size)
     names = sorted(weights)
     counts = {name: len(sources[name]) for name in names}
-    run = max(source_run, 1)
-    rows = {
-        name: grain.MapDataset.range(counts[name]).shuffle(seed=_source_seed(seed, name)).repeat()
+    run = max(source_run, cluster_size, 1)
+    rows: dict[str, Any] = {
+        name: ClusterOrder(clusters[name], cluster_size, source_seed(seed, name))
+        if clusters
+        else grain.MapDataset.range(counts[name]).shuffle(seed=source_seed(seed, name)).repeat()
         for name in names
     }
     members: dict[str, list[str]] = {}
@@ -92,7 +102,7 @@ def _numbered(name: str):
     return lambda number: (name, number)
 
 
-def _source_seed(seed: int, name: str) -> int:
+def source_seed(seed: int, name: str) -> int:
     """Sources of equal length must not share a permutation, nor depend on each other's presence."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
@@ -104,6 +114,7 @@ def check(
     batch_size: int,
     source_run: int,
     process_count: int,
+    cluster_size: int = 0,
 ) -> None:
     """Raises ValueError as `mixture` does."""
     if not weights:
@@ -123,4 +134,9 @@ def check(
         raise ValueError(
             f"source_run = {source_run} must divide batch_size = {batch_size} (or be 0: every "
             "example drawn on its own)"
+        )
+    if cluster_size and (batch_size % cluster_size or source_run % cluster_size):
+        raise ValueError(
+            f"cluster_size = {cluster_size} must divide batch_size = {batch_size} and source_run ="
+            f" {source_run} (or be 0: rows are drawn without clusters)"
         )

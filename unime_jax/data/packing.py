@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -31,6 +32,7 @@ class Prepared:
     dropped_negatives: int = 0
     bad: tuple[BadItem, ...] = ()
     scores: tuple[float, ...] = ()  # of the positive and the negatives that are kept
+    grade: float = math.nan  # of a graded pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,17 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
     """Preprocesses an example's items.
 
     Raises BadExample where `preprocess` raises ValueError, as at an image that cannot be decoded,
-    a row fits no bucket, or the batch wants scores that the example does not have.
+    a row fits no bucket, or the batch wants scores or a grade that the example does not have. The
+    negatives of a graded pair are dropped: its loss compares pairs.
     """
     if shapes.scored and not example.scores:
         reason = "it has no scores of its candidates, which config.loss needs; job judge makes them"
         raise BadExample(example.source, example.id, "", reason)
-    negatives = example.negatives[: shapes.negatives]
+    is_graded = example.source in shapes.graded
+    if is_graded and example.grade is None:
+        reason = "it has no number as its score, which sources of config.loss.graded_sources need"
+        raise BadExample(example.source, example.id, "", reason)
+    negatives = () if is_graded else example.negatives[: shapes.negatives]
     numbers = example.negative_numbers or range(len(negatives))
     sides = ["query", "positive", *(f"negative {n}" for n in numbers[: len(negatives)])]
     items = (example.query, example.positive, *negatives)
@@ -81,6 +88,7 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
         tuple(rows),
         dropped,
         scores=example.scores[: 1 + len(negatives)] if shapes.scored else (),
+        grade=example.grade if is_graded and example.grade is not None else math.nan,
     )
 
 
@@ -123,6 +131,9 @@ def pack(
         scores = np.full((len(prepared), 1 + shapes.negatives), np.nan, np.float32)
         for i, example in enumerate(prepared):
             scores[i, : len(example.scores)] = example.scores
+    grade = None
+    if shapes.graded:
+        grade = np.array([example.grade for example in prepared], np.float32)
     batch = Batch(
         groups=groups,
         query=np.array([numbers[number_of[example.keys[0]]] for example in prepared], np.int32),
@@ -132,6 +143,7 @@ def pack(
         source=np.array([sources.index(example.source) for example in prepared], np.int32),
         query_id=np.array([target_hash(example.keys[0]) for example in prepared], np.uint32),
         scores=scores,
+        grade=grade,
     )
     return batch, _info(prepared, rows, groups, places, shapes)
 

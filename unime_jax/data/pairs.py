@@ -136,6 +136,7 @@ class PairRows:
             "neg_image_path": [[image.path for image in cells.images] for cells in negatives],
             "neg_image": [[image.content for image in cells.images] for cells in negatives],
             "scores": scores,
+            "score": _cell(row, form.score),
         }
 
     def _check_unseen(self, row: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "negatives": ("negatives", "negative", "hard_neg"),
     "negatives_image": ("negatives_image", "negative_image"),
     "scores": ("scores",),
+    "score": ("score",),
     "id": ("id", "_id"),
 }
 PICTURES = ("image", "file_name", "file", "image_path")
@@ -23,8 +24,8 @@ CAPTIONS = ("caption", "text", "txt")  # the last of webdataset, whose JSON has 
 KNOWN = (
     "query and positive (also anchor, question, sentence1; answer, document, passage, sentence2),"
     " and, if there are any, query_image, positive_image, negatives (negative, negative_1 and so"
-    " on), negatives_image, scores, id; MMEB-train's qry, pos_text, ...; or a picture (image,"
-    " file_name) and its caption (caption, text, txt)"
+    " on), negatives_image, scores, score, id; MMEB-train's qry, pos_text, ...; or a picture"
+    " (image, file_name) and its caption (caption, text, txt)"
 )
 
 _NUMBERED = re.compile(r"(?:negative|neg)_?(\d+)")
@@ -62,6 +63,7 @@ class Form:
     negatives: Side = Side()
     numbered: tuple[str, ...] = ()
     scores: str = ""
+    score: str = ""
     id: str = ""
 
     @property
@@ -69,7 +71,7 @@ class Form:
         """All that are read."""
         sides = (self.query, self.positive, self.negatives)
         named = [name for side in sides for name in side.columns]
-        return tuple(filter(None, (*named, *self.numbered, self.scores, self.id)))
+        return tuple(filter(None, (*named, *self.numbered, self.scores, self.score, self.id)))
 
 
 MMEB_TRAIN = Form(
@@ -77,6 +79,7 @@ MMEB_TRAIN = Form(
     positive=Side("pos_text", "pos_image", "pos_image_path"),
     negatives=Side("neg_text", "neg_image", "neg_image_path"),
     scores="scores",
+    score="score",
     id="id",
 )
 
@@ -109,7 +112,8 @@ def recognise(
         pictures = _present(PICTURES, columns)
         captions = ["txt"] if "txt" in columns else _present(CAPTIONS, columns)
         if len(pictures) == 1 and len(captions) == 1:
-            return Form(Side(image=pictures[0]), Side(captions[0]), id=names["id"])
+            sides = Side(image=pictures[0]), Side(captions[0])
+            return Form(*sides, score=names["score"], id=names["id"])
     if missing := [side for side, name in has.items() if not name]:
         raise ValueError(
             f"no column is the {' or the '.join(missing)}. The columns are"
@@ -124,7 +128,9 @@ def recognise(
             " which by config.data.columns.negatives"
         )
     optional = [key for key in KEYS if not names[key] and not (numbered and "neg" in key)]
-    _check_near(columns, optional, [*names.values(), *numbered])
+    # Anything may be called nearly a score.
+    near = [key for key in optional if key != "score"]
+    _check_near(columns, near, [*names.values(), *numbered])
     if not has_schema:
         names |= {key: NAMES[key][0] for key in optional}
     return Form(
@@ -133,6 +139,7 @@ def recognise(
         negatives=Side(names["negatives"], names["negatives_image"]),
         numbered=tuple(numbered),
         scores=names["scores"],
+        score=names["score"],
         id=names["id"],
     )
 
@@ -180,8 +187,11 @@ def _check_labels(
     if labels and pairs and not {"query", "positive"} & set(chosen):
         raise ValueError(
             f"sentence1 and sentence2 come with a {labels[0]}, so that not every pair belongs"
-            " together. Keep the rows whose second sentence is the first's positive, and name the"
-            " columns query and positive, or say by config.data.columns that all are"
+            " together. Of pairs graded by how alike they are, set config.data.columns={'query':"
+            f" 'sentence1', 'positive': 'sentence2', 'score': {labels[0]!r}}} and name the source"
+            " in config.loss.graded_sources. Else keep the rows whose second sentence is the"
+            " first's positive, and name the columns query and positive, or say by"
+            " config.data.columns that all are"
         )
 
 

@@ -37,7 +37,7 @@ class Schema:
 
     Those of negatives hold a list of what an item has, or one value: a flat list of paths or files
     is one image for each negative, a list of lists several. `scores`: a judge's or a miner's scores
-    of the positive and then of each negative.
+    of the positive and then of each negative. `score`: how alike query and positive are.
     """
 
     query: Columns
@@ -45,6 +45,7 @@ class Schema:
     negatives: Columns
     id: str = "id"
     scores: str = "scores"
+    score: str = "score"
 
 
 class MinedNegatives(Protocol):
@@ -142,6 +143,7 @@ def to_example(
         scores,
         negative_numbers=drawn,
         undrawn_negatives=count - len(drawn),
+        grade=_grade(row.get(schema.score)),
     )
 
 
@@ -248,6 +250,15 @@ def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
     if not all(map(math.isfinite, scores)):
         raise ValueError(f"{scores}: a score is no finite number")
     return scores
+
+
+def _grade(cell: Any) -> float | None:
+    """A pair's grade; None: the cell has no finite number, which only graded sources need."""
+    try:
+        grade = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return grade if math.isfinite(grade) else None
 
 
 def _check(item: Item, max_pixels: int) -> None:

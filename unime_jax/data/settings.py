@@ -26,6 +26,7 @@ COLUMN_KEYS = (  # of data.columns
     "negatives",
     "negatives_image",
     "scores",
+    "score",
     "id",
 )
 

@@ -52,6 +52,7 @@ class BatchShapes:
     rows: int
     negatives: int = 0  # H
     scored: bool = False  # a batch has a judge's scores of candidates, and every row must have them
+    graded: tuple[str, ...] = ()  # sources of graded pairs, whose rows must have a grade
 
     def __post_init__(self):
         if not self.buckets or self.chunk_size < 1 or self.rows < 1:
@@ -96,7 +97,8 @@ def pair_shapes(
     negatives: int = 0,
     chunk_size: int,
     scored: bool = False,
+    graded: Sequence[str] = (),
 ) -> BatchShapes:
     """The shapes of a batch of pairs: in the worst case all queries and candidates are distinct."""
     rows = batch_size * (2 + negatives)
-    return BatchShapes(tuple(buckets), layout, chunk_size, rows, negatives, scored)
+    return BatchShapes(tuple(buckets), layout, chunk_size, rows, negatives, scored, tuple(graded))

@@ -231,7 +231,8 @@ def _warning(warnings: Sequence[str]) -> dict[str, str]:
 
 def _loss(loss: Contrastive | Distillation | JudgeDistillation) -> str:
     if isinstance(loss, JudgeDistillation):
-        judged = f"symmetric KL to a judge's scores, temperature {loss.temperature}"
+        name = {"symmetric_kl": "symmetric KL", "rank_kl": "KL"}.get(loss.form, "order by CoSENT")
+        judged = f"{name} to a judge's scores, temperature {loss.temperature}"
         if not loss.contrastive_weight:
             return judged
         return f"{judged}; {loss.contrastive_weight:g} x {_loss(loss.contrastive)}"
@@ -265,4 +266,12 @@ def _loss(loss: Contrastive | Distillation | JudgeDistillation) -> str:
         parts.append(f"in pools of {loss.pool} pairs")
     if loss.closed_sources:
         parts.append(f"own negatives only: {', '.join(loss.closed_sources)}")
+    if loss.graded_sources:
+        form = loss.graded_form.replace("_", " ").replace("cosent", "CoSENT")
+        parts.append(f"{form} of graded pairs: {', '.join(loss.graded_sources)}")
+    if loss.teacher_weight:
+        heats = f"temperatures {loss.teacher_temperature} and {loss.student_temperature}"
+        parts.append(f"two-way KL to a teacher's vectors times {loss.teacher_weight}, {heats}")
+    if loss.teacher_matching_weight:
+        parts.append(f"distance from a teacher's vectors times {loss.teacher_matching_weight}")
     return "contrastive: " + ", ".join(parts)

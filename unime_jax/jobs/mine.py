@@ -143,7 +143,7 @@ def begin(
     writer = Writer(
         workdir, Layout(counts, settings.search.rows, settings.search.negatives), record
     )
-    writer.put_candidates(rows.candidates.ids, rows.candidates.places)
+    writer.put_candidates(rows.candidates.ids, rows.candidates.places, rows.positive)
     return writer
 
 

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from unime_jax import config, files, paths
 from unime_jax.data import (
     formats,
-    mixture,
     sampling,
     schema,
 )
@@ -31,7 +30,15 @@ from unime_jax.jobs.common_checks import (
     check_texts,
     open_model,
 )
-from unime_jax.training import automatic, checkpoint, inputs, optimizer, resume, setup
+from unime_jax.training import (
+    automatic,
+    batch_clusters,
+    checkpoint,
+    inputs,
+    optimizer,
+    resume,
+    setup,
+)
 from unime_jax.training.settings import (
     Contrastive,
     Distillation,
@@ -103,18 +110,15 @@ def check_training(
         with problems.collected("config.data.train"):
             rows = inputs.open_rows(settings.data)
             weights = inputs.weights_of(settings.data, rows)
-            mixture.check(
-                rows,
-                weights,
-                settings.batch_size,
-                settings.data.source_run,
-                jax.process_count(),
-            )
+            inputs.check_mixture(settings, rows, weights)
+            if settings.data.cluster_size and not joined_later:
+                batch_clusters.check(rows)
             if settings.epochs:
                 optimizer.check_schedule(settings.optimizer, automatic.steps_of(settings, rows))
             if settings.data.split_modalities:
                 sampling.query_modalities(rows, weights)
             _check_sources(settings, weights)
+            _check_grades(settings, {name: rows[name] for name in weights})
             if not joined_later:
                 _check_contrast(settings, {name: rows[name] for name in weights})
                 _check_scores(settings, {name: rows[name] for name in weights})
@@ -205,6 +209,7 @@ def _check_sources(settings: config.TrainConfig, names: Iterable[str]) -> None:
     for key, wanted in (
         ("closed_sources", loss.closed_sources),
         ("source_temperatures", [name for name, _ in loss.source_temperatures]),
+        ("graded_sources", loss.graded_sources),
     ):
         try:
             schema.check_names(wanted, names)
@@ -226,4 +231,30 @@ def _check_scores(settings: config.TrainConfig, rows: Mapping[str, formats.Sourc
                 f"config.loss.objective={settings.loss.objective!r}, but the first row of source"
                 f" {name!r} has no `scores`, a judge's of the positive and each negative: job judge"
                 " (experiments/judge.py) writes rows that have them"
+            )
+
+
+def _check_grades(settings: config.TrainConfig, rows: Mapping[str, formats.Source]) -> None:
+    """Raises ValueError for a graded source whose first row has no grade; warns of the opposite."""
+    of, loss = contrastive_part(settings.loss)
+    if loss is None:
+        return
+    for name, source in rows.items():
+        try:
+            grade = schema.to_example(name, source[0], "0").grade
+        except BadExample:
+            continue  # it will be left out; others may be good
+        if name in loss.graded_sources and grade is None:
+            raise ValueError(
+                f"config.{of}.graded_sources has {name!r}, but its first row has no number as its"
+                " `score`, which says how alike query and positive are; name its column by"
+                " config.data.columns.score"
+            )
+        if name not in loss.graded_sources and grade is not None:
+            logging.warning(
+                "rows of source %r have a score, which is not used: all are trained as pairs that"
+                " belong together. config.%s.graded_sources=(%r,) makes them graded pairs",
+                name,
+                of,
+                name,
             )

@@ -21,14 +21,7 @@ from unime_jax.data.mined_rows import DataChangedError
 from unime_jax.data.mined_table import RECORD
 from unime_jax.evaluation.side_by_side import tables
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
-from unime_jax.jobs import (
-    boundary,
-    judge,
-    mine,
-    preflight_rounds,
-    round_parts,
-    train,
-)
+from unime_jax.jobs import boundary, judge, mine, preflight_rounds, round_parts, train
 from unime_jax.jobs.round_parts import Part
 from unime_jax.operations import compilation_cache, processes
 from unime_jax.operations.config_file import write_config
@@ -142,7 +135,14 @@ _FREE = {
         "search.columns",
         "output.block",
     ),
-    "judge": ("batch_size", "compilation_cache", "mesh", "data.folder", "data.max_bad_share"),
+    "judge": (
+        "batch_size",
+        "compilation_cache",
+        "mesh",
+        "data.folder",
+        "data.max_bad_share",
+        "judging.share_prefix",
+    ),
     "train": resume.FREE,
     "initial": resume.FREE,
 }

@@ -28,6 +28,7 @@ from unime_jax.operations.goodput import Goodput, Phase
 from unime_jax.operations.stop import StopSignal
 from unime_jax.operations.watchdog import Watchdog
 from unime_jax.training import (
+    batch_clusters,
     evaluations,
     inputs,
     loop,
@@ -41,7 +42,8 @@ from unime_jax.training import (
 )
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.evaluations import Evaluations
-from unime_jax.training.setup import Setup, make_mesh, set_up, student
+from unime_jax.training.settings import Distillation
+from unime_jax.training.setup import Setup, make_mesh, set_up, student, with_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,9 @@ class _Run:
 
     Attributes:
       whole: the model that is evaluated and exported.
-      trained: the part of it that is trained; all of it, unless a teacher is distilled.
+      trained: the part of it that is trained; all of it, unless the loss is distillation alone.
       rows: the training data by source.
+      clusters: of its rows, where batches are made of them.
       batches: an iterator over them, given `first_batch`.
     """
 
@@ -62,6 +65,7 @@ class _Run:
     whole: Setup
     trained: Setup
     rows: Mapping[str, formats.Source]
+    clusters: batch_clusters.BatchClusters | None
     batches: Callable[..., grain.DatasetIterator]
     tests: suite.Suite
 
@@ -146,8 +150,12 @@ def _set_up(
         whole = set_up(settings, mesh, rows, workdir)
         settings = whole.settings  # with values for what the config leaves open
         teacher = open_embeddings(folder / settings.data.teacher) if settings.data.teacher else None
-        trained = whole if teacher is None else student(whole, teacher)
-        batches = inputs.make_batches(trained, rows)
+        trained = whole
+        if teacher is not None:
+            distils = isinstance(settings.loss, Distillation)
+            trained = (student if distils else with_teacher)(whole, teacher)
+        clusters = batch_clusters.open_clusters(settings, rows, workdir)
+        batches = inputs.make_batches(trained, rows, clusters)
         table = state.parameter_table(trained.abstract_model)
         logging.info("parameters:\n%s", table)
         if jax.process_index() == 0:
@@ -155,7 +163,9 @@ def _set_up(
         tests = suite.open_suite(settings, folder, teacher)
         if tests.is_empty:
             logging.warning("no evaluation data is named, so the model is not evaluated")
-    return _Run(settings, workdir, goodput, stop_signal, whole, trained, rows, batches, tests)
+    return _Run(
+        settings, workdir, goodput, stop_signal, whole, trained, rows, clusters, batches, tests
+    )
 
 
 def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
@@ -167,7 +177,8 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
     """
     settings, watch = this.settings, this.settings.watchdog
     with watchdog.phase("the set-up has not gone on", watch.setup_seconds):
-        fingerprints = resume.fingerprints(this.whole.backbone, inputs.fingerprint(this.rows))
+        of_data = inputs.fingerprint(this.rows, this.clusters)
+        fingerprints = resume.fingerprints(this.whole.backbone, of_data)
     scored = Evaluations(this.workdir, settings)
     with Checkpoints(
         this.workdir / "checkpoints",
@@ -216,7 +227,10 @@ def _train(this: _Run) -> tuple[paths.Parameters, Evaluations]:
 
 def _untrained_part(this: _Run) -> paths.Parameters:
     """Weights beside the student's that evaluations during a distillation need: the tower's."""
-    if this.whole is this.trained or not this.settings.evaluation.every:
+    if (
+        this.whole.abstract_model is this.trained.abstract_model
+        or not this.settings.evaluation.every
+    ):
         return {}
     seconds = this.settings.watchdog.setup_seconds
     with watchdog.phase("reading the weights has not gone on", seconds):

@@ -4,22 +4,25 @@ Arrays are global views, so a sharded batch needs no gather, no rank and no fact
 a mesh is the loss on one device.
 """
 
-from unime_jax.losses.graded import cosent, gap_weighted_cosent, listwise_distillation
+from unime_jax.losses.graded import GradedForm, graded_pairs
 from unime_jax.losses.infonce import contrastive
-from unime_jax.losses.judge import judge_distillation
+from unime_jax.losses.judge import JudgeForm, judge_distillation
 from unime_jax.losses.relational import Direction, Reduction, relational_distillation
 from unime_jax.losses.rows import Metrics
 from unime_jax.losses.spread import spread_out
+from unime_jax.losses.teacher import teacher_distillation, teacher_matching
 
 __all__ = [
     "Direction",
+    "GradedForm",
+    "JudgeForm",
     "Metrics",
     "Reduction",
     "contrastive",
-    "cosent",
-    "gap_weighted_cosent",
+    "graded_pairs",
     "judge_distillation",
-    "listwise_distillation",
     "relational_distillation",
     "spread_out",
+    "teacher_distillation",
+    "teacher_matching",
 ]

@@ -40,6 +40,7 @@ def find_barred(
     positive: Integer[Array, " B"],
     target_id: Integer[Array, " M"],
     query_id: Integer[Array, " B"] | None,
+    pair_mask: Bool[Array, " B"] | None,
     labelled: Integer[Array, "B H"],
     settings: Settings,
     column_block: int | None,
@@ -47,7 +48,7 @@ def find_barred(
     """What pools, equal queries and duplicates bar; arguments as of `contrastive`, all given.
 
     A candidate is barred as the target of another pair if any of the pairs that have it, or a copy
-    of it, as their target is barred.
+    of it, as their target is barred. Pairs outside of `pair_mask` bar nothing.
     """
     alike_queries, alike_targets = settings.duplicate_queries, settings.duplicate_targets
     if settings.pool is query_id is alike_queries is alike_targets is None:
@@ -61,15 +62,19 @@ def find_barred(
     if settings.pool is not None:
         pool = jnp.arange(queries.shape[0]) // settings.pool
         pools = queries.shape[0] // settings.pool
-        columns.append(~_in_pool(pool, pools, positive, labelled, first))
+        own = jnp.concatenate([positive[:, None], labelled], axis=1)
+        if pair_mask is not None:
+            own = jnp.where(pair_mask[:, None], own, -1)
+        columns.append(~_in_pool(pool, pools, own, first))
         pairs.append(pool[:, None] != pool)
         bits.append(NO_NEGATIVE)
     if query_id is not None:
-        pairs.append(query_id[:, None] == query_id)
+        pairs.append(_of_pairs(query_id[:, None] == query_id, pair_mask))
         columns.append(_to_columns(pairs[-1], positive, first))
         bits.append(NO_NEGATIVE)
     if alike_queries is not None:
-        pairs.append(_above(queries, queries, alike_queries, column_block))
+        alike = _above(queries, queries, alike_queries, column_block)
+        pairs.append(_of_pairs(alike, pair_mask))
         columns.append(_to_columns(pairs[-1], positive, first))
         bits.append(DUPLICATE_QUERY)
     if alike_targets is not None:
@@ -83,6 +88,10 @@ def find_barred(
     return Barred(_combine(columns, bits), _combine(pairs, bits) if by_pair else None)
 
 
+def _of_pairs(flags: Bool[Array, "B B"], pair_mask: Bool[Array, " B"] | None) -> Array:
+    return flags if pair_mask is None else flags & pair_mask
+
+
 def _combine(flags: list[Bool[Array, "B columns"]], bits: list[int]) -> UInt8[Array, "B columns"]:
     result = jnp.zeros(flags[0].shape, jnp.uint8)
     for flag, bit in zip(flags, bits, strict=True):
@@ -93,12 +102,10 @@ def _combine(flags: list[Bool[Array, "B columns"]], bits: list[int]) -> UInt8[Ar
 def _in_pool(
     pool: Int[Array, " B"],
     pools: int,
-    positive: Integer[Array, " B"],
-    labelled: Integer[Array, "B H"],
+    own: Integer[Array, "B own"],
     first: Int[Array, " M"],
 ) -> Bool[Array, "B M"]:
-    """Candidates that are a positive or an explicit negative of a pair of the query's pool."""
-    own = jnp.concatenate([positive[:, None], labelled], axis=1)
+    """Candidates that are among those of a pair of the query's pool; `own` is -1 for none."""
     place = jnp.where(own < 0, first.size, first[own])  # none: outside, so dropped
     members = jnp.zeros((pools, first.size), bool)
     members = members.at[pool[:, None], place].set(True, mode="drop")
@@ -130,15 +137,13 @@ def _above(
     size = columns.shape[0]
 
     def block(rows: Array, columns: Array, number: Array) -> Array:
-        def look(seen: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        def look(seen: Array, part: tuple[Array, Array, Array], _: None) -> tuple[Array, None]:
             columns, number, live = part
             scores = jnp.einsum("bd,md->bm", rows, columns, precision=jax.lax.Precision.HIGHEST)
             return seen.at[:, number].max((scores > threshold) & live), None
 
-        def visit(seen: Array, part: tuple[Array, Array, Array]) -> tuple[Array, tuple]:
-            return jax.lax.scan(look, seen, ring.cut(part, column_block))[0], part
-
         seen = ring.vary(jnp.zeros((rows.shape[0], size), bool))
-        return ring.visit(visit, seen, (columns, number, jnp.ones_like(number, bool)))[0]
+        part = columns, number, jnp.ones_like(number, bool)
+        return ring.visit(look, seen, part, min(column_block, number.size))[0]
 
     return ring.blockwise(block, rows, columns, jnp.arange(size))

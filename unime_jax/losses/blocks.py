@@ -14,7 +14,8 @@ class Rows(NamedTuple):
     embedding: Float32[Array, "B D"]
     target_id: Integer[Array, " B"]
     labelled: Integer[Array, "B H"]  # columns by number, -1: none
-    positive_score: Float32[Array, " B"]
+    positive: Int[Array, " B"] | None  # column by number, None: of another term
+    positive_score: Float32[Array, " B"]  # without gradient
     closed: Bool[Array, " B"] | None
     temperature: Float32[Array, " B"] | None  # None: the settings have it
     barred: UInt8[Array, "B columns"] | None  # of all devices' columns

@@ -37,6 +37,7 @@ def contrastive(
     target_id: Integer[Array, " M"] | None = None,
     query_id: Integer[Array, " B"] | None = None,
     closed: Bool[Array, " B"] | None = None,
+    pair_mask: Bool[Array, " B"] | None = None,
     explicit_negatives: Integer[Array, "B H"] | None = None,
     candidate_mask: Bool[Array, " M"] | None = None,
     column_block: int | None = None,
@@ -96,6 +97,8 @@ def contrastive(
         pairs.
       closed: queries that see their own explicit negatives only, in no other term and not in the
         opposite direction.
+      pair_mask: False for pairs of another loss, which have none here, and whose queries are no
+        negatives; `candidate_mask` says the same of their targets. `spread_out` is of all pairs.
       explicit_negatives: each query's own labelled negatives as columns of `candidates`, -1 for
         none. The margin does not drop them. All candidates are negatives anyhow, labelled or not.
       candidate_mask: False for padding and repeated columns, which are nobody's negatives. They
@@ -152,6 +155,7 @@ def contrastive(
         target_id,
         query_id,
         closed,
+        pair_mask,
         by_row,
         explicit_negatives,
         candidate_mask,
@@ -167,6 +171,9 @@ def contrastive(
     mask = jnp.ones(columns, bool) if candidate_mask is None else candidate_mask
     if explicit_negatives is None:
         explicit_negatives = jnp.zeros((pairs, 0), jnp.int32)
+    if pair_mask is not None:  # a closed row without labels has no negative anywhere
+        closed = ~pair_mask if closed is None else closed | ~pair_mask
+        explicit_negatives = jnp.where(pair_mask[:, None], explicit_negatives, -1)
     queries = jnp.asarray(queries, jnp.float32)
     candidates = jnp.asarray(candidates, jnp.float32)
     barred = find_barred(
@@ -175,6 +182,7 @@ def contrastive(
         positive,
         target_id,
         query_id,
+        pair_mask,
         explicit_negatives,
         settings,
         column_block,
@@ -187,6 +195,7 @@ def contrastive(
         mask,
         explicit_negatives,
         closed,
+        pair_mask,
         by_row,
         barred,
         settings,
@@ -194,10 +203,10 @@ def contrastive(
     forth, back = (
         dense_rows(*arguments) if column_block is None else tiled_rows(*arguments, column_block)
     )
-    loss, metrics = summarise(forth, settings)
+    loss, metrics = summarise(forth, settings, pair_mask)
     both = [forth]
     if back is not None:
-        other, others = summarise(back, settings)
+        other, others = summarise(back, settings, pair_mask)
         loss = (loss + other) / 2
         metrics["chance_loss"] = (metrics["chance_loss"] + others["chance_loss"]) / 2
         both.append(back)
@@ -254,6 +263,7 @@ def _check_arrays(
     target_id,
     query_id,
     closed,
+    pair_mask,
     temperature,
     explicit_negatives,
     candidate_mask,
@@ -280,6 +290,7 @@ def _check_arrays(
         ("target_id", target_id, "[M]", integers),
         ("query_id", query_id, "[B]", integers),
         ("closed", closed, "[B]", booleans),
+        ("pair_mask", pair_mask, "[B]", booleans),
         ("temperature", temperature, "[B]", floats),
         ("candidate_mask", candidate_mask, "[M]", booleans),
         ("explicit_negatives", explicit_negatives, "[B, H]", integers),

@@ -59,6 +59,7 @@ def dense_rows(
     mask: Bool[Array, " M"],
     labelled: Integer[Array, "B H"],
     closed: Bool[Array, " B"] | None,
+    pair_mask: Bool[Array, " B"] | None,
     temperature: Float32[Array, " B"] | None,
     barred: Barred,
     settings: Settings,
@@ -75,8 +76,10 @@ def dense_rows(
     margin = settings.false_negative_margin
     scores = cosines(queries, candidates)
     terms = [Term(scores, available, is_labelled, barred.columns, margin)]
+    others = positive_id != positive_id[:, None]
+    if pair_mask is not None:
+        others &= pair_mask
     if settings.query_query:
-        others = positive_id != positive_id[:, None]
         margin = settings.query_query_margin
         scores = cosines(queries, queries)
         terms.append(Term(scores, others, jnp.zeros_like(others), barred.pairs, margin))
@@ -89,10 +92,9 @@ def dense_rows(
         return forth, None
     # A second product, not a transpose: rows stay rows, so top_k never crosses devices.
     scores = cosines(candidates[positive], queries)
-    available = positive_id != positive_id[:, None]
     own = jnp.arange(positive.size)
     margin = settings.false_negative_margin
-    back = Term(scores, available, jnp.zeros_like(available), barred.pairs, margin)
+    back = Term(scores, others, jnp.zeros_like(others), barred.pairs, margin)
     return forth, _dense([back], own, closed, temperature, settings)
 
 
@@ -245,21 +247,27 @@ def by_source(
     }
 
 
-def summarise(rows: RowLosses, settings: Settings) -> tuple[Float32[Array, ""], Metrics]:
-    """The mean loss of the rows that have a negative, and the metrics of `contrastive`."""
+def summarise(
+    rows: RowLosses, settings: Settings, pair_mask: Bool[Array, " B"] | None = None
+) -> tuple[Float32[Array, ""], Metrics]:
+    """The mean loss of the rows that have a negative, and the metrics of `contrastive`.
+
+    `pair_mask`: False for rows that are counted nowhere.
+    """
     live = rows.count > 0
+    counted = jnp.ones_like(live) if pair_mask is None else pair_mask
     mean = functools.partial(live_mean, live=live)
 
     def total(count: Int[Array, " B"]) -> Float32[Array, ""]:
         return count.astype(jnp.float32).sum()  # 65536 pairs have more than an int32 of them
 
     metrics = {
-        "positive_similarity": rows.positive.mean(),
+        "positive_similarity": live_mean(rows.positive, counted),
         "hard_negative_similarity": mean(rows.hard),
         "easy_negative_similarity": mean(rows.easy),
-        "negatives_per_query": rows.count.astype(jnp.float32).mean(),
+        "negatives_per_query": live_mean(rows.count.astype(jnp.float32), counted),
         "masked_share": total(rows.dropped) / jnp.maximum(total(rows.unlabelled), 1),
-        "rows_without_negatives": (~live).sum().astype(jnp.float32),
+        "rows_without_negatives": (~live & counted).sum().astype(jnp.float32),
         "batch_accuracy": mean(rows.positive > rows.hard),
         "chance_loss": mean(chance_losses(rows, settings)),
     }

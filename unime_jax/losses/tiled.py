@@ -28,6 +28,7 @@ def tiled_rows(
     mask: Bool[Array, " M"],
     labelled: Integer[Array, "B H"],
     closed: Bool[Array, " B"] | None,
+    pair_mask: Bool[Array, " B"] | None,
     temperature: Float32[Array, " B"] | None,
     barred: Barred,
     settings: Settings,
@@ -38,7 +39,8 @@ def tiled_rows(
     numbers = jnp.arange(candidates.shape[0])
     columns = Columns(candidates, target_id, mask, numbers)
     pairs = jnp.arange(queries.shape[0])
-    back_columns = Columns(queries, positive_id, jnp.ones(pairs.shape, bool), pairs)
+    others = jnp.ones(pairs.shape, bool) if pair_mask is None else pair_mask
+    back_columns = Columns(queries, positive_id, others, pairs)
     count, pair_count = numbers.size, pairs.size
     terms = [Term(settings.false_negative_margin, 0)]
     if settings.query_query:
@@ -49,21 +51,23 @@ def tiled_rows(
 
     def block(positive, positive_id, labelled, closed, temperature, barred, columns, back_columns):
         queries, own = back_columns.embedding, ring.pick(positive, columns.embedding)
-        highest, none = jax.lax.Precision.HIGHEST, labelled[:, :0]
-        score = jnp.einsum("bd,bd->b", queries, own, precision=highest)
-        row = Rows(queries, positive_id, labelled, score, closed, temperature, barred.columns)
+        score = ring.products(queries, positive, columns.embedding)
+        row = Rows(
+            queries, positive_id, labelled, positive, score, closed, temperature, barred.columns
+        )
+        none = dict(labelled=labelled[:, :0], positive=None)
         rows, all_columns = [row], [columns]
         if settings.query_query:
-            rows.append(row._replace(labelled=none, barred=barred.pairs))
+            rows.append(row._replace(**none, barred=barred.pairs))
             all_columns.append(back_columns)
         if settings.document_document:
-            rows.append(row._replace(embedding=own, labelled=none))
+            rows.append(row._replace(**none, embedding=own))
             all_columns.append(columns)
         forth = _direction(rows, all_columns, tuple(terms), settings, column_block)
         if not settings.symmetric:
             return forth, None
-        score = jnp.einsum("bd,bd->b", own, queries, precision=highest)
-        row = row._replace(embedding=own, labelled=none, positive_score=score, barred=barred.pairs)
+        none["positive"] = back_columns.number
+        row = row._replace(**none, embedding=own, barred=barred.pairs)
         return forth, _direction([row], [back_columns], (terms[0],), settings, column_block)
 
     return ring.blockwise(
@@ -87,25 +91,24 @@ def _direction(
     live = survey.count > 0
     temperature = temperature_of(settings, row.temperature)
     weighted = survey.weighted
+    sides = tuple(rows), tuple(columns)
     if settings.hard_negatives is None:
-        log_sum = with_gradient(
-            settings, terms, column_block, survey.log_sum, tuple(rows), tuple(columns)
-        )
-        gap = jnp.where(live, log_sum - row.positive_score / temperature, 0)
+        log_sum, score = with_gradient(settings, terms, column_block, survey.log_sum, *sides)
+        gap = jnp.where(live, log_sum - score / temperature, 0)
         losses = jnp.where(live, jax.nn.softplus(gap), 0)
     else:
-        hardest = hardest_with_gradient(
-            terms, column_block, survey.hardest, survey.index, tuple(rows), tuple(columns)
+        hardest, score = hardest_with_gradient(
+            terms, column_block, survey.hardest, survey.index, *sides
         )
         explicit = None
         if settings.weighs_explicit:
             explicit = (survey.index[:, :, None] == row.labelled[:, None, :]).any(axis=2)
         losses, weighted = hardest_losses(
-            hardest, explicit, row.positive_score, row.temperature, survey.count, settings
+            hardest, explicit, score, row.temperature, survey.count, settings
         )
     return RowLosses(
         losses=losses,
-        positive=fixed_rows[0].positive_score,
+        positive=row.positive_score,
         hard=survey.hard,
         easy=survey.easy,
         count=survey.count,
@@ -120,19 +123,22 @@ def _direction(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """Running statistics of each row over the columns visited so far; None: not asked for."""
+    """Running statistics of each row over the columns visited so far; None: not asked for.
 
-    count: Int[Array, " B"]
-    weighted: Int[Array, " B"] | None
-    unlabelled: Int[Array, " B"]
-    dropped: Int[Array, " B"]
-    duplicate_query: Int[Array, " B"] | None
-    duplicate_target: Int[Array, " B"] | None
-    hard: Float32[Array, " B"]
-    easy: Float32[Array, " B"]
-    log_sum: Float32[Array, " B"]  # log of the sum of exp of the logits, without the positive's
-    hardest: Float32[Array, "B K"]
-    index: Int[Array, "B K"]  # numbers of the hardest
+    While they are counted, rows are cut into blocks.
+    """
+
+    count: Int[Array, "*B"]
+    weighted: Int[Array, "*B"] | None
+    unlabelled: Int[Array, "*B"]
+    dropped: Int[Array, "*B"]
+    duplicate_query: Int[Array, "*B"] | None
+    duplicate_target: Int[Array, "*B"] | None
+    hard: Float32[Array, "*B"]
+    easy: Float32[Array, "*B"]
+    log_sum: Float32[Array, "*B"]  # log of the sum of exp of the logits, without the positive's
+    hardest: Float32[Array, "*B K"]
+    index: Int[Array, "*B K"]  # numbers of the hardest
 
 
 def _start(rows: Rows, settings: Settings) -> _Survey:
@@ -165,44 +171,50 @@ def _survey(
     settings: Settings,
     column_block: int,
 ) -> _Survey:
-    column_block = min(column_block, columns.number.size)
-    width = settings.hard_negatives or 0
+    size = rows.target_id.size
+    row_block, column_block = min(column_block, size), min(column_block, columns.number.size)
+    row_blocks = ring.cut(rows, row_block, "edge")
 
-    def look(seen: _Survey, part: Columns) -> tuple[_Survey, None]:
-        scores, labelled, chosen = compare(rows, part, term, settings)
-        valid = chosen.valid
-        negative = jnp.where(valid, scores, -jnp.inf)
-        if width:
-            number = part.number + term.first if term.first else part.number
-            number = jnp.broadcast_to(number, scores.shape)
-            both = jnp.concatenate([seen.hardest, negative], axis=1)
-            hardest, place = jax.lax.top_k(both, width)
-            numbers = jnp.concatenate([seen.index, number], axis=1)
-            index = jnp.take_along_axis(numbers, place, axis=1)
-            log_sum = seen.log_sum
-        else:
-            hardest, index = seen.hardest, seen.index
-            logits = jnp.where(valid, logits_of(scores, labelled, rows, settings), -jnp.inf)
-            more = jax.nn.logsumexp(logits, axis=1)
-            log_sum = jnp.logaddexp(seen.log_sum, more)
-        return _Survey(
-            count=seen.count + valid.sum(axis=1),
-            weighted=_more(seen.weighted, valid & labelled),
-            unlabelled=seen.unlabelled + chosen.unlabelled.sum(axis=1),
-            dropped=seen.dropped + chosen.dropped.sum(axis=1),
-            duplicate_query=_more(seen.duplicate_query, chosen.duplicate_query),
-            duplicate_target=_more(seen.duplicate_target, chosen.duplicate_target),
-            hard=jnp.maximum(seen.hard, negative.max(axis=1)),
-            easy=jnp.minimum(seen.easy, jnp.where(valid, scores, jnp.inf).min(axis=1)),
-            log_sum=log_sum,
-            hardest=hardest,
-            index=index,
-        ), None
+    def visit(seen: _Survey, part: Columns, _: None) -> tuple[_Survey, None]:
+        def look(_: None, both: tuple[Rows, _Survey]) -> tuple[None, _Survey]:
+            return None, _update(*both, part, term, settings)
 
-    def visit(seen: _Survey, columns: Columns) -> tuple[_Survey, Columns]:
-        return jax.lax.scan(look, seen, ring.cut(columns, column_block))[0], columns
+        return jax.lax.scan(look, None, (row_blocks, seen))[1], None
 
-    return ring.visit(visit, start, columns)[0]
+    seen = ring.cut(start, row_block)
+    return ring.join(ring.visit(visit, seen, columns, column_block)[0], size)
+
+
+def _update(rows: Rows, seen: _Survey, columns: Columns, term: Term, settings: Settings) -> _Survey:
+    """Statistics of some rows with some more columns."""
+    scores, labelled, chosen = compare(rows, columns, term, settings)
+    valid = chosen.valid
+    negative = jnp.where(valid, scores, -jnp.inf)
+    hardest, index, log_sum = seen.hardest, seen.index, seen.log_sum
+    if settings.hard_negatives:
+        width = settings.hard_negatives
+        # The hardest so far come first: few of the others beat them, and a heap of them is made at
+        # once where top_k has one (XLA on CPUs).
+        hardest, place = jax.lax.top_k(jnp.concatenate([hardest, negative], axis=1), width)
+        kept = jnp.take_along_axis(index, jnp.clip(place, 0, width - 1), axis=1)
+        number = columns.number[jnp.clip(place - width, 0)] + term.first
+        index = jnp.where(place < width, kept, number)
+    else:
+        logits = jnp.where(valid, logits_of(scores, labelled, rows, settings), -jnp.inf)
+        log_sum = jnp.logaddexp(log_sum, jax.nn.logsumexp(logits, axis=1))
+    return _Survey(
+        count=seen.count + valid.sum(axis=1),
+        weighted=_more(seen.weighted, valid & labelled),
+        unlabelled=seen.unlabelled + chosen.unlabelled.sum(axis=1),
+        dropped=seen.dropped + chosen.dropped.sum(axis=1),
+        duplicate_query=_more(seen.duplicate_query, chosen.duplicate_query),
+        duplicate_target=_more(seen.duplicate_target, chosen.duplicate_target),
+        hard=jnp.maximum(seen.hard, negative.max(axis=1)),
+        easy=jnp.minimum(seen.easy, jnp.where(valid, scores, jnp.inf).min(axis=1)),
+        log_sum=log_sum,
+        hardest=hardest,
+        index=index,
+    )
 
 
 def _more(

@@ -17,7 +17,7 @@ from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step, temperature
-from unime_jax.training.objectives import Distillation
+from unime_jax.training.settings import Distillation, contrastive_part
 
 Parameters = dict[str, Any]  # abstract, by path
 
@@ -108,7 +108,7 @@ def train_program(
     """The step of `jobs.train`.
 
     Args:
-      teacher: width of the teacher's embeddings, if the loss is distillation.
+      teacher: width of the teacher's embeddings, if the loss has one.
 
     Raises:
       ValueError: a part of the config does not fit the backbone or the mesh.
@@ -118,6 +118,10 @@ def train_program(
     if isinstance(settings.loss, Distillation):
         trained = backbones.language_only(backbone, teacher)
     run = setup.trace(settings, mesh, trained, trained.preprocess)
+    contrast = contrastive_part(settings.loss)[1]
+    if contrast is not None and contrast.uses_teacher:
+        layout = dataclasses.replace(run.shapes.layout, teacher=teacher)
+        run = dataclasses.replace(run, shapes=dataclasses.replace(run.shapes, layout=layout))
     if trained is not backbone and settings.evaluation.every:  # of the whole model
         whole = setup.trace(settings, mesh, backbone, backbone.preprocess).abstract_model.parameters
         idle = {path: x for path, x in whole.items() if path not in run.abstract_model.parameters}
@@ -184,6 +188,9 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
         query_id=jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=pairs),
         scores=jax.ShapeDtypeStruct((batch_size, 1 + shapes.negatives), jnp.float32, sharding=pairs)
         if shapes.scored
+        else None,
+        grade=jax.ShapeDtypeStruct((batch_size,), jnp.float32, sharding=pairs)
+        if shapes.graded
         else None,
     )
 

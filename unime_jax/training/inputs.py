@@ -13,6 +13,7 @@ from unime_jax import config, files
 from unime_jax.data import formats, heads, loader, mined_rows, mixture, sampling, schema
 from unime_jax.data.pairs import open_pairs
 from unime_jax.operations import processes
+from unime_jax.training.batch_clusters import BatchClusters
 from unime_jax.training.setup import Setup
 
 
@@ -50,11 +51,14 @@ def open_rows(data: config.DataConfig) -> dict[str, formats.Source]:
     return {**rows, **joined}
 
 
-def fingerprint(rows: Mapping[str, formats.Source]) -> dict[str, object]:
-    """How many rows each source has, and what was mined for them: of a checkpoint's data."""
+def fingerprint(
+    rows: Mapping[str, formats.Source], clusters: BatchClusters | None = None
+) -> dict[str, object]:
+    """Of a checkpoint's data: rows of each source, what was mined for them, and their clusters."""
     counts: dict[str, object] = {name: len(source) for name, source in rows.items()}
     tables = mined_rows.tables(rows)
-    return counts | ({"mined negatives": tables} if tables else {})
+    of_clusters = {"clusters of rows": clusters.content} if clusters else {}
+    return counts | ({"mined negatives": tables} if tables else {}) | of_clusters
 
 
 def weights_of(data: config.DataConfig, rows: Mapping[str, formats.Source]) -> dict[str, float]:
@@ -66,7 +70,7 @@ def weights_of(data: config.DataConfig, rows: Mapping[str, formats.Source]) -> d
 
 
 def make_batches(
-    setup: Setup, rows: Mapping[str, formats.Source]
+    setup: Setup, rows: Mapping[str, formats.Source], clusters: BatchClusters | None = None
 ) -> Callable[..., grain.DatasetIterator]:
     """A function from the number of the first batch, `first_batch`, to an iterator over batches.
 
@@ -75,7 +79,7 @@ def make_batches(
     """
     settings, count = setup.settings, jax.process_count()
     weights = weights_of(settings.data, rows)
-    mixture.check(rows, weights, settings.batch_size, settings.data.source_run, count)
+    check_mixture(settings, rows, weights)
     _log_passes(settings, sum(len(rows[name]) for name in weights))
     return functools.partial(
         loader.make_loader,
@@ -90,6 +94,20 @@ def make_batches(
         process_index=jax.process_index(),
         process_count=count,
         groups=sampling.query_modalities(rows, weights) if settings.data.split_modalities else None,
+        clusters=clusters.order if clusters else None,
+        cluster_size=clusters.size if clusters else 0,
+    )
+
+
+def check_mixture(
+    settings: config.TrainConfig,
+    rows: Mapping[str, formats.Source],
+    weights: Mapping[str, float],
+) -> None:
+    """Raises ValueError as `mixture.mixture` does, for the config's sizes and all processes."""
+    data = settings.data
+    mixture.check(
+        rows, weights, settings.batch_size, data.source_run, jax.process_count(), data.cluster_size
     )
 
 

@@ -233,4 +233,5 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
         source=place(batch.source, pairs),
         query_id=None if batch.query_id is None else place(batch.query_id, pairs),
         scores=None if batch.scores is None else place(batch.scores, pairs),
+        grade=None if batch.grade is None else place(batch.grade, pairs),
     )

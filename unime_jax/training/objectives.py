@@ -1,21 +1,28 @@
 """Objectives: from a batch's embeddings and pairs to a loss."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import losses
 from unime_jax.batch import Batch
-from unime_jax.losses import Metrics, ring
+from unime_jax.losses import ring
 from unime_jax.losses.barred import representatives
+from unime_jax.training.objective_terms import (
+    Result,
+    by_number,
+    contrasted_rows,
+    teacher_vectors,
+    with_graded,
+    with_matching,
+    with_teacher,
+)
 from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
 Objective = Contrastive | Distillation | JudgeDistillation
-Result = tuple[Float[Array, ""], Metrics]
 
 
 def contrastive(
@@ -34,33 +41,47 @@ def contrastive(
     place of the config's. `sources`: the names that
     `batch.source` counts, for metrics and options by source.
 
+    Pairs with a grade are in no contrast; their loss, and that to a teacher's vectors, are those of
+    `objective_terms`.
+
     Raises:
-      ValueError: the loss masks equal queries, and the batch does not say which they are; while
-        tracing.
+      ValueError: the loss masks equal queries, and the batch does not say which they are, or it
+        has a teacher, whose vectors the batch lacks; while tracing.
     """
     if config.mask_same_query and batch.query_id is None:
         raise ValueError("contrastive: mask_same_query, but the batch has no ids of queries")
-    target_id = _by_number(batch.target_id)
+    target_id = by_number(batch.target_id)
     candidate, negative = target_id != 0, batch.negative
+    contrasted = None if batch.grade is None else ~jnp.isfinite(batch.grade)
+    if contrasted is not None:
+        candidate &= contrasted_rows(batch, contrasted, target_id.size)
     if config.mask_same_target:
         representative = representatives(target_id)
+        candidate = jnp.zeros_like(candidate).at[representative].max(candidate)
         candidate &= representative == jnp.arange(representative.size)
         negative = jnp.where(negative < 0, -1, representative[negative])
+    own_id = target_id[batch.positive]
+    join = by_number if config.column_block is None else ring.beside
+    table, teacher = join(embeddings), None
+    if config.uses_teacher:
+        teacher = join(teacher_vectors(batch, "contrastive"))
     if config.column_block is None:
-        table = _by_number(embeddings)
-        query, positive = table[batch.query], batch.positive
+        positive = batch.positive
+        sides = [(x[batch.query], x[positive]) for x in _given(table, teacher)]
     else:
-        table = ring.beside(embeddings)
         number = ring.beside(_numbers(embeddings))
         place = jnp.zeros_like(number).at[number].set(jnp.arange(number.size))
-        query = ring.blockwise(ring.pick, place[batch.query], table)
         positive = place[batch.positive]
+        rows = place[batch.query], positive
+        sides = [
+            tuple(ring.blockwise(ring.pick, of, x) for of in rows) for x in _given(table, teacher)
+        ]
         negative = jnp.where(negative < 0, -1, place[negative])
         target_id, candidate = target_id[number], candidate[number]
 
     def contrast(config: Contrastive) -> Result:
         return losses.contrastive(
-            query,
+            sides[0][0],
             table,
             positive,
             temperature=(
@@ -83,6 +104,7 @@ def contrastive(
             target_id=target_id if config.mask_same_target else None,
             query_id=batch.query_id if config.mask_same_query else None,
             closed=_closed(batch, config, sources),
+            pair_mask=contrasted,
             explicit_negatives=negative if negative.shape[1] else None,
             candidate_mask=candidate,
             column_block=config.column_block,
@@ -90,6 +112,27 @@ def contrastive(
             sources=len(sources),
         )
 
+    result = _begun_plain(contrast, config, plain)
+    if contrasted is not None:
+        result = with_graded(result, *sides[0], batch, config, sources)
+    if teacher is not None and config.teacher_weight:
+        result = with_teacher(
+            result, sides[0], sides[1], own_id, batch, config, plain=plain, sources=sources
+        )
+    if teacher is not None and config.teacher_matching_weight:
+        live = join([group.live for group in batch.groups])
+        result = with_matching(result, table, teacher, live, config, plain=plain)
+    return result
+
+
+def _given(table: Array, teacher: Array | None) -> list[Array]:
+    return [table] if teacher is None else [table, teacher]
+
+
+def _begun_plain(
+    contrast: Callable[[Contrastive], Result], config: Contrastive, plain: Bool[Array, ""] | None
+) -> Result:
+    """The config's contrast, or InfoNCE where `plain` holds."""
     if plain is None:
         return contrast(config)
     infonce = dataclasses.replace(
@@ -144,11 +187,6 @@ def _closed(batch: Batch, config: Contrastive, sources: Sequence[str]) -> Bool[A
     return (batch.source[:, None] == jnp.array(numbers, jnp.int32)).any(axis=1)
 
 
-def _by_number(parts: Sequence[Array]) -> Array:
-    """[C, R, ...] of all groups as one [G, ...], in the order of row numbers."""
-    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
-
-
 def _numbers(parts: Sequence[Array]) -> list[Int[Array, "_ _"]]:
     """The row numbers of all groups."""
     sizes = [part.shape[0] * part.shape[1] for part in parts]
@@ -158,76 +196,20 @@ def _numbers(parts: Sequence[Array]) -> list[Int[Array, "_ _"]]:
     ]
 
 
-def text_id(batch: Batch) -> UInt32[Array, " G"]:
-    """32 bits of every row's tokens, the same in any bucket and process."""
-
-    def of_group(tokens: Int[Array, "C R T"], length: Int[Array, "C R"]) -> UInt32[Array, "C R"]:
-        # A polynomial modulo 2^32; tokens after the end are 0, so the length tells "a" from "a0".
-        powers = np.cumprod(np.full(tokens.shape[-1], 0x9E3779B1, np.uint32), dtype=np.uint32)
-        value = (tokens.astype(jnp.uint32) * powers).sum(axis=-1, dtype=jnp.uint32)
-        return value + length.astype(jnp.uint32)
-
-    return _by_number([of_group(group.tokens, group.length) for group in batch.groups])
-
-
-def distillation(
-    embeddings: Sequence[Float[Array, "_ _ D"]],
-    batch: Batch,
-    config: Distillation,
-    *,
-    sources: Sequence[str] = (),
-) -> Result:
-    """Relational distillation of the batch's texts, from the teacher embeddings of its rows.
-
-    With "all" a text counts once, also if several processes have read it; with "queries" and
-    "pairs" one that several pairs have in common counts several times. `sources` as in
-    `contrastive`.
-
-    Raises:
-      ValueError: the rows have no teacher; while tracing.
-    """
-    given = [group.teacher for group in batch.groups if group.teacher is not None]
-    if len(given) < len(batch.groups):
-        raise ValueError("distillation: the rows of the batch have no teacher embeddings")
-    student, teacher = _by_number(embeddings), _by_number(given)
-    live = _by_number([group.live for group in batch.groups])
-    every = jnp.arange(live.size)
-    if config.texts == "all":
-        live &= representatives(text_id(batch)) == every
-    rows, columns = {
-        "all": (every, every),
-        "queries": (batch.query, batch.query),
-        "pairs": (batch.query, batch.positive),
-    }[config.texts]
-    return losses.relational_distillation(
-        student[rows],
-        teacher[rows],
-        student[columns],
-        teacher[columns],
-        temperature=config.temperature,
-        teacher_temperature=config.teacher_temperature,
-        direction=config.direction,
-        mask_diagonal=config.mask_diagonal,
-        reduction=config.reduction,
-        row_mask=live[rows],
-        column_mask=live[columns],
-        source=_source_of_rows(batch, live.size)[rows],
-        sources=len(sources),
-    )
-
-
 def judge_distillation(
     embeddings: Sequence[Float[Array, "_ _ D"]],
     batch: Batch,
     config: JudgeDistillation,
     *,
     plain: Bool[Array, ""] | None = None,
+    temperature: Float[Array, ""] | None = None,
     sources: Sequence[str] = (),
 ) -> Result:
     """A judge's scores of each query's own candidates, and the weighted contrastive loss.
 
-    Where `plain` holds, the loss is InfoNCE alone. `sources` as in `contrastive`. Metrics are those
-    of both losses, `judge_loss` and, if there is one, `contrastive_loss`; `chance_loss` and
+    Where `plain` holds, the loss is InfoNCE alone. `temperature`: a learned one, of the contrastive
+    loss; that of the judge's divergence is the config's. `sources` as in `contrastive`. Metrics are
+    those of both losses, `judge_loss` and, if there is one, `contrastive_loss`; `chance_loss` and
     `source_loss` are of their sum.
 
     Raises:
@@ -235,7 +217,7 @@ def judge_distillation(
     """
     if batch.scores is None:
         raise ValueError("judge_distillation: the batch has no scores of its candidates")
-    table = _by_number(embeddings).astype(jnp.float32)
+    table = by_number(embeddings).astype(jnp.float32)
     own = jnp.concatenate([batch.positive[:, None], jnp.maximum(batch.negative, 0)], axis=1)
     similarity = jnp.einsum(
         "bd,bmd->bm", table[batch.query], table[own], precision=jax.lax.Precision.HIGHEST
@@ -243,8 +225,10 @@ def judge_distillation(
     loss, metrics = losses.judge_distillation(
         similarity,
         batch.scores,
+        form=config.form,
         temperature=config.temperature,
         judge_temperature=config.judge_temperature,
+        smallest_gap=config.smallest_gap,
         mask=jnp.isfinite(batch.scores),
         source=batch.source,
         sources=len(sources),
@@ -253,7 +237,12 @@ def judge_distillation(
     if not config.contrastive_weight and plain is None:
         return loss, metrics
     contrast, others = contrastive(
-        embeddings, batch, config.contrastive, plain=plain, sources=sources
+        embeddings,
+        batch,
+        config.contrastive,
+        plain=plain,
+        temperature=temperature,
+        sources=sources,
     )
     others = others | {"contrastive_loss": contrast}
 
@@ -266,14 +255,6 @@ def judge_distillation(
     if sources:  # the sources' means are of the queries that have either loss
         others["source_rows"] = jnp.maximum(metrics["source_rows"], others["source_rows"])
     return combined(loss, contrast), metrics | others
-
-
-def _source_of_rows(batch: Batch, size: int) -> Int[Array, " G"]:
-    """Source of each row's pairs, the largest if there are several; -1: the row is in no pair."""
-    pairs = jnp.concatenate([batch.query[:, None], batch.positive[:, None], batch.negative], axis=1)
-    source = jnp.broadcast_to(batch.source[:, None], pairs.shape)
-    place = jnp.where(pairs < 0, size, pairs)  # no negative: out of the array, so dropped
-    return jnp.full(size, -1, batch.source.dtype).at[place].max(source, mode="drop")
 
 
 def mean_cosine(embeddings: Sequence[Float[Array, "_ _ D"]], batch: Batch) -> Float[Array, ""]:

@@ -144,6 +144,8 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("first_rows_by_source", {})
         data.setdefault("mined", "")
         data.setdefault("mined_use", "beside")
+        data.setdefault("cluster_size", 0)
+        data.setdefault("cluster_ranks", [1, 100])
     loss = config.get("loss")
     if isinstance(loss, dict) and loss.get("objective") == "contrastive":
         for field in dataclasses.fields(Contrastive):  # those added since have a default

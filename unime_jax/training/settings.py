@@ -49,6 +49,25 @@ class Contrastive:
     # of ln(1 / temperature), by an Adam of its own, without schedule and decay; 0: it is fixed
     temperature_learning_rate: float = 0.0
     lowest_temperature: float = 0.01  # of a learned one (CLIP); it is at most 1
+    # sources of graded pairs, whose rows have a `score`: CoSENT among those of a source, and no
+    # part in the contrast of others (Qwen3-VL-Embedding, WeMM)
+    graded_sources: tuple[str, ...] = ()
+    # each comparison weighted by the gap of the grades (WeMM), or only by their order
+    graded_form: Literal["gap_weighted_cosent", "cosent"] = "gap_weighted_cosent"
+    graded_temperature: float = 0.05  # differences of cosines are divided by it; never learned
+    graded_smallest_gap: float = 1e-3  # least weight of a comparison, in units of the grades
+    graded_weight: float = 1.0  # of a graded pair, beside another's 1
+    # of the two-way KL to the vectors of `data.teacher`, which is added (WeMM); 0: none
+    teacher_weight: float = 0.0
+    teacher_temperature: float = 0.02  # there, the teacher's cosines are divided by it
+    student_temperature: float = 0.02  # there, the model's own are; never learned
+    # of the squared distance from the vectors of `data.teacher`, which is added (EmbeddingGemma)
+    teacher_matching_weight: float = 0.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether items need a teacher's vectors."""
+        return bool(self.teacher_weight or self.teacher_matching_weight)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -75,6 +94,26 @@ class Contrastive:
                     f"loss.source_temperatures has {temperature} for {source!r}; a temperature "
                     "must be above 0."
                 )
+        for name in (
+            "graded_temperature",
+            "graded_smallest_gap",
+            "graded_weight",
+            "teacher_temperature",
+            "student_temperature",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("teacher_weight", "teacher_matching_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"loss.{name} is {getattr(self, name)}; it must be above 0, or 0 to leave the "
+                    "teacher out."
+                )
+        if twice := sorted({*self.closed_sources} & {*self.graded_sources}):
+            raise ValueError(
+                f"loss.closed_sources and loss.graded_sources both have {', '.join(twice)}: pairs "
+                "of a source are graded, or are told from negatives of their own."
+            )
         if self.pool is not None and self.pool < 2:
             raise ValueError(
                 f"loss.pool={self.pool}: pairs of a pool are each other's negatives, so it must be "
@@ -102,12 +141,16 @@ class Distillation:
 class JudgeDistillation:
     """The options of `losses.judge_distillation`, and the contrastive loss beside it."""
 
-    objective: Literal["judge_distillation"]  # KL divergences to the rows' `scores` (UniME-V2)
+    objective: Literal["judge_distillation"]  # divergence from the rows' `scores`
     temperature: float  # similarities are divided by it
     judge_temperature: float | None  # scores are divided by it; None: the same
     # of `contrastive`, which is added; 0: none, as in UniME-V2
     contrastive_weight: float
     contrastive: Contrastive  # among all pairs of the batch; `infonce_steps` begin with it, too
+    # KL divergences both ways (UniME-V2), that of the scores' softmax alone (Qwen3-VL-Embedding's
+    # eq. 3, CORE's Rank-KL), or the order of the candidates (WeMM)
+    form: Literal["symmetric_kl", "rank_kl", "gap_weighted_cosent"] = "symmetric_kl"
+    smallest_gap: float = 1e-3  # least weight of a comparison, of "gap_weighted_cosent"
 
     def __post_init__(self) -> None:
         if not self.contrastive_weight >= 0:
@@ -115,11 +158,27 @@ class JudgeDistillation:
                 f"config.loss.contrastive_weight={self.contrastive_weight} must be 0 or more; 0"
                 " leaves the contrastive loss out."
             )
-        if self.contrastive.temperature_learning_rate:
+        if not self.smallest_gap > 0:
+            raise ValueError(f"config.loss.smallest_gap={self.smallest_gap} must be above 0.")
+        contrastive = self.contrastive
+        if contrastive.temperature_learning_rate and not self.contrastive_weight:
             raise ValueError(
                 "config.loss.contrastive.temperature_learning_rate="
-                f"{self.contrastive.temperature_learning_rate}: beside a judge's scores the "
-                "temperature is fixed; set it to 0."
+                f"{contrastive.temperature_learning_rate} is of the contrastive loss, which "
+                "config.loss.contrastive_weight=0 leaves out; that of config.loss.temperature is "
+                "fixed. Set it to 0."
+            )
+        if contrastive.graded_sources:
+            raise ValueError(
+                f"config.loss.contrastive.graded_sources={contrastive.graded_sources}: graded "
+                "pairs have no scores of candidates, which config.loss.objective="
+                f"{self.objective!r} needs of every row. Train them with the objective "
+                "'contrastive'."
+            )
+        if contrastive.uses_teacher and not self.contrastive_weight:
+            raise ValueError(
+                "config.loss.contrastive has a teacher's weight, but config.loss."
+                "contrastive_weight=0 leaves it out: raise that, or set the teacher's to 0."
             )
 
 

@@ -22,7 +22,7 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
-from unime_jax.training.settings import JudgeDistillation
+from unime_jax.training.settings import JudgeDistillation, contrastive_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +206,29 @@ def student(whole: Setup, teacher: Embeddings) -> Setup:
     return part
 
 
+def with_teacher(whole: Setup, teacher: Embeddings) -> Setup:
+    """The whole model, and items that come with a teacher's embeddings.
+
+    Raises:
+      ValueError: the loss matches vectors, and the teacher's have another width than the model's.
+    """
+    loss = contrastive_part(whole.settings.loss)[1]
+    width = whole.backbone.dimension
+    if loss is not None and loss.teacher_matching_weight and teacher.dimension != width:
+        raise ValueError(
+            f"config.loss.teacher_matching_weight={loss.teacher_matching_weight} compares vectors, "
+            f"but those of {teacher.folder} have {teacher.dimension} numbers and the model's "
+            f"{width}. Use config.loss.teacher_weight, which compares similarities, or vectors cut "
+            f"to {width}."
+        )
+    layout = dataclasses.replace(whole.shapes.layout, teacher=teacher.dimension)
+    return dataclasses.replace(
+        whole,
+        preprocess=WithTeacher(whole.preprocess, teacher, ""),
+        shapes=dataclasses.replace(whole.shapes, layout=layout),
+    )
+
+
 def exported(workdir: str) -> str:
     """The folder of the model that a run exported, or a ValueError."""
     folder = files.as_path(workdir) / "hf"
@@ -236,6 +259,7 @@ def trace(
     )
     if settings.export.adapter:
         _check_adapter(backbone, abstract_model)
+    contrast = contrastive_part(settings.loss)[1]
     return Setup(
         settings=settings,
         mesh=mesh,
@@ -252,6 +276,7 @@ def trace(
             negatives=settings.data.negatives,
             chunk_size=settings.chunk_size,
             scored=isinstance(settings.loss, JudgeDistillation),
+            graded=() if contrast is None else contrast.graded_sources,
         ),
         test_shapes=BatchShapes(
             settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows

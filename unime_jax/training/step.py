@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unime_jax import paths
 from unime_jax.batch import ArrayLike, Batch
+from unime_jax.losses import Metrics
 from unime_jax.models.forward import Constants, Encode
-from unime_jax.training import objectives
+from unime_jax.training import objectives, text_distillation
 from unime_jax.training.gradcache import encode_in_chunks
+from unime_jax.training.settings import contrastive_part
 from unime_jax.training.temperature import Temperature, update
 
 
@@ -43,7 +45,7 @@ def batch_loss(
     plain: Bool[Array, ""] | None = None,
     temperature: Float[Array, ""] | None = None,
     sources: Sequence[str] = (),
-) -> tuple[Float[Array, ""], objectives.Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
     Args:
@@ -58,10 +60,12 @@ def batch_loss(
         for group in batch.groups
     ]
     if isinstance(objective, objectives.Distillation):
-        loss, metrics = objectives.distillation(embeddings, batch, objective, sources=sources)
+        loss, metrics = text_distillation.distillation(
+            embeddings, batch, objective, sources=sources
+        )
     elif isinstance(objective, objectives.JudgeDistillation):
         loss, metrics = objectives.judge_distillation(
-            embeddings, batch, objective, plain=plain, sources=sources
+            embeddings, batch, objective, plain=plain, temperature=temperature, sources=sources
         )
     else:
         loss, metrics = objectives.contrastive(
@@ -80,7 +84,7 @@ def make_train_step(
     constants: Constants | None = None,
     infonce_steps: int = 0,
     sources: Sequence[str] = (),
-) -> Callable[[TrainState, Batch], tuple[TrainState, objectives.Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """step(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
     A step whose loss or gradient norm is not finite changes nothing but the counters.
@@ -94,7 +98,7 @@ def make_train_step(
         `source_rows`, float32 [sources].
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, objectives.Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         plain = state.step < infonce_steps if infonce_steps else None
         learned = state.temperature
         log_scale = None if learned is None else learned.log_scale
@@ -116,10 +120,11 @@ def make_train_step(
         norm = optax.global_norm(gradient)
         ok = jnp.isfinite(value) & jnp.isfinite(norm)
         if learned is not None:
-            assert isinstance(objective, objectives.Contrastive)
+            contrast = contrastive_part(objective)[1]
+            assert contrast is not None
             ok &= jnp.isfinite(of_scale)
             metrics["temperature"] = jnp.exp(-learned.log_scale)
-            learned = update(learned, of_scale, objective)
+            learned = update(learned, of_scale, contrast)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable, opt_state, learned = jax.tree.map(

@@ -12,7 +12,12 @@ from jaxtyping import Array, Float
 
 from unime_jax import sharding
 from unime_jax.batch import ArrayLike
-from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
+from unime_jax.training.settings import (
+    Contrastive,
+    Distillation,
+    JudgeDistillation,
+    contrastive_part,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -28,10 +33,11 @@ def initial_temperature(
     loss: Contrastive | Distillation | JudgeDistillation, mesh: Mesh
 ) -> Temperature | None:
     """The temperature before the first step, on all devices; None: the loss learns none."""
-    if not isinstance(loss, Contrastive) or not loss.temperature_learning_rate:
+    contrast = contrastive_part(loss)[1]
+    if contrast is None or not contrast.temperature_learning_rate:
         return None
-    log_scale = jnp.float32(-math.log(loss.temperature))
-    values = Temperature(log_scale, _optimizer(loss).init(log_scale))
+    log_scale = jnp.float32(-math.log(contrast.temperature))
+    values = Temperature(log_scale, _optimizer(contrast).init(log_scale))
     # One buffer each: a donated state must not hold the same array twice.
     return jax.tree.map(
         lambda x: jax.device_put(jnp.array(x, copy=True), sharding.replicated(mesh)), values
@@ -42,11 +48,12 @@ def abstract_temperature(
     loss: Contrastive | Distillation | JudgeDistillation, mesh: Mesh
 ) -> Temperature | None:
     """Shapes and dtypes of `initial_temperature`."""
-    if not isinstance(loss, Contrastive) or not loss.temperature_learning_rate:
+    contrast = contrastive_part(loss)[1]
+    if contrast is None or not contrast.temperature_learning_rate:
         return None
     everywhere = sharding.replicated(mesh)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    values = Temperature(number, jax.eval_shape(_optimizer(loss).init, number))
+    values = Temperature(number, jax.eval_shape(_optimizer(contrast).init, number))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), values
     )

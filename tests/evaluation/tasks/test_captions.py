@@ -62,7 +62,7 @@ def test_recalls_are_the_originals(case):
             assert low <= found[way][f"R@{k}"] <= high
 
 
-def test_ties_and_copies_never_help_and_only_the_own_row_is_right():
+def test_ties_and_copies_never_help_and_only_the_own_row_is_right(tmp_path):
     rows = [
         {"image": "0.png", "captions": ["a dog", "a cat", "a dog"]},  # twice the same: both right
         {"image": "1.png", "captions": ["a dog"]},  # the caption of another image, too
@@ -80,8 +80,7 @@ def test_ties_and_copies_never_help_and_only_the_own_row_is_right():
     same = run(rows, dict.fromkeys(vectors, e[0]))  # a model that knows nothing
     assert same.t2i.rank.tolist() == [2] * 5 and same.i2t.rank.tolist() == [2, 4, 4]
 
-
-def test_a_result_on_disk_is_the_same_and_scores_have_a_table(tmp_path):
+    # A result on disk is the same and scores have a table
     e = np.eye(3, dtype=np.float32)
     vectors = {f"{n}.png": e[n] for n in range(3)} | {f"caption {n}": e[n // 2] for n in range(6)}
     result = run(rows_of(3, 2), vectors, limit=2)

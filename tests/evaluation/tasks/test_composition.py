@@ -33,8 +33,7 @@ def test_a_tie_in_any_comparison_of_two_images_with_two_captions_is_wrong():
         tied[0][other] = tied[0][own]
         assert not composition_rules.both_images(tied)[0], other
 
-
-def test_accuracies_are_the_originals():
+    # Accuracies are the originals
     golden = json.loads((GOLDEN / "case.json").read_text())["accuracy"]
     tensors = load_file(GOLDEN / "io.safetensors")
     names = [name for name in golden if not name.endswith("_avg")]

@@ -35,7 +35,7 @@ def test_overlap_by_sorting(seed, rows, k):
     assert distillation.neighbour_overlap(a, 3 * b, k) == pytest.approx(shared / rows / k)
 
 
-def test_the_teacher_itself_agrees_and_chance_does_not():
+def test_the_teacher_itself_agrees_and_chance_does_not(tmp_path):
     rng = np.random.default_rng(0)
     teacher = unit(rng, 60, 8)
     items = tuple(Item(str(number)) for number in range(60))
@@ -46,9 +46,8 @@ def test_the_teacher_itself_agrees_and_chance_does_not():
     other = texts.score(unit(rng, 60, 8))
     assert other["kl"] > 1 and other["overlap"] < 30
 
-
-def test_teacher_and_student_have_temperatures_of_their_own():
-    """Twice the temperature is half the similarity."""
+    # Teacher and student have temperatures of their own. Twice the temperature is half the
+    # similarity.
     rng = np.random.default_rng(0)
     student, teacher = unit(rng, 12, 8), unit(rng, 12, 8)
     measure = dataclasses.replace(MEASURE, teacher_temperature=0.4)
@@ -61,8 +60,7 @@ def test_teacher_and_student_have_temperatures_of_their_own():
     )
     assert found == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean(), rel=1e-4)
 
-
-def test_a_training_run_is_measured_as_it_is_trained(tmp_path):
+    # A training run is measured as it is trained
     fields = {field.name: None for field in dataclasses.fields(Distillation)}
     fields |= {"temperature": 0.1, "teacher_temperature": 0.4, "mask_diagonal": False}
     loss = Distillation(**fields | {"objective": "distillation", "direction": "symmetric"})

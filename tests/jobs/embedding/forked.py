@@ -117,6 +117,8 @@ def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, s
 
 
 def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
+    """Two children, which run from now on."""
+
     def run(process: int) -> None:
         jax.distributed.initialize(
             f"localhost:{port}",
@@ -134,16 +136,17 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
         embed.run(config, workdir)
         jax.distributed.shutdown()  # as at the exit of an interpreter: waits for the other
 
-    return [status_of(child) for child in [forked(lambda p=p: run(p)) for p in range(2)]]
+    return [forked(lambda p=p: run(p)) for p in range(2)]
 
 
 def run_all(config: dict, folder: pathlib.Path, moments: list[tuple[int, str]], port: int) -> None:
     """Leaves in <folder>/ends.json by folder how each process ended, -9 for SIGKILL."""
     given = ConfigDict(config)
+    waiting = pair(given, folder / "pair", port)  # they sleep for seconds: beside the others
     statuses = {
         "straight": [status_of(forked(lambda: embed.run(given, folder / "straight")))],
         "plain": killed(given, folder / "plain", []),
         "killed": killed(given, folder / "killed", moments),
-        "pair": pair(given, folder / "pair", port),
+        "pair": [status_of(child) for child in waiting],
     }
     (folder / "ends.json").write_text(json.dumps(statuses))
