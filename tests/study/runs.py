@@ -98,7 +98,8 @@ def merged(this: Study, name: str) -> None:
     own.evaluation.limit = like.evaluation.limit
     workdir = this.workdir(f"{run}-scores")
     evaluate_job.run(own, workdir)
-    _write(this, run, scores.read_scores(workdir)["scores"], "merge", started, of=name)
+    side = scores.read_scores(workdir)["scores"]
+    _write(this, run, side, "merge", started, of=name, seeds=list(this.seeds))
 
 
 def measured(this: Study, run: str) -> None:

@@ -82,7 +82,7 @@ def _merges(merges: Sequence[Mapping[str, Any]], scores: Scores) -> list[str]:
     lines.append("|---|---|---|---|---|")
     gains = []
     for result in merges:
-        parts = [of["All"] for of in scores[result["of"]].values()]
+        parts = [scores[result["of"]][seed]["All"] for seed in result["seeds"]]
         gains.append(result["scores"]["All"] - float(np.mean(parts)))
         lines.append(
             f"| {result['of']} | {spread(parts)} | {max(parts):.1f} | "
