@@ -73,6 +73,7 @@ def test_figures_of_the_study():
     # Changes are by seed, and beyond the spread only where their interval says so.
     assert table.spread([1.0, 3.0]) == "2.0 ± 1.4"
     assert table.change([1.0, 1.1, 0.9]) == ["+1.0 ± 0.2", "better"]
+    assert table.change([1.0]) == ["+1.0", ""]
     assert table.change([1.0, -2.0, 0.5]) == ["-0.2 ± 4.0", "within"]
 
     # Every variant is a config, and changes what it says.

@@ -69,12 +69,13 @@ def spread(values: Sequence[float]) -> str:
 
 def change(differences: Sequence[float]) -> list[str]:
     """Mean difference with its 95 % interval (Student's t), and whether it is beyond zero."""
-    mean, half = float(np.mean(differences)), math.inf
-    if len(differences) > 1:
-        wide = stats.t.ppf(0.975, len(differences) - 1)
-        half = float(wide * np.std(differences, ddof=1) / math.sqrt(len(differences)))
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return [f"{mean:+.1f}", ""]
+    wide = stats.t.ppf(0.975, len(differences) - 1)
+    half = float(wide * np.std(differences, ddof=1) / math.sqrt(len(differences)))
     word = ("better" if mean > 0 else "worse") if abs(mean) > half else "within"
-    return [f"{mean:+.1f} ± {half:.1f}" if half < math.inf else f"{mean:+.1f}", word]
+    return [f"{mean:+.1f} ± {half:.1f}", word]
 
 
 def _merges(merges: Sequence[Mapping[str, Any]], scores: Scores) -> list[str]:
@@ -89,7 +90,7 @@ def _merges(merges: Sequence[Mapping[str, Any]], scores: Scores) -> list[str]:
             f"{result['scores']['All']:.1f} | {gains[-1]:+.1f} |"
         )
     text, word = change(gains)
-    return [*lines, f"| all | | | | {text}, {word} |"]
+    return [*lines, f"| all | | | | {text} {word} |"]
 
 
 def _masks(masks: Sequence[Mapping[str, Any]]) -> list[str]:
