@@ -22,7 +22,7 @@ STEPS = 24
 # LLaVE weighs all negatives of the batch, where UniME keeps the hardest.
 ALL = {"loss.hard_negatives": None, "loss.false_negative_margin": None}
 MINED = {"data.mined": f"{FOLDER}/mined", "data.mined_use": "instead"}
-JUDGED = {"data.train": f"../{FOLDER}/judged/rows"}  # below data.folder
+JUDGED = {"data.train": "../judged/rows"}  # below data.folder
 
 # What each value changes; {}: it is the default's.
 FACTORS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -85,6 +85,8 @@ def variants() -> dict[str, Mapping[str, Any]]:
 def get_config(variant: str = "start") -> ConfigDict:
     base.variant_of(variant, ("start", *variants()))
     config = stage2.get_config()
+    config.data.folder = f"{FOLDER}/data"  # fewer rows than stage2.py's
+    config.data.prepare.train_rows = 480
     config.infonce_steps = 0
     config.evaluation.composition = ""
     config.export.verify = False

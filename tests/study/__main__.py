@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     given = _arguments(others)
     this = runs.Study(
         given.folder.resolve(),
-        given.data.resolve(),
+        (given.data or given.folder / "data").resolve(),
         [int(seed) for seed in given.seeds.split(",")],
         overrides,
         given.start_steps,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.study")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(study.FOLDER))
-    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data"))
+    parser.add_argument("--data", type=pathlib.Path, help="<folder>/data without it")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--variants", default="", help="default,margin:off,...; all without it")
     parser.add_argument("--start_steps", type=int, default=study.START_STEPS)
