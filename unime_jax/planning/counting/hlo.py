@@ -95,7 +95,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, computation = "", None
-    for line in text.splitlines():
+    for line in _joined(text.splitlines()):
         if head := _HEAD.match(line):
             computation = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
@@ -107,6 +107,17 @@ def parse(text: str) -> Module:
         raise ValueError("this is not the text of an HLO module: there is no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     return Module(entry, computations, int(partitions[1]) if partitions else 1)
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Lines of one instruction each: the metadata of a kernel has line breaks."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and (line.startswith('"') or line.startswith("}}")):
+            joined[-1] += line
+        else:
+            joined.append(line)
+    return joined
 
 
 def arrays(type: str) -> list[str]:
