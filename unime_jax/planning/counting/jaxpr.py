@@ -73,15 +73,33 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
         case "shard_map":  # its jaxpr is that of one device
             sizes = params["mesh"].shape
             devices = math.prod(sizes[axis] for axis in params["newly_manual_axes"])
-            return devices * _body(params["jaxpr"], ()), unknown
+            whole = [
+                value if not any(spec) else None
+                for value, spec in zip(arguments, params["in_specs"], strict=True)
+            ]
+            return devices * _body(params["jaxpr"], whole), unknown
         case "pallas_call":
-            return math.prod(params["grid_mapping"].grid) * _body(params["jaxpr"], ()), unknown
+            steps = math.prod(params["grid_mapping"].grid) * _visited(eqn, arguments)
+            return steps * _body(params["jaxpr"], ()), unknown
         case "sharding_constraint" | "optimization_barrier":
             return 0.0, arguments
     for key in ("jaxpr", "call_jaxpr"):
         if key in params:
             return _run(*_opened(params[key]), arguments)
     return 0.0, _evaluated(eqn, arguments)
+
+
+def _visited(eqn: JaxprEqn, arguments: list[Value]) -> float:
+    """Share of a kernel's grid in which it computes: splash attention has a table of that.
+
+    The table, the second of its arguments before the queries, is 0 for blocks that a causal mask
+    leaves nothing of.
+    """
+    tables = [x.aval.dtype == jnp.int8 for x in eqn.invars[:2]]
+    is_splash = "splash" in str(eqn.params.get("name_and_src_info", ""))
+    if not is_splash or not all(tables) or arguments[1] is None:
+        return 1.0
+    return np.count_nonzero(arguments[1]) / arguments[1].size
 
 
 def _constants_of_scan(params: dict[str, Any]) -> int:
