@@ -81,6 +81,8 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
         case "pallas_call":
             steps = math.prod(params["grid_mapping"].grid) * _visited(eqn, arguments)
             return steps * _body(params["jaxpr"], ()), unknown
+        case "program_id" | "num_programs":  # of a kernel's step
+            return 0.0, unknown
         case "sharding_constraint" | "optimization_barrier":
             return 0.0, arguments
     for key in ("jaxpr", "call_jaxpr"):
