@@ -180,8 +180,9 @@ def trip_count(module: Module, scope: Computation, loop: Instruction) -> int | N
         return _constant(scope, before[index]) if body[after[index]].tuple_index == index else None
 
     first, last = _constant(scope, before[counter]), value(condition, compared[1])
-    add = body[after[counter]]
-    steps = [value(body, name) for name in add.operands if body[name].tuple_index != counter]
+    add = _original(body, after[counter])
+    others = (_original(body, name) for name in add.operands)
+    steps = [value(body, line.name) for line in others if line.tuple_index != counter]
     if first is None or last is None or add.opcode != "add" or len(steps) != 1 or not steps[0]:
         return None
     return max(math.ceil((last - first) / steps[0]), 0)
@@ -210,10 +211,16 @@ def _array_bytes(dtype: str, sides: str) -> float:
     return _BYTES.get(dtype, 0) * math.prod(int(side) for side in sides.split(",") if side)
 
 
-def _constant(scope: Computation, name: str) -> int | None:
-    """The integer that a scalar is, through copies."""
+def _original(scope: Computation, name: str) -> Instruction:
+    """What a value is copied from."""
     line = scope[name]
     while line.opcode in ("copy", "bitcast", "convert") and line.operands:
         line = scope[line.operands[0]]
+    return line
+
+
+def _constant(scope: Computation, name: str) -> int | None:
+    """The integer that a scalar is, through copies."""
+    line = _original(scope, name)
     is_integer = line.opcode == "constant" and re.fullmatch(r"-?\d+", line.arguments)
     return int(line.arguments) if is_integer else None

@@ -73,13 +73,9 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
         case "shard_map":  # its jaxpr is that of one device
             sizes = params["mesh"].shape
             devices = math.prod(sizes[axis] for axis in params["newly_manual_axes"])
-            whole = [
-                value if not any(spec) else None
-                for value, spec in zip(arguments, params["in_specs"], strict=True)
-            ]
-            return devices * _body(params["jaxpr"], whole), unknown
+            return devices * _body(params["jaxpr"], ()), unknown
         case "pallas_call":
-            steps = math.prod(params["grid_mapping"].grid) * _visited(eqn, arguments)
+            steps = math.prod(params["grid_mapping"].grid) * _visited(eqn)
             return steps * _body(params["jaxpr"], ()), unknown
         case "program_id" | "num_programs":  # of a kernel's step
             return 0.0, unknown
@@ -91,17 +87,16 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
     return 0.0, _evaluated(eqn, arguments)
 
 
-def _visited(eqn: JaxprEqn, arguments: list[Value]) -> float:
-    """Share of a kernel's grid in which it computes: splash attention has a table of that.
+def _visited(eqn: JaxprEqn) -> float:
+    """Share of a kernel's grid in which it computes.
 
-    The table, the second of its arguments before the queries, is 0 for blocks that a causal mask
-    leaves nothing of.
+    Causal kernels of splash attention have tables of blocks, of queries by keys, and skip those
+    above the diagonal.
     """
-    tables = [x.aval.dtype == jnp.int8 for x in eqn.invars[:2]]
-    is_splash = "splash" in str(eqn.params.get("name_and_src_info", ""))
-    if not is_splash or not all(tables) or arguments[1] is None:
-        return 1.0
-    return np.count_nonzero(arguments[1]) / arguments[1].size
+    table = eqn.invars[0].aval
+    is_causal = str(eqn.params.get("name")).startswith("splash_") and table.dtype == jnp.int8
+    blocks = table.shape[-1]
+    return (blocks + 1) / (2 * blocks) if is_causal else 1.0
 
 
 def _constants_of_scan(params: dict[str, Any]) -> int:
