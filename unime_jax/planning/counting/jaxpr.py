@@ -90,12 +90,12 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
 def _visited(eqn: JaxprEqn) -> float:
     """Share of a kernel's grid in which it computes.
 
-    Causal kernels of splash attention have tables of blocks, of queries by keys, and skip those
-    above the diagonal.
+    Splash attention has a table of blocks, of queries by keys. Its causal kernels, which skip those
+    above the diagonal, have the queries' positions, other ones pairs of segment ids or no integers.
     """
-    table = eqn.invars[0].aval
-    is_causal = str(eqn.params.get("name")).startswith("splash_") and table.dtype == jnp.int8
-    blocks = table.shape[-1]
+    blocks = eqn.invars[0].aval.shape[-1]
+    integers = sum(x.aval.dtype == jnp.int32 for x in eqn.invars)
+    is_causal = str(eqn.params.get("name")).startswith("splash_") and integers % 2
     return (blocks + 1) / (2 * blocks) if is_causal else 1.0
 
 

@@ -31,39 +31,35 @@ def _splash_fetches(phase: str, operands: list[str], line: Instruction) -> list[
     """How often each argument is fetched.
 
     Forward and dq go through heads, blocks of queries, blocks of keys; dkv through blocks of keys,
-    heads, blocks of queries. Causal kernels, which have int8 tables of blocks, skip those above the
-    diagonal.
+    heads, blocks of queries. Causal kernels, which have the queries' positions and so an odd number
+    of integer arrays, skip blocks above the diagonal.
     """
-    tables = [i for i, type in enumerate(operands) if type.startswith("s8[")]
-    q = len(tables)  # queries, keys and values follow the tables
+    q = sum(type.startswith(("s8[", "s16[")) for type in operands)  # tables of blocks come first
+    ids = [i for i, type in enumerate(operands) if type.startswith("s32[")]
+    segments = ids[:2] if len(ids) > 1 else []  # of queries and keys
     (heads, tokens), kv_heads = _sides(operands[q])[-3:-1], _sides(operands[q + 1])[-3]
     blocks = tokens // _block(phase, line)
-    visited = (blocks + 1) / (2 * blocks) if tables else 1.0  # share of all pairs of blocks
+    visited = (blocks + 1) / (2 * blocks) if len(ids) % 2 else 1.0  # share of pairs
     again = heads / kv_heads * blocks * visited if blocks > 1 else 1.0
     # Ids and positions have no heads: each head goes through them again, if blocks change at all.
     by_tokens = float(heads) if blocks > 1 else 1.0
     counts = []
-    for i, type in enumerate(operands):
+    for i in range(len(operands)):
         keys_or_values = i in (q + 1, q + 2)
-        key_ids = type.startswith("s32[") and i == _first_ids(operands, q) + 1 < len(operands)
+        key_ids = i in segments[1:]
         if i < q:
             counts.append(1.0)
         elif phase == "dkv":
             once = keys_or_values or key_ids
-            by_pair = blocks * visited * (by_tokens if type.startswith("s32[") else 1.0)
+            by_pair = blocks * visited * (by_tokens if i in ids else 1.0)
             counts.append(1.0 if once else by_pair)
         elif keys_or_values:
             counts.append(again)
         elif key_ids:
             counts.append(by_tokens * blocks * visited if blocks > 1 else 1.0)
         else:
-            counts.append(by_tokens if type.startswith("s32[") else 1.0)
+            counts.append(by_tokens if i in ids else 1.0)
     return counts
-
-
-def _first_ids(operands: list[str], q: int) -> int:
-    """Place of the queries' segment ids; those of the keys come next, where there are segments."""
-    return next((i for i in range(q, len(operands)) if operands[i].startswith("s32[")), -2)
 
 
 def _block(phase: str, line: Instruction) -> int:
