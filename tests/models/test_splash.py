@@ -1,4 +1,4 @@
-"""The TPU's attention kernel in interpret mode against dense attention, on one device and a mesh."""
+"""The TPU's attention kernel, interpreted, against dense attention, on a device and a mesh."""
 
 import functools
 

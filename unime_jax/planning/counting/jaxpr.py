@@ -93,8 +93,8 @@ def _visited(eqn: JaxprEqn) -> float:
     Splash attention has a table of blocks, of queries by keys. Its causal kernels, which skip those
     above the diagonal, have the queries' positions, other ones pairs of segment ids or no integers.
     """
-    blocks = eqn.invars[0].aval.shape[-1]
-    integers = sum(x.aval.dtype == jnp.int32 for x in eqn.invars)
+    avals: list[Any] = [variable.aval for variable in eqn.invars]
+    blocks, integers = avals[0].shape[-1], sum(x.dtype == jnp.int32 for x in avals)
     is_causal = str(eqn.params.get("name")).startswith("splash_") and integers % 2
     return (blocks + 1) / (2 * blocks) if is_causal else 1.0
 
