@@ -140,11 +140,10 @@ def _segments(
     return splash_attention_kernel.SegmentIds(queries, keys)
 
 
-@functools.cache
 def _kernel(
     heads: int, tokens: int, block: int, causal: bool, interpret: bool
 ) -> Callable[..., jax.Array]:
-    """The kernel of one row; what it skips of a causal mask are constants of the host."""
+    """The kernel of one row, with tables of the blocks that a causal mask leaves."""
     # Pallas takes a second to import, which other platforms need not spend.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
@@ -160,12 +159,11 @@ def _kernel(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    with jax.ensure_compile_time_eval():
-        kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask((tokens, tokens))] * heads),
-            head_shards=1,
-            q_seq_shards=1,
-            block_sizes=sizes,
-            interpret=interpret,
-        )
-    return jax.tree.map(np.asarray, kernel)
+    kernel: Callable[..., jax.Array] = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask((tokens, tokens))] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        interpret=interpret,
+    )
+    return kernel

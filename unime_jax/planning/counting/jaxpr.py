@@ -94,9 +94,11 @@ def _visited(eqn: JaxprEqn) -> float:
     above the diagonal, have the queries' positions, other ones pairs of segment ids or no integers.
     """
     avals: list[Any] = [variable.aval for variable in eqn.invars]
-    blocks, integers = avals[0].shape[-1], sum(x.dtype == jnp.int32 for x in avals)
-    is_causal = str(eqn.params.get("name")).startswith("splash_") and integers % 2
-    return (blocks + 1) / (2 * blocks) if is_causal else 1.0
+    is_splash = str(eqn.params.get("name")).startswith("splash_")
+    if not is_splash or sum(x.dtype == jnp.int32 for x in avals) % 2 == 0:
+        return 1.0
+    blocks = avals[0].shape[-1]
+    return (blocks + 1) / (2 * blocks)
 
 
 def _constants_of_scan(params: dict[str, Any]) -> int:
