@@ -140,7 +140,7 @@ def mini() -> ConfigDict:
     config.execution.dtype = "float32"  # of activations; or "bfloat16"
     config.execution.frozen_dtype = "float32"  # or "bfloat16", or "int8" for linear layers
     config.execution.remat = "none"  # recomputed in a layer; or "dots", "full"
-    config.execution.attention = "xla"  # or "cudnn"
+    config.execution.attention = "auto"  # by platform; or "xla", "splash" (TPU), "cudnn" (GPU)
     config.execution.recompute = True  # chunks are encoded twice; False: activations are kept
 
     config.export = ConfigDict()

@@ -207,6 +207,10 @@ def test_the_7b_step_compiles_for_tpu_v5e_4x4(folders, variant, experiment, tmp_
     program = draw(experiment, variant, folders[variant], compiler.devices(where))
     compiled = compiler.compile_program(program, where, tmp_path)
     assert not compiled.too_large and compiled.peak < HBM
+    # Attention is a kernel's, of the longest rows at least: no array of rows, heads and scores.
+    assert program.execution.attention == "splash" and "splash_mha_dkv" in compiled.text
+    longest = program.shapes.buckets[-1].tokens
+    assert not re.search(rf"\[(?:\d+,){{2,}}{longest},{longest}\]", compiled.text)
 
 
 @pytest.mark.slow

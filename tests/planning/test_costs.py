@@ -10,8 +10,10 @@ from jax.experimental import pallas
 from jax.sharding import AxisType
 
 import unime_jax
+from unime_jax import sharding
 from unime_jax.data.packing import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
+from unime_jax.models import splash
 from unime_jax.planning import costs
 from unime_jax.training import gradcache
 
@@ -32,7 +34,11 @@ def test_costs_is_the_only_module_that_looks_into_programs():
         for file in package.rglob("*.py")
         if "planning.counting" in file.read_text()
     }
-    assert importers == {"planning/costs.py", "planning/counting/traffic.py"}
+    assert importers == {
+        "planning/costs.py",
+        "planning/counting/traffic.py",
+        "planning/counting/kernels.py",
+    }
 
     # Products and convolutions also of a scan and its gradient
     assert count(jnp.matmul, shaped(3, 5), shaped(5, 7)) == 2 * 3 * 5 * 7
@@ -142,3 +148,26 @@ def test_chunks_count_as_far_as_rows_are_known_to_be_live():
         jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows, axis_names={"x"}
     )
     assert count(multiply, shaped(8, 16), shaped(16, 4)) == 2 * 8 * 16 * 4
+
+
+def test_attention_kernels_count_the_blocks_that_a_causal_mask_leaves(monkeypatch):
+    """Of 2 x 2 blocks three: two products forward, five and three more for gradients; on a mesh."""
+    monkeypatch.setattr(splash, "LARGEST", 128)
+    monkeypatch.setattr(splash, "SMALLEST", 128)
+    rows, tokens, heads, head = 4, 256, 4, 16
+    x = shaped(rows, tokens, heads, head)
+    product = 2 * rows * heads * 128 * 128 * head
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        for causal, blocks in ((True, 3), (False, 4)):
+
+            def attend(q, k, v, causal=causal):
+                return splash.attend(q, k, v, causal=causal, segment=None, length=None)
+
+            def loss(q, k, v, attend=attend):
+                return attend(q, k, v).sum()
+
+            assert count(attend, x, x, x) == 2 * blocks * product
+            # Keys and values: scores, dv, dp, dk; queries: scores, dp, dq. And the row sums of
+            # outputs by their cotangents.
+            backward = (4 + 3) * blocks * product + 2 * rows * heads * tokens * head
+            assert count(jax.grad(loss, (0, 1, 2)), x, x, x) == 2 * blocks * product + backward

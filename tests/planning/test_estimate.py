@@ -68,6 +68,8 @@ def test_useful_flops_of_full_training(tiny, again, kept):
     for tokens, found in zip(load.tokens, costs.useful):
         assert found == 3 * decoder_flops(3, 64, 160, 4, 2, 16, tokens)
     assert min(costs.kept) > 0
+    part = tiny.chunk(2, Bucket(tokens=16, tiles=0, share=0.25))  # as a batch's buckets may have
+    assert part[2].tokens.shape == (2, 16)
 
     # Executed flops follow live chunks. 8 chunks of 8 rows of 32 tokens, of which 3 are live,
     # forward, again, and backward.

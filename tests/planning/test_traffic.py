@@ -105,6 +105,37 @@ ENTRY %main (p: f32[16,8]) -> f32[4,8] {
     assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
 
 
+def test_attention_kernels_fetch_keys_for_each_block_of_queries():
+    """An instruction of several lines, as libtpu prints kernels, and what follows it."""
+    text = """HloModule m
+
+ENTRY %main (q: bf16[2,8,512,64]) -> bf16[2,8,512,64] {
+  %q = bf16[2,8,512,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,512,64]{3,2,1,0} parameter(1)
+  %n = s8[1,4,4]{2,1,0} constant({...})
+  %i = s32[512,128]{1,0} iota(), iota_dimension=0
+  %j = s32[8,512]{1,0} iota(), iota_dimension=1
+  %other = (f32[2,512]{1,0}) custom-call(%i), custom_call_target="tpu_custom_call"
+  %splash_mha_fwd_residuals.1 = (f32[2,128,128]{2,1,0:S(1)}, bf16[2,8,512,64]{3,2,1,0}) custom-call(%n, %n, %q, %k, %k, /*index=5*/%i), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128, \\"block_kv\\": 128}"
+}}, backend_config={}
+  %splash_mha_dkv_no_residuals.2 = (bf16[2,2,512,64]{3,2,1,0}, bf16[2,2,512,64]{3,2,1,0}) custom-call(%q, %k, %k, %i, %j, /*index=5*/%q), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q_dkv\\": 256}"
+}}
+  ROOT %y = bf16[2,8,512,64]{3,2,1,0} negate(%q)
+}
+"""  # noqa: E501
+    q, k, ids, key_ids = 2 * 8 * 512 * 64 * 2, 2 * 2 * 512 * 64 * 2, 512 * 128 * 4, 8 * 512 * 4
+    # Causal: 10 of 16 pairs of blocks, each for the 4 query heads of a key head; positions for
+    # each head.
+    forward = 2 * 16 + 2 * q + 2 * k * 4 * 4 * 10 / 16 + 8 * ids
+    # Two blocks of keys, which go through all queries; and cotangents, their ids for each head.
+    backward = 2 * 2 * q + 2 * k + 2 * 8 * ids + key_ids + 2 * k
+    other, last = ids + 2 * 512 * 4, 2 * q
+    found = costs.traffic(text, lambda kind: None)
+    assert found.hbm == forward + backward + other + last
+
+
 def test_hbm_of_a_scans_layers_of_every_dtype_and_of_updates_and_slices(mesh):
     # Five layers whose weights are gathered one at a time, as with fsdp.
     def function(x, weights):

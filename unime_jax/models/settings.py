@@ -9,7 +9,9 @@ from typing import Literal
 
 # Activations that a layer computes again for gradients: none, all but outputs of matmuls, all.
 Remat = Literal["none", "dots", "full"]
-Implementation = Literal["xla", "cudnn"]  # of attention
+Implementation = Literal["xla", "cudnn", "splash"]  # of attention
+# "splash": a TPU's Pallas kernel, "cudnn": a GPU's; "auto": that of the platform, or "xla"
+AttentionChoice = Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,8 +126,11 @@ def _filled(program: Program, load: Load) -> list[Bucket]:
 
 
 def _useful(program: Program, rows: int, bucket: Bucket) -> float:
-    """FLOPs of a forward pass over so many full rows, and of the backward pass if any."""
-    execution = dataclasses.replace(program.execution, remat="none")
+    """FLOPs of a forward pass over so many full rows, and of the backward pass if any.
+
+    Attention is XLA's: a kernel computes scores again for gradients, and pads.
+    """
+    execution = dataclasses.replace(program.execution, remat="none", attention="xla")
     encode = forward.make_encode(program.graph, execution)
 
     def once(trainable: Any, frozen: Any, inputs: Inputs) -> Any:

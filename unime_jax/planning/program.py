@@ -60,12 +60,13 @@ class Program:
 
     def chunk(self, rows: int, bucket: Bucket) -> tuple[Parameters, Parameters, Inputs]:
         """Trainable and frozen parameters and a chunk of so many rows, without shardings."""
-        shapes = BatchShapes((bucket,), self.shapes.layout, rows, rows)
+        alone = dataclasses.replace(bucket, share=1.0)  # whatever its part of a whole batch is
+        shapes = BatchShapes((alone,), self.shapes.layout, rows, rows)
         trainable, frozen = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.parameters
         )
         inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, bucket)
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, alone)
         )
         return trainable, frozen, inputs
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from unime_jax.models.settings import Implementation, Remat
+from unime_jax.models.settings import AttentionChoice, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,5 +260,7 @@ class ExecutionConfig:
     frozen_dtype: Literal["float32", "bfloat16", "int8"] | None
     # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
     remat: Remat
-    attention: Implementation  # "cudnn" on GPUs only
+    # "auto": a kernel that writes no scores to memory, "splash" on TPUs and "cudnn" on GPUs, "xla"
+    # elsewhere and for what the kernel does not take; or one of the three
+    attention: AttentionChoice
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations

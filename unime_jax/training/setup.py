@@ -19,7 +19,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.models import forward
+from unime_jax.models import attention, forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
 from unime_jax.training.settings import JudgeDistillation, contrastive_part
@@ -249,7 +249,8 @@ def trace(
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
     dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
     assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
-    execution = Execution(jnp.dtype(dtype), settings.execution.remat, settings.execution.attention)
+    implementation = attention.implementation(settings.execution.attention, mesh)
+    execution = Execution(jnp.dtype(dtype), settings.execution.remat, implementation)
     abstract_model = state.abstract_model(
         backbone,
         mesh,

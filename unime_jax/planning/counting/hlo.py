@@ -95,7 +95,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, computation = "", None
-    for line in text.splitlines():
+    for line in _joined(text.splitlines()):
         if head := _HEAD.match(line):
             computation = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
@@ -107,6 +107,17 @@ def parse(text: str) -> Module:
         raise ValueError("this is not the text of an HLO module: there is no ENTRY computation")
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     return Module(entry, computations, int(partitions[1]) if partitions else 1)
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Lines of one instruction each: the metadata of a kernel has line breaks."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and (line.startswith('"') or line.startswith("}}")):
+            joined[-1] += line
+        else:
+            joined.append(line)
+    return joined
 
 
 def arrays(type: str) -> list[str]:
@@ -169,8 +180,9 @@ def trip_count(module: Module, scope: Computation, loop: Instruction) -> int | N
         return _constant(scope, before[index]) if body[after[index]].tuple_index == index else None
 
     first, last = _constant(scope, before[counter]), value(condition, compared[1])
-    add = body[after[counter]]
-    steps = [value(body, name) for name in add.operands if body[name].tuple_index != counter]
+    add = _original(body, after[counter])
+    others = (_original(body, name) for name in add.operands)
+    steps = [value(body, line.name) for line in others if line.tuple_index != counter]
     if first is None or last is None or add.opcode != "add" or len(steps) != 1 or not steps[0]:
         return None
     return max(math.ceil((last - first) / steps[0]), 0)
@@ -199,10 +211,16 @@ def _array_bytes(dtype: str, sides: str) -> float:
     return _BYTES.get(dtype, 0) * math.prod(int(side) for side in sides.split(",") if side)
 
 
-def _constant(scope: Computation, name: str) -> int | None:
-    """The integer that a scalar is, through copies."""
+def _original(scope: Computation, name: str) -> Instruction:
+    """What a value is copied from."""
     line = scope[name]
     while line.opcode in ("copy", "bitcast", "convert") and line.operands:
         line = scope[line.operands[0]]
+    return line
+
+
+def _constant(scope: Computation, name: str) -> int | None:
+    """The integer that a scalar is, through copies."""
+    line = _original(scope, name)
     is_integer = line.opcode == "constant" and re.fullmatch(r"-?\d+", line.arguments)
     return int(line.arguments) if is_integer else None

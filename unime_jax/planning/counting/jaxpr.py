@@ -75,13 +75,30 @@ def _equation(eqn: JaxprEqn, arguments: list[Value]) -> tuple[float, list[Value]
             devices = math.prod(sizes[axis] for axis in params["newly_manual_axes"])
             return devices * _body(params["jaxpr"], ()), unknown
         case "pallas_call":
-            return math.prod(params["grid_mapping"].grid) * _body(params["jaxpr"], ()), unknown
+            steps = math.prod(params["grid_mapping"].grid) * _visited(eqn)
+            return steps * _body(params["jaxpr"], ()), unknown
+        case "program_id" | "num_programs":  # of a kernel's step
+            return 0.0, unknown
         case "sharding_constraint" | "optimization_barrier":
             return 0.0, arguments
     for key in ("jaxpr", "call_jaxpr"):
         if key in params:
             return _run(*_opened(params[key]), arguments)
     return 0.0, _evaluated(eqn, arguments)
+
+
+def _visited(eqn: JaxprEqn) -> float:
+    """Share of a kernel's grid in which it computes.
+
+    Splash attention has a table of blocks, of queries by keys. Its causal kernels, which skip those
+    above the diagonal, have the queries' positions, other ones pairs of segment ids or no integers.
+    """
+    avals: list[Any] = [variable.aval for variable in eqn.invars]
+    is_splash = str(eqn.params.get("name")).startswith("splash_")
+    if not is_splash or sum(x.dtype == jnp.int32 for x in avals) % 2 == 0:
+        return 1.0
+    blocks = avals[0].shape[-1]
+    return (blocks + 1) / (2 * blocks)
 
 
 def _constants_of_scan(params: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ from unime_jax.planning.counting.hlo import (
     parse,
     trip_count,
 )
+from unime_jax.planning.counting.kernels import is_kernel, kernel_bytes
 
 Trips = Callable[[str], int | None]  # of a loop with a computed end, from the type of its state
 
@@ -137,6 +138,8 @@ def _step_of_chain(module: Module, computation: str) -> str:
 
 def _plain_bytes(scope: Computation, line: Instruction) -> float:
     """HBM bytes of an instruction that is no fusion."""
+    if is_kernel(line):
+        return kernel_bytes(scope, line)
     if line.opcode in _FREE or line.opcode.endswith("-done"):
         return 0
     opcode, result = line.opcode.removesuffix("-start"), line.result
