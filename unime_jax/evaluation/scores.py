@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
-from unime_jax.evaluation import visdoc
+from unime_jax.evaluation.benchmarks import visdoc
 
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")

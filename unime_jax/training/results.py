@@ -9,7 +9,10 @@ from absl import logging
 
 from unime_jax import config, files
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import headline, report, results, scores, suite
+from unime_jax.evaluation import scores, suite
+from unime_jax.evaluation.report import headline
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import results
 from unime_jax.training import curves, outcome
 
 

@@ -16,9 +16,11 @@ from data_pipelines.benchmarks.catalogue import load
 from data_pipelines.benchmarks.hub import HuggingFaceHub
 from tests.tables import for_each
 from unime_jax.data.images import decode
-from unime_jax.evaluation import composition_rules, results, scores, tasks
-from unime_jax.evaluation.benchmark_sets import open_benchmarks
-from unime_jax.evaluation.prepared_set import TaskSettings, images_of
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.benchmarks import composition_rules
+from unime_jax.evaluation.benchmarks.prepared_set import TaskSettings, images_of
+from unime_jax.evaluation.benchmarks.sets import open_benchmarks
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import composition
 
 SETTINGS = TaskSettings("<|image_1|>", "{caption}", 0)

@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.tables import for_each
-from unime_jax.evaluation import results, scores, tasks
-from unime_jax.evaluation.caption_scores import of_set
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.retrieval.caption_scores import of_set
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import captions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"

@@ -10,9 +10,12 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
 from tests.tables import for_each
-from unime_jax.evaluation import prepared_set, report, results, scores, tasks
-from unime_jax.evaluation.benchmark_sets import open_benchmarks
-from unime_jax.evaluation.prepared_set import TaskSettings
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.benchmarks import prepared_set
+from unime_jax.evaluation.benchmarks.prepared_set import TaskSettings
+from unime_jax.evaluation.benchmarks.sets import open_benchmarks
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.suite import Suite, summary
 from unime_jax.evaluation.tasks import clustering
 

@@ -9,10 +9,11 @@ from absl import logging
 from PIL import Image
 
 from tests.tables import for_each
-from unime_jax.evaluation import finished, scores, tasks
-from unime_jax.evaluation import results as results_files
-from unime_jax.evaluation.retrieval_data import Judged, Pairs, images_of
-from unime_jax.evaluation.retrieval_scores import of_sets, per_query
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.retrieval.data import Judged, Pairs, images_of
+from unime_jax.evaluation.retrieval.scores import of_sets, per_query
+from unime_jax.evaluation.stored import finished
+from unime_jax.evaluation.stored import results as results_files
 from unime_jax.evaluation.tasks import retrieval
 
 
