@@ -10,7 +10,7 @@ from jax.experimental import pallas
 from jax.sharding import AxisType
 
 import unime_jax
-from unime_jax.data.packing import bucket_shapes
+from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.planning import costs
 from unime_jax.training import gradcache

@@ -18,7 +18,7 @@ from tests.evaluation.tiny_report import (
     write,
     write_run,
 )
-from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation import score_table, scores, tasks
 from unime_jax.evaluation.report import gallery
 from unime_jax.evaluation.report import page as report
 from unime_jax.evaluation.retrieval import scores as retrieval_scores
@@ -79,7 +79,7 @@ def test_nothing_is_hidden_in_a_page_and_nothing_turns_it_around(tmp_path):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
     shown = "exe\\u202egnp \\x1b[2J\\x00"
     assert text.count(shown) >= 8 and "{{ 7 * 7 }}" in text and "<b>exe" not in text
-    assert "\x1b" not in scores.table(None, side) and shown in scores.table(None, side)
+    assert "\x1b" not in score_table.table(None, side) and shown in score_table.table(None, side)
 
 
 def test_images_are_small_and_end_with_the_budget(tmp_path, results, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unime_jax.batch import Item
-from unime_jax.evaluation import scores
+from unime_jax.evaluation import score_table, scores
 from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
@@ -79,7 +79,7 @@ def test_scores_of_a_set_and_of_several_which_count_the_same():
         sets = {"a": result("a", ranks), "\x1bb": result("b", [0, 0])}
         return {"retrieval": retrieval_scores.of_sets(sets)}
 
-    table = scores.table(side(5, 5), side(0, 0)).split("\n\n")
+    table = score_table.table(side(5, 5), side(0, 0)).split("\n\n")
     assert table[0].split("\n") == [
         "retrieval: 4 queries, 200 candidates",
         "retrieval %       R@1    R@5   R@10    MRR  nDCG@5  nDCG@10    mAP  median_rank",
@@ -92,8 +92,8 @@ def test_scores_of_a_set_and_of_several_which_count_the_same():
     assert table[1].startswith("a: 2 queries, 100 cand") and table[2].startswith(
         "\\x1bb: 2 queries"
     )
-    assert "change" not in scores.table(None, side(1, 1), "score")
-    assert scores.table({"retrieval": side(3)["retrieval"]}, {}).count("before") == 3
+    assert "change" not in score_table.table(None, side(1, 1), "score")
+    assert score_table.table({"retrieval": side(3)["retrieval"]}, {}).count("before") == 3
 
 
 def test_scores_of_retrieval_are_checked_as_they_are_read(tmp_path):
