@@ -25,7 +25,7 @@ def mini() -> ConfigDict:
     config = ConfigDict()
     config.job = "train"
     config.seed = 0
-    config.steps = 290
+    config.steps = 700
     config.epochs = 0.0  # passes over the training data, in the place of steps
     config.batch_size = 64  # pairs, over all devices
     config.chunk_size = 8  # rows of the longest bucket that are encoded at once
@@ -108,7 +108,7 @@ def mini() -> ConfigDict:
     config.data.prepare = ConfigDict()
     config.data.prepare.module = "data_pipelines.mini_mmeb"  # makes data that is missing; "": none
     config.data.prepare.seed = 0
-    config.data.prepare.train_rows = 480  # of each source
+    config.data.prepare.train_rows = 1200  # of each source
     config.data.prepare.eval_rows = 100  # of each dataset
     config.data.train = "mini_mmeb/train"  # below data.folder: a folder, a file or *.jsonl
     config.data.columns = ConfigDict()  # of the query, positive, ...; empty: told by their names

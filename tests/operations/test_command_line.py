@@ -265,7 +265,7 @@ def test_a_short_run_has_the_recipes_share_of_warmup_and_others_what_was_asked_f
     values, said = fitted("--config.epochs=3", "--config.steps=12", recipe="own")
     with pytest.raises(ValueError, match="config.steps=12 and config.epochs=3: a run has one"):
         config_reader.read(config.TrainConfig, values.to_dict())
-    values, said = fitted("--config.steps=12", "--config.optimizer.schedule_steps=290")
+    values, said = fitted("--config.steps=12", "--config.optimizer.schedule_steps=700")
     assert values.optimizer.warmup_steps == 15 and "warmup" not in said
     assert fitted("--config.job=export", "--config.steps=0")[1] == ""
 

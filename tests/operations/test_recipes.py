@@ -31,8 +31,10 @@ def test_a_name_is_the_file_of_this_clone():
         "own",
         "plan",
         "presets",
+        "rounds",
         "stage1",
         "stage2",
+        "study",
         "unime_v2",
     ]
     for name in ("stage2:qwen2_vl_7b", "stage2", "llave:llava_onevision_7b", "plan"):
