@@ -53,7 +53,8 @@ setup(
     entry_points={"console_scripts": ["unime-jax = unime_jax.main:run"]},
     package_data={
         "data_pipelines.mini_nli": ["*.npz"],
-        "unime_jax.evaluation": ["*.j2", "published.json"],
+        "unime_jax.evaluation.benchmarks": ["published.json"],
+        "unime_jax.evaluation.report": ["*.j2"],
         "unime_jax.export": ["*.j2"],
     },
     install_requires=[

@@ -22,9 +22,9 @@ from unime_jax import paths, sharding
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Inputs, Item, Row
 from unime_jax.data.ahead import map_ahead
+from unime_jax.data.bucket_filling import bucket_shapes, fill_buckets
 from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, prepare
 from unime_jax.data.inference_shapes import Ladder
-from unime_jax.data.packing import bucket_shapes, fill_buckets
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (

@@ -16,8 +16,8 @@ from absl import logging
 from data_pipelines.benchmarks import unpack
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 from data_pipelines.benchmarks.raw_paths import below
-from unime_jax.evaluation.mmeb_instructions import TRAINING
-from unime_jax.evaluation.mmeb_rows import APART
+from unime_jax.evaluation.benchmarks.mmeb_instructions import TRAINING
+from unime_jax.evaluation.benchmarks.mmeb_rows import APART
 from unime_jax.evaluation.scores import MMEB_V1
 from unime_jax.evaluation.tasks.mmeb import COLUMNS
 

@@ -20,7 +20,7 @@ from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item
-from unime_jax.data.packing import fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder

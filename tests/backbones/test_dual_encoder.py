@@ -22,7 +22,7 @@ from unime_jax import Embedder, paths, sharding
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.dual_encoder.tiles import grid_of
 from unime_jax.batch import Item, Media
-from unime_jax.data.packing import fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import transformers_check

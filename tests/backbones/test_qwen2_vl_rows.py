@@ -24,7 +24,7 @@ from tests.backbones.tiny_families import write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.batch import Item, Media
-from unime_jax.data.packing import fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 
 RAW, CHAT = Processing(prompt="raw"), Processing(prompt="chat")

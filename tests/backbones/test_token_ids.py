@@ -14,7 +14,7 @@ from tests.models.oracle import picture
 from tests.tables import for_each
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
-from unime_jax.data.packing import fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.layers import Embedding
 

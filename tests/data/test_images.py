@@ -24,7 +24,7 @@ from unime_jax.data import images
 from unime_jax.data.images import ImageError, decode, read, read_below
 from unime_jax.data.schema import to_example
 from unime_jax.data.user_inputs import to_item
-from unime_jax.evaluation.item_table import ItemTable, encode_table
+from unime_jax.evaluation.encoding.item_table import ItemTable, encode_table
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.tables import for_each
 from unime_jax.batch import Example, Item, Media, Row
-from unime_jax.data.packing import Prepared, fill_buckets, pack, prepare, target_hash
+from unime_jax.data.bucket_filling import fill_buckets
+from unime_jax.data.packing import Prepared, pack, prepare, target_hash
 from unime_jax.data.quarantine import BadExample, BadItem
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout, pair_shapes
 

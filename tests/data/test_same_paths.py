@@ -10,8 +10,9 @@ from unime_jax.data.loader import make_loader
 from unime_jax.data.packing import prepare, target_hash
 from unime_jax.data.schema import to_example
 from unime_jax.data.shapes import Bucket, Layout, pair_shapes
-from unime_jax.evaluation import stored_images, tasks
-from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation import tasks
+from unime_jax.evaluation.encoding import stored_images
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.tasks import mmeb
 
 A, B = encoded(noise(8, 8, seed=1)), encoded(noise(8, 8, seed=2))

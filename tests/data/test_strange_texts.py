@@ -22,7 +22,7 @@ from unime_jax.data.strange_texts import (
     text_fault,
 )
 from unime_jax.data.user_inputs import text_and_images
-from unime_jax.evaluation.item_table import ItemTable
+from unime_jax.evaluation.encoding.item_table import ItemTable
 
 HUGE = "größe " * (MAX_BYTES // 8 + 1)
 markdown_it = pytest.importorskip("markdown_it")

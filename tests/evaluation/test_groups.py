@@ -5,7 +5,7 @@ import pytest
 
 from unime_jax.batch import Item
 from unime_jax.evaluation import tasks
-from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.tasks import mmeb
 
 DATASETS = {"one": "abc", "two": "ade", "three": "fgh", "four": "iab"}  # a query and candidates

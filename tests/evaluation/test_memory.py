@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 
 from unime_jax.evaluation import tasks
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.evaluation.shared_encoder import SharedEncoder
 from unime_jax.evaluation.tasks import composition, mmeb
 
 ROWS, CANDIDATES, POOL, WIDTH = 200, 200, 300, 64

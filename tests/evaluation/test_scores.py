@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.tables import for_each
-from unime_jax.evaluation import scores
+from unime_jax.evaluation import score_table, scores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "mmeb_table" / "case.json"
 SMALL = {"digits": ("CLS", "IND"), "scenes": ("RET", "OOD"), "regions": ("RET", "IND")}
@@ -73,7 +73,7 @@ def test_summary_refuses_what_it_cannot_average(datasets, table, message):
 def test_table():
     before = scores.summary({"digits": 10, "scenes": 20, "regions": 60}, SMALL, {"swap": 50})
     after = scores.summary({"digits": 90.04, "scenes": 10, "regions": 80}, SMALL, {"swap": 75.5})
-    assert scores.table(before, after) == "\n".join(
+    assert score_table.table(before, after) == "\n".join(
         [
             "hit@1 %           CLS    VQA    RET     VG    IND    OOD    All",
             "before           10.0      -   40.0      -   35.0   20.0   30.0",
@@ -86,7 +86,7 @@ def test_table():
             "change          +25.5",
         ]
     )
-    assert "change" not in scores.table(before, None)
+    assert "change" not in score_table.table(before, None)
 
     # Averages say what they lack, and UniME's has its own name.
     accuracy = json.loads(GOLDEN.read_text())["accuracy"]
@@ -95,14 +95,14 @@ def test_table():
         name: value for name, value in whole["datasets"].items() if name not in ("N24News", "GQA")
     }
     part = scores.summary(less, {name: scores.MMEB_V1[name] for name in less})
-    assert "without" not in scores.table(None, whole)
-    (lacks, own) = scores.table(None, part | {"instructions": "data"}).splitlines()[2:4]
+    assert "without" not in score_table.table(None, whole)
+    (lacks, own) = score_table.table(None, part | {"instructions": "data"}).splitlines()[2:4]
     assert lacks == "All: mean of 34 of 36; without N24News, GQA"
     assert own == (
         f"meta_mean: {part['meta_mean']:.1f}, the mean of CLS, VQA, RET, VG, which UniME's first "
         "paper prints as Overall"
     )
-    assert "before" not in scores.table(None, after)
+    assert "before" not in score_table.table(None, after)
 
 
 def test_the_file_of_scores(tmp_path):

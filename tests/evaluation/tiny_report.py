@@ -8,7 +8,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from unime_jax.evaluation import report, scores, tasks
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.report import page as report
 from unime_jax.evaluation.tasks import mmeb
 from unime_jax.training import curves
 

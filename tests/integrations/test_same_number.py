@@ -18,8 +18,9 @@ from experiments import evaluate as experiment
 from tests.integrations.conftest import GRADES
 from tests.tables import for_each
 from unime_jax import files
-from unime_jax.evaluation import results, scores
-from unime_jax.evaluation.retrieval_files import open_sets
+from unime_jax.evaluation import scores
+from unime_jax.evaluation.retrieval.files import open_sets
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import retrieval
 from unime_jax.integrations import mteb as integration
 from unime_jax.integrations import mteb_peers

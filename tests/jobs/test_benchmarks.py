@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate as experiment
-from tests.evaluation.test_benchmark_sets import captioned
+from tests.evaluation.benchmarks.test_sets import captioned
 from unime_jax.embedder import Embedder
 from unime_jax.evaluation import scores, tasks
 from unime_jax.jobs import evaluate

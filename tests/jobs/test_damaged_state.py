@@ -11,7 +11,8 @@ from tests.jobs import tiny_run
 from tests.jobs.tiny_run import metrics
 from unime_jax import files, main
 from unime_jax.data import embedding_store, quarantine
-from unime_jax.evaluation import earlier, scores
+from unime_jax.evaluation import scores
+from unime_jax.evaluation.stored import earlier
 from unime_jax.jobs import train
 from unime_jax.operations.goodput import Goodput
 from unime_jax.training import outcome, resume

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate as experiment
 from tests import children
-from tests.evaluation.test_cached_encoder import encode, texts, vector
+from tests.evaluation.encoding.test_cached_encoder import encode, texts, vector
 from tests.multihost import launch
 from tests.tables import for_each
-from unime_jax.evaluation import cached_encoder, finished, results, scores, tasks
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.encoding import cached_encoder
+from unime_jax.evaluation.stored import finished, results
 from unime_jax.jobs import evaluate
 
 KNOWN = re.compile(r"(\d+) of (\d+) items were known, (\d+) encoded")

@@ -16,7 +16,8 @@ from tests.backbones.test_peft_targets import write_adapter
 from unime_jax import Embedder, backbones, files, sharding
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset
-from unime_jax.evaluation import finished, results, scores
+from unime_jax.evaluation import scores
+from unime_jax.evaluation.stored import finished, results
 from unime_jax.jobs import evaluate
 
 LAST = 2e-6  # of a float32 cosine: other batches sum in another order

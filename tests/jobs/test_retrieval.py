@@ -12,7 +12,8 @@ from experiments import evaluate as experiment
 from tests.jobs import tiny_run
 from tests.multihost import launch
 from unime_jax.embedder import Embedder
-from unime_jax.evaluation import results, scores, tasks
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.stored import results
 from unime_jax.jobs import evaluate, export, train
 from unime_jax.training import evaluations
 

@@ -21,7 +21,7 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, paths, sharding
 from unime_jax.batch import Inputs, Item
-from unime_jax.data.packing import fill_buckets, row_numbers
+from unime_jax.data.bucket_filling import fill_buckets, row_numbers
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.vlm import Execution, Vlm
 

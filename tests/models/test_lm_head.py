@@ -31,7 +31,7 @@ from unime_jax import backbones, paths
 from unime_jax.backbones.preprocessing import judge_prompt
 from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.batch import Item, Media
-from unime_jax.data.packing import fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.data.shared_prefix import pack
 from unime_jax.models.answers import make_answer_logits

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 import unime_jax
 from unime_jax import sharding
-from unime_jax.data.packing import bucket_shapes
+from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 from unime_jax.models import splash
 from unime_jax.planning import costs

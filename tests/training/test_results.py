@@ -12,8 +12,9 @@ import pytest
 from experiments import stage2
 from unime_jax import config_reader, files
 from unime_jax.config import TrainConfig
-from unime_jax.evaluation import report, scores, suite
-from unime_jax.evaluation import results as results_files
+from unime_jax.evaluation import scores, suite
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import results as results_files
 from unime_jax.training import results
 
 SIDE = {"datasets": {"a": 50.0}, "All": 50.0, "composition": {}}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from unime_jax.batch import Row
-from unime_jax.data.packing import smallest_bucket
+from unime_jax.data.bucket_filling import smallest_bucket
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.shared_rows import Prepared, RowSize
 

@@ -1,7 +1,5 @@
 """Training pairs: rows of any format and form in MMEB-train's columns, which `schema` reads."""
 
-import base64
-import binascii
 import contextlib
 import dataclasses
 import difflib
@@ -9,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -18,26 +16,22 @@ from unime_jax import files
 from unime_jax.data import formats, row_forms
 from unime_jax.data.formats import Rows, Source
 from unime_jax.data.images import ImageFile
+from unime_jax.data.pair_cells import (
+    Cells,
+    Image,
+    decoded,
+    id_of,
+    is_given,
+    is_nan,
+    joined,
+    text_of,
+)
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.row_forms import Form, Side
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
 _URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _ITEM = ("text", "image", "images")
-
-
-class Image(NamedTuple):
-    """An image's path, "" if it has none, and its file's content."""
-
-    path: str
-    content: bytes | ImageFile
-
-
-class Cells(NamedTuple):
-    """A side's text and images."""
-
-    text: str | bytes = ""
-    images: tuple[Image, ...] = ()
 
 
 def open_pairs(path: str | files.Path, columns: Mapping[str, str]) -> dict[str, Source]:
@@ -108,7 +102,7 @@ class PairRows:
         row_id = getattr(self.rows, "row_id", None)
         id = ""
         try:
-            id = _id(_cell(row, self.form.id)) or (row_id(index) if row_id else "")
+            id = id_of(_cell(row, self.form.id)) or (row_id(index) if row_id else "")
             return self._mapped(row, id)
         except ValueError as error:
             raise BadExample(self.name, id or str(index), "", str(error)) from error
@@ -157,7 +151,7 @@ class PairRows:
             cell = cell[0] if len(cell) else None
         cells = self._item(cell, row, what)
         images = self._images(_cell(row, side.image), _cell(row, side.path), row, what)
-        return _both(cells, images, what)
+        return joined(cells, images, what)
 
     def _negatives(self, row: Mapping[str, Any], scored: int) -> list[Cells]:
         """Those of the list columns, then those of the numbered ones.
@@ -181,7 +175,7 @@ class PairRows:
         for number, (cell, image, path) in enumerate(zip(*columns, strict=True)):
             what = f"negative {number}"
             images = self._images(image, path, row, what)
-            result.append(_both(self._item(cell, row, what), images, what))
+            result.append(joined(self._item(cell, row, what), images, what))
         numbered = [self._item(row.get(name), row, name) for name in form.numbered]
         if count + len(numbered) != scored:
             numbered = [cells for cells in numbered if cells.text or cells.images]
@@ -189,7 +183,7 @@ class PairRows:
 
     def _item(self, cell: Any, row: Mapping[str, Any], what: str) -> Cells:
         """A text, or a dict of a text and images."""
-        if cell is None or _is_nan(cell):
+        if cell is None or is_nan(cell):
             return Cells()
         if isinstance(cell, str | bytes):
             return Cells(cell)
@@ -228,7 +222,7 @@ class PairRows:
         images = []
         for content, name in zip(contents, names or [None] * len(contents), strict=True):
             image = self._image(content, row, what)
-            images.append(image if name is None else Image(_text(name), image.content))
+            images.append(image if name is None else Image(text_of(name), image.content))
         return tuple(images)
 
     def _image(self, value: Any, row: Mapping[str, Any], what: str) -> Image:
@@ -240,7 +234,7 @@ class PairRows:
                     f"{what}: an image is a dict of {', '.join(map(repr, value)) or 'nothing'};"
                     ' it must have "bytes", "path" or both'
                 )
-            path = _text(value.get("path") or "")
+            path = text_of(value.get("path") or "")
             if value.get("bytes"):
                 return Image(path, self._image(value["bytes"], row, what).content)
             value = path
@@ -253,12 +247,12 @@ class PairRows:
         if not value:
             raise ValueError(f"{what}: an image has neither a path nor bytes")
         if uri := _URI.match(value):
-            return Image("", _decoded(value[uri.end() :], what))
+            return Image("", decoded(value[uri.end() :], what))
         if not self.folders and isinstance(row.get(value), bytes):
             return Image(value, row[value])
         if _BASE64.fullmatch(value) and not self._is_file(value):
             with contextlib.suppress(ValueError):
-                return Image("", _decoded(value, what))
+                return Image("", decoded(value, what))
         if not self.folders:
             raise ValueError(f"{what}: the row has no image {value[:100]!r}")
         return Image(value, ImageFile(self.folders, value))
@@ -271,7 +265,7 @@ class PairRows:
     def _given(self, cell: Any) -> list[Any]:
         """The images of a cell; none if all are empty."""
         values = self._list(cell, (str, dict))
-        return values if any(_is_given(value) for value in values) else []
+        return values if any(is_given(value) for value in values) else []
 
     def _list(self, cell: Any, kinds: tuple[type, ...]) -> list[Any]:
         """The values of a list's cell; of another value, that alone; of an empty one, none.
@@ -279,7 +273,7 @@ class PairRows:
         Args:
           kinds: of values that a list in JSON has, where cells are texts; else it is a text.
         """
-        if cell is None or _is_nan(cell) or (isinstance(cell, str | bytes) and not cell):
+        if cell is None or is_nan(cell) or (isinstance(cell, str | bytes) and not cell):
             return []
         if not self.is_nested and isinstance(cell, str) and cell.lstrip().startswith("["):
             with contextlib.suppress(ValueError, RecursionError):
@@ -291,42 +285,3 @@ class PairRows:
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
     return row.get(name) if name else None
-
-
-def _both(cells: Cells, images: tuple[Image, ...], what: str) -> Cells:
-    """An item's cells, with images from a column of their own."""
-    if cells.images and images:
-        raise ValueError(f"{what}: it has images, and its column of images has others")
-    return Cells(cells.text, cells.images or images)
-
-
-def _decoded(text: str, what: str) -> bytes:
-    try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"{what}: an image is no base64: {error}") from error
-    if not data:
-        raise ValueError(f"{what}: an image in base64 is empty")
-    return data
-
-
-def _is_given(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_is_given(part) for part in value.values())
-    is_empty = hasattr(value, "__len__") and not len(value)
-    return value is not None and not _is_nan(value) and not is_empty
-
-
-def _is_nan(value: Any) -> bool:
-    """Whether a cell is pandas' mark of an empty one."""
-    return isinstance(value, float) and value != value
-
-
-def _id(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        raise ValueError(f"its id is a {type(value).__name__}; it must be a text or a number")
-    return "" if value is None else _text(value)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -2,18 +2,15 @@
 
 import dataclasses
 import difflib
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from unime_jax.batch import Example, Item, Media
-from unime_jax.data.image_markers import without_markers
-from unime_jax.data.images import MAX_PIXELS, ImageError, ImageFile, check
-from unime_jax.data.quarantine import BadExample, MediaError, failed_path, place_of
-from unime_jax.data.strange_texts import text_fault
+from unime_jax.batch import Example, Item
+from unime_jax.data.images import MAX_PIXELS
+from unime_jax.data.quarantine import BadExample
+from unime_jax.data.row_items import Cells, is_given, list_of, read_item, text_of
 
-Cells = tuple[Any, Any, Any]  # an item's text, the paths of its images, and their files
 Draw = Callable[[int], Sequence[int]]  # numbers of the negatives that are taken, of so many
 MINED = "mined"  # column of a row that has `MinedNegatives`
 
@@ -105,10 +102,10 @@ def to_example(
         decoded or has more than `max_pixels`, text that is not UTF-8 or absurdly long, or scores
         that are not one for each candidate. Of several images it says which is bad.
     """
-    id = _text(row.get(schema.id)) or default_id
+    id = text_of(row.get(schema.id)) or default_id
 
     def item(side: str, cells: Cells) -> Item:
-        return _item(cells, (source, id, side), max_pixels)
+        return read_item(cells, (source, id, side), max_pixels)
 
     query = item("query", _cells(row, schema.query))
     positive = item("positive", _positive(row, schema, source, id))
@@ -117,7 +114,7 @@ def to_example(
         mined.check(query, positive)
     given = _given_negatives(row, schema)
     # Numbered without those that are none, as where their images are decoded.
-    kept = [cells for cells in given if _is_given(cells)]
+    kept = [cells for cells in given if is_given(cells)]
     own, count = len(kept), len(kept) + (len(mined.scores) - 1 if mined is not None else 0)
     drawn = tuple(range(count) if draw is None else draw(count))
     negatives = tuple(
@@ -127,7 +124,7 @@ def to_example(
         for number in drawn
     )
     try:
-        scores = _scores(row.get(schema.scores), [_is_given(cells) for cells in given])
+        scores = _scores(row.get(schema.scores), [is_given(cells) for cells in given])
     except (ValueError, TypeError) as error:
         raise BadExample(source, id, "", f"column {schema.scores}: {error}") from error
     if mined is not None and count > own:  # whose scores may be of another scale than the row's
@@ -160,38 +157,19 @@ def target_of(
     Raises:
       BadExample: as `to_example`.
     """
-    id = _text(row.get(schema.id)) or default_id
+    id = text_of(row.get(schema.id)) or default_id
     if not number:
-        return _item(_positive(row, schema, source, id), (source, id, "positive"), max_pixels)
-    kept = [cells for cells in _given_negatives(row, schema) if _is_given(cells)]
+        return read_item(_positive(row, schema, source, id), (source, id, "positive"), max_pixels)
+    kept = [cells for cells in _given_negatives(row, schema) if is_given(cells)]
     if number > len(kept):
         raise BadExample(source, id, "", f"there is no negative {number - 1} of {len(kept)}")
-    return _item(kept[number - 1], (source, id, f"negative {number - 1}"), max_pixels)
-
-
-def _item(cells: Cells, where: tuple[str, str, str], max_pixels: int) -> Item:
-    """The item of some cells; BadExample, which says source, id and side, if it cannot be used."""
-    source, id, side = where
-    text, paths, images = cells
-    try:
-        result = Item(_text(text), _media(paths, images))
-    except UnicodeDecodeError as error:
-        raise BadExample(source, id, "", f"{side}: text is not UTF-8: {error}") from error
-    except ValueError as error:
-        path = error.path if isinstance(error, MediaError) else ""
-        raise BadExample(source, id, path, f"{side}: {error}") from error
-    try:
-        _check(result, max_pixels)
-    except ValueError as error:
-        path = failed_path(result, error)
-        raise BadExample(source, id, path, f"{side}: {error}") from error
-    return result
+    return read_item(kept[number - 1], (source, id, f"negative {number - 1}"), max_pixels)
 
 
 def _positive(row: Mapping[str, Any], schema: Schema, source: str, id: str) -> Cells:
     """The positive's cells; BadExample if they are empty."""
     cells, columns = _cells(row, schema.positive), schema.positive
-    if not _is_given(cells):
+    if not is_given(cells):
         reason = f"no positive: {columns.text} and {columns.path} are empty"
         raise BadExample(source, id, "", reason)
     return cells
@@ -199,7 +177,7 @@ def _positive(row: Mapping[str, Any], schema: Schema, source: str, id: str) -> C
 
 def _given_negatives(row: Mapping[str, Any], schema: Schema) -> list[Cells]:
     """Cells of every place of the lists, also those without a negative."""
-    lists = [_list(cell) for cell in _cells(row, schema.negatives)]
+    lists = [list_of(cell) for cell in _cells(row, schema.negatives)]
     count = max(map(len, lists))
     filled = (values + [""] * (count - len(values)) for values in lists)
     return list(zip(*filled, strict=True))
@@ -207,37 +185,6 @@ def _given_negatives(row: Mapping[str, Any], schema: Schema) -> list[Cells]:
 
 def _cells(row: Mapping[str, Any], columns: Columns) -> Cells:
     return row.get(columns.text), row.get(columns.path), row.get(columns.image)
-
-
-def _is_given(cells: Cells) -> bool:
-    """Whether there is a text, a path or a file."""
-    text, paths, images = cells
-    files = (
-        isinstance(image, ImageFile) or (image is not None and len(image))
-        for image in _values(images)
-    )
-    return bool(text) or any(_values(paths)) or any(files)
-
-
-def _media(paths: Any, images: Any) -> tuple[Media, ...]:
-    """The images of an item; ValueError for a place without one."""
-    names = [*map(_text, _values(paths))]
-    given = [image if isinstance(image, ImageFile) else _bytes(image) for image in _values(images)]
-    if names and given and len(names) != len(given):
-        raise ValueError(f"{len(names)} image paths, but {len(given)} images")
-    count = max(len(names), len(given))
-    places = [f"image {number + 1} of {count}" if count > 1 else "image" for number in range(count)]
-    contents = [_content(*image) for image in zip(given, places)]
-    if not any(names) and not any(contents):
-        return ()
-    media = []
-    for number, (name, content) in enumerate(
-        zip(names or [""] * count, contents or [b""] * count, strict=True), 1
-    ):
-        if not name and not content:
-            raise ValueError(f"image {number} of {count} is missing: there is no path and no bytes")
-        media.append(Media(name or hashlib.sha256(content).hexdigest(), content or None))
-    return tuple(media)
 
 
 def _scores(cell: Any, kept: list[bool]) -> tuple[float, ...]:
@@ -259,63 +206,3 @@ def _grade(cell: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return grade if math.isfinite(grade) else None
-
-
-def _check(item: Item, max_pixels: int) -> None:
-    """Raises ValueError for an item that cannot be used; MediaError if it is one image's fault."""
-    if fault := text_fault(item.text):
-        raise ValueError(fault)
-    for number, image in enumerate(item.media):
-        place = place_of(item, number)
-        if not image.data:
-            reason = f"{place} is missing: there is a path but no bytes"
-            raise MediaError(reason, image.path, place)
-        try:
-            check(image.data, max_pixels=max_pixels)
-        except ImageError as error:
-            reason = f"{place} cannot be decoded: {error}"
-            raise MediaError(reason, image.path, place) from error
-    if not item.media and not without_markers(item.text)[0].strip():
-        raise ValueError("empty text and no image")
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _bytes(value: Any) -> bytes:
-    if value is None or isinstance(value, str) and not value:
-        return b""
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise ValueError(f"an image is a {type(value).__name__}; it must be the bytes of a file")
-    return bytes(value)
-
-
-def _content(image: bytes | ImageFile, place: str) -> bytes:
-    """The bytes of an image's file; MediaError if it cannot be read."""
-    if isinstance(image, bytes):
-        return image
-    try:
-        data = image.read()
-    except FileNotFoundError as error:
-        reason = f"{place} is missing: there is no file {image.path!r} in {image.folders[-1]}"
-        raise MediaError(reason, image.path, place) from error
-    except (OSError, ImageError) as error:
-        raise MediaError(f"{place} cannot be read: {error}", image.path, place) from error
-    if not data:
-        raise MediaError(f"{place} cannot be decoded: the file is empty", image.path, place)
-    return data
-
-
-def _list(cell: Any) -> list[Any]:
-    if cell is None:
-        return []
-    single = isinstance(cell, str | bytes | bytearray | memoryview) or not hasattr(cell, "__iter__")
-    return [cell] if single else list(cell)
-
-
-def _values(cell: Any) -> list[Any]:
-    """The values of a cell, which is a value or a list of some; a cell of "" or b"" has none."""
-    return [] if isinstance(cell, str | bytes) and not cell else _list(cell)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from unime_jax.evaluation.item_table import Encode
+from unime_jax.evaluation.encoding.item_table import Encode
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from unime_jax.batch import Item
-from unime_jax.evaluation.item_table import ItemTable
+from unime_jax.evaluation.encoding.item_table import ItemTable
 
 TOP = 5  # candidates of a row that are kept for display
 ALIGNED = 32  # pairs of a dataset whose full similarity matrix is kept

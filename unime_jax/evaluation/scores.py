@@ -1,13 +1,12 @@
-"""Averages of a run's evaluation, the MMEB table they are printed as, and evaluation.json."""
+"""Averages of a run's evaluation by groups of datasets, and the file evaluation.json."""
 
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from unime_jax import files
-from unime_jax.data.strange_texts import shown
-from unime_jax.evaluation import visdoc
+from unime_jax.evaluation.benchmarks import visdoc
 
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
@@ -18,7 +17,6 @@ RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
 WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
 CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
 COLUMNS = (*METAS, *SPLITS, "All")
-WIDTH = 7  # columns of a table of a composition set; it goes on in another one
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
 
@@ -107,34 +105,6 @@ def notes(scores: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def table(before: Scores | None, after: Scores | None, last_name: str = "after") -> str:
-    """A text table CLS VQA RET VG IND OOD All, and those of the other kinds of scores.
-
-    Retrieval and captions have the 95 % interval of the last line of scores, and a table for each
-    of several sets. `last_name` begins the lines of `after`.
-    """
-    blocks = []
-    if any((scores or {}).get("datasets") for scores in (before, after)):
-        block = _block("hit@1 %", COLUMNS, before, after, last_name)
-        blocks.append("\n".join([block, *notes(after or before or {})]))
-    first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
-    for name, sides in _composition_sets(first, last).items():
-        columns = list(dict.fromkeys([*sides[0], *sides[1]]))
-        width = WIDTH if name else len(columns)  # subsets of no set are one table
-        for start in range(0, len(columns), width):
-            part = columns[start : start + width]
-            blocks.append(_block(f"{shown(name) or 'composition'} %", part, *sides, last_name))
-    first, last = ((scores or {}).get("distillation") or {} for scores in (before, after))
-    if first or last:
-        blocks.append(_block("distillation", ["kl", "overlap"], first, last, last_name, 3))
-    blocks += _retrieval_blocks(before, after, last_name)
-    blocks += _captions_blocks(before, after, last_name)
-    first, last = ((scores or {}).get("clustering") or {} for scores in (before, after))
-    if sets := list(dict.fromkeys([*first, *last])):
-        blocks.append(_block("v-measure %", sets, first, last, last_name))
-    return "\n\n".join(blocks)
-
-
 def composition_groups(names: Iterable[str]) -> dict[str, list[str]]:
     """Names of composition scores by their set, "" for those of none; "<set>/<score>" has one."""
     groups: dict[str, list[str]] = {}
@@ -144,52 +114,9 @@ def composition_groups(names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _composition_sets(
-    first: Mapping[str, float], last: Mapping[str, float]
-) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
-    """Scores of composition before and after, by set and by their names in it."""
-    sets = {}
-    for group, names in composition_groups(dict.fromkeys([*first, *last])).items():
-        start = f"{group}/" if group else ""
-        sides = [{n.removeprefix(start): s[n] for n in names if n in s} for s in (first, last)]
-        sets[group] = (sides[0], sides[1])
-    return sets
-
-
 def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Retrieval scores by set, where there are several."""
     return dict((scores.get("retrieval") or {}).get("datasets") or {})
-
-
-def _retrieval_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
-    """Tables of retrieval: of all sets, then of each where there are several."""
-    first, last = ((scores or {}).get("retrieval") or {} for scores in (before, after))
-    if not first and not last:
-        return
-    sides = retrieval_sets(before or {}), retrieval_sets(after or {})
-    named = {name: (sides[0].get(name), sides[1].get(name)) for name in {**sides[0], **sides[1]}}
-    for name, (a, b) in [("", (first, last)), *named.items()]:
-        of = b or a or {}
-        title = (
-            f"{shown(name) or 'retrieval'}: {of.get('queries')} queries, "
-            f"{of.get('candidates')} candidates"
-        )
-        block = _block("retrieval %", RETRIEVAL, a, b, last_name, intervals=of.get("intervals"))
-        said = [] if name else visdoc.notes(after or before or {})
-        yield "\n".join([title, block, *said])
-
-
-def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
-    """A table of each set of captions: recalls from text to image, then from image to text."""
-    first, last = ((scores or {}).get("captions") or {} for scores in (before, after))
-    for name in dict.fromkeys([*first, *last]):
-        a, b = (flat_recalls(side.get(name)) for side in (first, last))
-        of = last.get(name) or first[name]
-        intervals = flat_recalls(of, "intervals")
-        title = f"{shown(name)}: {of['images']} images, {of['captions']} captions"
-        yield f"{title}\n" + _block(
-            "captions %", CAPTIONS, a, b, last_name, intervals=intervals or None
-        )
 
 
 def flat_recalls(captions: Mapping[str, Any] | None, inner: str = "") -> dict[str, Any]:
@@ -289,39 +216,3 @@ def forget_scores(workdir: files.Path, when: Side) -> None:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _block(
-    title: str,
-    columns: tuple[str, ...] | list[str],
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
-    last_name: str,
-    digits: int = 1,
-    intervals: Mapping[str, Sequence[float]] | None = None,
-) -> str:
-    """`intervals`: [low, high] by column, of the last line of scores."""
-    names = [shown(column) for column in columns]  # of a data set's making
-    widths = [max(7, len(name) + 2) for name in names]
-    start = max(14, len(title) + 1)
-    lines = [f"{title:<{start}}" + "".join(f"{c:>{w}}" for c, w in zip(names, widths, strict=True))]
-
-    def add(name: str, values: list[float | None], form: str) -> None:
-        cells = ["-" if v is None else format(v, form) for v in values]
-        line = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-        lines.append(f"{name:<{start}}{line}")
-
-    first = [(before or {}).get(column) for column in columns]
-    second = [(after or {}).get(column) for column in columns]
-    if before:
-        add("before", first, f".{digits}f")
-    if after:
-        add(last_name, second, f".{digits}f")
-    if intervals:
-        for number, name in enumerate(("95 % from", "95 % to")):
-            values = [intervals[c][number] if c in intervals else None for c in columns]
-            add(name, values, f".{digits}f")
-    if before and after:
-        pairs = zip(first, second, strict=True)
-        add("change", [None if a is None or b is None else b - a for a, b in pairs], f"+.{digits}f")
-    return "\n".join(lines)

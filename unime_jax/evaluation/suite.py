@@ -13,25 +13,20 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.settings import Instructions
-from unime_jax.evaluation import (
-    benchmark_sets,
-    caption_scores,
-    mmeb_rows,
-    prepared_set,
-    retrieval_scores,
-    scores,
-    tasks,
-    visdoc,
-)
-from unime_jax.evaluation.benchmark_sets import open_benchmarks, said
-from unime_jax.evaluation.composition_rules import Score
-from unime_jax.evaluation.item_table import Encode, Images
-from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
+from unime_jax.evaluation import scores, tasks
+from unime_jax.evaluation.benchmarks import mmeb_rows, prepared_set, visdoc
+from unime_jax.evaluation.benchmarks import sets as benchmark_sets
+from unime_jax.evaluation.benchmarks.composition_rules import Score
+from unime_jax.evaluation.benchmarks.prepared_set import PreparedSet, TaskSettings
+from unime_jax.evaluation.benchmarks.sets import open_benchmarks, said
+from unime_jax.evaluation.encoding.item_table import Encode, Images
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
+from unime_jax.evaluation.encoding.stored_images import open_images
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.evaluation.retrieval_data import PLACE, images_of
-from unime_jax.evaluation.retrieval_files import open_sets
-from unime_jax.evaluation.shared_encoder import SharedEncoder
-from unime_jax.evaluation.stored_images import open_images
+from unime_jax.evaluation.retrieval import caption_scores
+from unime_jax.evaluation.retrieval import scores as retrieval_scores
+from unime_jax.evaluation.retrieval.data import PLACE, images_of
+from unime_jax.evaluation.retrieval.files import open_sets
 from unime_jax.evaluation.tasks import composition, distillation, mmeb, retrieval
 from unime_jax.evaluation.tasks.captions import CAPTION, CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult

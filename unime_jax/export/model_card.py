@@ -17,7 +17,7 @@ from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.config import Contrastive, Distillation, JudgeDistillation, MergeConfig, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
-from unime_jax.evaluation import scores
+from unime_jax.evaluation import score_table, scores
 from unime_jax.export import sentence_transformers
 
 EXAMPLES = 4  # prompts that are shown
@@ -69,7 +69,7 @@ def write(
         origin=f"{_origin(settings, backbone)} It was trained with unime_jax.",
         cosine=cosine,
         rows=_training(settings, steps, sources) | _warning(warnings),
-        scores=markdown_block(scores.table(sides.get("before"), sides.get("after")))
+        scores=markdown_block(score_table.table(sides.get("before"), sides.get("after")))
         if sides
         else "",
         evaluated=", ".join(map(markdown, sides["after"]["datasets"])) if "after" in sides else "",

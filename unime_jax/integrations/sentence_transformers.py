@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from unime_jax import files
 from unime_jax.backbones.io.fingerprint import hashes
 from unime_jax.batch import Item
-from unime_jax.evaluation.item_table import Encode
+from unime_jax.evaluation.encoding.item_table import Encode
 from unime_jax.evaluation.peer import Peer
 from unime_jax.integrations.peer_inputs import (
     PeerInput,

@@ -13,7 +13,7 @@ from unime_jax.data import (
     embedding_store,
     formats,
 )
-from unime_jax.evaluation import retrieval_files
+from unime_jax.evaluation.retrieval import files as retrieval_files
 from unime_jax.evaluation.tasks import distillation
 
 

@@ -20,16 +20,12 @@ from ml_collections import ConfigDict
 from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.embedding_store import open_embeddings
-from unime_jax.evaluation import (
-    finished,
-    headline,
-    provenance,
-    report,
-    scores,
-    tasks,
-)
-from unime_jax.evaluation.benchmark_sets import said
+from unime_jax.evaluation import score_table, scores, tasks
+from unime_jax.evaluation.benchmarks.sets import said
 from unime_jax.evaluation.peer import Peer
+from unime_jax.evaluation.report import headline
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import finished, provenance
 from unime_jax.evaluation.suite import (
     Key,
     Suite,
@@ -241,6 +237,6 @@ def _leave(
         },
         retrieval={"after": retrievals(results) | caption_rankings(results)},
     )
-    logging.info("%s\n\n%s\n\nreport: %s", workdir, scores.table(None, found, "score"), path)
+    logging.info("%s\n\n%s\n\nreport: %s", workdir, score_table.table(None, found, "score"), path)
     if suite.not_run:
         logging.warning("benchmark sets that were not run:\n%s", said(suite.not_run))

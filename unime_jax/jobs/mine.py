@@ -24,7 +24,7 @@ from unime_jax.data.mined_table import Layout, Writer
 from unime_jax.data.mining_corpus import open_corpus
 from unime_jax.data.mining_rows import MiningRows
 from unime_jax.data.pairs import open_pairs
-from unime_jax.evaluation import mined_blocks
+from unime_jax.evaluation.mining import blocks as mined_blocks
 from unime_jax.jobs import embed, preflight, preflight_models
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock
 from unime_jax.operations.config_file import write_config

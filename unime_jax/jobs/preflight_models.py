@@ -12,7 +12,7 @@ from unime_jax.data import (
     schema,
 )
 from unime_jax.data.pairs import open_pairs
-from unime_jax.evaluation import benchmark_sets
+from unime_jax.evaluation.benchmarks import sets as benchmark_sets
 from unime_jax.export import merge_parts
 from unime_jax.jobs.common_checks import (
     Made,

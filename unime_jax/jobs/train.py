@@ -19,7 +19,8 @@ from unime_jax import config, config_reader, files, paths
 from unime_jax.data import formats
 from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.reader import Reader
-from unime_jax.evaluation import earlier, scores, suite
+from unime_jax.evaluation import scores, suite
+from unime_jax.evaluation.stored import earlier
 from unime_jax.jobs import boundary, export, preflight
 from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, exits, stop, watchdog

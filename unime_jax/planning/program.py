@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from unime_jax import backbones, config, encode, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
-from unime_jax.data.packing import bucket_shapes
+from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution

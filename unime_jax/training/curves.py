@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unime_jax import files
-from unime_jax.evaluation import figures, report
-from unime_jax.evaluation.figures import BLUE, GREY, VERMILLION
+from unime_jax.evaluation.report import figures
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.report.figures import BLUE, GREY, VERMILLION
 from unime_jax.training import metrics, outcome, tally
 
 Records = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl

@@ -9,7 +9,10 @@ from absl import logging
 
 from unime_jax import config, files
 from unime_jax.encode import Encoder
-from unime_jax.evaluation import headline, report, results, scores, suite
+from unime_jax.evaluation import score_table, scores, suite
+from unime_jax.evaluation.report import headline
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import results
 from unime_jax.training import curves, outcome
 
 
@@ -94,6 +97,6 @@ def log_results(workdir: files.Path) -> None:
     if jax.process_index() != 0:
         return
     if sides := scores.read_scores(workdir):
-        table = scores.table(sides.get("before"), sides.get("after"))
+        table = score_table.table(sides.get("before"), sides.get("after"))
         logging.info("%s\n\n%s\n\nreport: %s", workdir, table, workdir / report.FILE)
     outcome.say(workdir)

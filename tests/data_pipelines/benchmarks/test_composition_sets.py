@@ -16,9 +16,11 @@ from data_pipelines.benchmarks.catalogue import load
 from data_pipelines.benchmarks.hub import HuggingFaceHub
 from tests.tables import for_each
 from unime_jax.data.images import decode
-from unime_jax.evaluation import composition_rules, results, scores, tasks
-from unime_jax.evaluation.benchmark_sets import open_benchmarks
-from unime_jax.evaluation.prepared_set import TaskSettings, images_of
+from unime_jax.evaluation import score_table, tasks
+from unime_jax.evaluation.benchmarks import composition_rules
+from unime_jax.evaluation.benchmarks.prepared_set import TaskSettings, images_of
+from unime_jax.evaluation.benchmarks.sets import open_benchmarks
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import composition
 
 SETTINGS = TaskSettings("<|image_1|>", "{caption}", 0)
@@ -262,7 +264,7 @@ def test_raw_public_files_become_the_scores_of_each_benchmarks_rule(tmp_path, na
     found = {key: score.percent for key, score in composition.scores_of(loaded).items()}
     assert found == pytest.approx({f"{name}/{key}": value for key, value in expected.items()})
     # Tables have the set's name before them, and few columns.
-    blocks = scores.table(None, {"composition": found}).split("\n\n")
+    blocks = score_table.table(None, {"composition": found}).split("\n\n")
     heads = [block.splitlines()[0].split() for block in blocks]
     assert all(head[:2] == [name, "%"] for head in heads)
     assert [column for head in heads for column in head[2:]] == list(expected)

@@ -20,7 +20,7 @@ from tests.tables import for_each
 from unime_jax import config, config_reader
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.data.schema import to_example
-from unime_jax.evaluation import scores, suite
+from unime_jax.evaluation import score_table, scores, suite
 from unime_jax.operations.recipes import base
 from unime_jax.training import inputs
 
@@ -142,7 +142,7 @@ def test_both_layouts_go_from_raw_files_to_the_same_scores(tmp_path):
     assert (found["VQA"], found["All"]) == (None, pytest.approx(250 / 3))
     absent = [name for name in scores.MMEB_V1 if name not in found["datasets"]]
     assert found["missing"] == absent and len(absent) == 34
-    lines = scores.table(None, found, "score").splitlines()
+    lines = score_table.table(None, found, "score").splitlines()
     assert lines[2] == f"All: mean of 2 of 36; without {', '.join(absent)}"
     assert lines[3:] == ["instructions: data"]
 

@@ -19,8 +19,8 @@ from tests.data_pipelines.benchmarks.test_mteb_retrieval import (
     picture,
 )
 from unime_jax.evaluation import tasks
-from unime_jax.evaluation.prepared_set import TaskSettings, open_set
-from unime_jax.evaluation.prepared_set import images_of as stored
+from unime_jax.evaluation.benchmarks.prepared_set import TaskSettings, open_set
+from unime_jax.evaluation.benchmarks.prepared_set import images_of as stored
 from unime_jax.evaluation.tasks import clustering
 
 

@@ -12,8 +12,9 @@ from data_pipelines.benchmarks import check, mteb_retrieval
 from data_pipelines.benchmarks.mteb_retrieval import read
 from data_pipelines.benchmarks.prepare import prepare
 from tests.data_pipelines.benchmarks.folder_hub import FolderHub, public
-from unime_jax.evaluation import retrieval_scores, tasks
-from unime_jax.evaluation.retrieval_files import open_sets
+from unime_jax.evaluation import tasks
+from unime_jax.evaluation.retrieval import scores as retrieval_scores
+from unime_jax.evaluation.retrieval.files import open_sets
 from unime_jax.evaluation.tasks import retrieval
 
 

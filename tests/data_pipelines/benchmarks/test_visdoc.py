@@ -9,7 +9,8 @@ from data_pipelines.benchmarks import visdoc as reader
 from data_pipelines.benchmarks.prepare import prepare
 from tests.data_pipelines.benchmarks.folder_hub import FolderHub, public
 from tests.data_pipelines.benchmarks.test_mteb_retrieval import PICTURES, images_of, parquet
-from unime_jax.evaluation import scores, suite, visdoc
+from unime_jax.evaluation import scores, suite
+from unime_jax.evaluation.benchmarks import visdoc
 
 LONG = "a_name_that_is_longer_than_file_systems_take_" * 8
 

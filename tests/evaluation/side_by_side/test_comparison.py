@@ -12,11 +12,13 @@ from tests.evaluation.side_by_side.tiny_runs import (
     write_training,
 )
 from tests.evaluation.tiny_report import TABLE
-from unime_jax.evaluation import composition_rules, published, retrieval_scores, scores
-from unime_jax.evaluation import results as results_lib
-from unime_jax.evaluation.composition_rules import RuleResult
+from unime_jax.evaluation import scores
+from unime_jax.evaluation.benchmarks import composition_rules, published
+from unime_jax.evaluation.benchmarks.composition_rules import RuleResult
+from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.side_by_side import comparison, rows
 from unime_jax.evaluation.side_by_side.runs import Group, read_run
+from unime_jax.evaluation.stored import results as results_lib
 from unime_jax.evaluation.tasks.captions import CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 

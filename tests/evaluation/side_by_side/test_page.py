@@ -10,7 +10,7 @@ from PIL import Image
 from tests.evaluation.side_by_side.tiny_runs import write_evaluation, write_training
 from tests.evaluation.tiny_report import TABLE, Page, words_of
 from unime_jax.evaluation import compare, scores
-from unime_jax.evaluation.item_table import bare_item
+from unime_jax.evaluation.encoding.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.side_by_side import comparison, page
 from unime_jax.evaluation.side_by_side.runs import Group, Run

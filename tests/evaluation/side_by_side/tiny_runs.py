@@ -3,7 +3,8 @@
 import json
 
 from tests.evaluation.tiny_report import TABLE, image_bytes
-from unime_jax.evaluation import results, scores
+from unime_jax.evaluation import scores
+from unime_jax.evaluation.stored import results
 
 
 def write_evaluation(workdir, rankings, config=None, **kinds):

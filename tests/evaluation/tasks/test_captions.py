@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.tables import for_each
-from unime_jax.evaluation import results, scores, tasks
-from unime_jax.evaluation.caption_scores import of_set
+from unime_jax.evaluation import score_table, scores, tasks
+from unime_jax.evaluation.retrieval.caption_scores import of_set
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import captions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
@@ -89,7 +90,7 @@ def test_ties_and_copies_never_help_and_only_the_own_row_is_right(tmp_path):
     assert of_set(loaded) == of_set(result) and loaded.t2i.items == result.t2i.items
     np.testing.assert_array_equal(loaded.i2t.top, result.i2t.top)
     found = scores.summary({}, {}) | {"captions": {"tiny": of_set(loaded)}}
-    text = scores.table(None, found, "score")
+    text = score_table.table(None, found, "score")
     title, header, line, low, high = text.split("\n")
     assert title == "tiny: 2 images, 4 captions"
     assert header.split()[2:] == " ".join(scores.CAPTIONS).split()

@@ -10,9 +10,12 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
 from tests.tables import for_each
-from unime_jax.evaluation import prepared_set, report, results, scores, tasks
-from unime_jax.evaluation.benchmark_sets import open_benchmarks
-from unime_jax.evaluation.prepared_set import TaskSettings
+from unime_jax.evaluation import score_table, scores, tasks
+from unime_jax.evaluation.benchmarks import prepared_set
+from unime_jax.evaluation.benchmarks.prepared_set import TaskSettings
+from unime_jax.evaluation.benchmarks.sets import open_benchmarks
+from unime_jax.evaluation.report import page as report
+from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.suite import Suite, summary
 from unime_jax.evaluation.tasks import clustering
 
@@ -81,7 +84,9 @@ def test_a_prepared_set_is_scored_as_scikit_learn_does(tmp_path):
     suite = Suite(opened.tasks, {}, tmp_path, opened.sets, opened.not_run)
     found = summary(suite, {("clustering", "shapes"): result})
     assert found["clustering"] == {"shapes": result.v_measure}
-    assert f"v-measure %     shapes\nscore{expected:>17.1f}" in scores.table(None, found, "score")
+    assert f"v-measure %     shapes\nscore{expected:>17.1f}" in score_table.table(
+        None, found, "score"
+    )
     scores.write_scores(tmp_path, "scores", found)
     assert scores.read_scores(tmp_path) == {"scores": found}
     page = report.write_report(

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.tables import for_each
-from unime_jax.evaluation import composition_rules, tasks
+from unime_jax.evaluation import tasks
+from unime_jax.evaluation.benchmarks import composition_rules
 from unime_jax.evaluation.tasks import composition
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "sugarcrepe"

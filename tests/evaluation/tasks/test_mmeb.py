@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 from tests.tables import for_each
 from unime_jax.backbones.preprocessing.images import decode_images
 from unime_jax.batch import Item, Media
-from unime_jax.evaluation import gallery, tasks
-from unime_jax.evaluation import results as results_files
+from unime_jax.evaluation import tasks
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.ranking import TOP
-from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.report import gallery
+from unime_jax.evaluation.stored import results as results_files
 from unime_jax.evaluation.tasks import composition, mmeb
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"

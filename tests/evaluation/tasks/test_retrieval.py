@@ -9,10 +9,11 @@ from absl import logging
 from PIL import Image
 
 from tests.tables import for_each
-from unime_jax.evaluation import finished, scores, tasks
-from unime_jax.evaluation import results as results_files
-from unime_jax.evaluation.retrieval_data import Judged, Pairs, images_of
-from unime_jax.evaluation.retrieval_scores import of_sets, per_query
+from unime_jax.evaluation import score_table, scores, tasks
+from unime_jax.evaluation.retrieval.data import Judged, Pairs, images_of
+from unime_jax.evaluation.retrieval.scores import of_sets, per_query
+from unime_jax.evaluation.stored import finished
+from unime_jax.evaluation.stored import results as results_files
 from unime_jax.evaluation.tasks import retrieval
 
 
@@ -274,4 +275,4 @@ def test_a_result_on_disk_is_the_same(tmp_path):
     assert side["retrieval"].pop("nDCG@5") > 0 and side["retrieval"]["intervals"].pop("nDCG@5")
     scores.write_scores(tmp_path, "scores", side)
     assert scores.read_scores(tmp_path) == {"scores": side}
-    assert " - " in scores.table(None, side)
+    assert " - " in score_table.table(None, side)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation import visdoc
+from unime_jax.evaluation.benchmarks import visdoc
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import CHOSEN, COMPOSITION, DATASETS, Column

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.published import PublishedModel
+from unime_jax.evaluation.benchmarks.published import PublishedModel
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side.changes import changes_from, values_of
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, DATASETS, Column

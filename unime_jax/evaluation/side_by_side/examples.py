@@ -8,9 +8,9 @@ import numpy as np
 
 from unime_jax.batch import Item
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.gallery import EXAMPLES, SMALL, Card, card, fill
-from unime_jax.evaluation.item_table import Images
+from unime_jax.evaluation.encoding.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.report.gallery import EXAMPLES, SMALL, Card, card, fill
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 ANSWERS = 3  # of each model

@@ -7,9 +7,10 @@ from typing import Any
 import matplotlib
 
 from unime_jax import files
-from unime_jax.evaluation import figures, gallery, report
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.item_table import Images
+from unime_jax.evaluation.encoding.item_table import Images
+from unime_jax.evaluation.report import figures, gallery
+from unime_jax.evaluation.report import page as report
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import examples, formats
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, Column

@@ -9,12 +9,14 @@ from absl import logging
 
 from unime_jax import files
 from unime_jax.data.images import ImageError
-from unime_jax.evaluation import prepared_set, retrieval_data, suite
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.item_table import Images
-from unime_jax.evaluation.retrieval_files import open_sets
+from unime_jax.evaluation import suite
+from unime_jax.evaluation.benchmarks import prepared_set
+from unime_jax.evaluation.encoding.item_table import Images
+from unime_jax.evaluation.encoding.stored_images import open_images
+from unime_jax.evaluation.retrieval import data as retrieval_data
+from unime_jax.evaluation.retrieval.files import open_sets
 from unime_jax.evaluation.side_by_side.runs import Run
-from unime_jax.evaluation.stored_images import open_images
 
 
 def table_of(run: Run) -> scores_lib.Table:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from unime_jax.evaluation.published import (
+from unime_jax.evaluation.benchmarks.published import (
     CAPTION_SETS,
     CAPTIONS,
     MMEB,

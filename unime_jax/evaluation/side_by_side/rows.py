@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from unime_jax.evaluation import composition_rules, retrieval_scores
-from unime_jax.evaluation.composition_rules import RuleResult
+from unime_jax.evaluation.benchmarks import composition_rules
+from unime_jax.evaluation.benchmarks.composition_rules import RuleResult
 from unime_jax.evaluation.ranking import DatasetResult
+from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.scores import RECALLS, RETRIEVAL
 from unime_jax.evaluation.side_by_side.columns import DATASETS, Column
 from unime_jax.evaluation.tasks.captions import CaptionsResult

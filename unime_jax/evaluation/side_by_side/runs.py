@@ -8,11 +8,12 @@ from typing import Any, Literal
 from absl import logging
 
 from unime_jax import files
-from unime_jax.evaluation import finished, published, results
 from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation.benchmarks import published
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import Column, flatten
+from unime_jax.evaluation.stored import finished, results
 from unime_jax.evaluation.tasks.captions import CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 

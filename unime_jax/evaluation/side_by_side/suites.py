@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.published import MMEB
+from unime_jax.evaluation.benchmarks.published import MMEB
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, DATASETS, Column
 from unime_jax.evaluation.side_by_side.runs import Group, not_mmeb
 

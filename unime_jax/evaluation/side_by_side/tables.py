@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unime_jax import files
-from unime_jax.evaluation import published
+from unime_jax.evaluation.benchmarks import published
 from unime_jax.evaluation.side_by_side import comparison, formats, page, places
 from unime_jax.evaluation.side_by_side.columns import AVERAGES, CHOSEN, COMPOSITION, Column
 from unime_jax.evaluation.side_by_side.lines import Comparison

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from unime_jax.batch import Item
-from unime_jax.evaluation.item_table import Encode, Images, ItemTable, blamed
-from unime_jax.evaluation.shared_encoder import SharedEncoder
+from unime_jax.evaluation.encoding.item_table import Encode, Images, ItemTable, blamed
+from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 
 GROUP = 2048  # items, from which on tasks are not encoded together with the next one
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from unime_jax.data.formats import Source
-from unime_jax.evaluation.corpus_ranking import Judgements, judgements_of
-from unime_jax.evaluation.item_table import (
+from unime_jax.evaluation.benchmarks.prepared_set import PreparedSet, TaskSettings
+from unime_jax.evaluation.encoding.item_table import (
     Encode,
     Images,
     ItemTable,
@@ -25,7 +25,7 @@ from unime_jax.evaluation.item_table import (
     paths_of,
     text_of,
 )
-from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
+from unime_jax.evaluation.retrieval.corpus_ranking import Judgements, judgements_of
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult, rank_corpus
 
 CAPTION = "{caption}"  # in a prompt, where the caption goes

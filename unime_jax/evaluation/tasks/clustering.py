@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from unime_jax.data.formats import Source
-from unime_jax.evaluation.item_table import (
+from unime_jax.evaluation.benchmarks.prepared_set import PreparedSet, TaskSettings
+from unime_jax.evaluation.encoding.item_table import (
     Encode,
     Images,
     ItemTable,
@@ -22,7 +23,6 @@ from unime_jax.evaluation.item_table import (
     paths_of,
     text_of,
 )
-from unime_jax.evaluation.prepared_set import PreparedSet, TaskSettings
 from unime_jax.evaluation.tasks.captions import CAPTION
 
 BATCH, SEED = 500, 42  # of k-means, as in mteb

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float32, Int32
 
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
-from unime_jax.evaluation.composition_rules import RULES, RuleResult, Score, named_scores
-from unime_jax.evaluation.item_table import (
+from unime_jax.evaluation.benchmarks.composition_rules import RULES, RuleResult, Score, named_scores
+from unime_jax.evaluation.benchmarks.prepared_set import FILE, PreparedSet, TaskSettings
+from unime_jax.evaluation.encoding.item_table import (
     Encode,
     Images,
     ItemTable,
@@ -23,7 +24,6 @@ from unime_jax.evaluation.item_table import (
     paths_of,
     text_of,
 )
-from unime_jax.evaluation.prepared_set import FILE, PreparedSet, TaskSettings
 
 COLUMNS = ("image_path", "caption", "negative_caption")
 SUGARCREPE = "sugarcrepe"  # the rule of rows in these columns

@@ -15,7 +15,7 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import Source
 from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import check_names, to_example
-from unime_jax.evaluation.item_table import Encode, Images
+from unime_jax.evaluation.encoding.item_table import Encode, Images
 
 NEIGHBOURS = 10
 HELD_OUT = "test"

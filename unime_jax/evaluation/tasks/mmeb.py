@@ -1,7 +1,7 @@
 """MMEB protocol: each row's query among its own candidates, the gold first.
 
 Models are left out (an `encode` function is handed in), so are averages (scores.py) and drawing
-(report.py). Evaluation data must be complete: nothing is skipped, every gap is an error.
+(report/page.py). Evaluation data must be complete: nothing is skipped, every gap is an error.
 """
 
 import array
@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
-from unime_jax.evaluation.item_table import (
+from unime_jax.evaluation.encoding.item_table import (
     Encode,
     Images,
     ItemTable,

@@ -9,10 +9,11 @@ from absl import logging
 from jaxtyping import Bool, Float32, Float64, Int32
 
 from unime_jax.batch import Item
-from unime_jax.evaluation import corpus_ranking, ranking
-from unime_jax.evaluation.corpus_ranking import Judgements, Places
-from unime_jax.evaluation.item_table import Encode, Images, ItemTable, encode_table
-from unime_jax.evaluation.retrieval_data import RetrievalData, images_of
+from unime_jax.evaluation import ranking
+from unime_jax.evaluation.encoding.item_table import Encode, Images, ItemTable, encode_table
+from unime_jax.evaluation.retrieval import corpus_ranking
+from unime_jax.evaluation.retrieval.corpus_ranking import Judgements, Places
+from unime_jax.evaluation.retrieval.data import RetrievalData, images_of
 
 SHOWN = 3  # queries whose first candidates are kept for display
 

@@ -1,0 +1,1 @@
+"""Items of a dataset and their images as vectors: each item once, and kept on disk if wanted."""
