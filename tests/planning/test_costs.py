@@ -32,7 +32,11 @@ def test_costs_is_the_only_module_that_looks_into_programs():
         for file in package.rglob("*.py")
         if "planning.counting" in file.read_text()
     }
-    assert importers == {"planning/costs.py", "planning/counting/traffic.py"}
+    assert importers == {
+        "planning/costs.py",
+        "planning/counting/sources.py",
+        "planning/counting/traffic.py",
+    }
 
     # Products and convolutions also of a scan and its gradient
     assert count(jnp.matmul, shaped(3, 5), shaped(5, 7)) == 2 * 3 * 5 * 7

@@ -7,6 +7,6 @@ those that the partitioner puts in.
 """
 
 from unime_jax.planning.counting.jaxpr import flops
-from unime_jax.planning.counting.traffic import Traffic, traffic
+from unime_jax.planning.counting.traffic import Moved, Operation, Traffic, traffic
 
-__all__ = ["Traffic", "flops", "traffic"]
+__all__ = ["Moved", "Operation", "Traffic", "flops", "traffic"]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from unime_jax.planning import largest
 from unime_jax.planning.chips import parse
 from unime_jax.planning.estimate import Estimate, Work
 from unime_jax.planning.memory import Memory
@@ -12,6 +13,11 @@ NOTE = (
     "Memory is what the compiler says of the program, with a second batch: the next one is placed "
     "while a step runs. Step times are estimates, and bounds at that: published peaks of the chip, "
     "everything overlapped, for batches as assumed. Nothing here was measured on a TPU."
+)
+LARGEST = (
+    f"The {largest.MOST} largest readers and writers of HBM and the {largest.MOST} largest "
+    "collectives of a step, on one chip; loops counted. Lines of the backward pass are of the call "
+    "that differentiates."
 )
 HEADER = (
     ("recipe", "slice", "batch", "chunk", "weights", "optimizer", "inputs (2 batches)")
@@ -65,7 +71,23 @@ def entry_from_json(values: dict[str, Any]) -> Entry:
     own = {field.name: values[field.name] for field in dataclasses.fields(Entry)}
     for key, kind in (("memory", Memory), ("work", Work), ("estimate", Estimate)):
         own[key] = own[key] and kind(**own[key])
+    if own["work"]:
+        for key in ("readers_and_writers", "collectives"):
+            movers = [largest.Mover(**mover) for mover in values["work"][key]]
+            own["work"] = dataclasses.replace(own["work"], **{key: movers})
     return Entry(**own)
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The table of plans, and of each compiled one the operations that move most."""
+    parts = [table(entries)]
+    for entry in entries:
+        moved = entry.work and largest.tables(
+            entry.work.readers_and_writers, entry.work.collectives
+        )
+        if moved:
+            parts.append(f"## {entry.recipe} on {entry.topology}\n\n{LARGEST}\n\n{moved}")
+    return "\n\n".join(parts)
 
 
 def table(entries: Sequence[Entry]) -> str:
