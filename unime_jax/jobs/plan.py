@@ -22,7 +22,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.data import inference_shapes
 from unime_jax.data.shapes import Bucket
 from unime_jax.jobs import boundary
-from unime_jax.planning import chips, compiler, estimate, memory, program, report, suggest
+from unime_jax.planning import chips, compiler, estimate, memory, program, report, search, suggest
 from unime_jax.planning.report import Entry
 from unime_jax.planning.suggest import Settings
 from unime_jax.training import automatic, size_checks
@@ -107,7 +107,10 @@ class Recipe:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 files.set_aside(cached, error)
         entry = self.attempt(topology, self.settings)
-        if entry.compiler and entry.memory and self.planned.suggest:
+        if entry.compiler and entry.memory and entry.memory.fits and self.planned.search:
+            searched, said = search.search(self, topology, entry, self.planned.search)
+            entry = dataclasses.replace(entry, searched=searched, suggestion=said)
+        elif entry.compiler and entry.memory and self.planned.suggest:
             look = suggest.faster if entry.memory.fits else suggest.suggest
             entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one
