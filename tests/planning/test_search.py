@@ -14,7 +14,7 @@ from unime_jax.planning.memory import Memory
 
 SLICE = chips.parse("v5e:4x4")
 ROWS, CHUNK, GB = 2048, 64, 10**9
-KEPT = {"none": 80e6, "dots": 30e6, "full": 10e6}  # bytes of a row of a chunk on one chip
+KEPT = {"none": 2.2e9, "dots": 0.9e9, "full": 0.1e9}  # bytes of a row of a chunk on one chip
 PASSES = {"none": 3.0, "dots": 3.0, "full": 4.0}
 
 
@@ -23,6 +23,7 @@ def training(**changes):
     planned.topologies, planned.search = (SLICE.name,), 3
     planned.run.batch_size, planned.run.chunk_size = ROWS // 2, CHUNK
     planned.run.execution.remat = "full"
+    planned.run.mesh.data, planned.run.mesh.fsdp = 1, -1
     planned.update(changes)
     return planned
 

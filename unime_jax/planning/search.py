@@ -36,7 +36,7 @@ def search(recipe: Attempt, topology: str, entry: Entry, most: int) -> tuple[lis
         for changed, flags in _grid(settings, entry.settings["mesh"])
         if (candidate := _predicted(recipe, topology, entry, changed, flags))
     ]
-    drafts.sort(key=lambda draft: draft[1].predicted_seconds)
+    drafts.sort(key=lambda draft: (draft[1].predicted_seconds, draft[1].ratio))
     own = _row(entry, settings, "", given.seconds, entry.memory.known_peak)
     candidates, tried, best = [_compiled(own, entry)], 0, own
     for changed, candidate in drafts:

@@ -29,7 +29,8 @@ class Frames:
 
     def trace(self, frame: int) -> str:
         """The innermost lines of the package, "lora.py:40 < decoder.py:9", or one of elsewhere."""
-        innermost, own = self.lines.get(frame, ""), []
+        innermost = self.lines.get(frame, "")
+        own: list[str] = []
         while frame in self.lines and len(own) < DEPTH:
             if self.lines[frame].startswith(PACKAGE):
                 own.append(self.lines[frame].removeprefix(PACKAGE))
