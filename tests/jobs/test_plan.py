@@ -171,7 +171,7 @@ def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
     # What moves most has a source line of the package, each layer's and chunk's run counted
     assert 1 < len(work["readers_and_writers"]) <= 10 and work["collectives"]
     gather = work["collectives"][0]
-    assert gather["source"].startswith("models/") and gather["operation"].startswith("all-gather: ")
+    assert gather["source"].startswith("models/") and gather["runs"] >= 1
     assert max(each["runs"] for each in work["readers_and_writers"]) > 1
     assert sum(each["sent"] for each in work["collectives"]) <= sum(work["ici"].values())
     assert "## embed on v5e:2x4" in text and f"| {gather['source']} |" in text
