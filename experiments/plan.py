@@ -98,6 +98,7 @@ def plan_of(recipe: str) -> ConfigDict:
     config.model = ""  # a folder whose config.json stands in for the backbone's
     config.teacher = 0  # width of its embeddings
     config.suggest = True  # changes that fit, or that fill a slice
+    config.search = 0  # programs compiled in search of a faster step by chunk, remat and mesh
     config.update(EXPECTED.get(recipes.short(recipe), {}))
     config.run = recipes.load(recipe)
     return config

@@ -165,6 +165,7 @@ def test_what_is_left_open_is_asked_for(tmp_path):
                 "model": "",
                 "teacher": 0,
                 "suggest": False,
+                "search": 0,
                 "run": own.get_config().to_dict(),
             }
         )

@@ -165,7 +165,16 @@ def test_with_a_compiler_and_then_from_the_cache(model, cpu_compiler, tmp_path):
     assert sum(work["ici"].values()) > 0 and work["hbm"] > 0
     best = found["estimate"]
     assert best["seconds"] == max(best["compute"], best["hbm"], best["ici"])
-    assert "| yes |" in (tmp_path / "plan.md").read_text()
+    text = (tmp_path / "plan.md").read_text()
+    assert "| yes |" in text
+
+    # What moves most has a source line of the package, each layer's and chunk's run counted
+    assert 1 < len(work["readers_and_writers"]) <= 10 and work["collectives"]
+    gather = work["collectives"][0]
+    assert gather["source"].startswith("models/") and gather["runs"] >= 1
+    assert max(each["runs"] for each in work["readers_and_writers"]) > 1
+    assert sum(each["sent"] for each in work["collectives"]) <= sum(work["ici"].values())
+    assert "## embed on v5e:2x4" in text and f"| {gather['source']} |" in text
 
     plan.run(given, tmp_path)  # the same plan: nothing is compiled, or even opened
     assert read(tmp_path) == [found] and len(cpu_compiler) == 1

@@ -38,6 +38,7 @@ def test_costs_is_the_only_module_that_looks_into_programs():
         "planning/costs.py",
         "planning/counting/traffic.py",
         "planning/counting/kernels.py",
+        "planning/counting/sources.py",
     }
 
     # Products and convolutions also of a scan and its gradient

@@ -10,7 +10,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
-from unime_jax.planning import chips, compiler, estimate, memory
+from unime_jax.planning import chips, compiler, estimate, largest, memory
 from unime_jax.planning.program import abstract_mesh, train_program
 
 TEXT = dict(
@@ -123,6 +123,13 @@ def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     # Forward, again for the backward pass, and gradients: 3 to 5 times (an all-reduce is two).
     assert 2.5 * 7 / 8 * kernels < two - one < 7 * 7 / 8 * kernels
     assert hbm_two > hbm_one > 0
+
+    # By operation: both bounds of a loop over chunks and layers, and every pass
+    collectives = largest.of_ici(estimate.traffic(tiny, (2,), text))
+    assert all(mover.source.startswith(("models/", "training/")) for mover in collectives[:3])
+    passes = {mover.operation.rpartition(", ")[2] for mover in collectives}
+    assert {"forward", "backward"} <= passes, collectives
+    assert max(mover.runs for mover in collectives) >= 2 * TEXT["num_hidden_layers"]
 
 
 @pytest.fixture(scope="module")

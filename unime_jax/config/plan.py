@@ -21,7 +21,17 @@ class PlanConfig:
     model: str
     teacher: int  # width of a teacher's embeddings, for losses that use them
     suggest: bool  # look for changes that fit, or that fill a slice; each try compiles
+    # programs that a search over chunk size, remat and mesh compiles, at most, for a faster step of
+    # what fits; 0: no search, `suggest` alone
+    search: int
     run: TrainConfig | EmbedConfig  # what is planned: a whole config
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a negative number of programs."""
+        if self.search < 0:
+            raise ValueError(
+                f"config.search={self.search}: a search compiles a number of programs; 0 for none"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.data import inference_shapes
 from unime_jax.data.shapes import Bucket
 from unime_jax.jobs import boundary
-from unime_jax.planning import chips, compiler, estimate, memory, program, report, suggest
+from unime_jax.planning import chips, compiler, estimate, memory, program, report, search, suggest
 from unime_jax.planning.report import Entry
 from unime_jax.planning.suggest import Settings
 from unime_jax.training import automatic, size_checks
@@ -31,7 +31,7 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def run(config_dict: ConfigDict, workdir: files.Path) -> None:
-    """Plans every recipe on every slice; the table is logged and left in plan.md and plan.json.
+    """Plans every recipe on every slice; tables are logged and left in plan.md and plan.json.
 
     What was planned before, by the same code, versions and settings, is read from <workdir>/cache.
 
@@ -51,7 +51,7 @@ def run(config_dict: ConfigDict, workdir: files.Path) -> None:
             for topology in planned.topologies:
                 entries.append(recipe.plan(topology))
                 _write(entries, workdir)  # what is done is kept if a later one is interrupted
-    logging.info("%s\n\n%s\n%s", workdir, report.table(entries), workdir / "plan.json")
+    logging.info("%s\n\n%s\n%s", workdir, report.page(entries), workdir / "plan.json")
     problems = {f"{entry.recipe} on {entry.topology}": entry.problem for entry in entries}
     if problems and all(problems.values()):
         listed = "\n".join(f"- {where}: {problem}" for where, problem in problems.items())
@@ -85,7 +85,7 @@ def _write(entries: list[Entry], workdir: files.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_json(entries), indent=2) + "\n"
     files.write_whole(workdir / "plan.json", text)
-    files.write_whole(workdir / "plan.md", report.table(entries) + "\n")
+    files.write_whole(workdir / "plan.md", report.page(entries) + "\n")
 
 
 class Recipe:
@@ -107,7 +107,10 @@ class Recipe:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 files.set_aside(cached, error)
         entry = self.attempt(topology, self.settings)
-        if entry.compiler and entry.memory and self.planned.suggest:
+        if entry.compiler and entry.memory and entry.memory.fits and self.planned.search:
+            searched, said = search.search(self, topology, entry, self.planned.search)
+            entry = dataclasses.replace(entry, searched=searched, suggestion=said)
+        elif entry.compiler and entry.memory and self.planned.suggest:
             look = suggest.faster if entry.memory.fits else suggest.suggest
             entry = dataclasses.replace(entry, suggestion=look(self, topology, entry))
         if entry.compiler:  # a plan without a compiler is made again when there is one

@@ -7,6 +7,7 @@ those that the partitioner puts in.
 """
 
 from unime_jax.planning.counting.jaxpr import flops
+from unime_jax.planning.counting.operations import Moved, Operation
 from unime_jax.planning.counting.traffic import Traffic, traffic
 
-__all__ = ["Traffic", "flops", "traffic"]
+__all__ = ["Moved", "Operation", "Traffic", "flops", "traffic"]

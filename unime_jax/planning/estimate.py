@@ -12,7 +12,7 @@ import numpy as np
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward
-from unime_jax.planning import costs
+from unime_jax.planning import costs, largest
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled
 from unime_jax.planning.memory import kept_of_a_row
@@ -42,6 +42,7 @@ class Work:
     `useful` are the matrix products that one forward pass over the real tokens of the live rows
     needs, and its backward pass by what is trained: nothing twice, no padding, no loss, attention
     over all pairs of a row's tokens. `unknown_loops` are counted once in `ici` and `hbm`.
+    `readers_and_writers` of HBM and `collectives` are the largest ones.
     """
 
     useful: float
@@ -49,6 +50,8 @@ class Work:
     ici: dict[str, float] | None
     hbm: float | None
     unknown_loops: int = 0
+    readers_and_writers: list[largest.Mover] = dataclasses.field(default_factory=list)
+    collectives: list[largest.Mover] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,15 @@ def work(program: Program, load: Load, row: RowCosts, compiled: Compiled | None)
     if compiled is None or compiled.too_large:
         return Work(useful, executed, ici=None, hbm=None)
     moved = traffic(program, live_chunks(program.shapes, load), compiled.text)
-    return Work(useful, executed, moved.ici, moved.hbm, moved.unknown_loops)
+    return Work(
+        useful,
+        executed,
+        moved.ici,
+        moved.hbm,
+        moved.unknown_loops,
+        largest.of_hbm(moved),
+        largest.of_ici(moved),
+    )
 
 
 def _known(program: Program, load: Load) -> list[np.ndarray | None]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from unime_jax.planning import largest
 from unime_jax.planning.chips import parse
 from unime_jax.planning.estimate import Estimate, Work
 from unime_jax.planning.memory import Memory
@@ -13,11 +14,51 @@ NOTE = (
     "while a step runs. Step times are estimates, and bounds at that: published peaks of the chip, "
     "everything overlapped, for batches as assumed. Nothing here was measured on a TPU."
 )
+SEARCH_HEADER = ("chunk", "remat", "data x fsdp x tensor", "FLOPs run / useful") + (
+    "predicted step s",
+    "predicted peak GB",
+    "compiled step s (estimate)",
+    "peak GB",
+    "fits",
+)
+LARGEST = (
+    f"The {largest.MOST} largest readers and writers of HBM and the {largest.MOST} largest "
+    "collectives of a step, on one chip; loops counted. Lines of the backward pass are of the call "
+    "that differentiates."
+)
 HEADER = (
     ("recipe", "slice", "batch", "chunk", "weights", "optimizer", "inputs (2 batches)")
     + ("temporaries (activations)", "peak of HBM, GB", "fits", "PFLOP useful / run", "ICI GB")
     + ("step s (estimate)", "MFU at most", "pairs/s", "hours")
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Settings that a search considers, by prediction and, where it compiled them, by the compiler.
+
+    Attributes:
+      flags: that change the plan's settings to these; "": they are the plan's.
+      ratio: executed FLOPs by useful ones.
+      predicted_seconds: of a step.
+      predicted_peak: bytes on one chip.
+      seconds: of a step by the estimate of the compiled program; None: not compiled.
+      bound: what `seconds` is bound by.
+      peak: the compiler's; None: not compiled.
+      fits: None: not compiled.
+    """
+
+    flags: str
+    chunk_size: int
+    remat: str
+    mesh: dict[str, int]
+    ratio: float
+    predicted_seconds: float
+    predicted_peak: int
+    seconds: float | None = None
+    bound: str = ""
+    peak: int | None = None
+    fits: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +72,7 @@ class Entry:
       hours: of all steps, by `estimate`; None without steps.
       problem: why there is no plan; "": there is one.
       suggestion: what would fit, or how much is missing; of what fits, what would be faster.
+      searched: settings that a search compared, the plan's first; none without a search.
     """
 
     recipe: str
@@ -45,6 +87,7 @@ class Entry:
     hours: float | None = None
     problem: str = ""
     suggestion: str = ""
+    searched: list[Candidate] = dataclasses.field(default_factory=list)
 
 
 def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -65,7 +108,28 @@ def entry_from_json(values: dict[str, Any]) -> Entry:
     own = {field.name: values[field.name] for field in dataclasses.fields(Entry)}
     for key, kind in (("memory", Memory), ("work", Work), ("estimate", Estimate)):
         own[key] = own[key] and kind(**own[key])
+    if own["work"]:
+        for key in ("readers_and_writers", "collectives"):
+            movers = [largest.Mover(**mover) for mover in values["work"][key]]
+            own["work"] = dataclasses.replace(own["work"], **{key: movers})
+    own["searched"] = [Candidate(**candidate) for candidate in own["searched"]]
     return Entry(**own)
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The table of plans, and of each what a search compared and the operations that move most."""
+    parts = [table(entries)]
+    for entry in entries:
+        moved = entry.work and largest.tables(
+            entry.work.readers_and_writers, entry.work.collectives
+        )
+        if moved or entry.searched:
+            parts.append(f"## {entry.recipe} on {entry.topology}")
+        if entry.searched:
+            parts.append(_search_table(entry.searched))
+        if moved:
+            parts.append(f"{LARGEST}\n\n{moved}")
+    return "\n\n".join(parts)
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -86,6 +150,22 @@ def table(entries: Sequence[Entry]) -> str:
     stand_ins = sorted({(e.backbone, e.stand_in) for e in entries if e.stand_in})
     remarks += [f"- {model} has the shapes of {folder}/config.json." for model, folder in stand_ins]
     return "\n".join([*lines, "", NOTE, *remarks])
+
+
+def _search_table(searched: Sequence[Candidate]) -> str:
+    """Markdown table of a search; all predictions follow from the plan's own program."""
+    lines = ["| " + " | ".join(SEARCH_HEADER) + " |", "|---" * len(SEARCH_HEADER) + "|"]
+    for each in searched:
+        mesh = " x ".join(map(str, each.mesh.values()))
+        compiled = "" if each.seconds is None else f"{each.seconds:.3g} ({each.bound})"
+        peak = "" if each.peak is None else _gb(each.peak)
+        fits = {True: "yes", False: "no", None: ""}[each.fits]
+        predicted = f"{each.predicted_seconds:.3g} | {_gb(each.predicted_peak)}"
+        lines.append(
+            f"| {each.chunk_size} | {each.remat} | {mesh} | {each.ratio:.2f} | {predicted} "
+            f"| {compiled} | {peak} | {fits} |"
+        )
+    return "\n".join(lines)
 
 
 def _remarks(entry: Entry) -> list[str]:

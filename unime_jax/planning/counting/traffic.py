@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from unime_jax.planning.counting.hlo import (
     COLLECTIVES,
@@ -19,6 +19,8 @@ from unime_jax.planning.counting.hlo import (
     trip_count,
 )
 from unime_jax.planning.counting.kernels import is_kernel, kernel_bytes
+from unime_jax.planning.counting.operations import Moved, Operation
+from unime_jax.planning.counting.sources import Frames, frames, source
 
 Trips = Callable[[str], int | None]  # of a loop with a computed end, from the type of its state
 
@@ -39,21 +41,19 @@ class Traffic:
       hbm: read and written by every instruction that runs, as buffers lie in the compiled program;
         what its fusions keep on the chip is not in it.
       unknown_loops: loops of unknown trip count; their bodies count once.
+      operations: the same bytes by operation.
     """
 
     ici: dict[str, float]
     hbm: float
     unknown_loops: int
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        kinds = self.ici | other.ici
-        ici = {kind: self.ici.get(kind, 0.0) + other.ici.get(kind, 0.0) for kind in kinds}
-        return Traffic(ici, self.hbm + other.hbm, self.unknown_loops + other.unknown_loops)
+    operations: dict[Operation, Moved] = dataclasses.field(default_factory=dict)
 
     def times(self, trips: int) -> "Traffic":
         """The traffic of a loop with this body."""
         ici = {kind: trips * size for kind, size in self.ici.items()}
-        return Traffic(ici, trips * self.hbm, self.unknown_loops)
+        operations = {key: moved.times(trips) for key, moved in self.operations.items()}
+        return Traffic(ici, trips * self.hbm, self.unknown_loops, operations)
 
     @property
     def bytes(self) -> float:
@@ -69,16 +69,70 @@ def traffic(text: str, trips: Trips) -> Traffic:
     Raises:
       ValueError: the text is none of a module.
     """
-    module = parse(text)
+    module, stack = parse(text), frames(text)
 
     @functools.cache
     def run(name: str) -> Traffic:
         """Traffic of one run of a computation."""
         scope = module.computations[name]
-        lines = [_instruction(module, scope, line, run, trips) for line in scope.values()]
-        return sum(lines, Traffic({}, 0.0, 0))
+        return _sum(
+            _with_operation(module, stack, scope, line, run, trips) for line in scope.values()
+        )
 
     return run(module.entry)
+
+
+def _sum(parts: Iterable[Traffic]) -> Traffic:
+    ici: dict[str, float] = {}
+    operations: dict[Operation, Moved] = {}
+    hbm, unknown_loops = 0.0, 0
+    for part in parts:
+        for kind, size in part.ici.items():
+            ici[kind] = ici.get(kind, 0.0) + size
+        for key, moved in part.operations.items():
+            operations[key] = operations[key] + moved if key in operations else moved
+        hbm, unknown_loops = hbm + part.hbm, unknown_loops + part.unknown_loops
+    return Traffic(ici, hbm, unknown_loops, operations)
+
+
+def _with_operation(
+    module: Module,
+    stack: Frames,
+    scope: Computation,
+    line: Instruction,
+    run: Callable[[str], Traffic],
+    trips: Trips,
+) -> Traffic:
+    """Traffic of an instruction; of one that moves bytes itself with its operation."""
+    moved = _instruction(module, scope, line, run, trips)
+    sent = sum(moved.ici.values())
+    if moved.operations or not moved.bytes:
+        return moved
+    operations: dict[Operation, Moved] = {}
+    if moved.hbm:
+        written = min(_written_bytes(module, scope, line), moved.hbm)
+        key = _operation(module, stack, line)
+        operations[key] = Moved(moved.hbm - written, written, 0.0, 1)
+    if sent:  # of a fusion that may compute something besides
+        key = _operation(module, stack, _collective_inside(module, line))
+        own = operations.get(key, Moved(0.0, 0.0, 0.0, 1))
+        operations[key] = dataclasses.replace(own, sent=sent)
+    return dataclasses.replace(moved, operations=operations)
+
+
+def _operation(module: Module, stack: Frames, line: Instruction) -> Operation:
+    results = arrays(line.result)
+    largest = max(results, key=bytes_of).partition("{")[0] if results else ""
+    opcode = line.opcode.removesuffix("-start")
+    return Operation(opcode, *source(module, stack, line), largest)
+
+
+def _collective_inside(module: Module, line: Instruction) -> Instruction:
+    """The collective that a fusion holds, or the instruction itself."""
+    if line.opcode != "fusion":
+        return line
+    inside = module.computations[line.called("calls")].values()
+    return next((x for x in inside if x.opcode.removesuffix("-start") in COLLECTIVES), line)
 
 
 def _instruction(
@@ -93,7 +147,7 @@ def _instruction(
             count = trip_count(module, scope, line)
             count = trips(line.type) if count is None else count
             body = run(line.called("body"))
-            return body + Traffic({}, 0.0, 1) if count is None else body.times(count)
+            return _sum([body, Traffic({}, 0.0, 1)]) if count is None else body.times(count)
         case "conditional":
             return max(map(run, line.branches), key=lambda branch: branch.bytes)
         case "call" | "async-start":
@@ -161,24 +215,46 @@ def _fusion_bytes(
 
     `passes_on`: results that are arguments as well are not touched.
     """
-    aliases = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", fusion.attributes)
-    pairs = re.findall(r"\{(\d*)\}: \((\d+),", aliases[1]) if passes_on and aliases else []
-    results_passed, arguments_passed = {pair[0] for pair in pairs}, {int(p[1]) for p in pairs}
+    arguments_passed = {int(pair[1]) for pair in _passed(fusion)} if passes_on else set()
     name = fusion.called("calls")
     read = sum(
         _read(module, name, number, scope[operand].type)
         for number, operand in enumerate(fusion.operands)
         if number not in arguments_passed
     )
+    return read + _fusion_written(module, fusion, passes_on=passes_on)
+
+
+def _passed(fusion: Instruction) -> list[tuple[str, str]]:
+    """Numbers of results, "" of the only one, with those of the arguments that they are."""
+    aliases = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", fusion.attributes)
+    return re.findall(r"\{(\d*)\}: \((\d+),", aliases[1]) if aliases else []
+
+
+def _written_bytes(module: Module, scope: Computation, line: Instruction) -> float:
+    """HBM bytes that an instruction writes, of those that it moves."""
+    opcode = line.opcode.removesuffix("-start")
+    if opcode == "fusion":
+        passes_on = bool(_step_of_chain(module, line.called("calls")))
+        return _fusion_written(module, line, passes_on=passes_on)
+    if opcode == "dynamic-update-slice":
+        return hbm_bytes(scope[line.operands[1]].type)
+    return hbm_bytes(arrays(line.type)[0] if line.opcode == "copy-start" else line.result)
+
+
+def _fusion_written(module: Module, fusion: Instruction, *, passes_on: bool) -> float:
+    """HBM bytes that a fusion writes; see `_fusion_bytes`."""
+    passed = {pair[0] for pair in _passed(fusion)} if passes_on else set()
+    name = fusion.called("calls")
     inside, root = module.computations[name], module.root(name)
     is_tuple = fusion.type.startswith("(")
     written = 0.0
     for number, type in enumerate(arrays(fusion.type)):
-        if (str(number) if is_tuple else "") in results_passed:
+        if (str(number) if is_tuple else "") in passed:
             continue
         result = inside[root.operands[number]] if root.opcode == "tuple" else root
         written += min(hbm_bytes(type), _written(module, inside, result))
-    return read + written
+    return written
 
 
 def _read(module: Module, computation: str, number: int, type: str) -> float:
