@@ -10,7 +10,18 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader, files
-from unime_jax.jobs import benchmark, embed, evaluate, export, judge, merge, mine, plan, rounds, train
+from unime_jax.jobs import (
+    benchmark,
+    embed,
+    evaluate,
+    export,
+    judge,
+    merge,
+    mine,
+    plan,
+    rounds,
+    train,
+)
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
 JOBS = {

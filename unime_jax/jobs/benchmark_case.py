@@ -170,9 +170,7 @@ def random_parameters(backbone: Backbone, mesh: Mesh, dtype: jnp.dtype) -> paths
     return jax.jit(make, out_shardings={p: t.sharding for p, t in targets.items()})()
 
 
-def memory_of(
-    devices: Sequence[jax.Device], compiled: jax.stages.Compiled
-) -> dict[str, int | str]:
+def memory_of(devices: Sequence[jax.Device], compiled: jax.stages.Compiled) -> dict[str, int | str]:
     """The highest peak of a device, in bytes, and who says so.
 
     The allocator's figure holds everything that the process had on the device until now; the

@@ -82,6 +82,7 @@ def described(
         "model": str(folder / benchmark_peer_folder.WEIGHTS),
         "rows": str(folder / benchmark_peer_folder.ROWS),
         "embeddings": str(folder / benchmark_peer_folder.EMBEDDINGS),
+        "image": case.image,
         "warmup": settings.warmup,
         "repetitions": settings.repetitions,
     }
