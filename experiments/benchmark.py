@@ -87,7 +87,7 @@ def h100() -> dict[str, ConfigDict]:
     large = train(LARGE, "stage2:llava_onevision_7b", image=LOW, **PAIRS)
     large.run.batch_size, large.run.chunk_size = 256, 16
     anyres = train(LARGE, "llave:llava_onevision_7b", image=ANYRES)
-    anyres.rows, anyres.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3712)
+    anyres.rows, anyres.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3760)
     with_dora(anyres)
     anyres.run.batch_size, anyres.run.chunk_size = 128, 8
     return {
@@ -105,7 +105,7 @@ def tpu() -> dict[str, ConfigDict]:
     """The recipes' own batches, over all chips; 16 of a v5e and more."""
     large = train(LARGE, "stage2:llava_onevision_7b", image=LOW, **PAIRS)
     full = train(LARGE, "llave:llava_onevision_7b", image=ANYRES)
-    full.rows, full.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3712)
+    full.rows, full.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3760)
     return {
         "onevision_7b_train_lora": large,
         "onevision_7b_train_full": full,
@@ -130,7 +130,7 @@ def encodes(model: str, name: str, *, rows: int) -> dict[str, ConfigDict]:
             model, tokens=1536, filled=1500, rows=rows, tiles=2, image=LOW
         ),
         f"{name}_encode_anyres": encode(
-            model, tokens=3776, filled=3712, rows=rows, tiles=5, image=ANYRES
+            model, tokens=3776, filled=3760, rows=rows, tiles=5, image=ANYRES
         ),
     }
 
