@@ -127,7 +127,7 @@ def encodes(model: str, name: str, *, rows: int) -> dict[str, ConfigDict]:
     return {
         f"{name}_encode_text": encode(model, tokens=64, filled=48, rows=16 * rows),
         f"{name}_encode_image": encode(
-            model, tokens=1536, filled=1500, rows=rows, tiles=2, image=LOW
+            model, tokens=1536, filled=1520, rows=rows, tiles=2, image=LOW
         ),
         f"{name}_encode_anyres": encode(
             model, tokens=3776, filled=3760, rows=rows, tiles=5, image=ANYRES
