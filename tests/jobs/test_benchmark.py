@@ -160,10 +160,14 @@ def test_peers_are_told_of_a_case_in_plain_values_and_shown_beside_it(tmp_path):
     values = {
         "problem": "", "device": {"kind": "cpu", "count": 1}, "items": 4, "tokens": 8,
         "seconds": {"median": 2.0, "least": 2.0, "most": 2.0}, "pad_share": 0.1, "mfu": 0.4,
-        "hardware_mfu": 0.5, "memory": {"bytes": 1e9, "source": "device"}, "finite": True,
+        "hardware_mfu": 0.5, "finite": True,
+        "memory": {"bytes": 2e9, "source": "device", "program": 1e9},
         "flops": {"useful": 1e12, "executed": 2e12}, "compile_seconds": 1.0, "peers": figures,
         "estimate": {"seconds": 1.0, "bound": "compute"},
     }  # fmt: skip
     table = benchmark_report.table({"x": values})
-    assert "| 40% (50%) | 1.00 (device) | 1.0 | 1, compute (2.00) | gradcache 3 (1.50) |" in table
+    assert (
+        "| 40% (50%) | 2.00 (device), 1.00 (compiler) | 1.0 | 1, compute (2.00) | gradcache 3 (1.50) |"
+        in table
+    )
     assert "- x: gradcache: train" in table

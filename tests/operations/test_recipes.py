@@ -107,7 +107,7 @@ def test_every_recipe_describes_its_variants():
     [
         (
             "stge2",
-            "no such recipe; did you mean stage2? There are benchmark, embed, evaluate, judge, llave,",
+            "no such recipe; did you mean stage2? There are benchmark, embed, evaluate, judge,",
         ),
         ("stage2:qwen", 'no variant "qwen"; use one of mini, llava_onevision_7b,'),
         ("/tmp/absent.py", "--config=/tmp/absent.py: there is no such file"),

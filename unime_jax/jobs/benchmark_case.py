@@ -171,19 +171,20 @@ def random_parameters(backbone: Backbone, mesh: Mesh, dtype: jnp.dtype) -> paths
 
 
 def memory_of(devices: Sequence[jax.Device], compiled: jax.stages.Compiled) -> dict[str, int | str]:
-    """The highest peak of a device, in bytes, and who says so.
+    """Peak memory of a device in bytes, who says so, and what the compiler says of the program.
 
-    The allocator's figure holds everything that the process had on the device until now; the
-    compiler's is of the program alone, arguments and results included.
+    The allocator's figure holds everything that the process had on the fullest device until now, so
+    also the making of the weights; the compiler's is of the program alone, arguments and results
+    included, and stands in for the other where a backend has no allocator that counts.
     """
+    analysis: Any = compiled.memory_analysis()
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    alone = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     known = [peak for peak in peaks if peak]
     if known:
-        return {"bytes": max(known), "source": "device"}
-    analysis: Any = compiled.memory_analysis()
-    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    total = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
-    return {"bytes": total, "source": "compiler"}
+        return {"bytes": max(known), "source": "device", "program": alone}
+    return {"bytes": alone, "source": "compiler", "program": alone}
 
 
 def live_tokens(load: Load) -> int:

@@ -25,8 +25,8 @@ def note(warmup: int, repetitions: int) -> str:
         "live rows, without padding. FLOPs are counted from the program: useful ones are a forward "
         "pass over real tokens and its backward pass by what is trained, executed ones all matrix "
         "products with padding and recomputation. MFU is their share of the published bfloat16 "
-        "peak, blank where none is known. Peak memory is of the fullest device, by its allocator "
-        "or by the compiler, as named. Estimates are those of job plan: lower bounds."
+        "peak, blank where none is known. Peak memory is of the fullest device, by its allocator, "
+        "which counts the making of the weights, or by the compiler. Estimates are those of job plan: lower bounds."
     )
 
 
@@ -61,11 +61,17 @@ def _cells(name: str, values: Mapping[str, Any]) -> list[str]:
         f"{values['pad_share']:.0%}",
         f"{flops['useful'] / 1e12:.3g} / {flops['executed'] / 1e12:.3g}",
         "" if mfu is None else f"{mfu:.0%} ({values['hardware_mfu']:.0%})",
-        f"{memory['bytes'] / 1e9:.2f} ({memory['source']})",
+        _peak(memory),
         f"{values['compile_seconds']:.1f}",
         "" if estimate is None else _beside(median, estimate),
         ", ".join(peers),
     ]
+
+
+def _peak(memory: Mapping[str, Any]) -> str:
+    if memory["source"] == "compiler":
+        return f"{memory['bytes'] / 1e9:.2f} (compiler)"
+    return f"{memory['bytes'] / 1e9:.2f} (device), {memory['program'] / 1e9:.2f} (compiler)"
 
 
 def _beside(median: float, estimate: Mapping[str, Any]) -> str:
