@@ -161,7 +161,7 @@ class Rows:
             forms: dict = {}
             for number, form in enumerate(zip(self.lengths.tolist(), self.tiles.tolist())):
                 forms.setdefault(form, []).append(number)
-            self._chunks = {}
+            self._chunks = {}  # of the last budget alone: inputs are on the device
             self._chunks[budget] = [
                 (numbers[i : i + size], self._inputs(numbers[i : i + size]))
                 for (length, _), numbers in forms.items()
@@ -292,11 +292,11 @@ def versions(peer: str) -> str:
 
     names = ["torch", "transformers"]
     names += ["sentence-transformers"] if peer == "sentence_transformers" else ["peft"]
-    found = []
+    installed = []
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join(found)
+            installed.append(f"{name} {version(name)}")
+    return ", ".join(installed)
 
 
 _library: list = []  # operators live as long as their library

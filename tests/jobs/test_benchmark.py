@@ -166,8 +166,6 @@ def test_peers_are_told_of_a_case_in_plain_values_and_shown_beside_it(tmp_path):
         "estimate": {"seconds": 1.0, "bound": "compute"},
     }  # fmt: skip
     table = benchmark_report.table({"x": values})
-    assert (
-        "| 40% (50%) | 2.00 (device), 1.00 (compiler) | 1.0 | 1, compute (2.00) | gradcache 3 (1.50) |"
-        in table
-    )
+    assert "| 40% (50%) | 2.00 (device), 1.00 (compiler) | 1.0 | 1, compute (2.00) |" in table
+    assert "| gradcache 3 (1.50) |" in table
     assert "- x: gradcache: train" in table
