@@ -17,6 +17,7 @@ from unime_jax.operations import recipes
 from unime_jax.operations.recipes import base, plan
 
 TINY, SMALL, LARGE = "llava_onevision_tiny", "llava_onevision_05b", "llava_onevision_7b"
+NEXT = "llava_next_7b"
 LOW = (384, 384)  # pixels: one canvas of one tile beside the small view
 ANYRES = (768, 768)  # four tiles beside it
 PAIRS = {"rows": (0.5, 0.0, 0.5), "tokens": (48, 512, 1536)}  # an image on one side, as plan.py
@@ -86,6 +87,9 @@ def h100() -> dict[str, ConfigDict]:
     full.run.chunk_size = 16
     large = train(LARGE, "stage2:llava_onevision_7b", image=LOW, **PAIRS)
     large.run.batch_size, large.run.chunk_size = 256, 16
+    mistral = train(NEXT, "stage2:llava_next_7b", image=(336, 336))
+    mistral.rows, mistral.tokens = (0.5, 0.0, 0.5), (48, 512, 1280)
+    mistral.run.batch_size, mistral.run.chunk_size = 256, 16
     anyres = train(LARGE, "llave:llava_onevision_7b", image=ANYRES)
     anyres.rows, anyres.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3760)
     with_dora(anyres)
@@ -96,6 +100,10 @@ def h100() -> dict[str, ConfigDict]:
         "onevision_7b_train_lora": large,
         "onevision_7b_train_lora_anyres": anyres,
         "onevision_7b_stage1": sentences(),
+        "next_7b_train_lora": mistral,
+        "next_7b_encode_image": encode(
+            NEXT, tokens=1280, filled=1264, rows=64, tiles=2, image=(336, 336)
+        ),
         **encodes(SMALL, "onevision_05b", rows=256),
         **encodes(LARGE, "onevision_7b", rows=64),
     }

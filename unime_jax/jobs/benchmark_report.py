@@ -26,7 +26,8 @@ def note(warmup: int, repetitions: int) -> str:
         "pass over real tokens and its backward pass by what is trained, executed ones all matrix "
         "products with padding and recomputation. MFU is their share of the published bfloat16 "
         "peak, blank where none is known. Peak memory is of the fullest device, by its allocator, "
-        "which counts the making of the weights, or by the compiler. Estimates are those of job plan: lower bounds."
+        "which counts the making of the weights, or of the program, by the compiler. Estimates are "
+        "those of job plan: lower bounds."
     )
 
 
