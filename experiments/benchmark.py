@@ -1,7 +1,7 @@
 """Encode and train steps, timed on the devices at hand: random weights, generated rows.
 
 --config=experiments/benchmark.py            as :cpu
---config=experiments/benchmark.py:cpu        tiny models, in two minutes on two cores
+--config=experiments/benchmark.py:cpu        a tiny model, in two minutes of CPU time
 --config=experiments/benchmark.py:h100       0.5B to 7B at real shapes, on one 80 GB GPU
 --config=experiments/benchmark.py:tpu        the same on a TPU slice, 7B over all of its chips
 
