@@ -10,10 +10,22 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader, files
-from unime_jax.jobs import embed, evaluate, export, judge, merge, mine, plan, rounds, train
+from unime_jax.jobs import (
+    benchmark,
+    embed,
+    evaluate,
+    export,
+    judge,
+    merge,
+    mine,
+    plan,
+    rounds,
+    train,
+)
 from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
 JOBS = {
+    "benchmark": benchmark.run,
     "train": train.run,
     "export": export.run,
     "evaluate": evaluate.run,
@@ -84,8 +96,9 @@ def main(argv: list[str]) -> None:
     workdir = files.as_path(_WORKDIR.value or f"runs/{recipes.name_of(_CONFIG.value)}")
     if values.job not in JOBS:
         raise app.UsageError(f'config.job is "{values.job}"; use one of {", ".join(JOBS)}')
-    if values.job == "plan":
-        jax.config.update("jax_platforms", "cpu")  # what is planned for is not here
+    if values.job in ("benchmark", "plan"):
+        # What is planned for is not here; what is measured, processes of their own need whole.
+        jax.config.update("jax_platforms", "cpu")
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
     if _DISTRIBUTED.value or any(value is not None for value in explicit):
         processes.join(

@@ -22,6 +22,7 @@ FOLDER = tiny_run.ROOT / "experiments"
 def test_a_name_is_the_file_of_this_clone():
     assert recipes.FOLDER == FOLDER
     assert recipes.names() == [
+        "benchmark",
         "embed",
         "evaluate",
         "judge",
@@ -105,7 +106,10 @@ def test_every_recipe_describes_its_variants():
 @for_each(
     ("recipe", "message"),
     [
-        ("stge2", "no such recipe; did you mean stage2? There are embed, evaluate, judge, llave,"),
+        (
+            "stge2",
+            "no such recipe; did you mean stage2? There are benchmark, embed, evaluate, judge,",
+        ),
         ("stage2:qwen", 'no variant "qwen"; use one of mini, llava_onevision_7b,'),
         ("/tmp/absent.py", "--config=/tmp/absent.py: there is no such file"),
         ("elsewhere/stage2.py:x", "the recipe of this package is --config=stage2"),

@@ -7,6 +7,7 @@ settings is imported here, so that both are quick.
 from collections.abc import Mapping
 from typing import Any
 
+from unime_jax.config.benchmark import BenchmarkCase, BenchmarkConfig, PeersConfig
 from unime_jax.config.common import MeshConfig, OutputConfig, PrepareConfig
 from unime_jax.config.embed import CorpusConfig, EmbedConfig
 from unime_jax.config.evaluate import (
@@ -27,6 +28,8 @@ from unime_jax.training.settings import Contrastive, Distillation, JudgeDistilla
 
 __all__ = [
     "AgreementConfig",
+    "BenchmarkCase",
+    "BenchmarkConfig",
     "Contrastive",
     "CorpusConfig",
     "DataConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "MineConfig",
     "MineDataConfig",
     "OutputConfig",
+    "PeersConfig",
     "PlanConfig",
     "PlansConfig",
     "PrepareConfig",
@@ -69,6 +73,7 @@ Settings = (
     | RoundsConfig
     | PlanConfig
     | PlansConfig
+    | BenchmarkConfig
 )
 
 
@@ -76,6 +81,8 @@ def kind_of(values: Mapping[str, Any]) -> type[Settings]:
     """The dataclass that a whole config is read into."""
     if "recipes" in values:
         return PlansConfig
+    if "cases" in values:
+        return BenchmarkConfig
     if "rounds" in values:
         return RoundsConfig
     if "models" in values:

@@ -54,6 +54,8 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
         (config.JudgeConfig, "KEYS OF JUDGING CANDIDATES"),
         (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
         (config.MergeConfig, "KEYS OF MERGING"),
+        (config.BenchmarkConfig, "KEYS OF A BENCHMARK"),
+        (config.BenchmarkCase, "KEYS OF A CASE, BELOW cases.<name>, AND BELOW run THOSE OF A RUN"),
         (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),
         (
             config.RoundsConfig,

@@ -1,4 +1,4 @@
-"""Published peaks of TPU chips, and the wiring of their slices."""
+"""Published peaks of chips, and the wiring of TPU slices."""
 
 import dataclasses
 import math
@@ -33,6 +33,22 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 15.75 * 2**30, 197e12, 0.81e12, 4.5e10, 2, 16),
     "v5p": Chip("TPU v5p", 95.74 * 2**30, 459e12, 2.8e12, 9e10, 3, 4),
     "v6e": Chip("TPU v6e", 31.25 * 2**30, 918e12, 1.6e12, 9e10, 2, 16),
+}
+# NVIDIA's data sheets of the SXM modules: dense bfloat16, and both ways of NVLink halved.
+GPUS = {
+    "NVIDIA A100-SXM4-80GB": Chip("A100 80GB", 80e9, 312e12, 2.039e12, 1.5e11, 1, 1),
+    "NVIDIA H100 80GB HBM3": Chip("H100 80GB", 80e9, 989.4e12, 3.35e12, 2.25e11, 1, 1),
+    "NVIDIA H200": Chip("H200", 141e9, 989.4e12, 4.8e12, 2.25e11, 1, 1),
+}
+# What JAX calls a device (`jax.Device.device_kind`).
+KINDS = {
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5e": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],
+    "TPU v5p": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "TPU v6e": CHIPS["v6e"],
+    **GPUS,
 }
 
 

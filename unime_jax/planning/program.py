@@ -114,7 +114,13 @@ def train_program(
     Raises:
       ValueError: a part of the config does not fit the backbone or the mesh.
     """
-    idle: Parameters = {}
+    return step_program(train_setup(settings, backbone, mesh, teacher=teacher), backbone)
+
+
+def train_setup(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, *, teacher: int
+) -> setup.Setup:
+    """The traced run of `jobs.train`, without data: arguments as of `train_program`."""
     trained = backbone
     if isinstance(settings.loss, Distillation):
         trained = backbones.language_only(backbone, teacher)
@@ -123,7 +129,14 @@ def train_program(
     if contrast is not None and contrast.uses_teacher:
         layout = dataclasses.replace(run.shapes.layout, teacher=teacher)
         run = dataclasses.replace(run, shapes=dataclasses.replace(run.shapes, layout=layout))
-    if trained is not backbone and settings.evaluation.every:  # of the whole model
+    return run
+
+
+def step_program(run: setup.Setup, backbone: Backbone) -> Program:
+    """The step of a traced run; `backbone`: the whole, of which a run may train a component."""
+    settings, mesh = run.settings, run.mesh
+    idle: Parameters = {}
+    if run.backbone is not backbone and settings.evaluation.every:  # of the whole model
         whole = setup.trace(settings, mesh, backbone, backbone.preprocess).abstract_model.parameters
         idle = {path: x for path, x in whole.items() if path not in run.abstract_model.parameters}
     before = state.abstract_state(run.abstract_model, run.optimizer(), mesh)
