@@ -45,6 +45,15 @@ def test_a_mesh_changes_nothing_and_scores_stay_split_by_rows():
         assert "f32[16,16]" not in text
 
 
+def test_no_score_is_gathered_for_a_gradient():
+    """A symmetric loss without ids of targets, whose scores XLA would split by columns."""
+    rng = np.random.default_rng(7)
+    inputs = unit(rng, 16, 8), unit(rng, 16, 8), None, {}
+    _, text = on_mesh(sharding.make_mesh(2, 4, 1), OPTIONS["hardness"], inputs)
+    assert "f32[2,16]" in text
+    assert not re.search(r"f32\[16,(2|16)\]", text)
+
+
 def test_blocks_that_pass_round_the_devices_change_nothing():
     inputs = random_arguments(np.random.default_rng(5), 16, 40, width=8, ids=30)
     for shape, name in (((2, 4, 1), "hardness"), ((2, 2, 2), "everything")):
@@ -105,5 +114,8 @@ def test_rows_are_picked_from_all_devices():
 
 def test_rows_that_cannot_be_shared_out_are_refused():
     x = np.eye(6, dtype=np.float32)
-    with jax.set_mesh(sharding.make_mesh(4, 2, 1)), pytest.raises(ValueError, match="8 row shards"):
-        contrastive(x, x, column_block=2)
+    with jax.set_mesh(sharding.make_mesh(4, 2, 1)):
+        with pytest.raises(ValueError, match=r"\[6\] rows .* 8 row shards"):
+            contrastive(x, x, column_block=2)
+        with pytest.raises(ValueError, match=r"\[4, 8\] rows .* 8 row shards"):
+            ring.beside([np.zeros((2, 8, 3)), np.zeros((2, 4, 3))])

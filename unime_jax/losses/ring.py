@@ -28,14 +28,16 @@ def blockwise(function: Callable, *arrays: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return function(*arrays)
-    shards = row_shards(mesh)
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(arrays)}
+    _check_rows({leaf.shape[0] for leaf in jax.tree.leaves(arrays)}, row_shards(mesh))
+    return jax.shard_map(function, in_specs=P(ROWS), out_specs=P(ROWS))(*arrays)
+
+
+def _check_rows(sizes: set[int], shards: int) -> None:
     if any(size % shards for size in sizes):
         raise ValueError(
             f"arrays of {sorted(sizes)} rows cannot be spread evenly over the {shards} row shards "
             "of the mesh (data x fsdp): make each a multiple"
         )
-    return jax.shard_map(function, in_specs=P(ROWS), out_specs=P(ROWS))(*arrays)
 
 
 def own_rows(function: Callable, rows: Any, *whole: Any) -> Any:
@@ -55,13 +57,18 @@ def beside(parts: Sequence[Array]) -> Array:
 
     Nothing moves: a device puts its own rows side by side. Their order by number, in contrast,
     would have to be put together from all devices.
+
+    Raises:
+      ValueError: chunks whose R rows cannot be shared out equally; while tracing.
     """
 
     def join(*parts: Array) -> Array:
         return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
 
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return join(*parts)
+    _check_rows({part.shape[1] for part in parts}, row_shards(mesh))
     return jax.shard_map(join, in_specs=P(None, ROWS), out_specs=P(ROWS))(*parts)
 
 

@@ -183,7 +183,7 @@ def hardest_losses(
     available = jnp.clip(count, 1, hardest.shape[1])[:, None]
     slots = jnp.arange(settings.hard_negatives) % available  # fewer than asked for: cyclically
     scores = jnp.take_along_axis(hardest, slots, axis=1)
-    live, weighted = count[:, None] > 0, None
+    live, weighted = jnp.broadcast_to(count[:, None] > 0, scores.shape), None
     if explicit is not None:
         explicit = jnp.take_along_axis(explicit, slots, axis=1)
         weighted = (explicit & live).sum(axis=1)
@@ -192,7 +192,7 @@ def hardest_losses(
 
 def _losses(
     negative: Float32[Array, "B columns"],
-    kept: Bool[Array, "B #columns"],
+    kept: Bool[Array, "B columns"],
     explicit: Bool[Array, "B columns"] | None,
     positive: Float32[Array, " B"],
     temperature: Float32[Array, " B"] | None,
