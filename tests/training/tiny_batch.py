@@ -45,7 +45,8 @@ def _draw(seed):
         table = jax.random.normal(a, (VOCABULARY, WIDTH))
         return table, jax.random.normal(b, (WIDTH, WIDTH)), jnp.full(WIDTH, 0.1)
 
-    return draw()
+    with jax.ensure_compile_time_eval():  # whoever asks first may be traced
+        return draw()
 
 
 def group(chunks, rows, live, seed, tokens=7):
