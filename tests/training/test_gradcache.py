@@ -43,7 +43,7 @@ def test_what_is_kept_of_chunks():
     # What is kept of chunks are no parameters. Activations alone: nothing that the backward loop
     # reads is a parameter for every chunk.
     trainable, frozen = parameters()
-    inputs = jax.tree.map(jnp.asarray, group(4, 8, 32, seed=0))
+    inputs = group(4, 8, 32, seed=0)
 
     def value(p):
         return jnp.sum(encode_in_chunks(encode, p, frozen, inputs, recompute=False))
@@ -57,7 +57,7 @@ def test_what_is_kept_of_chunks():
     # kept and nothing from inside it.
     inner, depth = 5, 3  # the width inside a layer
     wide = {"up": jnp.ones((depth, WIDTH, inner)), "down": jnp.ones((depth, inner, WIDTH))}
-    inputs = jax.tree.map(jnp.asarray, group(4, 8, 32, seed=0))
+    inputs = group(4, 8, 32, seed=0)
     for remat in ("none", "full"):
 
         def layers(trainable, frozen, inputs, remat=remat):
@@ -87,7 +87,7 @@ def test_what_is_kept_of_chunks():
             lambda i, r=recompute: encode_in_chunks(encode, trainable, frozen, i, recompute=r)
         )
         for live, without_tokens in ((0, False), (3, False), (24, False), (11, True), (8, True)):
-            inputs = group(4, 8, live, seed=1)
+            inputs = jax.tree.map(jnp.asarray, group(4, 8, live, seed=1))
             if without_tokens:
                 inputs = dataclasses.replace(inputs, length=none)
             out, used = run(inputs), -(-live // 8)
