@@ -132,16 +132,15 @@ def test_graded_losses_at_the_ends():
     """Equal grades and single candidates teach nothing; what cannot be meant is refused."""
     one = np.ones(3, np.float32)
     for form in ("cosent", "gap_weighted_cosent"):
-        loss, gradient = jax.value_and_grad(lambda s, f=form: graded_pairs(s, one, form=f)[0])(one)
+        run = jax.jit(jax.value_and_grad(lambda s, f=form: graded_pairs(s, one, form=f)[0]))
+        loss, gradient = run(one)
         assert loss == 0 and not np.any(gradient)
     # Logits far apart do not overflow, and small ones of another source are not lost beside them.
-    (loss, metrics) = graded_pairs(
+    far = jax.jit(functools.partial(graded_pairs, form="cosent", temperature=0.01, sources=2))
+    _, metrics = far(
         np.array([-1, 1, 0.5, 0.5], np.float32),
         np.array([1, 0, 1, 0], np.float32),
-        form="cosent",
-        temperature=0.01,
         source=np.array([0, 0, 1, 1]),
-        sources=2,
     )
     np.testing.assert_allclose(metrics["source_loss"], [200, np.log(2)], rtol=1e-6)
     for message, arguments in (
@@ -154,6 +153,7 @@ def test_graded_losses_at_the_ends():
         with pytest.raises(ValueError, match=f"graded_pairs: .*{message}"):
             graded_pairs(**{"scores": one, "grades": one} | arguments)
     for form in ("rank_kl", "gap_weighted_cosent"):
-        assert judge_distillation(one[:, None], one[:, None], form=form)[0] == 0
+        lists = jax.jit(functools.partial(judge_distillation, form=form))
+        assert lists(one[:, None], one[:, None])[0] == 0
     with pytest.raises(ValueError, match="judge_distillation: form is 'kl'"):
         judge_distillation(one[None], one[None], form="kl")

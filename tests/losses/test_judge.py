@@ -72,6 +72,7 @@ def test_absent_candidates_are_none_and_a_lone_positive_teaches_nothing():
     run = jax.jit(loss_of, static_argnames="sources")
     slope = jax.jit(jax.value_and_grad(functools.partial(loss_of, sources=3), has_aux=True))
     (loss, metrics), gradient = slope(scores, judge, mask=mask, source=np.array([0, 1, 1, 2]))
+    gradient = np.asarray(gradient)
     alone = [run(scores[[i]][:, kept], judge[[i]][:, kept])[0] for i, kept in enumerate(mask)]
     assert alone[2] == 0
     np.testing.assert_allclose(loss, np.sum(alone) / 3, rtol=1e-5)

@@ -1,7 +1,9 @@
 """Every component, and the whole, against transformers' PyTorch model with the same weights."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,9 @@ from tests.models.oracle import (
 )
 from tests.tables import for_each
 from unime_jax import paths
-from unime_jax.batch import Item, Media
+from unime_jax.batch import Item, Media, Row
 from unime_jax.models import rope
+from unime_jax.models.vlm import Vlm
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_every_part_of_the_decoder(pairs, kind):
     pair = pairs[kind]
     x = random(2, 9, 48)
     cos, sin = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
-    ours = our_rope(pair, 9)
+    ours = jax.jit(lambda: our_rope(pair, 9))()
     np.testing.assert_allclose(ours[0][:, :, 0], cos.numpy(), atol=1e-6, rtol=0)
     np.testing.assert_allclose(ours[1][:, :, 0], sin.numpy(), atol=1e-6, rtol=0)
 
@@ -88,8 +91,13 @@ def test_every_part_of_the_decoder(pairs, kind):
         theirs, _ = layer(
             torch.tensor(x), torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1)), mask
         )
-    ours = first_layer(pair.model.language_model.layers).self_attn
-    close(ours(jnp.asarray(x), *our_rope(pair, 9), "xla"), theirs)
+
+    @jax.jit
+    def attention(x):
+        ours = first_layer(pair.model.language_model.layers).self_attn
+        return ours(x, *our_rope(pair, 9), "xla")
+
+    close(attention(x), theirs)
 
     # Decoder layer and final norm
     pair = pairs[kind]
@@ -100,9 +108,13 @@ def test_every_part_of_the_decoder(pairs, kind):
         angles = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
         theirs = decoder.layers[0](torch.tensor(x), attention_mask=mask, position_embeddings=angles)
         theirs = decoder.norm(theirs[0] if isinstance(theirs, tuple) else theirs)
-    ours = first_layer(pair.model.language_model.layers)
-    y = ours(jnp.asarray(x), *our_rope(pair, 9), "xla")
-    close(pair.model.language_model.norm(y), theirs)
+
+    @jax.jit
+    def layer_and_norm(x):
+        ours = first_layer(pair.model.language_model.layers)
+        return pair.model.language_model.norm(ours(x, *our_rope(pair, 9), "xla"))
+
+    close(layer_and_norm(x), theirs)
 
 
 def torch_tower(pair):
@@ -117,8 +129,9 @@ def test_every_part_of_the_tower(pairs, kind):
     layer = torch_tower(pair).encoder.layers[0]
     with torch.no_grad():
         theirs = layer(torch.tensor(x), attention_mask=None)
-    ours = first_layer(pair.model.vision_tower.encoder.layers)
-    close(ours(jnp.asarray(x), "xla"), theirs[0] if isinstance(theirs, tuple) else theirs)
+    layers = pair.model.vision_tower.encoder.layers
+    ours = jax.jit(lambda x: first_layer(layers)(x, "xla"))(x)
+    close(ours, theirs[0] if isinstance(theirs, tuple) else theirs)
 
     # Tower features. SigLIP's last layer; of CLIP the last but one, without the class token.
     pair = pairs[kind]
@@ -132,14 +145,14 @@ def test_every_part_of_the_tower(pairs, kind):
         theirs = theirs[:, 1:]
     patches = x.reshape(3, 3, 4, 7, 4, 7).transpose(0, 2, 4, 1, 3, 5).reshape(3, 16, 147)
     tower = pair.model.vision_tower
-    close(tower(jnp.asarray(patches), remat="none", implementation="xla"), theirs)
+    close(jax.jit(lambda x: tower(x, remat="none", implementation="xla"))(patches), theirs)
 
     # Projector
     pair = pairs[kind]
     x = random(3, 16, 32)
     with torch.no_grad():
         theirs = pair.torch_model.model.multi_modal_projector(torch.tensor(x))
-    close(pair.model.multi_modal_projector(jnp.asarray(x)), theirs)
+    close(jax.jit(lambda x: pair.model.multi_modal_projector(x))(x), theirs)
 
     # Image table. From bytes to the newline and the projected patches of every tile.
     pair = pairs[kind]
@@ -152,7 +165,7 @@ def test_every_part_of_the_tower(pairs, kind):
         states = torch_tower(pair)(normal, output_hidden_states=True).hidden_states
         theirs = model.multi_modal_projector(states[config.vision_feature_layer][:, -16:])
     patches = pixels.reshape(3, 3, 4, 7, 4, 7).transpose(0, 2, 4, 1, 3, 5).reshape(1, 3, 16, 147)
-    table = pair.model.vision_features(jnp.asarray(patches), None, EXACT).table
+    table = jax.jit(lambda x: pair.model.vision_features(x, None, EXACT).table)(patches)
     np.testing.assert_array_equal(table[0, 0], model.image_newline.detach().numpy())
     close(table[0, 1:].reshape(3, 16, 48), theirs)
 
@@ -191,20 +204,60 @@ def embed(pair, inputs):
     return np.asarray(jax.jit(lambda i: pair.model(i, EXACT))(inputs))
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Items of all lengths in one padded chunk, and what the model makes of it."""
+
+    items: list[Item]
+    rows: list[Row]
+    numbers: np.ndarray  # of each item, its row in the chunk
+    embeddings: np.ndarray
+    hidden: np.ndarray
+
+    def embeddings_of(self, items):
+        return self.embeddings[[self.numbers[self.items.index(item)] for item in items]]
+
+
+@pytest.fixture(scope="module")
+def whole(pairs) -> Callable[[str], Whole]:
+    """By what pair it is; one program gives the embeddings and the states that they are of."""
+
+    @functools.cache
+    def get(kind):
+        pair = pairs[kind]
+        items = items_of(sizes_for(pair))
+        inputs, rows, numbers = together(pair, items)
+
+        @jax.jit
+        def run(inputs):
+            states, hidden_states = [], Vlm.hidden_states
+
+            def recorded(self, *arguments):
+                states.append(hidden_states(self, *arguments))
+                return states[-1]
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Vlm, "hidden_states", recorded)
+                embeddings = pair.model(inputs, EXACT)
+            (hidden,) = states
+            return embeddings, hidden
+
+        return Whole(items, rows, numbers, *map(np.asarray, run(inputs)))
+
+    return get
+
+
 @EVERY
-def test_whole_model_on_odd_image_sizes(pairs, kind):
+def test_whole_model_on_odd_image_sizes(pairs, whole, kind):
     """Text, image and mixed items of all lengths in one padded chunk, each against its own run."""
-    pair = pairs[kind]
-    items = items_of(sizes_for(pair))
-    inputs, rows, numbers = together(pair, items)
-    hidden = np.asarray(jax.jit(lambda i: pair.model.hidden_states(i, EXACT))(inputs))
-    embeddings = embed(pair, inputs)
+    pair, made = pairs[kind], whole(kind)
+    rows, hidden, embeddings = made.rows, made.hidden, made.embeddings
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     if pair.backbone.layout.blended:
         assert any(
             (row.slot_weight.max(axis=1) < 0.99).any() for row in rows if row.patches is not None
         )
-    for item, row, number in zip(items, rows, numbers, strict=True):
+    for item, row, number in zip(made.items, rows, made.numbers, strict=True):
         expected = torch_hidden(pair, item)
         assert_same_rows(hidden[number, : len(row.tokens)], expected)
         unit = expected[-1] / np.linalg.norm(expected[-1])
@@ -212,24 +265,21 @@ def test_whole_model_on_odd_image_sizes(pairs, kind):
 
 
 @EVERY
-def test_padding_on_the_left_gives_the_same_embeddings(pairs, kind):
+def test_padding_on_the_left_gives_the_same_embeddings(pairs, whole, kind):
     """The originals pad on the left, where transformers' positions count the padding."""
     pair = pairs[kind]
     items = items_of(sizes_for(pair)[:4])
-    inputs, _, numbers = together(pair, items)
     theirs = torch_left_padded(pair, items)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    ours = embed(pair, inputs)[numbers]
-    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(whole(kind).embeddings_of(items), theirs, atol=1e-5, rtol=0)
 
 
 @TOWERS
-def test_padding_and_neighbours_do_not_matter(pairs, kind):
-    pair = pairs[kind]
-    items = items_of(SIZES[:3])
-    alone, _ = packed(pair, items[2:3], 80, 5)
-    together, numbers = packed(pair, items, 260, 13)
-    np.testing.assert_allclose(embed(pair, alone)[0], embed(pair, together)[numbers[2]], atol=1e-5)
+def test_padding_and_neighbours_do_not_matter(pairs, whole, kind):
+    items = items_of(SIZES[:3])[2:3]
+    alone, _ = packed(pairs[kind], items, 80, 5)
+    ours = embed(pairs[kind], alone)[:1]
+    np.testing.assert_allclose(ours, whole(kind).embeddings_of(items), atol=1e-5)
 
 
 def test_bfloat16_stays_close(pair):

@@ -87,7 +87,7 @@ def test_what_is_kept_of_chunks():
             lambda i, r=recompute: encode_in_chunks(encode, trainable, frozen, i, recompute=r)
         )
         for live, without_tokens in ((0, False), (3, False), (24, False), (11, True), (8, True)):
-            inputs = group(4, 8, live, seed=1)
+            inputs = jax.tree.map(jnp.asarray, group(4, 8, live, seed=1))
             if without_tokens:
                 inputs = dataclasses.replace(inputs, length=none)
             out, used = run(inputs), -(-live // 8)

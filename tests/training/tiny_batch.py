@@ -1,5 +1,7 @@
 """A batch of pairs over two groups, and an encoder of word vectors that any chunk goes through."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +32,21 @@ def encode(trainable, frozen, inputs: Inputs):
 
 
 def parameters(seed=0):
-    a, b = jax.random.split(jax.random.key(seed))
-    trainable = {
-        "table": jax.random.normal(a, (VOCABULARY, WIDTH)),
-        "matrix": jax.random.normal(b, (WIDTH, WIDTH)),
-    }
-    return trainable, {"bias": jnp.full(WIDTH, 0.1)}
+    """Trainable and frozen ones, in dictionaries of the caller's own."""
+    table, matrix, bias = _draw(seed)
+    return {"table": table, "matrix": matrix}, {"bias": bias}
+
+
+@functools.cache
+def _draw(seed):
+    @jax.jit
+    def draw():
+        a, b = jax.random.split(jax.random.key(seed))
+        table = jax.random.normal(a, (VOCABULARY, WIDTH))
+        return table, jax.random.normal(b, (WIDTH, WIDTH)), jnp.full(WIDTH, 0.1)
+
+    with jax.ensure_compile_time_eval():  # whoever asks first may be traced
+        return draw()
 
 
 def group(chunks, rows, live, seed, tokens=7):
@@ -51,11 +62,11 @@ def regroup(ids, length, chunks):
     grid = (chunks, length.size // chunks)
     tokens = ids.shape[-1]
     return Inputs(
-        tokens=jnp.asarray(ids).reshape(*grid, tokens),
-        length=jnp.asarray(length).reshape(grid),
-        live=jnp.asarray(length).reshape(grid) > 0,
-        positions=jnp.zeros((*grid, tokens, 1), jnp.int32),
-        slot=jnp.full((*grid, tokens, 1), -1, jnp.int32),
+        tokens=ids.reshape(*grid, tokens),
+        length=length.reshape(grid),
+        live=length.reshape(grid) > 0,
+        positions=np.zeros((*grid, tokens, 1), np.int32),
+        slot=np.full((*grid, tokens, 1), -1, np.int32),
         slot_weight=None,
         patches=None,
         patch_position=None,
@@ -75,19 +86,16 @@ def make_batch() -> Batch:
         target_id[row] = 1000 + row
     return Batch(
         groups=(first, second),
-        query=jnp.asarray(query),
-        positive=jnp.asarray(positive),
-        negative=jnp.asarray(negative),
-        target_id=(
-            jnp.asarray(target_id[:32].reshape(2, 16)),
-            jnp.asarray(target_id[32:].reshape(4, 8)),
-        ),
-        source=jnp.zeros(16, jnp.int32),
+        query=query,
+        positive=positive,
+        negative=negative,
+        target_id=(target_id[:32].reshape(2, 16), target_id[32:].reshape(4, 8)),
+        source=np.zeros(16, np.int32),
     )
 
 
 def assert_close(ours, theirs, tolerance=1e-5, what=""):
     """Equality but for the order of float32 sums, by the largest value of each array."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        scale = max(1.0, float(jnp.max(jnp.abs(b))))
+        scale = max(1.0, np.abs(b).max())
         np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=0, err_msg=what)
