@@ -225,8 +225,10 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     judged = jax.jit(objectives.judge_distillation, static_argnames=("config", "sources"))
     contrastive = jax.jit(objectives.contrastive, static_argnames="config")
 
-    def loss(config, plain=None):
-        return judged(embeddings, batch, config=config, plain=plain, sources=("a",))
+    def loss(config, plain=None, temperature=None):
+        return judged(
+            embeddings, batch, config=config, plain=plain, sources=("a",), temperature=temperature
+        )
 
     value, metrics = loss(config)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
