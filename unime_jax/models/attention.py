@@ -88,7 +88,7 @@ def _refusal(
     shared: int | None,
 ) -> str:
     """Why an implementation does not take such a call; "": it does."""
-    if implementation != "xla" and shared is not None:
+    if implementation != "xla" and segment is not None and shared is not None:
         return "a segment that all others see"
     if implementation == "splash":
         return splash.refusal(q.shape, k.shape)
