@@ -14,6 +14,7 @@ from tests.jobs import tiny_run
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
 from unime_jax.operations import config_file
+from unime_jax.operations.recipes import base
 from unime_jax.training import resume
 
 
@@ -122,10 +123,24 @@ def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
 
 
 def test_a_run_of_before_keys_came_or_were_renamed_goes_on(workdir, config, caplog):
+    caplog.set_level("INFO", logger="absl")
     earlier = json.loads((workdir / "config.json").read_text())
     del earlier["optimizer"]["schedule_steps"]
     (workdir / "config.json").write_text(json.dumps(earlier))
     check(workdir, config)
+    config_file.write_config(workdir, config)
+
+    # A judge's loss of before it had forms, and its contrast of before all of today's options
+    judged = config.copy_and_resolve_references()
+    judged.loss = base.judge_distillation()
+    config_file.write_config(workdir, judged)
+    earlier = json.loads((workdir / "config.json").read_text())
+    for key in ("form", "smallest_gap"):
+        del earlier["loss"][key]
+    for key in ("pool", "graded_sources", "teacher_weight"):
+        del earlier["loss"]["contrastive"][key]
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    check(workdir, judged)
     config_file.write_config(workdir, config)
 
     # A run of before keys were renamed goes on. Buckets were (tokens, tiles, share), and the keys

@@ -75,7 +75,6 @@ class Ready:
 
 def main() -> None:
     """Reads the request, measures, and leaves the figures, or the problem, in a file."""
-    logging.set_verbosity(logging.INFO)
     request: Request = pickle.load(sys.stdin.buffer)
     try:
         values = measure(request)
@@ -320,4 +319,5 @@ def _figures(
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
     main()

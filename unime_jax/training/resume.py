@@ -16,7 +16,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.data.settings import Bucket
 from unime_jax.training import evaluations
-from unime_jax.training.settings import Contrastive
+from unime_jax.training.settings import Contrastive, JudgeDistillation
 
 # Keys and groups of keys that may change when a run goes on; any other one makes it another run.
 FREE = (
@@ -124,6 +124,20 @@ def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
         (workdir / evaluations.FILE).unlink(missing_ok=True)
 
 
+def _with_options_of_today(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss with the options that came later, at their defaults."""
+    kinds = {"contrastive": Contrastive, "judge_distillation": JudgeDistillation}
+    kind = kinds.get(loss.get("objective", ""))
+    added = {
+        field.name: field.default
+        for field in (dataclasses.fields(kind) if kind else ())
+        if field.default is not dataclasses.MISSING
+    }
+    if isinstance(contrastive := loss.get("contrastive"), Mapping):
+        loss = {**loss, "contrastive": _with_options_of_today(contrastive)}
+    return added | dict(loss)
+
+
 def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     """A config of before keys were renamed or added, so that its run can go on."""
     config = {
@@ -146,11 +160,11 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("mined_use", "beside")
         data.setdefault("cluster_size", 0)
         data.setdefault("cluster_ranks", [1, 100])
-    loss = config.get("loss")
-    if isinstance(loss, dict) and loss.get("objective") == "contrastive":
-        for field in dataclasses.fields(Contrastive):  # those added since have a default
-            if field.default is not dataclasses.MISSING:
-                loss.setdefault(field.name, field.default)
+    loss: Any = config.get("loss")
+    if isinstance(loss, dict):
+        config["loss"] = _with_options_of_today(loss)
+    if isinstance(optimizer := config.get("optimizer"), Mapping):
+        config["optimizer"] = {"schedule_steps": 0} | dict(optimizer)
     if isinstance(processing := config.get("processing"), dict):
         processing.setdefault("resolution", None)
     if isinstance(evaluation := config.get("evaluation"), dict):
