@@ -29,14 +29,7 @@ from unime_jax.jobs.common_checks import (
 
 def check_embedding(settings: config.EmbedConfig, problems: Problems) -> None:
     """Model and corpus of an embedding job."""
-    with problems.collected("config.backbone"):
-        open_model(
-            settings.backbone,
-            settings.revision,
-            settings.max_length,
-            settings.processing,
-            weights=True,
-        )
+    check_embedder(settings, problems)
     folder = files.as_path(settings.data.folder)
     if not settings.data.datasets and not settings.data.texts:
         problems.add("config.data.datasets and config.data.texts name nothing to embed")
@@ -78,12 +71,12 @@ def check_merge(settings: config.MergeConfig, workdir: files.Path, problems: Pro
 
 def check_mining(settings: config.MineConfig, problems: Problems) -> None:
     """Model, rows and corpus of a mining job."""
-    check_mining_model(settings, problems)
+    check_embedder(settings, problems)
     check_mined_data(settings, problems)
 
 
-def check_mining_model(settings: config.MineConfig, problems: Problems) -> None:
-    """Model of a mining job."""
+def check_embedder(settings: config.EmbedConfig | config.MineConfig, problems: Problems) -> None:
+    """The model that embeds a corpus, or that mines."""
     with problems.collected("config.backbone"):
         open_model(
             settings.backbone,

@@ -61,7 +61,7 @@ def _check_parts(
         if not made.later(folder / settings.data.train):
             preflight_models.check_mined_data(settings.mine, of_part)
         if settings.initial is None and not made.later(files.as_path(settings.backbone)):
-            preflight_models.check_mining_model(settings.mine, of_part)
+            preflight_models.check_embedder(settings.mine, of_part)
     if settings.judged:
         with problems.of_part(config.JudgeConfig, "config.judge") as of_part:
             with of_part.collected():
