@@ -42,6 +42,11 @@ def test_clusters_recover_planted_communities():
     assert sorted(order) == list(range(800))
     whole = [len(set(shared[order[start : start + 7]])) for start in range(0, 790, 7)]
     assert np.mean(np.array(whole) == 7) > 0.9
+    # Rows of a community have four targets between them.
+    shared = (4 * community + np.arange(800) % 4).astype(np.int32)
+    order = clusters.partition(edges, shared, 4, seed=0)
+    distinct = [len(set(shared[order[start : start + 4]])) for start in range(0, 800, 4)]
+    assert np.mean(np.array(distinct) == 4) > 0.9
 
 
 @given(

@@ -137,6 +137,14 @@ def test_interrupted_anywhere_it_ends_the_same_and_does_nothing_twice(
         assert f"config.{key}: " in str(error.value)
     assert "config.mine.search.ranks: [1, 50] -> [2, 9]" in str(error.value)
     assert main.says_it_all(error.value)
+    # What is not complete yet is left to its part.
+    changed = {"train.steps": 3, "judge.judging.margin": 0.5}
+    free = make_config(data, **{"judge.backbone": "judge"} | changed)
+    rounds.check_config(workdir, free, ALL[:2])
+    with pytest.raises(ValueError) as error:
+        rounds.check_config(workdir, free, ALL[:3])
+    assert "config.judge.judging.margin" in str(error.value)
+    assert "config.train.steps" not in str(error.value)
     # Rounds of other rows could not be compared.
     jobs.rows = "others"
     with pytest.raises(
