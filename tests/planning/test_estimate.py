@@ -23,11 +23,12 @@ TEXT = dict(
 ONEVISION_7B = "experiments/plans/models/llava_onevision_7b"
 
 
-def step_of(backbone, *buckets, recompute=True):
+def step_of(backbone, *buckets, recompute=True, **changes):
     given = stage2.get_config()
     given.execution.recompute = recompute
     given.batch_size, given.chunk_size = 32, 8
     given.data.buckets = buckets
+    given.update_from_flattened_dict(changes)
     settings = config_reader.read(config.TrainConfig, given.to_dict())
     return train_program(settings, backbone, sharding.make_mesh(1, 8, 1), teacher=0)
 
@@ -89,6 +90,21 @@ def test_useful_flops_of_full_training(tiny, again, kept):
     where, costs = chips.parse("v5e:2x4"), estimate.row_costs(kept, load)
     one, all_chunks = (memory.memory(p, where, costs.kept, None).activations for p in (again, kept))
     assert all_chunks == 16 * one > 0  # there is room for 128 rows
+
+
+def test_a_frozen_tower_runs_once_over_the_live_chunks(backbone):
+    """Its features have room in all 16 chunks of 8 rows, which eight devices share."""
+    adapters = {"lora.rank": 2, "trainable": ((r".*\.lora_.*", True), (".*", False))}
+    load, executed = estimate.Load((20,), (32,)), []
+    for keep in (False, None):
+        changes = adapters | {"execution.keep_features": keep}
+        program = step_of(backbone, Bucket(tokens=32, tiles=2), **changes)
+        executed.append(estimate.work(program, load, estimate.RowCosts((0.0,), (0.0,)), None))
+        needed = memory.memory(program, chips.parse("v5e:2x4"), (0.0,), None)
+        assert needed.features == (0 if keep is False else 16 * 2 * 16 * 8 * 4)
+    # 16 patches of 147 bytes, then a layer whose widths are 8.
+    tower = 2 * 16 * (147 * 8 + 4 * 8 * 8 + 2 * 8 * 8) + 4 * 16 * 16 * 8
+    assert executed[0].executed - executed[1].executed == 3 * 8 * 2 * tower
 
 
 def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):

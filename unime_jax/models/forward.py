@@ -1,6 +1,7 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def model_of(
     """The model of both parts; the frozen one may come from `with_column_norms`."""
     norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
     own = {path: leaf for path, leaf in frozen.items() if path not in norms}
-    model = paths.merge(graph, trainable, own)
+    model: Any = paths.merge(graph, trainable, own)
     lora.set_column_norms(model, norms)
     return model
 

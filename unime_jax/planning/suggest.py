@@ -30,10 +30,10 @@ class Attempt(Protocol):
 def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
     """What to change, as flags, after trying it out; or what is missing after all was tried.
 
-    Tried in this order, each together with what came before: chunks encoded twice, smaller chunks
-    and recomputed layers (they change speed alone), int8 for frozen weights (which changes
-    embeddings a little), and kernels split over more mesh axes. Of chunk sizes the largest that
-    should fit by proportion comes first.
+    Tried in this order, each together with what came before: chunks encoded twice, or without
+    features of a frozen tower that are kept, smaller chunks and recomputed layers (they change
+    speed alone), int8 for frozen weights (which changes embeddings a little), and kernels split
+    over more mesh axes. Of chunk sizes the largest that should fit by proportion comes first.
     """
     least = entry.memory
     if least is None:
