@@ -1,5 +1,7 @@
 """Whether a step keeps the features of a frozen vision tower, by `execution.keep_features`."""
 
+import functools
+
 import jax
 from absl import logging
 from jax.sharding import Mesh
@@ -53,14 +55,18 @@ def choose(
         return None
     size = frozen_vision.bytes_of(kept, model.parameters, groups) // sharding.row_shards(mesh)
     if keep is None and size > LIMIT:
-        logging.info(
-            "features of the frozen tower are computed twice a step: to keep them takes %.2f GB of "
-            "a device (config.execution.keep_features=True)",
-            size / 1e9,
+        _log_once(
+            f"features of the frozen tower are computed twice a step: to keep them takes"
+            f" {size / 1e9:.2f} GB of a device (config.execution.keep_features=True)"
         )
         return None
-    logging.info(
-        "features of the frozen tower are computed once a step, and kept in %.2f GB of a device",
-        size / 1e9,
+    _log_once(
+        "features of the frozen tower are computed once a step, and kept in"
+        f" {size / 1e9:.2f} GB of a device"
     )
     return kept
+
+
+@functools.cache
+def _log_once(message: str) -> None:  # a plan traces many programs
+    logging.info(message)
