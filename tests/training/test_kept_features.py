@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,13 @@ from tests.backbones.tiny_families import write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.models.oracle import EXACT, TEXT, VISION
-from tests.training.test_mesh_invariance import DORA, LOSS, NONE, PAIRS, examples, shaken
+from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, examples
+from tests.training.tiny_batch import LOSS
 from unime_jax import backbones, paths, sharding
 from unime_jax.data.packing import pack, prepare
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import forward, frozen_vision
+from unime_jax.planning import estimate
 from unime_jax.planning.counting import hlo
 from unime_jax.training import kept_features, loop, state, step
 from unime_jax.training.settings import ExecutionConfig
@@ -28,7 +31,12 @@ FAMILIES = {
     "qwen2_vl": write_qwen2_vl,
     "phi3_v": write_phi3_v,
 }
-DECODER = dataclasses.replace(DORA, targets=((r"language_model\..*_proj", True), (".*", False)))
+DECODER = dataclasses.replace(
+    DORA, dora=False, targets=((r"language_model\..*_proj", True), (".*", False))
+)
+INFONCE = dataclasses.replace(
+    LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0, symmetric=False
+)
 ADAPTERS = ((r".*\.lora_.*", True), (".*", False))
 PROJECTOR = ((r"(vision_tower|visual\.(blocks|patch_embed))\..*", False), (".*", True))
 STEPS, RATE = 3, 3e-4
@@ -59,6 +67,20 @@ def modelled(backbone, mesh, adapters, trainable, frozen="float32"):
     )
 
 
+def drawn(model):
+    """Parameters by numpy, which compiles nothing."""
+    rng, parameters = np.random.default_rng(0), {}
+    for path, x in model.parameters.items():
+        if x.dtype == jnp.int8:
+            value = rng.integers(-127, 128, x.shape, np.int8)
+        elif path.endswith("kernel_scale"):
+            value = np.full(x.shape, 1e-3, np.float32)
+        else:
+            value = 0.2 * rng.standard_normal(x.shape)
+        parameters[path] = jax.device_put(value.astype(x.dtype), x.sharding)
+    return parameters
+
+
 def batch_of(backbone, mesh):
     """Shapes, and a batch of texts and images."""
     shapes = shapes_of(backbone)
@@ -78,9 +100,8 @@ def steps(model, parameters, batch, mesh, vision):
         forward.make_encode(model.graph, EXACT),
         optimizer,
         optax.constant_schedule(RATE),
-        LOSS,
+        INFONCE,
         recompute=True,
-        constants=forward.with_column_norms(model.graph),
         vision=vision,
     )
     placed = jax.tree.map(lambda x: x.sharding, now), sharding.replicated(mesh)
@@ -108,8 +129,7 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     """LoRA on an int8 decoder, on a mesh; with texts, and chunks without rows."""
     backbone, mesh = opened("llava_onevision"), sharding.make_mesh(2, 2, 1, jax.devices()[:4])
     model, batch = modelled(backbone, mesh, DECODER, ADAPTERS, "int8"), batch_of(backbone, mesh)
-    drawn = state.make_parameters(backbone, model, adapters=DECODER, init="random", seed=0)
-    parameters = {p: shaken(p, x) if ".lora_" in p else x for p, x in drawn.items()}
+    parameters = drawn(model)
     assert [group.patches is None for group in batch.groups] == [True, False]
     assert not any(group.live[-1].any() for group in batch.groups)
 
@@ -121,6 +141,9 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     equal(found, trained)
     # Rows stay where they are: nothing travels that did not, and the tower's weights do once.
     assert collectives(once) < collectives(twice)
+    # The planner knows how often each loop runs.
+    program = types.SimpleNamespace(groups=batch.groups)
+    assert estimate.traffic(program, (1, 1), once).unknown_loops == 0
 
 
 def test_every_family_reads_its_features_in_the_place_of_patches(opened):
@@ -129,7 +152,6 @@ def test_every_family_reads_its_features_in_the_place_of_patches(opened):
     for family in FAMILIES:
         backbone = opened(family)
         model, group = modelled(backbone, mesh, NONE, PROJECTOR), batch_of(backbone, mesh).groups[1]
-        parameters = state.make_parameters(backbone, model, adapters=NONE, init="random", seed=0)
 
         @jax.jit
         def tables(parameters, group, graph=model.graph):
@@ -143,7 +165,7 @@ def test_every_family_reads_its_features_in_the_place_of_patches(opened):
             expected = own.vision_features(first.patches, first.patch_position, EXACT)
             return own.project(tower, EXACT), tokens, expected, kept[1].vision
 
-        projected, tokens, expected, all_chunks = tables(parameters, group)
+        projected, tokens, expected, all_chunks = tables(drawn(model), group)
         equal(projected, expected)
         equal(tokens, expected)
         assert np.any(expected.table), family
