@@ -142,6 +142,8 @@ def mini() -> ConfigDict:
     config.execution.remat = "none"  # recomputed in a layer; or "dots", "full"
     config.execution.attention = "auto"  # by platform; or "xla", "splash" (TPU), "cudnn" (GPU)
     config.execution.recompute = True  # chunks are encoded twice; False: activations are kept
+    # What a frozen tower makes of images, once a step; None: where that takes 2 GiB a device.
+    config.execution.keep_features = config_dict.placeholder(bool)
 
     config.export = ConfigDict()
     config.export.checkpoint = "newest"  # or "best", with checkpoint.keep_best

@@ -169,6 +169,8 @@ class Inputs:
     teacher: Float32[ArrayLike, "*C R E"] | None = None
     segment: Int32[ArrayLike, "*C R T"] | None = None  # -1: padding
     segment_end: Int32[ArrayLike, "*C R segments"] | None = None
+    # Features [*C, R, ...] of a tower that are read in the place of `patches`, which are then None.
+    vision: Any = None
 
 
 @jax.tree_util.register_dataclass

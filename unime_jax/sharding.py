@@ -139,6 +139,15 @@ def shard_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
+def shard_chunked_rows(x: jax.Array) -> jax.Array:
+    """As `shard_rows` of [C, R, ...] arrays, whose chunks are each spread over all row shards."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[1] % row_shards(mesh):
+        return x
+    spec = P(None, ROWS, *[P.UNCONSTRAINED] * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())

@@ -1,6 +1,7 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.models import lora
-from unime_jax.models.vlm import Execution
+from unime_jax.models.vlm import EmbeddingModel, Execution
 
 # Embeddings of the rows of a chunk, given trainable and frozen parameters.
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
@@ -27,13 +28,20 @@ def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     def encode(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
     ) -> Float[Array, "R D"]:
-        norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
-        own = {path: leaf for path, leaf in frozen.items() if path not in norms}
-        model = paths.merge(graph, trainable, own)
-        lora.set_column_norms(model, norms)
-        return model(inputs, execution)
+        return model_of(graph, trainable, frozen)(inputs, execution)
 
     return encode
+
+
+def model_of(
+    graph: nnx.GraphDef, trainable: paths.Parameters, frozen: paths.Parameters
+) -> EmbeddingModel:
+    """The model of both parts; the frozen one may come from `with_column_norms`."""
+    norms = {path: leaf for path, leaf in frozen.items() if path.endswith(f".{lora.NORM}")}
+    own = {path: leaf for path, leaf in frozen.items() if path not in norms}
+    model: Any = paths.merge(graph, trainable, own)
+    lora.set_column_norms(model, norms)
+    return model
 
 
 def with_column_norms(graph: nnx.GraphDef) -> Constants:

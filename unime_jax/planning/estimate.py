@@ -176,16 +176,18 @@ def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic
     """Traffic of the compiled program, given its live chunks by bucket.
 
     A loop over chunks is known by what it carries of every token, or of every tile where rows
-    have no tokens.
+    have no tokens, or where it makes features of images alone.
     """
 
     def trips(type: str) -> int | None:
-        for group, count in zip(program.groups, chunks):
-            carried = group.tokens if group.tokens.shape[-1] else group.patches
-            assert carried is not None, "a bucket has tokens or tiles"
-            all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
-            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
-                return count
+        for carried in ("tokens", "patches"):
+            for group, count in zip(program.groups, chunks):
+                array = getattr(group, carried)
+                if array is None or not array.shape[-1]:
+                    continue
+                all_chunks, rows, each, *_ = array.sharding.shard_shape(array.shape)
+                if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
+                    return count
         return None
 
     return costs.traffic(text, trips)

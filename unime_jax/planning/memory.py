@@ -9,7 +9,7 @@ import jax
 from unime_jax import sharding
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import Bucket
-from unime_jax.models import forward
+from unime_jax.models import forward, frozen_vision
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
@@ -30,6 +30,8 @@ class Memory:
       temporaries: the compiler's; None: there is no compiler here.
       peak: the compiler's for the program, with what lies beside its arguments; None as above.
       capacity: of the chip.
+      features: of images, made by a frozen tower and kept for both passes over a batch
+        (`execution.keep_features`), as traced. They are among `temporaries`.
     """
 
     weights: int
@@ -40,6 +42,7 @@ class Memory:
     temporaries: int | None
     peak: int | None
     capacity: int
+    features: int = 0
 
     @property
     def held(self) -> int:
@@ -78,7 +81,18 @@ def memory(
         temporaries=compiled.temporaries if compiled else None,
         peak=compiled.peak + idle + ahead if compiled else None,
         capacity=int(where.chip.hbm),
+        features=_features(program),
     )
+
+
+def _features(program: Program) -> int:
+    """Bytes on one chip of the features of images that the program keeps."""
+    if program.vision is None:
+        return 0
+    groups = tuple(group for group in program.groups if group.patches is not None)
+    parameters = program.parameters[0] | program.parameters[1]
+    total = frozen_vision.bytes_of(program.vision, parameters, groups)
+    return total // sharding.row_shards(program.mesh)
 
 
 def _activations(program: Program, kept: Sequence[float]) -> int:

@@ -14,7 +14,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.models import forward, inference
+from unime_jax.models import forward, frozen_vision, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step, temperature
 from unime_jax.training.settings import Distillation, contrastive_part
@@ -36,6 +36,7 @@ class Program:
       shapes: of its rows.
       parameters: the trainable and the frozen ones, abstract, by path.
       execution: how `graph` is run.
+      vision: makes the features of images that are kept for both passes; None: there are none.
       keeps: whether the backward pass finds activations of all chunks, or encodes them again.
       items: pairs (or texts, if nothing is trained) of one call.
     """
@@ -51,6 +52,7 @@ class Program:
     execution: Execution
     keeps: bool
     items: int
+    vision: frozen_vision.FrozenVision | None = None
 
     def traced(self) -> Any:
         """The program as a jaxpr."""
@@ -155,6 +157,7 @@ def step_program(run: setup.Setup, backbone: Backbone) -> Program:
         execution=run.execution,
         keeps=not settings.execution.recompute,
         items=settings.batch_size,
+        vision=run.vision,
     )
 
 

@@ -114,8 +114,11 @@ def _predicted(
     )
     items = recipe.settings.batch_size
     time = estimate.estimate(moved, chips.parse(topology), items)
-    temporaries = memory.known_peak - memory.held - memory.gradients - memory.activations
-    peak = draft.memory.held + draft.memory.gradients + draft.memory.activations
+    planned, other = (
+        part.held + part.gradients + part.activations + part.features
+        for part in (memory, draft.memory)
+    )
+    temporaries, peak = memory.known_peak - planned, other
     peak += round(max(temporaries, 0) / chunks)
     return _row(draft, changed, flags, time.seconds, peak)
 

@@ -30,10 +30,10 @@ class Attempt(Protocol):
 def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
     """What to change, as flags, after trying it out; or what is missing after all was tried.
 
-    Tried in this order, each together with what came before: chunks encoded twice, smaller chunks
-    and recomputed layers (they change speed alone), int8 for frozen weights (which changes
-    embeddings a little), and kernels split over more mesh axes. Of chunk sizes the largest that
-    should fit by proportion comes first.
+    Tried in this order, each together with what came before: chunks encoded twice, or without
+    features of a frozen tower that are kept, smaller chunks and recomputed layers (they change
+    speed alone), int8 for frozen weights (which changes embeddings a little), and kernels split
+    over more mesh axes. Of chunk sizes the largest that should fit by proportion comes first.
     """
     least = entry.memory
     if least is None:
@@ -91,6 +91,9 @@ def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, st
         if not settings.execution.recompute:
             settings, flags = _executed(settings, flags, "recompute", True)
             yield settings, flags
+        elif entry.memory and entry.memory.features:
+            settings, flags = _executed(settings, flags, "keep_features", False)
+            yield settings, flags
         yield from _chunks(settings, entry, flags)
         smallest = _row_shards(entry)
         if settings.chunk_size > smallest:
@@ -129,7 +132,7 @@ def _chunks(
     if memory is None:
         return
     spare = memory.capacity - memory.held
-    temporaries = memory.known_peak - memory.held
+    temporaries = memory.known_peak - memory.held - memory.features
     size = settings.chunk_size // 2
     while size >= shards and size % shards == 0:
         if temporaries * size / settings.chunk_size < spare:

@@ -35,6 +35,7 @@ FREE = (
     "execution.remat",
     "execution.attention",
     "execution.recompute",
+    "execution.keep_features",
     "data.eval",
     "data.workers",
     "data.max_bad_share",

@@ -264,3 +264,6 @@ class ExecutionConfig:
     # elsewhere and for what the kernel does not take; or one of the three
     attention: AttentionChoice
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
+    # of images, where chunks are encoded twice: compute what a frozen tower makes of them once a
+    # step, and keep it for both times; None: where that takes 2 GiB of a device at most
+    keep_features: bool | None

@@ -19,9 +19,17 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.models import attention, forward
+from unime_jax.models import attention, forward, frozen_vision
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
+from unime_jax.training import (
+    automatic,
+    kept_features,
+    optimizer,
+    size_checks,
+    state,
+    step,
+    temperature,
+)
 from unime_jax.training.settings import JudgeDistillation, contrastive_part
 
 
@@ -40,6 +48,7 @@ class Setup:
     abstract_model: state.AbstractModel
     encode: forward.Encode
     constants: forward.Constants
+    vision: frozen_vision.FrozenVision | None
     shapes: BatchShapes
     test_shapes: BatchShapes | Ladder
 
@@ -75,6 +84,7 @@ class Setup:
             settings.loss,
             recompute=settings.execution.recompute,
             constants=self.constants,
+            vision=self.vision,
             infonce_steps=settings.infonce_steps,
             sources=sources,
         )
@@ -261,6 +271,15 @@ def trace(
     if settings.export.adapter:
         _check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]
+    shapes = pair_shapes(
+        settings.data.buckets,
+        backbone.layout,
+        batch_size=settings.batch_size,
+        negatives=settings.data.negatives,
+        chunk_size=settings.chunk_size,
+        scored=isinstance(settings.loss, JudgeDistillation),
+        graded=() if contrast is None else contrast.graded_sources,
+    )
     return Setup(
         settings=settings,
         mesh=mesh,
@@ -270,15 +289,8 @@ def trace(
         abstract_model=abstract_model,
         encode=forward.make_encode(abstract_model.graph, execution),
         constants=forward.with_column_norms(abstract_model.graph),
-        shapes=pair_shapes(
-            settings.data.buckets,
-            backbone.layout,
-            batch_size=settings.batch_size,
-            negatives=settings.data.negatives,
-            chunk_size=settings.chunk_size,
-            scored=isinstance(settings.loss, JudgeDistillation),
-            graded=() if contrast is None else contrast.graded_sources,
-        ),
+        vision=kept_features.choose(settings.execution, abstract_model, execution, shapes, mesh),
+        shapes=shapes,
         test_shapes=BatchShapes(
             settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
         ),

@@ -13,6 +13,7 @@ from unime_jax import paths
 from unime_jax.batch import ArrayLike, Batch
 from unime_jax.losses import Metrics
 from unime_jax.models.forward import Constants, Encode
+from unime_jax.models.frozen_vision import FrozenVision, with_features
 from unime_jax.training import objectives, text_distillation
 from unime_jax.training.gradcache import encode_in_chunks
 from unime_jax.training.settings import contrastive_part
@@ -42,6 +43,7 @@ def batch_loss(
     *,
     recompute: bool,
     constants: Constants | None = None,
+    vision: FrozenVision | None = None,
     plain: Bool[Array, ""] | None = None,
     temperature: Float[Array, ""] | None = None,
     sources: Sequence[str] = (),
@@ -52,12 +54,16 @@ def batch_loss(
       recompute: see `gradcache.encode_in_chunks`.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
         all chunks; None: `frozen` itself.
+      vision: gives the features of images that are kept for both passes; None: each pass computes
+        its own.
       plain, temperature, sources: see `objectives.contrastive`.
     """
     fixed = frozen if constants is None else constants(trainable, frozen)
+    groups = batch.groups
+    if vision is not None:
+        groups = tuple(with_features(vision, trainable, fixed, group) for group in groups)
     embeddings = [
-        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute)
-        for group in batch.groups
+        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute) for group in groups
     ]
     if isinstance(objective, objectives.Distillation):
         loss, metrics = text_distillation.distillation(
@@ -82,6 +88,7 @@ def make_train_step(
     *,
     recompute: bool,
     constants: Constants | None = None,
+    vision: FrozenVision | None = None,
     infonce_steps: int = 0,
     sources: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -91,7 +98,7 @@ def make_train_step(
 
     Args:
       schedule: the learning rate by step, for the metrics; the optimizer has its own.
-      recompute, constants: see `batch_loss`.
+      recompute, constants, vision: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
       sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
@@ -111,6 +118,7 @@ def make_train_step(
                 objective,
                 recompute=recompute,
                 constants=constants,
+                vision=vision,
                 plain=plain,
                 temperature=None if both[1] is None else jnp.exp(-both[1]),
                 sources=sources,
