@@ -12,11 +12,13 @@ import numpy as np
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward
+from unime_jax.models.forward import MERGED
 from unime_jax.planning import costs, largest
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled
 from unime_jax.planning.memory import kept_of_a_row
 from unime_jax.planning.program import Program
+from unime_jax.training.gradcache import KEPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +181,25 @@ def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic
     have no tokens.
     """
 
-    def trips(type: str) -> int | None:
-        for group, count in zip(program.groups, chunks):
+    def trips(type: str, scopes: str) -> int | None:
+        for number, (group, count) in enumerate(zip(program.groups, chunks)):
             carried = group.tokens if group.tokens.shape[-1] else group.patches
             assert carried is not None, "a bucket has tokens or tiles"
             all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
             if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
-                return count
+                return runs(group, count, program.kept[number], scopes)
         return None
+
+    def runs(group: Inputs, count: int, kept: int, scopes: str) -> int:
+        """Of a loop over a group's chunks, by the scopes that it is in."""
+        if KEPT in scopes:
+            return min(count, kept)
+        others = max(count - kept, 0)
+        merged = min(program.merged, max(group.live.shape[0] - kept, 1))
+        if MERGED in scopes:
+            return others // merged
+        merging = merged > 1 and "transpose(" not in scopes
+        return others % merged if merging else others
 
     return costs.traffic(text, trips)
 

@@ -25,7 +25,7 @@ class Memory:
       inputs: exact; two batches, as the next one is placed while a program runs. Of a program that
         embeds the embeddings of the other call as well.
       gradients: exact, of the trainable parameters.
-      activations: kept by the backward pass of a chunk, or of all chunks if none is encoded twice,
+      activations: kept for the backward pass of a chunk, and of those that are not encoded twice,
         as traced; the compiler may fuse or drop a part. They are among `temporaries`.
       temporaries: the compiler's; None: there is no compiler here.
       peak: the compiler's for the program, with what lies beside its arguments; None as above.
@@ -85,9 +85,13 @@ def _activations(program: Program, kept: Sequence[float]) -> int:
     """Bytes of activations on one chip, given those of a row by bucket."""
     shapes, shards = program.shapes, sharding.row_shards(program.mesh)
     chunks = [shapes.chunk_rows(b) // shards * row for b, row in zip(shapes.buckets, kept)]
-    if program.keeps:
-        return round(sum(shapes.chunks(b) * chunk for b, chunk in zip(shapes.buckets, chunks)))
-    return round(max(chunks))
+    kept = sum(count * chunk for count, chunk in zip(program.kept, chunks))
+    again = [
+        chunk
+        for bucket, count, chunk in zip(shapes.buckets, program.kept, chunks)
+        if count < shapes.chunks(bucket)
+    ]
+    return round(kept + max(again, default=0.0))
 
 
 def kept_of_a_row(program: Program, bucket: Bucket) -> float:

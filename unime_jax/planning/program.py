@@ -17,7 +17,7 @@ from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import setup, state, step, temperature
-from unime_jax.training.settings import Distillation, contrastive_part
+from unime_jax.training.settings import Distillation, ExecutionConfig, contrastive_part
 
 Parameters = dict[str, Any]  # abstract, by path
 
@@ -36,7 +36,8 @@ class Program:
       shapes: of its rows.
       parameters: the trainable and the frozen ones, abstract, by path.
       execution: how `graph` is run.
-      keeps: whether the backward pass finds activations of all chunks, or encodes them again.
+      kept: chunks whose activations the backward pass finds, by bucket; it encodes others again.
+      merged: chunks that are encoded at once where no gradient is needed.
       items: pairs (or texts, if nothing is trained) of one call.
     """
 
@@ -49,7 +50,8 @@ class Program:
     graph: Any
     parameters: tuple[Parameters, Parameters]
     execution: Execution
-    keeps: bool
+    kept: tuple[int, ...]
+    merged: int
     items: int
 
     def traced(self) -> Any:
@@ -153,9 +155,18 @@ def step_program(run: setup.Setup, backbone: Backbone) -> Program:
         graph=run.abstract_model.graph,
         parameters=(before.trainable, before.frozen),
         execution=run.execution,
-        keeps=not settings.execution.recompute,
+        kept=kept_chunks(settings.execution, run.shapes),
+        merged=settings.execution.merged_chunks,
         items=settings.batch_size,
     )
+
+
+def kept_chunks(execution: ExecutionConfig, shapes: BatchShapes) -> tuple[int, ...]:
+    """Chunks of each bucket whose activations a step keeps for its backward pass."""
+    rooms = [shapes.chunks(bucket) for bucket in shapes.buckets]
+    if not execution.recompute:
+        return tuple(rooms)
+    return tuple(map(min, execution.kept_chunks or (0,) * len(rooms), rooms))
 
 
 def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jnp.dtype) -> Program:
@@ -179,7 +190,8 @@ def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jn
         graph=graph,
         parameters=({}, parameters),
         execution=execution,
-        keeps=False,
+        kept=(0,) * len(shapes.buckets),
+        merged=1,
         items=shapes.rows,
     )
 

@@ -35,6 +35,8 @@ FREE = (
     "execution.remat",
     "execution.attention",
     "execution.recompute",
+    "execution.kept_chunks",
+    "execution.merged_chunks",
     "data.eval",
     "data.workers",
     "data.max_bad_share",

@@ -258,9 +258,28 @@ class ExecutionConfig:
     # of weights that are not trained; "int8": codes with a scale per output channel for the
     # kernels of linear layers, and bfloat16 for the rest. None: as `dtype` chooses
     frozen_dtype: Literal["float32", "bfloat16", "int8"] | None
-    # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
+    # activations that a layer keeps for gradients, from most to least; it computes the others
+    # again. "none": all. "dots": outputs of linear layers. "attention_up": those but the gate's,
+    # half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload":
+    # its input, in the host's memory
     remat: Remat
     # "auto": a kernel that writes no scores to memory, "splash" on TPUs and "cudnn" on GPUs, "xla"
     # elsewhere and for what the kernel does not take; or one of the three
     attention: AttentionChoice
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
+    # by bucket, chunks whose activations are kept nevertheless, so that they are encoded once;
+    # empty: none
+    kept_chunks: Sequence[int] = ()
+    merged_chunks: int = 1  # chunks that the pass without gradient encodes at once
+
+    def __post_init__(self) -> None:
+        if self.merged_chunks < 1 or any(count < 0 for count in self.kept_chunks):
+            raise ValueError(
+                f"execution.merged_chunks={self.merged_chunks} must be 1 or more, and every number "
+                f"of execution.kept_chunks={tuple(self.kept_chunks)} 0 or more."
+            )
+        if self.kept_chunks and not self.recompute:
+            raise ValueError(
+                f"execution.kept_chunks={tuple(self.kept_chunks)} names chunks that are not encoded"
+                " twice, and execution.recompute=False keeps all: set one of them to () or True."
+            )

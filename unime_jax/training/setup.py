@@ -74,6 +74,8 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
+            kept=settings.execution.kept_chunks,
+            merged=settings.execution.merged_chunks,
             constants=self.constants,
             infonce_steps=settings.infonce_steps,
             sources=sources,

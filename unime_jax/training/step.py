@@ -41,6 +41,8 @@ def batch_loss(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
     plain: Bool[Array, ""] | None = None,
     temperature: Float[Array, ""] | None = None,
@@ -49,15 +51,18 @@ def batch_loss(
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
     Args:
-      recompute: see `gradcache.encode_in_chunks`.
+      recompute, merged: see `gradcache.encode_in_chunks`.
+      kept: by bucket, see there; empty: none.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
         all chunks; None: `frozen` itself.
       plain, temperature, sources: see `objectives.contrastive`.
     """
     fixed = frozen if constants is None else constants(trainable, frozen)
     embeddings = [
-        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute)
-        for group in batch.groups
+        encode_in_chunks(
+            encode, trainable, fixed, group, recompute=recompute, kept=count, merged=merged
+        )
+        for group, count in zip(batch.groups, kept or [0] * len(batch.groups), strict=True)
     ]
     if isinstance(objective, objectives.Distillation):
         loss, metrics = text_distillation.distillation(
@@ -81,6 +86,8 @@ def make_train_step(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
     infonce_steps: int = 0,
     sources: Sequence[str] = (),
@@ -91,7 +98,7 @@ def make_train_step(
 
     Args:
       schedule: the learning rate by step, for the metrics; the optimizer has its own.
-      recompute, constants: see `batch_loss`.
+      recompute, kept, merged, constants: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
       sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
@@ -110,6 +117,8 @@ def make_train_step(
                 batch,
                 objective,
                 recompute=recompute,
+                kept=kept,
+                merged=merged,
                 constants=constants,
                 plain=plain,
                 temperature=None if both[1] is None else jnp.exp(-both[1]),
