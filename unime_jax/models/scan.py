@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from unime_jax import sharding
 from unime_jax.models.settings import Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
-INPUT = "layer_input"
+INPUT, HOST = "layer_input", "pinned_host"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     # A scan's slices of the host's memory come back as a layer needs them.
@@ -21,7 +22,7 @@ _POLICIES = {
         names_which_can_be_saved=(),
         names_which_can_be_offloaded=(INPUT,),
         offload_src="device",
-        offload_dst="pinned_host",
+        offload_dst=HOST,
     ),
     "attention": jax.checkpoint_policies.save_only_these_names("projection"),
     "attention_up": jax.checkpoint_policies.save_only_these_names("projection", "up"),
@@ -31,6 +32,23 @@ _POLICIES = {
         jax.checkpoint_policies.save_only_these_names("projection", "gate", "up"),
     ),
 }
+
+
+def check(remat: Remat, mesh: Mesh) -> None:
+    """Raises ValueError where the devices cannot do what is asked: "offload" needs host memory.
+
+    An abstract mesh is one of TPUs: none but a planner's has no devices.
+    """
+    if remat != "offload" or not isinstance(mesh, Mesh):
+        return
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(
+            f'config.execution.remat="offload" puts the inputs of layers into {HOST} memory, and a '
+            f"{device.device_kind} has {', '.join(kinds) or 'none that JAX names'} only: set "
+            '"full", which keeps them on the device'
+        )
 
 
 def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> Layer:

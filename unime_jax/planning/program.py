@@ -16,7 +16,7 @@ from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward, inference
 from unime_jax.models.vlm import Execution
-from unime_jax.training import setup, state, step, temperature
+from unime_jax.training import activations, setup, state, step, temperature
 from unime_jax.training.settings import Distillation, ExecutionConfig, contrastive_part
 
 Parameters = dict[str, Any]  # abstract, by path
@@ -62,15 +62,10 @@ class Program:
 
     def chunk(self, rows: int, bucket: Bucket) -> tuple[Parameters, Parameters, Inputs]:
         """Trainable and frozen parameters and a chunk of so many rows, without shardings."""
-        alone = dataclasses.replace(bucket, share=1.0)  # whatever its part of a whole batch is
-        shapes = BatchShapes((alone,), self.shapes.layout, rows, rows)
         trainable, frozen = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.parameters
         )
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, alone)
-        )
-        return trainable, frozen, inputs
+        return trainable, frozen, activations.chunk(rows, bucket, self.shapes.layout)
 
     @property
     def compiles(self) -> bool:

@@ -144,7 +144,7 @@ def _row(
     return Candidate(
         flags=flags,
         chunk_size=settings.chunk_size,
-        remat=settings.execution.remat,
+        remat=settings.execution.remat or "",
         mesh=dict(entry.settings["mesh"]),
         ratio=work.executed / work.useful if work and work.useful else 0.0,
         predicted_seconds=seconds,

@@ -261,22 +261,22 @@ class ExecutionConfig:
     # activations that a layer keeps for gradients, from most to least; it computes the others
     # again. "none": all. "dots": outputs of linear layers. "attention_up": those but the gate's,
     # half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload":
-    # its input, in the host's memory
-    remat: Remat
+    # its input, in the host's memory. None: by the memory of a device, with the size of chunks
+    remat: Remat | None
     # "auto": a kernel that writes no scores to memory, "splash" on TPUs and "cudnn" on GPUs, "xla"
     # elsewhere and for what the kernel does not take; or one of the three
     attention: AttentionChoice
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
     # by bucket, chunks whose activations are kept nevertheless, so that they are encoded once;
-    # empty: none
-    kept_chunks: Sequence[int] = ()
+    # empty: none. None: as many of the largest bucket as should fit
+    kept_chunks: Sequence[int] | None = ()
     merged_chunks: int = 1  # chunks that the pass without gradient encodes at once
 
     def __post_init__(self) -> None:
-        if self.merged_chunks < 1 or any(count < 0 for count in self.kept_chunks):
+        if self.merged_chunks < 1 or any(count < 0 for count in self.kept_chunks or ()):
             raise ValueError(
                 f"execution.merged_chunks={self.merged_chunks} must be 1 or more, and every number "
-                f"of execution.kept_chunks={tuple(self.kept_chunks)} 0 or more."
+                f"of execution.kept_chunks={self.kept_chunks} 0 or more."
             )
         if self.kept_chunks and not self.recompute:
             raise ValueError(

@@ -19,7 +19,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.models import attention, forward
+from unime_jax.models import attention, forward, scan
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
 from unime_jax.training.settings import JudgeDistillation, contrastive_part
@@ -74,7 +74,7 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
-            kept=settings.execution.kept_chunks,
+            kept=settings.execution.kept_chunks or (),
             merged=settings.execution.merged_chunks,
             constants=self.constants,
             infonce_steps=settings.infonce_steps,
@@ -147,9 +147,7 @@ def set_up(
     say_what_is_not_used(source, backbone.defaults, longest)
     complete = settings
     if automatic.left_open(settings):
-        complete = automatic.resolved(
-            settings, backbone, rows or {}, workdir, sharding.row_shards(mesh)
-        )
+        complete = automatic.resolved(settings, backbone, rows or {}, workdir, mesh)
     if longest:
         return trace(complete, mesh, backbone, backbone.preprocess)
     cut = opened(complete.data.buckets[-1].tokens).preprocess
@@ -251,8 +249,11 @@ def trace(
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
     dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
     assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
+    remat = settings.execution.remat
+    assert remat
+    scan.check(remat, mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
-    execution = Execution(jnp.dtype(dtype), settings.execution.remat, implementation)
+    execution = Execution(jnp.dtype(dtype), remat, implementation)
     abstract_model = state.abstract_model(
         backbone,
         mesh,
