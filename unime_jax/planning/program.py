@@ -151,7 +151,7 @@ def step_program(run: setup.Setup, backbone: Backbone) -> Program:
         parameters=(before.trainable, before.frozen),
         execution=run.execution,
         kept=kept_chunks(settings.execution, run.shapes),
-        merged=settings.execution.merged_chunks,
+        merged=settings.execution.merged_chunks or 1,
         items=settings.batch_size,
     )
 

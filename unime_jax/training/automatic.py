@@ -45,6 +45,7 @@ _OPEN = (  # keys, and the value that leaves each open
     ("chunk_size", 0),
     ("execution.remat", None),
     ("execution.kept_chunks", None),
+    ("execution.merged_chunks", None),
     ("execution.dtype", None),
     ("execution.frozen_dtype", None),
     ("export.dtype", None),
@@ -52,7 +53,12 @@ _OPEN = (  # keys, and the value that leaves each open
 
 
 # Keys that follow from the devices that there are now, and are chosen anew when a run goes on.
-_OF_DEVICES = ("chunk_size", "execution.remat", "execution.kept_chunks")
+_OF_DEVICES = (
+    "chunk_size",
+    "execution.remat",
+    "execution.kept_chunks",
+    "execution.merged_chunks",
+)
 
 
 def left_open(settings: config.TrainConfig) -> tuple[str, ...]:
@@ -158,10 +164,10 @@ def by_devices(settings: config.TrainConfig, backbone: Backbone, mesh: Mesh) -> 
     rows = chunk_rows(settings, backbone.layout.patches, shards)
     execution, memory = settings.execution, chunk_choice.capacity(mesh)
     if memory is None:
-        chosen: tuple[Any, ...] = settings.chunk_size or rows, execution.remat or "full", ()
+        chosen: tuple[Any, ...] = settings.chunk_size or rows, execution.remat or "full", (), 1
     else:
         choice = chunk_choice.choose(settings, backbone, mesh, memory, rows // shards)
-        chosen = choice.chunk_size, choice.remat, choice.kept_chunks
+        chosen = choice.chunk_size, choice.remat, choice.kept_chunks, choice.merged_chunks
         logging.info("%s", choice.reason)
     return dict(zip(_OF_DEVICES, chosen))
 

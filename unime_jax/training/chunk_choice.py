@@ -17,24 +17,25 @@ from unime_jax.models.settings import Remat
 from unime_jax.models.vlm import Execution
 from unime_jax.training import activations, state
 
-# What layers recompute, from least to most. Without any, they keep three times as much as outputs
-# of matmuls, and save no matmul by it.
+# What layers recompute, from least to most.
 ORDER: tuple[Remat, ...] = ("none", "dots", "attention_up", "attention", "full")
 USED = 0.85  # of a device's memory; the rest is for what the estimate does not see
 # Of a chunk on each device, at least, for a remat that keeps more: with fewer, gathering a layer's
 # weights takes longer than multiplying by them.
-LEAST_TOKENS = 2048
+LEAST_TOKENS = 1024
+MOST_MERGED = 4  # chunks at once without gradient: of weights' three ways, one is a quarter
 # A layer's own arrays at a time, forward or backward, by what it keeps without remat.
 LAYER_ARRAYS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Values for three keys of a config, and why, as a sentence for the log."""
+    """Values for four keys of a config, and why, as a sentence for the log."""
 
     chunk_size: int
     remat: Remat
     kept_chunks: tuple[int, ...]
+    merged_chunks: int
     reason: str
 
 
@@ -90,10 +91,15 @@ def choose(
     room = USED * memory - held
     given = settings.chunk_size // shards if settings.chunk_size else 0
     tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
+    all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     wanted = (settings.execution.remat,) if settings.execution.remat else ORDER
     rows, remat, kept = 1, wanted[-1], 0.0
     for each in wanted:
         kept = row(each)
+        # Three times the bytes of "dots" save attention alone; as many chunks that are encoded once
+        # save more. So only where all of them have room.
+        if each == "none" and len(wanted) > 1 and all_rows * (kept + arrays) > room:
+            continue
         fitting = max(int(room // (kept + arrays)), 0)
         rows = given or min(1 << max(fitting.bit_length() - 1, 0), most_rows)
         remat = each
@@ -110,7 +116,8 @@ def choose(
         f"{rows * arrays / 1e9:.1f} GB of one layer, of {memory / 1e9:.1f} GB; an estimate by "
         "shapes, which job=plan checks by compiling"
     )
-    return Choice(chunk_size, remat, tuple(counts), reason)
+    merged = int(room // (rows * arrays)) if mesh.shape["fsdp"] > 1 else 1
+    return Choice(chunk_size, remat, tuple(counts), max(1, min(merged, MOST_MERGED)), reason)
 
 
 def _kept_chunks(

@@ -270,10 +270,13 @@ class ExecutionConfig:
     # by bucket, chunks whose activations are kept nevertheless, so that they are encoded once;
     # empty: none. None: as many of the largest bucket as should fit
     kept_chunks: Sequence[int] | None = ()
-    merged_chunks: int = 1  # chunks that the pass without gradient encodes at once
+    # chunks that the pass without gradient encodes at once, which gathers weights less often. None:
+    # up to four where weights lie over several devices
+    merged_chunks: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.merged_chunks < 1 or any(count < 0 for count in self.kept_chunks or ()):
+        merged = 1 if self.merged_chunks is None else self.merged_chunks
+        if merged < 1 or any(count < 0 for count in self.kept_chunks or ()):
             raise ValueError(
                 f"execution.merged_chunks={self.merged_chunks} must be 1 or more, and every number "
                 f"of execution.kept_chunks={self.kept_chunks} 0 or more."
@@ -282,4 +285,10 @@ class ExecutionConfig:
             raise ValueError(
                 f"execution.kept_chunks={tuple(self.kept_chunks)} names chunks that are not encoded"
                 " twice, and execution.recompute=False keeps all: set one of them to () or True."
+            )
+        if self.remat == "offload" and (self.kept_chunks or not self.recompute):
+            raise ValueError(
+                'execution.remat="offload" holds one chunk in the host\'s memory, and the room of '
+                "chunks that are not encoded twice is on the device: set execution.recompute=True "
+                'and execution.kept_chunks=(), or another execution.remat, such as "full".'
             )

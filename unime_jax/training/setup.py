@@ -75,7 +75,7 @@ class Setup:
             settings.loss,
             recompute=settings.execution.recompute,
             kept=settings.execution.kept_chunks or (),
-            merged=settings.execution.merged_chunks,
+            merged=settings.execution.merged_chunks or 1,
             constants=self.constants,
             infonce_steps=settings.infonce_steps,
             sources=sources,
