@@ -45,7 +45,8 @@ def test_what_fits_is_chosen_with_the_least_that_is_computed_again(given):
 
     # Memory that is left keeps chunks of the largest bucket, all of them in the end
     assert choices[0].kept_chunks == () and choices[0].merged_chunks == 1
-    chunks = 2 * settings.batch_size // (MOST * SHARDS)
+    rows = settings.batch_size * (2 + settings.data.negatives)
+    chunks = rows // (MOST * SHARDS)
     assert choices[-1].kept_chunks == (0, chunks) and choices[-1].merged_chunks == 4
 
     # What is given stays
