@@ -186,7 +186,8 @@ def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic
             carried = group.tokens if group.tokens.shape[-1] else group.patches
             assert carried is not None, "a bucket has tokens or tiles"
             all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
-            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
+            kept = f"|{program.kept[number]}" if KEPT in scopes else ""  # there is room for no more
+            if re.search(rf"\[(?:{all_chunks}{kept}),(\d+,)*{rows},{each}[],]", type):
                 return runs(group, count, program.kept[number], scopes)
         return None
 
