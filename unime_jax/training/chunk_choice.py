@@ -17,12 +17,20 @@ from unime_jax.models.settings import Remat
 from unime_jax.models.vlm import Execution
 from unime_jax.training import activations, state
 
-# What layers recompute, from least to most.
-ORDER: tuple[Remat, ...] = ("none", "dots", "attention_up", "attention", "full")
+# From what keeps most to what keeps least, with what layers compute again by it, as a share of a
+# forward pass: of a 7B with adapters, as counted.
+AGAIN: dict[Remat, float] = {
+    "none": 0.0,
+    "dots": 0.03,
+    "attention_up": 0.35,
+    "attention": 0.65,
+    "full": 1.0,
+}
+ORDER = tuple(AGAIN)
 USED = 0.85  # of a device's memory; the rest is for what the estimate does not see
-# Of a chunk on each device, at least, for a remat that keeps more: with fewer, gathering a layer's
-# weights takes longer than multiplying by them.
-LEAST_TOKENS = 1024
+# Of a chunk on each device: with fewer, gathering a layer's weights takes longer than multiplying
+# by them; with more, memory is better spent on chunks that are encoded once.
+ENOUGH_TOKENS = 1024
 MOST_MERGED = 4  # chunks at once without gradient: of weights' three ways, one is a quarter
 # A layer's own arrays at a time, forward or backward, by what it keeps without remat.
 LAYER_ARRAYS = 2
@@ -50,11 +58,10 @@ def capacity(mesh: Mesh) -> int | None:
 def choose(
     settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int, most_rows: int
 ) -> Choice:
-    """The remat that computes least again with enough rows a chunk, then as many rows as fit.
+    """The remat with which least is computed twice, by layers or as whole chunks, in the memory.
 
-    What the config says already stays. Memory that is left keeps chunks of the largest bucket, so
-    that they are not encoded twice; where neither the sizes of rows nor those of buckets are as
-    planned, `job=plan` has the compiler's word.
+    Chunks are as small as is worth it, and memory that is left keeps chunks of the largest bucket,
+    so that they are not encoded twice. What the config says already stays.
 
     Args:
       memory: bytes of a device, of which `USED` are filled.
@@ -89,27 +96,34 @@ def choose(
     held += 2 * whole / depth + table
     arrays = LAYER_ARRAYS * row("none") / depth
     room = USED * memory - held
-    given = settings.chunk_size // shards if settings.chunk_size else 0
     tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
+    rows = settings.chunk_size // shards or min(_power_of_two(ENOUGH_TOKENS / tokens), most_rows)
     all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     wanted = (settings.execution.remat,) if settings.execution.remat else ORDER
-    rows, remat, kept = 1, wanted[-1], 0.0
-    for each in wanted:
-        kept = row(each)
-        # Three times the bytes of "dots" save attention alone; as many chunks that are encoded once
-        # save more. So only where all of them have room.
-        if each == "none" and len(wanted) > 1 and all_rows * (kept + arrays) > room:
-            continue
-        fitting = max(int(room // (kept + arrays)), 0)
-        rows = given or min(1 << max(fitting.bit_length() - 1, 0), most_rows)
-        remat = each
-        if rows <= fitting and (rows * tokens >= LEAST_TOKENS or rows in (given, most_rows)):
-            break
+    keeps = {remat: row(remat) for remat in wanted}
+
+    def computed_twice(remat: Remat) -> float:
+        """As a share of a forward pass; infinite: it does not fit."""
+        spare = room - rows * (keeps[remat] + arrays)
+        everything = all_rows * keeps[remat]
+        # All that "none" keeps is three times as much to write and read, to save attention alone.
+        if spare < 0 or (remat == "none" and len(wanted) > 1 and spare < everything):
+            return math.inf
+        return AGAIN.get(remat, 1.0) + 1 - min(1.0, spare / everything)
+
+    remat = min(reversed(wanted), key=computed_twice)
+    kept = keeps[remat]
+    if not settings.chunk_size and computed_twice(remat) == math.inf:
+        rows = max(1, min(rows, int(room // (kept + arrays))))
     chunk_size = rows * shards
     used = rows * (kept + arrays)
     counts = settings.execution.kept_chunks
     if counts is None:
         counts = _kept_chunks(settings, backbone, chunk_size, room - used, rows * kept)
+    elif not counts and not settings.chunk_size and room > used:  # larger chunks then
+        fitting = int(room // (kept + arrays))
+        rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
+        chunk_size, used = rows * shards, rows * (kept + arrays)
     reason = (
         f"{rows} rows of {tokens:,} tokens or patches on a device keep {rows * kept / 1e9:.1f} GB "
         f"with remat {remat!r}, beside {held / 1e9:.1f} GB of weights, moments and batches and "
@@ -118,6 +132,11 @@ def choose(
     )
     merged = int(room // (rows * arrays)) if mesh.shape["fsdp"] > 1 else 1
     return Choice(chunk_size, remat, tuple(counts), max(1, min(merged, MOST_MERGED)), reason)
+
+
+def _power_of_two(least: float) -> int:
+    """The smallest that is not below a number."""
+    return 1 << max(math.ceil(least) - 1, 0).bit_length()
 
 
 def _kept_chunks(
