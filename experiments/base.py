@@ -140,7 +140,7 @@ def mini() -> ConfigDict:
     config.execution.dtype = "float32"  # of activations; or "bfloat16"
     config.execution.frozen_dtype = "float32"  # or "bfloat16", or "int8" for linear layers
     # Recomputed in a layer, the more the later: or "dots", "attention_up", "attention", "full";
-    # "offload" is as "full", with the inputs of layers in the host's memory
+    # "offload" is as "full", with the inputs of layers in the host's memory; "auto": by memory
     config.execution.remat = "none"
     config.execution.attention = "auto"  # by platform; or "xla", "splash" (TPU), "cudnn" (GPU)
     config.execution.recompute = True  # chunks are encoded twice; False: activations are kept

@@ -50,7 +50,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.data.buckets = ()  # by the lengths of the rows
     config.execution.dtype = None  # bfloat16 from 1e9 parameters on
     config.execution.frozen_dtype = None  # the same
-    config.execution.remat = None  # by memory; where that is not known, as on CPUs, "full"
+    config.execution.remat = "auto"  # by memory; where that is not known, as on CPUs, "full"
     config.execution.kept_chunks = config.execution.merged_chunks = None  # by memory, too
     config.export.dtype = None  # the same
     return config

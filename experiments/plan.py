@@ -55,12 +55,14 @@ EXPECTED = {
 NAMED = {
     "stage2_05b_lora": ("stage2:llava_onevision_05b", SINGLE_CHIPS, "llava_onevision_05b"),
     "stage1_7b_lora": ("stage1:llava_onevision_7b", PODS, "llava_onevision_7b"),
-    "stage2_7b_lora": ("stage2:llava_onevision_7b", PODS, "llava_onevision_7b"),
+    "stage2_7b_lora": ("stage2:llava_onevision_7b", SLICES, "llava_onevision_7b"),
+    "stage2_7b_lora_64_chips": ("stage2:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b_4096_pairs": ("llave:llava_onevision_7b", ("v5p:4x4x4",), "llava_onevision_7b"),
     "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
 }
 CHANGED = {
+    "stage2_7b_lora_64_chips": {"chunk_size": 64},
     "llave_7b_4096_pairs": {
         "batch_size": 4096,
         "chunk_size": 128,

@@ -38,8 +38,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.steps = 711  # two epochs of 273K triples
         config.batch_size = 768
         config.chunk_size = 192 if variant == "llava_next_7b" else 384  # its decoder is wider
-        # 2304 texts of up to 64 tokens, of which nothing is encoded twice: on 16 chips of 16 GB the
-        # chunks that hold them all have room, for Qwen2's narrow keys with more than layers' inputs.
+        # 2304 texts of up to 64 tokens, which are encoded once: 16 chips of 16 GB have room for all
+        # of their chunks, and with Qwen2's narrow keys for more than the inputs of layers.
         config.execution.kept_chunks = (6, 2) if variant == "llava_next_7b" else (3, 1)
         config.execution.merged_chunks = 1
         config.execution.remat = "full"

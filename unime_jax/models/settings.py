@@ -12,6 +12,8 @@ from typing import Literal
 # half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload": its
 # input, in the host's memory.
 Remat = Literal["none", "dots", "attention_up", "attention", "full", "offload"]
+# "auto": by the memory of a device
+RematChoice = Literal["auto", "none", "dots", "attention_up", "attention", "full", "offload"]
 # A linear layer's part in its layer: the wide ones of an MLP, or any other.
 Part = Literal["projection", "gate", "up"]
 Implementation = Literal["xla", "cudnn", "splash"]  # of attention

@@ -148,7 +148,7 @@ def _row(
     return Candidate(
         flags=flags,
         chunk_size=settings.chunk_size,
-        remat=settings.execution.remat or "",
+        remat=settings.execution.remat,
         mesh=dict(entry.settings["mesh"]),
         ratio=work.executed / work.useful if work and work.useful else 0.0,
         predicted_seconds=seconds,

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from unime_jax import config
-from unime_jax.models import scan
+from unime_jax.models.settings import Remat, RematChoice
 from unime_jax.planning.report import Entry
 from unime_jax.training import chunk_choice
 
 MOST = 6  # compilations; each takes minutes
-ORDER = (*chunk_choice.ORDER, "offload")  # from what keeps most on a chip to what keeps least
-COARSE: tuple[scan.Remat, ...] = ("dots", "full")  # of these, tried where a run does not fit
+ORDER: tuple[RematChoice, ...] = (
+    *chunk_choice.ORDER,
+    "offload",
+)  # from what keeps most on a chip to what keeps least
+COARSE: tuple[Remat, ...] = ("dots", "full")  # of these, tried where a run does not fit
 FULL = 0.95  # of a chip's memory: what a guess may come to, so that compiling it is worth a try
 GAIN = 0.05  # of a step's time: less is no reason to change anything
 
@@ -66,7 +69,7 @@ def faster(recipe: Attempt, topology: str, entry: Entry) -> str:
     settings, memory, estimate = recipe.settings, entry.memory, entry.estimate
     if not isinstance(settings, config.TrainConfig) or memory is None or estimate is None:
         return ""
-    for remat in ORDER[: ORDER.index(settings.execution.remat or "full")]:
+    for remat in ORDER[: ORDER.index(settings.execution.remat)]:
         changed, flags = _executed(settings, "", "remat", remat)
         draft = recipe.attempt(topology, changed, compiled=False).memory
         if draft is None:
@@ -97,7 +100,7 @@ def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, st
         smallest = _row_shards(entry)
         if settings.chunk_size > smallest:
             settings, flags = _with_chunks(settings, flags, smallest)
-        least = ORDER.index(settings.execution.remat or "full")
+        least = ORDER.index(settings.execution.remat)
         for remat in (each for each in COARSE if ORDER.index(each) > least):
             yield _executed(settings, flags, "remat", remat)
         if settings.execution.remat not in ("full", "offload"):

@@ -43,7 +43,7 @@ _OPEN = (  # keys, and the value that leaves each open
     ("optimizer.warmup_steps", None),
     ("data.buckets", ()),
     ("chunk_size", 0),
-    ("execution.remat", None),
+    ("execution.remat", "auto"),
     ("execution.kept_chunks", None),
     ("execution.merged_chunks", None),
     ("execution.dtype", None),
@@ -164,7 +164,8 @@ def by_devices(settings: config.TrainConfig, backbone: Backbone, mesh: Mesh) -> 
     rows = chunk_rows(settings, backbone.layout.patches, shards)
     execution, memory = settings.execution, chunk_choice.capacity(mesh)
     if memory is None:
-        chosen: tuple[Any, ...] = settings.chunk_size or rows, execution.remat or "full", (), 1
+        remat = "full" if execution.remat == "auto" else execution.remat
+        chosen: tuple[Any, ...] = settings.chunk_size or rows, remat, (), 1
     else:
         choice = chunk_choice.choose(settings, backbone, mesh, memory, rows // shards)
         chosen = choice.chunk_size, choice.remat, choice.kept_chunks, choice.merged_chunks

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -99,7 +100,8 @@ def choose(
     tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
     rows = settings.chunk_size // shards or min(_power_of_two(ENOUGH_TOKENS / tokens), most_rows)
     all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
-    wanted = (settings.execution.remat,) if settings.execution.remat else ORDER
+    given = settings.execution.remat
+    wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
     keeps = {remat: row(remat) for remat in wanted}
 
     def computed_twice(remat: Remat) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from unime_jax.models.settings import AttentionChoice, Remat
+from unime_jax.models.settings import AttentionChoice, RematChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,8 +261,8 @@ class ExecutionConfig:
     # activations that a layer keeps for gradients, from most to least; it computes the others
     # again. "none": all. "dots": outputs of linear layers. "attention_up": those but the gate's,
     # half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload":
-    # its input, in the host's memory. None: by the memory of a device, with the size of chunks
-    remat: Remat | None
+    # its input, in the host's memory. "auto": by the memory of a device, with the size of chunks
+    remat: RematChoice
     # "auto": a kernel that writes no scores to memory, "splash" on TPUs and "cudnn" on GPUs, "xla"
     # elsewhere and for what the kernel does not take; or one of the three
     attention: AttentionChoice

@@ -250,7 +250,7 @@ def trace(
     dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
     assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
     remat = settings.execution.remat
-    assert remat
+    assert remat != "auto"
     scan.check(remat, mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
     execution = Execution(jnp.dtype(dtype), remat, implementation)
