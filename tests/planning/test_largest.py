@@ -22,7 +22,9 @@ def test_kernels_that_each_layer_dequantises_are_seen_with_their_line():
     scales = jax.ShapeDtypeStruct((LAYERS, WIDTH), jnp.float32)
     x = jax.ShapeDtypeStruct((4, WIDTH), jnp.float32)
     run = jax.jit(lambda x, kernels: jax.lax.scan(layer, x, kernels)[0])
-    moved = costs.traffic(run.lower(x, (codes, scales)).compile().as_text(), lambda kind: None)
+    moved = costs.traffic(
+        run.lower(x, (codes, scales)).compile().as_text(), lambda kind, scopes: None
+    )
     first = max(largest.of_hbm(moved), key=lambda mover: mover.written)
     assert first.operation == "fusion: mul" and first.result == f"f32[{WIDTH},{WIDTH}]"
     assert first.written == LAYERS * WIDTH * WIDTH * 4 and first.runs == LAYERS
@@ -37,7 +39,7 @@ def test_kernels_that_each_layer_dequantises_are_seen_with_their_line():
 
 def test_operations_of_a_tpus_program():
     """As libtpu prints it, with tables of stack frames, of which numbers are one too large."""
-    moved = costs.traffic(TPU, lambda kind: None)
+    moved = costs.traffic(TPU, lambda kind, scopes: None)
     kernel, rows = 64 * 32 * 2, 16 * 32 * 2
     gather = dict(operation="all-gather: dot_general, recomputed", result="bf16[64,32]", runs=5)
     line = "models/layers.py:112 < models/lora.py:40 < training/step.py:57"

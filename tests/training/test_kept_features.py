@@ -142,7 +142,7 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     # Rows stay where they are: nothing travels that did not, and the tower's weights do once.
     assert collectives(once) < collectives(twice)
     # The planner knows how often each loop runs.
-    program = types.SimpleNamespace(groups=batch.groups)
+    program = types.SimpleNamespace(groups=batch.groups, kept=(0, 0), merged=1)
     assert estimate.traffic(program, (1, 1), once).unknown_loops == 0
 
 

@@ -102,7 +102,8 @@ class Intermediate(nnx.Module):
     """The wide part of the feed-forward block."""
 
     def __init__(self, config: BertConfig, *, key: jax.Array):
-        self.dense = Linear(config.hidden_size, config.intermediate_size, bias=True, key=key)
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.dense = Linear(width, hidden, bias=True, key=key, part="up")
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T hidden"]:

@@ -102,8 +102,8 @@ class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig, *, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
         width, hidden = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(width, hidden, bias=False, key=gate)
-        self.up_proj = Linear(width, hidden, bias=False, key=up)
+        self.gate_proj = Linear(width, hidden, bias=False, key=gate, part="gate")
+        self.up_proj = Linear(width, hidden, bias=False, key=up, part="up")
         self.down_proj = Linear(hidden, width, bias=False, key=down)
         self.hidden_act = config.hidden_act
 

@@ -13,6 +13,7 @@ from unime_jax.batch import Inputs
 from unime_jax.models import lora
 from unime_jax.models.vlm import EmbeddingModel, Execution
 
+MERGED = "merged_chunks"  # scope of the loop over several chunks at once
 # Embeddings of the rows of a chunk, given trainable and frozen parameters.
 Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R D"]]
 # Frozen parameters with all else that stays the same for all chunks of a step, given both parts.
@@ -59,19 +60,39 @@ def encode_live_chunks(
     frozen: paths.Parameters,
     inputs: Inputs,
     live: Int[Array, ""],
+    *,
+    first: int = 0,
+    merged: int = 1,
 ) -> Float[Array, "C R D"]:
-    """Embeddings of the first `live` chunks of a group, one after another; zeros for the others.
+    """Embeddings of the chunks from `first` up to `live`, in order; zeros for the others.
 
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
     recompiles. There is no gradient through it, see `training.gradcache`.
+
+    Args:
+      merged: chunks that are encoded at once, which gathers and reads weights as many times less
+        often; what is left of the live ones goes one by one.
     """
     width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+    merged = min(merged, len(inputs.live) - first)
+    out = jnp.zeros((*inputs.live.shape, width), jnp.float32)
+    begin: int | Int[Array, ""] = first
 
     def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
         return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
 
-    room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
-    return jax.lax.fori_loop(0, live, body, room)
+    def merged_body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
+        start = first + i * merged
+        rows = encode(trainable, frozen, _merged_at(inputs, start, merged))
+        chunks = jnp.moveaxis(rows.reshape(-1, merged, width), 1, 0)
+        return jax.lax.dynamic_update_slice_in_dim(out, chunks, start, 0)
+
+    if merged > 1:
+        times = jnp.maximum(live - first, 0) // merged
+        with jax.named_scope(MERGED):  # by which a plan knows how often the loop runs
+            out = jax.lax.fori_loop(0, times, merged_body, out)
+        begin = first + times * merged
+    return jax.lax.fori_loop(begin, live, body, out)
 
 
 def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
@@ -83,6 +104,19 @@ def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:
 def chunk_at(inputs: Inputs, i: int | Int[Array, ""]) -> Inputs:
     """Chunk i of a group: `Inputs` without the C axis."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+
+
+def _merged_at(inputs: Inputs, start: Int[Array, ""], count: int) -> Inputs:
+    """`count` chunks of a group as one, each row beside the same row of the others.
+
+    In this order each device keeps to its own rows.
+    """
+
+    def merge(x: jax.Array) -> jax.Array:
+        chunks = jnp.moveaxis(jax.lax.dynamic_slice_in_dim(x, start, count), 0, 1)
+        return chunks.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(merge, inputs)
 
 
 def cause_of_nonfinite(parameters: Sequence[paths.Parameters]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Int8
 
 from unime_jax.models import precision, quantization
+from unime_jax.models.settings import Part
 
 TINY = 1e-30  # below any squared norm that a trained kernel has
 
@@ -27,10 +29,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Linear(nnx.Module):
     """y = x W + b, with W stored [in, out]; `lora.add` attaches an adapter.
 
-    With a `kernel_scale` (`quantize`), the kernel is int8 codes.
+    With a `kernel_scale` (`quantize`), the kernel is int8 codes. `part` of its layer: policies of
+    `scan.run` know the product by it, whatever it is made of, so that gradients find it.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, key: jax.Array):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        key: jax.Array,
+        part: Part = "projection",
+    ):
         kernel = jax.random.normal(key, (in_features, out_features)) * in_features**-0.5
         self.kernel = nnx.Param(kernel)
         self.kernel_scale: nnx.Param | None = nnx.data(None)
@@ -40,6 +51,7 @@ class Linear(nnx.Module):
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
         self.lora_norm: nnx.Param | None = nnx.data(None)  # see `lora.column_norms`
         self.lora_scale = 0.0
+        self.part = part
 
     def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
         scale = None if self.kernel_scale is None else self.kernel_scale[...]
@@ -50,9 +62,10 @@ class Linear(nnx.Module):
         if self.lora_a is not None and self.lora_b is not None:
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
             y = y + _product(_product(x, a), b) * self.lora_scale
-            if self.lora_magnitude is not None:
-                norm = self.column_norm() if self.lora_norm is None else self.lora_norm[...]
-                y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
+        y = checkpoint_name(y, self.part)  # before the magnitude, whose gradient needs it
+        if self.lora_magnitude is not None:
+            norm = self.column_norm() if self.lora_norm is None else self.lora_norm[...]
+            y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y

@@ -6,16 +6,49 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from unime_jax import sharding
 from unime_jax.models.settings import Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
+INPUT, HOST = "layer_input", "pinned_host"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # A scan's slices of the host's memory come back as a layer needs them.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(INPUT,),
+        offload_src="device",
+        offload_dst=HOST,
+    ),
+    "attention": jax.checkpoint_policies.save_only_these_names("projection"),
+    "attention_up": jax.checkpoint_policies.save_only_these_names("projection", "up"),
+    # By name, too: a product of int8 codes is no dot to a policy.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("projection", "gate", "up"),
+    ),
 }
+
+
+def check(remat: Remat, mesh: Mesh) -> None:
+    """Raises ValueError where the devices cannot do what is asked: "offload" needs host memory.
+
+    An abstract mesh is one of TPUs: none but a planner's has no devices.
+    """
+    if remat != "offload" or not isinstance(mesh, Mesh):
+        return
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(
+            f'config.execution.remat="offload" puts the inputs of layers into {HOST} memory, and a '
+            f"{device.device_kind} has {', '.join(kinds) or 'none that JAX names'} only: set "
+            '"full", which keeps them on the device'
+        )
 
 
 def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> Layer:
@@ -33,7 +66,7 @@ def run(
 ) -> jax.Array:
     """Applies the stacked layers in turn to x, [rows, ...]. `remat`: what the backward recomputes.
 
-    "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only layer inputs.
+    Attention's own products, of tokens by tokens, are computed again by all but "none".
     Array i of `added` is added to x after layer i (DeepStack, Meng et al. 2024).
     Every device keeps to its own rows: left to choose, XLA splits activations by features where
     weights lie over "fsdp", and reduces them over all devices in every layer.
@@ -50,7 +83,7 @@ def run(
 
     def body(x: jax.Array, scanned: tuple[Layer, Any]) -> tuple[jax.Array, None]:
         layer, i = scanned
-        x = call(layer, x)
+        x = call(layer, checkpoint_name(x, INPUT))
         if levels is not None:
             x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
         return sharding.shard_rows(x), None

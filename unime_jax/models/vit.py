@@ -75,7 +75,7 @@ class MLP(nnx.Module):
 
     def __init__(self, features: int, hidden: int, act: str, *, key: jax.Array):
         up, down = jax.random.split(key)
-        self.fc1 = Linear(features, hidden, bias=True, key=up)
+        self.fc1 = Linear(features, hidden, bias=True, key=up, part="up")
         self.fc2 = Linear(hidden, features, bias=True, key=down)
         self.act = act
 

@@ -2,17 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
-
-import jax
 
 from unime_jax import sharding
-from unime_jax.batch import Inputs
 from unime_jax.data.shapes import Bucket
 from unime_jax.models import forward, frozen_vision
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
+from unime_jax.training import activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Memory:
       inputs: exact; two batches, as the next one is placed while a program runs. Of a program that
         embeds the embeddings of the other call as well.
       gradients: exact, of the trainable parameters.
-      activations: kept by the backward pass of a chunk, or of all chunks if none is encoded twice,
+      activations: kept for the backward pass of a chunk, and of those that are not encoded twice,
         as traced; the compiler may fuse or drop a part. They are among `temporaries`.
       temporaries: the compiler's; None: there is no compiler here.
       peak: the compiler's for the program, with what lies beside its arguments; None as above.
@@ -99,24 +96,17 @@ def _activations(program: Program, kept: Sequence[float]) -> int:
     """Bytes of activations on one chip, given those of a row by bucket."""
     shapes, shards = program.shapes, sharding.row_shards(program.mesh)
     chunks = [shapes.chunk_rows(b) // shards * row for b, row in zip(shapes.buckets, kept)]
-    if program.keeps:
-        return round(sum(shapes.chunks(b) * chunk for b, chunk in zip(shapes.buckets, chunks)))
-    return round(max(chunks))
+    whole = sum(count * chunk for count, chunk in zip(program.kept, chunks))
+    again = [
+        chunk
+        for bucket, count, chunk in zip(shapes.buckets, program.kept, chunks)
+        if count < shapes.chunks(bucket)
+    ]
+    return round(whole + max(again, default=0.0))
 
 
 def kept_of_a_row(program: Program, bucket: Bucket) -> float:
     """Bytes that the backward pass needs of one more row, as traced."""
-    if not program.parameters[0]:
-        return 0.0
-    return _kept(program, 2, bucket) - _kept(program, 1, bucket)
-
-
-def _kept(program: Program, rows: int, bucket: Bucket) -> float:
-    """Bytes of what the pullback of so many rows holds, parameters included."""
     encode = forward.make_encode(program.graph, program.execution)
-
-    def pullback(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
-        return jax.vjp(lambda p: encode(p, frozen, inputs), trainable)[1]
-
-    kept = jax.eval_shape(pullback, *program.chunk(rows, bucket))
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)))
+    trainable, frozen, _ = program.chunk(1, bucket)
+    return activations.bytes_of_a_row(encode, trainable, frozen, bucket, program.shapes.layout)

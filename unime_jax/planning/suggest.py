@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from unime_jax import config
-from unime_jax.models import scan
+from unime_jax.models.settings import Remat, RematChoice
 from unime_jax.planning.report import Entry
+from unime_jax.training import chunk_choice
 
 MOST = 6  # compilations; each takes minutes
-ORDER: tuple[scan.Remat, ...] = ("none", "dots", "full")  # from what keeps most to what keeps least
+ORDER: tuple[RematChoice, ...] = (
+    *chunk_choice.ORDER,
+    "offload",
+)  # from what keeps most on a chip to what keeps least
+COARSE: tuple[Remat, ...] = ("dots", "full")  # of these, tried where a run does not fit
 FULL = 0.95  # of a chip's memory: what a guess may come to, so that compiling it is worth a try
 GAIN = 0.05  # of a step's time: less is no reason to change anything
 
@@ -98,9 +103,10 @@ def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, st
         smallest = _row_shards(entry)
         if settings.chunk_size > smallest:
             settings, flags = _with_chunks(settings, flags, smallest)
-        for remat in ORDER[ORDER.index(settings.execution.remat) + 1 :]:
+        least = ORDER.index(settings.execution.remat)
+        for remat in (each for each in COARSE if ORDER.index(each) > least):
             yield _executed(settings, flags, "remat", remat)
-        if settings.execution.remat != "full":
+        if settings.execution.remat not in ("full", "offload"):
             settings, flags = _executed(settings, flags, "remat", "full")
         if settings.lora.rank and settings.execution.frozen_dtype != "int8":
             settings, flags = _executed(settings, flags, "frozen_dtype", "int8")

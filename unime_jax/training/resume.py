@@ -36,6 +36,8 @@ FREE = (
     "execution.attention",
     "execution.recompute",
     "execution.keep_features",
+    "execution.kept_chunks",
+    "execution.merged_chunks",
     "data.eval",
     "data.workers",
     "data.max_bad_share",

@@ -19,7 +19,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.models import attention, forward, frozen_vision
+from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
 from unime_jax.training import (
     automatic,
@@ -83,6 +83,8 @@ class Setup:
             optimizer.make_schedule(settings.optimizer, settings.steps),
             settings.loss,
             recompute=settings.execution.recompute,
+            kept=settings.execution.kept_chunks or (),
+            merged=settings.execution.merged_chunks or 1,
             constants=self.constants,
             vision=self.vision,
             infonce_steps=settings.infonce_steps,
@@ -155,9 +157,7 @@ def set_up(
     say_what_is_not_used(source, backbone.defaults, longest)
     complete = settings
     if automatic.left_open(settings):
-        complete = automatic.resolved(
-            settings, backbone, rows or {}, workdir, sharding.row_shards(mesh)
-        )
+        complete = automatic.resolved(settings, backbone, rows or {}, workdir, mesh)
     if longest:
         return trace(complete, mesh, backbone, backbone.preprocess)
     cut = opened(complete.data.buckets[-1].tokens).preprocess
@@ -259,8 +259,11 @@ def trace(
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
     dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
     assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
+    remat = settings.execution.remat
+    assert remat != "auto"
+    scan.check(remat, mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
-    execution = Execution(jnp.dtype(dtype), settings.execution.remat, implementation)
+    execution = Execution(jnp.dtype(dtype), remat, implementation)
     abstract_model = state.abstract_model(
         backbone,
         mesh,

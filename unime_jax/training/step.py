@@ -42,6 +42,8 @@ def batch_loss(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
     vision: FrozenVision | None = None,
     plain: Bool[Array, ""] | None = None,
@@ -51,7 +53,8 @@ def batch_loss(
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
     Args:
-      recompute: see `gradcache.encode_in_chunks`.
+      recompute, merged: see `gradcache.encode_in_chunks`.
+      kept: by bucket, see there; empty: none.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
         all chunks; None: `frozen` itself.
       vision: gives the features of images that are kept for both passes; None: each pass computes
@@ -63,7 +66,10 @@ def batch_loss(
     if vision is not None:
         groups = tuple(with_features(vision, trainable, fixed, group) for group in groups)
     embeddings = [
-        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute) for group in groups
+        encode_in_chunks(
+            encode, trainable, fixed, group, recompute=recompute, kept=count, merged=merged
+        )
+        for group, count in zip(groups, kept or [0] * len(groups), strict=True)
     ]
     if isinstance(objective, objectives.Distillation):
         loss, metrics = text_distillation.distillation(
@@ -87,6 +93,8 @@ def make_train_step(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
     vision: FrozenVision | None = None,
     infonce_steps: int = 0,
@@ -98,7 +106,7 @@ def make_train_step(
 
     Args:
       schedule: the learning rate by step, for the metrics; the optimizer has its own.
-      recompute, constants, vision: see `batch_loss`.
+      recompute, kept, merged, constants, vision: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
       sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
@@ -117,6 +125,8 @@ def make_train_step(
                 batch,
                 objective,
                 recompute=recompute,
+                kept=kept,
+                merged=merged,
                 constants=constants,
                 vision=vision,
                 plain=plain,
