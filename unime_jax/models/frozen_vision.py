@@ -15,6 +15,8 @@ from unime_jax.batch import Inputs
 from unime_jax.models.forward import chunk_at, count_live_chunks, model_of
 from unime_jax.models.vlm import Execution
 
+SCOPE = "frozen_vision"  # of the loop over chunks
+
 
 @dataclasses.dataclass(frozen=True)
 class FrozenVision:
@@ -105,7 +107,8 @@ def with_features(
         lambda x: sharding.shard_chunked_rows(jnp.zeros((chunks, *x.shape), x.dtype)),
         jax.eval_shape(of_chunk, 0),
     )
-    vision = jax.lax.fori_loop(0, count_live_chunks(inputs.live), body, room)
+    with jax.named_scope(SCOPE):
+        vision = jax.lax.fori_loop(0, count_live_chunks(inputs.live), body, room)
     return dataclasses.replace(inputs, patches=None, patch_position=None, vision=vision)
 
 
