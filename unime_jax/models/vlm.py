@@ -46,7 +46,7 @@ class TowerFeatures(NamedTuple):
     `levels`: of the tower's layers that the family reads; one array, or several (DeepStack).
     """
 
-    levels: tuple[Float[Array, "*any"], ...]
+    levels: tuple[Float[Array, "R ..."], ...]
 
 
 class VisionFeatures(NamedTuple):
