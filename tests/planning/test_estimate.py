@@ -1,17 +1,21 @@
 """Plans of programs of known size: exact memory, FLOPs by closed forms, traffic of a real step."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
+from tests.training import tiny_batch
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
-from unime_jax.planning import chips, compiler, estimate, largest, memory
+from unime_jax.planning import chips, compiler, costs, estimate, largest, memory
 from unime_jax.planning.program import abstract_mesh, train_program
+from unime_jax.training.gradcache import encode_in_chunks
 
 TEXT = dict(
     hidden_size=64,
@@ -230,3 +234,39 @@ def test_full_fine_tuning_of_llave_has_moments_of_all_it_trains():
     assert trained > 7e9
     assert not any(path.startswith("vision_tower") for path in made.parameters[0])
     assert made.traced().jaxpr.eqns
+
+
+def test_loops_over_chunks_that_are_kept_or_merged_run_for_theirs_alone(monkeypatch):
+    """Of eight live chunks two are kept, four go at once, and two by themselves."""
+    trainable, frozen = tiny_batch.parameters()
+    inputs = tiny_batch.group(8, 8, 64, seed=0)
+
+    def loss(p, inputs):
+        out = encode_in_chunks(
+            tiny_batch.encode, p, frozen, inputs, recompute=True, kept=2, merged=4
+        )
+        return jnp.sum(out**2)
+
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    rows = sharding.chunked_rows(mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), inputs)
+    text = jax.jit(jax.value_and_grad(loss)).lower(trainable, inputs).compile().as_text()
+    program = types.SimpleNamespace(groups=(shapes,), kept=(2,), merged=4)
+    runs = {}
+
+    def traffic(text, trips):
+        def asked(type, scopes):
+            runs[scopes.partition("/")[2]] = trips(type, scopes)
+            return 1
+
+        return costs.traffic(text, asked)
+
+    monkeypatch.setattr(estimate, "costs", types.SimpleNamespace(traffic=traffic))
+    estimate.traffic(program, (8,), text)
+    assert runs == {
+        "jvp(kept_chunks)/while": 2,
+        "jvp(merged_chunks)/while": 1,
+        "jvp()/while": 2,
+        "transpose(jvp(kept_chunks))/while": 2,
+        "transpose(jvp())/while": 6,
+    }
