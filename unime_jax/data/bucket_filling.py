@@ -37,9 +37,8 @@ def fill_buckets(
     for i, row in enumerate(rows):
         _check_layout(row, shapes.layout)
         _check_bounds(row, shapes.layout)
-        g = smallest_bucket(row, shapes)
-        while not _fits(row, shapes.buckets[g]) or used[g] == groups[g].length.size:
-            g += 1
+        room = (g for g in fitting(row, shapes) if used[g] < groups[g].length.size)
+        g = next(room)
         chunk, place = divmod(used[g], groups[g].length.shape[1])
         used[g] += 1
         places[i] = g, chunk, place
@@ -60,10 +59,22 @@ def row_numbers(
 
 
 def smallest_bucket(row: Row, shapes: BatchShapes) -> int:
-    """Index of the first bucket that the row fits; ValueError if it fits none."""
-    for i, bucket in enumerate(shapes.buckets):
-        if _fits(row, bucket):
-            return i
+    """Index of the first bucket that the row goes to; ValueError if it fits none."""
+    return fitting(row, shapes)[0]
+
+
+def fitting(row: Row, shapes: BatchShapes) -> list[int]:
+    """Indices of the buckets that the row fits, in the order in which it looks for room.
+
+    It goes from small to large, and a row without tiles to buckets without tiles first, as they
+    keep the vision tower out.
+
+    Raises:
+      ValueError: it fits none.
+    """
+    fits = [i for i, bucket in enumerate(shapes.buckets) if _fits(row, bucket)]
+    if fits:
+        return fits if _tiles(row) else sorted(fits, key=lambda i: shapes.buckets[i].tiles > 0)
     largest = shapes.buckets[-1]
     raise ValueError(
         f"{len(row.tokens)} tokens and {_tiles(row)} tiles do not fit the largest bucket of "

@@ -6,7 +6,7 @@ The comment beside a key, or its entry under "Attributes:", is its text in --hel
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["query", "positive", "negatives"]
 JudgePromptName = Literal["unime_v2", "qwen3_vl_reranker"]  # whose words a judge is asked by
@@ -42,6 +42,23 @@ class Bucket:
     tokens: int  # of a row, at most; 0: images of a dual encoder, the text tower is left out
     tiles: int  # of a row's images, at most; 0: texts only, the vision tower is left out
     share: float = 1.0  # of all rows of a batch that it has room for, in (0, 1]
+    # of a chunk, at most, over all devices; 0: as many as need the memory of `chunk_size` rows of
+    # the largest bucket
+    rows: int = 0
+
+
+def buckets_of_today(recorded: Any) -> Any:
+    """Buckets of a record in JSON with the fields that came later, at their defaults."""
+    if not isinstance(recorded, list):
+        return recorded
+    fields = dataclasses.fields(Bucket)
+    added = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return [
+        added | (dict(zip([f.name for f in fields], each)) if isinstance(each, list) else each)
+        if isinstance(each, list | dict)
+        else each
+        for each in recorded
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

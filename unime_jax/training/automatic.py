@@ -4,6 +4,7 @@ A run that goes on takes them from its record, also if the data would give other
 """
 
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -15,10 +16,13 @@ from absl import logging
 
 from unime_jax import config, config_reader, files
 from unime_jax.backbones import Backbone
-from unime_jax.data import bucket_choice
+from unime_jax.batch import Item, Row
+from unime_jax.data import bucket_choice, length_sample, sampling
 from unime_jax.data.formats import Source
+from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
-from unime_jax.data.settings import Bucket
+from unime_jax.data.settings import Bucket, buckets_of_today
+from unime_jax.data.shapes import BatchShapes
 
 FILE = "automatic.json"  # of a work directory
 
@@ -87,7 +91,7 @@ def resolved(
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
-            values["data.buckets"] = _buckets(settings, backbone, rows)
+            values["data.buckets"] = _buckets(settings, backbone, rows, shards)
         settings = _filled(settings, values)
     if "chunk_size" in keys:
         values["chunk_size"] = chunk_rows(settings, backbone.layout.patches, shards)
@@ -109,7 +113,10 @@ def read(workdir: files.Path) -> dict[str, Any]:
     """
     file = workdir / FILE
     try:
-        return {key: _typed(key, value) for key, value in files.read_object(file).items()}
+        values = files.read_object(file)
+        if "data.buckets" in values:
+            values["data.buckets"] = buckets_of_today(values["data.buckets"])
+        return {key: _typed(key, value) for key, value in values.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
@@ -172,22 +179,77 @@ def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
 
 
 def _buckets(
-    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source]
+    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source], shards: int
 ) -> tuple[Bucket, ...]:
+    """The buckets of the least padding for a sample of the rows."""
     limit = backbone.preprocess.prompt.max_length
     if not rows:  # no batch is made
         return (Bucket(limit, 0),)
-    sizes = bucket_choice.measured(
+    data, patches = settings.data, backbone.layout.patches
+    suffixed = functools.partial(_suffixed, backbone.preprocess, data.suffix)
+    sizes, example = length_sample.measured(
         rows,
-        settings.data.weights or rows,
-        backbone.preprocess,
-        negatives=settings.data.negatives,
+        sampling.weights_of(
+            {name: len(source) for name, source in rows.items()},
+            data.weights,
+            data.size_temperature,
+        ),
+        suffixed if data.suffix else backbone.preprocess,
+        negatives=data.negatives,
         seed=settings.seed,
     )
-    buckets = bucket_choice.chosen(sizes, patches=backbone.layout.patches, limit=limit)
+    last = bucket_choice.largest(sizes, limit=limit)
+    chunk_size = settings.chunk_size or chunk_rows(
+        _filled(settings, {"data.buckets": (last,)}), patches, shards
+    )
+    alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
+    expected = bucket_choice.Expected(
+        rows=settings.batch_size * (2 + data.negatives),
+        chunk_size=chunk_size,
+        shards=math.lcm(shards, jax.process_count()),
+        draws=max(1, settings.batch_size // max(1, alike)),
+        least_tokens=bucket_choice.least_tokens(jax.default_backend(), shards),
+    )
+    buckets = bucket_choice.chosen(
+        sizes,
+        patches=patches * _patch_work(backbone),
+        limit=limit,
+        expected=expected,
+        example=example,
+    )
+    shapes = BatchShapes(
+        buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
+    )
+    of_tokens, of_tiles = bucket_choice.padding(sizes, example, shapes)
     tokens, tiles = sizes.max(axis=0).tolist()
-    logging.info("the longest of %d items: %d tokens, %d tiles", len(sizes), tokens, tiles)
+    logging.info(
+        "the longest of %d items: %d tokens, %d tiles; in %d buckets padding is %.1f %% of their "
+        "tokens and %.1f %% of their tiles, as expected of %d rows a batch",
+        len(sizes),
+        tokens,
+        tiles,
+        len(buckets),
+        100 * of_tokens,
+        100 * of_tiles,
+        expected.rows,
+    )
     return buckets
+
+
+def _patch_work(backbone: Backbone) -> float:
+    """The work of a patch in that of a token: its parameters by those of the language component."""
+    if backbone.text_only is None:
+        return 1.0
+    whole, text = (
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))
+        for make in (backbone.make_model, backbone.text_only.make_model)
+    )
+    return min(1.0, (whole - text) / text)
+
+
+def _suffixed(preprocess: Preprocess, suffix: str, item: Item) -> Row:
+    """The row of an item with the suffix that distillation puts after every text."""
+    return preprocess(dataclasses.replace(item, suffix=suffix))
 
 
 def _has_checkpoints(workdir: files.Path) -> bool:

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from unime_jax import config_reader, files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
-from unime_jax.data.settings import Bucket
+from unime_jax.data.settings import buckets_of_today
 from unime_jax.training import evaluations
 from unime_jax.training.settings import Contrastive, JudgeDistillation
 
@@ -148,8 +148,9 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         if group != "plan"  # which has a config of its own now
     }
     config.setdefault("epochs", 0.0)
-    data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
+    data = config.get("data")
     if isinstance(data, dict):
+        data["buckets"] = buckets_of_today(data.get("buckets"))
         data.setdefault("columns", {})
         data.setdefault("eval", "")
         data.setdefault("first_rows", 0)
@@ -169,11 +170,6 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         processing.setdefault("resolution", None)
     if isinstance(evaluation := config.get("evaluation"), dict):
         evaluation.setdefault("instructions", "data")
-    if isinstance(data, dict) and isinstance(data.get("buckets"), list):
-        data["buckets"] = [
-            dict(zip(names, bucket)) if isinstance(bucket, list) else bucket
-            for bucket in data["buckets"]
-        ]
     return config
 
 

@@ -1,6 +1,7 @@
 """Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -261,6 +262,7 @@ def trace(
     if settings.export.adapter:
         _check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]
+    shards = math.lcm(sharding.row_shards(mesh), jax.process_count())
     return Setup(
         settings=settings,
         mesh=mesh,
@@ -278,9 +280,14 @@ def trace(
             chunk_size=settings.chunk_size,
             scored=isinstance(settings.loss, JudgeDistillation),
             graded=() if contrast is None else contrast.graded_sources,
+            shards=shards,
         ),
         test_shapes=BatchShapes(
-            settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
+            settings.data.buckets,
+            backbone.layout,
+            settings.chunk_size,
+            settings.evaluation.rows,
+            shards=shards,
         ),
     )
 
