@@ -148,9 +148,7 @@ def mini_mmeb(generator, count):
 
 def sentences(generator, count):
     """NLI's sentences in a chat template with stage 1's suffix."""
-    return pairs_of(
-        *(texts(26 + words(generator, count, middle, 0.45, 80)) for middle in (13, 8))
-    )
+    return pairs_of(*(texts(26 + words(generator, count, middle, 0.45, 80)) for middle in (13, 8)))
 
 
 # Name, pairs, rows of a chunk, shards, patches of a tile and their work by a token's; the most
@@ -172,9 +170,7 @@ def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, pa
     least = bucket_choice.least_tokens("cpu" if rows_of is mini_mmeb else "gpu", shards)
     expected = Expected(2 * pairs, chunk, shards, pairs, least)
     count, each = patches
-    buckets = chosen(
-        sizes, patches=count * each, limit=8192, expected=expected, example=example
-    )
+    buckets = chosen(sizes, patches=count * each, limit=8192, expected=expected, example=example)
     shapes = BatchShapes(buckets, Layout(patches=count), chunk, 2 * pairs, shards=shards)
     of_tokens, of_tiles = padding(*rows_of(np.random.default_rng(1), 5000), shapes)
     assert of_tokens <= most and of_tiles <= 0.05

@@ -7,7 +7,7 @@ over the histogram of a sample. The largest bucket is for all that is longer tha
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,6 +26,8 @@ LEAST_GAIN = 0.003
 # stage2_7b_lora on v5e:4x4 a step computes for 38 s with remat "full", and in chunks of 1,536
 # tokens a device has 34 s of transfers. A core of a CPU computes so little that they hardly count.
 READ, GATHERED, READ_BY_CPU = 256, 1400, 32
+PACKS = (64, 128, 256, 512, 1024, 2048)  # tokens of rows of several texts that are tried
+MOST_TEXTS = 64  # of a row: each has a column in the loss, of a text or not
 DEVIATIONS = 4.0  # of the number of rows in a bucket, for which it has room
 _QUANTILES = np.array([-1.83, -1.28, -0.97, -0.73, -0.52, -0.34, -0.17, 0.0])
 NORMAL = np.concatenate([_QUANTILES, -_QUANTILES[:-1]])  # the middles of 15 equal parts
@@ -59,6 +61,19 @@ def least_tokens(platform: str, shards: int) -> int:
     return GATHERED if shards > 1 else READ
 
 
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """What a model allows of rows of several texts.
+
+    Attributes:
+      tokens: of a row, at most.
+      width: of its hidden states, by which attention's share of the work grows with the row.
+    """
+
+    tokens: int
+    width: int
+
+
 def largest(sizes: Int[np.ndarray, "n 2"], *, limit: int) -> Bucket:
     """Room for rows that are a quarter longer than any of these, up to `limit` tokens.
 
@@ -77,6 +92,7 @@ def chosen(
     limit: int,
     expected: Expected | None = None,
     example: Int[np.ndarray, " n"] | None = None,
+    pack: Pack | None = None,
 ) -> tuple[Bucket, ...]:
     """The buckets of the least work for rows of such sizes, from small to large.
 
@@ -93,14 +109,33 @@ def chosen(
         chunks are taken to be full, and all buckets have room for all rows.
       example: of which each row is an item, from 0 on; None: each of its own. Where every example
         has one image, so many are in every batch.
+      pack: rows of several texts, which are chosen where they leave less work; None: none.
     """
     last = largest(sizes, limit=limit)
     example = np.arange(len(sizes)) if example is None else example
     total = float(sizes.sum(axis=0) @ (1, patches))
     work = _Work(len(sizes), int(example.max()) + 1, last, patches, expected)
+    each = LEAST_GAIN * total / len(sizes) * work.rows
+    widths = [w for w in PACKS if w <= pack.tokens] if pack and expected else []
+    choices = [_choice(sizes, example, work, each)]
+    for width in widths:
+        texts = (sizes[:, 1] == 0) & (sizes[:, 0] <= width)
+        lengths = sizes[texts, 0]
+        if pack and len(lengths) and 2 * lengths.mean() <= width:
+            longer = 1 + (width - lengths.mean()) / (6 * pack.width)  # of attention
+            cost, packed = work.pack(width, lengths, example[texts], longer)
+            others, buckets = _choice(sizes[~texts], example[~texts], work, each)
+            choices.append((cost + each + others, (packed, *buckets)))
+    return min(choices, key=lambda choice: choice[0])[1]
+
+
+def _choice(
+    sizes: Int[np.ndarray, "n 2"], example: Int[np.ndarray, " n"], work: "_Work", each: float
+) -> tuple[float, tuple[Bucket, ...]]:
+    """The least work of rows that have a row each, and its buckets; a bucket costs `each`."""
+    last = work.last
     masks = sizes[:, 1] == 0, sizes[:, 1] > 0
     kinds = [_units(sizes[mask], example[mask], work.examples, last.tokens) for mask in masks]
-    each = LEAST_GAIN * total / len(sizes) * work.rows
     tables = [_best_edges(units, work, each) for units in kinds]
 
     def of_last(ends: tuple[int, ...]) -> tuple[Counts, float]:
@@ -121,7 +156,7 @@ def chosen(
     }
     buckets.pop(_shape(last), None)
     largest_one = work.bucket(last, *of_last(ends), share=1.0)
-    return *(buckets[shape] for shape in sorted(buckets)), largest_one
+    return cost(ends), (*(buckets[shape] for shape in sorted(buckets)), largest_one)
 
 
 def padding(
@@ -138,20 +173,27 @@ def padding(
     """
     generator = np.random.default_rng(seed)
     edges = np.array([_shape(bucket) for bucket in shapes.buckets])
+    single = np.array([bucket.texts == 1 for bucket in shapes.buckets])
     fits = (sizes[:, None] <= edges).all(axis=2)
     own = fits & ((edges[:, 1] == 0) | (sizes[:, 1:] > 0))  # texts keep the vision tower out
-    taken = np.where(own.any(axis=1), own.argmax(axis=1), fits.argmax(axis=1))
+    # Texts that fit rows of several go there, of the first such bucket.
+    own &= single | (sizes[:, 1:] == 0)
+    taken = np.where(own.any(axis=1), own.argmax(axis=1), (fits & single).argmax(axis=1))
     chunk = np.array([shapes.chunk_rows(bucket) for bucket in shapes.buckets])
-    examples = int(example.max()) + 1
-    of_example = np.zeros((examples, len(edges)), int)
-    np.add.at(of_example, (example, taken), 1)
-    live_of = np.zeros((examples, 2), int)
-    np.add.at(live_of, example, sizes)
+    order = np.argsort(example, kind="stable")
+    starts = np.searchsorted(example[order], np.arange(int(example.max()) + 2))
     live, computed = np.zeros(2), np.zeros(2)
     for _ in range(batches):
-        drawn = generator.integers(0, examples, round(shapes.rows * examples / len(sizes)))
-        computed += (-(-of_example[drawn].sum(axis=0) // chunk) * chunk) @ edges
-        live += live_of[drawn].sum(axis=0)
+        count = round(shapes.rows * (len(starts) - 1) / len(sizes))
+        drawn = generator.integers(0, len(starts) - 1, count)
+        items = np.concatenate([order[starts[n] : starts[n + 1]] for n in drawn])
+        rows = np.bincount(taken[items], minlength=len(edges))
+        for number in np.flatnonzero(~single):
+            lengths = sizes[items[taken[items] == number], 0].tolist()
+            bucket = shapes.buckets[number]
+            rows[number] = packed_rows(lengths, bucket.tokens, bucket.texts)
+        computed += (-(-rows // chunk) * chunk) @ edges
+        live += sizes[items].sum(axis=0)
     return np.divide(computed - live, live, out=np.zeros(2), where=live > 0)
 
 
@@ -283,6 +325,32 @@ class _Work:
         best = int(np.argmin(works))
         return float(works[best]), int(rows[best])
 
+    def pack(
+        self, width: int, lengths: Int[np.ndarray, " m"], example: np.ndarray, longer: float
+    ) -> tuple[float, Bucket]:
+        """The work of texts in rows of several, and the bucket.
+
+        Args:
+          longer: work of a token in so long a row, by that of one in a row of its own.
+        """
+        assert self.expected is not None
+        most = math.ceil(width / max(1.0, np.quantile(lengths, 0.1)))
+        shape = Bucket(width, 0, texts=max(2, min(MOST_TEXTS, most)))
+        tokens = np.bincount(example, lengths, self.examples)
+        mean, deviation = self._rows_of(tokens, 0.0)
+        count = max(1, round(self.rows * len(lengths) / self.sample))
+        usual = np.resize(lengths, count)  # as many as in a batch
+        filled = packed_rows(usual.tolist(), width, shape.texts) / usual.sum()  # rows by token
+        mean, deviation = mean * filled, deviation * filled
+        numbers = np.ceil(np.maximum(0, mean + deviation * NORMAL))
+        rows = np.array(_chunk_rows(self.expected, shape, self.last, mean, deviation))
+        chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
+        least = self.expected.shards * self.expected.least_tokens
+        works = chunks * np.maximum(rows * width, least) * longer
+        best = int(np.argmin(works))
+        share = min(1.0, max(1, math.ceil(100 * (mean + DEVIATIONS * deviation) / self.rows)) / 100)
+        return float(works[best]), dataclasses.replace(shape, share=share, rows=int(rows[best]))
+
     def bucket(
         self, shape: Bucket, counts: Counts, unseen: float = 0.0, share: float | None = None
     ) -> Bucket:
@@ -309,6 +377,21 @@ class _Work:
         return each * of_batch, of_batch * math.sqrt(max(0.0, variance) * doubt)
 
 
+def packed_rows(lengths: Sequence[int], width: int, texts: int) -> int:
+    """Rows that texts take, from the longest on each in the first with room."""
+    room: np.ndarray = np.zeros(0, int)
+    count: np.ndarray = np.zeros(0, int)
+    for length in sorted(lengths, reverse=True):
+        fits = (room >= length) & (count < texts)
+        if not fits.any():
+            room, count = np.append(room, width), np.append(count, 0)
+            fits = np.append(fits, True)
+        first = int(fits.argmax())
+        room[first] -= length
+        count[first] += 1
+    return len(room)
+
+
 def _chunk_rows(
     expected: Expected, shape: Bucket, last: Bucket, mean: float, deviation: float
 ) -> list[int]:
@@ -322,7 +405,8 @@ def _chunk_rows(
 
 @functools.lru_cache(maxsize=1024)
 def _most_rows(expected: Expected, shape: Bucket, last: Bucket) -> int:
-    buckets = (last,) if _shape(shape) == _shape(last) else (shape, last)
+    same = _shape(shape) == _shape(last) and shape.texts == 1
+    buckets = (last,) if same else (shape, last)
     shapes = BatchShapes(buckets, Layout(), expected.chunk_size, expected.rows)
     return shapes.chunk_rows(shape)
 

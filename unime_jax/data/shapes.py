@@ -61,7 +61,15 @@ class BatchShapes:
         if not self.buckets or self.chunk_size < 1 or self.rows < 1:
             raise ValueError(f"a batch needs buckets, chunk_size and rows of at least 1: {self}")
         largest = self.buckets[-1]
-        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
+        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets if bucket.texts == 1]
+        packed = [bucket for bucket in self.buckets if bucket.texts != 1]
+        if any(bucket.texts < 1 or bucket.tiles or not bucket.tokens for bucket in packed):
+            raise ValueError("a bucket of rows of several texts has tokens and no tiles")
+        if packed != list(self.buckets[: len(packed)]) or len(packed) == len(self.buckets):
+            raise ValueError(
+                "buckets of rows of several texts come first, and the largest is none of them, as "
+                "it has room for all rows"
+            )
         if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
             raise ValueError(
                 "buckets must go from small to large, the last with the most tokens and tiles, "
@@ -81,13 +89,22 @@ class BatchShapes:
         if bucket.tiles:
             times.append(largest.tiles // bucket.tiles)
         most = self.chunk_size * min(times)
+        if not most:  # rows of several texts may be longer than the largest's
+            most = self.shards * max(
+                1, self.chunk_size * largest.tokens // bucket.tokens // self.shards
+            )
         if not bucket.rows:
             return most
         return min(most, self.shards * math.ceil(bucket.rows / self.shards))
 
     def chunks(self, bucket: Bucket) -> int:
-        """C: enough chunks for the bucket's share of all rows."""
+        """C: enough chunks for the bucket's share of all rows, each of one text or several."""
         return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
+
+
+def segments_of(layout: Layout, bucket: Bucket) -> int:
+    """Sequences that a row of the bucket has room for; 0: it is one itself."""
+    return layout.segments or (bucket.texts if bucket.texts > 1 else 0)
 
 
 def described(buckets: Sequence[Bucket]) -> str:

@@ -54,15 +54,17 @@ def encode_live_chunks(
 ) -> Float[Array, "C R D"]:
     """Embeddings of the first `live` chunks of a group, one after another; zeros for the others.
 
+    Of rows of several texts they are those of all texts that the rows have room for.
+
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
     recompiles. There is no gradient through it, see `training.gradcache`.
     """
-    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+    each = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape
 
     def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
         return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
 
-    room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
+    room = jnp.zeros((inputs.live.shape[0], *each), jnp.float32)
     return jax.lax.fori_loop(0, live, body, room)
 
 

@@ -216,6 +216,7 @@ def _buckets(
         limit=limit,
         expected=expected,
         example=example,
+        pack=_pack(backbone) if data.packing == "auto" else None,
     )
     shapes = BatchShapes(
         buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
@@ -234,6 +235,12 @@ def _buckets(
         expected.rows,
     )
     return buckets
+
+
+def _pack(backbone: Backbone) -> bucket_choice.Pack | None:
+    """What the model allows of rows of several texts; None: nothing."""
+    model = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    return bucket_choice.Pack(model.pack_tokens, backbone.dimension) if model.pack_tokens else None
 
 
 def _patch_work(backbone: Backbone) -> float:

@@ -160,6 +160,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("mined", "")
         data.setdefault("mined_use", "beside")
         data.setdefault("cluster_size", 0)
+        data.setdefault("packing", "auto")
         data.setdefault("cluster_ranks", [1, 100])
     loss: Any = config.get("loss")
     if isinstance(loss, dict):
