@@ -92,9 +92,13 @@ class Vlm(EmbeddingModel):
 
         Of rows of several texts, [R * segments, D]: that of each text.
         """
+        return unit_norm(self.last_state(inputs, execution))
+
+    def last_state(self, inputs: Inputs, execution: Execution) -> Float[Array, "_ D"]:
+        """The last real token's state after the final norm, of each text."""
         hidden = self.hidden_states(inputs, execution)
         states = last_states(hidden, inputs.length, inputs.segment_end)
-        return unit_norm(states.reshape(-1, states.shape[-1]))
+        return states.reshape(-1, states.shape[-1])
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""
