@@ -6,7 +6,7 @@ The comment beside a key, or its entry under "Attributes:", is its text in --hel
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 Side = Literal["query", "positive", "negatives"]
 JudgePromptName = Literal["unime_v2", "qwen3_vl_reranker"]  # whose words a judge is asked by
@@ -49,20 +49,6 @@ class Bucket:
     # of a row, at most: above 1 several texts are one row, each with its own positions, attention
     # and embedding, where the model's attention allows; never of the largest bucket
     texts: int = 1
-
-
-def buckets_of_today(recorded: Any) -> Any:
-    """Buckets of a record in JSON with the fields that came later, at their defaults."""
-    if not isinstance(recorded, list):
-        return recorded
-    fields = dataclasses.fields(Bucket)
-    added = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    return [
-        added | (dict(zip([f.name for f in fields], each)) if isinstance(each, list) else each)
-        if isinstance(each, list | dict)
-        else each
-        for each in recorded
-    ]
 
 
 @dataclasses.dataclass(frozen=True)

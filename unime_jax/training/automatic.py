@@ -21,7 +21,7 @@ from unime_jax.data import bucket_choice, length_sample, sampling
 from unime_jax.data.formats import Source
 from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
-from unime_jax.data.settings import Bucket, buckets_of_today
+from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes
 
 FILE = "automatic.json"  # of a work directory
@@ -113,10 +113,7 @@ def read(workdir: files.Path) -> dict[str, Any]:
     """
     file = workdir / FILE
     try:
-        values = files.read_object(file)
-        if "data.buckets" in values:
-            values["data.buckets"] = buckets_of_today(values["data.buckets"])
-        return {key: _typed(key, value) for key, value in values.items()}
+        return {key: _typed(key, value) for key, value in files.read_object(file).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from unime_jax import config_reader, files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
-from unime_jax.data.settings import buckets_of_today
+from unime_jax.data.settings import Bucket
 from unime_jax.training import evaluations
 from unime_jax.training.settings import Contrastive, JudgeDistillation
 
@@ -150,7 +150,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     config.setdefault("epochs", 0.0)
     data = config.get("data")
     if isinstance(data, dict):
-        data["buckets"] = buckets_of_today(data.get("buckets"))
+        data["buckets"] = _with_fields_of_today(data.get("buckets"))
         data.setdefault("columns", {})
         data.setdefault("eval", "")
         data.setdefault("first_rows", 0)
@@ -172,6 +172,15 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(evaluation := config.get("evaluation"), dict):
         evaluation.setdefault("instructions", "data")
     return config
+
+
+def _with_fields_of_today(buckets: Any) -> Any:
+    """Recorded buckets, once lists of fields, with those that came later, at their defaults."""
+    fields = dataclasses.fields(Bucket)
+    added = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    names = [field.name for field in fields]
+    records = (dict(zip(names, each)) if isinstance(each, list) else each for each in buckets or ())
+    return [added | record for record in records]
 
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:
