@@ -6,19 +6,16 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.data.recipe_lengths import anyres, dynamic, mini_mmeb, sentences, stage2, texts
 from tests.tables import for_each
 from unime_jax.data import bucket_choice
-from unime_jax.data.bucket_choice import Expected, chosen, padding
+from unime_jax.data.bucket_choice import Expected, Pack, chosen, padding
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, Layout
 
 PATCHES = 16
 LIMIT = 500
 SIGLIP = 729  # patches of a tile
-
-
-def texts(lengths):
-    return np.array([(length, 0) for length in lengths])
 
 
 def drawn(seed):
@@ -106,77 +103,41 @@ def test_choices_by_hand(sizes, expected):
     assert chosen(sizes, patches=PATCHES, limit=LIMIT) == expected
 
 
-def words(generator, count, middle, spread, most):
-    return np.clip(np.exp(generator.normal(np.log(middle), spread, count)), 3, most).astype(int)
-
-
-def pairs_of(queries, targets):
-    return np.concatenate([queries, targets]), np.tile(np.arange(len(queries)), 2)
-
-
-def stage2(generator, count):
-    """An image of 384 pixels, two tiles of SigLIP, with an instruction; short targets."""
-    images = 1485 + 14 + words(generator, count, 24, 0.5, 200)
-    targets = 10 + words(generator, count, 30, 0.5, 190)
-    return pairs_of(np.stack([images, np.full(count, 2)], 1), texts(targets))
-
-
-def anyres(generator, count):
-    """LLaVA-OneVision's canvas of 768 pixels: what is padding in tiles takes no tokens."""
-    tall = generator.choice([54, 41, 36, 31], count, p=[0.2, 0.45, 0.25, 0.1])  # rows of patches
-    images = 729 + 55 * tall + 16 + words(generator, count, 24, 0.5, 200)
-    tiles = np.where(tall > 27, 5, 3)
-    targets = 10 + words(generator, count, 30, 0.5, 190)
-    return pairs_of(np.stack([images, tiles], 1), texts(targets))
-
-
-def dynamic(generator, count):
-    """Qwen2-VL's images: one token of four patches, 800 to 1500 of them."""
-    images = generator.integers(800, 1480, count)
-    queries = np.stack([images + 20, -(-images // 64)], 1)
-    return pairs_of(queries, texts(10 + words(generator, count, 30, 0.5, 190)))
-
-
-def mini_mmeb(generator, count):
-    """MiniMMEB's lengths, as they were counted on 28 November 2026."""
-    images = [(49, 2)] * 43 + [(52, 2)] * 30 + [(57, 2)] * 14 + [(68, 3)] * 8 + [(75, 3)] * 5
-    targets = [(8, 0)] * 18 + [(11, 0)] * 27 + [(16, 0)] * 22 + [(20, 0)] * 8 + [(36, 0)] * 12
-    return pairs_of(
-        generator.choice(np.array(images), count), generator.choice(np.array(targets), count)
-    )
-
-
-def sentences(generator, count):
-    """NLI's sentences in a chat template with stage 1's suffix."""
-    return pairs_of(*(texts(26 + words(generator, count, middle, 0.45, 80)) for middle in (13, 8)))
-
-
-# Name, pairs, rows of a chunk, shards, patches of a tile and their work by a token's; the most
-# padding of tokens. What devices there are is a part of every chunk's rows.
+# Pairs of a batch, rows of a chunk, shards, patches of a tile and their work by a token's, whether
+# the model packs texts, and the most padding of tokens. Every chunk has rows for all shards.
 RECIPES = [
-    (stage2, 1024, 16, 4, (SIGLIP, 0.06), 0.05),
-    (stage2, 256, 4, 1, (SIGLIP, 0.06), 0.05),
-    (anyres, 256, 4, 1, (SIGLIP, 0.06), 0.05),
-    (dynamic, 256, 8, 1, (256, 0.02), 0.05),
-    (mini_mmeb, 256, 8, 1, (16, 0.5), 0.05),
-    (sentences, 768, 384, 1, (0, 0.0), 0.07),
+    (stage2, 1024, 64, 16, (SIGLIP, 0.06), True, 0.05),
+    (stage2, 256, 4, 1, (SIGLIP, 0.06), False, 0.05),
+    (anyres, 256, 4, 1, (SIGLIP, 0.06), False, 0.05),
+    (dynamic, 256, 8, 1, (256, 0.02), False, 0.05),
+    (mini_mmeb, 256, 8, 1, (16, 0.5), False, 0.05),
+    (sentences, 768, 384, 1, (0, 0.0), True, 0.05),
+    (sentences, 768, 384, 1, (0, 0.0), False, 0.08),
 ]
 
 
-@for_each("rows_of, pairs, chunk, shards, patches, most", RECIPES)
-def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, patches, most):
+@for_each("rows_of, pairs, chunk, shards, patches, packs, most", RECIPES)
+def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, patches, packs, most):
     """By rows that the choice has not seen."""
     sizes, example = rows_of(np.random.default_rng(0), 256)
     least = bucket_choice.least_tokens("cpu" if rows_of is mini_mmeb else "gpu", shards)
     expected = Expected(2 * pairs, chunk, shards, pairs, least)
     count, each = patches
-    buckets = chosen(sizes, patches=count * each, limit=8192, expected=expected, example=example)
+    buckets = chosen(
+        sizes,
+        patches=count * each,
+        limit=8192,
+        expected=expected,
+        example=example,
+        pack=Pack(4096, 3584) if packs else None,
+    )
     shapes = BatchShapes(buckets, Layout(patches=count), chunk, 2 * pairs, shards=shards)
     of_tokens, of_tiles = padding(*rows_of(np.random.default_rng(1), 5000), shapes)
-    assert of_tokens <= most and of_tiles <= 0.05
-    longest = max(bucket.tokens for bucket in buckets if not bucket.tiles)
-    coarse = (Bucket(longest, 0), dataclasses.replace(buckets[-1], rows=0))
-    if coarse[0].tokens < coarse[1].tokens:
+    assert of_tokens <= most and of_tiles <= 0.05, buckets
+    assert any(bucket.texts > 1 for bucket in buckets) == packs
+    longest = max(tokens for tokens, tiles in sizes.tolist() if not tiles)
+    if longest < buckets[-1].tokens:
+        coarse = (Bucket(longest, 0), dataclasses.replace(buckets[-1], rows=0))
         before = padding(sizes, example, dataclasses.replace(shapes, buckets=coarse))
         assert 4 * of_tokens < before[0]
 

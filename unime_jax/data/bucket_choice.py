@@ -112,7 +112,10 @@ def chosen(
       pack: rows of several texts, which are chosen where they leave less work; None: none.
     """
     last = largest(sizes, limit=limit)
-    example = np.arange(len(sizes)) if example is None else example
+    if expected is None:
+        example = np.zeros(len(sizes), int)  # all that counts is how many there are
+    elif example is None:
+        example = np.arange(len(sizes))
     total = float(sizes.sum(axis=0) @ (1, patches))
     work = _Work(len(sizes), int(example.max()) + 1, last, patches, expected)
     each = LEAST_GAIN * total / len(sizes) * work.rows

@@ -122,6 +122,20 @@ def packed_rows(bucket: Bucket, count: int, tokens: int) -> int:
     return math.ceil(count / max(1, min(bucket.texts, bucket.tokens // max(tokens, 1))))
 
 
+def live_tokens(load: Load) -> int:
+    """Tokens of all live rows, without padding."""
+    return sum(rows * tokens for rows, tokens in zip(load.rows, load.tokens))
+
+
+def pad_share(shapes: BatchShapes, load: Load, live_chunks: Sequence[int]) -> float:
+    """Share of padding among the tokens of all chunks that are computed; 0 without tokens."""
+    computed = sum(
+        chunks * shapes.chunk_rows(bucket) * bucket.tokens
+        for chunks, bucket in zip(live_chunks, shapes.buckets)
+    )
+    return 1 - live_tokens(load) / computed if computed else 0.0
+
+
 def row_costs(program: Program, load: Load) -> RowCosts:
     """Marginal cost of a row by bucket: cost(2 rows) - cost(1 row), so fixed costs cancel."""
     useful = [
