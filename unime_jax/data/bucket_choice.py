@@ -410,7 +410,9 @@ def _chunk_rows(
 def _most_rows(expected: Expected, shape: Bucket, last: Bucket) -> int:
     same = _shape(shape) == _shape(last) and shape.texts == 1
     buckets = (last,) if same else (shape, last)
-    shapes = BatchShapes(buckets, Layout(), expected.chunk_size, expected.rows)
+    shapes = BatchShapes(
+        buckets, Layout(), expected.chunk_size, expected.rows, shards=expected.shards
+    )
     return shapes.chunk_rows(shape)
 
 

@@ -28,15 +28,8 @@ LARGEST = (
 )
 HEADER = (
     ("recipe", "slice", "batch", "chunk", "weights", "optimizer", "inputs (2 batches)")
-    + (
-        "temporaries (activations)",
-        "peak of HBM, GB",
-        "fits",
-        "pad",
-        "PFLOP useful / run",
-        "ICI GB",
-    )
-    + ("step s (estimate)", "MFU at most", "pairs/s", "hours")
+    + ("temporaries (activations)", "peak of HBM, GB", "fits", "pad", "PFLOP useful / run")
+    + ("ICI GB", "step s (estimate)", "MFU at most", "pairs/s", "hours")
 )
 
 
