@@ -32,7 +32,7 @@ def rows():
             size = chunk if shards == all_shards[0] else max(shards, chunk // 16)
             layout = Layout(patches=patches)
             expected = Expected(
-                2 * pairs, size, shards, pairs, bucket_choice.least_tokens("tpu", shards)
+                pairs, 2 * pairs, size, shards, pairs, bucket_choice.least_tokens("tpu", shards)
             )
 
             def choose(pack, sample=sample, expected=expected, patches=patches):
@@ -48,7 +48,9 @@ def rows():
             choices = named, choose(None), choose(Pack(2**15, WIDTH))
             shares = [
                 bucket_choice.padding(
-                    *others, BatchShapes(buckets, layout, size, 2 * pairs, shards=shards)
+                    *others,
+                    BatchShapes(buckets, layout, size, 2 * pairs, shards=shards),
+                    pairs=pairs,
                 )
                 for buckets in choices
             ]

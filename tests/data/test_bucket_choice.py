@@ -50,7 +50,7 @@ def test_every_row_fits_whatever_the_batches(seed):
     expected = None
     if seed % 2:
         draws, shards = (1 + seed % 64, 1 + seed % 5)
-        expected = Expected(2 * draws, 8 * shards, shards, draws, least_tokens=64)
+        expected = Expected(draws, 2 * draws, 8 * shards, shards, draws, least_tokens=64)
     buckets = chosen(sizes, patches=PATCHES, limit=LIMIT, expected=expected)
     shapes = BatchShapes(buckets, Layout(patches=PATCHES), chunk_size=40, rows=8)  # or ValueError
     assert len(taken(sizes, buckets)) == len(sizes)
@@ -121,7 +121,7 @@ def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, pa
     """By rows that the choice has not seen."""
     sizes, example = rows_of(np.random.default_rng(0), 256)
     least = bucket_choice.least_tokens("cpu" if rows_of is mini_mmeb else "gpu", shards)
-    expected = Expected(2 * pairs, chunk, shards, pairs, least)
+    expected = Expected(pairs, 2 * pairs, chunk, shards, pairs, least)
     count, each = patches
     buckets = chosen(
         sizes,
@@ -132,13 +132,13 @@ def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, pa
         pack=Pack(4096, 3584) if packs else None,
     )
     shapes = BatchShapes(buckets, Layout(patches=count), chunk, 2 * pairs, shards=shards)
-    of_tokens, of_tiles = padding(*rows_of(np.random.default_rng(1), 5000), shapes)
+    of_tokens, of_tiles = padding(*rows_of(np.random.default_rng(1), 5000), shapes, pairs=pairs)
     assert of_tokens <= most and of_tiles <= 0.05, buckets
     assert any(bucket.texts > 1 for bucket in buckets) == packs
     longest = max(tokens for tokens, tiles in sizes.tolist() if not tiles)
     if longest < buckets[-1].tokens:
         coarse = (Bucket(longest, 0), dataclasses.replace(buckets[-1], rows=0))
-        before = padding(sizes, example, dataclasses.replace(shapes, buckets=coarse))
+        before = padding(sizes, example, dataclasses.replace(shapes, buckets=coarse), pairs=pairs)
         assert 4 * of_tokens < before[0]
 
 

@@ -116,7 +116,7 @@ def test_chunks_are_as_large_as_rows_allow(largest, shards, rows):
 
 def test_buckets_of_a_distillation_are_those_of_texts_with_the_suffix(mesh, tmp_path, monkeypatch):
     """Packed where the model is wide, so that attention over the other texts hardly counts."""
-    rows = {"train": [{"qry": "red " * (1 + n % 9), "pos_text": "blue"} for n in range(40)]}
+    rows = {"train": [{"qry": "red " * (1 + n % 30), "pos_text": "blue"} for n in range(90)]}
     suffix = " in one word:"
     changes = {"backbone": str(write_folder(tmp_path)), "data.suffix": suffix, "batch_size": 64}
     values = own.get_config()
@@ -130,7 +130,7 @@ def test_buckets_of_a_distillation_are_those_of_texts_with_the_suffix(mesh, tmp_
         values.data.packing = packing
         made = set_up(config_reader.read(config.TrainConfig, values.to_dict()), mesh, rows)
         chosen[packing] = made.settings.data.buckets
-        longest = made.preprocess(Item("red " * 9, suffix=suffix))
+        longest = made.preprocess(Item("red " * 30, suffix=suffix))
         assert not longest.truncated and len(longest.tokens) <= chosen[packing][-1].tokens
     shortest = len(made.preprocess(Item("blue", suffix=suffix)).tokens)
     assert shortest <= chosen["off"][0].tokens < shortest + 8

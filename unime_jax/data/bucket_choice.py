@@ -39,7 +39,8 @@ class Expected:
     """Batches as they are expected.
 
     Attributes:
-      rows: of a batch, if all are distinct.
+      pairs: examples of a batch.
+      rows: that a batch has room for.
       chunk_size: rows of the largest bucket that are encoded at once.
       shards: of the rows of a chunk.
       draws: parts of a batch that are drawn on their own: its pairs; fewer where there are runs of
@@ -47,6 +48,7 @@ class Expected:
       least_tokens: of a chunk on a device, fewer of which take no less time.
     """
 
+    pairs: int
     rows: int
     chunk_size: int
     shards: int
@@ -117,8 +119,8 @@ def chosen(
     elif example is None:
         example = np.arange(len(sizes))
     total = float(sizes.sum(axis=0) @ (1, patches))
-    work = _Work(len(sizes), int(example.max()) + 1, last, patches, expected)
-    each = LEAST_GAIN * total / len(sizes) * work.rows
+    work = _Work(int(example.max()) + 1, last, patches, expected)
+    each = LEAST_GAIN * total * (expected.pairs / work.examples if expected else 1)
     widths = [w for w in PACKS if w <= pack.tokens] if pack and expected else []
     choices = [_choice(sizes, example, work, each)]
     for width in widths:
@@ -167,10 +169,11 @@ def padding(
     example: Int[np.ndarray, " n"],
     shapes: BatchShapes,
     *,
+    pairs: int,
     seed: int = 0,
     batches: int = 32,
 ) -> Float[np.ndarray, "2"]:
-    """Padding of batches of such examples, as shares of their tokens and patches.
+    """Padding of batches of so many pairs of such examples, as shares of their tokens and patches.
 
     Chunks are counted whole, those of a bucket up to the last that has a row; 0 of nothing.
     """
@@ -187,8 +190,7 @@ def padding(
     starts = np.searchsorted(example[order], np.arange(int(example.max()) + 2))
     live, computed = np.zeros(2), np.zeros(2)
     for _ in range(batches):
-        count = round(shapes.rows * (len(starts) - 1) / len(sizes))
-        drawn = generator.integers(0, len(starts) - 1, count)
+        drawn = generator.integers(0, len(starts) - 1, pairs)
         items = np.concatenate([order[starts[n] : starts[n + 1]] for n in drawn])
         rows = np.bincount(taken[items], minlength=len(edges))
         for number in np.flatnonzero(~single):
@@ -292,19 +294,13 @@ class _Work:
     """The work of a bucket's rows, in tokens and patches of a batch.
 
     Attributes:
-      sample: rows of all examples of the sample.
+      examples: of the sample.
     """
 
-    sample: int
     examples: int
     last: Bucket
     patches: float
     expected: Expected | None
-
-    @property
-    def rows(self) -> int:
-        """Rows of a batch."""
-        return self.expected.rows if self.expected else self.sample
 
     def of(self, shape: Bucket, counts: Counts, unseen: float = 0.0) -> tuple[float, int]:
         """The work in the best chunks, and rows of a chunk; 0: batches are not known.
@@ -341,7 +337,7 @@ class _Work:
         shape = Bucket(width, 0, texts=max(2, min(MOST_TEXTS, most)))
         tokens = np.bincount(example, lengths, self.examples)
         mean, deviation = self._rows_of(tokens, 0.0)
-        count = max(1, round(self.rows * len(lengths) / self.sample))
+        count = max(1, round(self.expected.pairs * len(lengths) / self.examples))
         usual = np.resize(lengths, count)  # as many as in a batch
         filled = packed_rows(usual.tolist(), width, shape.texts) / usual.sum()  # rows by token
         mean, deviation = mean * filled, deviation * filled
@@ -351,7 +347,9 @@ class _Work:
         least = self.expected.shards * self.expected.least_tokens
         works = chunks * np.maximum(rows * width, least) * longer
         best = int(np.argmin(works))
-        share = min(1.0, max(1, math.ceil(100 * (mean + DEVIATIONS * deviation) / self.rows)) / 100)
+        share = min(
+            1.0, max(1, math.ceil(100 * (mean + DEVIATIONS * deviation) / self.expected.rows)) / 100
+        )
         return float(works[best]), dataclasses.replace(shape, share=share, rows=int(rows[best]))
 
     def bucket(
@@ -363,7 +361,7 @@ class _Work:
             share = 1.0
             if self.expected:
                 mean, deviation = self._rows_of(counts, unseen)
-                most = (mean + DEVIATIONS * deviation) / self.rows
+                most = (mean + DEVIATIONS * deviation) / self.expected.rows
                 share = min(1.0, max(1, math.ceil(100 * most)) / 100)
         return dataclasses.replace(shape, share=share, rows=rows)
 
@@ -373,7 +371,7 @@ class _Work:
         The sample says the mean no better than a batch as large would.
         """
         assert self.expected is not None
-        of_batch = self.rows * self.examples / self.sample  # examples, or more where rows lack
+        of_batch = self.expected.pairs
         each = (counts.sum() + unseen) / self.examples
         variance = (np.square(counts).sum() + unseen) / self.examples - each**2
         doubt = 1 / self.expected.draws + 1 / self.examples

@@ -201,6 +201,7 @@ def _buckets(
     )
     alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
     expected = bucket_choice.Expected(
+        pairs=settings.batch_size,
         rows=settings.batch_size * (2 + data.negatives),
         chunk_size=chunk_size,
         shards=math.lcm(shards, jax.process_count()),
@@ -218,18 +219,18 @@ def _buckets(
     shapes = BatchShapes(
         buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
     )
-    of_tokens, of_tiles = bucket_choice.padding(sizes, example, shapes)
+    of_tokens, of_tiles = bucket_choice.padding(sizes, example, shapes, pairs=expected.pairs)
     tokens, tiles = sizes.max(axis=0).tolist()
     logging.info(
         "the longest of %d items: %d tokens, %d tiles; in %d buckets padding is %.1f %% of their "
-        "tokens and %.1f %% of their tiles, as expected of %d rows a batch",
+        "tokens and %.1f %% of their tiles, as expected of batches of %d pairs",
         len(sizes),
         tokens,
         tiles,
         len(buckets),
         100 * of_tokens,
         100 * of_tiles,
-        expected.rows,
+        expected.pairs,
     )
     return buckets
 
