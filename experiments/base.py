@@ -133,6 +133,7 @@ def mini() -> ConfigDict:
         Bucket(tokens=52, tiles=2),
         Bucket(tokens=84, tiles=3),
     )
+    config.data.packing = "auto"  # of texts into rows, where buckets are chosen; or "off"
     config.data.workers = 0  # processes that read; 0: threads of this one
     config.data.max_bad_share = 0.05  # of the examples read
 

@@ -138,16 +138,16 @@ def test_values_arrive_as_the_dataclasses_have_them(values):
         ("trainable", (".*", True), "config.trainable[0] must be a sequence, not '.*'"),
         ("trainable", ((".*", 1),), "config.trainable[0][1] must be of type bool, not 1"),
         ("data.buckets", ((48, 0),), "config.data.buckets[0] must be Bucket(tokens=int, tiles=int, "
-         "share=float), not (48, 0); write Bucket(tokens=48, tiles=0)"),
+         "share=float, rows=int, texts=int), not (48, 0); write Bucket(tokens=48, tiles=0)"),
         ("data.buckets", (Bucket(tokens=9, tiles=0), (4, 1, 0.5)),
-         "config.data.buckets[1] must be Bucket(tokens=int, tiles=int, share=float), not (4, 1, 0.5"
-         "); write Bucket(tokens=4, tiles=1, share=0.5)"),
+         "config.data.buckets[1] must be Bucket(tokens=int, tiles=int, share=float, rows=int, "
+         "texts=int), not (4, 1, 0.5); write Bucket(tokens=4, tiles=1, share=0.5)"),
         ("data.buckets", (Bucket(tokens=48, tiles=0.5),), "config.data.buckets[0].tiles must be of "
          "type int, not 0.5"),
         ("data.buckets", ({"tokens": 4, "tiles": 1, "shar": 1.0},), "unknown key "
          "config.data.buckets[0].shar; did you mean config.data.buckets[0].share?"),
         ("data.buckets", Bucket(tokens=48, tiles=0), "config.data.buckets must be a sequence of "
-         "Bucket(tokens=int, tiles=int, share=float), not Bucket("),
+         "Bucket(tokens=int, tiles=int, share=float, rows=int, texts=int), not Bucket("),
         ("data.weights", (1, 2), "config.data.weights must be a group of keys"),
         ("data.weights", {"hatespeech": "1"}, "config.data.weights.hatespeech must be of type"),
     ],

@@ -166,11 +166,28 @@ class Inputs:
     patches: UInt8[ArrayLike, "*C R N P F"] | None
     patch_position: Int32[ArrayLike, "*C R N P 3"] | None
     pool_start: Int32[ArrayLike, "*C R"] | None = None
-    teacher: Float32[ArrayLike, "*C R E"] | None = None
+    teacher: Float32[ArrayLike, "*C _ E"] | None = None  # of each that is `embedded`
     segment: Int32[ArrayLike, "*C R T"] | None = None  # -1: padding
     segment_end: Int32[ArrayLike, "*C R segments"] | None = None
+    # of rows of several whole texts, which share no beginning: which segments are one
+    segment_live: Bool[ArrayLike, "*C R segments"] | None = None
     # Features [*C, R, ...] of a tower that are read in the place of `patches`, which are then None.
     vision: Any = None
+
+    @property
+    def embedded(self) -> Bool[ArrayLike, "*C _"]:
+        """Which embeddings of the rows are of an item: one a row, or one a text of each row."""
+        if self.segment_live is None:
+            return self.live
+        return self.segment_live.reshape(self.embedded_shape)
+
+    @property
+    def embedded_shape(self) -> tuple[int, ...]:
+        """The shape of `embedded`, also of abstract arrays."""
+        if self.segment_live is None:
+            return tuple(self.live.shape)
+        *chunks, rows, segments = self.segment_live.shape
+        return *chunks, rows * segments
 
 
 @jax.tree_util.register_dataclass
@@ -179,6 +196,7 @@ class Batch:
     """Rows by bucket, and pairs as numbers of rows.
 
     Row numbers count through the groups in order: chunk by chunk, row by row, G = sum of C * R.
+    Of rows of several texts each text has a number, and R in these shapes is the texts of a chunk.
     """
 
     groups: tuple[Inputs, ...]

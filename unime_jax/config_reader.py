@@ -191,7 +191,14 @@ def _values(hint: Any, value: Any, where: str, problems: list[str]) -> tuple[Any
 
 
 def _element(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """An element of a sequence. A dataclass is written as a call, and the error shows how."""
+    """An element of a sequence. A dataclass is written as a call, and the error shows how.
+
+    As in a call, what has a default may be left out.
+    """
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        fields = dataclasses.fields(hint)
+        defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        value = defaults | dict(value)
     if not dataclasses.is_dataclass(hint) or isinstance(value, (Mapping, typing.cast(type, hint))):
         return _value(hint, value, where, problems)
     problem = f"{where} must be {_element_name(hint)}, not {value!r}"

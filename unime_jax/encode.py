@@ -221,7 +221,7 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
     groups, places = fill_buckets(
         list(batch.rows.values()), shapes, process_index=part, process_count=parts
     )
-    numbers = [np.full(group.length.shape, -1, np.int32) for group in groups]
+    numbers = [np.full(group.embedded_shape, -1, np.int32) for group in groups]
     for number, (group, chunk, row) in zip(batch.rows, places, strict=True):
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)

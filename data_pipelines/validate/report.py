@@ -29,7 +29,6 @@ KINDS = {  # of problems, in the order of the report
     "markers_without_image": "rows with image markers without an image",
 }
 QUANTILES = {"least": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "most": 1.0}
-SIZES = 4096  # that buckets are chosen by: evenly spaced ones of all, in the order of their tokens
 SHOWN = 5  # rows of a kind in the text
 
 
@@ -129,9 +128,8 @@ def _lengths(sizes: Counter[Size], backbone: Backbone) -> dict[str, Any]:
         return {}
     texts = Counter({size: count for size, count in sizes.items() if not size[1]})
     images = sizes - texts
-    most_tiles = max(sizes, key=lambda size: size[1])
     chosen = bucket_choice.chosen(
-        np.concatenate([_ranked(sizes, np.linspace(0, 1, SIZES)), [most_tiles]]),
+        np.repeat(np.array([*sizes]), [*sizes.values()], axis=0),
         patches=backbone.layout.patches,
         limit=backbone.preprocess.prompt.max_length,
     )

@@ -22,7 +22,7 @@ from unime_jax.batch import Item, Media
 from unime_jax.data import inference_shapes
 from unime_jax.data.shapes import Layout
 
-PROGRAMS = 12
+PROGRAMS = 13
 MOST = 4096  # tokens, where the folder says nothing
 # Tiny models that cut images as the published ones do.
 FAMILIES = {
@@ -130,17 +130,23 @@ def test_ladders_are_short_and_rise(layout, max_length):
         assert tokens == sorted(set(tokens)) and tokens[-1] == max_length
 
 
-@given(layouts, st.integers(64, 4096), st.data())
+@given(layouts, st.integers(32, 4096), st.data())
 def test_texts_are_less_than_half_padding(layout, max_length, data):
-    tokens = data.draw(st.integers(64, max_length))
+    tokens = data.draw(st.integers(32, max_length))
     assert inference_shapes.bucket_of(tokens, 0, layout, max_length).tokens < 2 * tokens
 
 
 def test_the_ladder_of_texts():
     layout = PUBLISHED["qwen2_vl"]
     found = [bucket.tokens for bucket in inference_shapes.text_rungs(layout, 4096)]
-    assert found == [64, 128, 256, 512, 1024, 2048, 4096]
-    assert [bucket.tokens for bucket in inference_shapes.text_rungs(layout, 100)] == [64, 100]
+    assert found == [32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert [bucket.tokens for bucket in inference_shapes.text_rungs(layout, 100)] == [32, 64, 100]
+
+    # Sentences of NLI and captions, by their lengths in tokens
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.0, 0.5, 2000), 6, 90).astype(int)
+    computed = sum(inference_shapes.bucket_of(n, 0, layout, 4096).tokens for n in lengths.tolist())
+    from_64 = sum(64 if n <= 64 else 128 for n in lengths.tolist())
+    assert lengths.sum() < computed < 0.6 * from_64
 
 
 @given(st.integers(1, 4096), st.integers(1, 8), st.integers(1, 300), st.integers(1, 5000))

@@ -85,7 +85,7 @@ def test_rows_of_a_step_are_those_of_the_program_and_of_the_load():
     assert shapes[0] == shapes[1]
     assert [int(group.live.sum()) for group in batch.groups] == [32, 32]
     assert tuple(chunks) == estimate.live_chunks(run.shapes, load)
-    assert benchmark_case.pad_share(run.shapes, load, chunks) == pytest.approx(0.2)
+    assert estimate.pad_share(run.shapes, load, chunks) == pytest.approx(0.2)
     with_image, text = batch.groups[1], batch.groups[0]
     of_image = (with_image.slot >= 0).any(axis=(2, 3))
     assert np.array_equal(of_image, with_image.live) and (text.slot < 0).all()

@@ -227,16 +227,18 @@ def test_buckets_are_written_as_in_recipes_as_objects_or_one_by_one(texts):
     ("text", "message"),
     [
         ("((40, 0, 1.0), (56, 3, 0.5))", "buckets[1] must be Bucket(tokens=int, tiles=int, share="
-         "float), not (56, 3, 0.5); write Bucket(tokens=56, tiles=3, share=0.5)"),
+         "float, rows=int, texts=int), not (56, 3, 0.5); write Bucket(tokens=56, tiles=3, "
+         "share=0.5)"),
         ("(Bucket(tokens=40),)", "missing key config.data.buckets[0].tiles (int)"),
         ("(Bucket(tokens=40, tile=0),)", "did you mean config.data.buckets[0].tiles?"),
         ("(Bucket(tokens=1.5, tiles=0),)", "buckets[0].tokens must be of type int, not 1.5"),
         ("(Buckets(tokens=40, tiles=0),)", "must be a sequence of Bucket(tokens=int, "),
         ("(Bucket(tokens=40, tiles=0)", "must be a sequence of Bucket(tokens=int, "),
         ("(Bucket(**{}),)", "must be a sequence of Bucket(tokens=int, "),
-        ("Bucket(1, 2, 3, 4)", "must be a sequence of Bucket(tokens=int, "),
+        ("Bucket(1, 2, 3, 4, 5, 6)", "must be a sequence of Bucket(tokens=int, "),
         ("(Bucket(open('x'), 2),)", "must be a sequence of Bucket(tokens=int, "),
-        ("40", "must be a sequence of Bucket(tokens=int, tiles=int, share=float), not 40"),
+        ("40", "must be a sequence of Bucket(tokens=int, tiles=int, share=float, "
+         "rows=int, texts=int), not 40"),
     ],
 )  # fmt: skip
 def test_buckets_that_are_none_show_the_spelling(text, message):

@@ -138,8 +138,3 @@ class TrainConfig:
                 f"{self.loss.objective!r} compares a query's own candidates; set it to 1 or more "
                 "(UniME-V2: 8)."
             )
-        if distils and not self.data.buckets:
-            raise ValueError(
-                "config.data.buckets is empty: lengths are measured for pairs only. Distillation "
-                "needs its buckets named, such as (Bucket(tokens=64, tiles=0),)."
-            )

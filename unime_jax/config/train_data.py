@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from unime_jax.config.common import PrepareConfig, check_first_rows
-from unime_jax.data.settings import Bucket, Instructions, MinedUse, check_keys
+from unime_jax.data.settings import Bucket, Instructions, MinedUse, Packing, check_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,9 @@ class DataConfig:
     # shapes of rows, from small to large: Bucket(tokens=128, tiles=0, share=1.0); (): chosen by the
     # lengths of a sample of the rows
     buckets: tuple[Bucket, ...]
+    # several texts in a row, each with an embedding of its own, where `buckets` are chosen, the
+    # model's attention allows it and it leaves less padding: "auto"; "off": a text a row
+    packing: Packing
     workers: int  # processes that read and preprocess; 0: threads of this one
     max_bad_share: float  # of the examples read that may be unusable before the run stops
 

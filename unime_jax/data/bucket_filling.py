@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unime_jax.batch import Inputs, Row
-from unime_jax.data.shapes import BatchShapes, Bucket, Layout
+from unime_jax.data.shapes import BatchShapes, Bucket, Layout, segments_of
 
 
 def fill_buckets(
@@ -15,7 +15,8 @@ def fill_buckets(
     """Rows in this process's part of every bucket, in order, each in the smallest with room.
 
     Returns the groups, which depend on `shapes` alone in their shapes, and the place of each row:
-    int32 [rows, 3] of group, chunk and row within this process's part of the chunk.
+    int32 [rows, 3] of group, chunk and row within this process's part of the chunk, where rows of
+    several texts count once for each that they have room for.
 
     Raises:
       TypeError: a row has another form than the layout, or neither tokens nor tiles.
@@ -32,14 +33,19 @@ def fill_buckets(
             f"{shapes.rows} in {process_count} processes"
         )
     groups = tuple(_empty(shapes, bucket, process_count) for bucket in shapes.buckets)
-    used = [0] * len(groups)
-    places = np.zeros((len(rows), 3), np.int32)
-    for i, row in enumerate(rows):
+    for row in rows:
         _check_layout(row, shapes.layout)
         _check_bounds(row, shapes.layout)
-        g = smallest_bucket(row, shapes)
-        while not _fits(row, shapes.buckets[g]) or used[g] == groups[g].length.size:
-            g += 1
+    places = np.full((len(rows), 3), -1, np.int32)
+    for g, bucket in enumerate(shapes.buckets):
+        if bucket.texts > 1:
+            _fill_with_texts(rows, bucket, groups[g], g, places)
+    used = [0] * len(groups)
+    for i, row in enumerate(rows):
+        if places[i, 0] >= 0:
+            continue
+        room = (g for g in fitting(row, shapes) if used[g] < groups[g].length.size)
+        g = next(room)
         chunk, place = divmod(used[g], groups[g].length.shape[1])
         used[g] += 1
         places[i] = g, chunk, place
@@ -47,11 +53,39 @@ def fill_buckets(
     return groups, places
 
 
+def _fill_with_texts(
+    rows: Sequence[Row], bucket: Bucket, group: Inputs, number: int, places: np.ndarray
+) -> None:
+    """Writes texts that have no place yet into rows of several, and notes their places.
+
+    From the longest on, each goes to the first row that has room for it (first-fit decreasing).
+    """
+    lengths = np.array([len(row.tokens) for row in rows], int)
+    waiting = [
+        i
+        for i in np.argsort(-lengths, kind="stable").tolist()
+        if places[i, 0] < 0 and not _tiles(rows[i]) and 0 < lengths[i] <= bucket.tokens
+    ]
+    length, live = group.length.reshape(-1), group.live.reshape(-1)  # views, as of all arrays
+    count = np.zeros(length.size, int)
+    for i in waiting:
+        room = (length + lengths[i] <= bucket.tokens) & (count < bucket.texts)
+        if not room.any():
+            continue
+        place = int(room.argmax())
+        chunk, row = divmod(place, group.length.shape[1])
+        _write_text(rows[i], group, chunk, row, int(length[place]), int(count[place]))
+        places[i] = number, chunk, row * bucket.texts + count[place]
+        length[place] += lengths[i]
+        count[place] += 1
+        live[place] = True
+
+
 def row_numbers(
     places: np.ndarray, shapes: BatchShapes, *, process_index: int = 0, process_count: int = 1
 ) -> np.ndarray:
     """Numbers of rows in the assembled batch, int32 [rows]; `places` as from `fill_buckets`."""
-    width = np.array([shapes.chunk_rows(bucket) for bucket in shapes.buckets])
+    width = np.array([shapes.chunk_rows(bucket) * bucket.texts for bucket in shapes.buckets])
     size = width * [shapes.chunks(bucket) for bucket in shapes.buckets]
     group, chunk, row = np.moveaxis(places, -1, 0)
     local = width // process_count
@@ -60,10 +94,24 @@ def row_numbers(
 
 
 def smallest_bucket(row: Row, shapes: BatchShapes) -> int:
-    """Index of the first bucket that the row fits; ValueError if it fits none."""
-    for i, bucket in enumerate(shapes.buckets):
-        if _fits(row, bucket):
-            return i
+    """Index of the first bucket that the row goes to; ValueError if it fits none."""
+    return fitting(row, shapes)[0]
+
+
+def fitting(row: Row, shapes: BatchShapes) -> list[int]:
+    """Indices of the buckets that the row fits, in the order in which it looks for room.
+
+    It goes from small to large, and a row without tiles to buckets without tiles first, as they
+    keep the vision tower out. Buckets of rows of several texts are not among them: a text that
+    finds no room there must fit another.
+
+    Raises:
+      ValueError: it fits none.
+    """
+    single = (i for i, bucket in enumerate(shapes.buckets) if bucket.texts == 1)
+    fits = [i for i in single if _fits(row, shapes.buckets[i])]
+    if fits:
+        return fits if _tiles(row) else sorted(fits, key=lambda i: shapes.buckets[i].tiles > 0)
     largest = shapes.buckets[-1]
     raise ValueError(
         f"{len(row.tokens)} tokens and {_tiles(row)} tiles do not fit the largest bucket of "
@@ -86,6 +134,8 @@ def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1
     tokens = *grid, bucket.tokens
     pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
     positioned = bucket.tiles and layout.positioned
+    segments, packed = segments_of(layout, bucket), bucket.texts > 1
+    texts = grid[0], grid[1] * bucket.texts
 
     def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -100,9 +150,10 @@ def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1
         patches=array(np.uint8, *pixels) if bucket.tiles else None,
         patch_position=array(np.int32, *pixels[:-1], 3) if positioned else None,
         pool_start=array(np.int32, *grid) if layout.pooled else None,
-        teacher=array(np.float32, *grid, layout.teacher) if layout.teacher else None,
-        segment=array(np.int32, *tokens) if layout.segments else None,
-        segment_end=array(np.int32, *grid, layout.segments) if layout.segments else None,
+        teacher=array(np.float32, *texts, layout.teacher) if layout.teacher else None,
+        segment=array(np.int32, *tokens) if segments else None,
+        segment_end=array(np.int32, *grid, segments) if segments else None,
+        segment_live=array(np.bool_, *grid, segments) if packed else None,
     )
 
 
@@ -136,6 +187,23 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
     if group.segment is not None and group.segment_end is not None:
         group.segment[chunk, place, :length] = row.segment
         group.segment_end[chunk, place] = row.segment_end
+
+
+def _write_text(row: Row, group: Inputs, chunk: int, place: int, start: int, number: int) -> None:
+    """Writes a text as segment `number` + 1 of a row, behind the tokens that are there."""
+    assert group.segment is not None and group.segment_end is not None
+    assert group.segment_live is not None
+    at = chunk, place, slice(start, start + len(row.tokens))
+    group.tokens[at] = row.tokens
+    group.positions[at] = row.positions
+    group.slot[at] = row.slot
+    if group.slot_weight is not None:
+        group.slot_weight[at] = row.slot_weight
+    group.segment[at] = number + 1
+    group.segment_end[chunk, place, number] = start + len(row.tokens) - 1
+    group.segment_live[chunk, place, number] = True
+    if group.teacher is not None:
+        group.teacher[chunk, place * group.segment_live.shape[-1] + number] = row.teacher
 
 
 def _check_layout(row: Row, layout: Layout) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
-LEAST_TOKENS = 64  # of a compiled shape
+LEAST_TOKENS = 32  # of a compiled shape of texts
+LEAST_TILE_TOKENS = 64  # of one with images
 LEAST_IMAGE_TOKENS = 256  # of one with images, where rows may be 16 times as long
-TEXT_RUNGS, IMAGE_RUNGS = 7, 5
+TEXT_RUNGS, IMAGE_RUNGS = 8, 5
 TEXT_GROWTH, IMAGE_GROWTH = 2.0, math.sqrt(2)  # from rung to rung, at least
-MULTIPLE = 64  # of a rung's tokens, but for the last
+MULTIPLE = 64  # of a rung's tokens, but for the last, and for texts of fewer
 # Tiles of a rung of a family that leaves tiles partly out, as a multiple of what its tokens fill.
 UNPADDED_TILES = 1.5
 
@@ -102,7 +103,8 @@ def image_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
     if layout.separate:
         return Bucket(0, 1), Bucket(max_length, 1)
     _, per_tile = layout.table or (0, 1)
-    least = max(LEAST_TOKENS, min(LEAST_IMAGE_TOKENS, max_length // 16), power_of_two(per_tile))
+    least = min(LEAST_IMAGE_TOKENS, max_length // 16)
+    least = max(LEAST_TILE_TOKENS, least, power_of_two(per_tile))
     rungs = _ladder(least, max_length, IMAGE_RUNGS - layout.unpadded, IMAGE_GROWTH)
     slack = UNPADDED_TILES if layout.unpadded else 1
     return tuple(Bucket(n, math.ceil(slack * n / per_tile)) for n in rungs)
@@ -119,5 +121,6 @@ def _ladder(least: int, most: int, rungs: int, growth: float) -> list[int]:
         return [most]
     growth = max(growth, (most / least) ** (1 / (rungs - 1)))
     steps = math.ceil(math.log(most / least, growth) - 1e-9)
-    lengths = {MULTIPLE * math.ceil(least * growth**n / MULTIPLE - 1e-9) for n in range(steps)}
+    multiple = min(least, MULTIPLE)
+    lengths = {multiple * math.ceil(least * growth**n / multiple - 1e-9) for n in range(steps)}
     return [*sorted(n for n in lengths if n < most), most]

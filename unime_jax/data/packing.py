@@ -120,7 +120,7 @@ def pack(
     )
     numbers = row_numbers(places, shapes, process_index=process_index, process_count=process_count)
 
-    target_id = tuple(np.zeros(group.length.shape, np.uint32) for group in groups)
+    target_id = tuple(np.zeros(group.embedded_shape, np.uint32) for group in groups)
     for key in targets:
         group, chunk, row = places[number_of[key]]
         target_id[group][chunk, row] = target_hash(key)
@@ -168,11 +168,11 @@ def _info(
     return PackInfo(
         read=len(prepared) + len(bad),
         bad=bad,
-        rows=tuple(int(group.live.sum()) for group in groups),
+        rows=tuple(int(group.embedded.sum()) for group in groups),
         chunks=tuple(int(n) for n in live),
         pad_fraction=float(1 - sum(len(row.tokens) for row in rows) / max(tokens, 1)),
         overflowed=sum(
-            int(smallest_bucket(row, shapes) != g)
+            int(shapes.buckets[g].texts == 1 and smallest_bucket(row, shapes) != g)
             for row, g in zip(rows, places[:, 0], strict=True)
         ),
         duplicates=sum(len(example.rows) for example in prepared) - len(rows),

@@ -26,6 +26,15 @@ def weights_by_size(sizes: Mapping[str, int], temperature: float) -> dict[str, f
     return {name: weight / total for name, weight in weights.items()}
 
 
+def weights_of(
+    sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float | None
+) -> dict[str, float]:
+    """Weights of `weights_by_size`, if there is a temperature; else those given, or equal ones."""
+    if temperature is not None:
+        return weights_by_size(sizes, temperature)
+    return dict(weights) or dict.fromkeys(sizes, 1.0)
+
+
 def query_modalities(rows: Mapping[str, Source], names: Iterable[str]) -> dict[str, str]:
     """`IMAGES` or `TEXTS` by source: whether its queries have images.
 

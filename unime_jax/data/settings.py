@@ -11,6 +11,7 @@ from typing import Literal
 Side = Literal["query", "positive", "negatives"]
 JudgePromptName = Literal["unime_v2", "qwen3_vl_reranker"]  # whose words a judge is asked by
 MinedUse = Literal["beside", "instead"]  # mined negatives, of a row's own
+Packing = Literal["auto", "off"]  # of several texts into a row
 Style = Literal["chat", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
 Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around MMEB's rows
@@ -42,6 +43,12 @@ class Bucket:
     tokens: int  # of a row, at most; 0: images of a dual encoder, the text tower is left out
     tiles: int  # of a row's images, at most; 0: texts only, the vision tower is left out
     share: float = 1.0  # of all rows of a batch that it has room for, in (0, 1]
+    # of a chunk, at most, over all devices; 0: as many as need the memory of `chunk_size` rows of
+    # the largest bucket
+    rows: int = 0
+    # of a row, at most: above 1 several texts are one row, each with its own positions, attention
+    # and embedding, where the model's attention allows; never of the largest bucket
+    texts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

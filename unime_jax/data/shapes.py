@@ -43,7 +43,9 @@ class BatchShapes:
     Buckets go from small to large; the last holds every row that is let in, so it has room for
     all `rows`. `chunk_size` rows of it are encoded at once; a smaller bucket takes as many times
     more as it fits into the largest, by tokens and by tiles, so that every chunk costs about the
-    same memory.
+    same memory. `Bucket.rows` makes its chunks smaller, and less of its last one padding.
+
+    `shards`: what divides the rows of every chunk, as devices and processes each have a part.
     """
 
     buckets: tuple[Bucket, ...]
@@ -53,12 +55,21 @@ class BatchShapes:
     negatives: int = 0  # H
     scored: bool = False  # a batch has a judge's scores of candidates, and every row must have them
     graded: tuple[str, ...] = ()  # sources of graded pairs, whose rows must have a grade
+    shards: int = 1
 
     def __post_init__(self):
         if not self.buckets or self.chunk_size < 1 or self.rows < 1:
             raise ValueError(f"a batch needs buckets, chunk_size and rows of at least 1: {self}")
         largest = self.buckets[-1]
-        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets]
+        sizes = [(bucket.tokens, bucket.tiles) for bucket in self.buckets if bucket.texts == 1]
+        packed = [bucket for bucket in self.buckets if bucket.texts != 1]
+        if any(bucket.texts < 1 or bucket.tiles or not bucket.tokens for bucket in packed):
+            raise ValueError("a bucket of rows of several texts has tokens and no tiles")
+        if packed != list(self.buckets[: len(packed)]) or len(packed) == len(self.buckets):
+            raise ValueError(
+                "buckets of rows of several texts come first, and the largest is none of them, as "
+                "it has room for all rows"
+            )
         if sorted(set(sizes)) != sizes or largest.tiles < max(tiles for _, tiles in sizes):
             raise ValueError(
                 "buckets must go from small to large, the last with the most tokens and tiles, "
@@ -66,20 +77,34 @@ class BatchShapes:
             )
         if largest.share != 1 or not all(0 < bucket.share <= 1 for bucket in self.buckets):
             raise ValueError("a bucket's share is in (0, 1]; the largest has room for all rows: 1")
+        if min(bucket.rows for bucket in self.buckets) < 0:
+            raise ValueError("a bucket's rows of a chunk are 1 or more; 0: as many as fit")
 
     def chunk_rows(self, bucket: Bucket) -> int:
-        """R: rows of a chunk over all processes, a multiple of chunk_size."""
+        """R: rows of a chunk over all processes, a multiple of chunk_size, or of `shards`."""
         largest = self.buckets[-1]
         times = [math.ceil(self.rows / self.chunk_size)]
         if bucket.tokens:
             times.append(largest.tokens // bucket.tokens)
         if bucket.tiles:
             times.append(largest.tiles // bucket.tiles)
-        return self.chunk_size * min(times)
+        most = self.chunk_size * min(times)
+        if not most:  # rows of several texts may be longer than the largest's
+            most = self.shards * max(
+                1, self.chunk_size * largest.tokens // bucket.tokens // self.shards
+            )
+        if not bucket.rows:
+            return most
+        return min(most, self.shards * math.ceil(bucket.rows / self.shards))
 
     def chunks(self, bucket: Bucket) -> int:
-        """C: enough chunks for the bucket's share of all rows."""
+        """C: enough chunks for the bucket's share of all rows, each of one text or several."""
         return math.ceil(bucket.share * self.rows / self.chunk_rows(bucket))
+
+
+def segments_of(layout: Layout, bucket: Bucket) -> int:
+    """Sequences that a row of the bucket has room for; 0: it is one itself."""
+    return layout.segments or (bucket.texts if bucket.texts > 1 else 0)
 
 
 def described(buckets: Sequence[Bucket]) -> str:
@@ -98,7 +123,10 @@ def pair_shapes(
     chunk_size: int,
     scored: bool = False,
     graded: Sequence[str] = (),
+    shards: int = 1,
 ) -> BatchShapes:
     """The shapes of a batch of pairs: in the worst case all queries and candidates are distinct."""
     rows = batch_size * (2 + negatives)
-    return BatchShapes(tuple(buckets), layout, chunk_size, rows, negatives, scored, tuple(graded))
+    return BatchShapes(
+        tuple(buckets), layout, chunk_size, rows, negatives, scored, tuple(graded), shards
+    )

@@ -25,7 +25,7 @@ from unime_jax import backbones, config, files, paths, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Row
 from unime_jax.data import inference_shapes
-from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.data.shapes import Bucket
 from unime_jax.jobs import benchmark_peer_folder, benchmark_rows
 from unime_jax.models import inference, layers
 from unime_jax.operations import compilation_cache
@@ -186,20 +186,6 @@ def memory_of(devices: Sequence[jax.Device], compiled: jax.stages.Compiled) -> d
     return {"bytes": alone, "source": "compiler", "program": alone}
 
 
-def live_tokens(load: Load) -> int:
-    """Tokens of all live rows, without padding."""
-    return sum(rows * tokens for rows, tokens in zip(load.rows, load.tokens))
-
-
-def pad_share(shapes: BatchShapes, load: Load, live_chunks: Sequence[int]) -> float:
-    """Share of padding among the tokens of all chunks that are computed; 0 without tokens."""
-    computed = sum(
-        chunks * shapes.chunk_rows(bucket) * bucket.tokens
-        for chunks, bucket in zip(live_chunks, shapes.buckets)
-    )
-    return 1 - live_tokens(load) / computed if computed else 0.0
-
-
 def slice_of(devices: Sequence[jax.Device]) -> chips.Slice | None:
     """The devices as a slice of chips with published peaks; None: their peaks are not known."""
     chip = chips.KINDS.get(devices[0].device_kind)
@@ -300,8 +286,8 @@ def _figures(
         "load": dataclasses.asdict(load),
         "buckets": [dataclasses.asdict(bucket) for bucket in made.shapes.buckets],
         "chunk_size": made.shapes.chunk_size,
-        "tokens": live_tokens(load),
-        "pad_share": pad_share(made.shapes, load, ready.live_chunks),
+        "tokens": estimate.live_tokens(load),
+        "pad_share": estimate.pad_share(made.shapes, load, ready.live_chunks),
         "seconds": {
             "median": median,
             "least": min(seconds),

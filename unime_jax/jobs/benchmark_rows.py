@@ -67,7 +67,7 @@ def encode_groups(
       ValueError: rows fall into other buckets than the load says.
     """
     groups, _ = fill_buckets(rows, shapes)
-    _check_load([int(group.live.sum()) for group in groups], load)
+    _check_load([int(group.embedded.sum()) for group in groups], load)
     return groups, [int(group.live.any(axis=1).sum()) for group in groups]
 
 

@@ -156,7 +156,13 @@ class Recipe:
         return dataclasses.replace(
             entry,
             settings=entry.settings
-            | {"mesh": dict(made.mesh.shape), "load": dataclasses.asdict(load)},
+            | {
+                "mesh": dict(made.mesh.shape),
+                "load": dataclasses.asdict(load),
+                "pad_share": estimate.pad_share(
+                    made.shapes, load, estimate.live_chunks(made.shapes, load)
+                ),
+            },
             compiler=compiler.versions() if compiled else "",
             memory=needed,
             work=work,

@@ -11,7 +11,7 @@ from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.models.decoder import SHARED
 from unime_jax.models.forward import Encode
-from unime_jax.models.pooling import last_token
+from unime_jax.models.pooling import last_states
 from unime_jax.models.vlm import Execution, Vlm
 
 
@@ -34,7 +34,8 @@ def make_answer_logits(
     ) -> Float32[Array, "R _"]:
         model = typing.cast(Vlm, paths.merge(graph, trainable, frozen))
         answers = jnp.asarray(tokens)
-        last = last_states(model.hidden_states(inputs, execution), inputs)
+        hidden = model.hidden_states(inputs, execution)
+        last = last_states(hidden, inputs.length, inputs.segment_end)
         rows, segments, width = last.shape
         values = model.language_model.logits(last.reshape(rows * segments, width), answers)
         values = values.reshape(rows, segments, -1)
@@ -43,13 +44,6 @@ def make_answer_logits(
         return values.reshape(rows, -1)
 
     return logits
-
-
-def last_states(hidden: Float[Array, "R T D"], inputs: Inputs) -> Float[Array, "R segments D"]:
-    """States of the last token of each segment; of a row without segments, of its own."""
-    if inputs.segment_end is None:
-        return last_token(hidden, inputs.length)[:, None]
-    return jnp.take_along_axis(hidden, inputs.segment_end[:, :, None], axis=1)
 
 
 def occurs(inputs: Inputs, tokens: Int[Array, " answers"]) -> Bool[Array, "R segments answers"]:

@@ -48,7 +48,19 @@ class DecoderConfig:
             return "its rotary frequencies (LongRoPE) depend on the length of the whole row"
         return ""
 
+    @property
+    def pack_tokens(self) -> int:
+        """Tokens of a row, at most, that may hold several whole texts; 0: it cannot.
 
+        Padding is seen by a bidirectional decoder. LongRoPE's frequencies are those of short rows
+        up to a length.
+        """
+        if not self.causal:
+            return 0
+        return self.long_rope.original if self.long_rope else LONGEST_PACK
+
+
+LONGEST_PACK = 2**15
 SHARED = 0  # the segment of a row that the sequences of all others begin with
 
 
@@ -75,6 +87,7 @@ class Attention(nnx.Module):
         implementation: attention.Implementation,
         length: Int[Array, " R"] | None = None,
         segment: Int[Array, "R T"] | None = None,
+        shares_prefix: bool = True,
     ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
@@ -90,7 +103,7 @@ class Attention(nnx.Module):
             causal=self.causal,
             length=length,
             segment=segment,
-            shared=SHARED,
+            shared=SHARED if shares_prefix else None,
             implementation=implementation,
         )
         return self.o_proj(y.reshape(rows, tokens, -1))
@@ -129,8 +142,10 @@ class Layer(nnx.Module):
         implementation: attention.Implementation,
         length: Int[Array, " R"] | None = None,
         segment: Int[Array, "R T"] | None = None,
+        shares_prefix: bool = True,
     ) -> Float[Array, "R T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, implementation, length, segment)
+        y = self.input_layernorm(x)
+        x = x + self.self_attn(y, cos, sin, implementation, length, segment, shares_prefix)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -144,6 +159,7 @@ class Decoder(nnx.Module):
         self.layers = scan.stack(lambda k: Layer(config, key=k), config.num_layers, layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.unshared = config.unshared
+        self.pack_tokens = config.pack_tokens
         self.rope_axes = config.rope_axes
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
@@ -162,22 +178,28 @@ class Decoder(nnx.Module):
         length: Int[Array, " R"] | None = None,
         deepstack: Sequence[Float[Array, "R T D"]] = (),
         segment: Int[Array, "R T"] | None = None,
+        shares_prefix: bool = True,
     ) -> Float[Array, "R T D"]:
         """Hidden states after the final norm, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves
         padding out. Array i of `deepstack` is added to the states after layer i. `segment` is as
-        `Row` has it.
+        `Row` has it; without `shares_prefix` no token sees another segment, also not number 0.
 
         Raises:
           ValueError: there are segments, and this decoder cannot keep them apart.
         """
-        if segment is not None and self.unshared:
+        if segment is not None and shares_prefix and self.unshared:
             raise ValueError(f"rows of several segments: {self.unshared}")
+        if segment is not None and not shares_prefix and x.shape[1] > self.pack_tokens:
+            raise ValueError(
+                f"rows of {x.shape[1]} tokens with several texts: this decoder keeps texts apart in"
+                f" rows of up to {self.pack_tokens}"
+            )
         cos, sin = rope.rotary_angles(positions, self.rope_axes, self.rope_theta, self.long_rope)
         x = scan.run(
             self.layers,
-            lambda layer, x: layer(x, cos, sin, implementation, length, segment),
+            lambda layer, x: layer(x, cos, sin, implementation, length, segment, shares_prefix),
             x,
             remat=remat,
             added=deepstack,

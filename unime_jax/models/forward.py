@@ -66,6 +66,8 @@ def encode_live_chunks(
 ) -> Float[Array, "C R D"]:
     """Embeddings of the chunks from `first` up to `live`, in order; zeros for the others.
 
+    Of rows of several texts they are those of all texts that the rows have room for.
+
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
     recompiles. There is no gradient through it, see `training.gradcache`.
 
@@ -73,9 +75,10 @@ def encode_live_chunks(
       merged: chunks that are encoded at once, which gathers and reads weights as many times less
         often; what is left of the live ones goes one by one.
     """
-    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
-    merged = min(merged, len(inputs.live) - first)
-    out = jnp.zeros((*inputs.live.shape, width), jnp.float32)
+    each = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape
+    chunks, rows = inputs.live.shape
+    merged = min(merged, chunks - first)
+    out = jnp.zeros((chunks, *each), jnp.float32)
     begin: int | Int[Array, ""] = first
 
     def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
@@ -83,9 +86,10 @@ def encode_live_chunks(
 
     def merged_body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
         start = first + i * merged
-        rows = encode(trainable, frozen, _merged_at(inputs, start, merged))
-        chunks = jnp.moveaxis(rows.reshape(-1, merged, width), 1, 0)
-        return jax.lax.dynamic_update_slice_in_dim(out, chunks, start, 0)
+        several = encode(trainable, frozen, _merged_at(inputs, start, merged))
+        of_rows = several.reshape(rows, merged, each[0] // rows, each[1])
+        apart = jnp.moveaxis(of_rows, 1, 0).reshape(merged, *each)
+        return jax.lax.dynamic_update_slice_in_dim(out, apart, start, 0)
 
     if merged > 1:
         times = jnp.maximum(live - first, 0) // merged

@@ -11,6 +11,17 @@ def last_token(hidden: Float[Array, "R T D"], length: Int[Array, " R"]) -> Float
     return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
 
+def last_states(
+    hidden: Float[Array, "R T D"],
+    length: Int[Array, " R"],
+    segment_end: Int[Array, "R segments"] | None,
+) -> Float[Array, "R segments D"]:
+    """States of the last token of each segment; of a row without segments, of its own."""
+    if segment_end is None:
+        return last_token(hidden, length)[:, None]
+    return jnp.take_along_axis(hidden, segment_end[:, :, None], axis=1)
+
+
 def token_mean(
     hidden: Float[Array, "R T D"], start: Int[Array, " R"] | None, length: Int[Array, " R"]
 ) -> Float[Array, "R D"]:

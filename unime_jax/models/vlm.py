@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from unime_jax.batch import Inputs
 from unime_jax.models import attention, precision, scan
 from unime_jax.models.decoder import Decoder
-from unime_jax.models.pooling import last_token, unit_norm
+from unime_jax.models.pooling import last_states, unit_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,11 @@ class EmbeddingModel(nnx.Module):
         """
         raise NotImplementedError
 
+    @property
+    def pack_tokens(self) -> int:
+        """Tokens of a row, at most, that may hold several texts; 0: it cannot, as each has one."""
+        return 0
+
     def vision_stages(self) -> Sequence[VisionStage]:
         """Functions that make `Inputs.vision` of a chunk with patches.
 
@@ -121,13 +126,22 @@ class Vlm(EmbeddingModel):
             lambda i, e: self.vision_features(i.patches, i.patch_position, e),
         )
 
-    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
-        """The last real token's state after the final norm, scaled to length one."""
+    @property
+    def pack_tokens(self) -> int:
+        return self.language_model.pack_tokens
+
+    def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "_ D"]:
+        """The last real token's state after the final norm, scaled to length one.
+
+        Of rows of several texts, [R * segments, D]: that of each text.
+        """
         return unit_norm(self.last_state(inputs, execution))
 
-    def last_state(self, inputs: Inputs, execution: Execution) -> Float[Array, "R D"]:
-        """The last real token's state after the final norm."""
-        return last_token(self.hidden_states(inputs, execution), inputs.length)
+    def last_state(self, inputs: Inputs, execution: Execution) -> Float[Array, "_ D"]:
+        """The last real token's state after the final norm, of each text."""
+        hidden = self.hidden_states(inputs, execution)
+        states = last_states(hidden, inputs.length, inputs.segment_end)
+        return states.reshape(-1, states.shape[-1])
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states after the final norm; padded positions hold values of no meaning."""
@@ -147,6 +161,7 @@ class Vlm(EmbeddingModel):
             length=inputs.length,
             deepstack=deepstack,
             segment=inputs.segment,
+            shares_prefix=inputs.segment_live is None,
         )
 
     def _vision_of(self, inputs: Inputs, execution: Execution) -> VisionFeatures | None:

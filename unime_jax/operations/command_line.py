@@ -293,7 +293,7 @@ def _literal(text: str, kind: Any) -> Any:
 
 
 class _CallsAsMappings(ast.NodeTransformer):
-    """Turns `Bucket(tokens=8, tiles=0)` into {"tokens": 8, "tiles": 0, "share": 1.0}."""
+    """Turns `Bucket(tokens=8, tiles=0)` into {"tokens": 8, "tiles": 0, ...}, with its defaults."""
 
     def __init__(self, kind: type):
         self.kind = kind

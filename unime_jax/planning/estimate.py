@@ -99,7 +99,10 @@ def assume(shapes: BatchShapes, items: int, shares: Sequence[float], tokens: Seq
     rows = tuple(round(share * items) for share in shares)
     for count, length, bucket in zip(rows, tokens, buckets):
         room = shapes.chunks(bucket) * shapes.chunk_rows(bucket)
-        if count > room or not min(1, bucket.tokens) <= length <= bucket.tokens:
+        if (
+            packed_rows(bucket, count, length) > room
+            or not min(1, bucket.tokens) <= length <= bucket.tokens
+        ):
             raise ValueError(
                 f"config.rows, config.tokens: {count} rows of {length} tokens do not fit the "
                 f"bucket {bucket}, which has room for {room} rows"
@@ -110,9 +113,30 @@ def assume(shapes: BatchShapes, items: int, shares: Sequence[float], tokens: Seq
 def live_chunks(shapes: BatchShapes, load: Load) -> tuple[int, ...]:
     """Chunks that hold a live row, by bucket."""
     return tuple(
-        math.ceil(rows / shapes.chunk_rows(bucket))
-        for rows, bucket in zip(load.rows, shapes.buckets)
+        math.ceil(packed_rows(bucket, rows, tokens) / shapes.chunk_rows(bucket))
+        for rows, tokens, bucket in zip(load.rows, load.tokens, shapes.buckets)
     )
+
+
+def packed_rows(bucket: Bucket, count: int, tokens: int) -> int:
+    """Rows of a bucket that so many texts or other items of so many tokens take."""
+    if bucket.texts == 1:
+        return count
+    return math.ceil(count / max(1, min(bucket.texts, bucket.tokens // max(tokens, 1))))
+
+
+def live_tokens(load: Load) -> int:
+    """Tokens of all live rows, without padding."""
+    return sum(rows * tokens for rows, tokens in zip(load.rows, load.tokens))
+
+
+def pad_share(shapes: BatchShapes, load: Load, live_chunks: Sequence[int]) -> float:
+    """Share of padding among the tokens of all chunks that are computed; 0 without tokens."""
+    computed = sum(
+        chunks * shapes.chunk_rows(bucket) * bucket.tokens
+        for chunks, bucket in zip(live_chunks, shapes.buckets)
+    )
+    return 1 - live_tokens(load) / computed if computed else 0.0
 
 
 def row_costs(program: Program, load: Load) -> RowCosts:
@@ -169,9 +193,10 @@ def work(program: Program, load: Load, row: RowCosts, compiled: Compiled | None)
 def _known(program: Program, load: Load) -> list[np.ndarray | None]:
     """Which rows are live, among the flat arguments."""
     live = {}
-    for group, rows in zip(program.groups, load.rows):
+    buckets = program.shapes.buckets
+    for group, bucket, count, tokens in zip(program.groups, buckets, load.rows, load.tokens):
         places = np.arange(group.live.size).reshape(group.live.shape)
-        live[id(group.live)] = places < rows
+        live[id(group.live)] = places < packed_rows(bucket, count, tokens)
     return [live.get(id(leaf)) for leaf in jax.tree.leaves(program.arguments)]
 
 

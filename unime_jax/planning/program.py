@@ -174,7 +174,9 @@ def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jn
     groups = abstract_rows(shapes, mesh)
     embeddings = [  # of the next call, or of the one before until they are fetched
         jax.ShapeDtypeStruct(
-            (group.live.size, backbone.dimension), jnp.float32, sharding=sharding.replicated(mesh)
+            (group.embedded.size, backbone.dimension),
+            jnp.float32,
+            sharding=sharding.replicated(mesh),
         )
         for group in groups
     ]
@@ -206,7 +208,7 @@ def abstract_batch(shapes: BatchShapes, mesh: Mesh, batch_size: int) -> Batch:
         positive=pair,
         negative=jax.ShapeDtypeStruct((batch_size, shapes.negatives), jnp.int32, sharding=pairs),
         target_id=tuple(
-            jax.ShapeDtypeStruct(group.length.shape, np.uint32, sharding=rows) for group in groups
+            jax.ShapeDtypeStruct(group.embedded_shape, np.uint32, sharding=rows) for group in groups
         ),
         source=pair,
         query_id=jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=pairs),

@@ -28,8 +28,8 @@ LARGEST = (
 )
 HEADER = (
     ("recipe", "slice", "batch", "chunk", "weights", "optimizer", "inputs (2 batches)")
-    + ("temporaries (activations)", "peak of HBM, GB", "fits", "PFLOP useful / run", "ICI GB")
-    + ("step s (estimate)", "MFU at most", "pairs/s", "hours")
+    + ("temporaries (activations)", "peak of HBM, GB", "fits", "pad", "PFLOP useful / run")
+    + ("ICI GB", "step s (estimate)", "MFU at most", "pairs/s", "hours")
 )
 
 
@@ -217,7 +217,9 @@ def _cells(entry: Entry) -> list[str]:
     held = [memory.weights, memory.optimizer, memory.inputs]
     temporaries = f"{_gb(memory.temporaries)} ({_gb(memory.activations)})"
     peak = f"{_gb(memory.peak)} of {_gb(memory.capacity)}"
-    cells = [*first, *map(_gb, held), temporaries, peak, fits]
+    share = settings.get("pad_share")  # of the tokens that are computed
+    pad = "" if share is None else f"{share:.0%}"
+    cells = [*first, *map(_gb, held), temporaries, peak, fits, pad]
     if work is None or best is None:
         return cells + [""] * (len(HEADER) - len(cells))
     moved = "?" if work.ici is None else f"{sum(work.ici.values()) / 1e9:,.0f}"

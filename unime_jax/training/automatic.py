@@ -4,6 +4,7 @@ A run that goes on takes them from its record, also if the data would give other
 """
 
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -16,10 +17,13 @@ from jax.sharding import Mesh
 
 from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
-from unime_jax.data import bucket_choice
+from unime_jax.batch import Item, Row
+from unime_jax.data import bucket_choice, length_sample, sampling
 from unime_jax.data.formats import Source
+from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
 from unime_jax.data.settings import Bucket
+from unime_jax.data.shapes import BatchShapes
 from unime_jax.training import chunk_choice
 
 FILE = "automatic.json"  # of a work directory
@@ -102,7 +106,7 @@ def resolved(
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
-            values["data.buckets"] = _buckets(settings, backbone, rows)
+            values["data.buckets"] = _buckets(settings, backbone, rows, sharding.row_shards(mesh))
         settings = _filled(settings, values)
     if of_devices := [key for key in keys if key in _OF_DEVICES]:
         chosen = by_devices(settings, backbone, mesh)
@@ -207,22 +211,85 @@ def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
 
 
 def _buckets(
-    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source]
+    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source], shards: int
 ) -> tuple[Bucket, ...]:
+    """The buckets of the least padding for a sample of the rows."""
     limit = backbone.preprocess.prompt.max_length
     if not rows:  # no batch is made
         return (Bucket(limit, 0),)
-    sizes = bucket_choice.measured(
+    data, patches = settings.data, backbone.layout.patches
+    suffixed = functools.partial(_suffixed, backbone.preprocess, data.suffix)
+    sizes, example = length_sample.measured(
         rows,
-        settings.data.weights or rows,
-        backbone.preprocess,
-        negatives=settings.data.negatives,
+        sampling.weights_of(
+            {name: len(source) for name, source in rows.items()},
+            data.weights,
+            data.size_temperature,
+        ),
+        suffixed if data.suffix else backbone.preprocess,
+        negatives=data.negatives,
         seed=settings.seed,
     )
-    buckets = bucket_choice.chosen(sizes, patches=backbone.layout.patches, limit=limit)
+    last = bucket_choice.largest(sizes, limit=limit)
+    chunk_size = settings.chunk_size or chunk_rows(
+        _filled(settings, {"data.buckets": (last,)}), patches, shards
+    )
+    alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
+    expected = bucket_choice.Expected(
+        pairs=settings.batch_size,
+        rows=settings.batch_size * (2 + data.negatives),
+        chunk_size=chunk_size,
+        shards=math.lcm(shards, jax.process_count()),
+        draws=max(1, settings.batch_size // max(1, alike)),
+        least_tokens=bucket_choice.least_tokens(jax.default_backend(), shards),
+    )
+    buckets = bucket_choice.chosen(
+        sizes,
+        patches=patches * _patch_work(backbone),
+        limit=limit,
+        expected=expected,
+        example=example,
+        pack=_pack(backbone) if data.packing == "auto" else None,
+    )
+    shapes = BatchShapes(
+        buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
+    )
+    of_tokens, of_tiles = bucket_choice.padding(sizes, example, shapes, pairs=expected.pairs)
     tokens, tiles = sizes.max(axis=0).tolist()
-    logging.info("the longest of %d items: %d tokens, %d tiles", len(sizes), tokens, tiles)
+    logging.info(
+        "the longest of %d items: %d tokens, %d tiles; in %d buckets padding is %.1f %% of their "
+        "tokens and %.1f %% of their tiles, as expected of batches of %d pairs",
+        len(sizes),
+        tokens,
+        tiles,
+        len(buckets),
+        100 * of_tokens,
+        100 * of_tiles,
+        expected.pairs,
+    )
     return buckets
+
+
+def _pack(backbone: Backbone) -> bucket_choice.Pack | None:
+    """What the model allows of rows of several texts; None: nothing."""
+    model = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    return bucket_choice.Pack(model.pack_tokens, backbone.dimension) if model.pack_tokens else None
+
+
+def _patch_work(backbone: Backbone) -> float:
+    """The work of a patch in that of a token: its parameters by those of the language component."""
+    if backbone.text_only is None:
+        return 1.0
+    whole, text = (
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))
+        for make in (backbone.make_model, backbone.text_only.make_model)
+    )
+    return min(1.0, (whole - text) / text)
+
+
+def _suffixed(preprocess: Preprocess, suffix: str, item: Item) -> Row:
+    """The row of an item with the suffix that distillation puts after every text."""
+    return preprocess(dataclasses.replace(item, suffix=suffix))
 
 
 def _has_checkpoints(workdir: files.Path) -> bool:

@@ -17,6 +17,7 @@ from unime_jax.models import attention, forward, frozen_vision
 from unime_jax.models.settings import Remat
 from unime_jax.models.vlm import Execution
 from unime_jax.training import activations, kept_features, state
+from unime_jax.training.settings import ExecutionConfig
 
 # From what keeps most to what keeps least, with what layers compute again by it, as a share of a
 # forward pass: of a 7B with adapters, as counted.
@@ -93,9 +94,10 @@ def choose(
     table = max(leaf.size for leaf in model.parameters.values()) * jnp.dtype(dtype).itemsize
     # Weights, moments and gradients, two batches, two gathered layers, and the largest parameter.
     held = float(_on_a_device(model.parameters) + 3 * _on_a_device(trainable))
-    held += 2 * _batch_bytes(settings, backbone, most_rows) / shards
+    shapes = _shapes(settings, backbone, most_rows * shards, shards)  # chunks change rounding alone
+    held += 2 * _batch_bytes(shapes) / shards
     held += 2 * whole / depth + table
-    held += _kept_features(settings, backbone, model, mesh, most_rows)
+    held += _kept_features(settings.execution, model, shapes, mesh)
     arrays = LAYER_ARRAYS * row("none") / depth
     room = USED * memory - held
     tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
@@ -122,7 +124,8 @@ def choose(
     used = rows * (kept + arrays)
     counts = settings.execution.kept_chunks
     if counts is None:
-        counts = _kept_chunks(settings, backbone, chunk_size, room - used, rows * kept)
+        shapes = _shapes(settings, backbone, chunk_size, shards)
+        counts = _kept_chunks(settings.execution, shapes, room - used, rows * kept)
     elif not counts and not settings.chunk_size and room > used:  # larger chunks then
         fitting = int(room // (kept + arrays))
         rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
@@ -138,16 +141,12 @@ def choose(
 
 
 def _kept_features(
-    settings: config.TrainConfig,
-    backbone: Backbone,
-    model: state.AbstractModel,
-    mesh: Mesh,
-    most_rows: int,
+    settings: ExecutionConfig, model: state.AbstractModel, shapes: BatchShapes, mesh: Mesh
 ) -> float:
     """Bytes on a device of a frozen tower's features, where they are kept for both passes."""
-    execution = Execution(jnp.dtype(settings.execution.dtype), "full", "xla")
-    shapes = _shapes(settings, backbone, most_rows)
-    vision = kept_features.choose(settings.execution, model, execution, shapes, mesh)
+    assert settings.dtype  # resolved before
+    execution = Execution(jnp.dtype(settings.dtype), "full", "xla")
+    vision = kept_features.choose(settings, model, execution, shapes, mesh)
     if vision is None:
         return 0.0
     groups = tuple(bucket_shapes(shapes, bucket) for bucket in shapes.buckets if bucket.tiles)
@@ -160,29 +159,29 @@ def _power_of_two(least: float) -> int:
 
 
 def _kept_chunks(
-    settings: config.TrainConfig, backbone: Backbone, chunk_size: int, spare: float, each: float
+    settings: ExecutionConfig, shapes: BatchShapes, spare: float, each: float
 ) -> tuple[int, ...]:
     """As many chunks of the largest bucket as the spare bytes hold; none if there is no room."""
-    shapes = _shapes(settings, backbone, chunk_size)
     count = min(int(spare // each), shapes.chunks(shapes.buckets[-1])) if spare > 0 else 0
-    if not settings.execution.recompute or count < 1:
+    if not settings.recompute or count < 1:
         return ()
     return (*[0] * (len(shapes.buckets) - 1), count)
 
 
-def _shapes(settings: config.TrainConfig, backbone: Backbone, chunk_size: int) -> BatchShapes:
+def _shapes(
+    settings: config.TrainConfig, backbone: Backbone, chunk_size: int, shards: int
+) -> BatchShapes:
     return pair_shapes(
         settings.data.buckets,
         backbone.layout,
         batch_size=settings.batch_size,
         negatives=settings.data.negatives,
         chunk_size=chunk_size,
+        shards=math.lcm(shards, jax.process_count()),
     )
 
 
-def _batch_bytes(settings: config.TrainConfig, backbone: Backbone, chunk_size: int) -> int:
-    """Bytes of a whole batch; chunks change its rounding alone."""
-    shapes = _shapes(settings, backbone, chunk_size)
+def _batch_bytes(shapes: BatchShapes) -> int:
     groups = [bucket_shapes(shapes, bucket) for bucket in shapes.buckets]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(groups))
 

@@ -63,10 +63,8 @@ def fingerprint(
 
 def weights_of(data: config.DataConfig, rows: Mapping[str, formats.Source]) -> dict[str, float]:
     """How often each source is drawn: by the config's weights, by size, or equally."""
-    if data.size_temperature is not None:
-        sizes = {name: len(source) for name, source in rows.items()}
-        return sampling.weights_by_size(sizes, data.size_temperature)
-    return dict(data.weights) or dict.fromkeys(rows, 1.0)
+    sizes = {name: len(source) for name, source in rows.items()}
+    return sampling.weights_of(sizes, data.weights, data.size_temperature)
 
 
 def make_batches(

@@ -120,7 +120,7 @@ def contrastive(
             result, sides[0], sides[1], own_id, batch, config, plain=plain, sources=sources
         )
     if teacher is not None and config.teacher_matching_weight:
-        live = join([group.live for group in batch.groups])
+        live = join([group.embedded for group in batch.groups])
         result = with_matching(result, table, teacher, live, config, plain=plain)
     return result
 
@@ -266,8 +266,8 @@ def mean_cosine(embeddings: Sequence[Float[Array, "_ _ D"]], batch: Batch) -> Fl
     count, total = jnp.zeros(()), jnp.zeros(())
     for part, group in zip(embeddings, batch.groups, strict=True):
         fixed = jax.lax.stop_gradient(part).astype(jnp.float32)
-        total += jnp.where(group.live[..., None], fixed, 0).sum(axis=(0, 1))
-        count += group.live.sum()
+        total += jnp.where(group.embedded[..., None], fixed, 0).sum(axis=(0, 1))
+        count += group.embedded.sum()
     mean = total / jnp.maximum(count, 1)
     cosine = (jnp.sum(mean * mean) * count - 1) / jnp.maximum(count - 1, 1)
     return jnp.where(count > 1, cosine, 0)

@@ -151,8 +151,9 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         if group != "plan"  # which has a config of its own now
     }
     config.setdefault("epochs", 0.0)
-    data, names = config.get("data"), [field.name for field in dataclasses.fields(Bucket)]
+    data = config.get("data")
     if isinstance(data, dict):
+        data["buckets"] = _with_fields_of_today(data.get("buckets"))
         data.setdefault("columns", {})
         data.setdefault("eval", "")
         data.setdefault("first_rows", 0)
@@ -162,6 +163,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         data.setdefault("mined", "")
         data.setdefault("mined_use", "beside")
         data.setdefault("cluster_size", 0)
+        data.setdefault("packing", "auto")
         data.setdefault("cluster_ranks", [1, 100])
     loss: Any = config.get("loss")
     if isinstance(loss, dict):
@@ -172,12 +174,16 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         processing.setdefault("resolution", None)
     if isinstance(evaluation := config.get("evaluation"), dict):
         evaluation.setdefault("instructions", "data")
-    if isinstance(data, dict) and isinstance(data.get("buckets"), list):
-        data["buckets"] = [
-            dict(zip(names, bucket)) if isinstance(bucket, list) else bucket
-            for bucket in data["buckets"]
-        ]
     return config
+
+
+def _with_fields_of_today(buckets: Any) -> Any:
+    """Recorded buckets, once lists of fields, with those that came later, at their defaults."""
+    fields = dataclasses.fields(Bucket)
+    added = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    names = [field.name for field in fields]
+    records = (dict(zip(names, each)) if isinstance(each, list) else each for each in buckets or ())
+    return [added | record for record in records]
 
 
 def _schedule_end(config: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -271,9 +272,11 @@ def trace(
         trainable=settings.trainable,
         frozen_dtype=jnp.dtype(frozen_dtype),
     )
+    _check_texts(settings, backbone)
     if settings.export.adapter:
         _check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]
+    shards = math.lcm(sharding.row_shards(mesh), jax.process_count())
     shapes = pair_shapes(
         settings.data.buckets,
         backbone.layout,
@@ -282,6 +285,7 @@ def trace(
         chunk_size=settings.chunk_size,
         scored=isinstance(settings.loss, JudgeDistillation),
         graded=() if contrast is None else contrast.graded_sources,
+        shards=shards,
     )
     return Setup(
         settings=settings,
@@ -295,9 +299,29 @@ def trace(
         vision=kept_features.choose(settings.execution, abstract_model, execution, shapes, mesh),
         shapes=shapes,
         test_shapes=BatchShapes(
-            settings.data.buckets, backbone.layout, settings.chunk_size, settings.evaluation.rows
+            settings.data.buckets,
+            backbone.layout,
+            settings.chunk_size,
+            settings.evaluation.rows,
+            shards=shards,
         ),
     )
+
+
+def _check_texts(settings: config.TrainConfig, backbone: backbones.Backbone) -> None:
+    """Raises ValueError for rows of several texts that the model could not keep apart."""
+    packed = [bucket for bucket in settings.data.buckets if bucket.texts > 1]
+    if not packed:
+        return
+    most = jax.eval_shape(backbone.make_model, jax.random.key(0)).pack_tokens
+    longest = max(bucket.tokens for bucket in packed)
+    if longest > most:
+        can = f"keeps texts apart in rows of up to {most} tokens" if most else "has a row a text"
+        raise ValueError(
+            f"config.data.buckets: rows of {longest} tokens have room for several texts, and "
+            f"{backbone.base or backbone.folder} {can}: leave out Bucket.texts, or make the rows "
+            "shorter"
+        )
 
 
 def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractModel) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from unime_jax import losses
-from unime_jax.batch import Batch
+from unime_jax.batch import Batch, Inputs
 from unime_jax.losses.barred import representatives
 from unime_jax.training.objective_terms import Result, by_number, teacher_vectors
 from unime_jax.training.settings import Distillation
@@ -16,13 +16,24 @@ from unime_jax.training.settings import Distillation
 def text_id(batch: Batch) -> UInt32[Array, " G"]:
     """32 bits of every row's tokens, the same in any bucket and process."""
 
-    def of_group(tokens: Int[Array, "C R T"], length: Int[Array, "C R"]) -> UInt32[Array, "C R"]:
+    def of_group(group: Inputs) -> UInt32[Array, "_ _"]:
         # A polynomial modulo 2^32; tokens after the end are 0, so the length tells "a" from "a0".
-        powers = np.cumprod(np.full(tokens.shape[-1], 0x9E3779B1, np.uint32), dtype=np.uint32)
-        value = (tokens.astype(jnp.uint32) * powers).sum(axis=-1, dtype=jnp.uint32)
-        return value + length.astype(jnp.uint32)
+        tokens = group.tokens.astype(jnp.uint32)
+        size = tokens.shape[-1]
+        powers = np.cumprod(np.full(size, 0x9E3779B1, np.uint32), dtype=np.uint32)
+        if group.segment is None or group.segment_end is None:
+            value = (tokens * powers).sum(axis=-1, dtype=jnp.uint32)
+            return value + group.length.astype(jnp.uint32)
+        # Of each of a row's texts, by powers that begin where it does.
+        ends = group.segment_end
+        begin = jnp.pad(ends[..., :-1] + 1, ((0, 0), (0, 0), (1, 0)))
+        own = group.segment[..., None] == jnp.arange(1, ends.shape[-1] + 1)
+        place = jnp.arange(size)[:, None] - begin[..., None, :]
+        terms = tokens[..., None] * jnp.asarray(powers)[jnp.clip(place, 0, size - 1)]
+        value = jnp.where(own, terms, 0).sum(axis=-2, dtype=jnp.uint32)
+        return (value + (ends + 1 - begin).astype(jnp.uint32)).reshape(len(ends), -1)
 
-    return by_number([of_group(group.tokens, group.length) for group in batch.groups])
+    return by_number([of_group(group) for group in batch.groups])
 
 
 def distillation(
@@ -42,7 +53,7 @@ def distillation(
       ValueError: the rows have no teacher; while tracing.
     """
     student, teacher = by_number(embeddings), by_number(teacher_vectors(batch, "distillation"))
-    live = by_number([group.live for group in batch.groups])
+    live = by_number([group.embedded for group in batch.groups])
     every = jnp.arange(live.size)
     if config.texts == "all":
         live &= representatives(text_id(batch)) == every

@@ -1,0 +1,114 @@
+"""Several texts in a row: embeddings, losses and gradients of texts that have a row each."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_texts import write_bert
+from tests.tables import for_each
+from unime_jax import backbones, paths
+from unime_jax.batch import Example, Item
+from unime_jax.data.packing import pack, prepare
+from unime_jax.data.settings import Bucket
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.models.forward import make_encode
+from unime_jax.models.vlm import Execution
+from unime_jax.training.settings import Contrastive, Distillation
+from unime_jax.training.setup import _check_texts
+from unime_jax.training.step import batch_loss
+
+EXACT = Execution(jnp.dtype("float32"), "none", "xla")
+TEACHER = 6
+CONTRASTIVE = Contrastive("contrastive", 0.1, None, None, 0.0, True, None, True)
+DISTILLATION = Distillation("distillation", "all", 0.1, None, "symmetric", True, "mean")
+FAMILIES = {
+    "llava_onevision": write_folder,
+    "qwen2_vl": write_qwen2_vl,
+    "phi3_v": write_phi3_v,
+}
+OBJECTIVES = {  # and whether chunks are encoded again for their gradients
+    "llava_onevision": ((CONTRASTIVE, True), (DISTILLATION, False)),
+    "qwen2_vl": ((CONTRASTIVE, True),),
+    "phi3_v": ((DISTILLATION, True),),
+}
+WORDS = ("red", "a blue square", "a small green circle", "left of it", "red it is, and large")
+
+
+def examples(count):
+    """Texts of one to a dozen words; some of them come twice."""
+    texts = [" ".join(WORDS[(n * k) % 5] for k in range(1, 2 + n % 4)) for n in range(3 * count)]
+    texts[7] = texts[1]
+    return [
+        Example("a", str(n), Item(texts[3 * n]), Item(texts[3 * n + 1]), (Item(texts[3 * n + 2]),))
+        for n in range(count)
+    ]
+
+
+@for_each("family", FAMILIES)
+def test_texts_of_one_row_are_as_if_each_had_its_own(family, tmp_path):
+    whole = backbones.open_backbone(str(FAMILIES[family](tmp_path)), max_length=256)
+    backbone = backbones.language_only(whole, TEACHER)
+    abstract = jax.eval_shape(backbone.make_model, jax.random.key(0))
+    graph, _ = paths.split(abstract)
+    parameters = jax.jit(lambda key: paths.split(backbone.make_model(key))[1])(jax.random.key(0))
+
+    def preprocess(item):
+        vector = np.random.default_rng(len(item.text)).standard_normal(TEACHER, np.float32)
+        return dataclasses.replace(backbone.preprocess(item), teacher=vector)
+
+    lengths = [len(preprocess(e.query).tokens) for e in examples(6)]
+    longest = Bucket(max(80, max(lengths)), 0)
+    # Too few rows of several for all texts: some overflow to the largest bucket.
+    width = min(2 * max(lengths) + 3, abstract.pack_tokens)
+    several = Bucket(width, 0, share=0.12, rows=1, texts=5)
+    encode = make_encode(graph, EXACT)
+    results = {}
+    for name, buckets in (("alone", (longest,)), ("packed", (several, longest))):
+        shapes = BatchShapes(buckets, backbone.layout, 8, 18, negatives=1)
+        batch, info = pack([prepare(e, preprocess, shapes) for e in examples(6)], shapes, ["a"])
+        assert sum(info.rows) == sum(int(group.embedded.sum()) for group in batch.groups)
+        if name == "packed":
+            assert info.rows[0] > 2 * info.chunks[0] and info.rows[1], info
+            assert info.overflowed == 0
+        for objective, recompute in OBJECTIVES[family]:
+
+            def value(p, batch=batch, objective=objective, recompute=recompute):
+                return batch_loss(encode, p, {}, batch, objective, recompute=recompute)
+
+            (loss, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(parameters)
+            results[name, recompute] = loss, metrics["mean_cosine"], gradient
+    for _, recompute in OBJECTIVES[family]:
+        alone, packed = results["alone", recompute], results["packed", recompute]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()) + 1e-7
+            ),
+            alone,
+            packed,
+        )
+
+
+def test_a_model_whose_texts_would_see_each_other_refuses_rows_of_several(tmp_path):
+    backbone = backbones.open_backbone(str(write_bert(tmp_path)), max_length=32)
+
+    @dataclasses.dataclass
+    class Settings:
+        data: object
+
+    @dataclasses.dataclass
+    class Data:
+        buckets: tuple
+
+    packed = Settings(Data((Bucket(24, 0, texts=3), Bucket(32, 0))))
+    with pytest.raises(ValueError, match="rows of 24 tokens have room for several texts.*a text"):
+        _check_texts(packed, backbone)
+    with pytest.raises(ValueError, match="come first, and the largest is none of them"):
+        BatchShapes((Bucket(24, 0, texts=3),), backbone.layout, 8, 8)
+    with pytest.raises(ValueError, match="has tokens and no tiles"):
+        BatchShapes((Bucket(24, 1, texts=3), Bucket(32, 1)), backbone.layout, 8, 8)
