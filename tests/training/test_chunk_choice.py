@@ -59,11 +59,11 @@ def test_what_fits_is_chosen_with_the_least_that_is_computed_again(given):
     assert choice.chunk_size == MOST * SHARDS and choice.kept_chunks == ()
 
 
-def test_memory_that_is_not_known_gives_what_it_always_gave(given, monkeypatch):
+def test_memory_that_is_not_known_gives_what_it_always_gave(given):
     settings, backbone, mesh = given
     assert chunk_choice.capacity(mesh) is None  # CPUs
     rows = automatic.chunk_rows(settings, backbone.layout.patches, SHARDS)
-    values = automatic.by_devices(settings, backbone, mesh)
+    values = automatic.by_devices(settings, backbone, mesh, None)
     assert values == {
         "chunk_size": rows,
         "execution.remat": "full",
@@ -76,5 +76,7 @@ def test_memory_that_is_not_known_gives_what_it_always_gave(given, monkeypatch):
     )
     grid = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[device]))
     assert chunk_choice.capacity(grid) == 2**32
-    monkeypatch.setattr(chunk_choice, "capacity", lambda mesh: 2**32)
-    assert automatic.by_devices(settings, backbone, mesh)["execution.remat"] == "none"
+    filled = automatic.with_memory(settings, backbone, mesh, 2**32)
+    assert filled.execution.remat == "none" and filled.chunk_size
+    assert not set(automatic.left_open(filled)) & set(automatic.OF_DEVICES)
+    assert automatic.with_memory(filled, backbone, mesh, 1) is filled

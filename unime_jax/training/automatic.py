@@ -57,7 +57,7 @@ _OPEN = (  # keys, and the value that leaves each open
 
 
 # Keys that follow from the devices that there are now, and are chosen anew when a run goes on.
-_OF_DEVICES = (
+OF_DEVICES = (
     "chunk_size",
     "execution.remat",
     "execution.kept_chunks",
@@ -97,10 +97,10 @@ def resolved(
     # Of the same data, unless a run is extended; and of the devices that there are now.
     if "steps" in keys and (rows or "steps" not in values):
         values["steps"] = steps_of(settings, rows)
-    for key in _OF_DEVICES:
+    for key in OF_DEVICES:
         values.pop(key, None)
     settings = _filled(settings, values)
-    missing = [key for key in keys if key not in values and key not in _OF_DEVICES]
+    missing = [key for key in keys if key not in values and key not in OF_DEVICES]
     if missing:
         parameters = jax.tree.leaves(jax.eval_shape(backbone.make_model, jax.random.key(0)))
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
@@ -108,8 +108,8 @@ def resolved(
         if "data.buckets" in missing:
             values["data.buckets"] = _buckets(settings, backbone, rows, sharding.row_shards(mesh))
         settings = _filled(settings, values)
-    if of_devices := [key for key in keys if key in _OF_DEVICES]:
-        chosen = by_devices(settings, backbone, mesh)
+    if of_devices := [key for key in keys if key in OF_DEVICES]:
+        chosen = by_devices(settings, backbone, mesh, chunk_choice.capacity(mesh))
         values |= {key: chosen[key] for key in of_devices}
         settings = _filled(settings, values)
     if workdir and settings.job == "train" and values != recorded and jax.process_index() == 0:
@@ -158,15 +158,31 @@ def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
     }
 
 
-def by_devices(settings: config.TrainConfig, backbone: Backbone, mesh: Mesh) -> dict[str, Any]:
+def with_memory(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int
+) -> config.TrainConfig:
+    """The settings with a value for every open key that follows from a device's memory, in bytes.
+
+    The others have been named.
+    """
+    keys = [key for key in left_open(settings) if key in OF_DEVICES]
+    if not keys:
+        return settings
+    chosen = by_devices(settings, backbone, mesh, memory)
+    return _filled(settings, {key: chosen[key] for key in keys})
+
+
+def by_devices(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int | None
+) -> dict[str, Any]:
     """Values of the keys of memory against time, those that are given among them.
 
-    Where a platform does not say what memory a device has, as CPUs do not, chunks are as
+    Without `memory`, where a platform does not say what a device has, as CPUs do not, chunks are as
     `chunk_rows` has them, and layers recompute all.
     """
     shards = sharding.row_shards(mesh)
     rows = chunk_rows(settings, backbone.layout.patches, shards)
-    execution, memory = settings.execution, chunk_choice.capacity(mesh)
+    execution = settings.execution
     if memory is None:
         remat = "full" if execution.remat == "auto" else execution.remat
         chosen: tuple[Any, ...] = settings.chunk_size or rows, remat, (), 1
@@ -174,7 +190,7 @@ def by_devices(settings: config.TrainConfig, backbone: Backbone, mesh: Mesh) -> 
         choice = chunk_choice.choose(settings, backbone, mesh, memory, rows // shards)
         chosen = choice.chunk_size, choice.remat, choice.kept_chunks, choice.merged_chunks
         logging.info("%s", choice.reason)
-    return dict(zip(_OF_DEVICES, chosen))
+    return dict(zip(OF_DEVICES, chosen))
 
 
 def steps_of(settings: config.TrainConfig, rows: Mapping[str, Source]) -> int:
