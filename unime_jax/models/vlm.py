@@ -7,6 +7,7 @@ image-token table that each token takes, so the graph here is static.
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -121,6 +122,7 @@ def normalise(patches: UInt8[Array, "*any F"], pixels: Pixels) -> Float[Array, "
     return (patches.astype(jnp.float32) * pixels.scale - mean) / std
 
 
+@jax.named_scope("image_tokens")
 def merge_image_tokens(
     x: Float[Array, "R T D"],
     table: Float[Array, "R V D"],
