@@ -1,4 +1,4 @@
-"""Flags for GPUs: set where the library knows them, as it ends the process else; the user's first."""
+"""Flags for GPUs are set where the library knows them, as it ends the process else."""
 
 import subprocess
 import sys
