@@ -71,7 +71,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "A process that is silent for so long counts as dead; all end then."
 )
 _OVERLAP = flags.DEFINE_bool(
-    "overlap", True, "On GPUs: ask XLA to hide transfers between them behind computation."
+    "overlap", True, "Ask XLA to hide transfers between devices behind computation, see docs."
 )
 
 # What --help shows; absl itself has more, shown by --helpfull.
@@ -111,7 +111,8 @@ def main(argv: list[str]) -> None:
         # What is planned for is not here; what is measured, processes of their own need whole.
         jax.config.update("jax_platforms", "cpu")
     if _OVERLAP.value:
-        compiler_flags.set_for_gpus()
+        platforms = jax.config.values["jax_platforms"] or ""
+        compiler_flags.overlap_transfers(platforms, planned=values.job == "plan")
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
     if _DISTRIBUTED.value or any(value is not None for value in explicit):
         processes.join(
