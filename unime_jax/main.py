@@ -22,7 +22,15 @@ from unime_jax.jobs import (
     rounds,
     train,
 )
-from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
+from unime_jax.operations import (
+    command_line,
+    compiler_flags,
+    config_help,
+    exits,
+    processes,
+    recipes,
+    stop,
+)
 
 JOBS = {
     "benchmark": benchmark.run,
@@ -62,7 +70,9 @@ _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for 
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "A process that is silent for so long counts as dead; all end then."
 )
-
+_OVERLAP = flags.DEFINE_bool(
+    "overlap", True, "Ask XLA to hide transfers between devices behind computation, see docs."
+)
 
 # What --help shows; absl itself has more, shown by --helpfull.
 _SHOWN = (
@@ -75,6 +85,7 @@ _SHOWN = (
     _NUM_PROCESSES,
     _JOIN_SECONDS,
     _HEARTBEAT_SECONDS,
+    _OVERLAP,
 )
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort", "-helpshort"}
 
@@ -99,6 +110,9 @@ def main(argv: list[str]) -> None:
     if values.job in ("benchmark", "plan"):
         # What is planned for is not here; what is measured, processes of their own need whole.
         jax.config.update("jax_platforms", "cpu")
+    if _OVERLAP.value:
+        platforms = jax.config.values["jax_platforms"] or ""
+        compiler_flags.overlap_transfers(platforms, planned=values.job == "plan")
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
     if _DISTRIBUTED.value or any(value is not None for value in explicit):
         processes.join(

@@ -125,8 +125,10 @@ class Layer(nnx.Module):
         length: Int[Array, " R"],
         implementation: attention.Implementation,
     ) -> Float[Array, "R T D"]:
-        x = self.attention.output(self.attention.self(x, length, implementation), x)
-        return self.output(self.intermediate(x), x)
+        with jax.named_scope("attention"):
+            x = self.attention.output(self.attention.self(x, length, implementation), x)
+        with jax.named_scope("mlp"):
+            return self.output(self.intermediate(x), x)
 
 
 class Encoder(nnx.Module):
@@ -152,6 +154,7 @@ class Bert(EmbeddingModel):
             return unit_norm(hidden[:, 0])
         return unit_norm(token_mean(hidden, None, inputs.length))
 
+    @jax.named_scope("encoder")
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states of the last layer; padded positions hold values of no meaning."""
         x = self.embeddings(inputs.tokens, inputs.positions[..., 0], execution.dtype)

@@ -52,13 +52,15 @@ class Linear(nnx.Module):
         self.lora_norm: nnx.Param | None = nnx.data(None)  # see `lora.column_norms`
         self.lora_scale = 0.0
         self.part = part
+        self.whole: nnx.Param | None = nnx.data(None)  # the kernel to multiply by, see `gather`
 
     def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
         scale = None if self.kernel_scale is None else self.kernel_scale[...]
+        kernel = self.kernel[...] if self.whole is None else self.whole[...]
         if scale is None:
-            y = _product(x, self.kernel[...].astype(x.dtype))
+            y = _product(x, kernel.astype(x.dtype))
         else:
-            y = quantization.matmul(x, self.kernel[...], scale)
+            y = quantization.matmul(x, kernel, scale)
         if self.lora_a is not None and self.lora_b is not None:
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
             y = y + _product(_product(x, a), b) * self.lora_scale

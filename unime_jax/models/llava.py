@@ -34,6 +34,7 @@ class Projector(nnx.Module):
         self.linear_2 = Linear(width, width, bias=bias, key=second)
         self.act = config.projector_act
 
+    @jax.named_scope("projector")
     def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any D"]:
         return self.linear_2(ACTIVATIONS[self.act](self.linear_1(x)))
 

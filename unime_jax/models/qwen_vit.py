@@ -79,6 +79,7 @@ class Attention(nnx.Module):
         self.proj = Linear(width, width, bias=True, key=proj)
         self.num_heads = config.num_heads
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "R patches width"],
@@ -134,6 +135,7 @@ class PatchMerger(nnx.Module):
         self.linear_2 = Linear(width, config.output_size, bias=True, key=second)
         self.merged = config.merge**2
 
+    @jax.named_scope("merger")
     def __call__(self, x: Float[Array, "R patches width"]) -> Float[Array, "R V D"]:
         """V = patches / merge**2 tokens; token g is made of patches g * merge**2 and on."""
         rows, patches, _ = x.shape
@@ -152,6 +154,7 @@ class QwenVisionTower(nnx.Module):
         self.head_dim = config.hidden_size // config.num_heads
         self.rope_theta = config.rope_theta
 
+    @jax.named_scope("vision_tower")
     def __call__(
         self,
         patches: Float[Array, "R patches F"],

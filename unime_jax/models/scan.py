@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from unime_jax import sharding
+from unime_jax.models import gather
 from unime_jax.models.settings import Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -51,6 +52,17 @@ def check(remat: Remat, mesh: Mesh) -> None:
         )
 
 
+def _all_but_gathered(primitive: Any, *arguments: Any, **_: Any) -> bool:
+    """A policy that keeps everything but gathered kernels, which would be those of all layers.
+
+    Of a frozen kernel that is a call nobody differentiates; a cast one, which has two axes, would
+    be spread like the gathered one.
+    """
+    if primitive.name == "convert_element_type":
+        return arguments[0].ndim > 2
+    return primitive.name not in ("sharding_constraint", "custom_vjp_call")
+
+
 def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> Layer:
     """`layers` copies of a module with every parameter stacked on a new first axis."""
     return jax.vmap(make)(jax.random.split(key, layers))
@@ -81,15 +93,20 @@ def run(
     if len(added) > depth:
         raise ValueError(f"{len(added)} arrays are to be added after layers, and there are {depth}")
 
+    gathers = gather.takes_part(x)
+
     def body(x: jax.Array, scanned: tuple[Layer, Any]) -> tuple[jax.Array, None]:
         layer, i = scanned
+        if gathers:
+            gather.gather(layer, x)
         x = call(layer, checkpoint_name(x, INPUT))
         if levels is not None:
             x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
         return sharding.shard_rows(x), None
 
-    if remat != "none":
+    if gathers or remat != "none":
         # Inside a scan the loop itself keeps XLA from merging the two forwards.
-        body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+        policy = _all_but_gathered if remat == "none" else _POLICIES[remat]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     numbers = None if levels is None else jnp.arange(depth)
     return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers))[0]

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -189,6 +190,7 @@ def normalise(patches: UInt8[Array, "*any F"], pixels: Pixels) -> Float[Array, "
     return (patches.astype(jnp.float32) * pixels.scale - mean) / std
 
 
+@jax.named_scope("image_tokens")
 def merge_image_tokens(
     x: Float[Array, "R T D"],
     table: Float[Array, "R V D"],

@@ -147,6 +147,8 @@ def table(entries: Sequence[Entry]) -> str:
             "temporaries and traffic (?) are not known, and a step is at best what it computes. "
             'pip install "jax[tpu]" for the rest.'
         )
+    compilers = sorted({entry.compiler for entry in entries if entry.compiler})
+    remarks += [f"- Compiled by {compiler}." for compiler in compilers]
     stand_ins = sorted({(e.backbone, e.stand_in) for e in entries if e.stand_in})
     remarks += [f"- {model} has the shapes of {folder}/config.json." for model, folder in stand_ins]
     return "\n".join([*lines, "", NOTE, *remarks])
