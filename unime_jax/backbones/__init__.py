@@ -13,7 +13,6 @@ import types
 
 from absl import logging
 from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
 from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only, with_lm_head
@@ -99,6 +98,8 @@ def open_backbone(
             f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
     if model_type in CONFIG_MAPPING:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     else:

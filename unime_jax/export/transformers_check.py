@@ -14,11 +14,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from absl import logging
 from jaxtyping import Float, UInt8
 from PIL import Image
-from transformers import AutoTokenizer
 
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
@@ -59,6 +57,8 @@ def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> No
         for item in (*_probes(), *items):
             differences += _separate_inputs(processor, backbone, prompt, item)
     if differences:
+        import transformers
+
         raise RuntimeError(
             f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
             f" this package:\n  " + "\n  ".join(differences) + "\nThe export is kept for study."
@@ -85,6 +85,8 @@ def _settings(folder: pathlib.Path) -> list[str]:
 
 def _processor(folder: pathlib.Path) -> Any:
     """transformers' processor for texts and images; None: there is none to compare with."""
+    import transformers  # takes a second, and torch with it where that is installed
+
     model_type = json_files.read(folder / "config.json").get("model_type", "")
     name: str | None = "processor"
     try:
@@ -103,7 +105,7 @@ def _processor(folder: pathlib.Path) -> Any:
 
         parts = {
             "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            "tokenizer": AutoTokenizer.from_pretrained(folder),
+            "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
         }
         settings, _ = kind.get_processor_dict(str(folder))
         arguments = [parts.get(attribute) for attribute in kind.get_attributes()]

@@ -22,6 +22,7 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
+from unime_jax.operations import compiler_options
 from unime_jax.training import (
     automatic,
     kept_features,
@@ -93,7 +94,10 @@ class Setup:
         )
         placed = jax.tree.map(lambda x: x.sharding, like)
         return jax.jit(
-            run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
+            run,
+            donate_argnums=0,
+            out_shardings=(placed, sharding.replicated(self.mesh)),
+            compiler_options=compiler_options.of(self.mesh),
         )
 
     def initial_state(self) -> step.TrainState:

@@ -14,6 +14,7 @@ from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.models import layers, lora
 from unime_jax.models.vlm import EmbeddingModel
+from unime_jax.operations import compiler_options
 from unime_jax.training.step import TrainState
 
 
@@ -123,7 +124,9 @@ def make_parameters(
     if init == "pretrained":
         parameters = backbone.load(own)
     else:
-        parameters = jax.jit(make_base, out_shardings=_shardings(own))(base)
+        options = compiler_options.of(next(iter(own.values())).sharding.mesh)
+        make = jax.jit(make_base, out_shardings=_shardings(own), compiler_options=options)
+        parameters = make(base)
     if adapters.rank:
         new = {path: target for path, target in targets.items() if path not in own}
         make = jax.jit(make_adapters, out_shardings=_shardings(new))

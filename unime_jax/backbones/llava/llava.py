@@ -2,9 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
 from unime_jax.backbones.io import hf_config, weights
@@ -29,10 +27,13 @@ from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
 from unime_jax.models.vlm import LanguageModel
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 def open_folder(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     processing: Processing,
     *,
     text_types: tuple[str, ...],
@@ -81,7 +82,7 @@ def open_folder(
 
 def assemble(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     processing: Processing,
     *,
     tower: VisionConfig,

@@ -7,9 +7,7 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import Phi3Config, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.backbone import Backbone, TextOnly
 from unime_jax.backbones.io import hf_config, weights
@@ -22,6 +20,9 @@ from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
 from unime_jax.models.vit import VisionConfig
 from unime_jax.models.vlm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import Phi3Config, PretrainedConfig
 
 PROCESSING = Processing(prompt="raw", crops=4)  # VLM2Vec's and UniME's
 POOLINGS = ("lasttoken",)
@@ -63,7 +64,7 @@ CAVEATS = (
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in the form of the original code.
 
@@ -128,13 +129,15 @@ def open_folder(
     )
 
 
-def text_config(content: Mapping[str, Any]) -> Phi3Config:
+def text_config(content: Mapping[str, Any]) -> "Phi3Config":
     """The decoder's part of config.json, as transformers would have it of a Phi-3.
 
     Raises:
       ValueError: it asks for other rotary positions than Phi-3.5-Vision's, or has not one factor
         for every frequency.
     """
+    from transformers import Phi3Config
+
     scaling = content.get("rope_scaling")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling:

@@ -3,9 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
 from unime_jax.backbones.io import hf_config, weights
@@ -25,6 +23,9 @@ from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
 from unime_jax.models.vlm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
 POOLINGS = ("lasttoken",)
@@ -46,7 +47,7 @@ TYPES = ("Qwen2VLImageProcessor",)
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in Hugging Face form.
 
@@ -167,7 +168,7 @@ def names(vision: QwenVisionConfig) -> weights.Names:
     )
 
 
-def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionConfig:
+def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionConfig:
     """The vision tower, checked to fit its decoder.
 
     Raises:
