@@ -28,6 +28,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (
+    KEPT,
     Constants,
     Encode,
     cause_of_nonfinite,
@@ -227,10 +228,11 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
     run = program(model.encode, mesh, model.constants)
-    compiled = _compiled(model.encode, mesh)
-    with _announced(shapes, compiled), jax.set_mesh(mesh):
+    called = _called(model.encode, mesh)
+    call = shapes, frozenset(x.dtype for x in jax.tree.leaves(model.parameters))
+    with _announced(shapes, is_new=call not in called), jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
-    compiled.add(shapes)
+    called.add(call)
     for array in vectors:
         array.copy_to_host_async()
     if parts == 1:
@@ -293,7 +295,7 @@ def _width(model: Model, shapes: BatchShapes) -> int:
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=KEPT)
 def program(
     encode: Encode, mesh: Mesh, constants: Constants | None = None
 ) -> Callable[..., list[jax.Array]]:
@@ -318,16 +320,14 @@ def program(
     return run
 
 
-@functools.lru_cache(maxsize=2)
-def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
-    """The shapes that `program` of the same arguments has been called for."""
+@functools.lru_cache(maxsize=KEPT)
+def _called(encode: Encode, mesh: Mesh) -> set[tuple[BatchShapes, frozenset[np.dtype]]]:
+    """Shapes, and dtypes of parameters, that `program` of the same arguments was called for."""
     return set()
 
 
-def _announced(
-    shapes: BatchShapes, compiled: set[BatchShapes]
-) -> contextlib.AbstractContextManager[None]:
+def _announced(shapes: BatchShapes, *, is_new: bool) -> contextlib.AbstractContextManager[None]:
     """Announces the compilation of the first call for some shapes."""
-    if shapes in compiled:
+    if not is_new:
         return contextlib.nullcontext()
     return announced(f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}")

@@ -1,5 +1,7 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
+import functools
+import weakref
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,10 +20,20 @@ Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R 
 Constants = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
+KEPT = 8  # models of one process that share what is traced and compiled
+# D by the shapes of the parameters.
+_WIDTHS: weakref.WeakKeyDictionary[Encode, dict[tuple[tuple[int, ...], ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+# A function for all models of one graph: what is jitted of it, in `encode.program` or a step, is
+# then traced and compiled once, however often such a model is opened.
+@functools.lru_cache(maxsize=KEPT)
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     """Embeddings of one chunk as a function of trainable and frozen parameters.
 
-    The frozen ones may come from `with_column_norms`.
+    The frozen ones may come from `with_column_norms`. It is the same function for equal arguments.
     """
 
     def encode(
@@ -36,6 +48,7 @@ def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     return encode
 
 
+@functools.lru_cache(maxsize=KEPT)
 def with_column_norms(graph: nnx.GraphDef) -> Constants:
     """The frozen parameters with DoRA's column norms, as a function of both parts."""
 
@@ -57,13 +70,24 @@ def encode_live_chunks(
     The number of live chunks is a runtime value: a half-full group costs half, and nothing
     recompiles. There is no gradient through it, see `training.gradcache`.
     """
-    width = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+    width = _width(encode, trainable, frozen, inputs)
 
     def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
         return out.at[i].set(encode(trainable, frozen, chunk_at(inputs, i)))
 
     room = jnp.zeros((*inputs.live.shape, width), jnp.float32)
     return jax.lax.fori_loop(0, live, body, room)
+
+
+def _width(
+    encode: Encode, trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
+) -> int:
+    """D. It follows from the parameters, so the model is traced for it once, not for each group."""
+    known = _WIDTHS.setdefault(encode, {})
+    shapes = tuple(x.shape for x in jax.tree.leaves((trainable, frozen)))
+    if shapes not in known:
+        known[shapes] = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+    return known[shapes]
 
 
 def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:

@@ -1,6 +1,7 @@
 """Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -22,7 +23,8 @@ from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import attention, forward
 from unime_jax.models.vlm import Execution
 from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
-from unime_jax.training.settings import JudgeDistillation, contrastive_part
+from unime_jax.training.objectives import Objective
+from unime_jax.training.settings import JudgeDistillation, OptimizerConfig, contrastive_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +60,7 @@ class Setup:
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer of the trainable parameters."""
         settings = self.settings
-        return optimizer.make_optimizer(
-            settings.optimizer, settings.steps, self.abstract_model.trainable
-        )
+        return _optimizer(settings.optimizer, settings.steps, self.abstract_model.trainable)
 
     def train_step(self, like: step.TrainState, *, sources: Sequence[str] = ()) -> Wrapped:
         """The jitted step of a state with the shardings of `like`, which may be abstract.
@@ -68,20 +68,22 @@ class Setup:
         `sources`: the names that `Batch.source` counts, for losses and options by source.
         """
         settings = self.settings
-        run = step.make_train_step(
-            self.encode,
-            self.optimizer(),
-            optimizer.make_schedule(settings.optimizer, settings.steps),
-            settings.loss,
-            recompute=settings.execution.recompute,
+        placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+        program = _StepProgram(
+            encode=self.encode,
             constants=self.constants,
+            optimizer=settings.optimizer,
+            steps=settings.steps,
+            trainable=self.abstract_model.trainable,
+            loss=settings.loss,
+            recompute=settings.execution.recompute,
             infonce_steps=settings.infonce_steps,
-            sources=sources,
+            sources=tuple(sources),
+            placed=tuple(placed),
+            structure=structure,
+            mesh=self.mesh,
         )
-        placed = jax.tree.map(lambda x: x.sharding, like)
-        return jax.jit(
-            run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
-        )
+        return _jitted(program)
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
@@ -99,6 +101,48 @@ class Setup:
         return make_encoder(
             self.encode, parts, preprocess, self.test_shapes, self.mesh, self.constants
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepProgram:
+    """All that a jitted step follows from. `placed`: shardings of the leaves of its state."""
+
+    encode: forward.Encode
+    constants: forward.Constants
+    optimizer: OptimizerConfig
+    steps: int
+    trainable: frozenset[str]
+    loss: Objective
+    recompute: bool
+    infonce_steps: int
+    sources: tuple[str, ...]
+    placed: tuple[jax.sharding.Sharding, ...]
+    structure: jax.tree_util.PyTreeDef
+    mesh: Mesh
+
+
+@functools.lru_cache(maxsize=forward.KEPT)
+def _jitted(program: _StepProgram) -> Wrapped:
+    """The step of a program; the same for a program that is equal, so that it compiles once."""
+    run = step.make_train_step(
+        program.encode,
+        _optimizer(program.optimizer, program.steps, program.trainable),
+        optimizer.make_schedule(program.optimizer, program.steps),
+        program.loss,
+        recompute=program.recompute,
+        constants=program.constants,
+        infonce_steps=program.infonce_steps,
+        sources=program.sources,
+    )
+    placed = jax.tree.unflatten(program.structure, program.placed)
+    return jax.jit(run, donate_argnums=0, out_shardings=(placed, sharding.replicated(program.mesh)))
+
+
+@functools.lru_cache(maxsize=forward.KEPT)
+def _optimizer(
+    settings: OptimizerConfig, steps: int, trainable: frozenset[str]
+) -> optax.GradientTransformation:
+    return optimizer.make_optimizer(settings, steps, sorted(trainable))
 
 
 def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

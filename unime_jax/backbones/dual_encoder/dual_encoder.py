@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
@@ -71,7 +71,7 @@ def assemble(
     return Backbone(
         folder=folder,
         dimension=dimension,
-        make_model=lambda key: DualEncoder(model, key=key),
+        make_model=MakeModel(DualEncoder, model),
         names=names(vision.patch_size, flexible=model.flexible),
         preprocess=PairPreprocessor(prompt, tile, processing.image_size),
         layout=Layout(
