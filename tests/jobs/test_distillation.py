@@ -177,6 +177,7 @@ def test_only_the_language_model_is_there(distilled, data):
         exported = setup.set_up(
             config_reader.read(config.TrainConfig, from_stage1(made, distilled).to_dict()), mesh
         ).initial()
+    initial, exported = jax.device_get((initial, exported))
     changed = {path for path in initial if np.any(initial[path] != exported[path])}
     assert changed and all(path.startswith("language_model.") for path in changed)
     assert initial.keys() - changed >= {"image_newline", "multi_modal_projector.linear_1.kernel"}
