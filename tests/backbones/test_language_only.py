@@ -102,7 +102,8 @@ def test_random_parameters_are_the_whole_models(pairs, model_type):
 
     @jax.jit
     def make(key):
-        return [paths.split(b.make_model(key))[1] for b in (pair.backbone, student)]
+        whole, own = (paths.split(b.make_model(key))[1] for b in (pair.backbone, student))
+        return {path: whole[path] for path in own}, own
 
     whole, own = make(jax.random.key(3))
     assert len(own) > 5

@@ -35,9 +35,12 @@ def adapters(*, dora, rank=2, targets=EVERYWHERE):
     return lora.LoraConfig(rank=rank, alpha=3.0 * rank, dora=dora, targets=targets)
 
 
-@jax.jit  # one program in the place of one for each operation
 def decoder():
-    return Decoder(CONFIG, key=jax.random.key(0))
+    """Of random weights; drawing them here compiles nothing."""
+    graph, shapes = paths.split(jax.eval_shape(lambda: Decoder(CONFIG, key=jax.random.key(0))))
+    rng = np.random.default_rng(0)
+    weights = {p: rng.normal(size=x.shape).astype(np.float32) for p, x in shapes.items()}
+    return paths.merge(graph, {p: jnp.asarray(0.4 * x) for p, x in weights.items()})
 
 
 @jax.jit
@@ -69,12 +72,11 @@ def shaken(model):
 
 
 def with_adapters(**kwargs):
-    return adapted(adapters(**kwargs))
+    return adapted(decoder(), adapters(**kwargs))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def adapted(config):
-    model = decoder()
+@functools.partial(jax.jit, static_argnums=1)
+def adapted(model, config):
     lora.add(model, config, key=jax.random.key(2))
     return model
 
