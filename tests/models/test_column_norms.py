@@ -82,7 +82,9 @@ def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     graph, _, frozen = parts
     encode = forward.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
     constants = forward.with_column_norms(graph) if prepared else None
-    loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
+    loss = dataclasses.replace(
+        LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0, symmetric=False
+    )
 
     def value(trainable):
         return step.batch_loss(

@@ -15,7 +15,13 @@ from absl import logging
 from huggingface_hub import snapshot_download
 
 from unime_jax import files
-from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only, with_lm_head
+from unime_jax.backbones.backbone import (
+    Backbone,
+    MakeModel,
+    Preprocessor,
+    language_only,
+    with_lm_head,
+)
 from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
@@ -28,6 +34,7 @@ from unime_jax.operations import local_copies
 __all__ = [
     "FAMILIES",
     "Backbone",
+    "MakeModel",
     "Preprocessor",
     "Processing",
     "language_only",

@@ -1,5 +1,7 @@
 """An embedding model as a pure function of parameters and rows: one chunk, or chunk after chunk."""
 
+import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +22,20 @@ Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R 
 Constants = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
+KEPT = 8  # models of one process that share what is traced and compiled
+# D by the shapes of the parameters.
+_WIDTHS: weakref.WeakKeyDictionary[Encode, dict[tuple[tuple[int, ...], ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+# A function for all models of one graph: what is jitted of it, in `encode.program` or a step, is
+# then traced and compiled once, however often such a model is opened.
+@functools.lru_cache(maxsize=KEPT)
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     """Embeddings of one chunk as a function of trainable and frozen parameters.
 
-    The frozen ones may come from `with_column_norms`.
+    The frozen ones may come from `with_column_norms`. It is the same function for equal arguments.
     """
 
     def encode(
@@ -45,6 +57,7 @@ def model_of(
     return model
 
 
+@functools.lru_cache(maxsize=KEPT)
 def with_column_norms(graph: nnx.GraphDef) -> Constants:
     """The frozen parameters with DoRA's column norms, as a function of both parts."""
 
@@ -75,10 +88,11 @@ def encode_live_chunks(
       merged: chunks that are encoded at once, which gathers and reads weights as many times less
         often; what is left of the live ones goes one by one.
     """
-    each = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape
-    chunks, rows = inputs.live.shape
+    width = _width(encode, trainable, frozen, inputs)
+    chunks, embedded = inputs.embedded_shape
+    rows = inputs.live.shape[1]
     merged = min(merged, chunks - first)
-    out = jnp.zeros((chunks, *each), jnp.float32)
+    out = jnp.zeros((chunks, embedded, width), jnp.float32)
     begin: int | Int[Array, ""] = first
 
     def body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
@@ -87,8 +101,8 @@ def encode_live_chunks(
     def merged_body(i: Int[Array, ""], out: Float[Array, "C R D"]) -> Float[Array, "C R D"]:
         start = first + i * merged
         several = encode(trainable, frozen, _merged_at(inputs, start, merged))
-        of_rows = several.reshape(rows, merged, each[0] // rows, each[1])
-        apart = jnp.moveaxis(of_rows, 1, 0).reshape(merged, *each)
+        of_rows = several.reshape(rows, merged, embedded // rows, width)
+        apart = jnp.moveaxis(of_rows, 1, 0).reshape(merged, embedded, width)
         return jax.lax.dynamic_update_slice_in_dim(out, apart, start, 0)
 
     if merged > 1:
@@ -97,6 +111,17 @@ def encode_live_chunks(
             out = jax.lax.fori_loop(0, times, merged_body, out)
         begin = first + times * merged
     return jax.lax.fori_loop(begin, live, body, out)
+
+
+def _width(
+    encode: Encode, trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs
+) -> int:
+    """D. It follows from the parameters, so the model is traced for it once, not for each group."""
+    known = _WIDTHS.setdefault(encode, {})
+    shapes = tuple(x.shape for x in jax.tree.leaves((trainable, frozen)))
+    if shapes not in known:
+        known[shapes] = jax.eval_shape(encode, trainable, frozen, chunk_at(inputs, 0)).shape[-1]
+    return known[shapes]
 
 
 def count_live_chunks(live: Bool[Array, "C R"]) -> Int[Array, ""]:

@@ -22,14 +22,13 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
-from unime_jax.operations import compiler_options
 from unime_jax.training import (
     automatic,
     kept_features,
-    optimizer,
     size_checks,
     state,
     step,
+    step_program,
     temperature,
 )
 from unime_jax.training.settings import JudgeDistillation, contrastive_part
@@ -69,7 +68,7 @@ class Setup:
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer of the trainable parameters."""
         settings = self.settings
-        return optimizer.make_optimizer(
+        return step_program.make_optimizer(
             settings.optimizer, settings.steps, self.abstract_model.trainable
         )
 
@@ -79,26 +78,25 @@ class Setup:
         `sources`: the names that `Batch.source` counts, for losses and options by source.
         """
         settings = self.settings
-        run = step.make_train_step(
-            self.encode,
-            self.optimizer(),
-            optimizer.make_schedule(settings.optimizer, settings.steps),
-            settings.loss,
-            recompute=settings.execution.recompute,
-            kept=settings.execution.kept_chunks or (),
-            merged=settings.execution.merged_chunks or 1,
+        placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+        program = step_program.StepProgram(
+            encode=self.encode,
             constants=self.constants,
             vision=self.vision,
+            optimizer=settings.optimizer,
+            steps=settings.steps,
+            trainable=self.abstract_model.trainable,
+            loss=settings.loss,
+            recompute=settings.execution.recompute,
+            kept=tuple(settings.execution.kept_chunks or ()),
+            merged=settings.execution.merged_chunks or 1,
             infonce_steps=settings.infonce_steps,
-            sources=sources,
+            sources=tuple(sources),
+            placed=tuple(placed),
+            structure=structure,
+            mesh=self.mesh,
         )
-        placed = jax.tree.map(lambda x: x.sharding, like)
-        return jax.jit(
-            run,
-            donate_argnums=0,
-            out_shardings=(placed, sharding.replicated(self.mesh)),
-            compiler_options=compiler_options.of(self.mesh),
-        )
+        return step_program.jitted(program)
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
@@ -72,7 +72,7 @@ def assemble(
     return Backbone(
         folder=folder,
         dimension=dimension,
-        make_model=lambda key: DualEncoder(model, key=key),
+        make_model=MakeModel(DualEncoder, model),
         names=names(vision.patch_size, flexible=model.flexible),
         preprocess=PairPreprocessor(prompt, tile, processing.image_size),
         layout=Layout(

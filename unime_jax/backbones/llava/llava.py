@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
+from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
@@ -25,7 +25,6 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
-from unime_jax.models.vlm import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -137,7 +136,7 @@ def assemble(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: Llava(model, key=key),
+        make_model=MakeModel(Llava, model),
         names=tensor_names,
         preprocess=preprocess,
         layout=Layout(
@@ -158,12 +157,12 @@ def assemble(
         loads_in_transformers=not caveats(processing),
         caveats=caveats(processing),
         text_only=TextOnly(
-            make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
+            make_model=MakeLanguageModel(MakeModel(Llava, model)),
             unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
         ),
         lm_head=LmHead(
-            make_model=lambda head, key: Llava(
-                dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head)), key=key
+            make_model=lambda head: MakeModel(
+                Llava, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
             ),
             name="language_model.lm_head.weight",
             path="language_model.lm_head",

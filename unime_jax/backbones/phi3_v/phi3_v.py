@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from unime_jax.backbones.backbone import Backbone, TextOnly
+from unime_jax.backbones.backbone import Backbone, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.phi3_v.numbered_prompt import open_numbered_prompt
 from unime_jax.backbones.phi3_v.rows import Phi3VPreprocessor
@@ -19,7 +19,6 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
 from unime_jax.models.vit import VisionConfig
-from unime_jax.models.vlm import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import Phi3Config, PretrainedConfig
@@ -105,7 +104,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: Phi3V(model, key=key),
+        make_model=MakeModel(Phi3V, model),
         names=names(vision, layers),
         preprocess=preprocess,
         layout=Layout(
@@ -122,7 +121,7 @@ def open_folder(
         loads_in_transformers=False,
         caveats=caveats(processing) + CAVEATS,
         text_only=TextOnly(
-            make_model=lambda key: LanguageModel(Phi3V(model, key=key).language_model),
+            make_model=MakeLanguageModel(MakeModel(Phi3V, model)),
             unread=(r"model\.vision_embed_tokens\..*",),
         ),
         instruction="{instruction}\n",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from tokenizers import normalizers
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config, st_folder
 from unime_jax.backbones.io.names import AS_PUBLISHED, Names
 from unime_jax.backbones.preprocessing.processing import Processing
@@ -79,7 +79,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=config.hidden_size,
-        make_model=lambda key: Bert(model, key=key),
+        make_model=MakeModel(Bert, model),
         names=NAMES,
         preprocess=preprocess,
         layout=preprocess.layout,

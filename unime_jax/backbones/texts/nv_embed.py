@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.io.names import AS_PUBLISHED, Fused, Names
 from unime_jax.backbones.preprocessing.processing import Processing
@@ -100,7 +100,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: NvEmbed(model, key=key),
+        make_model=MakeModel(NvEmbed, model),
         names=NAMES,
         preprocess=preprocess,
         layout=preprocess.layout,

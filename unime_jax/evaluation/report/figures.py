@@ -188,5 +188,5 @@ def heat(
 
 def data_uri(image: Image.Image, form: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, form, quality=80, optimize=True)
+    image.save(buffer, form, quality=80, optimize=form == "JPEG")  # PNGs are tiny here
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
