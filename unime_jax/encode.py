@@ -28,7 +28,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (
-    KEPT,
+    SHARED,
     Constants,
     Encode,
     cause_of_nonfinite,
@@ -297,7 +297,7 @@ def _width(model: Model, shapes: BatchShapes) -> int:
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def program(encode: Encode, mesh: Mesh, constants: Constants | None = None) -> jax.stages.Wrapped:
     """Jitted encoder of rows: (trainable, frozen, groups) to replicated float32 [C * R, D] a group.
 
@@ -319,7 +319,7 @@ def program(encode: Encode, mesh: Mesh, constants: Constants | None = None) -> j
     return jax.jit(run, compiler_options=compiler_options.of(mesh))
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def _programs(encode: Encode, mesh: Mesh, constants: Constants | None) -> Programs:
     """Compiled `program` of the same arguments, by `_key`."""
     return Programs()

@@ -22,7 +22,7 @@ Encode = Callable[[paths.Parameters, paths.Parameters, Inputs], Float[Array, "R 
 Constants = Callable[[paths.Parameters, paths.Parameters], paths.Parameters]
 
 
-KEPT = 8  # models of one process that share what is traced and compiled
+SHARED = 8  # models of a process of which what is traced and compiled is kept for others
 # D by the shapes of the parameters.
 _WIDTHS: weakref.WeakKeyDictionary[Encode, dict[tuple[tuple[int, ...], ...], int]] = (
     weakref.WeakKeyDictionary()
@@ -31,7 +31,7 @@ _WIDTHS: weakref.WeakKeyDictionary[Encode, dict[tuple[tuple[int, ...], ...], int
 
 # A function for all models of one graph: what is jitted of it, in `encode.program` or a step, is
 # then traced and compiled once, however often such a model is opened.
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def make_encode(graph: nnx.GraphDef, execution: Execution) -> Encode:
     """Embeddings of one chunk as a function of trainable and frozen parameters.
 
@@ -57,7 +57,7 @@ def model_of(
     return model
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def with_column_norms(graph: nnx.GraphDef) -> Constants:
     """The frozen parameters with DoRA's column norms, as a function of both parts."""
 

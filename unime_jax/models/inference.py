@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from unime_jax import paths, sharding
 from unime_jax.models import layers
-from unime_jax.models.forward import KEPT
+from unime_jax.models.forward import SHARED
 from unime_jax.models.vlm import EmbeddingModel, Execution
 
 
@@ -36,7 +36,7 @@ def targets(
     return graph, sharding.abstract_parameters(shapes, mesh, stored)
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def _trace(
     make_model: Callable[[jax.Array], EmbeddingModel], quantized: bool
 ) -> tuple[nnx.GraphDef, Mapping[str, Any]]:

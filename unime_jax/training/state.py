@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from unime_jax import paths, sharding
 from unime_jax.backbones import Backbone, MakeModel
 from unime_jax.models import layers, lora
-from unime_jax.models.forward import KEPT
+from unime_jax.models.forward import SHARED
 from unime_jax.models.vlm import EmbeddingModel
 from unime_jax.operations import compiler_options
 from unime_jax.training.step import TrainState
@@ -80,7 +80,7 @@ def abstract_model(
     return AbstractModel(graph, parameters, frozenset(trained))
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def _trace(
     make_model: MakeModel, adapters: lora.LoraConfig | None, kernels: frozenset[str]
 ) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
@@ -130,7 +130,7 @@ def make_parameters(
     return parameters
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def _random_base(
     make_model: MakeModel, kernels: frozenset[str], targets: Targets
 ) -> Callable[[jax.Array], paths.Parameters]:
@@ -143,7 +143,7 @@ def _random_base(
     return jax.jit(make_base, out_shardings=_shardings(dict(targets)), compiler_options=options)
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=SHARED)
 def _random_adapters(
     graph: nnx.GraphDef, adapters: lora.LoraConfig, targets: Targets
 ) -> Callable[[paths.Parameters, jax.Array], paths.Parameters]:

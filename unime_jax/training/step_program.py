@@ -37,7 +37,7 @@ class StepProgram:
     mesh: Mesh
 
 
-@functools.lru_cache(maxsize=forward.KEPT)
+@functools.lru_cache(maxsize=forward.SHARED)
 def jitted(program: StepProgram) -> Wrapped:
     """The step of a program; the same for a program that is equal, so that it compiles once."""
     run = step.make_train_step(
@@ -62,7 +62,7 @@ def jitted(program: StepProgram) -> Wrapped:
     )
 
 
-@functools.lru_cache(maxsize=forward.KEPT)
+@functools.lru_cache(maxsize=forward.SHARED)
 def make_optimizer(
     settings: OptimizerConfig, steps: int, trainable: frozenset[str]
 ) -> optax.GradientTransformation:
