@@ -60,8 +60,11 @@ class Program:
 
     def chunk(self, rows: int, bucket: Bucket) -> tuple[Parameters, Parameters, Inputs]:
         """Trainable and frozen parameters and a chunk of so many rows, without shardings."""
-        alone = dataclasses.replace(bucket, share=1.0)  # whatever its part of a whole batch is
-        shapes = BatchShapes((alone,), self.shapes.layout, rows, rows)
+        # Whatever its part of a whole batch is, and its chunks there.
+        alone = dataclasses.replace(bucket, share=1.0, rows=0)
+        # Rows of several texts have a bucket of single rows after them.
+        buckets = (alone, Bucket(bucket.tokens, 0)) if bucket.texts > 1 else (alone,)
+        shapes = BatchShapes(buckets, self.shapes.layout, rows, rows)
         trainable, frozen = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.parameters
         )
