@@ -1,5 +1,6 @@
 """Bytes of activations that wait for the backward pass, as traced."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -23,8 +24,11 @@ def bytes_of_a_row(
 
 def chunk(rows: int, bucket: Bucket, layout: Layout) -> Inputs:
     """A chunk of so many rows by shapes and dtypes."""
-    alone = Bucket(bucket.tokens, bucket.tiles)  # whatever its share of a whole batch is
-    shapes = BatchShapes((alone,), layout, rows, rows)
+    # Whatever its part of a whole batch is, and its chunks there.
+    alone = dataclasses.replace(bucket, share=1.0, rows=0)
+    # Rows of several texts have a bucket of single rows after them.
+    buckets = (alone, Bucket(bucket.tokens, 0)) if bucket.texts > 1 else (alone,)
+    shapes = BatchShapes(buckets, layout, rows, rows)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, alone)
     )
