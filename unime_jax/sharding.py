@@ -110,7 +110,7 @@ def abstract_parameters(
     }
 
 
-def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """`spec` without the mesh axes that do not divide their array axis.
 
     Raises:
