@@ -99,7 +99,8 @@ def named(op_name: str) -> str:
     """
     # A scope may be within transformations, as in "transpose(jvp(decoder))".
     inner = (re.search(r"(\w*)\)*$", scope) for scope in op_name.split("/"))
-    parts = [match[1] for match in inner if match and match[1] in PARTS]
+    # Once each: a collective that XLA combined has the names of all that it is made of.
+    parts = dict.fromkeys(match[1] for match in inner if match and match[1] in PARTS)
     scopes = [scope for scope in op_name.split("/") if "jvp(" in scope]
     operation = op_name.rpartition("/")[2] or op_name
     if parts:
