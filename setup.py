@@ -95,6 +95,7 @@ setup(
             "gcsfs",
             "filelock",
             "hypothesis",
+            "jupytext",
             "mkdocs",
             "mypy",
             "pytest",
@@ -104,6 +105,7 @@ setup(
             "ruff",
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
+        "notebooks": ["ipykernel", "nbclient"],  # run by pytest -m slow tests/test_notebooks.py
         "mutation": ["cosmic-ray>=8.7"],  # python -m tests.mutation
     },
 )

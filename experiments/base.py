@@ -140,9 +140,15 @@ def mini() -> ConfigDict:
     config.execution = ConfigDict()
     config.execution.dtype = "float32"  # of activations; or "bfloat16"
     config.execution.frozen_dtype = "float32"  # or "bfloat16", or "int8" for linear layers
-    config.execution.remat = "none"  # recomputed in a layer; or "dots", "full"
+    # Recomputed in a layer, the more the later: or "dots", "attention_up", "attention", "full";
+    # "offload" is as "full", with the inputs of layers in the host's memory; "auto": by memory
+    config.execution.remat = "none"
     config.execution.attention = "auto"  # by platform; or "xla", "splash" (TPU), "cudnn" (GPU)
     config.execution.recompute = True  # chunks are encoded twice; False: activations are kept
+    # What a frozen tower makes of images, once a step; None: where that takes 2 GiB a device.
+    config.execution.keep_features = config_dict.placeholder(bool)
+    config.execution.kept_chunks = ()  # by bucket, chunks that are encoded once nevertheless
+    config.execution.merged_chunks = 1  # that the pass without gradient encodes at once
 
     config.export = ConfigDict()
     config.export.checkpoint = "newest"  # or "best", with checkpoint.keep_best

@@ -28,7 +28,10 @@ FAMILIES = {
     "llava_onevision_7b": LLAVA_ONEVISION
     | {
         "backbone": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-        "chunk_size": 64,
+        # A row on each of 16 chips of 16 GB, which keeps what is dear to compute again. Larger pods
+        # need as many rows as chips.
+        "chunk_size": 16,
+        "execution": {"remat": "dots", "merged_chunks": 4},
     },
     # For a single chip, for example Colab's.
     "llava_onevision_05b": LLAVA_ONEVISION

@@ -25,7 +25,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.backbone = ""
     config.init = "pretrained"
     config.steps = 300  # or 0, and epochs
-    config.chunk_size = 0  # rows of 32k tokens a device: 6 GB of a 7B with remat "full"
+    config.chunk_size = 0  # by the memory of a device, with remat and kept_chunks
     config.infonce_steps = 0
     config.log_every = 10
     config.processing = None  # as the backbone was exported or published
@@ -50,6 +50,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.data.buckets = ()  # by the lengths of the rows
     config.execution.dtype = None  # bfloat16 from 1e9 parameters on
     config.execution.frozen_dtype = None  # the same
-    config.execution.remat = "full"
+    config.execution.remat = "auto"  # by memory; where that is not known, as on CPUs, "full"
+    config.execution.kept_chunks = config.execution.merged_chunks = None  # by memory, too
     config.export.dtype = None  # the same
     return config

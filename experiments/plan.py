@@ -50,14 +50,27 @@ EXPECTED = {
 }
 
 
-# This project's own plans: recipe, slices, and the model whose shapes are in this folder.
+# This project's own plans: recipe, slices, and the model whose shapes are in this folder. `CHANGED`
+# has keys of the run by plan, where slices have room for other values than the recipe's.
 NAMED = {
     "stage2_05b_lora": ("stage2:llava_onevision_05b", SINGLE_CHIPS, "llava_onevision_05b"),
     "stage1_7b_lora": ("stage1:llava_onevision_7b", PODS, "llava_onevision_7b"),
-    "stage2_7b_lora": ("stage2:llava_onevision_7b", PODS, "llava_onevision_7b"),
+    "stage2_7b_lora": ("stage2:llava_onevision_7b", SLICES, "llava_onevision_7b"),
+    "stage2_7b_lora_64_chips": ("stage2:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b_4096_pairs": ("llave:llava_onevision_7b", ("v5p:4x4x4",), "llava_onevision_7b"),
     "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
+}
+CHANGED = {
+    "stage2_7b_lora_64_chips": {"chunk_size": 64},
+    "llave_7b_4096_pairs": {
+        "batch_size": 4096,
+        "chunk_size": 128,
+        "execution.remat": "dots",  # a chip of v5p has room for that
+        "execution.kept_chunks": (),
+        "steps": 162,  # one epoch, as of 256 pairs
+        "optimizer.warmup_steps": 5,
+    },
 }
 
 
@@ -80,10 +93,7 @@ def named(name: str) -> ConfigDict:
     recipe, topologies, model = NAMED[name]
     config = plan_of(recipe)
     config.name, config.topologies, config.model = name, topologies, MODELS + model
-    if name == "llave_7b_4096_pairs":
-        config.run.batch_size, config.run.chunk_size = 4096, 128
-        config.run.execution.remat = "dots"  # a chip of v5p has room for that
-        config.run.steps, config.run.optimizer.warmup_steps = 162, 5  # one epoch, as of 256 pairs
+    config.run.update_from_flattened_dict(CHANGED.get(name, {}))
     return config
 
 

@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import pickle
 import time
 
 import jax
@@ -179,10 +180,14 @@ def test_an_iterator_or_nothing_will_do_and_a_single_item_not(model):
     texts = ["a", "b"]
     np.testing.assert_array_equal(model.encode(iter(texts)), model.encode(texts))
 
-    # A single item is no list
-    for single in ["text", b"bytes", {"text": "a"}, Image.new("RGB", (9, 9))]:
-        with pytest.raises(TypeError, match="put it in a list"):
-            model.encode(single)
+    # A single item has a vector.
+    for single in ["text", {"text": "a"}, Image.new("RGB", (9, 9))]:
+        vector = model.encode(single)
+        assert vector.shape == (model.dimension,)
+        np.testing.assert_array_equal(vector, model.encode([single])[0])
+        np.testing.assert_array_equal(model.encode_sum(single), model.encode_sum([single])[0])
+    with pytest.raises(TypeError, match=r'is a single bytes; write \{"image": ...\}'):
+        model.encode(b"bytes")
 
 
 @pytest.fixture
@@ -356,8 +361,13 @@ def test_similarity():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.dtype == np.float32
     assert not Embedder.similarity(np.zeros((1, 5)), b).any()
-    with pytest.raises(ValueError, match=r"^b has shape \(5,\)"):
-        Embedder.similarity(a, b[0])
+    np.testing.assert_array_equal(Embedder.similarity(a[0], b), Embedder.similarity(a[:1], b))
+    with pytest.raises(ValueError, match=r"^b has shape \(1, 3, 5\)"):
+        Embedder.similarity(a, b[None])
+    pairs = Embedder.similarity_pairwise(a, 7 * b)
+    np.testing.assert_allclose(pairs, np.diagonal(Embedder.similarity(a, b)), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"a has shape \(3, 5\), b \(2, 5\)"):
+        Embedder.similarity_pairwise(a, b[:2])
 
 
 def test_the_package_opens_folders_of_models_only(tmp_path):
@@ -371,3 +381,35 @@ def test_the_package_opens_folders_of_models_only(tmp_path):
     assert "Embedder" in unime_jax.__all__ and unime_jax.Embedder is embedder.Embedder
     with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
         unime_jax.Embeder  # noqa: B018
+
+
+def test_queries_and_documents_have_the_prompts_of_the_folder(model, monkeypatch):
+    texts = ["red", "a blue square"]
+
+    def embedded(prompt):
+        return model.encode(texts, prompt=prompt)
+
+    assert np.abs(embedded("Find ") - embedded("")).max() > 100 * EXACT
+    for prompts, default, query, document in [
+        ({}, None, "", ""),
+        ({"query": "Find ", "corpus": "Text "}, None, "Find ", "Text "),
+        ({"corpus": "Text ", "passage": "Page "}, None, "", "Page "),
+        ({"passage": "Page ", "document": "Paper ", "ask": "Ask "}, "ask", "Ask ", "Paper "),
+    ]:
+        monkeypatch.setattr(model, "prompts", prompts)
+        monkeypatch.setattr(model, "default_prompt_name", default)
+        np.testing.assert_array_equal(model.encode_query(texts), embedded(query))
+        np.testing.assert_array_equal(model.encode_document(texts), embedded(document))
+        single = model.encode_document(texts[0], truncate_dim=4)
+        np.testing.assert_array_equal(
+            single, model.encode(texts[:1], prompt=document, truncate_dim=4)[0]
+        )
+
+
+def test_pickled_it_is_opened_again(one, model):
+    whole = Embedder.from_pretrained(one.backbone.folder, dtype="float32", max_length=99)
+    again = pickle.loads(pickle.dumps(whole))
+    assert again.max_length == 99
+    np.testing.assert_array_equal(again.encode(["red"]), whole.encode(["red"]))
+    with pytest.raises(TypeError, match="on a mesh of its own"):
+        pickle.dumps(model)

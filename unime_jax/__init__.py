@@ -1,4 +1,4 @@
-"""Universal multimodal embedding models in JAX; `Embedder` is the way in for using one."""
+"""Universal multimodal embedding models in JAX; `Embedder` and `Index` are for using one."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,8 +6,9 @@ from unime_jax.operations import quiet
 
 if TYPE_CHECKING:
     from unime_jax.embedder import Embedder
+    from unime_jax.index import Index
 
-__all__ = ["Embedder", "__version__"]
+__all__ = ["Embedder", "Index", "__version__"]
 
 __version__ = "0.1.0"  # setup.py reads it here
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from unime_jax.embedder import Embedder
 
         return Embedder
+    if name == "Index":
+        from unime_jax.index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -171,6 +171,8 @@ class Inputs:
     segment_end: Int32[ArrayLike, "*C R segments"] | None = None
     # of rows of several whole texts, which share no beginning: which segments are one
     segment_live: Bool[ArrayLike, "*C R segments"] | None = None
+    # Features [*C, R, ...] of a tower that are read in the place of `patches`, which are then None.
+    vision: Any = None
 
     @property
     def embedded(self) -> Bool[ArrayLike, "*C _"]:

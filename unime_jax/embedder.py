@@ -1,7 +1,8 @@
 """Embeddings of texts and images by a model folder or hub id, without configs or data sets."""
 
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -18,7 +19,7 @@ from unime_jax.backbones.io.st_folder import Defaults
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.data import inference_shapes
 from unime_jax.data.inference_batches import Shapes
-from unime_jax.data.truncation import kept, truncated
+from unime_jax.data.truncation import kept, truncated, unit_rows
 from unime_jax.data.user_inputs import (
     IMAGE_SUFFIX,
     TEXT_SUFFIX,
@@ -27,7 +28,7 @@ from unime_jax.data.user_inputs import (
     split_modalities,
     to_item,
 )
-from unime_jax.data.user_lists import listed, naming, sum_of_parts
+from unime_jax.data.user_lists import is_single, listed, naming, sum_of_parts
 from unime_jax.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import default_execution, targets
@@ -76,6 +77,7 @@ class Embedder:
         self._layout = backbone.layout
         self._shards = sharding.row_shards(mesh)
         self._parameters = backbone.load(wanted)
+        self._reopen: Callable[[], Embedder] | None = None
         self.model = Model(make_encode(graph, execution), ({}, self._parameters), mesh)
 
     @classmethod
@@ -119,19 +121,34 @@ class Embedder:
             revision=revision,
             processing=processing,
         )
-        if mesh is None:
-            mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
-        return cls(
+        embedder = cls(
             backbone,
-            mesh=mesh,
+            mesh=sharding.make_mesh(1, -1, 1, jax.local_devices()) if mesh is None else mesh,
             dtype=jnp.dtype(dtype),
             execution=default_execution(jnp.dtype(dtype)),
             truncate_dim=truncate_dim,
         )
+        if mesh is None:
+            embedder._reopen = functools.partial(
+                cls.from_pretrained,
+                folder_or_hub_id,
+                dtype=dtype,
+                max_length=max_length,
+                revision=revision,
+                processing=processing,
+                truncate_dim=truncate_dim,
+            )
+        return embedder
+
+    def __reduce__(self):
+        """Pickled, it is how to open the folder again, on the devices that are there then."""
+        if self._reopen is None:
+            raise TypeError("an Embedder on a mesh of its own cannot be pickled: open another one")
+        return self._reopen, ()
 
     def encode(
         self,
-        items: Iterable[UserInput],
+        items: UserInput | Iterable[UserInput],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -139,8 +156,8 @@ class Embedder:
         truncate_dim: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-    ) -> Float32[np.ndarray, "n D"]:
-        """Unit-norm embeddings in the items' order.
+    ) -> Float32[np.ndarray, "*n D"]:
+        """Unit-norm embeddings in the items' order; of a single item, its vector [D].
 
         An item is a text, a PIL image, or a dict of "text" and "image" (either may be left out).
         An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3];
@@ -172,22 +189,69 @@ class Embedder:
         """
         dimension = self._kept(truncate_dim)
         before = self._prompt(prompt, prompt_name)
-        items = listed(items, embeds_images=bool(self._layout.patches))
-        work = [PromptedInput(index, item, before, suffix) for index, item in enumerate(items)]
-        return truncated(self._encode(work, batch_size, show_progress_bar), dimension)
+        listing = listed(items, embeds_images=bool(self._layout.patches))
+        work = [PromptedInput(index, item, before, suffix) for index, item in enumerate(listing)]
+        vectors = truncated(self._encode(work, batch_size, show_progress_bar), dimension)
+        return vectors[0] if is_single(items) else vectors
+
+    def encode_query(
+        self,
+        items: UserInput | Iterable[UserInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> Float32[np.ndarray, "*n D"]:
+        """As `encode`, with the folder's prompt "query", or its default prompt if it has none."""
+        return self.encode(
+            items,
+            prompt_name=self._first_prompt("query"),
+            truncate_dim=truncate_dim,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def encode_document(
+        self,
+        items: UserInput | Iterable[UserInput],
+        *,
+        truncate_dim: int | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+    ) -> Float32[np.ndarray, "*n D"]:
+        """As `encode`, with the folder's prompt "document", "passage" or "corpus".
+
+        The first that it has counts; without any it is the default prompt. These are the names that
+        sentence-transformers looks for.
+        """
+        return self.encode(
+            items,
+            prompt_name=self._first_prompt("document", "passage", "corpus"),
+            truncate_dim=truncate_dim,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
 
     @staticmethod
     def similarity(
-        a: Float[np.ndarray, "n D"], b: Float[np.ndarray, "m D"]
+        a: Float[np.ndarray, "*n D"], b: Float[np.ndarray, "*m D"]
     ) -> Float32[np.ndarray, "n m"]:
         """Cosines of all rows of `a` with all rows of `b`; a row of zeros has cosine 0."""
-        unit = []
-        for name, x in (("a", a), ("b", b)):
-            x = np.asarray(x, np.float32)
-            if x.ndim != 2:
-                raise ValueError(f"{name} has shape {x.shape}; it must be [rows, dimension]")
-            unit.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
-        return unit[0] @ unit[1].T
+        return unit_rows("a", a) @ unit_rows("b", b).T
+
+    @staticmethod
+    def similarity_pairwise(
+        a: Float[np.ndarray, "*n D"], b: Float[np.ndarray, "*n D"]
+    ) -> Float32[np.ndarray, " n"]:
+        """Cosine of each row of `a` with the row of `b` in the same place.
+
+        Raises:
+          ValueError: there are not as many.
+        """
+        left, right = unit_rows("a", a), unit_rows("b", b)
+        if left.shape != right.shape:
+            raise ValueError(f"a has shape {left.shape}, b {right.shape}; rows go by pairs")
+        return np.einsum("nd,nd->n", left, right)
 
     @property
     def dimension(self) -> int:
@@ -196,14 +260,14 @@ class Embedder:
 
     def encode_sum(
         self,
-        items: Iterable[UserInput],
+        items: UserInput | Iterable[UserInput],
         *,
         image_suffix: str = IMAGE_SUFFIX,
         text_suffix: str = TEXT_SUFFIX,
         truncate_dim: int | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-    ) -> Float32[np.ndarray, "n D"]:
+    ) -> Float32[np.ndarray, "*n D"]:
         """As `encode`, with an item's image and text embedded apart, added, and scaled to length 1.
 
         This is how UniME embeds both at once after its first stage, without training on such items
@@ -216,15 +280,17 @@ class Embedder:
           TypeError, ValueError: as `encode`.
         """
         dimension = self._kept(truncate_dim)
-        items = listed(items, embeds_images=bool(self._layout.patches))
+        listing = listed(items, embeds_images=bool(self._layout.patches))
         work = [
             prompted
-            for index, item in enumerate(items)
+            for index, item in enumerate(listing)
             for prompted in split_modalities(index, item, image_suffix, text_suffix)
         ]
         vectors = self._encode(work, batch_size, show_progress_bar)
-        sums = sum_of_parts(vectors, [part.number for part in work], len(items))
-        return truncated(sums, dimension)
+        sums = truncated(
+            sum_of_parts(vectors, [part.number for part in work], len(listing)), dimension
+        )
+        return sums[0] if is_single(items) else sums
 
     def rendered(
         self,
@@ -292,6 +358,10 @@ class Embedder:
                 len(work),
             )
         return encoded.vectors
+
+    def _first_prompt(self, *names: str) -> str | None:
+        """The first of these names that the folder has a prompt of; None: of none."""
+        return next((name for name in names if name in self.prompts), None)
 
     def _prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         return Defaults(self.prompts, self.default_prompt_name).prompt(prompt, prompt_name)

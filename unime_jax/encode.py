@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -28,14 +28,16 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, described
 from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
 from unime_jax.models.forward import (
+    SHARED,
     Constants,
     Encode,
     cause_of_nonfinite,
     count_live_chunks,
     encode_live_chunks,
 )
-from unime_jax.operations import watchdog
+from unime_jax.operations import compiler_options, watchdog
 from unime_jax.operations.compilation_cache import announced
+from unime_jax.operations.programs import Programs
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
@@ -138,7 +140,9 @@ def encode_blocks(
 
     A batch holds rows of one block and one shape. It is launched when it is full, or at the end of
     its block. So embeddings follow from a block's items and `shapes` alone, to the last bit, while
-    the devices go on from block to block.
+    the devices go on from block to block. In a block of no more than `window` items, shorter rows
+    take the room that longer ones leave. Of larger ones, programs compile in threads from the
+    first row on that needs them.
 
     Args:
       preprocess: makes an item's row, in threads, where `items` is indexed, too; None: the item is
@@ -182,10 +186,11 @@ def encode_rows(
       NonFiniteError, RuntimeError: as `encode_blocks`.
     """
     part, parts = own_part(model.mesh)
-    with contextlib.closing(rows):
+    window = each * parts
+    with contextlib.closing(rows), _compiling(model) as needs:
         sized = sizes_of_all(rows, model.mesh, total=blocks[-1].stop, each=each)
-        steps = _launched(model, batches(sized, blocks, shapes, parts), part, parts)
-        yield from _collected(model, steps, shapes, progress)
+        steps = batches(sized, blocks, shapes, parts, window=window, needs=needs)
+        yield from _collected(model, _launched(model, steps, part, parts), shapes, progress)
 
 
 class _Running(NamedTuple):
@@ -226,11 +231,10 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run = program(model.encode, mesh, model.constants)
-    compiled = _compiled(model.encode, mesh)
-    with _announced(shapes, compiled), jax.set_mesh(mesh):
+    key, compile_it = _key(model, shapes), functools.partial(_compile, model, shapes)
+    run = _programs(model.encode, mesh, model.constants).compiled(key, compile_it)
+    with jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
-    compiled.add(shapes)
     for array in vectors:
         array.copy_to_host_async()
     if parts == 1:
@@ -293,17 +297,14 @@ def _width(model: Model, shapes: BatchShapes) -> int:
     return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
 
 
-@functools.lru_cache(maxsize=2)
-def program(
-    encode: Encode, mesh: Mesh, constants: Constants | None = None
-) -> Callable[..., list[jax.Array]]:
+@functools.lru_cache(maxsize=SHARED)
+def program(encode: Encode, mesh: Mesh, constants: Constants | None = None) -> jax.stages.Wrapped:
     """Jitted encoder of rows: (trainable, frozen, groups) to replicated float32 [C * R, D] a group.
 
     One function for all parameters of a model, so that "before" and "after" compile once.
     """
     everywhere = sharding.replicated(mesh)
 
-    @jax.jit
     def run(
         trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
     ) -> list[jax.Array]:
@@ -315,19 +316,52 @@ def program(
         parts = [part.reshape(-1, part.shape[-1]) for part in parts]
         return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
 
-    return run
+    return jax.jit(run, compiler_options=compiler_options.of(mesh))
 
 
-@functools.lru_cache(maxsize=2)
-def _compiled(encode: Encode, mesh: Mesh) -> set[BatchShapes]:
-    """The shapes that `program` of the same arguments has been called for."""
-    return set()
+@functools.lru_cache(maxsize=SHARED)
+def _programs(encode: Encode, mesh: Mesh, constants: Constants | None) -> Programs:
+    """Compiled `program` of the same arguments, by `_key`."""
+    return Programs()
 
 
-def _announced(
-    shapes: BatchShapes, compiled: set[BatchShapes]
-) -> contextlib.AbstractContextManager[None]:
-    """Announces the compilation of the first call for some shapes."""
-    if shapes in compiled:
-        return contextlib.nullcontext()
-    return announced(f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}")
+def _key(model: Model, shapes: BatchShapes) -> Hashable:
+    """All that a compiled `program` is made for."""
+    form = (
+        tuple((path, x.shape, x.dtype, x.sharding) for path, x in part.items())
+        for part in model.parameters
+    )
+    return shapes, *form
+
+
+def _compile(model: Model, shapes: BatchShapes) -> jax.stages.Compiled:
+    spread = sharding.chunked_rows(model.mesh)
+    groups = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread),
+        tuple(bucket_shapes(shapes, bucket) for bucket in shapes.buckets),
+    )
+    run = program(model.encode, model.mesh, model.constants)
+    what = f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}"
+    with announced(what), jax.set_mesh(model.mesh):
+        return run.lower(*model.parameters, groups).compile()
+
+
+@contextlib.contextmanager
+def _compiling(model: Model) -> Iterator[Callable[[BatchShapes], None]]:
+    """A function that lets a thread compile the program of some shapes, if it is new.
+
+    On a mesh of several processes it does nothing: all compile in the order in which they run.
+    """
+    if len({device.process_index for device in model.mesh.devices.flat}) > 1:
+        yield lambda shapes: None
+        return
+    programs = _programs(model.encode, model.mesh, model.constants)
+    with programs.ahead() as start:
+        begun: set[BatchShapes] = set()
+
+        def needs(shapes: BatchShapes) -> None:
+            if shapes not in begun:
+                begun.add(shapes)
+                start(_key(model, shapes), functools.partial(_compile, model, shapes))
+
+        yield needs

@@ -1,40 +1,44 @@
 """Command line: flags to a config, then the job it names. Kept short on purpose."""
 
+import contextlib
+import gc
+import importlib
 import logging as std_logging
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterator
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from unime_jax import __version__, config, config_reader, files
-from unime_jax.jobs import (
-    benchmark,
-    embed,
-    evaluate,
-    export,
-    judge,
-    merge,
-    mine,
-    plan,
-    rounds,
-    train,
+from unime_jax.operations import (
+    command_line,
+    compiler_flags,
+    config_help,
+    exits,
+    processes,
+    recipes,
+    stop,
 )
-from unime_jax.operations import command_line, config_help, exits, processes, recipes, stop
 
+# Name -> module, which is imported when the job runs: others' libraries are not waited for.
 JOBS = {
-    "benchmark": benchmark.run,
-    "train": train.run,
-    "export": export.run,
-    "evaluate": evaluate.run,
-    "embed": embed.run,
-    "judge": judge.run,
-    "merge": merge.run,
-    "mine": mine.run,
-    "plan": plan.run,
-    "rounds": rounds.run,
+    name: f"unime_jax.jobs.{name}"
+    for name in (
+        "benchmark",
+        "train",
+        "export",
+        "evaluate",
+        "embed",
+        "judge",
+        "merge",
+        "mine",
+        "plan",
+        "rounds",
+    )
 }
 
 _CONFIG = flags.DEFINE_string(
@@ -62,7 +66,9 @@ _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for 
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "A process that is silent for so long counts as dead; all end then."
 )
-
+_OVERLAP = flags.DEFINE_bool(
+    "overlap", True, "Ask XLA to hide transfers between devices behind computation, see docs."
+)
 
 # What --help shows; absl itself has more, shown by --helpfull.
 _SHOWN = (
@@ -75,6 +81,7 @@ _SHOWN = (
     _NUM_PROCESSES,
     _JOIN_SECONDS,
     _HEARTBEAT_SECONDS,
+    _OVERLAP,
 )
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort", "-helpshort"}
 
@@ -99,6 +106,9 @@ def main(argv: list[str]) -> None:
     if values.job in ("benchmark", "plan"):
         # What is planned for is not here; what is measured, processes of their own need whole.
         jax.config.update("jax_platforms", "cpu")
+    if _OVERLAP.value:
+        platforms = jax.config.values["jax_platforms"] or ""
+        compiler_flags.overlap_transfers(platforms, planned=values.job == "plan")
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
     if _DISTRIBUTED.value or any(value is not None for value in explicit):
         processes.join(
@@ -112,8 +122,24 @@ def main(argv: list[str]) -> None:
     logging.info("job %s in %s on %s", values.job, workdir, jax.devices())
     for remark in remarks:
         logging.warning("%s", remark)
-    JOBS[values.job](values, workdir)
+    with _without_collections():
+        job = importlib.import_module(JOBS[values.job])
+    job.run(values, workdir)
     processes.leave()
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """For imports: garbage is collected later, and not looked for among what modules hold.
+
+    Collections take a quarter of the time of importing, and of tracing if they pass over modules.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:

@@ -110,7 +110,7 @@ def abstract_parameters(
     }
 
 
-def fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """`spec` without the mesh axes that do not divide their array axis.
 
     Raises:
@@ -137,6 +137,15 @@ def shard_rows(x: jax.Array) -> jax.Array:
     if mesh.empty or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def shard_chunked_rows(x: jax.Array) -> jax.Array:
+    """As `shard_rows` of [C, R, ...] arrays, whose chunks are each spread over all row shards."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[1] % row_shards(mesh):
+        return x
+    spec = P(None, ROWS, *[P.UNCONSTRAINED] * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

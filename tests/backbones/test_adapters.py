@@ -43,16 +43,20 @@ RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
 def trained(pair, *, dora):
     """Our model with adapters as after some training, and its configuration."""
     config = lora.LoraConfig(3, 5.0, dora, RULES)
-    model = paths.merge(*paths.split(pair.model))  # a copy
-    lora.add(model, config, key=jax.random.key(1))
-    graph, parameters = paths.split(model)
+
+    @jax.jit  # one program in the place of one for each operation
+    def add(model):
+        lora.add(model, config, key=jax.random.key(1))
+        return model
+
+    graph, parameters = paths.split(add(pair.model))
     rng = np.random.default_rng(2)
     for path, leaf in parameters.items():
-        noise = jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
         if path.endswith(".lora_b"):
-            parameters[path] = 0.2 * noise
+            parameters[path] = jnp.asarray(0.2 * noise)
         if path.endswith(".lora_magnitude"):
-            parameters[path] = leaf * (1 + 0.3 * noise)
+            parameters[path] = jnp.asarray(np.asarray(leaf) * (1 + 0.3 * noise))
     return graph, parameters, config
 
 
@@ -122,9 +126,14 @@ def test_hidden_states_are_pefts(pairs, adapted, model_type):
 @for_each("dora", [False, True])
 def test_written_and_read_again_is_the_merged_model(adapted, model_type, dora):
     case = adapted(model_type, dora)
-    model = paths.merge(case.graph, case.parameters)
-    lora.merge(model, jnp.float32)
+
+    @jax.jit
+    def merged(model):
+        lora.merge(model, jnp.float32)
+        return model
+
     backbone = backbones.open_backbone(str(case.folder), max_length=4096)
+    model = merged(paths.merge(case.graph, case.parameters))
     found, (_, expected) = load(backbone), paths.split(model)
     assert found.keys() == expected.keys()
     for path in expected:

@@ -1,6 +1,5 @@
 """BERT as sentence-transformers runs it: a real model, tiny ones of every form, and back."""
 
-import dataclasses
 import functools
 import json
 import logging
@@ -355,7 +354,7 @@ def test_an_exported_folder_embeds_the_same(tiny, tmp_path):
 
 
 def test_gradients_are_finite_and_reach_every_parameter(tiny):
-    """Remat or not; it could be trained."""
+    """It could be trained."""
     backbone = backbones.open_backbone(str(tiny), max_length=64)
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     parameters = load(backbone)
@@ -363,12 +362,6 @@ def test_gradients_are_finite_and_reach_every_parameter(tiny):
     groups, _ = fill_buckets(rows, BatchShapes((Bucket(24, 0),), backbone.layout, 4, 4))
     inputs = jax.tree.map(lambda x: x[0], groups[0])  # three rows, and one of padding
 
-    def gradient(remat):
-        execution = dataclasses.replace(EXACT, remat=remat)
-        loss = lambda p: forward.make_encode(graph, execution)(p, {}, inputs)[:, 0].sum()  # noqa: E731
-        return jax.jit(jax.grad(loss))(parameters)
-
-    plain, other = gradient("none"), gradient("full")
-    for path in plain:
-        assert np.isfinite(plain[path]).all() and np.abs(plain[path]).max() > 0, path
-        np.testing.assert_allclose(plain[path], other[path], atol=1e-5)
+    loss = lambda p: forward.make_encode(graph, EXACT)(p, {}, inputs)[:, 0].sum()  # noqa: E731
+    for path, leaf in jax.jit(jax.grad(loss))(parameters).items():
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path

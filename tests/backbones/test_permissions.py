@@ -31,10 +31,15 @@ def umask(mask):
 @for_each("shard_bytes", [20_000, weights.SHARD_BYTES])
 def test_all_files_of_exports_and_adapters(tmp_path, monkeypatch, shard_bytes):
     backbone = backbones.open_backbone(str(write_bert(tmp_path / "bert")), max_length=64)
-    model = backbone.make_model(jax.random.key(0))
     config = lora.LoraConfig(2, 4.0, False, ((r".*\.query", True), (".*", False)))
-    lora.add(model, config, key=jax.random.key(1))
-    graph, parameters = paths.split(model)
+
+    @jax.jit
+    def make():
+        model = backbone.make_model(jax.random.key(0))
+        lora.add(model, config, key=jax.random.key(1))
+        return model
+
+    graph, parameters = paths.split(make())
     save = weights.save
     monkeypatch.setattr(weights, "save", lambda *a, **k: save(*a, **k, shard_bytes=shard_bytes))
     for mask in UMASKS:

@@ -54,8 +54,7 @@ def opened(name, revision=None):
 
 
 def exported(backbone, folder):
-    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    _, parameters = paths.split(backbone.make_model(jax.random.key(0)))
+    graph, parameters = paths.split(jax.jit(backbone.make_model)(jax.random.key(0)))
     hf_folder.write(folder, backbone, graph, parameters, dtype=FLOAT32, prompts={})
     return json.loads((folder / processing.FILE).read_text())["commits"]
 
@@ -84,10 +83,15 @@ def test_the_revision_that_was_asked_for_must_be_there_is_opened_and_recorded(
     # Adapters name the commit of their base. As PEFT has it, which then opens that one.
     (tmp_path := tmp_path / "next").mkdir()
     backbone = opened("org/base", "v2")
-    model = backbone.make_model(jax.random.key(0))
     config = lora.LoraConfig(2, 4.0, False, ((r".*\.query", True), (".*", False)))
-    lora.add(model, config, key=jax.random.key(1))
-    _, parameters = paths.split(model)
+
+    @jax.jit
+    def make():
+        model = backbone.make_model(jax.random.key(0))
+        lora.add(model, config, key=jax.random.key(1))
+        return model
+
+    _, parameters = paths.split(make())
     adapters.save(tmp_path / "adapter", backbone, parameters, config, dtype=FLOAT32)
     record = json.loads((tmp_path / "adapter" / merging.CONFIG).read_text())
     assert (record["base_model_name_or_path"], record["revision"]) == ("org/base", OTHER)

@@ -59,3 +59,41 @@ def test_a_batch_has_the_sizes_of_its_rows_and_ends_with_its_block():
     found = [step if isinstance(step, range) else list(step.rows) for step in steps]
     first, second = blocks
     assert found == [[*first[:full]], [*first[full:]], first, [*second], second]
+
+
+def test_shorter_rows_take_the_room_beside_longer_ones():
+    """At the end of a small block; a chunk more, or rows with images beside texts, never."""
+    rungs = {
+        bucket: BatchShapes((bucket,), SHAPES.layout, 4, 8)
+        for bucket in (Bucket(8, 0), Bucket(16, 0), Bucket(16, 2))
+    }
+
+    def shapes(tokens, tiles):
+        return next(s for b, s in rungs.items() if tokens <= b.tokens and tiles <= b.tiles)
+
+    def sent(tokens, window):
+        sized = [(RowSize(n, count), row(count)) for n, count in enumerate(tokens)]
+        needed = []
+        steps = batches(
+            *(iter(sized), [range(len(sized))], shapes),
+            parts=1,
+            window=window,
+            needs=lambda shapes: needed.append(shapes.buckets[0].tokens),
+        )
+        found = [
+            (step.shapes.buckets[0].tokens, [size.number for size in step.sizes], [*step.rows])
+            for step in steps
+            if not isinstance(step, range)
+        ]
+        return found, needed
+
+    # One program instead of two, for four rows in order.
+    assert sent([9, 3, 12, 4], window=4) == ([(16, [0, 1, 2, 3], [0, 1, 2, 3])], [16])
+    # Five rows are a chunk more.
+    assert sent([9, 3, 12, 4, 9], window=5)[0] == [(8, [1, 3], [1, 3]), (16, [0, 2, 4], [0, 2, 4])]
+    # A larger block keeps its shapes, which are known from the first row on.
+    assert sent([9, 3], window=1) == ([(16, [0], [0]), (8, [1], [1])], [16, 8, 16, 8])
+    # Texts do not go where images are.
+    image = (RowSize(0, 9, 1), row(9, patches=np.zeros((1, 1, 3), np.uint8)))
+    steps = batches(iter([image, (RowSize(1, 3), row(3))]), [range(2)], shapes, parts=1, window=2)
+    assert [list(step.rows) for step in steps if not isinstance(step, range)] == [[1], [0]]

@@ -2,14 +2,12 @@
 
 import json
 
-import jax
 import numpy as np
 
-from tests.models.test_lora import adapters, decoder
+from tests.models.test_lora import decoder, with_adapters
 from unime_jax import paths
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
-from unime_jax.models import lora
 
 CARRIED = (
     "added_tokens.json",
@@ -100,10 +98,8 @@ def test_settings_of_sentence_transformers(tmp_path):
     }
 
     # What is merged has the names of a model without adapters
-    model = decoder()
-    plain = {name: leaf.shape for name, leaf in paths.split(model)[1].items()}
-    targets = ((r".*\.q_proj", True), (".*", False))
-    lora.add(model, adapters(dora=True, targets=targets), key=jax.random.key(1))
+    plain = {name: leaf.shape for name, leaf in paths.split(decoder())[1].items()}
+    model = with_adapters(dora=True, targets=((r".*\.q_proj", True), (".*", False)))
     merged = hf_folder.merged_parameters(*paths.split(model), np.dtype("float32"))
     assert {name: leaf.shape for name, leaf in merged.items()} == plain
     folded = {name for name, leaf in merged.items() if isinstance(leaf, hf_folder.Folded)}

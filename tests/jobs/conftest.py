@@ -1,6 +1,7 @@
 """One tiny dataset and one finished run for all tests of the training job."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import filelock
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.tree_util import PyTreeDef
 from ml_collections import ConfigDict
 
 from tests.jobs import tiny_run
@@ -72,21 +74,29 @@ def plain_step(monkeypatch):
     """
 
     def train_step(self, like, *, sources=()):
-        def step(state, batch):
-            ok = jnp.isfinite(jnp.stack([x.sum() for x in jax.tree.leaves(state.trainable)])).all()
-            new = dataclasses.replace(
-                state,
-                step=state.step + 1,
-                trainable=jax.tree.map(lambda x: x + tiny_run.PLAIN_STEP, state.trainable),
-                skipped=state.skipped + ~ok,
-                skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
-            )
-            names = ("loss", "gradient_norm", "learning_rate", "mean_cosine", "chance_loss")
-            counts = {"skipped_steps": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
-            by_source = {name: jnp.ones(len(sources)) for name in ("source_loss", "source_rows")}
-            return new, dict.fromkeys(names, jnp.where(ok, 0.5, jnp.nan)) | counts | by_source
-
-        placed = jax.tree.map(lambda x: x.sharding, like)
-        return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+        return _plain_step(tuple(placed), structure, len(sources))
 
     monkeypatch.setattr(Setup, "train_step", train_step)
+
+
+@functools.lru_cache(maxsize=4)
+def _plain_step(placed: tuple[jax.sharding.Sharding, ...], structure: PyTreeDef, sources: int):
+    """One program for all runs of the same state."""
+
+    def step(state, batch):
+        ok = jnp.isfinite(jnp.stack([x.sum() for x in jax.tree.leaves(state.trainable)])).all()
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            trainable=jax.tree.map(lambda x: x + tiny_run.PLAIN_STEP, state.trainable),
+            skipped=state.skipped + ~ok,
+            skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+        )
+        names = ("loss", "gradient_norm", "learning_rate", "mean_cosine", "chance_loss")
+        counts = {"skipped_steps": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
+        by_source = {name: jnp.ones(sources) for name in ("source_loss", "source_rows")}
+        return new, dict.fromkeys(names, jnp.where(ok, 0.5, jnp.nan)) | counts | by_source
+
+    out_shardings = jax.tree.unflatten(structure, placed), None
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)

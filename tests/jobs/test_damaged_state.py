@@ -14,6 +14,7 @@ from unime_jax.data import embedding_store, quarantine
 from unime_jax.evaluation import scores
 from unime_jax.evaluation.stored import earlier
 from unime_jax.jobs import train
+from unime_jax.models import forward
 from unime_jax.operations.goodput import Goodput
 from unime_jax.training import outcome, resume
 from unime_jax.training.metrics import MetricsWriter, cut_after
@@ -198,6 +199,7 @@ def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, monkey
     (workdir / "metrics.jsonl").write_bytes(DAMAGES["wrong kinds"] + whole + b"\xff\xfe\n")
     os.utime(workdir / "run.lock", (0, 0))
     monkeypatch.setattr(train.export, "write", lambda *_: None)
+    forward.make_encode.cache_clear()  # what earlier runs of this process compiled
     with caplog.at_level("INFO"):
         train.run(tiny_run.with_evaluation(config), workdir)
     assert caplog.text.count("compiling the encoder") == 1

@@ -117,7 +117,7 @@ def read(workdir):
     return json.loads((workdir / "plan.json").read_text())["plans"]
 
 
-def test_without_a_compiler_also_several_in_one_call(drafts):
+def test_without_a_compiler_also_several_in_one_call(drafts, model, no_compiler):
     """Arguments and FLOPs are exact, the rest is said to be unknown, and nothing is cached."""
     *_, step = read(drafts)
     sizes, work = step["memory"], step["work"]
@@ -135,6 +135,13 @@ def test_without_a_compiler_also_several_in_one_call(drafts):
     # Several plans in one call
     plans = [(entry["recipe"], entry["topology"]) for entry in read(drafts)]
     assert plans == [("embed", "v5e:2x2"), ("step", "v5e:4x4"), ("step", "v5e:2x4")]
+
+    # Keys that follow from a chip's memory may be open
+    given = training(model)
+    given.run.chunk_size, given.run.execution.remat = 0, "auto"
+    (planned,) = plan.read(given.to_dict())
+    chosen = plan.Recipe(planned, drafts)._with_memory("v5e:2x4")
+    assert chosen.chunk_size % 8 == 0 < chosen.chunk_size and chosen.execution.remat == "none"
 
     # A batch that does not fit the slice is one line of the table
     _, wrong, step = read(drafts)

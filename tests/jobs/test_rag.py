@@ -73,9 +73,9 @@ def test_the_program_of_the_page_answers_with_places(straight, tmp_path, monkeyp
     assert files and all(pathlib.Path(file).is_file() for file in files)
 
     Image.new("RGB", (24, 24), (0, 255, 0)).save(folder / "blue.png")
-    before = np.load("index.npy")
+    before = np.load("index/vectors.npy")
     answered("first then")
-    assert (np.load("index.npy") != before).any(axis=1).tolist() == [
+    assert (np.load("index/vectors.npy") != before).any(axis=1).tolist() == [
         True,
         False,
         False,

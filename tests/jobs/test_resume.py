@@ -76,6 +76,7 @@ ALLOWED = {
     "data.max_bad_share": 0.5,
     "execution.remat": "full",
     "execution.recompute": False,
+    "execution.keep_features": True,
     "export.verify": True,
     "watchdog.seconds": 5.0,
     "profile.steps": 2,

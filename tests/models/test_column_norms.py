@@ -82,7 +82,9 @@ def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
     graph, _, frozen = parts
     encode = forward.make_encode(graph, dataclasses.replace(EXACT, remat=remat))
     constants = forward.with_column_norms(graph) if prepared else None
-    loss = dataclasses.replace(LOSS, hard_negatives=None, false_negative_margin=None)
+    loss = dataclasses.replace(
+        LOSS, hard_negatives=None, false_negative_margin=None, hardness=0.0, symmetric=False
+    )
 
     def value(trainable):
         return step.batch_loss(
@@ -90,23 +92,6 @@ def loss_of(parts, batch, *, prepared, recompute=True, remat="none"):
         )[0]
 
     return jax.value_and_grad(value)
-
-
-@each_dtype
-def test_once_a_step_is_the_same(batch, dtype):
-    parts = parts_of(dtype)
-    _, trainable, _ = parts
-    expected, gradient = jax.jit(loss_of(parts, batch, prepared=False))(trainable)
-    for recompute, remat in ((True, "full"), (False, "none")):
-        run = loss_of(parts, batch, prepared=True, recompute=recompute, remat=remat)
-        found, ours = jax.jit(run)(trainable)
-        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=remat)
-        assert ours.keys() == gradient.keys()
-        for path, leaf in gradient.items():
-            scale = np.abs(leaf).max()
-            assert scale > 0
-            what = f"{path}, {remat}"
-            np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=what)
 
 
 def whole_kernels(jaxpr, shapes, inside=False):
@@ -129,20 +114,34 @@ def is_jaxpr(value):
 
 
 @each_dtype
-@for_each("recompute", [True, False])
-def test_no_norm_over_a_kernel_is_in_the_loop_over_chunks(batch, recompute, dtype):
+def test_once_a_step_is_the_same(batch, dtype):
+    """And then no norm over a kernel is in the loop over chunks."""
     parts = parts_of(dtype)
     _, trainable, frozen = parts
     kernels = {p: leaf.shape[1:] for p, leaf in frozen.items() if p.endswith(".kernel")}
-    shapes = set(kernels.values())
 
-    def count(prepared):
-        run = loss_of(parts, batch, prepared=prepared, recompute=recompute)
-        return whole_kernels(jax.make_jaxpr(run)(trainable).jaxpr, shapes).tolist()
+    def traced(**options):
+        program = jax.jit(loss_of(parts, batch, **options)).trace(trainable)
+        return program, whole_kernels(program.jaxpr.jaxpr, set(kernels.values())).tolist()
 
-    outside, within = count(prepared=False)
-    assert not outside and within >= len(kernels)
-    assert count(prepared=True) == [len(kernels), 0]
+    def run(program):
+        return program.lower().compile()(trainable)
+
+    program, counts = traced(prepared=False)
+    expected, gradient = run(program)
+    for outside, within in (counts, traced(prepared=False, recompute=False)[1]):
+        assert not outside and within >= len(kernels)
+    for recompute, remat in ((True, "full"), (False, "none")):
+        program, counts = traced(prepared=True, recompute=recompute, remat=remat)
+        assert counts == [len(kernels), 0]
+        found, ours = run(program)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=remat)
+        assert ours.keys() == gradient.keys()
+        for path, leaf in gradient.items():
+            scale = np.abs(leaf).max()
+            assert scale > 0
+            what = f"{path}, {remat}"
+            np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=what)
 
 
 @each_dtype
@@ -155,10 +154,12 @@ def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
     forward_of_chunk, groups = forward.make_encode(graph, EXACT), batch.groups * 2
 
     def program(constants):
-        run = encode.program(forward_of_chunk, mesh, constants)
-        jaxpr = jax.make_jaxpr(run)(trainable, frozen, groups).jaxpr
         with jax.set_mesh(mesh):
-            return whole_kernels(jaxpr, set(kernels)), run(trainable, frozen, groups)
+            traced = encode.program(forward_of_chunk, mesh, constants).trace(
+                trainable, frozen, groups
+            )
+            vectors = traced.lower().compile()(trainable, frozen, groups)
+        return whole_kernels(traced.jaxpr.jaxpr, set(kernels)), vectors
 
     (outside, within), expected = program(None)
     assert not outside and within >= len(kernels)

@@ -1,5 +1,7 @@
 """Adapters: nothing changes at the start, gradients are PEFT's, merging is exact."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,11 @@ def adapters(*, dora, rank=2, targets=EVERYWHERE):
 
 
 def decoder():
-    return Decoder(CONFIG, key=jax.random.key(0))
+    """Of random weights; drawing them here compiles nothing."""
+    graph, shapes = paths.split(jax.eval_shape(lambda: Decoder(CONFIG, key=jax.random.key(0))))
+    rng = np.random.default_rng(0)
+    weights = {p: rng.normal(size=x.shape).astype(np.float32) for p, x in shapes.items()}
+    return paths.merge(graph, {p: jnp.asarray(0.4 * x) for p, x in weights.items()})
 
 
 @jax.jit
@@ -45,7 +51,13 @@ def run(model):
 
 
 def random_like(leaf, seed):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=leaf.shape), leaf.dtype)
+    return np.random.default_rng(seed).normal(size=leaf.shape).astype(leaf.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def merged(model, dtype):
+    lora.merge(model, dtype)
+    return model
 
 
 def shaken(model):
@@ -53,15 +65,19 @@ def shaken(model):
     graph, parameters = paths.split(model)
     for i, (path, leaf) in enumerate(parameters.items()):
         if path.endswith("lora_b"):
-            parameters[path] = random_like(leaf, i) * 0.2
+            parameters[path] = jnp.asarray(random_like(leaf, i) * 0.2)
         if path.endswith("lora_magnitude"):
-            parameters[path] = leaf * (1 + 0.3 * random_like(leaf, i))
+            parameters[path] = jnp.asarray(np.asarray(leaf) * (1 + 0.3 * random_like(leaf, i)))
     return paths.merge(graph, parameters)
 
 
 def with_adapters(**kwargs):
-    model = decoder()
-    lora.add(model, adapters(**kwargs), key=jax.random.key(2))
+    return adapted(decoder(), adapters(**kwargs))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def adapted(model, config):
+    lora.add(model, config, key=jax.random.key(2))
     return model
 
 
@@ -75,8 +91,8 @@ def test_merged_kernels_compute_what_side_paths_did(dora):
     """On stacked layers, too, each with its own adapter."""
     model = shaken(with_adapters(dora=dora))
     trained = run(model)
-    assert np.abs(trained - run(decoder())).max() > 0.1
-    lora.merge(model, jnp.float32)
+    assert np.abs(np.asarray(trained) - np.asarray(run(decoder()))).max() > 0.1
+    model = merged(model, jnp.float32)
     _, parameters = paths.split(model)
     assert parameters.keys() == paths.split(decoder())[1].keys()
     np.testing.assert_allclose(run(model), trained, atol=2e-5)
@@ -84,14 +100,16 @@ def test_merged_kernels_compute_what_side_paths_did(dora):
 
 def test_merging_into_float32_keeps_updates_that_bfloat16_would_round_away():
     graph, parameters = paths.split(shaken(with_adapters(dora=True)))
-    half = {p: x.astype(jnp.bfloat16) if p.endswith("kernel") else x for p, x in parameters.items()}
-    merged = {}
+    half = {
+        p: jnp.asarray(np.asarray(x).astype(jnp.bfloat16)) if p.endswith("kernel") else x
+        for p, x in parameters.items()
+    }
+    kernels = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = paths.merge(graph, half)
-        lora.merge(model, dtype)
-        merged[dtype] = model.layers.mlp.up_proj.kernel[...]
-        assert merged[dtype].dtype == dtype
-    exact, rounded = merged[jnp.float32], merged[jnp.bfloat16].astype(jnp.float32)
+        model = merged(paths.merge(graph, half), dtype)
+        kernels[dtype] = np.asarray(model.layers.mlp.up_proj.kernel[...])
+        assert kernels[dtype].dtype == dtype
+    exact, rounded = kernels[jnp.float32], kernels[jnp.bfloat16].astype(np.float32)
     assert np.abs(exact - rounded).max() > 0
     np.testing.assert_allclose(exact, rounded, rtol=1e-2)
 
@@ -102,7 +120,7 @@ def test_shapes_and_dtypes(dora):
     assert parameters["layers.self_attn.k_proj.lora_a"].shape == (3, 8, 2)
     assert parameters["layers.self_attn.k_proj.lora_b"].shape == (3, 2, 4)
     assert ("layers.self_attn.k_proj.lora_magnitude" in parameters) == dora
-    added = {p: x for p, x in parameters.items() if ".lora_" in p}
+    added = {p: np.asarray(x) for p, x in parameters.items() if ".lora_" in p}
     assert len(added) == 7 * (3 if dora else 2)
     assert all(x.dtype == jnp.float32 for x in added.values())
     for path, leaf in added.items():
@@ -153,8 +171,12 @@ def test_dora_is_pefts_formula_and_gradient():
     }
     ours = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in ours.items()}
 
-    y, pullback = jax.vjp(lambda p, x: paths.merge(graph, p)(x), ours, jnp.asarray(x, jnp.float32))
-    found, found_x = pullback(jnp.asarray(g, jnp.float32))
+    @jax.jit
+    def run(p, x, g):
+        y, pullback = jax.vjp(lambda p, x: paths.merge(graph, p)(x), p, x)
+        return y, *pullback(g)
+
+    y, found, found_x = run(ours, *(jnp.asarray(part, jnp.float32) for part in (x, g)))
     expected, gradients = peft_dora(x, weight, bias, a, b, magnitude, 1.5 / 3)
     expected_gradient = gradients(g)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -173,7 +195,8 @@ def test_dora_is_pefts_formula_and_gradient():
     graph, parameters = paths.split(linear)
     x = jnp.ones((3, 6))
     assert np.all(linear(x)[:, 1] == 0)
-    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(paths.merge(graph, p)(x))))(parameters)
+    run = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(paths.merge(graph, p)(x)))))
+    gradient = run(parameters)
     assert all(np.all(np.isfinite(leaf)) for leaf in gradient.values())
     lora.merge(linear, jnp.float32)
     assert np.all(linear(x)[:, 1] == 0) and np.all(np.isfinite(linear(x)))

@@ -223,3 +223,12 @@ def test_no_float_copy_of_the_kernels_is_kept_for_the_gradient(remat):
     assert all(leaf.dtype == jnp.int8 for leaf in kept), [leaf.dtype for leaf in kept]
     if remat == "none":  # the test would notice
         assert any(leaf.dtype == jnp.bfloat16 for leaf in residuals(quantised=False))
+    if remat == "dots":  # sees the product of codes as one, whose output the tanh needs
+        codes, scale = quantization.quantize(normal((3, 5)))
+
+        def tanh(x):
+            return jnp.tanh(quantization.matmul(x, codes, scale))
+
+        kept = jax.checkpoint(tanh, policy=scan._POLICIES["dots"])
+        _, pullback = jax.vjp(kept, normal((7, 3)))
+        assert (7, 5) in [leaf.shape for leaf in jax.tree.leaves(pullback)]

@@ -102,9 +102,12 @@ def chunks_of_rows(chunks, rows, tokens):
 
 @for_each("remat, recompute", [("full", True), ("none", False)])
 def test_gradcache_on_a_mesh_of_all_axes(interpreted, remat, recompute):
-    """Through scan and remat, rows and heads over devices: embeddings and gradients of XLA's."""
+    """Through scan and remat, rows and heads over devices: embeddings and gradients of XLA's.
+
+    Of chunks one by one by XLA; by the kernel the first is kept, and two others go at once.
+    """
     mesh = sharding.make_mesh(2, 2, 2)
-    inputs = jax.device_put(chunks_of_rows(2, 4, 128), sharding.chunked_rows(mesh))
+    inputs = jax.device_put(chunks_of_rows(4, 4, 128), sharding.chunked_rows(mesh))
     model = LanguageModel(Decoder(CONFIG, key=jax.random.key(0)))
     graph, parameters = paths.split(model)
     results = {}
@@ -112,8 +115,10 @@ def test_gradcache_on_a_mesh_of_all_axes(interpreted, remat, recompute):
         execution = Execution(jnp.dtype("float32"), remat, implementation)
         encode = forward.make_encode(graph, execution)
 
-        def loss(parameters, encode=encode):
-            y = encode_in_chunks(encode, parameters, {}, inputs, recompute=recompute)
+        options = dict(kept=1, merged=2) if implementation == "splash" else {}
+
+        def loss(parameters, encode=encode, options=options):
+            y = encode_in_chunks(encode, parameters, {}, inputs, recompute=recompute, **options)
             return (y * jnp.arange(CONFIG.hidden_size)).sum(), y
 
         with jax.set_mesh(mesh):

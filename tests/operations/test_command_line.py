@@ -48,6 +48,7 @@ def test_every_optional_key_takes_none_and_a_value(recipe):
                 int: ("4", 4),
                 float: ("0.5", 0.5),
                 str: ("x", "x"),
+                Sequence[int]: ("()", ()),  # of which there are none, or as many as buckets
                 Sequence[tuple[str, bool]]: ("((r'a\\.b', True),)", ((r"a\.b", True),)),
             }.get(kind, ("(336, 672)", (336, 672)))
         for value, wanted in (("None", None), (text, expected), ("None", None)):

@@ -1,17 +1,21 @@
 """Plans of programs of known size: exact memory, FLOPs by closed forms, traffic of a real step."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
+from tests.training import tiny_batch
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
-from unime_jax.planning import chips, compiler, estimate, largest, memory
+from unime_jax.planning import chips, compiler, costs, estimate, largest, memory
 from unime_jax.planning.program import abstract_mesh, train_program
+from unime_jax.training.gradcache import encode_in_chunks
 
 TEXT = dict(
     hidden_size=64,
@@ -23,11 +27,12 @@ TEXT = dict(
 ONEVISION_7B = "experiments/plans/models/llava_onevision_7b"
 
 
-def step_of(backbone, *buckets, recompute=True):
+def step_of(backbone, *buckets, recompute=True, **changes):
     given = stage2.get_config()
     given.execution.recompute = recompute
     given.batch_size, given.chunk_size = 32, 8
     given.data.buckets = buckets
+    given.update_from_flattened_dict(changes)
     settings = config_reader.read(config.TrainConfig, given.to_dict())
     return train_program(settings, backbone, sharding.make_mesh(1, 8, 1), teacher=0)
 
@@ -74,7 +79,7 @@ def test_useful_flops_of_full_training(tiny, again, kept):
     # Executed flops follow live chunks. 8 chunks of 8 rows of 32 tokens, of which 3 are live,
     # forward, again, and backward.
     load = estimate.Load((0, 24), (16, 32))
-    work = estimate.work(tiny, load, estimate.row_costs(tiny, load), None)
+    work = estimate.work(tiny, load, costs, None)  # the second bucket's rows are as long
     encoding = 4 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
     assert encoding <= work.executed < 1.3 * encoding  # the loss of a tiny model is no small part
     assert work.useful == 3 / 4 * encoding
@@ -83,12 +88,28 @@ def test_useful_flops_of_full_training(tiny, again, kept):
     # Without recomputation dead chunks are not counted either. 3 of 16 chunks, forward and
     # backward; there is room for what is kept of all 16.
     load = estimate.Load((24,), (32,))
-    work = estimate.work(kept, load, estimate.row_costs(kept, load), None)
+    costs = estimate.row_costs(kept, load)
+    work = estimate.work(kept, load, costs, None)
     encoding = 3 * 24 * decoder_flops(3, 64, 160, 4, 2, 16, 32)
     assert work.useful == encoding <= work.executed < 1.4 * encoding
-    where, costs = chips.parse("v5e:2x4"), estimate.row_costs(kept, load)
+    where = chips.parse("v5e:2x4")
     one, all_chunks = (memory.memory(p, where, costs.kept, None).activations for p in (again, kept))
     assert all_chunks == 16 * one > 0  # there is room for 128 rows
+
+
+def test_a_frozen_tower_runs_once_over_the_live_chunks(backbone):
+    """Its features have room in all 16 chunks of 8 rows, which eight devices share."""
+    adapters = {"lora.rank": 2, "trainable": ((r".*\.lora_.*", True), (".*", False))}
+    load, executed = estimate.Load((20,), (32,)), []
+    for keep in (False, None):
+        changes = adapters | {"execution.keep_features": keep}
+        program = step_of(backbone, Bucket(tokens=32, tiles=2), **changes)
+        executed.append(estimate.work(program, load, estimate.RowCosts((0.0,), (0.0,)), None))
+        needed = memory.memory(program, chips.parse("v5e:2x4"), (0.0,), None)
+        assert needed.features == (0 if keep is False else 16 * 2 * 16 * 8 * 4)
+    # 16 patches of 147 bytes, then a layer whose widths are 8.
+    tower = 2 * 16 * (147 * 8 + 4 * 8 * 8 + 2 * 8 * 8) + 4 * 16 * 16 * 8
+    assert executed[0].executed - executed[1].executed == 3 * 8 * 2 * tower
 
 
 def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
@@ -114,18 +135,15 @@ def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
         if path.startswith("language_model.layers") and path.endswith("kernel")
     )
 
-    def moved(chunks):
-        moved = estimate.traffic(tiny, (chunks,), text)
-        assert moved.unknown_loops == 0
-        return sum(moved.ici.values()), moved.hbm
-
-    (one, hbm_one), (two, hbm_two) = moved(1), moved(2)
+    moved = [estimate.traffic(tiny, (chunks,), text) for chunks in (1, 2)]
+    assert not any(part.unknown_loops for part in moved)
+    (one, hbm_one), (two, hbm_two) = ((sum(part.ici.values()), part.hbm) for part in moved)
     # Forward, again for the backward pass, and gradients: 3 to 5 times (an all-reduce is two).
     assert 2.5 * 7 / 8 * kernels < two - one < 7 * 7 / 8 * kernels
     assert hbm_two > hbm_one > 0
 
     # By operation: both bounds of a loop over chunks and layers, and every pass
-    collectives = largest.of_ici(estimate.traffic(tiny, (2,), text))
+    collectives = largest.of_ici(moved[1])
     assert all(mover.source.startswith(("models/", "training/")) for mover in collectives[:3])
     passes = {mover.operation.rpartition(", ")[2] for mover in collectives}
     assert {"forward", "backward"} <= passes, collectives
@@ -216,3 +234,39 @@ def test_full_fine_tuning_of_llave_has_moments_of_all_it_trains():
     assert trained > 7e9
     assert not any(path.startswith("vision_tower") for path in made.parameters[0])
     assert made.traced().jaxpr.eqns
+
+
+def test_loops_over_chunks_that_are_kept_or_merged_run_for_theirs_alone(monkeypatch):
+    """Of eight live chunks two are kept, four go at once, and two by themselves."""
+    trainable, frozen = tiny_batch.parameters()
+    inputs = tiny_batch.group(8, 8, 64, seed=0)
+
+    def loss(p, inputs):
+        out = encode_in_chunks(
+            tiny_batch.encode, p, frozen, inputs, recompute=True, kept=2, merged=4
+        )
+        return jnp.sum(out**2)
+
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    rows = sharding.chunked_rows(mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), inputs)
+    text = jax.jit(jax.value_and_grad(loss)).lower(trainable, inputs).compile().as_text()
+    program = types.SimpleNamespace(groups=(shapes,), kept=(2,), merged=4)
+    runs = {}
+
+    def traffic(text, trips):
+        def asked(type, scopes):
+            runs[scopes.partition("/")[2]] = trips(type, scopes)
+            return 1
+
+        return costs.traffic(text, asked)
+
+    monkeypatch.setattr(estimate, "costs", types.SimpleNamespace(traffic=traffic))
+    estimate.traffic(program, (8,), text)
+    assert runs == {
+        "jvp(kept_chunks)/while": 2,
+        "jvp(merged_chunks)/while": 1,
+        "jvp()/while": 2,
+        "transpose(jvp(kept_chunks))/while": 2,
+        "transpose(jvp())/while": 6,
+    }

@@ -22,7 +22,9 @@ def test_kernels_that_each_layer_dequantises_are_seen_with_their_line():
     scales = jax.ShapeDtypeStruct((LAYERS, WIDTH), jnp.float32)
     x = jax.ShapeDtypeStruct((4, WIDTH), jnp.float32)
     run = jax.jit(lambda x, kernels: jax.lax.scan(layer, x, kernels)[0])
-    moved = costs.traffic(run.lower(x, (codes, scales)).compile().as_text(), lambda kind: None)
+    moved = costs.traffic(
+        run.lower(x, (codes, scales)).compile().as_text(), lambda kind, scopes: None
+    )
     first = max(largest.of_hbm(moved), key=lambda mover: mover.written)
     assert first.operation == "fusion: mul" and first.result == f"f32[{WIDTH},{WIDTH}]"
     assert first.written == LAYERS * WIDTH * WIDTH * 4 and first.runs == LAYERS
@@ -37,26 +39,33 @@ def test_kernels_that_each_layer_dequantises_are_seen_with_their_line():
 
 def test_operations_of_a_tpus_program():
     """As libtpu prints it, with tables of stack frames, of which numbers are one too large."""
-    moved = costs.traffic(TPU, lambda kind: None)
+    moved = costs.traffic(TPU, lambda kind, scopes: None)
     kernel, rows = 64 * 32 * 2, 16 * 32 * 2
-    gather = dict(operation="all-gather: dot_general, recomputed", result="bf16[64,32]", runs=5)
+    gather = dict(
+        operation="all-gather: dot_general of attention, recomputed", result="bf16[64,32]", runs=5
+    )
     line = "models/layers.py:112 < models/lora.py:40 < training/step.py:57"
     (collective,) = largest.of_ici(moved)
     assert collective == largest.Mover(
         **gather, source=line, read=5 * kernel / 4, written=5 * kernel, sent=5 * kernel * 3 / 4
     )
     readers = {mover.operation: mover for mover in largest.of_hbm(moved)}
-    assert readers["all-gather: dot_general, recomputed"] == collective
+    assert readers["all-gather: dot_general of attention, recomputed"] == collective
 
     # A fusion without metadata has that of its result; lines of no package are the innermost.
-    fused = readers["fusion: mul, forward again"]
+    fused = readers["fusion: mul of decoder.mlp, forward again"]
     assert (fused.source, fused.read, fused.written) == ("optax/_src/update.py:33", rows, rows)
     assert (fused.runs, fused.result) == (1, "bf16[16,32]")
     assert readers["copy"].source == "" and readers["negate: neg"].source == "models/rope.py:7"
     assert len(readers) == 4
 
     text = largest.tables(largest.of_hbm(moved), [collective])
-    assert text.count("| all-gather: dot_general, recomputed | bf16[64,32] | models/layers") == 2
+    assert (
+        text.count(
+            "| all-gather: dot_general of attention, recomputed | bf16[64,32] | models/layers"
+        )
+        == 2
+    )
     assert largest.tables([], []) == ""
 
 
@@ -85,14 +94,14 @@ StackFrames
 
 %fused (a: bf16[16,32]) -> bf16[16,32] {
   %a = bf16[16,32]{1,0} parameter(0)
-  ROOT %m = bf16[16,32]{1,0} multiply(%a, %a), metadata={op_name="jit(step)/transpose(jvp())/while/body/jvp()/mul" stack_frame_id=4}
+  ROOT %m = bf16[16,32]{1,0} multiply(%a, %a), metadata={op_name="jit(step)/transpose(jvp())/while/body/jvp(decoder)/while/body/mlp/mul" stack_frame_id=4}
 }
 
 %body (s: (bf16[16,32], s32[])) -> (bf16[16,32], s32[]) {
   %s = (bf16[16,32]{1,0}, s32[]) parameter(0)
   %x = bf16[16,32]{1,0} get-tuple-element(%s), index=0
   %i = s32[] get-tuple-element(%s), index=1
-  %g = (bf16[16,32]{1,0}, bf16[64,32]{1,0:T(8,128)(2,1)}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="jit(step)/transpose(jvp())/while/body/checkpoint/rematted_computation/dot_general" stack_frame_id=3}
+  %g = (bf16[16,32]{1,0}, bf16[64,32]{1,0:T(8,128)(2,1)}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="jit(step)/transpose(jvp())/while/body/checkpoint/rematted_computation/attention/dot_general" stack_frame_id=3}
   %d = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather-done(%g)
   ROOT %t = (bf16[16,32]{1,0}, s32[]) tuple(%x, %i)
 }

@@ -14,8 +14,15 @@ from unime_jax.planning.memory import Memory
 
 SLICE = chips.parse("v5e:4x4")
 ROWS, CHUNK, GB = 2048, 64, 10**9
-KEPT = {"none": 2.2e9, "dots": 0.9e9, "full": 0.1e9}  # bytes of a row of a chunk on one chip
-PASSES = {"none": 3.0, "dots": 3.0, "full": 4.0}
+# Bytes of a row of a chunk on one chip.
+KEPT = {
+    "none": 2.2e9,
+    "dots": 0.9e9,
+    "attention_up": 0.6e9,
+    "attention": 0.3e9,
+    "full": 0.1e9,
+}
+PASSES = {"none": 3.0, "dots": 3.0, "attention_up": 3.3, "attention": 3.6, "full": 4.0}
 
 
 def training(**changes):
@@ -68,7 +75,7 @@ def test_the_fastest_of_a_grid_that_fits_is_offered(tmp_path, monkeypatch):
     own, *others = entry.searched
     assert own.flags == "" and own.seconds == entry.estimate.seconds and own.ratio == 4 / 3
     assert len(asked) == 1 + 3 == 1 + sum(each.seconds is not None for each in others)
-    assert len(others) == 3 * 4 * 3 - 1  # meshes, chunks, remat, without the plan itself
+    assert len(others) == 3 * 4 * 5 - 1  # meshes, chunks, remat, without the plan itself
     order = [each.predicted_seconds for each in others]
     assert order == sorted(order)
 

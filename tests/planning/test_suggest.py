@@ -12,8 +12,14 @@ from unime_jax.planning.report import Entry
 # Bytes on a chip.
 WEIGHTS, INPUTS, FIXED = 4000, 100, 10
 HELD = WEIGHTS + INPUTS
-KEPT = {"none": 40, "dots": 20, "full": 10}  # of a row of a chunk
-SECONDS = {"none": 6.0, "dots": 7.0, "full": 8.0}
+KEPT = {
+    "none": 40,
+    "dots": 20,
+    "attention_up": 20,
+    "attention": 20,
+    "full": 10,
+}  # of a row of a chunk
+SECONDS = {"none": 6.0, "dots": 7.0, "attention_up": 8.0, "attention": 8.0, "full": 8.0}
 
 
 class Run:

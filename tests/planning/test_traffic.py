@@ -26,7 +26,7 @@ def compile_text(mesh, function, *arguments, out=None):
         return jax.jit(function, **placed).lower(*arguments).compile().as_text()
 
 
-def ici(text, trips=lambda kind: None):
+def ici(text, trips=lambda kind, scopes: None):
     found = costs.traffic(text, trips)
     assert found.unknown_loops == 0
     return found.ici
@@ -67,7 +67,7 @@ ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
   ROOT %g = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%e), replica_groups=[2,8]<=[16], dimensions={0}
 }
 """
-    found = costs.traffic(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind, scopes: None)
     assert found.ici == {
         "all-reduce": 2 * 3 / 4 * 4 * 8 * 2,
         "all-to-all": 15 / 16 * 4 * 8 * 2,
@@ -85,7 +85,7 @@ ENTRY %main (p: f32[2,8]) -> f32[8,8] {
   ROOT %e = f32[8,8]{1,0} all-gather-done(%a)
 }
 """  # noqa: E501
-    found = costs.traffic(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind, scopes: None)
     assert found.ici == {"all-gather": 3 / 4 * 256, "collective-permute": 64}
 
     # What stays on the chip is no traffic. Memory space 1 is the chip's own: a copy and a slice
@@ -101,7 +101,7 @@ ENTRY %main (p: f32[16,8]) -> f32[4,8] {
   ROOT %n = f32[4,8]{1,0:T(8,128)S(1)} negate(%t)
 }
 """  # noqa: E501
-    found = costs.traffic(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind, scopes: None)
     assert (found.hbm, found.ici) == (16 * 8 * BYTES + 4 * 8 * BYTES, {})
 
 
@@ -132,7 +132,7 @@ ENTRY %main (q: bf16[2,8,512,64]) -> bf16[2,8,512,64] {
     # Two blocks of keys, which go through all queries; and cotangents, their ids for each head.
     backward = 2 * 2 * q + 2 * k + 2 * 8 * ids + key_ids + 2 * k
     other, last = ids + 2 * 512 * 4, 2 * q
-    found = costs.traffic(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind, scopes: None)
     assert found.hbm == forward + backward + other + last
 
 
@@ -164,7 +164,7 @@ def test_hbm_of_a_scans_layers_of_every_dtype_and_of_updates_and_slices(mesh):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
     text = compile_text(mesh, function, shaped(mesh, (8, 256)), shaped(mesh, (5, 256, 256)))
-    found = costs.traffic(text, lambda kind: None)
+    found = costs.traffic(text, lambda kind, scopes: None)
     weights = 5 * 256 * 256 * BYTES
     assert weights <= found.hbm < 4 * weights
 
@@ -178,14 +178,14 @@ ENTRY %main (p: {dtype}[6]) -> {dtype}[6] {{
   ROOT %c = {dtype}[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
 }}
 """
-        moved = costs.traffic(text, lambda kind: None)
+        moved = costs.traffic(text, lambda kind, scopes: None)
         assert (moved.ici, moved.hbm) == ({"collective-permute": 6 * size}, 12 * size), dtype
 
     # Of updates and slices only the part moves. In a fusion: the row read and written, the part
     # read and written, and the scalar.
     row, part, third = 4 * 8 * BYTES, 2 * 8 * BYTES, 3 * 8 * BYTES
     fused = 2 * row + 2 * part + BYTES
-    moved = costs.traffic(UPDATES, lambda kind: None)
+    moved = costs.traffic(UPDATES, lambda kind, scopes: None)
     assert (moved.ici, moved.hbm) == ({}, fused + 2 * third + 2 * row)
 
 
@@ -200,28 +200,28 @@ def test_loops_of_unknown_end_and_as_a_tpus_compiler_leaves_them(mesh):
     text = compile_text(mesh, function, shaped(mesh, (64, 32), "x"), end)
     seen = []
 
-    def trips(kind):
+    def trips(kind, scopes):
         seen.append(kind)
         return 11
 
     once = 2 * 7 / 8 * 32 * BYTES
     assert ici(text, trips) == {"all-reduce": 11 * once}
     assert len(seen) == 1 and "f32[8,32]" in seen[0]
-    unknown = costs.traffic(text, lambda kind: None)
+    unknown = costs.traffic(text, lambda kind, scopes: None)
     assert unknown.unknown_loops == 1 and unknown.ici == {"all-reduce": once}
 
     # A counted loop says how often it runs: of collective matmuls 1, 3, 5, 7.
-    found = costs.traffic(LOOP, lambda kind: pytest.fail("the end is known"))
+    found = costs.traffic(LOOP, lambda kind, scopes: pytest.fail("the end is known"))
     assert found.ici == {"collective-permute": 4 * 32}
 
     # Steps of one collective beside other work count once; groups are said by axes of a mesh here.
-    found = costs.traffic(CHAIN, lambda kind: None)
+    found = costs.traffic(CHAIN, lambda kind, scopes: None)
     assert found.ici == {"all-gather": 7 / 8 * 16 * 8 * BYTES}
     assert found.hbm == 16 * 8 * BYTES + 2 * 4 * BYTES
 
     # Text that is no module
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        costs.traffic("nothing", lambda kind: None)
+        costs.traffic("nothing", lambda kind, scopes: None)
 
 
 LOOP = """HloModule m, num_partitions=8

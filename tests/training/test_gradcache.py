@@ -13,7 +13,10 @@ from unime_jax.training.gradcache import encode_in_chunks
 
 
 def test_chunked_gradient_equals_unchunked():
-    """With the activations kept or not, however many rows are live: nothing recompiles."""
+    """With activations of all chunks, some or none kept, and several chunks at once or not.
+
+    However many rows are live: nothing recompiles.
+    """
     trainable, frozen = parameters()
     weight = jax.random.normal(jax.random.key(5), (32, WIDTH))
 
@@ -22,17 +25,21 @@ def test_chunked_gradient_equals_unchunked():
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
         return jax.value_and_grad(lambda p: jnp.sum(encode(p, frozen, flat) * weight))(p)
 
-    for chunks, recompute in ((4, True), (4, False), (1, True), (1, False)):
+    # By three of four at once, the fourth goes alone; more than there are is all there are.
+    cases = ((4, True, 0, 3), (4, False, 0, 1), (4, True, 1, 2), (1, True, 0, 1), (1, True, 2, 2))
+    for chunks, recompute, kept, merged in cases:
 
-        def chunked(p, inputs, weight, recompute=recompute):
-            out = encode_in_chunks(encode, p, frozen, inputs, recompute=recompute)
+        def chunked(p, inputs, weight, recompute=recompute, kept=kept, merged=merged):
+            out = encode_in_chunks(
+                encode, p, frozen, inputs, recompute=recompute, kept=kept, merged=merged
+            )
             return jnp.sum(out.reshape(-1, WIDTH) * weight)
 
         run = jax.jit(jax.value_and_grad(chunked))
         for live in (0, 1, 9, 24, 32):
             inputs = group(chunks, 32 // chunks, live, seed=live)
             seen = jnp.where(jnp.arange(32)[:, None] < live, weight, 0)
-            what = f"{chunks} chunks, {live} live rows, recompute={recompute}"
+            what = f"{chunks} chunks, {live} live rows, {recompute}, {kept} kept, {merged} at once"
             assert_close(
                 run(trainable, inputs, seen), unchunked(trainable, inputs, seen), what=what
             )

@@ -13,10 +13,15 @@ import types
 
 from absl import logging
 from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from unime_jax import files
-from unime_jax.backbones.backbone import Backbone, Preprocessor, language_only, with_lm_head
+from unime_jax.backbones.backbone import (
+    Backbone,
+    MakeModel,
+    Preprocessor,
+    language_only,
+    with_lm_head,
+)
 from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
 from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
@@ -29,6 +34,7 @@ from unime_jax.operations import local_copies
 __all__ = [
     "FAMILIES",
     "Backbone",
+    "MakeModel",
     "Preprocessor",
     "Processing",
     "language_only",
@@ -99,6 +105,8 @@ def open_backbone(
             f'{folder}/config.json: model_type "{model_type}" is not supported; '
             f"supported: {', '.join(FAMILIES)}."
         )
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
     if model_type in CONFIG_MAPPING:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     else:

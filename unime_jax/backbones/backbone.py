@@ -16,7 +16,7 @@ from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.texts.text_prompt import TextPrompt
 from unime_jax.batch import Item, Row
 from unime_jax.data.shapes import Layout
-from unime_jax.models.vlm import EmbeddingModel, Vlm
+from unime_jax.models.vlm import EmbeddingModel, LanguageModel
 
 
 class Preprocessor(Protocol):
@@ -30,6 +30,31 @@ class Preprocessor(Protocol):
     def prompt(self) -> Prompt | TextPrompt | PairPrompt:
         """The prompt that words items."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeModel:
+    """A model with random parameters, as a function of a key.
+
+    Functions of equal class and configuration are equal, so that what is traced and compiled for
+    one serves the others, such as those of a folder that is opened twice.
+    """
+
+    model: Callable[..., Any]
+    config: Any  # hashable
+
+    def __call__(self, key: jax.Array) -> Any:
+        return self.model(self.config, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeLanguageModel:
+    """The language component of a model that another function makes whole; equal as `MakeModel`."""
+
+    make_model: MakeModel
+
+    def __call__(self, key: jax.Array) -> EmbeddingModel:
+        return LanguageModel(self.make_model(key).language_model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +83,7 @@ class LmHead:
       unshared: as of the decoder: why prompts cannot share their beginning; "": they can.
     """
 
-    make_model: Callable[[Literal["tied", "own"], jax.Array], Vlm]
+    make_model: Callable[[Literal["tied", "own"]], MakeModel]
     name: str
     path: str
     tied: bool
@@ -192,10 +217,9 @@ def with_lm_head(backbone: Backbone) -> Backbone:
             " a judge answers by. Judge by the model it was made from"
         )
     kind: Literal["tied", "own"] = "own" if own else "tied"
-    make = head.make_model
     return dataclasses.replace(
         backbone,
-        make_model=lambda key: make(kind, key),
+        make_model=head.make_model(kind),
         names=names,
         text_only=None,
     )

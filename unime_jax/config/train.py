@@ -96,6 +96,12 @@ class TrainConfig:
                 f"config.steps={self.steps} and config.epochs={self.epochs:g}: a run has one "
                 "length; set one of them to 0."
             )
+        kept, buckets = self.execution.kept_chunks, self.data.buckets
+        if kept and len(kept) != len(buckets):
+            raise ValueError(
+                f"config.execution.kept_chunks={tuple(kept)} must have one number for each of the "
+                f"{len(buckets)} buckets of config.data.buckets, or be empty."
+            )
         distils = isinstance(self.loss, Distillation)
         contrast = contrastive_part(self.loss)[1]
         uses_teacher = distils or (contrast is not None and contrast.uses_teacher)

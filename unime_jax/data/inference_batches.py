@@ -7,6 +7,8 @@ as well, so that batches follow from a block's items and the shapes alone.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from unime_jax.batch import Row
 from unime_jax.data.bucket_filling import smallest_bucket
 from unime_jax.data.shapes import BatchShapes
@@ -61,10 +63,19 @@ def batches(
     blocks: Sequence[range],
     shapes: Shapes,
     parts: int,
+    *,
+    window: int = 0,
+    needs: Callable[[BatchShapes], object] = lambda shapes: None,
 ) -> Iterator[Batch | range]:
     """Full batches as they fill, then the rest of a block, then the block itself.
 
     All processes make the same batches of it, each with its own rows.
+
+    Args:
+      window: most items of a small block. Of what is left at its end, rows go where longer ones
+        leave room in a chunk that is computed anyway: fewer chunks, and fewer programs.
+      needs: is called with shapes that there will be a batch of, from their first row on; in a
+        small block, at its end.
     """
     for block in blocks:
         waiting: dict[BatchShapes, Batch] = {}
@@ -81,6 +92,8 @@ def batches(
             if not (size.tokens or size.tiles):  # left out
                 continue
             batch_shapes = shapes(size.tokens, size.tiles)
+            if len(block) > window:
+                needs(batch_shapes)
             batch = waiting.setdefault(batch_shapes, Batch(block, batch_shapes, [], {}))
             left = room.setdefault(batch_shapes, [batch_shapes.rows // parts] * parts)
             batch.sizes.append(size)
@@ -90,5 +103,44 @@ def batches(
             if left[number % parts] < 1:
                 del room[batch_shapes]
                 yield waiting.pop(batch_shapes)
-        yield from waiting.values()
+        rest = _joined(waiting, parts) if len(block) <= window else [*waiting.values()]
+        for batch in rest:
+            needs(batch.shapes)
+        yield from rest
         yield block
+
+
+def _joined(waiting: dict[BatchShapes, Batch], parts: int) -> list[Batch]:
+    """Batches of which none fits into the chunks that another one computes anyway."""
+    kept: list[Batch] = []
+    rising = sorted(waiting.values(), key=lambda batch: _largest(batch.shapes))
+    for i, batch in enumerate(rising):
+        for j, longer in enumerate(rising[i + 1 :], i + 1):
+            if _has_room(longer, batch, parts):
+                order = sorted([*longer.sizes, *batch.sizes])
+                rows = dict(sorted((longer.rows | batch.rows).items()))
+                rising[j] = longer._replace(sizes=order, rows=rows)
+                break
+        else:
+            kept.append(batch)
+    return kept
+
+
+def _largest(shapes: BatchShapes) -> tuple[int, int]:
+    return shapes.buckets[-1].tokens, shapes.buckets[-1].tiles
+
+
+def _has_room(longer: Batch, batch: Batch, parts: int) -> bool:
+    """Whether the rows of `batch` fit beside those of `longer`, without one more chunk.
+
+    Rows stay among those with images, or without.
+    """
+    sizes = zip(_largest(batch.shapes), _largest(longer.shapes), strict=True)
+    if any(small > large or bool(small) != bool(large) for small, large in sizes):
+        return False
+    chunk = longer.shapes.chunk_size // parts
+    taken, added = (
+        np.bincount([size.number % parts for size in one.sizes], minlength=parts)
+        for one in (longer, batch)
+    )
+    return bool((taken + added).max() <= chunk * -(-taken.max() // chunk))

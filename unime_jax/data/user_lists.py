@@ -14,18 +14,24 @@ from unime_jax.data.user_inputs import UserInput, names_image, text_and_images
 T = TypeVar("T")
 
 
-def listed(items: Iterable[UserInput], *, embeds_images: bool) -> list[UserInput]:
-    """The items of a call, checked, but for the images' files.
+def is_single(items: UserInput | Iterable[UserInput]) -> bool:
+    """Whether these are one item, and not several."""
+    return isinstance(items, str | Mapping | Image.Image)
+
+
+def listed(items: UserInput | Iterable[UserInput], *, embeds_images: bool) -> list[UserInput]:
+    """The items of a call, or its single item, checked, but for the images' files.
 
     Args:
       embeds_images: by the model; then a text that names an image gets a warning.
 
     Raises:
-      TypeError, ValueError: an item is not as `UserInput`, which the message names, or `items` is
-        a single item.
+      TypeError, ValueError: an item is not as `UserInput`, which the message names.
     """
-    if isinstance(items, str | bytes | Mapping | Image.Image):
-        raise TypeError(f"items is a single {type(items).__name__}; put it in a list")
+    if isinstance(items, bytes):
+        raise TypeError('items is a single bytes; write {"image": ...} for the content of a file')
+    if isinstance(items, str | Mapping | Image.Image):
+        items = [items]
     items = list(items)
     for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
         naming(index, functools.partial(text_and_images, item))

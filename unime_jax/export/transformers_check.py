@@ -6,21 +6,19 @@ for texts and images are used, which do without torch.
 """
 
 import dataclasses
+import functools
 import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import transformers
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
-from transformers import AutoTokenizer
 
-from unime_jax.backbones import Backbone
+from unime_jax.backbones import Backbone, MakeModel
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.preprocessing import image_processor_config
@@ -59,6 +57,8 @@ def check(folder: pathlib.Path, backbone: Backbone, items: Sequence[Item]) -> No
         for item in (*_probes(), *items):
             differences += _separate_inputs(processor, backbone, prompt, item)
     if differences:
+        import transformers
+
         raise RuntimeError(
             f"{folder}: transformers {transformers.__version__} reads this export otherwise than"
             f" this package:\n  " + "\n  ".join(differences) + "\nThe export is kept for study."
@@ -85,6 +85,8 @@ def _settings(folder: pathlib.Path) -> list[str]:
 
 def _processor(folder: pathlib.Path) -> Any:
     """transformers' processor for texts and images; None: there is none to compare with."""
+    import transformers  # takes a second, and torch with it where that is installed
+
     model_type = json_files.read(folder / "config.json").get("model_type", "")
     name: str | None = "processor"
     try:
@@ -103,7 +105,7 @@ def _processor(folder: pathlib.Path) -> Any:
 
         parts = {
             "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            "tokenizer": AutoTokenizer.from_pretrained(folder),
+            "tokenizer": transformers.AutoTokenizer.from_pretrained(folder),
         }
         settings, _ = kind.get_processor_dict(str(folder))
         arguments = [parts.get(attribute) for attribute in kind.get_attributes()]
@@ -206,12 +208,20 @@ def _pixels(
     theirs: Float[np.ndarray, "theirs F"],
 ) -> list[str]:
     """Difference between an item's patches, normalised, and transformers', which come first."""
-    model: Any = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    ours = np.asarray(normalise(jnp.asarray(patches), model.pixels))
+    channel = np.arange(patches.shape[1]) // (patches.shape[1] // 3)
+    ours = _normalised(backbone.make_model)[patches, channel]
     apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
     if not apart <= PIXELS:
         return [f"{name_of(item)}: normalised pixels are up to {apart:.3g} apart"]
     return []
+
+
+@functools.lru_cache(maxsize=1)
+def _normalised(make_model: MakeModel) -> Float32[np.ndarray, "256 3"]:
+    """Every byte as the model normalises it, by channel: one program for images of any size."""
+    model: Any = jax.eval_shape(make_model, jax.random.key(0))
+    values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    return np.asarray(jax.jit(normalise, static_argnums=1)(values, model.pixels))
 
 
 def _probes() -> list[Item]:

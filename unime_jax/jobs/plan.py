@@ -71,7 +71,8 @@ def read(values: Mapping[str, Any]) -> list[config.PlanConfig]:
         plans = [config_reader.read(config.PlanConfig, values)]
     for planned in plans:
         if isinstance(planned.run, config.TrainConfig):
-            keys = [f"config.run.{key}" for key in automatic.left_open(planned.run)]
+            open_keys = automatic.left_open(planned.run)
+            keys = [f"config.run.{key}" for key in open_keys if key not in automatic.OF_DEVICES]
             if keys:
                 raise ValueError(
                     f"the plan {planned.name!r} leaves open what backbone and data decide in the "
@@ -106,6 +107,10 @@ class Recipe:
                 return report.entry_from_json(files.read_object(cached))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 files.set_aside(cached, error)
+        try:
+            self.settings = self._with_memory(topology)
+        except ValueError:  # which the attempt will say
+            self.settings = self.planned.run
         entry = self.attempt(topology, self.settings)
         if entry.compiler and entry.memory and entry.memory.fits and self.planned.search:
             searched, said = search.search(self, topology, entry, self.planned.search)
@@ -183,6 +188,14 @@ class Recipe:
             settings.batch_size,
         )
         return program.embed_program(backbone, mesh, shapes, jnp.dtype(settings.dtype))
+
+    def _with_memory(self, topology: str) -> Settings:
+        """The run's settings, of which some may follow from the memory of the slice's chips."""
+        settings, where = self.planned.run, chips.parse(topology)
+        if not isinstance(settings, config.TrainConfig):
+            return settings
+        mesh = _mesh(settings, where)
+        return automatic.with_memory(settings, self._open(), mesh, int(where.chip.hbm))
 
     def _open(self) -> Backbone:
         """The backbone, opened once."""

@@ -102,7 +102,8 @@ class Intermediate(nnx.Module):
     """The wide part of the feed-forward block."""
 
     def __init__(self, config: BertConfig, *, key: jax.Array):
-        self.dense = Linear(config.hidden_size, config.intermediate_size, bias=True, key=key)
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.dense = Linear(width, hidden, bias=True, key=key, part="up")
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T hidden"]:
@@ -124,8 +125,10 @@ class Layer(nnx.Module):
         length: Int[Array, " R"],
         implementation: attention.Implementation,
     ) -> Float[Array, "R T D"]:
-        x = self.attention.output(self.attention.self(x, length, implementation), x)
-        return self.output(self.intermediate(x), x)
+        with jax.named_scope("attention"):
+            x = self.attention.output(self.attention.self(x, length, implementation), x)
+        with jax.named_scope("mlp"):
+            return self.output(self.intermediate(x), x)
 
 
 class Encoder(nnx.Module):
@@ -151,6 +154,7 @@ class Bert(EmbeddingModel):
             return unit_norm(hidden[:, 0])
         return unit_norm(token_mean(hidden, None, inputs.length))
 
+    @jax.named_scope("encoder")
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
         """Hidden states of the last layer; padded positions hold values of no meaning."""
         x = self.embeddings(inputs.tokens, inputs.positions[..., 0], execution.dtype)

@@ -79,6 +79,7 @@ class Attention(nnx.Module):
         self.head_dim = config.head_dim
         self.causal = config.causal
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "R T D"],
@@ -115,11 +116,12 @@ class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig, *, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
         width, hidden = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(width, hidden, bias=False, key=gate)
-        self.up_proj = Linear(width, hidden, bias=False, key=up)
+        self.gate_proj = Linear(width, hidden, bias=False, key=gate, part="gate")
+        self.up_proj = Linear(width, hidden, bias=False, key=up, part="up")
         self.down_proj = Linear(hidden, width, bias=False, key=down)
         self.hidden_act = config.hidden_act
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
 
@@ -168,6 +170,7 @@ class Decoder(nnx.Module):
         if config.lm_head == "own":
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, key=head)
 
+    @jax.named_scope("decoder")
     def __call__(
         self,
         x: Float[Array, "R T D"],

@@ -80,6 +80,7 @@ class TextTower(nnx.Module):
         self.causal = text.causal
         self.pooling = text.pooling
 
+    @jax.named_scope("text_tower")
     def __call__(
         self,
         tokens: Int[Array, "R T"],

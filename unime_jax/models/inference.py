@@ -1,6 +1,9 @@
 """A model for inference: its parameters as they are stored, and how its forward is run."""
 
-from collections.abc import Callable
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ from jax.sharding import Mesh
 
 from unime_jax import paths, sharding
 from unime_jax.models import layers
+from unime_jax.models.forward import SHARED
 from unime_jax.models.vlm import EmbeddingModel, Execution
 
 
@@ -22,13 +26,7 @@ def targets(
       dtype: of weights; int8: linear layers as codes with scales, the rest bfloat16.
     """
 
-    def make() -> EmbeddingModel:
-        model = make_model(jax.random.key(0))
-        if dtype == jnp.int8:
-            layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
-        return model
-
-    graph, shapes = paths.split(jax.eval_shape(make))
+    graph, shapes = _trace(make_model, dtype == jnp.int8)
 
     def stored(path: str) -> jnp.dtype:
         codes = shapes[path].dtype == jnp.int8
@@ -36,6 +34,22 @@ def targets(
         return shapes[path].dtype if codes or scale else activations(dtype)
 
     return graph, sharding.abstract_parameters(shapes, mesh, stored)
+
+
+@functools.lru_cache(maxsize=SHARED)
+def _trace(
+    make_model: Callable[[jax.Array], EmbeddingModel], quantized: bool
+) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
+    """The graph and shapes of the model, with linear layers as int8 codes or as they are."""
+
+    def make() -> EmbeddingModel:
+        model = make_model(jax.random.key(0))
+        if quantized:
+            layers.quantize(model, {f"{path}.kernel" for path, _ in layers.linears(model)})
+        return model
+
+    graph, shapes = paths.split(jax.eval_shape(make))
+    return graph, types.MappingProxyType(shapes)
 
 
 def activations(dtype: jnp.dtype) -> jnp.dtype:

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Int8
 
 from unime_jax.models import precision, quantization
+from unime_jax.models.settings import Part
 
 TINY = 1e-30  # below any squared norm that a trained kernel has
 
@@ -27,10 +29,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Linear(nnx.Module):
     """y = x W + b, with W stored [in, out]; `lora.add` attaches an adapter.
 
-    With a `kernel_scale` (`quantize`), the kernel is int8 codes.
+    With a `kernel_scale` (`quantize`), the kernel is int8 codes. `part` of its layer: policies of
+    `scan.run` know the product by it, whatever it is made of, so that gradients find it.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, key: jax.Array):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        key: jax.Array,
+        part: Part = "projection",
+    ):
         kernel = jax.random.normal(key, (in_features, out_features)) * in_features**-0.5
         self.kernel = nnx.Param(kernel)
         self.kernel_scale: nnx.Param | None = nnx.data(None)
@@ -40,19 +51,23 @@ class Linear(nnx.Module):
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
         self.lora_norm: nnx.Param | None = nnx.data(None)  # see `lora.column_norms`
         self.lora_scale = 0.0
+        self.part = part
+        self.whole: nnx.Param | None = nnx.data(None)  # the kernel to multiply by, see `gather`
 
     def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
         scale = None if self.kernel_scale is None else self.kernel_scale[...]
+        kernel = self.kernel[...] if self.whole is None else self.whole[...]
         if scale is None:
-            y = _product(x, self.kernel[...].astype(x.dtype))
+            y = _product(x, kernel.astype(x.dtype))
         else:
-            y = quantization.matmul(x, self.kernel[...], scale)
+            y = quantization.matmul(x, kernel, scale)
         if self.lora_a is not None and self.lora_b is not None:
             a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
             y = y + _product(_product(x, a), b) * self.lora_scale
-            if self.lora_magnitude is not None:
-                norm = self.column_norm() if self.lora_norm is None else self.lora_norm[...]
-                y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
+        y = checkpoint_name(y, self.part)  # before the magnitude, whose gradient needs it
+        if self.lora_magnitude is not None:
+            norm = self.column_norm() if self.lora_norm is None else self.lora_norm[...]
+            y = y * (self.lora_magnitude[...] / norm).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y
@@ -108,8 +123,38 @@ def merged_norm(
     return jnp.sqrt(jnp.maximum(own + 2 * jnp.sum(projected * b, axis=0) + square, TINY))
 
 
+@jax.custom_vjp
 def _product(a: Float[Array, "*any in"], b: Float[Array, "in out"]) -> Float[Array, "*any out"]:
+    """a b, whose gradient of `b` is a product of `a` and the cotangent as they lie in memory.
+
+    Autodiff's own is the transpose of one of the cotangent, transposed. On CPUs XLA makes that
+    transpose in the loop that computes the cotangent, which then walks all its inputs in strides.
+    """
     return jnp.matmul(a, b, precision=precision.of(a.dtype))
+
+
+def _forward(a: Any, b: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    kept = a.value if b.perturbed else None, b.value if a.perturbed else None
+    return _product(a.value, b.value), kept
+
+
+def _backward(
+    kept: tuple[jax.Array | None, jax.Array | None], cotangent: Any
+) -> tuple[jax.Array | None, jax.Array | None]:
+    a, b = kept
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    asked = precision.of(cotangent.dtype)
+    last, rows = (cotangent.ndim - 1,), tuple(range(cotangent.ndim - 1))
+    of_a = of_b = None
+    if b is not None:
+        of_a = jax.lax.dot_general(cotangent, b, ((last, (1,)), ((), ())), precision=asked)
+    if a is not None:
+        of_b = jax.lax.dot_general(a, cotangent, ((rows, rows), ((), ())), precision=asked)
+    return of_a, of_b
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class Embedding(nnx.Module):

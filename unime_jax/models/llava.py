@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS, Linear
 from unime_jax.models.vit import VisionConfig, VisionTower
-from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, TowerFeatures, VisionFeatures, Vlm, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Projector(nnx.Module):
         self.linear_2 = Linear(width, width, bias=bias, key=second)
         self.act = config.projector_act
 
+    @jax.named_scope("projector")
     def __call__(self, x: Float[Array, "*any in"]) -> Float[Array, "*any D"]:
         return self.linear_2(ACTIVATIONS[self.act](self.linear_1(x)))
 
@@ -50,13 +51,13 @@ class Llava(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def vision_features(
+    def tower_features(
         self,
         patches: UInt8[Array, "R N P F"],
         position: Int[Array, "R N P 3"] | None,
         execution: Execution,
-    ) -> VisionFeatures:
-        """Row 0 of the table is the newline, row 1 + n * P + p that of patch p of tile n.
+    ) -> TowerFeatures:
+        """[R, N, P, width] of the tower.
 
         Patches whose `position` is negative are zeros, which no bytes normalise to.
         """
@@ -69,6 +70,13 @@ class Llava(Vlm):
             remat=execution.remat,
             implementation=execution.attention,
         )
-        x = self.multi_modal_projector(x).reshape(rows, tiles * count, -1)
+        return TowerFeatures((x.reshape(rows, tiles, count, -1),))
+
+    def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
+        """Row 0 of the table is the newline, row 1 + n * P + p that of patch p of tile n."""
+        (x,) = features.levels
+        rows, tiles, count, width = x.shape
+        x = self.multi_modal_projector(x.reshape(rows * tiles, count, width))
+        x = x.reshape(rows, tiles * count, -1)
         newline = jnp.broadcast_to(self.image_newline[...].astype(x.dtype), (rows, 1, x.shape[-1]))
         return VisionFeatures(jnp.concatenate([newline, x], axis=1))

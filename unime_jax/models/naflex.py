@@ -58,6 +58,7 @@ class FlexibleTower(nnx.Module):
         self.post_layernorm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.head = PoolingHead(config, key=head)
 
+    @jax.named_scope("vision_tower")
     def pooled(
         self,
         patches: Float[Array, "tiles P F"],

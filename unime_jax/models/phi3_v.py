@@ -12,7 +12,7 @@ from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.global_view import fill_global_views
 from unime_jax.models.layers import ACTIVATIONS, Linear
 from unime_jax.models.vit import VisionConfig, VisionTower
-from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, TowerFeatures, VisionFeatures, Vlm, normalise
 
 MERGE = 2  # MERGE x MERGE patches become one token
 
@@ -52,13 +52,13 @@ class Phi3V(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def vision_features(
+    def tower_features(
         self,
         patches: UInt8[Array, "R N P F"],
         position: Int[Array, "R N P 3"] | None,
         execution: Execution,
-    ) -> VisionFeatures:
-        """Row 0 of the table ends a line, row 1 the crops; then P / 4 rows a tile, line by line.
+    ) -> TowerFeatures:
+        """[R, N, P, width] of the tower.
 
         `position` marks the tiles of global views, which are filled here, see `fill_global_views`.
         """
@@ -70,7 +70,13 @@ class Phi3V(Vlm):
             remat=execution.remat,
             implementation=execution.attention,
         )
-        side, width = math.isqrt(count) // MERGE, x.shape[-1]
+        return TowerFeatures((x.reshape(rows, tiles, count, -1),))
+
+    def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
+        """Row 0 of the table ends a line, row 1 the crops; then P / 4 rows a tile, line by line."""
+        (x,) = features.levels
+        rows, tiles, count, width = x.shape
+        side = math.isqrt(count) // MERGE
         x = x.reshape(rows, tiles * side, MERGE, side, MERGE, width).swapaxes(2, 3)
         x = x.reshape(rows, tiles * side**2, MERGE**2 * width)
         separators = [s[...].reshape(1, 1, -1).astype(x.dtype) for s in (self.sub_GN, self.glb_GN)]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, UInt8
 
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig, QwenVisionTower
-from unime_jax.models.vlm import Execution, Pixels, VisionFeatures, Vlm, normalise
+from unime_jax.models.vlm import Execution, Pixels, TowerFeatures, VisionFeatures, Vlm, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +28,25 @@ class Qwen2Vl(Vlm):
         self.language_model = Decoder(config.text, key=decoder)
         self.pixels = config.pixels
 
-    def vision_features(
+    def tower_features(
         self,
         patches: UInt8[Array, "R N P F"],
         position: Int[Array, "R N P 3"] | None,
         execution: Execution,
-    ) -> VisionFeatures:
-        """Row g of the table is the token merged of the g-th patches of all tiles of a row."""
+    ) -> TowerFeatures:
+        """[R, N * P, width] of the tower, whose patches see those of all tiles of a row."""
         assert position is not None, "the family's layout is `positioned`"
         rows, tiles, count, values = patches.shape
         x = normalise(patches, self.pixels).astype(execution.dtype)
-        table = self.visual(
+        x = self.visual(
             x.reshape(rows, tiles * count, values),
             position.reshape(rows, tiles * count, 3),
             remat=execution.remat,
             implementation=execution.attention,
         )
-        return VisionFeatures(table)
+        return TowerFeatures((x,))
+
+    def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
+        """Row g of the table is the token merged of the g-th patches of all tiles of a row."""
+        (x,) = features.levels
+        return VisionFeatures(self.visual.merger(x))

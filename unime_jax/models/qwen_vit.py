@@ -79,6 +79,7 @@ class Attention(nnx.Module):
         self.proj = Linear(width, width, bias=True, key=proj)
         self.num_heads = config.num_heads
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "R patches width"],
@@ -134,15 +135,16 @@ class PatchMerger(nnx.Module):
         self.linear_2 = Linear(width, config.output_size, bias=True, key=second)
         self.merged = config.merge**2
 
+    @jax.named_scope("merger")
     def __call__(self, x: Float[Array, "R patches width"]) -> Float[Array, "R V D"]:
-        """V = patches / merge**2 tokens."""
+        """V = patches / merge**2 tokens; token g is made of patches g * merge**2 and on."""
         rows, patches, _ = x.shape
         x = self.ln_q(x).reshape(rows, patches // self.merged, -1)
         return self.linear_2(ACTIVATIONS["gelu"](self.linear_1(x)))
 
 
 class QwenVisionTower(nnx.Module):
-    """Patches to tokens of the decoder."""
+    """Features of patches, and the `merger` that makes tokens of the decoder of them."""
 
     def __init__(self, config: QwenVisionConfig, *, key: jax.Array):
         patch, blocks, merger = jax.random.split(key, 3)
@@ -152,6 +154,7 @@ class QwenVisionTower(nnx.Module):
         self.head_dim = config.hidden_size // config.num_heads
         self.rope_theta = config.rope_theta
 
+    @jax.named_scope("vision_tower")
     def __call__(
         self,
         patches: Float[Array, "R patches F"],
@@ -159,18 +162,17 @@ class QwenVisionTower(nnx.Module):
         *,
         remat: scan.Remat,
         implementation: attention.Implementation,
-    ) -> Float[Array, "R V D"]:
-        """Token g is made of patches g * merge**2 and on, see `PatchEmbed` and `PatchMerger`.
+    ) -> Float[Array, "R patches width"]:
+        """Features of normalised patches, see `PatchEmbed`.
 
         `position` is (number of the image, row, column), see `Row`. Patches that fill a sequence
-        up have an image number of their own and give finite tokens of no meaning.
+        up have an image number of their own and give finite features of no meaning.
         """
         segment = position[:, :, 0]
         cos, sin = axial_angles(position[:, :, 1:], self.head_dim, self.rope_theta)
-        x = scan.run(
+        return scan.run(
             self.blocks,
             lambda block, x: block(x, cos, sin, segment, implementation),
             self.patch_embed(patches),
             remat=remat,
         )
-        return self.merger(x)

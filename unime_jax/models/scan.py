@@ -6,16 +6,61 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from unime_jax import sharding
+from unime_jax.models import gather
 from unime_jax.models.settings import Remat
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
+INPUT, HOST = "layer_input", "pinned_host"
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # A scan's slices of the host's memory come back as a layer needs them.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(INPUT,),
+        offload_src="device",
+        offload_dst=HOST,
+    ),
+    "attention": jax.checkpoint_policies.save_only_these_names("projection"),
+    "attention_up": jax.checkpoint_policies.save_only_these_names("projection", "up"),
+    # By name, too: a product of int8 codes is no dot to a policy.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("projection", "gate", "up"),
+    ),
 }
+
+
+def check(remat: Remat, mesh: Mesh) -> None:
+    """Raises ValueError where the devices cannot do what is asked: "offload" needs host memory.
+
+    An abstract mesh is one of TPUs: none but a planner's has no devices.
+    """
+    if remat != "offload" or not isinstance(mesh, Mesh):
+        return
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(
+            f'config.execution.remat="offload" puts the inputs of layers into {HOST} memory, and a '
+            f"{device.device_kind} has {', '.join(kinds) or 'none that JAX names'} only: set "
+            '"full", which keeps them on the device'
+        )
+
+
+def _all_but_gathered(primitive: Any, *arguments: Any, **_: Any) -> bool:
+    """A policy that keeps everything but gathered kernels, which would be those of all layers.
+
+    Of a frozen kernel that is a call nobody differentiates; a cast one, which has two axes, would
+    be spread like the gathered one.
+    """
+    if primitive.name == "convert_element_type":
+        return arguments[0].ndim > 2
+    return primitive.name not in ("sharding_constraint", "custom_vjp_call")
 
 
 def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> Layer:
@@ -33,7 +78,7 @@ def run(
 ) -> jax.Array:
     """Applies the stacked layers in turn to x, [rows, ...]. `remat`: what the backward recomputes.
 
-    "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only layer inputs.
+    Attention's own products, of tokens by tokens, are computed again by all but "none".
     Array i of `added` is added to x after layer i (DeepStack, Meng et al. 2024).
     Every device keeps to its own rows: left to choose, XLA splits activations by features where
     weights lie over "fsdp", and reduces them over all devices in every layer.
@@ -48,15 +93,20 @@ def run(
     if len(added) > depth:
         raise ValueError(f"{len(added)} arrays are to be added after layers, and there are {depth}")
 
+    gathers = gather.takes_part(x)
+
     def body(x: jax.Array, scanned: tuple[Layer, Any]) -> tuple[jax.Array, None]:
         layer, i = scanned
-        x = call(layer, x)
+        if gathers:
+            gather.gather(layer, x)
+        x = call(layer, checkpoint_name(x, INPUT))
         if levels is not None:
             x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
         return sharding.shard_rows(x), None
 
-    if remat != "none":
+    if gathers or remat != "none":
         # Inside a scan the loop itself keeps XLA from merging the two forwards.
-        body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+        policy = _all_but_gathered if remat == "none" else _POLICIES[remat]
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     numbers = None if levels is None else jnp.arange(depth)
     return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers))[0]

@@ -7,8 +7,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-# Activations that a layer computes again for gradients: none, all but outputs of matmuls, all.
-Remat = Literal["none", "dots", "full"]
+# Activations that a layer keeps for gradients, from most to least; it computes the others again.
+# "none": all. "dots": outputs of its linear layers. "attention_up": those but the gate's, which is
+# half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload": its
+# input, in the host's memory.
+Remat = Literal["none", "dots", "attention_up", "attention", "full", "offload"]
+# "auto": by the memory of a device
+RematChoice = Literal["auto", "none", "dots", "attention_up", "attention", "full", "offload"]
+# A linear layer's part in its layer: the wide ones of an MLP, or any other.
+Part = Literal["projection", "gate", "up"]
 Implementation = Literal["xla", "cudnn", "splash"]  # of attention
 # "splash": a TPU's Pallas kernel, "cudnn": a GPU's; "auto": that of the platform, or "xla"
 AttentionChoice = Literal["auto", "xla", "cudnn", "splash"]

@@ -55,6 +55,7 @@ class Attention(nnx.Module):
         self.out_proj = Linear(width, width, bias=True, key=o)
         self.num_heads = config.num_heads
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "rows tokens width"],
@@ -75,10 +76,11 @@ class MLP(nnx.Module):
 
     def __init__(self, features: int, hidden: int, act: str, *, key: jax.Array):
         up, down = jax.random.split(key)
-        self.fc1 = Linear(features, hidden, bias=True, key=up)
+        self.fc1 = Linear(features, hidden, bias=True, key=up, part="up")
         self.fc2 = Linear(hidden, features, bias=True, key=down)
         self.act = act
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
@@ -159,6 +161,7 @@ class VisionTower(nnx.Module):
         x = self.hidden_states(patches, remat=remat, implementation=implementation)
         return x[:, x.shape[1] - patches.shape[1] :]  # without the class token
 
+    @jax.named_scope("vision_tower")
     def hidden_states(
         self,
         patches: Float[Array, "tiles P F"],

@@ -5,8 +5,10 @@ image-token table that each token takes, so the graph here is static.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -39,6 +41,15 @@ class Execution:
     attention: attention.Implementation
 
 
+class TowerFeatures(NamedTuple):
+    """Features of all tiles of the rows of a chunk, as they come out of a family's tower.
+
+    `levels`: of the tower's layers that the family reads; one array, or several (DeepStack).
+    """
+
+    levels: tuple[Float[Array, "R ..."], ...]
+
+
 class VisionFeatures(NamedTuple):
     """Image features of the rows of a chunk.
 
@@ -48,6 +59,10 @@ class VisionFeatures(NamedTuple):
 
     table: Float[Array, "R V D"]
     deepstack: tuple[Float[Array, "R V D"], ...] = ()
+
+
+# `Inputs.vision` of a chunk with patches.
+VisionStage = Callable[[Inputs, Execution], TowerFeatures | VisionFeatures]
 
 
 class EmbeddingModel(nnx.Module):
@@ -65,14 +80,36 @@ class EmbeddingModel(nnx.Module):
         """Tokens of a row, at most, that may hold several texts; 0: it cannot, as each has one."""
         return 0
 
+    def vision_stages(self) -> Sequence[VisionStage]:
+        """Functions that make `Inputs.vision` of a chunk with patches.
+
+        Each goes on from the one before and reads more parameters. None: the model reads patches
+        alone.
+        """
+        return ()
+
 
 class Vlm(EmbeddingModel):
     """A vision-language model used as an embedder, or with a language-model head as a judge.
 
-    A family's class has `language_model` and makes the `vision_features`.
+    A family's class has `language_model`, its tower's `tower_features`, and `project`, which makes
+    image tokens of them.
     """
 
     language_model: Decoder
+
+    def tower_features(
+        self,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
+        execution: Execution,
+    ) -> TowerFeatures:
+        """Features of all tiles of each row, before anything that maps them to tokens."""
+        raise NotImplementedError
+
+    def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
+        """Image tokens of each row from the tower's features."""
+        raise NotImplementedError
 
     def vision_features(
         self,
@@ -80,8 +117,15 @@ class Vlm(EmbeddingModel):
         position: Int[Array, "R N P 3"] | None,
         execution: Execution,
     ) -> VisionFeatures:
-        """Features of all tiles of each row."""
-        raise NotImplementedError
+        """Image tokens of all tiles of each row."""
+        return self.project(self.tower_features(patches, position, execution), execution)
+
+    def vision_stages(self) -> Sequence[VisionStage]:
+        """The tower, then the tower and the projector."""
+        return (
+            lambda i, e: self.tower_features(i.patches, i.patch_position, e),
+            lambda i, e: self.vision_features(i.patches, i.patch_position, e),
+        )
 
     @property
     def pack_tokens(self) -> int:
@@ -104,8 +148,8 @@ class Vlm(EmbeddingModel):
         """Hidden states after the final norm; padded positions hold values of no meaning."""
         x = self.language_model.embed_tokens(inputs.tokens, execution.dtype)
         deepstack = []
-        if inputs.patches is not None:
-            vision = self.vision_features(inputs.patches, inputs.patch_position, execution)
+        vision = self._vision_of(inputs, execution)
+        if vision is not None:
             slots = inputs.slot, inputs.slot_weight
             x = merge_image_tokens(x, vision.table, *slots)
             nothing = jnp.zeros_like(x)
@@ -120,6 +164,16 @@ class Vlm(EmbeddingModel):
             segment=inputs.segment,
             shares_prefix=inputs.segment_live is None,
         )
+
+    def _vision_of(self, inputs: Inputs, execution: Execution) -> VisionFeatures | None:
+        """Image tokens of a chunk, from where its inputs start; None: it has no images."""
+        if isinstance(inputs.vision, VisionFeatures):
+            return inputs.vision
+        if isinstance(inputs.vision, TowerFeatures):
+            return self.project(inputs.vision, execution)
+        if inputs.patches is None:
+            return None
+        return self.vision_features(inputs.patches, inputs.patch_position, execution)
 
 
 class LanguageModel(Vlm):
@@ -136,6 +190,7 @@ def normalise(patches: UInt8[Array, "*any F"], pixels: Pixels) -> Float[Array, "
     return (patches.astype(jnp.float32) * pixels.scale - mean) / std
 
 
+@jax.named_scope("image_tokens")
 def merge_image_tokens(
     x: Float[Array, "R T D"],
     table: Float[Array, "R V D"],

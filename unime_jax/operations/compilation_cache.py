@@ -27,7 +27,7 @@ LEAST_SECONDS = 0.2  # of compiling, for a program on a CPU to be kept
 SECONDS_BETWEEN_LINES = 60.0  # while something compiles
 
 _HIT = "/jax/compilation_cache/cache_hits"
-_hits = 0
+_hits = threading.local()  # of a thread, which compiles one program at a time
 _chosen = False  # by a job; what a library call then would choose does not matter
 
 
@@ -69,7 +69,7 @@ def folder_for(workdir: files.Path | None) -> files.Path:
 def announced(what: str) -> Iterator[None]:
     """Logs that `what` is compiled in it, how long it takes, and whether it came from the cache."""
     logging.info("compiling %s", what)
-    started, hits = time.perf_counter(), _hits
+    started, hits = time.perf_counter(), _count()
     done = threading.Event()
 
     def remind() -> None:
@@ -82,7 +82,7 @@ def announced(what: str) -> Iterator[None]:
         yield
     finally:
         done.set()
-    kept = ", kept from an earlier start" if _hits > hits else ""
+    kept = ", kept from an earlier start" if _count() > hits else ""
     logging.info("compiled %s in %.1f s%s", what, time.perf_counter() - started, kept)
 
 
@@ -140,8 +140,11 @@ def _cpu() -> str:
 
 
 def _count_hits(event: str, **_: str | int) -> None:
-    global _hits
-    _hits += event == _HIT
+    _hits.count = _count() + (event == _HIT)
+
+
+def _count() -> int:
+    return getattr(_hits, "count", 0)
 
 
 jax.monitoring.register_event_listener(_count_hits)

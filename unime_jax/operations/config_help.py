@@ -1,9 +1,12 @@
 """The texts of --help and --print_config: jobs, recipes and keys, each from its definition."""
 
+import ast
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import io
+import pathlib
 import re
 import textwrap
 import tokenize
@@ -21,11 +24,11 @@ WIDTH = 100
 PARTS = ("run.", "initial.", "mine.", "judge.", "train.")  # whole configs in others
 
 
-def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
+def help_text(jobs: Mapping[str, str], own_flags: list[flags.Flag]) -> str:
     """All of --help.
 
     Args:
-      jobs: name -> a function whose module's docstring says in its first line what it does.
+      jobs: name -> a module whose docstring says in its first line what it does.
       own_flags: the flags besides --config.<key>.
     """
     lines = [
@@ -36,9 +39,8 @@ def help_text(jobs: Mapping[str, Any], own_flags: list[flags.Flag]) -> str:
         "",
         "JOBS  (--config.job; a recipe has the one that it is for)",
     ]
-    for name, run in jobs.items():
-        summary = (inspect.getdoc(inspect.getmodule(run)) or "").splitlines()[0]
-        lines += _entry(name, summary)
+    for name, module in jobs.items():
+        lines += _entry(name, _summary(module))
     lines += ["", "RECIPES  (a name of these, or a file of your own that ends in .py)"]
     for name, (summary, variants) in recipes.described().items():
         lines += _entry(name, summary)
@@ -117,6 +119,14 @@ def meanings(cls: type) -> dict[str, str]:
         if parts:
             by_name[match[1]] = " ".join(parts)
     return by_name
+
+
+def _summary(module: str) -> str:
+    """First line of a module's docstring, read from its file: nothing is imported."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    source = pathlib.Path(spec.origin).read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def _fields(cls: type, prefix: str) -> Iterator[tuple[str, type, str]]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import re
 import zlib
 from typing import Any
@@ -79,7 +80,7 @@ def devices(where: Slice) -> list[jax.Device]:
 def compile_program(program: Program, where: Slice, cache: files.Path) -> Compiled:
     """Memory and HLO of a program on its own mesh, compiled or read from `cache`.
 
-    The cache key is the lowered text, the slice and the versions.
+    The cache key is the lowered text, the slice, the versions and flags.
     """
     with jax.set_mesh(program.mesh):
         lowered = program.run.lower(*program.arguments)
@@ -138,8 +139,9 @@ def chip_bytes(tree: object) -> int:
 
 
 def versions() -> str:
-    """Versions of the packages that decide the compiled program."""
-    return " ".join(f"{name} {_version(name) or 'none'}" for name in PACKAGES)
+    """Versions of the packages, and flags of libtpu, that decide the compiled program."""
+    packages = [f"{name} {_version(name) or 'none'}" for name in PACKAGES]
+    return " ".join([*packages, *os.environ.get("LIBTPU_INIT_ARGS", "").split()])
 
 
 def _refused_bytes(message: str) -> int | None:

@@ -12,11 +12,14 @@ import numpy as np
 from unime_jax.batch import Inputs
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models import forward
+from unime_jax.models.forward import MERGED
+from unime_jax.models.frozen_vision import FEATURES
 from unime_jax.planning import costs, largest
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled
 from unime_jax.planning.memory import kept_of_a_row
 from unime_jax.planning.program import Program
+from unime_jax.training.gradcache import KEPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,17 +204,34 @@ def traffic(program: Program, chunks: Sequence[int], text: str) -> costs.Traffic
     """Traffic of the compiled program, given its live chunks by bucket.
 
     A loop over chunks is known by what it carries of every token, or of every tile where rows
-    have no tokens.
+    have no tokens, or where it makes features of images alone.
     """
 
-    def trips(type: str) -> int | None:
-        for group, count in zip(program.groups, chunks):
-            carried = group.tokens if group.tokens.shape[-1] else group.patches
-            assert carried is not None, "a bucket has tokens or tiles"
-            all_chunks, rows, each, *_ = carried.sharding.shard_shape(carried.shape)
-            if re.search(rf"\[{all_chunks},(\d+,)*{rows},{each}[],]", type):
-                return count
+    def trips(type: str, scopes: str) -> int | None:
+        for carried in ("tokens", "patches"):
+            for number, (group, count) in enumerate(zip(program.groups, chunks)):
+                array = getattr(group, carried)
+                if array is None or not array.shape[-1]:
+                    continue
+                all_chunks, rows, each, *_ = array.sharding.shard_shape(array.shape)
+                kept = program.kept[number] if KEPT in scopes else 0  # there is room for no more
+                leading = f"(?:{all_chunks}|{kept})" if kept else str(all_chunks)
+                if re.search(rf"\[{leading},(\d+,)*{rows},{each}[],]", type):
+                    return runs(group, count, program.kept[number], scopes)
         return None
+
+    def runs(group: Inputs, count: int, kept: int, scopes: str) -> int:
+        """Of a loop over a group's chunks, by the scopes that it is in."""
+        if FEATURES in scopes:
+            return count
+        if KEPT in scopes:
+            return min(count, kept)
+        others = max(count - kept, 0)
+        merged = min(program.merged, max(group.live.shape[0] - kept, 1))
+        if MERGED in scopes:
+            return others // merged
+        merging = merged > 1 and "transpose(" not in scopes
+        return others % merged if merging else others
 
     return costs.traffic(text, trips)
 

@@ -2,17 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
-
-import jax
 
 from unime_jax import sharding
-from unime_jax.batch import Inputs
 from unime_jax.data.shapes import Bucket
-from unime_jax.models import forward
+from unime_jax.models import forward, frozen_vision
 from unime_jax.planning.chips import Slice
 from unime_jax.planning.compiler import Compiled, argument_bytes, chip_bytes
 from unime_jax.planning.program import Program
+from unime_jax.training import activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +22,13 @@ class Memory:
       inputs: exact; two batches, as the next one is placed while a program runs. Of a program that
         embeds the embeddings of the other call as well.
       gradients: exact, of the trainable parameters.
-      activations: kept by the backward pass of a chunk, or of all chunks if none is encoded twice,
+      activations: kept for the backward pass of a chunk, and of those that are not encoded twice,
         as traced; the compiler may fuse or drop a part. They are among `temporaries`.
       temporaries: the compiler's; None: there is no compiler here.
       peak: the compiler's for the program, with what lies beside its arguments; None as above.
       capacity: of the chip.
+      features: of images, made by a frozen tower and kept for both passes over a batch
+        (`execution.keep_features`), as traced. They are among `temporaries`.
     """
 
     weights: int
@@ -40,6 +39,7 @@ class Memory:
     temporaries: int | None
     peak: int | None
     capacity: int
+    features: int = 0
 
     @property
     def held(self) -> int:
@@ -78,31 +78,35 @@ def memory(
         temporaries=compiled.temporaries if compiled else None,
         peak=compiled.peak + idle + ahead if compiled else None,
         capacity=int(where.chip.hbm),
+        features=_features(program),
     )
+
+
+def _features(program: Program) -> int:
+    """Bytes on one chip of the features of images that the program keeps."""
+    if program.vision is None:
+        return 0
+    groups = tuple(group for group in program.groups if group.patches is not None)
+    parameters = program.parameters[0] | program.parameters[1]
+    total = frozen_vision.bytes_of(program.vision, parameters, groups)
+    return total // sharding.row_shards(program.mesh)
 
 
 def _activations(program: Program, kept: Sequence[float]) -> int:
     """Bytes of activations on one chip, given those of a row by bucket."""
     shapes, shards = program.shapes, sharding.row_shards(program.mesh)
     chunks = [shapes.chunk_rows(b) // shards * row for b, row in zip(shapes.buckets, kept)]
-    if program.keeps:
-        return round(sum(shapes.chunks(b) * chunk for b, chunk in zip(shapes.buckets, chunks)))
-    return round(max(chunks))
+    whole = sum(count * chunk for count, chunk in zip(program.kept, chunks))
+    again = [
+        chunk
+        for bucket, count, chunk in zip(shapes.buckets, program.kept, chunks)
+        if count < shapes.chunks(bucket)
+    ]
+    return round(whole + max(again, default=0.0))
 
 
 def kept_of_a_row(program: Program, bucket: Bucket) -> float:
     """Bytes that the backward pass needs of one more row, as traced."""
-    if not program.parameters[0]:
-        return 0.0
-    return _kept(program, 2, bucket) - _kept(program, 1, bucket)
-
-
-def _kept(program: Program, rows: int, bucket: Bucket) -> float:
-    """Bytes of what the pullback of so many rows holds, parameters included."""
     encode = forward.make_encode(program.graph, program.execution)
-
-    def pullback(trainable: Any, frozen: Any, inputs: Inputs) -> Any:
-        return jax.vjp(lambda p: encode(p, frozen, inputs), trainable)[1]
-
-    kept = jax.eval_shape(pullback, *program.chunk(rows, bucket))
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)))
+    trainable, frozen, _ = program.chunk(1, bucket)
+    return activations.bytes_of_a_row(encode, trainable, frozen, bucket, program.shapes.layout)

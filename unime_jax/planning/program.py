@@ -14,10 +14,10 @@ from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.models import forward, inference
+from unime_jax.models import forward, frozen_vision, inference
 from unime_jax.models.vlm import Execution
-from unime_jax.training import setup, state, step, temperature
-from unime_jax.training.settings import Distillation, contrastive_part
+from unime_jax.training import activations, setup, state, step, temperature
+from unime_jax.training.settings import Distillation, ExecutionConfig, contrastive_part
 
 Parameters = dict[str, Any]  # abstract, by path
 
@@ -36,7 +36,9 @@ class Program:
       shapes: of its rows.
       parameters: the trainable and the frozen ones, abstract, by path.
       execution: how `graph` is run.
-      keeps: whether the backward pass finds activations of all chunks, or encodes them again.
+      kept: chunks whose activations the backward pass finds, by bucket; it encodes others again.
+      merged: chunks that are encoded at once where no gradient is needed.
+      vision: makes the features of images that are kept for both passes; None: there are none.
       items: pairs (or texts, if nothing is trained) of one call.
     """
 
@@ -49,8 +51,10 @@ class Program:
     graph: Any
     parameters: tuple[Parameters, Parameters]
     execution: Execution
-    keeps: bool
+    kept: tuple[int, ...]
+    merged: int
     items: int
+    vision: frozen_vision.FrozenVision | None = None
 
     def traced(self) -> Any:
         """The program as a jaxpr."""
@@ -60,18 +64,10 @@ class Program:
 
     def chunk(self, rows: int, bucket: Bucket) -> tuple[Parameters, Parameters, Inputs]:
         """Trainable and frozen parameters and a chunk of so many rows, without shardings."""
-        # Whatever its part of a whole batch is, and its chunks there.
-        alone = dataclasses.replace(bucket, share=1.0, rows=0)
-        # Rows of several texts have a bucket of single rows after them.
-        buckets = (alone, Bucket(bucket.tokens, 0)) if bucket.texts > 1 else (alone,)
-        shapes = BatchShapes(buckets, self.shapes.layout, rows, rows)
         trainable, frozen = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.parameters
         )
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), bucket_shapes(shapes, alone)
-        )
-        return trainable, frozen, inputs
+        return trainable, frozen, activations.chunk(rows, bucket, self.shapes.layout)
 
     @property
     def compiles(self) -> bool:
@@ -156,9 +152,19 @@ def step_program(run: setup.Setup, backbone: Backbone) -> Program:
         graph=run.abstract_model.graph,
         parameters=(before.trainable, before.frozen),
         execution=run.execution,
-        keeps=not settings.execution.recompute,
+        kept=kept_chunks(settings.execution, run.shapes),
+        merged=settings.execution.merged_chunks or 1,
         items=settings.batch_size,
+        vision=run.vision,
     )
+
+
+def kept_chunks(execution: ExecutionConfig, shapes: BatchShapes) -> tuple[int, ...]:
+    """Chunks of each bucket whose activations a step keeps for its backward pass."""
+    rooms = [shapes.chunks(bucket) for bucket in shapes.buckets]
+    if not execution.recompute:
+        return tuple(rooms)
+    return tuple(map(min, execution.kept_chunks or (0,) * len(rooms), rooms))
 
 
 def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jnp.dtype) -> Program:
@@ -184,7 +190,8 @@ def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jn
         graph=graph,
         parameters=({}, parameters),
         execution=execution,
-        keeps=False,
+        kept=(0,) * len(shapes.buckets),
+        merged=1,
         items=shapes.rows,
     )
 

@@ -147,6 +147,8 @@ def table(entries: Sequence[Entry]) -> str:
             "temporaries and traffic (?) are not known, and a step is at best what it computes. "
             'pip install "jax[tpu]" for the rest.'
         )
+    compilers = sorted({entry.compiler for entry in entries if entry.compiler})
+    remarks += [f"- Compiled by {compiler}." for compiler in compilers]
     stand_ins = sorted({(e.backbone, e.stand_in) for e in entries if e.stand_in})
     remarks += [f"- {model} has the shapes of {folder}/config.json." for model, folder in stand_ins]
     return "\n".join([*lines, "", NOTE, *remarks])
@@ -170,7 +172,7 @@ def _search_table(searched: Sequence[Candidate]) -> str:
 
 def _remarks(entry: Entry) -> list[str]:
     """Sentences on a plan: what is wrong, what would be better, what is not counted."""
-    remarks = [entry.problem, _verdict(entry), entry.suggestion]
+    remarks = [entry.problem, _verdict(entry), _kept(entry), entry.suggestion]
     if entry.work and entry.work.unknown_loops:
         remarks.append(
             f"{entry.work.unknown_loops} loops run until something that the program computes; what "
@@ -182,6 +184,15 @@ def _remarks(entry: Entry) -> list[str]:
             "that it takes is slower, by how much is not known here."
         )
     return [remark for remark in remarks if remark]
+
+
+def _kept(entry: Entry) -> str:
+    if entry.memory is None or not entry.memory.features:
+        return ""
+    return (
+        f"{_gb(entry.memory.features)} GB of the temporaries are features of a frozen tower, kept "
+        "for both passes over a batch (config.execution.keep_features)"
+    )
 
 
 def _verdict(entry: Entry) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from unime_jax import config
 from unime_jax.planning import chips, estimate
 from unime_jax.planning.report import Candidate, Entry
-from unime_jax.planning.suggest import FULL, GAIN, ORDER, Attempt
+from unime_jax.planning.suggest import FULL, GAIN, Attempt
+from unime_jax.training import chunk_choice
 
 CHUNKS = (0.25, 0.5, 1, 2)  # of the planned chunk size
 SPLITS = (1, 2, 4)  # replicas of the weights that take the place of as many of their parts
@@ -74,8 +75,9 @@ def _grid(
             chunk = int(settings.chunk_size * times)
             if not chunk or chunk % shards or chunk > 2 * settings.batch_size:
                 continue
-            for remat in ORDER:
-                execution = dataclasses.replace(settings.execution, remat=remat)
+            kept = tuple(int(count / times) for count in settings.execution.kept_chunks or ())
+            for remat in chunk_choice.ORDER:
+                execution = dataclasses.replace(settings.execution, remat=remat, kept_chunks=kept)
                 changed = dataclasses.replace(
                     settings, chunk_size=chunk, mesh=over, execution=execution
                 )
@@ -84,6 +86,8 @@ def _grid(
                 flags = f" --config.chunk_size={chunk}" if times != 1 else ""
                 if remat != settings.execution.remat:
                     flags += f" --config.execution.remat={remat}"
+                if kept != tuple(settings.execution.kept_chunks or ()):
+                    flags += f" --config.execution.kept_chunks='{kept}'"
                 yield changed, flags + (named if split > 1 else "")
 
 
@@ -114,8 +118,11 @@ def _predicted(
     )
     items = recipe.settings.batch_size
     time = estimate.estimate(moved, chips.parse(topology), items)
-    temporaries = memory.known_peak - memory.held - memory.gradients - memory.activations
-    peak = draft.memory.held + draft.memory.gradients + draft.memory.activations
+    planned, other = (
+        part.held + part.gradients + part.activations + part.features
+        for part in (memory, draft.memory)
+    )
+    temporaries, peak = memory.known_peak - planned, other
     peak += round(max(temporaries, 0) / chunks)
     return _row(draft, changed, flags, time.seconds, peak)
 

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from unime_jax import config
-from unime_jax.models import scan
+from unime_jax.models.settings import Remat, RematChoice
 from unime_jax.planning.report import Entry
+from unime_jax.training import chunk_choice
 
 MOST = 6  # compilations; each takes minutes
-ORDER: tuple[scan.Remat, ...] = ("none", "dots", "full")  # from what keeps most to what keeps least
+ORDER: tuple[RematChoice, ...] = (
+    *chunk_choice.ORDER,
+    "offload",
+)  # from what keeps most on a chip to what keeps least
+COARSE: tuple[Remat, ...] = ("dots", "full")  # of these, tried where a run does not fit
 FULL = 0.95  # of a chip's memory: what a guess may come to, so that compiling it is worth a try
 GAIN = 0.05  # of a step's time: less is no reason to change anything
 
@@ -30,10 +35,10 @@ class Attempt(Protocol):
 def suggest(recipe: Attempt, topology: str, entry: Entry) -> str:
     """What to change, as flags, after trying it out; or what is missing after all was tried.
 
-    Tried in this order, each together with what came before: chunks encoded twice, smaller chunks
-    and recomputed layers (they change speed alone), int8 for frozen weights (which changes
-    embeddings a little), and kernels split over more mesh axes. Of chunk sizes the largest that
-    should fit by proportion comes first.
+    Tried in this order, each together with what came before: chunks encoded twice, or without
+    features of a frozen tower that are kept, smaller chunks and recomputed layers (they change
+    speed alone), int8 for frozen weights (which changes embeddings a little), and kernels split
+    over more mesh axes. Of chunk sizes the largest that should fit by proportion comes first.
     """
     least = entry.memory
     if least is None:
@@ -91,13 +96,17 @@ def _candidates(settings: Settings, entry: Entry) -> Iterator[tuple[Settings, st
         if not settings.execution.recompute:
             settings, flags = _executed(settings, flags, "recompute", True)
             yield settings, flags
+        elif entry.memory and entry.memory.features:
+            settings, flags = _executed(settings, flags, "keep_features", False)
+            yield settings, flags
         yield from _chunks(settings, entry, flags)
         smallest = _row_shards(entry)
         if settings.chunk_size > smallest:
             settings, flags = _with_chunks(settings, flags, smallest)
-        for remat in ORDER[ORDER.index(settings.execution.remat) + 1 :]:
+        least = ORDER.index(settings.execution.remat)
+        for remat in (each for each in COARSE if ORDER.index(each) > least):
             yield _executed(settings, flags, "remat", remat)
-        if settings.execution.remat != "full":
+        if settings.execution.remat not in ("full", "offload"):
             settings, flags = _executed(settings, flags, "remat", "full")
         if settings.lora.rank and settings.execution.frozen_dtype != "int8":
             settings, flags = _executed(settings, flags, "frozen_dtype", "int8")
@@ -129,7 +138,7 @@ def _chunks(
     if memory is None:
         return
     spare = memory.capacity - memory.held
-    temporaries = memory.known_peak - memory.held
+    temporaries = memory.known_peak - memory.held - memory.features
     size = settings.chunk_size // 2
     while size >= shards and size % shards == 0:
         if temporaries * size / settings.chunk_size < spare:

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
-from unime_jax import config, config_reader, files
+from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Item, Row
 from unime_jax.data import (
@@ -29,6 +30,7 @@ from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes
+from unime_jax.training import chunk_choice
 
 FILE = "automatic.json"  # of a work directory
 
@@ -51,9 +53,21 @@ _OPEN = (  # keys, and the value that leaves each open
     ("optimizer.warmup_steps", None),
     ("data.buckets", ()),
     ("chunk_size", 0),
+    ("execution.remat", "auto"),
+    ("execution.kept_chunks", None),
+    ("execution.merged_chunks", None),
     ("execution.dtype", None),
     ("execution.frozen_dtype", None),
     ("export.dtype", None),
+)
+
+
+# Keys that follow from the devices that there are now, and are chosen anew when a run goes on.
+OF_DEVICES = (
+    "chunk_size",
+    "execution.remat",
+    "execution.kept_chunks",
+    "execution.merged_chunks",
 )
 
 
@@ -68,7 +82,7 @@ def resolved(
     backbone: Backbone,
     rows: Mapping[str, Source],
     workdir: files.Path | None,
-    shards: int = 1,
+    mesh: Mesh,
 ) -> config.TrainConfig:
     """The settings with a value for every key that was left open.
 
@@ -78,7 +92,7 @@ def resolved(
       backbone: opened with as many tokens of a row as it takes, which bound the buckets.
       rows: the training data by source; none: an export of the backbone itself.
       workdir: where an earlier part of the run may have recorded them; None: nowhere.
-      shards: `sharding.row_shards` of the mesh.
+      mesh: whose devices' memory decides what is kept for gradients.
 
     Raises:
       ValueError: the record is damaged, no row can be measured, or a length in passes has no data.
@@ -89,18 +103,20 @@ def resolved(
     # Of the same data, unless a run is extended; and of the devices that there are now.
     if "steps" in keys and (rows or "steps" not in values):
         values["steps"] = steps_of(settings, rows)
-    values.pop("chunk_size", None)
+    for key in OF_DEVICES:
+        values.pop(key, None)
     settings = _filled(settings, values)
-    missing = [key for key in keys if key not in values and key != "chunk_size"]
+    missing = [key for key in keys if key not in values and key not in OF_DEVICES]
     if missing:
         parameters = jax.tree.leaves(jax.eval_shape(backbone.make_model, jax.random.key(0)))
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
-            values["data.buckets"] = _buckets(settings, backbone, rows, shards)
+            values["data.buckets"] = _buckets(settings, backbone, rows, sharding.row_shards(mesh))
         settings = _filled(settings, values)
-    if "chunk_size" in keys:
-        values["chunk_size"] = chunk_rows(settings, backbone.layout.patches, shards)
+    if of_devices := [key for key in keys if key in OF_DEVICES]:
+        chosen = by_devices(settings, backbone, mesh, chunk_choice.capacity(mesh))
+        values |= {key: chosen[key] for key in of_devices}
         settings = _filled(settings, values)
     if workdir and settings.job == "train" and values != recorded and jax.process_index() == 0:
         text = json.dumps(values, indent=2, default=dataclasses.asdict)
@@ -146,6 +162,41 @@ def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
         "execution.frozen_dtype": dtype,
         "export.dtype": dtype,
     }
+
+
+def with_memory(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int
+) -> config.TrainConfig:
+    """The settings with a value for every open key that follows from a device's memory, in bytes.
+
+    The others have been named.
+    """
+    keys = [key for key in left_open(settings) if key in OF_DEVICES]
+    if not keys:
+        return settings
+    chosen = by_devices(settings, backbone, mesh, memory)
+    return _filled(settings, {key: chosen[key] for key in keys})
+
+
+def by_devices(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int | None
+) -> dict[str, Any]:
+    """Values of the keys of memory against time, those that are given among them.
+
+    Without `memory`, where a platform does not say what a device has, as CPUs do not, chunks are as
+    `chunk_rows` has them, and layers recompute all.
+    """
+    shards = sharding.row_shards(mesh)
+    rows = chunk_rows(settings, backbone.layout.patches, shards)
+    execution = settings.execution
+    if memory is None:
+        remat = "full" if execution.remat == "auto" else execution.remat
+        chosen: tuple[Any, ...] = settings.chunk_size or rows, remat, (), 1
+    else:
+        choice = chunk_choice.choose(settings, backbone, mesh, memory, rows // shards)
+        chosen = choice.chunk_size, choice.remat, choice.kept_chunks, choice.merged_chunks
+        logging.info("%s", choice.reason)
+    return dict(zip(OF_DEVICES, chosen))
 
 
 def steps_of(settings: config.TrainConfig, rows: Mapping[str, Source]) -> int:

@@ -5,9 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from unime_jax import files
 from unime_jax.evaluation.report import figures
@@ -47,7 +45,7 @@ def section(workdir: files.Path) -> report.TrainingSection:
     records = read_metrics(workdir / "metrics.jsonl")
     ended = outcome.read(workdir)
     infonce = int(report.read_config(workdir).get("infonce_steps") or 0)
-    with matplotlib.rc_context(figures.STYLE):
+    with figures.style():
         panels = [curve(records, keys, name, infonce) for keys, name in CURVES.items()]
     return report.TrainingSection(
         outcome=ended,
@@ -175,8 +173,7 @@ def curve(
     if not any(np.isfinite(v).any() for v in values):
         return None
     steps = np.array([record["step"] for record in records], np.float64)
-    figure = Figure(figsize=(3.0, 1.75))
-    axes = figure.add_axes((0.15, 0.17, 0.81, 0.72))
+    figure, axes = figures.new_figure((3.0, 1.75), (0.15, 0.17, 0.81, 0.72))
     for value, color in zip(values, (BLUE, VERMILLION, GREY), strict=False):
         x, y = binned(steps, value)
         axes.plot(x, y, color=color, marker="o" if len(x) == 1 else "", markersize=3)

@@ -14,6 +14,7 @@ from unime_jax import paths
 from unime_jax.batch import Inputs
 from unime_jax.models.forward import Encode, chunk_at, count_live_chunks, encode_live_chunks
 
+KEPT = "kept_chunks"  # scope of the loops over chunks whose activations are kept
 Pullback = Callable[[Float[Array, "R D"]], tuple[paths.Parameters]]
 
 
@@ -24,6 +25,8 @@ def encode_in_chunks(
     inputs: Inputs,
     *,
     recompute: bool,
+    kept: int = 0,
+    merged: int = 1,
 ) -> Float[Array, "C R D"]:
     """Embeddings of all rows of a group, with a gradient for `trainable` alone.
 
@@ -32,37 +35,58 @@ def encode_in_chunks(
     Args:
       recompute: the forward keeps embeddings alone, and the backward encodes each chunk again;
         else the forward keeps activations, in room for those of all chunks.
+      kept: chunks from the first on of which the forward keeps activations nevertheless.
+      merged: of the chunks that the backward encodes again, so many at once in the forward, see
+        `forward.encode_live_chunks`.
     """
+    chunks = inputs.live.shape[0]
+    kept = min(kept, chunks) if recompute else chunks
 
     @jax.custom_vjp
     def encode_all(
         trainable: paths.Parameters, frozen: paths.Parameters, inputs: Inputs, live: Int[Array, ""]
     ) -> Float[Array, "C R D"]:
-        return encode_live_chunks(encode, trainable, frozen, inputs, live)
+        return encode_live_chunks(encode, trainable, frozen, inputs, live, merged=merged)
 
     def forward(trainable, frozen, inputs, live):
-        return encode_all(trainable, frozen, inputs, live), (trainable, frozen, inputs, live)
+        parts, activations = [], []
+        if kept:
+            with jax.named_scope(KEPT):
+                out, activations = keep(trainable, frozen, inputs, jnp.minimum(live, kept))
+            parts.append(out)
+        if kept < chunks:
+            others = encode_live_chunks(
+                encode, trainable, frozen, inputs, live, first=kept, merged=merged
+            )
+            parts.append(others[kept:])
+        out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return out, (trainable, frozen, inputs, live, activations)
 
     def backward(residual, cotangent):
-        trainable, frozen, inputs, live = residual
+        trainable, frozen, inputs, live, activations = residual
+        total = jax.tree.map(jnp.zeros_like, trainable)
+        if kept:  # first, so that the second pass has their room
+            pullback = pullback_of(trainable, frozen, activations)
+            with jax.named_scope(KEPT):
+                total = _gradient(pullback, cotangent, total, 0, jnp.minimum(live, kept))
+        if kept < chunks:
 
-        def pullback(i):
-            return _encode_chunk(encode, trainable, frozen, inputs, i)[1]
+            def again(i):
+                return _encode_chunk(encode, trainable, frozen, inputs, i)[1]
 
-        return _gradient(pullback, cotangent, trainable, live), None, None, None
+            total = _gradient(again, cotangent, total, kept, live)
+        return total, None, None, None
 
-    if recompute:
-        encode_all.defvjp(forward, backward)
-    else:
-        encode_all.defvjp(*_keeping_activations(encode))
+    keep, pullback_of = _keeping_activations(encode, kept)
+    encode_all.defvjp(forward, backward)
     return encode_all(trainable, frozen, inputs, count_live_chunks(inputs.live))
 
 
-def _keeping_activations(encode: Encode) -> tuple[Callable, Callable]:
-    """Forward and backward of `encode_in_chunks` that keep the arrays of each chunk's pullback.
+def _keeping_activations(encode: Encode, kept: int) -> tuple[Callable, Callable]:
+    """The first `kept` chunks' embeddings with the arrays of their pullbacks, and the pullbacks.
 
     A pullback holds activations of its chunk and parameters, which all chunks have in common.
-    Activations get room for all chunks. Parameters, known by the identity of their tracers as in
+    Activations get room for `kept` chunks. Parameters, known by the identity of their tracers as in
     `jax.vjp` itself, are put back in the backward, not stored for each chunk.
 
     Each more declarative way has a cost that this one does not have:
@@ -93,25 +117,22 @@ def _keeping_activations(encode: Encode) -> tuple[Callable, Callable]:
         def body(i, kept):
             return jax.tree.map(lambda chunks, chunk: chunks.at[i].set(chunk), kept, keep(i))
 
-        chunks = inputs.live.shape[0]
         shapes = jax.eval_shape(keep, 0)
-        room = jax.tree.map(lambda x: jnp.zeros((chunks, *x.shape), x.dtype), shapes)
-        out, kept = jax.lax.fori_loop(0, live, body, room)
-        return out, (trainable, frozen, live, kept)
+        room = jax.tree.map(lambda x: jnp.zeros((kept, *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(0, live, body, room)
 
-    def backward(residual, cotangent):
-        trainable, frozen, live, kept = residual
+    def pullback_of(trainable, frozen, activations):
         parameters = jax.tree.leaves((trainable, frozen))
         tree, numbers = structure
 
         def pullback(i):
-            activations = iter(kept)
-            leaves = [next(activations)[i] if n is None else parameters[n] for n in numbers]
+            own = iter(activations)
+            leaves = [next(own)[i] if n is None else parameters[n] for n in numbers]
             return jax.tree.unflatten(tree, leaves)
 
-        return _gradient(pullback, cotangent, trainable, live), None, None, None
+        return pullback
 
-    return forward, backward
+    return forward, pullback_of
 
 
 def _encode_chunk(
@@ -128,12 +149,13 @@ def _encode_chunk(
 def _gradient(
     pullback: Callable[[Int[Array, ""]], Pullback],
     cotangent: Float[Array, "C R D"],
-    trainable: paths.Parameters,
+    total: paths.Parameters,
+    first: int,
     live: Int[Array, ""],
 ) -> paths.Parameters:
-    """Gradient of `trainable`: the sum of the live chunks' gradients."""
+    """`total` with the gradients of the chunks from `first` up to `live`."""
 
     def body(i: Int[Array, ""], total: paths.Parameters) -> paths.Parameters:
         return jax.tree.map(jnp.add, total, pullback(i)(cotangent[i])[0])
 
-    return jax.lax.fori_loop(0, live, body, jax.tree.map(jnp.zeros_like, trainable))
+    return jax.lax.fori_loop(first, live, body, total)

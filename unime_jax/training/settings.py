@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from unime_jax.models.settings import AttentionChoice, Remat
+from unime_jax.models.settings import AttentionChoice, RematChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,9 +258,40 @@ class ExecutionConfig:
     # of weights that are not trained; "int8": codes with a scale per output channel for the
     # kernels of linear layers, and bfloat16 for the rest. None: as `dtype` chooses
     frozen_dtype: Literal["float32", "bfloat16", "int8"] | None
-    # activations that a layer computes again for gradients: none, all but outputs of matmuls, all
-    remat: Remat
+    # activations that a layer keeps for gradients, from most to least; it computes the others
+    # again. "none": all. "dots": outputs of linear layers. "attention_up": those but the gate's,
+    # half of a gated MLP. "attention": those but the MLP's wide ones. "full": its input. "offload":
+    # its input, in the host's memory. "auto": by the memory of a device, with the size of chunks
+    remat: RematChoice
     # "auto": a kernel that writes no scores to memory, "splash" on TPUs and "cudnn" on GPUs, "xla"
     # elsewhere and for what the kernel does not take; or one of the three
     attention: AttentionChoice
     recompute: bool  # encode chunks twice (GradCache) instead of keeping activations
+    # of images, where chunks are encoded twice: compute what a frozen tower makes of them once a
+    # step, and keep it for both times; None: where that takes 2 GiB of a device at most
+    keep_features: bool | None
+    # by bucket, chunks whose activations are kept nevertheless, so that they are encoded once;
+    # empty: none. None: as many of the largest bucket as should fit
+    kept_chunks: Sequence[int] | None = ()
+    # chunks that the pass without gradient encodes at once, which gathers weights less often. None:
+    # up to four where weights lie over several devices
+    merged_chunks: int | None = 1
+
+    def __post_init__(self) -> None:
+        merged = 1 if self.merged_chunks is None else self.merged_chunks
+        if merged < 1 or any(count < 0 for count in self.kept_chunks or ()):
+            raise ValueError(
+                f"execution.merged_chunks={self.merged_chunks} must be 1 or more, and every number "
+                f"of execution.kept_chunks={self.kept_chunks} 0 or more."
+            )
+        if self.kept_chunks and not self.recompute:
+            raise ValueError(
+                f"execution.kept_chunks={tuple(self.kept_chunks)} names chunks that are not encoded"
+                " twice, and execution.recompute=False keeps all: set one of them to () or True."
+            )
+        if self.remat == "offload" and (self.kept_chunks or not self.recompute):
+            raise ValueError(
+                'execution.remat="offload" holds one chunk in the host\'s memory, and the room of '
+                "chunks that are not encoded twice is on the device: set execution.recompute=True "
+                'and execution.kept_chunks=(), or another execution.remat, such as "full".'
+            )

@@ -20,9 +20,17 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.models import attention, forward
+from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
+from unime_jax.training import (
+    automatic,
+    kept_features,
+    size_checks,
+    state,
+    step,
+    step_program,
+    temperature,
+)
 from unime_jax.training.settings import JudgeDistillation, contrastive_part
 
 
@@ -41,6 +49,7 @@ class Setup:
     abstract_model: state.AbstractModel
     encode: forward.Encode
     constants: forward.Constants
+    vision: frozen_vision.FrozenVision | None
     shapes: BatchShapes
     test_shapes: BatchShapes | Ladder
 
@@ -59,7 +68,7 @@ class Setup:
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer of the trainable parameters."""
         settings = self.settings
-        return optimizer.make_optimizer(
+        return step_program.make_optimizer(
             settings.optimizer, settings.steps, self.abstract_model.trainable
         )
 
@@ -69,20 +78,25 @@ class Setup:
         `sources`: the names that `Batch.source` counts, for losses and options by source.
         """
         settings = self.settings
-        run = step.make_train_step(
-            self.encode,
-            self.optimizer(),
-            optimizer.make_schedule(settings.optimizer, settings.steps),
-            settings.loss,
-            recompute=settings.execution.recompute,
+        placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
+        program = step_program.StepProgram(
+            encode=self.encode,
             constants=self.constants,
+            vision=self.vision,
+            optimizer=settings.optimizer,
+            steps=settings.steps,
+            trainable=self.abstract_model.trainable,
+            loss=settings.loss,
+            recompute=settings.execution.recompute,
+            kept=tuple(settings.execution.kept_chunks or ()),
+            merged=settings.execution.merged_chunks or 1,
             infonce_steps=settings.infonce_steps,
-            sources=sources,
+            sources=tuple(sources),
+            placed=tuple(placed),
+            structure=structure,
+            mesh=self.mesh,
         )
-        placed = jax.tree.map(lambda x: x.sharding, like)
-        return jax.jit(
-            run, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh))
-        )
+        return step_program.jitted(program)
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
@@ -146,9 +160,7 @@ def set_up(
     say_what_is_not_used(source, backbone.defaults, longest)
     complete = settings
     if automatic.left_open(settings):
-        complete = automatic.resolved(
-            settings, backbone, rows or {}, workdir, sharding.row_shards(mesh)
-        )
+        complete = automatic.resolved(settings, backbone, rows or {}, workdir, mesh)
     if longest:
         return trace(complete, mesh, backbone, backbone.preprocess)
     cut = opened(complete.data.buckets[-1].tokens).preprocess
@@ -250,8 +262,11 @@ def trace(
     """The run of an open backbone, by shapes alone: nothing is computed or read."""
     dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
     assert dtype and frozen_dtype and settings.trainable is not None  # resolved in set-up
+    remat = settings.execution.remat
+    assert remat != "auto"
+    scan.check(remat, mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
-    execution = Execution(jnp.dtype(dtype), settings.execution.remat, implementation)
+    execution = Execution(jnp.dtype(dtype), remat, implementation)
     abstract_model = state.abstract_model(
         backbone,
         mesh,
@@ -264,6 +279,16 @@ def trace(
         _check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]
     shards = math.lcm(sharding.row_shards(mesh), jax.process_count())
+    shapes = pair_shapes(
+        settings.data.buckets,
+        backbone.layout,
+        batch_size=settings.batch_size,
+        negatives=settings.data.negatives,
+        chunk_size=settings.chunk_size,
+        scored=isinstance(settings.loss, JudgeDistillation),
+        graded=() if contrast is None else contrast.graded_sources,
+        shards=shards,
+    )
     return Setup(
         settings=settings,
         mesh=mesh,
@@ -273,16 +298,8 @@ def trace(
         abstract_model=abstract_model,
         encode=forward.make_encode(abstract_model.graph, execution),
         constants=forward.with_column_norms(abstract_model.graph),
-        shapes=pair_shapes(
-            settings.data.buckets,
-            backbone.layout,
-            batch_size=settings.batch_size,
-            negatives=settings.data.negatives,
-            chunk_size=settings.chunk_size,
-            scored=isinstance(settings.loss, JudgeDistillation),
-            graded=() if contrast is None else contrast.graded_sources,
-            shards=shards,
-        ),
+        vision=kept_features.choose(settings.execution, abstract_model, execution, shapes, mesh),
+        shapes=shapes,
         test_shapes=BatchShapes(
             settings.data.buckets,
             backbone.layout,

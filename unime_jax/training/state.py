@@ -1,7 +1,9 @@
 """Parameters and optimizer state of a run on a mesh, or their shapes alone for planning."""
 
 import dataclasses
-from collections.abc import Container
+import functools
+import types
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal
 
 import jax
@@ -11,10 +13,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from unime_jax import paths, sharding
-from unime_jax.backbones import Backbone
+from unime_jax.backbones import Backbone, MakeModel
 from unime_jax.models import layers, lora
+from unime_jax.models.forward import SHARED
 from unime_jax.models.vlm import EmbeddingModel
+from unime_jax.operations import compiler_options
 from unime_jax.training.step import TrainState
+
+Targets = tuple[tuple[str, jax.ShapeDtypeStruct], ...]  # by path; hashable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,7 @@ def abstract_model(
     Raises:
       ValueError: a parameter that no rule covers, nothing to train, or nothing to quantise.
     """
-    graph, shapes = _trace(backbone, adapters, frozenset())
+    graph, shapes = _trace(backbone.make_model, adapters, frozenset())
     chosen = paths.assign(trainable, shapes, what="trainable")
     if not any(chosen.values()):
         raise ValueError("The rules in config.trainable leave nothing to train.")
@@ -60,7 +66,7 @@ def abstract_model(
                 'config.execution.frozen_dtype="int8" is for kernels of linear layers that are not '
                 'trained, and config.trainable leaves none; use "float32" or "bfloat16".'
             )
-        graph, shapes = _trace(backbone, adapters, kernels)
+        graph, shapes = _trace(backbone.make_model, adapters, kernels)
         frozen_dtype = jnp.dtype("bfloat16")
     trained = {path for path in shapes if chosen.get(path, False)}  # scales are never
 
@@ -74,22 +80,24 @@ def abstract_model(
     return AbstractModel(graph, parameters, frozenset(trained))
 
 
+@functools.lru_cache(maxsize=SHARED)
 def _trace(
-    backbone: Backbone, adapters: lora.LoraConfig, kernels: Container[str]
-) -> tuple[nnx.GraphDef, paths.Parameters]:
+    make_model: MakeModel, adapters: lora.LoraConfig | None, kernels: frozenset[str]
+) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
     """The graph of the model with adapters and these kernels quantised, and its shapes."""
 
     def make() -> EmbeddingModel:
-        model = _make_base(backbone, kernels, jax.random.key(0))
-        if adapters.rank:
+        model = _make_base(make_model, kernels, jax.random.key(0))
+        if adapters is not None and adapters.rank:
             lora.add(model, adapters, key=jax.random.key(0))
         return model
 
-    return paths.split(jax.eval_shape(make))
+    graph, shapes = paths.split(jax.eval_shape(make))
+    return graph, types.MappingProxyType(shapes)
 
 
-def _make_base(backbone: Backbone, kernels: Container[str], key: jax.Array) -> EmbeddingModel:
-    model = backbone.make_model(key)
+def _make_base(make_model: MakeModel, kernels: Container[str], key: jax.Array) -> EmbeddingModel:
+    model = make_model(key)
     layers.quantize(model, kernels)
     return model
 
@@ -108,33 +116,50 @@ def make_parameters(
     """
     targets = abstract_model.parameters
     base, adapter = jax.random.split(jax.random.key(seed))
-    kernels = {path for path, target in targets.items() if target.dtype == jnp.int8}
-    graph, shapes = paths.split(jax.eval_shape(lambda: _make_base(backbone, kernels, base)))
+    kernels = frozenset(path for path, target in targets.items() if target.dtype == jnp.int8)
+    graph, shapes = _trace(backbone.make_model, None, kernels)
     own = {path: targets[path] for path in shapes}
-
-    def make_base(key: jax.Array) -> paths.Parameters:
-        return _cast(paths.split(_make_base(backbone, kernels, key))[1], own)
-
-    def make_adapters(base: paths.Parameters, key: jax.Array) -> paths.Parameters:
-        model = paths.merge(graph, base)
-        lora.add(model, adapters, key=key)
-        return _cast({p: v for p, v in paths.split(model)[1].items() if p not in own}, targets)
-
     if init == "pretrained":
         parameters = backbone.load(own)
     else:
-        parameters = jax.jit(make_base, out_shardings=_shardings(own))(base)
+        parameters = _random_base(backbone.make_model, kernels, tuple(own.items()))(base)
     if adapters.rank:
         new = {path: target for path, target in targets.items() if path not in own}
-        make = jax.jit(make_adapters, out_shardings=_shardings(new))
+        make = _random_adapters(graph, adapters, tuple(new.items()))
         parameters = parameters | make(parameters, adapter)
     return parameters
 
 
-def _cast(
-    parameters: paths.Parameters, targets: dict[str, jax.ShapeDtypeStruct]
-) -> paths.Parameters:
-    return {path: leaf.astype(targets[path].dtype) for path, leaf in parameters.items()}
+@functools.lru_cache(maxsize=SHARED)
+def _random_base(
+    make_model: MakeModel, kernels: frozenset[str], targets: Targets
+) -> Callable[[jax.Array], paths.Parameters]:
+    """The model's own parameters as a jitted function of a key."""
+
+    def make_base(key: jax.Array) -> paths.Parameters:
+        return _cast(paths.split(_make_base(make_model, kernels, key))[1], targets)
+
+    options = compiler_options.of(targets[0][1].sharding.mesh)
+    return jax.jit(make_base, out_shardings=_shardings(dict(targets)), compiler_options=options)
+
+
+@functools.lru_cache(maxsize=SHARED)
+def _random_adapters(
+    graph: nnx.GraphDef, adapters: lora.LoraConfig, targets: Targets
+) -> Callable[[paths.Parameters, jax.Array], paths.Parameters]:
+    """New adapters as a jitted function of the model's own parameters and a key."""
+
+    def make_adapters(base: paths.Parameters, key: jax.Array) -> paths.Parameters:
+        model = paths.merge(graph, base)
+        lora.add(model, adapters, key=key)
+        return _cast(paths.split(model)[1], targets)
+
+    return jax.jit(make_adapters, out_shardings=_shardings(dict(targets)))
+
+
+def _cast(parameters: paths.Parameters, targets: Targets) -> paths.Parameters:
+    """Those of `parameters` that are among the targets, in the dtypes of these."""
+    return {path: parameters[path].astype(target.dtype) for path, target in targets}
 
 
 def _shardings(tree: Any) -> Any:

@@ -13,6 +13,7 @@ from unime_jax import paths
 from unime_jax.batch import ArrayLike, Batch
 from unime_jax.losses import Metrics
 from unime_jax.models.forward import Constants, Encode
+from unime_jax.models.frozen_vision import FrozenVision, with_features
 from unime_jax.training import objectives, text_distillation
 from unime_jax.training.gradcache import encode_in_chunks
 from unime_jax.training.settings import contrastive_part
@@ -41,7 +42,10 @@ def batch_loss(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
+    vision: FrozenVision | None = None,
     plain: Bool[Array, ""] | None = None,
     temperature: Float[Array, ""] | None = None,
     sources: Sequence[str] = (),
@@ -49,15 +53,23 @@ def batch_loss(
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
     Args:
-      recompute: see `gradcache.encode_in_chunks`.
+      recompute, merged: see `gradcache.encode_in_chunks`.
+      kept: by bucket, see there; empty: none.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
         all chunks; None: `frozen` itself.
+      vision: gives the features of images that are kept for both passes; None: each pass computes
+        its own.
       plain, temperature, sources: see `objectives.contrastive`.
     """
     fixed = frozen if constants is None else constants(trainable, frozen)
+    groups = batch.groups
+    if vision is not None:
+        groups = tuple(with_features(vision, trainable, fixed, group) for group in groups)
     embeddings = [
-        encode_in_chunks(encode, trainable, fixed, group, recompute=recompute)
-        for group in batch.groups
+        encode_in_chunks(
+            encode, trainable, fixed, group, recompute=recompute, kept=count, merged=merged
+        )
+        for group, count in zip(groups, kept or [0] * len(groups), strict=True)
     ]
     if isinstance(objective, objectives.Distillation):
         loss, metrics = text_distillation.distillation(
@@ -81,7 +93,10 @@ def make_train_step(
     objective: objectives.Objective,
     *,
     recompute: bool,
+    kept: Sequence[int] = (),
+    merged: int = 1,
     constants: Constants | None = None,
+    vision: FrozenVision | None = None,
     infonce_steps: int = 0,
     sources: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -91,7 +106,7 @@ def make_train_step(
 
     Args:
       schedule: the learning rate by step, for the metrics; the optimizer has its own.
-      recompute, constants: see `batch_loss`.
+      recompute, kept, merged, constants, vision: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
       sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
@@ -110,7 +125,10 @@ def make_train_step(
                 batch,
                 objective,
                 recompute=recompute,
+                kept=kept,
+                merged=merged,
                 constants=constants,
+                vision=vision,
                 plain=plain,
                 temperature=None if both[1] is None else jnp.exp(-both[1]),
                 sources=sources,

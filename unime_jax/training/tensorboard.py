@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from unime_jax import files
 from unime_jax.operations.growing_files import GrowingFolder
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 
 class TensorBoard:
@@ -20,6 +20,10 @@ class TensorBoard:
     """
 
     def __init__(self, folder: files.Path, first_step: int) -> None:
+        # Here, as torch comes along where it is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self._growing = GrowingFolder(folder)
         if folder.exists() and not folder.is_dir():
             files.set_aside(folder, "not a folder")
@@ -31,6 +35,9 @@ class TensorBoard:
         self._add(Event(step=first_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
             self._add(Event(step=step, summary=scalar(name, value)))
         self._file.flush()
@@ -44,7 +51,7 @@ class TensorBoard:
         self._file.close()
         self._growing.sync()
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: "Event") -> None:
         event.wall_time = time.time()
         self._file.write_event(event)
 

@@ -1,8 +1,7 @@
 """CLIP in Hugging Face form: a causal text tower, pooled at the EOS, and a class token."""
 
 import pathlib
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder
@@ -11,6 +10,9 @@ from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.models.dual_encoder import TextPooling
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = dual_encoder.PROCESSING
 POOLINGS = dual_encoder.POOLINGS
@@ -31,7 +33,7 @@ DEFAULTS = {  # of transformers' CLIPImageProcessor
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a folder of transformers' CLIPModel.
 

@@ -3,11 +3,9 @@
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig
-
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
@@ -19,6 +17,9 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.dual_encoder import DualEncoder, DualEncoderConfig, TextConfig, TextPooling
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.vit import VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = Processing(prompt="raw")
 POOLINGS = ()  # the model pools itself
@@ -71,7 +72,7 @@ def assemble(
     return Backbone(
         folder=folder,
         dimension=dimension,
-        make_model=lambda key: DualEncoder(model, key=key),
+        make_model=MakeModel(DualEncoder, model),
         names=names(vision.patch_size, flexible=model.flexible),
         preprocess=PairPreprocessor(prompt, tile, processing.image_size),
         layout=Layout(
@@ -99,7 +100,7 @@ def check_processing(folder: pathlib.Path, processing: Processing) -> None:
         )
 
 
-def text_config(text: PretrainedConfig, *, causal: bool, pooling: TextPooling) -> TextConfig:
+def text_config(text: "PretrainedConfig", *, causal: bool, pooling: TextPooling) -> TextConfig:
     """Text tower of a text_config.
 
     Raises:
@@ -120,7 +121,7 @@ def text_config(text: PretrainedConfig, *, causal: bool, pooling: TextPooling) -
     )
 
 
-def vision_config(vision: PretrainedConfig, *, clip: bool) -> VisionConfig:
+def vision_config(vision: "PretrainedConfig", *, clip: bool) -> VisionConfig:
     """Image tower of a vision_config.
 
     Raises:
@@ -148,7 +149,7 @@ def vision_config(vision: PretrainedConfig, *, clip: bool) -> VisionConfig:
     )
 
 
-def _number(vision: PretrainedConfig, key: str) -> int:
+def _number(vision: "PretrainedConfig", key: str) -> int:
     value = getattr(vision, key)
     if not isinstance(value, int):
         raise ValueError(f"config.json: vision_config.{key} is {value!r}; it must be a number")

@@ -4,11 +4,10 @@ transformers has one class for both, SiglipModel; the tokenizers differ.
 """
 
 import pathlib
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import tokenizers
 from absl import logging
-from transformers import PretrainedConfig
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder
@@ -18,6 +17,9 @@ from unime_jax.backbones.io import hf_config, json_files, st_folder
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.models.vit import VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = dual_encoder.PROCESSING
 POOLINGS = dual_encoder.POOLINGS
@@ -37,7 +39,7 @@ DEFAULTS = {  # of transformers' SiglipImageProcessor
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a folder of transformers' SiglipModel.
 
@@ -53,7 +55,7 @@ def open_folder(
 
 def assemble(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     processing: Processing,
     vision: VisionConfig,
     tile: Square | Flexible,

@@ -1,8 +1,7 @@
 """SigLIP 2 for images of any aspect (NaFlex); that of one resolution is a SigLIP."""
 
 import pathlib
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder, siglip
@@ -10,6 +9,9 @@ from unime_jax.backbones.dual_encoder.tiles import Flexible
 from unime_jax.backbones.io import st_folder
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.processing import Processing
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = dual_encoder.PROCESSING
 POOLINGS = dual_encoder.POOLINGS
@@ -28,7 +30,7 @@ DEFAULTS = {  # of transformers' Siglip2ImageProcessor
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a folder of transformers' Siglip2Model.
 

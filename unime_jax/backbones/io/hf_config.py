@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
-from transformers import PretrainedConfig
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.rope import LongRope, contiguous_axes
 from unime_jax.models.vlm import Pixels
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -28,7 +30,7 @@ def pixels(settings: Mapping[str, Any]) -> Pixels:
     return Pixels((red, green, blue), (red_std, green_std, blue_std), scale)
 
 
-def is_causal(config: PretrainedConfig, *, outer: bool) -> bool:
+def is_causal(config: "PretrainedConfig", *, outer: bool) -> bool:
     """Whether a token of the decoder sees only those before it, as transformers 5 has it.
 
     Args:
@@ -54,19 +56,19 @@ def is_causal(config: PretrainedConfig, *, outer: bool) -> bool:
     return found.get("", inner) if outer else inner
 
 
-def ties_head(config: PretrainedConfig) -> bool:
+def ties_head(config: "PretrainedConfig") -> bool:
     """Whether the language-model head is the table of token embeddings."""
     parts = config, config.text_config
     return any(getattr(part, "tie_word_embeddings", None) or False for part in parts)
 
 
-def require_bidirectional_tower(vision: PretrainedConfig) -> None:
+def require_bidirectional_tower(vision: "PretrainedConfig") -> None:
     """Refuses a causal vision_config with a ValueError."""
     require("vision_config.is_causal", bool(getattr(vision, "is_causal", False)), (False,))
 
 
 def decoder_config(
-    text: PretrainedConfig,
+    text: "PretrainedConfig",
     *,
     model_types: tuple[str, ...],
     max_length: int,
@@ -130,7 +132,7 @@ def decoder_config(
     )
 
 
-def long_rope(text: PretrainedConfig) -> LongRope:
+def long_rope(text: "PretrainedConfig") -> LongRope:
     """LongRoPE factors, short and long, of a text_config, and the scale of its lengths."""
     rope = text.rope_parameters
     short, long = (tuple(map(float, rope[key])) for key in ("short_factor", "long_factor"))

@@ -2,11 +2,9 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig
-
-from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
+from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
@@ -27,12 +25,14 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
-from unime_jax.models.vlm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def open_folder(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     processing: Processing,
     *,
     text_types: tuple[str, ...],
@@ -81,7 +81,7 @@ def open_folder(
 
 def assemble(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     processing: Processing,
     *,
     tower: VisionConfig,
@@ -136,7 +136,7 @@ def assemble(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: Llava(model, key=key),
+        make_model=MakeModel(Llava, model),
         names=tensor_names,
         preprocess=preprocess,
         layout=Layout(
@@ -157,12 +157,12 @@ def assemble(
         loads_in_transformers=not caveats(processing),
         caveats=caveats(processing),
         text_only=TextOnly(
-            make_model=lambda key: LanguageModel(Llava(model, key=key).language_model),
+            make_model=MakeLanguageModel(MakeModel(Llava, model)),
             unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
         ),
         lm_head=LmHead(
-            make_model=lambda head, key: Llava(
-                dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head)), key=key
+            make_model=lambda head: MakeModel(
+                Llava, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
             ),
             name="language_model.lm_head.weight",
             path="language_model.lm_head",

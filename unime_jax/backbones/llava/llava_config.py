@@ -1,9 +1,7 @@
 """Settings of a LLaVA folder, checked: vision tower, image processor and canvases of tiles."""
 
 import pathlib
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.llava import anyres
@@ -11,6 +9,9 @@ from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.vit import VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "do_resize": True,
@@ -23,7 +24,7 @@ DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
 }
 
 
-def tower_config(config: PretrainedConfig) -> VisionConfig:
+def tower_config(config: "PretrainedConfig") -> VisionConfig:
     """The CLIP or SigLIP tower of a LLaVA, up to the layer whose output is read.
 
     Raises:
@@ -67,7 +68,7 @@ def tower_config(config: PretrainedConfig) -> VisionConfig:
 
 def open_image_processor(
     folder: pathlib.Path,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     tile: int,
     *,
     types: tuple[str, ...],
@@ -104,7 +105,7 @@ def open_image_processor(
 
 
 def pinpoints(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, tile: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, tile: int
 ) -> tuple[anyres.Size, ...]:
     """Canvases of tiles, (height, width) in pixels: those of the run, else of the folder.
 

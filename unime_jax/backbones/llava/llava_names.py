@@ -1,12 +1,15 @@
 """Names of the tensors of LLaVA checkpoints in Hugging Face form."""
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.io import weights
 from unime_jax.models.vit import VisionConfig
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def names(config: PretrainedConfig, tower: VisionConfig) -> weights.Names:
+
+def names(config: "PretrainedConfig", tower: VisionConfig) -> weights.Names:
     """Spellings of published checkpoints, of transformers' versions and of adapters.
 
     Published are the names of before transformers 4.52. Since then both halves lie in `model`,

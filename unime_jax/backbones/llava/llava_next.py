@@ -1,12 +1,14 @@
 """LLaVA-1.6, or LLaVA-NeXT: Mistral or Llama decoder, CLIP tower; maps are never shrunk."""
 
 import pathlib
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.llava import llava, llava_config
 from unime_jax.backbones.preprocessing.processing import Processing
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME's, on MMEB
 POOLINGS = ("lasttoken",)
@@ -18,7 +20,7 @@ DEFAULTS = llava_config.DEFAULTS | {  # of transformers' LlavaNextImageProcessor
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in Hugging Face form.
 

@@ -2,19 +2,21 @@
 
 import pathlib
 import re
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.llava import llava, llava_config
 from unime_jax.backbones.preprocessing.processing import Processing
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = Processing(prompt="chat")
 POOLINGS = ("lasttoken",)
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in Hugging Face form.
 

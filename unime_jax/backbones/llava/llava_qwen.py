@@ -12,14 +12,9 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
-from transformers import (
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import json_files
@@ -29,6 +24,9 @@ from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_conf
 from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
 from unime_jax.backbones.preprocessing.processing import Processing, require_missing_images
 from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PROCESSING = Processing(prompt="verbatim")
 POOLINGS = ("lasttoken",)
@@ -71,7 +69,7 @@ MODULES = tuple(
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in the original form.
 
@@ -81,7 +79,7 @@ def open_folder(
     # The image token has no embedding of its own.
     require_missing_images(processing, "strip", "image")
     own = read_config(folder)
-    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
+    tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
     converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
     tower = llava_config.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
@@ -119,7 +117,7 @@ def open_folder(
 
 
 def add_image_token(
-    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    folder: pathlib.Path, tokenizer: "PreTrainedTokenizerBase", vocab_size: int
 ) -> int:
     """The id of the image token, which the tokenizer gets if it has none, as in the original.
 
@@ -137,7 +135,7 @@ def add_image_token(
     return image_token_id
 
 
-def image_processor(config: PretrainedConfig) -> dict[str, Any]:
+def image_processor(config: "PretrainedConfig") -> dict[str, Any]:
     """What the code base does to pixels, as settings of transformers' image processor."""
     tile = config.vision_config.image_size
     return llava_config.DEFAULTS | {
@@ -151,7 +149,7 @@ def image_processor(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def convert_files(config: PretrainedConfig, folder: pathlib.Path) -> None:
+def convert_files(config: "PretrainedConfig", folder: pathlib.Path) -> None:
     """Makes copies of a checkpoint's files those of a LLaVA-OneVision that transformers loads."""
     (folder / TOWER_FILE).unlink(missing_ok=True)
     for name in (PROCESSOR_FILE, "chat_template.json"):  # not read, and for another processor
@@ -165,9 +163,9 @@ def convert_files(config: PretrainedConfig, folder: pathlib.Path) -> None:
     _convert_tokenizer(folder, config.text_config)
 
 
-def _convert_tokenizer(folder: pathlib.Path, text: PretrainedConfig) -> None:
+def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> None:
     """Adds the image token to each file that lists tokens; the rest stays as it is."""
-    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
+    tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
     if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         tokenizer.add_tokens([_image_token()], special_tokens=True)
         backend = tokenizer.backend_tokenizer

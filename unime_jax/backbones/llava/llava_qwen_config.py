@@ -7,11 +7,12 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import LlavaOnevisionConfig, PretrainedConfig, Qwen2Config, SiglipVisionConfig
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.io.hf_config import require
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, SiglipVisionConfig
 
 TOWER_FILE = "siglip_vision_config.json"  # of a folder whose tower is not a published one
 # As published; the code base deletes the last layer and reads what the one before it gives.
@@ -75,12 +76,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 def convert_config(
     folder: pathlib.Path, own: Mapping[str, Any], image_token_id: int
-) -> PretrainedConfig:
+) -> "PretrainedConfig":
     """The configuration of the original code base in Hugging Face form.
 
     Raises:
       ValueError: it asks for what is not done here.
     """
+    from transformers import LlavaOnevisionConfig, Qwen2Config
+
     require("mm_projector_type", own["mm_projector_type"], ("mlp2x_gelu",))
     require("mm_patch_merge_type", own["mm_patch_merge_type"], ("spatial_unpad",))
     require("mm_use_im_start_end", own.get("mm_use_im_start_end", False), (False,))
@@ -109,8 +112,10 @@ def convert_config(
     )
 
 
-def _tower(folder: pathlib.Path, name: str) -> SiglipVisionConfig:
+def _tower(folder: pathlib.Path, name: str) -> "SiglipVisionConfig":
     """The tower without the layer that is deleted."""
+    from transformers import SiglipVisionConfig
+
     file = folder / TOWER_FILE
     published = TOWERS.get(pathlib.PurePath(name).name)
     sizes = json.loads(file.read_text()) if file.exists() else published

@@ -4,8 +4,6 @@ import dataclasses
 import pathlib
 import re
 
-from transformers import PreTrainedTokenizerFast
-
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frame
 from unime_jax.backbones.preprocessing.fit import Span
@@ -67,7 +65,7 @@ def open_numbered_prompt(
         model has no embedding of tokens in ordinary use.
     """
     # By the files alone: of the class that config.json asks for, transformers knows nothing.
-    tokenizer = open_tokenizer(folder, PreTrainedTokenizerFast)
+    tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
     frames: tuple[tuple[str, str], ...] = ()
     special_tokens = True
     if style == "chat":

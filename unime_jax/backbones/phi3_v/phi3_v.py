@@ -7,11 +7,9 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Phi3Config, PretrainedConfig
-
-from unime_jax.backbones.backbone import Backbone, TextOnly
+from unime_jax.backbones.backbone import Backbone, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.phi3_v.numbered_prompt import open_numbered_prompt
 from unime_jax.backbones.phi3_v.rows import Phi3VPreprocessor
@@ -21,7 +19,9 @@ from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.phi3_v import MERGE, Phi3V, Phi3VConfig
 from unime_jax.models.vit import VisionConfig
-from unime_jax.models.vlm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import Phi3Config, PretrainedConfig
 
 PROCESSING = Processing(prompt="raw", crops=4)  # VLM2Vec's and UniME's
 POOLINGS = ("lasttoken",)
@@ -63,7 +63,7 @@ CAVEATS = (
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in the form of the original code.
 
@@ -104,7 +104,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: Phi3V(model, key=key),
+        make_model=MakeModel(Phi3V, model),
         names=names(vision, layers),
         preprocess=preprocess,
         layout=Layout(
@@ -121,20 +121,22 @@ def open_folder(
         loads_in_transformers=False,
         caveats=caveats(processing) + CAVEATS,
         text_only=TextOnly(
-            make_model=lambda key: LanguageModel(Phi3V(model, key=key).language_model),
+            make_model=MakeLanguageModel(MakeModel(Phi3V, model)),
             unread=(r"model\.vision_embed_tokens\..*",),
         ),
         instruction="{instruction}\n",
     )
 
 
-def text_config(content: Mapping[str, Any]) -> Phi3Config:
+def text_config(content: Mapping[str, Any]) -> "Phi3Config":
     """The decoder's part of config.json, as transformers would have it of a Phi-3.
 
     Raises:
       ValueError: it asks for other rotary positions than Phi-3.5-Vision's, or has not one factor
         for every frequency.
     """
+    from transformers import Phi3Config
+
     scaling = content.get("rope_scaling")
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling:

@@ -4,9 +4,11 @@ A chat template is a program, but for one user turn it only writes something bef
 after the text. It is therefore rendered once, checked to be such a frame, and not run again.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 MAX_IMAGES = 8  # of one item
 
@@ -18,7 +20,7 @@ _PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d
 
 
 def frames_of(
-    tokenizer: PreTrainedTokenizerBase, template: str, image_token: str
+    tokenizer: "PreTrainedTokenizerBase", template: str, image_token: str
 ) -> tuple[tuple[str, str], ...]:
     """Frames by number of images. One image must have a place; more are up to the template.
 
@@ -41,7 +43,7 @@ def frames_of(
 
 
 def frame(
-    tokenizer: PreTrainedTokenizerBase, template: str, *, images: int | None
+    tokenizer: "PreTrainedTokenizerBase", template: str, *, images: int | None
 ) -> tuple[str, str]:
     """Strings before and after the text of a user turn, the second with the generation prompt.
 

@@ -7,15 +7,16 @@ those of LLaVA write all images first.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item, Media
 from unime_jax.data import image_markers
 from unime_jax.data.settings import JudgePromptName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PROBE = Item("probe", (Media("probe"),))
 
@@ -75,7 +76,7 @@ PROMPTS: Mapping[JudgePromptName, Wording] = {
 class JudgePrompt:
     """The turn of a query and a candidate, by a checkpoint's chat template."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     template: str  # Jinja source
     image_token: str
     wording: Wording
@@ -129,7 +130,7 @@ def messages(query: Item, candidate: Item, wording: Wording) -> list[dict[str, A
 
 
 def open_judge_prompt(
-    folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, wording: Wording
+    folder: pathlib.Path, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, wording: Wording
 ) -> tuple[JudgePrompt, Prompt]:
     """The judge's prompt of a checkpoint, and the `Prompt` that makes rows of its items.
 
@@ -155,7 +156,9 @@ def open_judge_prompt(
     return judge, whole
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, str]) -> tuple[int, int]:
+def answer_tokens(
+    tokenizer: "PreTrainedTokenizerBase", answers: tuple[str, str]
+) -> tuple[int, int]:
     """The first token of each answer.
 
     Raises:

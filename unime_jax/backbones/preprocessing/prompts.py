@@ -3,12 +3,11 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frames_of
@@ -17,6 +16,9 @@ from unime_jax.backbones.preprocessing.token_ids import check_ids, check_tokeniz
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
 from unime_jax.data.settings import MissingImages, Style
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Tokenised(NamedTuple):
@@ -169,7 +171,10 @@ class Prompt:
         return unplaced + self.image_token.join([*pieces, last]), stripped
 
 
-def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
+def open_tokenizer(
+    folder: pathlib.Path,
+    kind: Literal["AutoTokenizer", "PreTrainedTokenizerFast"] = "AutoTokenizer",
+) -> "PreTrainedTokenizerBase":
     """A checkpoint's tokenizer, by a class of transformers.
 
     Raises:
@@ -180,14 +185,18 @@ def open_tokenizer(folder: pathlib.Path, kind: Any = AutoTokenizer) -> PreTraine
         raise ValueError(
             f"{folder} has no tokenizer.json: copy the one of the checkpoint it was made from."
         )
+    import transformers  # takes a second, and torch with it where that is installed
+
     # Left open, it would ask on the terminal whether a repository's code may run.
-    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerBase = getattr(transformers, kind).from_pretrained(
+        folder, trust_remote_code=False
+    )
     return tokenizer
 
 
 def open_prompt(
     folder: pathlib.Path,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     image_token_id: int,
     vocab_size: int,

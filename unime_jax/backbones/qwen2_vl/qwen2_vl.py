@@ -3,11 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig
-
-from unime_jax.backbones.backbone import Backbone, LmHead, TextOnly
+from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
@@ -24,7 +22,9 @@ from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
-from unime_jax.models.vlm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = Processing(prompt="raw")  # VLM2Vec's and UniME-V2's
 POOLINGS = ("lasttoken",)
@@ -46,7 +46,7 @@ TYPES = ("Qwen2VLImageProcessor",)
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in Hugging Face form.
 
@@ -93,7 +93,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: Qwen2Vl(model, key=key),
+        make_model=MakeModel(Qwen2Vl, model),
         names=names(vision),
         preprocess=preprocess,
         layout=Layout(
@@ -111,12 +111,12 @@ def open_folder(
         loads_in_transformers=not differences,
         caveats=differences,
         text_only=TextOnly(
-            make_model=lambda key: LanguageModel(Qwen2Vl(model, key=key).language_model),
+            make_model=MakeLanguageModel(MakeModel(Qwen2Vl, model)),
             unread=(r"visual\..*",),
         ),
         lm_head=LmHead(
-            make_model=lambda head, key: Qwen2Vl(
-                dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head)), key=key
+            make_model=lambda head: MakeModel(
+                Qwen2Vl, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
             ),
             name="lm_head.weight",
             path="language_model.lm_head",
@@ -167,7 +167,7 @@ def names(vision: QwenVisionConfig) -> weights.Names:
     )
 
 
-def tower_config(config: PretrainedConfig, text: DecoderConfig) -> QwenVisionConfig:
+def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionConfig:
     """The vision tower, checked to fit its decoder.
 
     Raises:

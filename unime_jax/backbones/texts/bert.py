@@ -1,12 +1,11 @@
 """BERT in a folder of sentence-transformers: encoder, pooling of tokens, scaling to length one."""
 
 import pathlib
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from tokenizers import normalizers
-from transformers import PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config, st_folder
 from unime_jax.backbones.io.names import AS_PUBLISHED, Names
 from unime_jax.backbones.preprocessing.processing import Processing
@@ -14,6 +13,9 @@ from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.backbones.texts import text_prompt
 from unime_jax.models.bert import Bert, BertConfig, Pooling
 from unime_jax.models.layers import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = text_prompt.PROCESSING
 
@@ -34,7 +36,7 @@ NAMES = Names(
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a model that sentence-transformers loads as Transformer, Pooling and Normalize.
 
@@ -77,7 +79,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=config.hidden_size,
-        make_model=lambda key: Bert(model, key=key),
+        make_model=MakeModel(Bert, model),
         names=NAMES,
         preprocess=preprocess,
         layout=preprocess.layout,
@@ -87,7 +89,7 @@ def open_folder(
     )
 
 
-def _encoder(config: PretrainedConfig, pooling: Pooling) -> BertConfig:
+def _encoder(config: "PretrainedConfig", pooling: Pooling) -> BertConfig:
     hf_config.require("hidden_act", config.hidden_act, tuple(ACTIVATIONS))
     position = getattr(config, "position_embedding_type", "absolute")
     hf_config.require("position_embedding_type", position, ("absolute",))

@@ -4,12 +4,11 @@ The item's `prefix` is the instruction, "Instruct: ...\\nQuery: "; passages have
 """
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from transformers import MistralConfig, PretrainedConfig
 
-from unime_jax.backbones.backbone import Backbone
+from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.io.names import AS_PUBLISHED, Fused, Names
 from unime_jax.backbones.preprocessing.processing import Processing
@@ -18,6 +17,9 @@ from unime_jax.backbones.texts import text_prompt
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.latent_attention import LatentAttentionConfig
 from unime_jax.models.nv_embed import NvEmbed, NvEmbedConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PROCESSING = text_prompt.PROCESSING
 POOLINGS = ("mean",)
@@ -70,7 +72,7 @@ NAMES = Names(
 
 
 def open_folder(
-    folder: pathlib.Path, config: PretrainedConfig, processing: Processing, *, max_length: int
+    folder: pathlib.Path, config: "PretrainedConfig", processing: Processing, *, max_length: int
 ) -> Backbone:
     """Opens a checkpoint in the form of its original code, none of which is run.
 
@@ -98,7 +100,7 @@ def open_folder(
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=lambda key: NvEmbed(model, key=key),
+        make_model=MakeModel(NvEmbed, model),
         names=NAMES,
         preprocess=preprocess,
         layout=preprocess.layout,
@@ -131,8 +133,10 @@ def _tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     return tokenizer, str(special.eos_token)
 
 
-def _decoder(config: PretrainedConfig) -> tuple[DecoderConfig, int]:
+def _decoder(config: "PretrainedConfig") -> tuple[DecoderConfig, int]:
     """The decoder, and its longest length in tokens."""
+    from transformers import MistralConfig
+
     given: dict[str, Any] = dict(config.text_config)
     hf_config.require("text_config.model_type", given.pop("model_type", None), ("bidir_mistral",))
     given["sliding_window"] = None  # a token sees all others
@@ -143,7 +147,7 @@ def _decoder(config: PretrainedConfig) -> tuple[DecoderConfig, int]:
     return decoder, text.max_position_embeddings
 
 
-def _latent_attention(config: PretrainedConfig, width: int) -> LatentAttentionConfig:
+def _latent_attention(config: "PretrainedConfig", width: int) -> LatentAttentionConfig:
     """Latent attention; missing keys of config.json have the values of the published model."""
     latent: dict[str, Any] = dict(getattr(config, "latent_attention_config", None) or {})
     for key in ("hidden_dim", "latent_dim"):

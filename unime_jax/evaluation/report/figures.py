@@ -1,20 +1,23 @@
 """The report's style of figures as inline SVG, histograms of cosines, and similarity matrices."""
 
 import base64
+import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from PIL import Image
 
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.ranking import DatasetResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe-Ito colours: they stay apart in every common form of colour blindness. The template's style
 # sheet names the same values.
@@ -45,6 +48,25 @@ STYLE: Any = {
 }
 
 
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draws in `STYLE`."""
+    import matplotlib  # half a second, which a run need not wait for before it begins
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(
+    size: tuple[float, float], place: tuple[float, float, float, float]
+) -> tuple["Figure", "Axes"]:
+    """A figure of so many inches and its axes, at (left, bottom, width, height) as parts of it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    return figure, figure.add_axes(place)
+
+
 def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[dict[str, Any]]:
     """Cosine of gold, hardest and easiest wrong candidate over all rows (LLaVE, Figure 1).
 
@@ -63,8 +85,7 @@ def histograms(evaluations: Mapping[str, Mapping[str, DatasetResult]]) -> list[d
     bins = np.linspace(every.min() - 0.02 * span, every.max() + 0.02 * span, 49)
     panels = []
     for name, side in sides.items():
-        figure = Figure(figsize=(4.6, 2.3))
-        axes = figure.add_axes((0.09, 0.2, 0.88, 0.75))
+        figure, axes = new_figure((4.6, 2.3), (0.09, 0.2, 0.88, 0.75))
         for values, color in zip(side[::-1], (GREY, VERMILLION, BLUE), strict=True):
             share = np.histogram(values, bins)[0] / max(len(values), 1) * 100
             axes.stairs(share, bins, fill=True, color=color, alpha=0.28, linewidth=0)
@@ -93,8 +114,7 @@ def radar(
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(metas)) / len(metas)  # clockwise from the top
     corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     around = [*range(len(metas)), 0]
-    figure = Figure(figsize=(3.4, 3.1))
-    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    figure, axes = new_figure((3.4, 3.1), (0.02, 0.02, 0.96, 0.96))
     axes.set_axis_off()
     axes.set_aspect("equal")
     axes.set_xlim(-135, 135)
@@ -121,7 +141,7 @@ def radar(
     return {"svg": svg(figure, f"Percent by meta task. {said}"), "lines": lines}
 
 
-def svg(figure: Figure, label: str) -> Markup:
+def svg(figure: "Figure", label: str) -> Markup:
     """The figure as an <svg> element, the same from run to run, which screen readers name."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -154,6 +174,8 @@ def heat(
     }
     low = min(float(m.min()) for m in sides.values())
     high = max(float(m.max()) for m in sides.values())
+    import matplotlib
+
     paint = matplotlib.colormaps["Blues"]
     maps = []
     for title, matrix in sides.items():
@@ -166,5 +188,5 @@ def heat(
 
 def data_uri(image: Image.Image, form: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, form, quality=80, optimize=True)
+    image.save(buffer, form, quality=80, optimize=form == "JPEG")  # PNGs are tiny here
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

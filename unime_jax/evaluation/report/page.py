@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
@@ -88,7 +87,7 @@ def write_report(
     if not trained:
         scores = {"after": scores["scores"]}
     sides = {f"Before training{start}": before, "After training" if trained else "Scores": after}
-    with matplotlib.rc_context(figures.STYLE):
+    with figures.style():
         histograms = figures.histograms(sides)
         percent = {
             name: scores[side]

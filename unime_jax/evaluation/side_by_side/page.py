@@ -4,8 +4,6 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
 from unime_jax import files
 from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.encoding.item_table import Images
@@ -55,7 +53,7 @@ def write_page(
     rankings = {name: run.rankings for name, run in first.items() if run.rankings}
     table = {name: ("", "") for of_run in rankings.values() for name in of_run}
     table |= {name: place for of_group in tables.values() for name, place in of_group.items()}
-    with matplotlib.rc_context(figures.STYLE):
+    with figures.style():
         histograms = figures.histograms(rankings)
         radars = _radars(comparison)
     hard, hard_left_out = gallery.hard_negatives(table, rankings, images)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
@@ -17,6 +18,16 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.schema import check_names, to_example
 from unime_jax.evaluation.encoding.item_table import Encode, Images
 
+_relational_distillation = jax.jit(
+    losses.relational_distillation,
+    static_argnames=(
+        "temperature",
+        "teacher_temperature",
+        "direction",
+        "mask_diagonal",
+        "reduction",
+    ),
+)
 NEIGHBOURS = 10
 HELD_OUT = "test"
 
@@ -90,7 +101,7 @@ class OpenTask:
     def score(self, vectors: Float32[np.ndarray, "n D"]) -> Agreement:
         """Compares the similarities of all texts with each other."""
         measure = self.measure
-        kl, _ = losses.relational_distillation(
+        kl, _ = _relational_distillation(
             jnp.asarray(vectors),
             jnp.asarray(self.teacher),
             temperature=measure.temperature,

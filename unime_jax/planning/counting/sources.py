@@ -10,6 +10,11 @@ import re
 from unime_jax.planning.counting.hlo import Instruction, Module
 
 PACKAGE = "unime_jax/"
+# Scopes (`jax.named_scope`) of the models' parts, by which all passes name a layer.
+PARTS = (
+    *("decoder", "vision_tower", "text_tower", "encoder", "projector", "merger"),
+    *("attention", "mlp", "image_tokens"),
+)
 DEPTH = 3  # lines of the package that say where an instruction comes from
 _TABLES = ("FileNames", "FileLocations", "StackFrames")
 _ROW = re.compile(r"^(\d+) (.*)$")
@@ -86,13 +91,20 @@ def _place(frames: Frames, line: Instruction) -> str:
 
 
 def named(op_name: str) -> str:
-    """An operation with its pass: "dot_general, backward"; without one: of no differentiated part.
+    """An operation with its part of the model and its pass: "dot_general of decoder.mlp, backward".
 
-    A chunk that is encoded once more for its gradient goes "forward again"; what a layer computes
-    once more besides, as its remat policy says, is "recomputed".
+    Without a pass it is of nothing that is differentiated. A chunk that is encoded once more for
+    its gradient goes "forward again"; what a layer computes once more besides, as its remat policy
+    says, is "recomputed".
     """
+    # A scope may be within transformations, as in "transpose(jvp(decoder))".
+    inner = (re.search(r"(\w*)\)*$", scope) for scope in op_name.split("/"))
+    # Once each: a collective that XLA combined has the names of all that it is made of.
+    parts = dict.fromkeys(match[1] for match in inner if match and match[1] in PARTS)
     scopes = [scope for scope in op_name.split("/") if "jvp(" in scope]
     operation = op_name.rpartition("/")[2] or op_name
+    if parts:
+        operation += f" of {'.'.join(parts)}"
     if "rematted_computation" in op_name:
         return f"{operation}, recomputed"
     if not scopes:

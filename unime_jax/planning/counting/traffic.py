@@ -22,7 +22,8 @@ from unime_jax.planning.counting.kernels import is_kernel, kernel_bytes
 from unime_jax.planning.counting.operations import Moved, Operation
 from unime_jax.planning.counting.sources import Frames, frames, source
 
-Trips = Callable[[str], int | None]  # of a loop with a computed end, from the type of its state
+# Of a loop with a computed end, from the type of its state and the scopes of the source it is in.
+Trips = Callable[[str, str], int | None]
 
 # They name or forward buffers, and move none.
 _FREE = frozenset(
@@ -64,7 +65,8 @@ class Traffic:
 def traffic(text: str, trips: Trips) -> Traffic:
     """Traffic of one chip, from optimised HLO text.
 
-    `trips` gets the type of the state of each loop whose end is computed; None: not known.
+    `trips` gets the type of the state of each loop whose end is computed, and its scopes, as in
+    "jit(step)/jvp(name)/while"; None: not known.
 
     Raises:
       ValueError: the text is none of a module.
@@ -145,7 +147,7 @@ def _instruction(
     match line.opcode:
         case "while":
             count = trip_count(module, scope, line)
-            count = trips(line.type) if count is None else count
+            count = trips(line.type, _scopes(module, line)) if count is None else count
             body = run(line.called("body"))
             return _sum([body, Traffic({}, 0.0, 1)]) if count is None else body.times(count)
         case "conditional":
@@ -162,6 +164,14 @@ def _instruction(
     if kind in COLLECTIVES:
         ici = {kind: _ring_bytes(kind, bytes_of(line.result), group_size(module, line))}
     return Traffic(ici, _plain_bytes(scope, line), 0)
+
+
+def _scopes(module: Module, loop: Instruction) -> str:
+    """The source's scopes around a loop, of itself or of what it repeats."""
+    for line in (loop, *module.computations[loop.called("body")].values()):
+        if name := re.search(r'\bop_name="([^"]*)"', line.attributes):
+            return name[1]
+    return ""
 
 
 def _ring_bytes(opcode: str, result: float, chips: int) -> float:

@@ -1,0 +1,122 @@
+"""What layers recompute for gradients: the same gradients of every kind of layer, and less work."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from tests.backbones.tiny_dual_encoders import write_clip
+from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_texts import write_bert
+from tests.float32 import assert_same_gradients
+from tests.models.oracle import EXACT, picture
+from tests.tables import for_each
+from unime_jax import backbones, paths
+from unime_jax.batch import Item, Media
+from unime_jax.data.bucket_filling import fill_buckets
+from unime_jax.data.settings import Bucket
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.models import forward, layers, lora, scan
+from unime_jax.planning import costs
+
+ORDER = ("none", "dots", "attention_up", "attention", "full")
+# A decoder below a plain tower, Qwen's tower, post-norm layers, and both towers of a dual encoder:
+# other families are made of these. All policies of the first, of others one by name.
+FAMILIES = {
+    write_folder: (*ORDER[1:], "offload"),
+    write_qwen2_vl: ("attention",),
+    write_bert: ("attention",),
+    write_clip: ("attention",),
+}
+
+
+def loss_of(write, folder):
+    """A loss as a function of parameters and remat, of a text and an image, and the parameters."""
+    write(folder)
+    backbone = backbones.open_backbone(str(folder), max_length=100)
+    graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    parameters = {
+        path: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
+        for path, leaf in shapes.items()
+    }
+    items = [Item("a text of some words")]
+    if backbone.layout.patches:
+        items.append(Item("<|image_1|>", (Media("image", picture(30, 40, 0)),)))
+    rows = [backbone.preprocess(item) for item in items]
+    longest = max(len(row.tokens) for row in rows)
+    tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
+    shapes = BatchShapes((Bucket(longest, tiles),), backbone.layout, 2, 2)
+    inputs = jax.tree.map(lambda x: jnp.asarray(x[0]), fill_buckets(rows, shapes)[0][0])
+
+    def loss(parameters, remat):
+        execution = dataclasses.replace(EXACT, remat=remat)
+        return forward.make_encode(graph, execution)(parameters, {}, inputs)[:, 0].sum()
+
+    return loss, parameters
+
+
+def flops(loss, parameters, remat):
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(p, remat)))(parameters)
+    return costs.flops(jaxpr, [None] * len(jaxpr.in_avals))
+
+
+@for_each("write, policies", FAMILIES.items())
+def test_gradients_are_the_same_whatever_a_layer_computes_again(write, policies, tmp_path):
+    loss, parameters = loss_of(write, tmp_path / "model")
+    work = [flops(loss, parameters, remat) for remat in ORDER]
+    assert work == sorted(work)
+    assert work[1] < work[-2] < work[-1]  # without the MLP's wide layers, and without any
+
+    def gradient(remat):
+        return jax.jit(jax.grad(lambda p: loss(p, remat)))(parameters)
+
+    plain = gradient("none")
+    assert all(np.isfinite(leaf).all() for leaf in plain.values())
+    for remat in policies:
+        assert_same_gradients(gradient(remat), plain)
+
+
+def test_products_of_codes_and_of_adapters_are_kept_by_name():
+    """Each once: neither a kernel's product nor an adapter's is beside their sum."""
+
+    def make(key):
+        linear = layers.Linear(32, 32, bias=True, key=key)
+        config = lora.LoraConfig(rank=2, alpha=2.0, dora=True, targets=((".*", True),))
+        lora.add(linear, config, key=key)
+        return linear
+
+    for codes in (False, True):
+        stack = scan.stack(make, 4, jax.random.key(0))
+        if codes:
+            layers.quantize(stack, {".kernel"})
+        graph, parameters = paths.split(stack)
+        trained = {p: x for p, x in parameters.items() if p.startswith("lora_")}
+        frozen = {p: x for p, x in parameters.items() if p not in trained}
+        x = jnp.ones((7, 32))
+
+        def loss(trained, remat, graph=graph, frozen=frozen, x=x):
+            model = paths.merge(graph, trained, frozen)
+            return jnp.sum(scan.run(model, lambda layer, x: jnp.sin(layer(x)), x, remat=remat))
+
+        # All but the norms of columns, which a step has computed before
+        by_remat = {remat: flops(loss, trained, remat) for remat in ("none", "dots", "full")}
+        again = 2 * 4 * 7 * 32 * 32  # the kernels' products
+        assert by_remat["full"] - by_remat["dots"] >= again
+        pullback = jax.vjp(functools.partial(loss, remat="dots"), trained)[1]
+        kept = [x.shape for x in jax.tree.leaves(pullback)].count((4, 7, 32))
+        assert kept == 2, codes  # the input and the product
+
+
+def test_offloading_is_refused_where_devices_have_no_host_memory(monkeypatch):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    scan.check("offload", mesh)
+    monkeypatch.setattr(scan, "HOST", "memory_of_the_moon")
+    scan.check("full", mesh)
+    with pytest.raises(ValueError, match='remat="offload" puts .* memory_of_the_moon memory, and'):
+        scan.check("offload", mesh)

@@ -1,0 +1,106 @@
+"""Exact search for users: beside sorted cosines of everything."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tables import for_each
+from unime_jax import Index, sharding
+from unime_jax.data import embedding_store_writer
+from unime_jax.data.embedding_store import item_id
+
+IDS = [f"entry {n}\u00e9" for n in range(300)]
+
+
+def vectors_of(count, seed):
+    """Of any length, one of zeros, and equal ones."""
+    vectors = np.random.default_rng(seed).standard_normal((count, 12)).astype(np.float32)
+    vectors[5], vectors[40:44] = 0, vectors[7]
+    return vectors
+
+
+def expected(queries, vectors, ids, k, where=None):
+    """(id, cosine) of the k best; of equal ones the first."""
+    unit = [
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, vectors)
+    ]
+    scores = (unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)).astype(np.float32)
+    if where is not None:
+        scores[:, ~where] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    rows = [
+        [(ids[n], own[n]) for n in best if own[n] > -np.inf] for own, best in zip(scores, order)
+    ]
+    return [[(id, float(score)) for id, score in row] for row in rows]
+
+
+@for_each("devices", [1, 8])
+def test_the_k_best_by_cosine_of_all_that_may_be_found(tmp_path, monkeypatch, devices):
+    mesh = sharding.make_mesh(1, -1, 1, jax.devices()[:devices])
+    monkeypatch.setattr("unime_jax.index.QUERIES", 4)
+    monkeypatch.setattr("unime_jax.index.COPIED", 12 * 70)
+    vectors, queries = vectors_of(300, 0), vectors_of(50, 1)[3:12]
+    index = Index(vectors[:200], IDS[:200], mesh=mesh)
+    index.add(vectors[200:], IDS[200:])
+    assert len(index) == 300 and index.ids == IDS and index.dimension == 12
+    assert index.search(queries, 7) == expected(queries, vectors, IDS, 7)
+    assert index.search(queries[:0]) == []
+
+    # Filters, and fewer entries than are asked for.
+    where = np.arange(300) % 5 == 2
+    assert index.search(queries, 7, where=where) == expected(queries, vectors, IDS, 7, where)
+    few = np.isin(np.arange(300), [7, 40, 250])
+    assert index.search(queries, 7, where=few) == expected(queries, vectors, IDS, 3, few)
+    assert index.search(queries[:1], where=np.zeros(300, bool)) == [[]]
+
+    # Saved and loaded, and gone on with; also over itself.
+    for seed in (2, 3):
+        index.save(tmp_path / "index")
+        index = Index.load(tmp_path / "index", mesh=mesh)
+        more = vectors_of(50, seed)
+        index.add(more)
+        vectors = np.concatenate([vectors, more])
+        assert index.ids[-50:] == [str(n) for n in range(len(index) - 50, len(index))]
+        assert index.search(queries, 7) == expected(queries, vectors, index.ids, 7)
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["index"]
+
+
+def test_a_folder_of_job_embed_is_an_index_and_is_not_written_over(tmp_path):
+    vectors, texts = vectors_of(50, 0)[:5], ["a", "b", "c", "d", "e"]
+    embedding_store_writer.write(tmp_path / "embeddings", texts, vectors)
+    index = Index.load(tmp_path / "embeddings")
+    ids = [item_id(text).decode() for text in texts]
+    assert index.search(vectors[:2], 3) == expected(vectors[:2], vectors, ids, 3)
+    with pytest.raises(ValueError, match="no index wrote it"):
+        index.save(tmp_path / "embeddings")
+    assert len(Index.load(tmp_path / "embeddings")) == 5
+
+
+def test_wrong_arguments_are_named_and_change_nothing(tmp_path, unchecked_shapes):
+    vectors = np.ones((3, 4), np.float32)
+    index = Index(vectors)
+    infinite = vectors.copy()
+    infinite[1, 2] = np.inf
+    for call, message in [
+        (lambda: Index(np.ones((3, 4), int)), "shape (3, 4) and dtype int64"),
+        (lambda: index.add(vectors[0]), "shape (4,)"),
+        (lambda: index.add(vectors[:, :3]), "3 dimensions, those of the index 4"),
+        (lambda: index.add(infinite), "vectors[1] has values that are not finite"),
+        (lambda: index.add(vectors, ["a", "b"]), "2 ids for 3 vectors"),
+        (lambda: index.add(vectors, ["a", "b", "a"]), "ids[2] is 'a'"),
+        (lambda: index.add(vectors, ["a", "1", "b"]), "ids[1] is '1'"),
+        (lambda: index.add(vectors, ["a", "", "b"]), "ids[1] is ''"),
+        (lambda: index.search(vectors[:, :3]), "[queries, 4] floats"),
+        (lambda: index.search(infinite), "queries have values that are not finite"),
+        (lambda: index.search(vectors, 0), "k is 0"),
+        (lambda: index.search(vectors, where=np.ones(2, bool)), "[3] booleans"),
+        (lambda: index.search(vectors, where=np.ones(3, int)), "dtype int64"),
+        (lambda: Index(vectors[:0]).save(tmp_path / "a"), "no entry"),
+        (lambda: index.save(tmp_path), "no index wrote it"),
+        (lambda: Index.load(tmp_path), "has no embeddings"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+    assert index.ids == ["0", "1", "2"] and list(tmp_path.iterdir()) == []

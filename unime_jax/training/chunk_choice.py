@@ -1,0 +1,200 @@
+"""Chunk size, remat and kept chunks that fit a device's memory, by shapes alone: no compilation."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from unime_jax import config, sharding
+from unime_jax.backbones import Backbone
+from unime_jax.data.bucket_filling import bucket_shapes
+from unime_jax.data.shapes import BatchShapes, pair_shapes
+from unime_jax.models import attention, forward, frozen_vision
+from unime_jax.models.settings import Remat
+from unime_jax.models.vlm import Execution
+from unime_jax.training import activations, kept_features, state
+from unime_jax.training.settings import ExecutionConfig
+
+# From what keeps most to what keeps least, with what layers compute again by it, as a share of a
+# forward pass: of a 7B with adapters, as counted.
+AGAIN: dict[Remat, float] = {
+    "none": 0.0,
+    "dots": 0.03,
+    "attention_up": 0.35,
+    "attention": 0.65,
+    "full": 1.0,
+}
+ORDER = tuple(AGAIN)
+USED = 0.85  # of a device's memory; the rest is for what the estimate does not see
+# Of a chunk on each device: with fewer, gathering a layer's weights takes longer than multiplying
+# by them; with more, memory is better spent on chunks that are encoded once.
+ENOUGH_TOKENS = 1024
+MOST_MERGED = 4  # chunks at once without gradient: of weights' three ways, one is a quarter
+# A layer's own arrays at a time, forward or backward, by what it keeps without remat.
+LAYER_ARRAYS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Values for four keys of a config, and why, as a sentence for the log."""
+
+    chunk_size: int
+    remat: Remat
+    kept_chunks: tuple[int, ...]
+    merged_chunks: int
+    reason: str
+
+
+def capacity(mesh: Mesh) -> int | None:
+    """Bytes of a device's memory; None: the platform does not say, or it is the host's own."""
+    device = next((each for each in mesh.devices.flat if _is_local(each)), None)
+    if device is None or device.platform == "cpu":
+        return None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def choose(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int, most_rows: int
+) -> Choice:
+    """The remat with which least is computed twice, by layers or as whole chunks, in the memory.
+
+    Chunks are as small as is worth it, and memory that is left keeps chunks of the largest bucket,
+    so that they are not encoded twice. What the config says already stays.
+
+    Args:
+      memory: bytes of a device, of which `USED` are filled.
+      most_rows: of the largest bucket on each device.
+    """
+    dtype, frozen_dtype = settings.execution.dtype, settings.execution.frozen_dtype
+    assert dtype and frozen_dtype and settings.trainable is not None  # resolved before
+    model = state.abstract_model(
+        backbone,
+        mesh,
+        adapters=settings.lora,
+        trainable=settings.trainable,
+        frozen_dtype=jnp.dtype(frozen_dtype),
+    )
+    trainable, frozen = (model.part(model.parameters, trainable=which) for which in (True, False))
+    largest = settings.data.buckets[-1]
+    shards = sharding.row_shards(mesh)
+    implementation = attention.implementation(settings.execution.attention, mesh)
+
+    def row(remat: Remat) -> float:
+        execution = Execution(jnp.dtype(dtype), remat, implementation)
+        encode = forward.make_encode(model.graph, execution)
+        trained, fixed = ({p: _plain(x) for p, x in part.items()} for part in (trainable, frozen))
+        return activations.bytes_of_a_row(encode, trained, fixed, largest, backbone.layout)
+
+    depth = max(leaf.shape[0] for leaf in model.parameters.values() if leaf.ndim == 3)
+    whole = sum(leaf.size * jnp.dtype(dtype).itemsize for leaf in model.parameters.values())
+    table = max(leaf.size for leaf in model.parameters.values()) * jnp.dtype(dtype).itemsize
+    # Weights, moments and gradients, two batches, two gathered layers, and the largest parameter.
+    held = float(_on_a_device(model.parameters) + 3 * _on_a_device(trainable))
+    shapes = _shapes(settings, backbone, most_rows * shards, shards)  # chunks change rounding alone
+    held += 2 * _batch_bytes(shapes) / shards
+    held += 2 * whole / depth + table
+    held += _kept_features(settings.execution, model, shapes, mesh)
+    arrays = LAYER_ARRAYS * row("none") / depth
+    room = USED * memory - held
+    tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
+    rows = settings.chunk_size // shards or min(_power_of_two(ENOUGH_TOKENS / tokens), most_rows)
+    all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
+    given = settings.execution.remat
+    wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
+    keeps = {remat: row(remat) for remat in wanted}
+
+    def computed_twice(remat: Remat) -> float:
+        """As a share of a forward pass; infinite: it does not fit."""
+        spare = room - rows * (keeps[remat] + arrays)
+        everything = all_rows * keeps[remat]
+        # All that "none" keeps is three times as much to write and read, to save attention alone.
+        if spare < 0 or (remat == "none" and len(wanted) > 1 and spare < everything):
+            return math.inf
+        return AGAIN.get(remat, 1.0) + 1 - min(1.0, spare / everything)
+
+    remat = min(reversed(wanted), key=computed_twice)
+    kept = keeps[remat]
+    if not settings.chunk_size and computed_twice(remat) == math.inf:
+        rows = max(1, min(rows, int(room // (kept + arrays))))
+    chunk_size = rows * shards
+    used = rows * (kept + arrays)
+    counts = settings.execution.kept_chunks
+    if counts is None:
+        shapes = _shapes(settings, backbone, chunk_size, shards)
+        counts = _kept_chunks(settings.execution, shapes, room - used, rows * kept)
+    elif not counts and not settings.chunk_size and room > used:  # larger chunks then
+        fitting = int(room // (kept + arrays))
+        rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
+        chunk_size, used = rows * shards, rows * (kept + arrays)
+    reason = (
+        f"{rows} rows of {tokens:,} tokens or patches on a device keep {rows * kept / 1e9:.1f} GB "
+        f"with remat {remat!r}, beside {held / 1e9:.1f} GB of weights, moments and batches and "
+        f"{rows * arrays / 1e9:.1f} GB of one layer, of {memory / 1e9:.1f} GB; an estimate by "
+        "shapes, which job=plan checks by compiling"
+    )
+    merged = int(room // (rows * arrays)) if mesh.shape["fsdp"] > 1 else 1
+    return Choice(chunk_size, remat, tuple(counts), max(1, min(merged, MOST_MERGED)), reason)
+
+
+def _kept_features(
+    settings: ExecutionConfig, model: state.AbstractModel, shapes: BatchShapes, mesh: Mesh
+) -> float:
+    """Bytes on a device of a frozen tower's features, where they are kept for both passes."""
+    assert settings.dtype  # resolved before
+    execution = Execution(jnp.dtype(settings.dtype), "full", "xla")
+    vision = kept_features.choose(settings, model, execution, shapes, mesh)
+    if vision is None:
+        return 0.0
+    groups = tuple(bucket_shapes(shapes, bucket) for bucket in shapes.buckets if bucket.tiles)
+    return frozen_vision.bytes_of(vision, model.parameters, groups) / sharding.row_shards(mesh)
+
+
+def _power_of_two(least: float) -> int:
+    """The smallest that is not below a number."""
+    return 1 << max(math.ceil(least) - 1, 0).bit_length()
+
+
+def _kept_chunks(
+    settings: ExecutionConfig, shapes: BatchShapes, spare: float, each: float
+) -> tuple[int, ...]:
+    """As many chunks of the largest bucket as the spare bytes hold; none if there is no room."""
+    count = min(int(spare // each), shapes.chunks(shapes.buckets[-1])) if spare > 0 else 0
+    if not settings.recompute or count < 1:
+        return ()
+    return (*[0] * (len(shapes.buckets) - 1), count)
+
+
+def _shapes(
+    settings: config.TrainConfig, backbone: Backbone, chunk_size: int, shards: int
+) -> BatchShapes:
+    return pair_shapes(
+        settings.data.buckets,
+        backbone.layout,
+        batch_size=settings.batch_size,
+        negatives=settings.data.negatives,
+        chunk_size=chunk_size,
+        shards=math.lcm(shards, jax.process_count()),
+    )
+
+
+def _batch_bytes(shapes: BatchShapes) -> int:
+    groups = [bucket_shapes(shapes, bucket) for bucket in shapes.buckets]
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(groups))
+
+
+def _on_a_device(parameters: dict[str, Any]) -> int:
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in parameters.values()
+    )
+
+
+def _plain(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _is_local(device: jax.Device) -> bool:
+    return device.process_index == jax.process_index()

@@ -1,0 +1,70 @@
+"""The jitted step of a run: one function for all runs that it is the same for in a process."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.stages import Wrapped
+
+from unime_jax import sharding
+from unime_jax.models import forward, frozen_vision
+from unime_jax.operations import compiler_options
+from unime_jax.training import optimizer, step
+from unime_jax.training.objectives import Objective
+from unime_jax.training.settings import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """All that a jitted step follows from. `placed`: shardings of the leaves of its state."""
+
+    encode: forward.Encode
+    constants: forward.Constants
+    vision: frozen_vision.FrozenVision | None
+    optimizer: OptimizerConfig
+    steps: int
+    trainable: frozenset[str]
+    loss: Objective
+    recompute: bool
+    kept: tuple[int, ...]
+    merged: int
+    infonce_steps: int
+    sources: tuple[str, ...]
+    placed: tuple[jax.sharding.Sharding, ...]
+    structure: jax.tree_util.PyTreeDef
+    mesh: Mesh
+
+
+@functools.lru_cache(maxsize=forward.SHARED)
+def jitted(program: StepProgram) -> Wrapped:
+    """The step of a program; the same for a program that is equal, so that it compiles once."""
+    run = step.make_train_step(
+        program.encode,
+        make_optimizer(program.optimizer, program.steps, program.trainable),
+        optimizer.make_schedule(program.optimizer, program.steps),
+        program.loss,
+        recompute=program.recompute,
+        kept=program.kept,
+        merged=program.merged,
+        constants=program.constants,
+        vision=program.vision,
+        infonce_steps=program.infonce_steps,
+        sources=program.sources,
+    )
+    placed = jax.tree.unflatten(program.structure, program.placed)
+    return jax.jit(
+        run,
+        donate_argnums=0,
+        out_shardings=(placed, sharding.replicated(program.mesh)),
+        compiler_options=compiler_options.of(program.mesh),
+    )
+
+
+@functools.lru_cache(maxsize=forward.SHARED)
+def make_optimizer(
+    settings: OptimizerConfig, steps: int, trainable: frozenset[str]
+) -> optax.GradientTransformation:
+    """The optimizer of these parameters; the same for equal arguments."""
+    return optimizer.make_optimizer(settings, steps, sorted(trainable))
