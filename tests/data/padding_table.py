@@ -10,7 +10,8 @@ import numpy as np
 
 from tests.data.recipe_lengths import anyres, sentences, stage2
 from unime_jax.data import bucket_choice
-from unime_jax.data.bucket_choice import Expected, Pack
+from unime_jax.data.bucket_padding import padding
+from unime_jax.data.bucket_work import Expected, Pack, least_tokens
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, Layout
 
@@ -31,9 +32,7 @@ def rows():
         for shards in all_shards:
             size = chunk if shards == all_shards[0] else max(shards, chunk // 16)
             layout = Layout(patches=patches)
-            expected = Expected(
-                pairs, 2 * pairs, size, shards, pairs, bucket_choice.least_tokens("tpu", shards)
-            )
+            expected = Expected(pairs, 2 * pairs, size, shards, pairs, least_tokens("tpu", shards))
 
             def choose(pack, sample=sample, expected=expected, patches=patches):
                 return bucket_choice.chosen(
@@ -47,7 +46,7 @@ def rows():
 
             choices = named, choose(None), choose(Pack(2**15, WIDTH))
             shares = [
-                bucket_choice.padding(
+                padding(
                     *others,
                     BatchShapes(buckets, layout, size, 2 * pairs, shards=shards),
                     pairs=pairs,

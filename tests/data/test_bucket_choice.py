@@ -9,7 +9,9 @@ import pytest
 from tests.data.recipe_lengths import anyres, dynamic, mini_mmeb, sentences, stage2, texts
 from tests.tables import for_each
 from unime_jax.data import bucket_choice
-from unime_jax.data.bucket_choice import Expected, Pack, chosen, padding
+from unime_jax.data.bucket_choice import chosen
+from unime_jax.data.bucket_padding import padding
+from unime_jax.data.bucket_work import Expected, Pack, least_tokens
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, Layout
 
@@ -120,7 +122,7 @@ RECIPES = [
 def test_padding_of_the_recipes_is_a_twentieth(rows_of, pairs, chunk, shards, patches, packs, most):
     """By rows that the choice has not seen."""
     sizes, example = rows_of(np.random.default_rng(0), 256)
-    least = bucket_choice.least_tokens("cpu" if rows_of is mini_mmeb else "gpu", shards)
+    least = least_tokens("cpu" if rows_of is mini_mmeb else "gpu", shards)
     expected = Expected(pairs, 2 * pairs, chunk, shards, pairs, least)
     count, each = patches
     buckets = chosen(

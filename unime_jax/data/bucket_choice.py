@@ -5,15 +5,14 @@ over the histogram of a sample. The largest bucket is for all that is longer tha
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from unime_jax.data.bucket_work import PACKS, Counts, Expected, Pack, Work, shape_of
 from unime_jax.data.settings import Bucket
-from unime_jax.data.shapes import BatchShapes, Layout
 
 MARGIN = 1.25  # of the largest bucket over the longest row that was seen
 CANDIDATES = 64  # edges that are tried, of texts and of rows with images
@@ -21,59 +20,6 @@ FURTHER = (1.02, 1.05, 1.1)  # edges over the longest, for rows that the sample 
 # Of a batch's work, that a bucket more must save: it is compiled into every step, minutes of a run
 # of hours, and takes host memory.
 LEAST_GAIN = 0.003
-# Tokens of a chunk on a device, fewer of which take no less time. Weights are read: 197 TFLOP/s by
-# 819 GB/s of a TPU v5e in 16 bits. Over several devices they are gathered: by plans of
-# stage2_7b_lora on v5e:4x4 a step computes for 38 s with remat "full", and in chunks of 1,536
-# tokens a device has 34 s of transfers. A core of a CPU computes so little that they hardly count.
-READ, GATHERED, READ_BY_CPU = 256, 1400, 32
-PACKS = (64, 128, 256, 512, 1024, 2048)  # tokens of rows of several texts that are tried
-MOST_TEXTS = 64  # of a row: each has a column in the loss, of a text or not
-DEVIATIONS = 4.0  # of the number of rows in a bucket, for which it has room
-_QUANTILES = np.array([-1.83, -1.28, -0.97, -0.73, -0.52, -0.34, -0.17, 0.0])
-NORMAL = np.concatenate([_QUANTILES, -_QUANTILES[:-1]])  # the middles of 15 equal parts
-Counts = np.ndarray  # int [examples]: rows of each
-
-
-@dataclasses.dataclass(frozen=True)
-class Expected:
-    """Batches as they are expected.
-
-    Attributes:
-      pairs: examples of a batch.
-      rows: that a batch has room for.
-      chunk_size: rows of the largest bucket that are encoded at once.
-      shards: of the rows of a chunk.
-      draws: parts of a batch that are drawn on their own: its pairs; fewer where there are runs of
-        pairs that are alike.
-      least_tokens: of a chunk on a device, fewer of which take no less time.
-    """
-
-    pairs: int
-    rows: int
-    chunk_size: int
-    shards: int
-    draws: int
-    least_tokens: int
-
-
-def least_tokens(platform: str, shards: int) -> int:
-    """Tokens of a chunk on a device, fewer of which take no less time."""
-    if platform == "cpu":
-        return READ_BY_CPU
-    return GATHERED if shards > 1 else READ
-
-
-@dataclasses.dataclass(frozen=True)
-class Pack:
-    """What a model allows of rows of several texts.
-
-    Attributes:
-      tokens: of a row, at most.
-      width: of its hidden states, by which attention's share of the work grows with the row.
-    """
-
-    tokens: int
-    width: int
 
 
 def largest(sizes: Int[np.ndarray, "n 2"], *, limit: int) -> Bucket:
@@ -119,7 +65,7 @@ def chosen(
     elif example is None:
         example = np.arange(len(sizes))
     total = float(sizes.sum(axis=0) @ (1, patches))
-    work = _Work(int(example.max()) + 1, last, patches, expected)
+    work = Work(int(example.max()) + 1, last, patches, expected)
     each = LEAST_GAIN * total * (expected.pairs / work.examples if expected else 1)
     widths = [w for w in PACKS if w <= pack.tokens] if pack and expected else []
     choices = [_choice(sizes, example, work, each)]
@@ -135,7 +81,7 @@ def chosen(
 
 
 def _choice(
-    sizes: Int[np.ndarray, "n 2"], example: Int[np.ndarray, " n"], work: "_Work", each: float
+    sizes: Int[np.ndarray, "n 2"], example: Int[np.ndarray, " n"], work: Work, each: float
 ) -> tuple[float, tuple[Bucket, ...]]:
     """The least work of rows that have a row each, and its buckets; a bucket costs `each`."""
     last = work.last
@@ -159,47 +105,9 @@ def _choice(
         for start, stop in table.blocks(end)
         for bucket in [work.bucket(units.shape(start, stop), units.counts(start, stop))]
     }
-    buckets.pop(_shape(last), None)
+    buckets.pop(shape_of(last), None)
     largest_one = work.bucket(last, *of_last(ends), share=1.0)
     return cost(ends), (*(buckets[shape] for shape in sorted(buckets)), largest_one)
-
-
-def padding(
-    sizes: Int[np.ndarray, "n 2"],
-    example: Int[np.ndarray, " n"],
-    shapes: BatchShapes,
-    *,
-    pairs: int,
-    seed: int = 0,
-    batches: int = 32,
-) -> Float[np.ndarray, "2"]:
-    """Padding of batches of so many pairs of such examples, as shares of their tokens and patches.
-
-    Chunks are counted whole, those of a bucket up to the last that has a row; 0 of nothing.
-    """
-    generator = np.random.default_rng(seed)
-    edges = np.array([_shape(bucket) for bucket in shapes.buckets])
-    single = np.array([bucket.texts == 1 for bucket in shapes.buckets])
-    fits = (sizes[:, None] <= edges).all(axis=2)
-    own = fits & ((edges[:, 1] == 0) | (sizes[:, 1:] > 0))  # texts keep the vision tower out
-    # Texts that fit rows of several go there, of the first such bucket.
-    own &= single | (sizes[:, 1:] == 0)
-    taken = np.where(own.any(axis=1), own.argmax(axis=1), (fits & single).argmax(axis=1))
-    chunk = np.array([shapes.chunk_rows(bucket) for bucket in shapes.buckets])
-    order = np.argsort(example, kind="stable")
-    starts = np.searchsorted(example[order], np.arange(int(example.max()) + 2))
-    live, computed = np.zeros(2), np.zeros(2)
-    for _ in range(batches):
-        drawn = generator.integers(0, len(starts) - 1, pairs)
-        items = np.concatenate([order[starts[n] : starts[n + 1]] for n in drawn])
-        rows = np.bincount(taken[items], minlength=len(edges))
-        for number in np.flatnonzero(~single):
-            lengths = sizes[items[taken[items] == number], 0].tolist()
-            bucket = shapes.buckets[number]
-            rows[number] = packed_rows(lengths, bucket.tokens, bucket.texts)
-        computed += (-(-rows // chunk) * chunk) @ edges
-        live += sizes[items].sum(axis=0)
-    return np.divide(computed - live, live, out=np.zeros(2), where=live > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +184,7 @@ class _Edges:
             end = self.start[end]
 
 
-def _best_edges(units: _Units, work: "_Work", each: float) -> _Edges:
+def _best_edges(units: _Units, work: Work, each: float) -> _Edges:
     """The best buckets of the first units, for any number of these; a bucket costs `each`."""
     cost, start = [0.0], [0]
     for stop in range(1, len(units.shapes) + 1):
@@ -287,135 +195,6 @@ def _best_edges(units: _Units, work: "_Work", each: float) -> _Edges:
         start.append(int(np.argmin(ways)))
         cost.append(min(ways))
     return _Edges(cost, start)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """The work of a bucket's rows, in tokens and patches of a batch.
-
-    Attributes:
-      examples: of the sample.
-    """
-
-    examples: int
-    last: Bucket
-    patches: float
-    expected: Expected | None
-
-    def of(self, shape: Bucket, counts: Counts, unseen: float = 0.0) -> tuple[float, int]:
-        """The work in the best chunks, and rows of a chunk; 0: batches are not known.
-
-        Args:
-          counts: rows of each example.
-          unseen: rows of as large a sample that go there, too.
-        """
-        size, total = shape.tokens + self.patches * shape.tiles, counts.sum() + unseen
-        if self.expected is None:
-            return float(total * size), 0
-        shards = self.expected.shards
-        least = shards * self.expected.least_tokens
-        mean, deviation = self._rows_of(counts, unseen)
-        if mean + 2 * deviation < 0.5:  # hardly ever
-            return 0.0, shards * math.ceil(least / size / shards)
-        numbers = np.rint(np.maximum(0, mean + deviation * NORMAL))
-        rows = np.array(_chunk_rows(self.expected, shape, self.last, mean, deviation))
-        chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
-        works = chunks * np.maximum(rows * size, least)
-        best = int(np.argmin(works))
-        return float(works[best]), int(rows[best])
-
-    def pack(
-        self, width: int, lengths: Int[np.ndarray, " m"], example: np.ndarray, longer: float
-    ) -> tuple[float, Bucket]:
-        """The work of texts in rows of several, and the bucket.
-
-        Args:
-          longer: work of a token in so long a row, by that of one in a row of its own.
-        """
-        assert self.expected is not None
-        most = math.ceil(width / max(1.0, np.quantile(lengths, 0.1)))
-        shape = Bucket(width, 0, texts=max(2, min(MOST_TEXTS, most)))
-        tokens = np.bincount(example, lengths, self.examples)
-        mean, deviation = self._rows_of(tokens, 0.0)
-        count = max(1, round(self.expected.pairs * len(lengths) / self.examples))
-        usual = np.resize(lengths, count)  # as many as in a batch
-        filled = packed_rows(usual.tolist(), width, shape.texts) / usual.sum()  # rows by token
-        mean, deviation = mean * filled, deviation * filled
-        numbers = np.ceil(np.maximum(0, mean + deviation * NORMAL))
-        rows = np.array(_chunk_rows(self.expected, shape, self.last, mean, deviation))
-        chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
-        least = self.expected.shards * self.expected.least_tokens
-        works = chunks * np.maximum(rows * width, least) * longer
-        best = int(np.argmin(works))
-        share = min(
-            1.0, max(1, math.ceil(100 * (mean + DEVIATIONS * deviation) / self.expected.rows)) / 100
-        )
-        return float(works[best]), dataclasses.replace(shape, share=share, rows=int(rows[best]))
-
-    def bucket(
-        self, shape: Bucket, counts: Counts, unseen: float = 0.0, share: float | None = None
-    ) -> Bucket:
-        """The bucket with its chunks and, unless it is given, its share."""
-        rows = self.of(shape, counts, unseen)[1]
-        if share is None:
-            share = 1.0
-            if self.expected:
-                mean, deviation = self._rows_of(counts, unseen)
-                most = (mean + DEVIATIONS * deviation) / self.expected.rows
-                share = min(1.0, max(1, math.ceil(100 * most)) / 100)
-        return dataclasses.replace(shape, share=share, rows=rows)
-
-    def _rows_of(self, counts: Counts, unseen: float) -> tuple[float, float]:
-        """Mean and deviation of how many rows of a batch these are.
-
-        The sample says the mean no better than a batch as large would.
-        """
-        assert self.expected is not None
-        of_batch = self.expected.pairs
-        each = (counts.sum() + unseen) / self.examples
-        variance = (np.square(counts).sum() + unseen) / self.examples - each**2
-        doubt = 1 / self.expected.draws + 1 / self.examples
-        return each * of_batch, of_batch * math.sqrt(max(0.0, variance) * doubt)
-
-
-def packed_rows(lengths: Sequence[int], width: int, texts: int) -> int:
-    """Rows that texts take, from the longest on each in the first with room."""
-    room: np.ndarray = np.zeros(0, int)
-    count: np.ndarray = np.zeros(0, int)
-    for length in sorted(lengths, reverse=True):
-        fits = (room >= length) & (count < texts)
-        if not fits.any():
-            room, count = np.append(room, width), np.append(count, 0)
-            fits = np.append(fits, True)
-        first = int(fits.argmax())
-        room[first] -= length
-        count[first] += 1
-    return len(room)
-
-
-def _chunk_rows(
-    expected: Expected, shape: Bucket, last: Bucket, mean: float, deviation: float
-) -> list[int]:
-    """Rows of a chunk to choose from: what memory allows and parts of it, and of a usual batch."""
-    most = _most_rows(expected, shape, last)
-    parts = [most / 2**n for n in range(12) if most >= 2**n]
-    parts += [rows / n for n in range(1, 9) for rows in (mean, mean + 2 * deviation)]
-    rounded = {expected.shards * math.ceil(part / expected.shards) for part in parts if part > 0}
-    return sorted((n for n in rounded if n <= most), reverse=True)
-
-
-@functools.lru_cache(maxsize=1024)
-def _most_rows(expected: Expected, shape: Bucket, last: Bucket) -> int:
-    same = _shape(shape) == _shape(last) and shape.texts == 1
-    buckets = (last,) if same else (shape, last)
-    shapes = BatchShapes(
-        buckets, Layout(), expected.chunk_size, expected.rows, shards=expected.shards
-    )
-    return shapes.chunk_rows(shape)
-
-
-def _shape(bucket: Bucket) -> tuple[int, int]:
-    return bucket.tokens, bucket.tiles
 
 
 def _rounded(length: float, limit: int) -> int:

@@ -18,7 +18,13 @@ from jax.sharding import Mesh
 from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Item, Row
-from unime_jax.data import bucket_choice, length_sample, sampling
+from unime_jax.data import (
+    bucket_choice,
+    bucket_padding,
+    bucket_work,
+    length_sample,
+    sampling,
+)
 from unime_jax.data.formats import Source
 from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
@@ -251,13 +257,13 @@ def _buckets(
         _filled(settings, {"data.buckets": (last,)}), patches, shards
     )
     alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
-    expected = bucket_choice.Expected(
+    expected = bucket_work.Expected(
         pairs=settings.batch_size,
         rows=settings.batch_size * (2 + data.negatives),
         chunk_size=chunk_size,
         shards=math.lcm(shards, jax.process_count()),
         draws=max(1, settings.batch_size // max(1, alike)),
-        least_tokens=bucket_choice.least_tokens(jax.default_backend(), shards),
+        least_tokens=bucket_work.least_tokens(jax.default_backend(), shards),
     )
     buckets = bucket_choice.chosen(
         sizes,
@@ -270,7 +276,7 @@ def _buckets(
     shapes = BatchShapes(
         buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
     )
-    of_tokens, of_tiles = bucket_choice.padding(sizes, example, shapes, pairs=expected.pairs)
+    of_tokens, of_tiles = bucket_padding.padding(sizes, example, shapes, pairs=expected.pairs)
     tokens, tiles = sizes.max(axis=0).tolist()
     logging.info(
         "the longest of %d items: %d tokens, %d tiles; in %d buckets padding is %.1f %% of their "
@@ -286,10 +292,10 @@ def _buckets(
     return buckets
 
 
-def _pack(backbone: Backbone) -> bucket_choice.Pack | None:
+def _pack(backbone: Backbone) -> bucket_work.Pack | None:
     """What the model allows of rows of several texts; None: nothing."""
     model = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    return bucket_choice.Pack(model.pack_tokens, backbone.dimension) if model.pack_tokens else None
+    return bucket_work.Pack(model.pack_tokens, backbone.dimension) if model.pack_tokens else None
 
 
 def _patch_work(backbone: Backbone) -> float:
