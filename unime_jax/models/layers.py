@@ -130,12 +130,16 @@ def _product(a: Float[Array, "*any in"], b: Float[Array, "in out"]) -> Float[Arr
     Autodiff's own is the transpose of one of the cotangent, transposed. On CPUs XLA makes that
     transpose in the loop that computes the cotangent, which then walks all its inputs in strides.
     """
+    return _matmul(a, b)
+
+
+def _matmul(a: Float[Array, "*any in"], b: Float[Array, "in out"]) -> Float[Array, "*any out"]:
     return jnp.matmul(a, b, precision=precision.of(a.dtype))
 
 
 def _forward(a: Any, b: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
     kept = a.value if b.perturbed else None, b.value if a.perturbed else None
-    return _product(a.value, b.value), kept
+    return _matmul(a.value, b.value), kept  # a dot to policies of what is kept
 
 
 def _backward(
