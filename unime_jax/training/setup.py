@@ -1,7 +1,6 @@
 """Set-up of every job on a training config: mesh, traced model, shapes of batches, parameters."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -22,9 +21,8 @@ from unime_jax.data.teacher import WithTeacher
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.models import attention, forward
 from unime_jax.models.vlm import Execution
-from unime_jax.training import automatic, optimizer, size_checks, state, step, temperature
-from unime_jax.training.objectives import Objective
-from unime_jax.training.settings import JudgeDistillation, OptimizerConfig, contrastive_part
+from unime_jax.training import automatic, size_checks, state, step, step_program, temperature
+from unime_jax.training.settings import JudgeDistillation, contrastive_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,9 @@ class Setup:
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer of the trainable parameters."""
         settings = self.settings
-        return _optimizer(settings.optimizer, settings.steps, self.abstract_model.trainable)
+        return step_program.make_optimizer(
+            settings.optimizer, settings.steps, self.abstract_model.trainable
+        )
 
     def train_step(self, like: step.TrainState, *, sources: Sequence[str] = ()) -> Wrapped:
         """The jitted step of a state with the shardings of `like`, which may be abstract.
@@ -69,7 +69,7 @@ class Setup:
         """
         settings = self.settings
         placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
-        program = _StepProgram(
+        program = step_program.StepProgram(
             encode=self.encode,
             constants=self.constants,
             optimizer=settings.optimizer,
@@ -83,7 +83,7 @@ class Setup:
             structure=structure,
             mesh=self.mesh,
         )
-        return _jitted(program)
+        return step_program.jitted(program)
 
     def initial_state(self) -> step.TrainState:
         """The state before the first step."""
@@ -101,48 +101,6 @@ class Setup:
         return make_encoder(
             self.encode, parts, preprocess, self.test_shapes, self.mesh, self.constants
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _StepProgram:
-    """All that a jitted step follows from. `placed`: shardings of the leaves of its state."""
-
-    encode: forward.Encode
-    constants: forward.Constants
-    optimizer: OptimizerConfig
-    steps: int
-    trainable: frozenset[str]
-    loss: Objective
-    recompute: bool
-    infonce_steps: int
-    sources: tuple[str, ...]
-    placed: tuple[jax.sharding.Sharding, ...]
-    structure: jax.tree_util.PyTreeDef
-    mesh: Mesh
-
-
-@functools.lru_cache(maxsize=forward.KEPT)
-def _jitted(program: _StepProgram) -> Wrapped:
-    """The step of a program; the same for a program that is equal, so that it compiles once."""
-    run = step.make_train_step(
-        program.encode,
-        _optimizer(program.optimizer, program.steps, program.trainable),
-        optimizer.make_schedule(program.optimizer, program.steps),
-        program.loss,
-        recompute=program.recompute,
-        constants=program.constants,
-        infonce_steps=program.infonce_steps,
-        sources=program.sources,
-    )
-    placed = jax.tree.unflatten(program.structure, program.placed)
-    return jax.jit(run, donate_argnums=0, out_shardings=(placed, sharding.replicated(program.mesh)))
-
-
-@functools.lru_cache(maxsize=forward.KEPT)
-def _optimizer(
-    settings: OptimizerConfig, steps: int, trainable: frozenset[str]
-) -> optax.GradientTransformation:
-    return optimizer.make_optimizer(settings, steps, sorted(trainable))
 
 
 def make_mesh(settings: config.TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
