@@ -211,6 +211,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     table = np.concatenate([np.asarray(part).reshape(-1, tiny_batch.WIDTH) for part in embeddings])
     cosines = [table[[12 + n, *rows]] @ table[n] for n, rows in ((2, [40]), (3, [41, 42]))]
 
+    @jax.jit
     def alone(scores, judged):
         return losses.judge_distillation(scores[None], judged[None], temperature=0.05)[0]
 
@@ -253,9 +254,9 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     # A learned temperature is of the contrastive loss alone; the form is of the judge's.
     warm = jnp.float32(0.5)
     _, metrics = loss(dataclasses.replace(both, form="rank_kl"), temperature=warm)
-    contrast, _ = objectives.contrastive(embeddings, batch, config.contrastive, temperature=warm)
+    contrast, _ = contrastive(embeddings, batch, config=config.contrastive, temperature=warm)
     np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
-    alone = functools.partial(losses.judge_distillation, temperature=0.05, form="rank_kl")
+    alone = jax.jit(functools.partial(losses.judge_distillation, temperature=0.05, form="rank_kl"))
     ranked = [alone(cosines[0][None], judge[2:3, :2]), alone(cosines[1][None], judge[3:4])]
     np.testing.assert_allclose(metrics["judge_loss"], (ranked[0][0] + ranked[1][0]) / 2, rtol=1e-4)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])

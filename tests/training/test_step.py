@@ -148,7 +148,7 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
     told = dataclasses.replace(batch, source=source, query_id=query_id)
     names = ("choice", "other", "open")
     groups = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), g) for g in batch.groups]
-    table = jnp.concatenate([encode_at_once(*parameters(), group) for group in groups])
+    table = np.concatenate([encode_at_once(*parameters(), group) for group in groups])
     target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
     options = {key: value for key, value in vars(config).items() if key not in NOT_OF_THE_LOSS}
     options["sources"] = 3
@@ -181,7 +181,9 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
         assert metrics["duplicate_query_share"] == metrics["masked_share"] == 0
         assert metrics["rows_without_negatives"] == expected_metrics["rows_without_negatives"] > 0
     with pytest.raises(ValueError, match="the batch has no ids of queries"):
-        step.batch_loss(encode, *parameters(), batch, config, recompute=False)
+        jax.eval_shape(
+            lambda x: step.batch_loss(encode, *parameters(), x, config, recompute=False), batch
+        )
 
 
 def test_loss_and_gradient_on_a_mesh(batch, by_hand):

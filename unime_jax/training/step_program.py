@@ -1,4 +1,4 @@
-"""The jitted step of a run: one function for all runs that it is the same for in a process."""
+"""The jitted training step by value: one program for all runs of a process that would trace it."""
 
 import dataclasses
 import functools
@@ -18,7 +18,16 @@ from unime_jax.training.settings import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepProgram:
-    """All that a jitted step follows from. `placed`: shardings of the leaves of its state."""
+    """All that a jitted step follows from.
+
+    Attributes:
+      steps: of the run, which the schedule ends with.
+      trainable: paths of the parameters that the optimizer moves.
+      constants, vision, loss, recompute, kept, merged, infonce_steps, sources: see
+        `step.make_train_step`.
+      placed: shardings of the leaves of the state.
+      structure: of the state.
+    """
 
     encode: forward.Encode
     constants: forward.Constants
@@ -39,7 +48,7 @@ class StepProgram:
 
 @functools.lru_cache(maxsize=forward.SHARED)
 def jitted(program: StepProgram) -> Wrapped:
-    """The step of a program; the same for a program that is equal, so that it compiles once."""
+    """The step of a program, with its state donated; the same function for equal programs."""
     run = step.make_train_step(
         program.encode,
         make_optimizer(program.optimizer, program.steps, program.trainable),
