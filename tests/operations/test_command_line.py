@@ -45,6 +45,7 @@ def test_every_optional_key_takes_none_and_a_value(recipe):
             text = expected = typing.get_args(kind)[0]
         else:
             text, expected = {
+                bool: ("True", True),
                 int: ("4", 4),
                 float: ("0.5", 0.5),
                 str: ("x", "x"),

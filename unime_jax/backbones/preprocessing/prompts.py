@@ -188,9 +188,8 @@ def open_tokenizer(
     import transformers  # takes a second, and torch with it where that is installed
 
     # Left open, it would ask on the terminal whether a repository's code may run.
-    tokenizer: PreTrainedTokenizerBase = getattr(transformers, kind).from_pretrained(
-        folder, trust_remote_code=False
-    )
+    opener = getattr(transformers, kind)
+    tokenizer: PreTrainedTokenizerBase = opener.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 
