@@ -19,8 +19,8 @@ from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import Execution
+from unime_jax.training.backbone_checks import check_texts
 from unime_jax.training.settings import Contrastive, Distillation
-from unime_jax.training.setup import _check_texts
 from unime_jax.training.step import batch_loss
 
 EXACT = Execution(jnp.dtype("float32"), "none", "xla")
@@ -111,7 +111,7 @@ def test_a_model_whose_texts_would_see_each_other_refuses_rows_of_several(tmp_pa
 
     packed = Settings(Data((Bucket(24, 0, texts=3), Bucket(32, 0))))
     with pytest.raises(ValueError, match="rows of 24 tokens have room for several texts.*a text"):
-        _check_texts(packed, backbone)
+        check_texts(packed, backbone)
     with pytest.raises(ValueError, match="come first, and the largest is none of them"):
         BatchShapes((Bucket(24, 0, texts=3),), backbone.layout, 8, 8)
     with pytest.raises(ValueError, match="has tokens and no tiles"):

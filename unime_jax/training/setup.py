@@ -24,6 +24,7 @@ from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
 from unime_jax.training import (
     automatic,
+    backbone_checks,
     kept_features,
     size_checks,
     state,
@@ -274,9 +275,9 @@ def trace(
         trainable=settings.trainable,
         frozen_dtype=jnp.dtype(frozen_dtype),
     )
-    _check_texts(settings, backbone)
+    backbone_checks.check_texts(settings, backbone)
     if settings.export.adapter:
-        _check_adapter(backbone, abstract_model)
+        backbone_checks.check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]
     shards = math.lcm(sharding.row_shards(mesh), jax.process_count())
     shapes = pair_shapes(
@@ -308,40 +309,6 @@ def trace(
             shards=shards,
         ),
     )
-
-
-def _check_texts(settings: config.TrainConfig, backbone: backbones.Backbone) -> None:
-    """Raises ValueError for rows of several texts that the model could not keep apart."""
-    packed = [bucket for bucket in settings.data.buckets if bucket.texts > 1]
-    if not packed:
-        return
-    most = jax.eval_shape(backbone.make_model, jax.random.key(0)).pack_tokens
-    longest = max(bucket.tokens for bucket in packed)
-    if longest > most:
-        can = f"keeps texts apart in rows of up to {most} tokens" if most else "has a row a text"
-        raise ValueError(
-            f"config.data.buckets: rows of {longest} tokens have room for several texts, and "
-            f"{backbone.base or backbone.folder} {can}: leave out Bucket.texts, or make the rows "
-            "shorter"
-        )
-
-
-def _check_adapter(backbone: backbones.Backbone, abstract_model: state.AbstractModel) -> None:
-    """Raises ValueError if an adapter could not hold the trained model, before a long run."""
-    if backbone.convert:
-        raise ValueError(
-            "config.export.adapter=True: other libraries cannot open the adapter's base,"
-            f" {backbone.base}. Export that first (config.job=export with config.steps=0), and"
-            " train what is written then."
-        )
-    others = sorted(path for path in abstract_model.trainable if ".lora_" not in path)
-    if others or backbone.adapter:
-        why = (
-            f"the backbone is an adapter itself, {backbone.adapter}; export it merged first"
-            if backbone.adapter
-            else f"parameters besides the adapters are trained, for example {others[0]}"
-        )
-        raise ValueError(f"config.export.adapter=True cannot hold the whole model: {why}.")
 
 
 def examples(
