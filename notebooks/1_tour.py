@@ -19,7 +19,7 @@
 # # A tour: embed, search with words and pictures, see what a vector sees
 #
 # A universal multimodal embedder gives texts, images, and both together, vectors in one space. By
-# default this trains a tiny model first (five minutes on two CPU cores), so that nothing has to
+# default this trains a tiny model first (four minutes on two CPU cores), so that nothing has to
 # be downloaded; with `MODEL` set to a folder or a hub id it is about that model.
 
 # %%
