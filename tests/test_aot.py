@@ -209,8 +209,10 @@ def test_the_7b_step_compiles_for_tpu_v5e_4x4(folders, variant, experiment, tmp_
     assert not compiled.too_large and compiled.peak < HBM
     # Attention is a kernel's, of the longest rows at least: no array of rows, heads and scores.
     assert program.execution.attention == "splash" and "splash_mha_dkv" in compiled.text
+    # Stage 1's longest, 128 tokens, is also the width of a head: there a shape does not tell.
     longest = program.shapes.buckets[-1].tokens
-    assert not re.search(rf"\[(?:\d+,){{2,}}{longest},{longest}\]", compiled.text)
+    scores = rf"\[(?:\d+,){{2,}}{longest},{longest}\]"
+    assert experiment is stage1 or not re.search(scores, compiled.text)
 
 
 @pytest.mark.slow
