@@ -53,7 +53,7 @@ class Index:
         *,
         mesh: Mesh | None = None,
     ):
-        """Takes vectors of any length above 0 as they are, without a copy, a memory map too.
+        """Takes vectors of any length as they are, without a copy; a memory map stays one.
 
         Args:
           ids: one of its own for each vector; None: "0", "1", ...

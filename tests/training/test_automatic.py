@@ -17,7 +17,7 @@ from tests.test_aot import SIZES
 from unime_jax import config, config_reader, sharding
 from unime_jax.batch import Item
 from unime_jax.data.settings import Bucket
-from unime_jax.training import automatic
+from unime_jax.training import automatic, measured_buckets
 from unime_jax.training.setup import set_up
 
 
@@ -122,9 +122,11 @@ def test_buckets_of_a_distillation_are_those_of_texts_with_the_suffix(mesh, tmp_
     values = own.get_config()
     values.update_from_flattened_dict(changes | {"data.teacher": "vectors"})
     values.loss = base.distillation()
-    chosen, allowed = {}, automatic._pack
+    chosen, allowed = {}, measured_buckets._pack
     monkeypatch.setattr(
-        automatic, "_pack", lambda backbone: dataclasses.replace(allowed(backbone), width=4096)
+        measured_buckets,
+        "_pack",
+        lambda backbone: dataclasses.replace(allowed(backbone), width=4096),
     )
     for packing in ("off", "auto"):
         values.data.packing = packing

@@ -4,7 +4,6 @@ A run that goes on takes them from its record, also if the data would give other
 """
 
 import dataclasses
-import functools
 import json
 import math
 import typing
@@ -17,20 +16,9 @@ from jax.sharding import Mesh
 
 from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
-from unime_jax.batch import Item, Row
-from unime_jax.data import (
-    bucket_choice,
-    bucket_padding,
-    bucket_work,
-    length_sample,
-    sampling,
-)
 from unime_jax.data.formats import Source
-from unime_jax.data.packing import Preprocess
 from unime_jax.data.schema import check_names
-from unime_jax.data.settings import Bucket
-from unime_jax.data.shapes import BatchShapes
-from unime_jax.training import chunk_choice
+from unime_jax.training import chunk_choice, measured_buckets
 
 FILE = "automatic.json"  # of a work directory
 
@@ -97,7 +85,7 @@ def resolved(
     Raises:
       ValueError: the record is damaged, no row can be measured, or a length in passes has no data.
     """
-    keys = left_open(settings)
+    keys, shards = left_open(settings), sharding.row_shards(mesh)
     recorded = read(workdir) if workdir and _has_checkpoints(workdir) else {}
     values = {key: recorded[key] for key in keys if key in recorded}
     # Of the same data, unless a run is extended; and of the devices that there are now.
@@ -112,7 +100,15 @@ def resolved(
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
-            values["data.buckets"] = _buckets(settings, backbone, rows, sharding.row_shards(mesh))
+            values["data.buckets"] = measured_buckets.chosen(
+                settings,
+                backbone,
+                rows,
+                shards,
+                lambda last: chunk_rows(
+                    _filled(settings, {"data.buckets": (last,)}), backbone.layout.patches, shards
+                ),
+            )
         settings = _filled(settings, values)
     if of_devices := [key for key in keys if key in OF_DEVICES]:
         chosen = by_devices(settings, backbone, mesh, chunk_choice.capacity(mesh))
@@ -230,88 +226,6 @@ def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
     fitting = max(1, CHUNK_TOKENS // size)
     most = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     return shards * min(1 << (fitting.bit_length() - 1), CHUNK_ROWS, most)
-
-
-def _buckets(
-    settings: config.TrainConfig, backbone: Backbone, rows: Mapping[str, Source], shards: int
-) -> tuple[Bucket, ...]:
-    """The buckets of the least padding for a sample of the rows."""
-    limit = backbone.preprocess.prompt.max_length
-    if not rows:  # no batch is made
-        return (Bucket(limit, 0),)
-    data, patches = settings.data, backbone.layout.patches
-    suffixed = functools.partial(_suffixed, backbone.preprocess, data.suffix)
-    sizes, example = length_sample.measured(
-        rows,
-        sampling.weights_of(
-            {name: len(source) for name, source in rows.items()},
-            data.weights,
-            data.size_temperature,
-        ),
-        suffixed if data.suffix else backbone.preprocess,
-        negatives=data.negatives,
-        seed=settings.seed,
-    )
-    last = bucket_choice.largest(sizes, limit=limit)
-    chunk_size = settings.chunk_size or chunk_rows(
-        _filled(settings, {"data.buckets": (last,)}), patches, shards
-    )
-    alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
-    expected = bucket_work.Expected(
-        pairs=settings.batch_size,
-        rows=settings.batch_size * (2 + data.negatives),
-        chunk_size=chunk_size,
-        shards=math.lcm(shards, jax.process_count()),
-        draws=max(1, settings.batch_size // max(1, alike)),
-        least_tokens=bucket_work.least_tokens(jax.default_backend(), shards),
-    )
-    buckets = bucket_choice.chosen(
-        sizes,
-        patches=patches * _patch_work(backbone),
-        limit=limit,
-        expected=expected,
-        example=example,
-        pack=_pack(backbone) if data.packing == "auto" else None,
-    )
-    shapes = BatchShapes(
-        buckets, backbone.layout, chunk_size, expected.rows, shards=expected.shards
-    )
-    of_tokens, of_tiles = bucket_padding.padding(sizes, example, shapes, pairs=expected.pairs)
-    tokens, tiles = sizes.max(axis=0).tolist()
-    logging.info(
-        "the longest of %d items: %d tokens, %d tiles; in %d buckets padding is %.1f %% of their "
-        "tokens and %.1f %% of their tiles, as expected of batches of %d pairs",
-        len(sizes),
-        tokens,
-        tiles,
-        len(buckets),
-        100 * of_tokens,
-        100 * of_tiles,
-        expected.pairs,
-    )
-    return buckets
-
-
-def _pack(backbone: Backbone) -> bucket_work.Pack | None:
-    """What the model allows of rows of several texts; None: nothing."""
-    model = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    return bucket_work.Pack(model.pack_tokens, backbone.dimension) if model.pack_tokens else None
-
-
-def _patch_work(backbone: Backbone) -> float:
-    """The work of a patch in that of a token: its parameters by those of the language component."""
-    if backbone.text_only is None:
-        return 1.0
-    whole, text = (
-        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))
-        for make in (backbone.make_model, backbone.text_only.make_model)
-    )
-    return min(1.0, (whole - text) / text)
-
-
-def _suffixed(preprocess: Preprocess, suffix: str, item: Item) -> Row:
-    """The row of an item with the suffix that distillation puts after every text."""
-    return preprocess(dataclasses.replace(item, suffix=suffix))
 
 
 def _has_checkpoints(workdir: files.Path) -> bool:
