@@ -59,6 +59,23 @@ def test_what_fits_is_chosen_with_the_least_that_is_computed_again(given):
     assert choice.chunk_size == MOST * SHARDS and choice.kept_chunks == ()
 
 
+def test_features_of_a_frozen_tower_leave_less_room_for_chunks(given):
+    settings, backbone, mesh = given
+    data = dataclasses.replace(settings.data, buckets=(Bucket(32, 0), Bucket(TOKENS, 8)))
+    kept = {}
+    for keep in (True, False):
+        execution = dataclasses.replace(settings.execution, remat="full", keep_features=keep)
+        changed = dataclasses.replace(
+            settings,
+            data=data,
+            execution=execution,
+            trainable=((r"language_model\..*", True), (".*", False)),
+        )
+        choice = chunk_choice.choose(changed, backbone, mesh, 2**24, MOST)
+        kept[keep] = sum(choice.kept_chunks)
+    assert 0 < kept[True] < kept[False], kept
+
+
 def test_memory_that_is_not_known_gives_what_it_always_gave(given):
     settings, backbone, mesh = given
     assert chunk_choice.capacity(mesh) is None  # CPUs

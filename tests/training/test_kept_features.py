@@ -144,6 +144,9 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     # The planner knows how often each loop runs.
     program = types.SimpleNamespace(groups=batch.groups, kept=(0, 0), merged=1)
     assert estimate.traffic(program, (1, 1), once).unknown_loops == 0
+    # Features are made of chunks that are kept as well, so that loop runs though no other does.
+    program = types.SimpleNamespace(groups=batch.groups, kept=(9, 9), merged=1)
+    assert estimate.traffic(program, (1, 2), once).hbm > estimate.traffic(program, (1, 1), once).hbm
 
 
 def test_every_family_reads_its_features_in_the_place_of_patches(opened):
