@@ -91,6 +91,8 @@ def test_shorter_rows_take_the_room_beside_longer_ones():
     assert sent([9, 3, 12, 4], window=4) == ([(16, [0, 1, 2, 3], [0, 1, 2, 3])], [16])
     # Five rows are a chunk more.
     assert sent([9, 3, 12, 4, 9], window=5)[0] == [(8, [1, 3], [1, 3]), (16, [0, 2, 4], [0, 2, 4])]
+    # A chunk that is full has no room.
+    assert sent([9, 12, 9, 12, 3], window=5)[0] == [(8, [4], [4]), (16, [0, 1, 2, 3], [0, 1, 2, 3])]
     # A larger block keeps its shapes, which are known from the first row on.
     assert sent([9, 3], window=1) == ([(16, [0], [0]), (8, [1], [1])], [16, 8, 16, 8])
     # Texts do not go where images are.

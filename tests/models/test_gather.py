@@ -59,6 +59,9 @@ def test_gradients_are_those_of_one_device_and_lie_as_the_parameters():
     for shape in ((2, 4, 1), (2, 2, 2)):
         program, arguments = lowered("full", shape=shape, dtype="float32")
         assert {f"{WIDTH}x{HIDDEN}xf32", f"{HIDDEN}x{WIDTH}xf32"} == set(constraints(program))
+        # A kernel that is split over "tensor", too, stays so.
+        asked = re.findall(r"sdy\.sharding_constraint (.*) : tensor<(?!8x)", program.as_text())
+        assert asked and all("tensor" in each for each in asked)
         gradient = program.compile()(*arguments)
         for path, leaf in gradient.items():
             np.testing.assert_allclose(leaf, expected[path], atol=1e-4, rtol=1e-4)
