@@ -120,9 +120,9 @@ def decoder_config(
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=rope["rope_theta"],
         rope_axes=contiguous_axes(
-            # Qwen2-VL's alone: of a plain Qwen2 it is not read.
+            # Qwen2-VL's and Qwen2.5-VL's alone: of a plain Qwen2 it is not read.
             rope.get("mrope_section", (head_dim // 2,))
-            if text.model_type == "qwen2_vl_text"
+            if text.model_type in ("qwen2_vl_text", "qwen2_5_vl_text")
             else (head_dim // 2,)
         ),
         qkv_bias=qwen2,
