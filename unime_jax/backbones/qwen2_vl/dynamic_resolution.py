@@ -1,8 +1,8 @@
 """Dynamic resolution of Qwen2-VL and Qwen2.5-VL: an image's size, its patches and their places.
 
-All of it is done on the host. An image keeps its aspect, and its size if that is within bounds; merge x merge neighbouring patches
-become one token. A grid is (height, width) in patches. Prompts are not handled here, see
-`qwen2_vl`.
+Integers of the host. An image keeps its aspect, and its size if that is within bounds; merge x
+merge neighbouring patches become one token. A grid is (height, width) in patches. Prompts are not
+handled here, see `rows`.
 """
 
 import math
