@@ -42,6 +42,7 @@ def open_folder(
         vision=vision,
         tile=TILE,
         window=vision.window // vision.merge,
+        tokens_per_second=float(config.vision_config.tokens_per_second),
     )
 
 
@@ -62,6 +63,12 @@ def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionC
             f"config.json: vision_config.window_size is {vision.window_size} pixels, less than the"
             f" {vision.spatial_merge_size * vision.patch_size} of a token"
         )
+    full = tuple(vision.fullatt_block_indexes)
+    if not set(full) <= set(range(vision.depth)):
+        raise ValueError(
+            f"config.json: vision_config.fullatt_block_indexes is {list(full)}, and the tower has"
+            f" {vision.depth} layers, numbered from 0"
+        )
     return QwenVisionConfig(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size,
@@ -76,5 +83,5 @@ def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionC
         norm="rms",
         gated=True,
         window=window * vision.spatial_merge_size,
-        full_layers=tuple(vision.fullatt_block_indexes),
+        full_layers=full,
     )

@@ -55,6 +55,7 @@ def open_family(
     vision: QwenVisionConfig,
     tile: int,
     window: int = 0,
+    tokens_per_second: float = 0.0,
 ) -> Backbone:
     """Opens a checkpoint in Hugging Face form.
 
@@ -67,6 +68,7 @@ def open_family(
       vision: the tower, which fits it.
       tile: patches of a tile.
       window: tokens along a side of the tower's windows; 0: it has none.
+      tokens_per_second: steps of a clip's time axis; 0: its frames are numbered.
 
     Raises:
       ValueError: the files contradict each other, or ask for what is not done here.
@@ -104,6 +106,7 @@ def open_family(
         vision_start_id=config.vision_start_token_id,
         grid_positions=processing.grid_positions,
         window=window,
+        tokens_per_second=tokens_per_second,
     )
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
     differences = caveats(processing) + _position_caveats(processing)

@@ -47,6 +47,7 @@ class Qwen2VlPreprocessor:
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
     window: int = 0  # tokens along a side of a window; 0: all of an image is one
+    tokens_per_second: float = 0.0  # steps of a clip's time axis; 0: its frames are numbered
 
     def as_patches(self, inputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row.
