@@ -103,6 +103,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "zstandard",  # jax packs kept programs with it, else with zlib, which takes longer
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
         "notebooks": ["ipykernel", "nbclient"],  # run by pytest -m slow tests/test_notebooks.py
