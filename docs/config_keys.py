@@ -54,7 +54,9 @@ def tables(class_name: str, prefix: str, without: Sequence[str], names: Sequence
         rows.setdefault(above, []).append(" | ".join(cell.replace("\n", " ") for cell in cells))
     parts = []
     for above, lines in rows.items():
-        parts += [f"### `{above}.*` {{#{class_name.lower()}-{above.replace('.', '-')}}}"] * bool(above)
+        parts += [f"### `{above}.*` {{#{class_name.lower()}-{above.replace('.', '-')}}}"] * bool(
+            above
+        )
         head = ["| Key, type | Value | Meaning |", "|---|---|---|"]
         parts.append("\n".join([*head, *(f"| {line} |" for line in lines)]))
     return "\n\n".join(parts)

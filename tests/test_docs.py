@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import shlex
 import sys
 import typing
 
@@ -12,8 +13,8 @@ import yaml
 from ml_collections import ConfigDict
 
 from tests.tables import for_each
-from unime_jax import backbones, config
-from unime_jax.operations import config_help, recipes
+from unime_jax import backbones, config, config_reader
+from unime_jax.operations import command_line, config_help, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,6 +22,9 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 PATH = re.compile(r"`((?:unime_jax|experiments|data_pipelines|tests|docs)/[\w/.-]+)`")
 RECIPE = re.compile(r"--config=(?:experiments/)?(\w+)(?:\.py)?(?::([\w:]+))?(?=[\s`)])")
 KEY = re.compile(r"--config\.([a-z_0-9.]+)=")
+COMMAND = re.compile(
+    r"(?:python -m unime_jax\.main|launch/\w+\.sh|unime-jax) +([^`\n]*--config=[^`\n]*)"
+)
 NAMED_BY_USERS = ("data.weights", "data.columns", "export.prompts")  # the keys below these
 
 
@@ -56,6 +60,17 @@ def test_keys_and_recipes_are_there(page, keys):
             continue
         module = importlib.import_module(f"experiments.{recipe}")
         module.get_config(*([variant] if variant else []))
+
+    # Whole commands are valid as they stand.
+    for command in COMMAND.findall(text.replace("\\\n", " ")):
+        if "--config=<" in command:  # the form of a command
+            continue
+        command = re.sub(r"<[^>]*>|\.\.\.", "name", command.replace("$s", "0"))
+        overrides, others = command_line.split(shlex.split(command, comments=True))
+        (recipe,) = (word[9:] for word in others if word.startswith("--config="))
+        values = recipes.load(recipe)
+        command_line.apply(values, overrides)
+        config_reader.read(config.kind_of(values.to_dict()), values.to_dict())
 
 
 def test_pages_packages_and_modules_are_where_the_docs_say():
@@ -117,6 +132,19 @@ def test_examples_of_extensions_run(page, tmp_path, monkeypatch):
         backbones.FAMILIES.update(known)
         for name in [n for n in set(sys.modules) - before if (tmp_path / f"{n}.py").exists()]:
             del sys.modules[name]
+
+
+def test_quoted_errors_are_said_by_the_source():
+    files = [
+        file for name in ("unime_jax", "data_pipelines") for file in (ROOT / name).rglob("*.py")
+    ]
+    source = "\n".join(file.read_text() for file in files)
+    said = re.sub(r"""["']\s*\n\s*\+?\s*[fr]*["']""", "", source)  # a text over several lines
+    page = (ROOT / "docs" / "errors.md").read_text()
+    quotes = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(quotes) > 40
+    patterns = ["[^\n]*".join(map(re.escape, quote.split("..."))) for quote in quotes]
+    assert not [quote for quote, of in zip(quotes, patterns) if not re.search(of, said)]
 
 
 def _leaves(nav) -> list[str]:
