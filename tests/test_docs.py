@@ -143,8 +143,7 @@ def test_quoted_errors_are_said_by_the_source():
     page = (ROOT / "docs" / "errors.md").read_text()
     quotes = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
     assert len(quotes) > 40
-    patterns = ["[^\n]*".join(map(re.escape, quote.split("..."))) for quote in quotes]
-    assert not [quote for quote, of in zip(quotes, patterns) if not re.search(of, said)]
+    assert not [quote for quote in quotes if any(part not in said for part in quote.split("..."))]
 
 
 def _leaves(nav) -> list[str]:

@@ -2,8 +2,10 @@
 # Train on GPU nodes under SLURM: this script submits itself, and goes on after every interruption.
 #
 #   NODES=4 TIME=24:00:00 WORKDIR=/shared/runs/stage2 SBATCH_PARTITION=gpu \
-#     experiments/launch/slurm.sh [--dry-run] --config=experiments/stage2.py:llava_onevision_7b
+#     experiments/launch/slurm.sh [--dry-run] --config=experiments/stage2.py:llava_onevision_7b \
+#     --config.mesh.data=4
 #
+# JAX counts nodes that no NVLink joins as slices, and only mesh.data crosses those: make it NODES.
 # Run it in the repository's root, on a file system that all nodes share. VENV is made if it is not
 # there. sbatch's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS, ...) hold as ever.
 # SIGTERM comes before the time is up: the run saves what is not saved and is queued again.
