@@ -3,9 +3,10 @@
 #
 #   NODES=4 TIME=24:00:00 WORKDIR=/shared/runs/stage2 SBATCH_PARTITION=gpu \
 #     experiments/launch/slurm.sh [--dry-run] --config=experiments/stage2.py:llava_onevision_7b \
-#     --config.mesh.data=4
+#     --config.mesh.data=4 --config.chunk_size=32
 #
 # JAX counts nodes that no NVLink joins as slices, and only mesh.data crosses those: make it NODES.
+# chunk_size is a multiple of all GPUs.
 # Run it in the repository's root, on a file system that all nodes share. VENV is made if it is not
 # there. sbatch's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS, ...) hold as ever.
 # SIGTERM comes before the time is up: the run saves what is not saved and is queued again.

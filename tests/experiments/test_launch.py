@@ -160,6 +160,9 @@ def test_tpu_commands_and_options():
     assert ("mesh.data", str(job["replicas"])) in given
     config = recipes.load(unexpected[0].removeprefix("--config="))
     command_line.apply(config, given)
+    chips = job["replicas"] * job["template"]["spec"]["completions"] * 4
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert config.chunk_size % chips == 0 and config.batch_size % chips == 0
 
     # What it restarts is what a run ends with when it is to go on, besides what it restarts by
     # itself: 42 and 127 to 255.
