@@ -29,7 +29,8 @@ BELOW = {
 
 # Packages and files that training is built on, or that can do without it.
 WITHOUT_TRAINING = (
-    "encode", "inference", "embedder", "evaluation", "export", "backbones", "data", "operations", "integrations",
+    "encode", "inference", "embedder", "evaluation", "export", "backbones", "data", "operations",
+    "integrations",
 )  # fmt: skip
 SETTINGS = "training.settings"  # plain data, which config imports
 
