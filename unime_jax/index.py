@@ -257,7 +257,7 @@ class Index:
             lambda rows: kind.packed(self.codes(rows)),
             min(count * (rescore_multiplier or 1), max(1, len(number))),
             mesh=self._mesh,
-            columns=max(1, BLOCK // self.dimension),
+            columns=max(1, BLOCK // max(self.dimension, hamming.BITS)),
         )
         if rescore_multiplier is None:
             return nearest, (1 - 2 * distance / self.dimension).astype(np.float32)
@@ -265,7 +265,7 @@ class Index:
         score = np.full(nearest.shape, -np.inf, np.float32)
         for row, own in enumerate(nearest):
             there = own >= 0
-            signs = self.vectors(own[there]).astype(np.float64) / np.sqrt(self.dimension)
+            signs = self._unit_vectors(own[there]).astype(np.float64)
             score[row, there] = signs @ units[row].astype(np.float64)
         order = np.lexsort((nearest, -score), axis=1)[:, :count]
         return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(score, order, axis=1)

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32, UInt8
 
 from unime_jax import sharding
-from unime_jax.evaluation.mining.top_k import NOBODY, columns_of, spread
+from unime_jax.evaluation.mining.top_k import NOBODY, columns_of, largest, spread
 
 FAR = np.iinfo(np.int32).max  # distance of an entry that there is not
-WORD = 4  # bytes that are compared at once
+BITS = 32  # that are compared at once
 
 Bits = Callable[[np.ndarray], UInt8[np.ndarray, "n bytes"]]  # of entries, by number
 
@@ -47,7 +47,7 @@ def search(
       number: of the entries that are searched, ascending.
       bits: reads those of some numbers, packed as the queries are.
       mesh: of this process's own devices.
-      columns: entries of a block, over all devices.
+      columns: entries of a block, over all devices; at most 2**26 over the bits of an entry.
     """
     columns = columns_of(mesh, min(columns, max(1, len(number))))
     rows = 2 ** int(np.ceil(np.log2(max(1, len(queries)))))  # so that few programs are compiled
@@ -79,7 +79,7 @@ def search(
 
 def _words(bits: UInt8[np.ndarray, "n bytes"]) -> np.ndarray:
     """Bytes as uint32 [n, words], the last filled up with zeros."""
-    filled = np.pad(bits, ((0, 0), (0, -bits.shape[1] % WORD)))
+    filled = np.pad(bits, ((0, 0), (0, -bits.shape[1] % (BITS // 8))))
     return np.ascontiguousarray(filled).view(np.uint32)
 
 
@@ -96,14 +96,21 @@ def _updater(mesh: Mesh):
     def update(best: Nearest, queries, block, number) -> Nearest:
         unlike = jax.lax.population_count(queries[:, None, :] ^ block[None, :, :])
         distance = jnp.sum(unlike.astype(jnp.int32), axis=-1)
-        distance = jnp.where((number >= 0)[None], distance, FAR)
-        k = best.distance.shape[-1]
-        # top_k takes the first of equal ones, and entries come in the order of their numbers.
-        nearest, column = jax.lax.top_k(-distance, min(k, distance.shape[1]))
-        numbers = jnp.where(nearest > -FAR, number[column], NOBODY)
-        nearest = jnp.concatenate([-best.distance[0], nearest], axis=1)
+        columns, most = len(block), block.shape[1] * BITS + 1  # which no distance is
+        distance = jnp.where((number >= 0)[None], distance, most)
+        # Of equal distances the first column: a key for both, so that no two are equal.
+        key, _ = largest(
+            -(distance * columns + jnp.arange(columns, dtype=jnp.int32)),
+            min(best.distance.shape[-1], columns),
+            "exact",
+        )
+        distance, column = -key // columns, -key % columns
+        numbers = jnp.where(distance < most, number[column], NOBODY)
+        distance = jnp.where(distance < most, distance, FAR)
+        # Entries come in the order of their numbers, and top_k takes the first of equal ones.
+        distance = jnp.concatenate([best.distance[0], distance], axis=1)
         numbers = jnp.concatenate([best.number[0], numbers], axis=1)
-        nearest, place = jax.lax.top_k(nearest, k)
+        nearest, place = jax.lax.top_k(-distance, best.distance.shape[-1])
         return Nearest(-nearest[None], jnp.take_along_axis(numbers, place, axis=1)[None])
 
     return update
