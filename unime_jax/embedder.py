@@ -239,7 +239,8 @@ class Embedder(OpenedModel):
 
         Weights are those of the folder that was opened, in the precision that they have there, an
         adapter merged into them; prompts, length, dimension and processing are those of this
-        object. Opened again with the same dtype, it gives the same embeddings to the bit.
+        object. Opened again with the same dtype, it gives the same embeddings to the bit, but for
+        the last bits of an adapter's products.
 
         Raises:
           ValueError: the folder exists, or has no place for the prompts.
