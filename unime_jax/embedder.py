@@ -1,5 +1,6 @@
 """Embeddings of texts and images by a model folder or hub id, without configs or data sets."""
 
+import functools
 import os
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -195,7 +196,7 @@ class Embedder(OpenedModel):
         urls = self.image_urls
         listing = listed(items, embeds_images=bool(self._layout.patches), urls=urls)
         for index, (said, _) in enumerate(listing):
-            naming(index, lambda said=said: _check_without_instruction(said))
+            naming(index, functools.partial(_check_without_instruction, said))
         work = [
             prompted
             for index, (_, item) in enumerate(listing)

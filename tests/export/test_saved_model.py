@@ -28,6 +28,13 @@ from sentence_transformers import SentenceTransformer  # noqa: E402
 LONG = "left of a blue square " * 40
 TEXTS = ["a red circle", LONG]
 ITEMS = [*TEXTS, {"text": "red", "image": picture(28, 28, 0)}]
+CHATS = [
+    [
+        {"role": "system", "content": [{"type": "text", "text": "seek: "}]},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+    ]
+    for text in ("a red circle", "a blue square")
+]
 
 
 def opened(folder, dtype="float32", **arguments) -> Embedder:
@@ -73,9 +80,13 @@ def test_what_was_opened_is_saved_and_gives_the_same_embeddings(tmp_path, dtype)
     longer.save_pretrained(tmp_path / "c")
     assert not [name for name in names(tmp_path / "c") if name.startswith("self_check")]
     assert "# c\n\nEmbeddings of length 1" in (tmp_path / "c" / "README.md").read_text()
-    theirs = SentenceTransformer(str(tmp_path / "c"), device="cpu").encode(TEXTS)
-    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    assert np.sum(theirs * longer.encode(TEXTS), axis=1).min() >= 0.99999
+    theirs = SentenceTransformer(str(tmp_path / "c"), device="cpu")
+    for given in (TEXTS, CHATS):
+        vectors = theirs.encode(given, prompt="") if given is CHATS else theirs.encode(given)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        assert np.sum(vectors * longer.encode(given), axis=1).min() >= 0.99999
+    asked = longer.encode_query(TEXTS)  # with the prompt of the folder
+    np.testing.assert_array_equal(asked, longer.encode(TEXTS, prompt="find: "))
 
     # transformers reads the same weights.
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "c")
