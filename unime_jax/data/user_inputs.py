@@ -142,8 +142,8 @@ def _check_image(image: ImageSource, urls: ImageUrls | None) -> None:
     elif isinstance(image, str) and image_urls.is_url(image) and urls is None:
         raise ValueError(
             f"{image_urls.named(image)} is a URL, and nothing is fetched unless it is asked for:"
-            " Embedder.from_pretrained(..., image_urls=ImageUrls()). Or download the image, and"
-            " give its path or its bytes"
+            " Embedder.from_pretrained(..., image_urls=unime_jax.ImageUrls()). Or download the"
+            " image, and give its path or its bytes"
         )
 
 
