@@ -51,7 +51,10 @@ def text_and_images(
         )
     unknown = [key for key in user_input if key not in ("text", "image")]
     if unknown or not user_input:
-        raise ValueError(f'its keys are {list(user_input)}; they must be "text", "image" or both')
+        hint = "; messages are a list, each with a role" if "role" in user_input else ""
+        raise ValueError(
+            f'its keys are {list(user_input)}; they must be "text", "image" or both{hint}'
+        )
     text, given = user_input.get("text", ""), user_input.get("image", ())
     if not isinstance(text, str):
         raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')

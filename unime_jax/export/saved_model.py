@@ -71,7 +71,7 @@ def push(
     revision: str | None,
     commit_message: str,
 ) -> str:
-    """Uploads what `save` writes; arguments are those of `Embedder.push_to_hub`.
+    """Uploads what `save` writes, by process 0; arguments are those of `Embedder.push_to_hub`.
 
     Weights that were in the repository before are deleted with the same commit, so that none of
     another model stay beside these. Everything else stays.
@@ -79,6 +79,8 @@ def push(
     Raises:
       ValueError: as `save`, or the hub refuses.
     """
+    if jax.process_index() != 0:
+        return ""
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="unime_jax-") as scratch:
         folder = pathlib.Path(scratch, repo_id.rpartition("/")[2] or "model")
