@@ -24,6 +24,8 @@ ORACLES = [
     "torchvision==0.28.0",  # of that torch; transformers' processors want it
 ]
 
+WEB = ["starlette>=1", "uvicorn>=0.30"]
+
 
 class BuildWithRecipes(build_py):
     """Puts a copy of the recipes into the package; a clone has them in experiments/."""
@@ -90,6 +92,8 @@ setup(
         "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
         "eval": ["mteb>=2.20", "sentence-transformers>=6.2"],  # unime_jax.integrations
+        "serve": WEB,  # unime_jax.serve
+        "demo": ["gradio>=6"],  # experiments/demo.py
         "test": [
             "beartype",
             "gcsfs",
@@ -103,6 +107,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            *WEB,
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
         "notebooks": ["ipykernel", "nbclient"],  # run by pytest -m slow tests/test_notebooks.py

@@ -109,9 +109,12 @@ def main(argv: list[str]) -> None:
 
     service.begin(warm_up, failed)
     server.run()
-    logging.info("stopped; all accepted requests are answered")
+    left = service.places.taken
+    logging.info("stopped; %s", f"{left} items are lost" if left else "nothing accepted is lost")
     logging.flush()
-    exits.exit_now(1 if failures else 0)  # a thread may be compiling, which cannot be stopped
+    exits.exit_now(
+        1 if failures or left else 0
+    )  # a thread may be compiling, which cannot be stopped
 
 
 def _api_key() -> str:

@@ -163,7 +163,9 @@ class Batcher:
             logging.error("%s", error)
             bad = {batch[place][0].future for place in error.rows}
             for future in bad:
-                _fail(future, RequestError(f"an embedding is not finite: {error.cause}", status=500))
+                _fail(
+                    future, RequestError(f"an embedding is not finite: {error.cause}", status=500)
+                )
             if others := [pair for pair in batch if pair[0].future not in bad]:
                 self._finish(others)
             return

@@ -93,7 +93,5 @@ def _url(part: dict[str, Any], where: str) -> str:
     value = part.get("image_url")
     url = value.get("url") if isinstance(value, dict) else value
     if not isinstance(url, str) or not url:
-        raise RequestError(
-            f'{where}.image_url must be {{"url": ...}}', param=f"{where}.image_url"
-        )
+        raise RequestError(f'{where}.image_url must be {{"url": ...}}', param=f"{where}.image_url")
     return url

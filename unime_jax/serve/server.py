@@ -1,10 +1,8 @@
 """The process: a socket, uvicorn, and a stop at which no accepted request is lost."""
 
-import logging as std_logging
 from types import FrameType
 
 import uvicorn
-from absl import logging
 from starlette.applications import Starlette
 
 from unime_jax.serve.service import Service
@@ -40,11 +38,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: Starlette, service: Service, *, host: str, port: int) -> Server:
-    """A server that has not started; its `run` returns after the stop.
-
-    Port 0 is any free one, which the log names.
-    """
-    std_logging.getLogger("uvicorn.error").setLevel(std_logging.INFO)
+    """A server that has not started; its `run` returns after the stop. Port 0: any free one."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -56,5 +50,4 @@ def make_server(app: Starlette, service: Service, *, host: str, port: int) -> Se
         server_header=False,
         ws="none",
     )
-    logging.info("listening at http://%s:%d", host, port)
     return Server(config, service)

@@ -125,15 +125,15 @@ class Service:
         parts = range(0, len(form.items), PART)
         prepared = await asyncio.gather(
             *(
-                loop.run_in_executor(self._pool, self._rows, form, prompt, range(start, start + PART))
+                loop.run_in_executor(
+                    self._pool, self._rows, form, prompt, range(start, start + PART)
+                )
                 for start in parts
             )
         )
         rows = [row for part in prepared for row in part]
         vectors = await asyncio.wrap_future(self._batcher.submit(rows))
-        return await loop.run_in_executor(
-            self._pool, self._encoded, form, rows, vectors, dimension
-        )
+        return await loop.run_in_executor(self._pool, self._encoded, form, rows, vectors, dimension)
 
     def metrics_text(self) -> str:
         batcher = self._batcher
