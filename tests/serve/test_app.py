@@ -25,10 +25,11 @@ from unime_jax.serve.settings import Batching, Limits
 
 NAME = "runs/a/hf"
 LIMITS = Limits(body_bytes=20_000, items=8, images=2, image_pixels=1000, waiting=16)
+BATCHING = Batching((1, 4), 0.002)
 
 
-def service_of(model: FakeModel, batching: Batching = Batching((1, 4), 0.002)) -> Service:
-    service = Service(model, NAME, LIMITS, batching, fetch=None)
+def service_of(model: FakeModel) -> Service:
+    service = Service(model, NAME, LIMITS, BATCHING, fetch=None)
     service.begin(lambda start: None, lambda: None)
     while service.status == "starting":
         time.sleep(0.001)
@@ -71,6 +72,8 @@ def vector(item, prompt="", suffix="") -> np.ndarray:
     return model.encode([model.row(item, prompt, suffix)])[0]
 
 
+PART = "messages[0].content[0]"
+URL = f"{PART}.image_url"
 RED = base64.b64decode(data_url().partition(",")[2])
 
 
@@ -143,14 +146,14 @@ def post(client, body: object, status: int) -> dict:
         ({"messages": [[]]}, 400, "messages", "a request for each"),
         ({"messages": ["a"]}, 400, "messages[0]", "no object"),
         (chat(text("a"), role="tool"), 400, "messages[0].role", "'tool'"),
-        (chat({"type": "input_audio"}), 400, "messages[0].content[0]", "audio"),
-        (chat({"type": "image", "image": "/etc/passwd"}), 400, "messages[0].content[0]", "image_url"),
+        (chat({"type": "input_audio"}), 400, PART, "audio"),
+        (chat({"type": "image", "image": "/etc/passwd"}), 400, PART, "image_url"),
         (chat(*[image(data_url())] * 3), 400, "messages[0].content", "more than 2 images"),
-        (chat(image(data_url(50, 50))), 400, "messages[0].content[0].image_url", "50 x 50"),
-        (chat(image("file:///etc/passwd")), 400, "messages[0].content[0].image_url", "no file"),
-        (chat(image("http://a/b")), 400, "messages[0].content[0].image_url", "fetches no images"),
-        (chat(image("data:image/png;base64,!")), 400, "messages[0].content[0].image_url", "base64"),
-        (chat(image("data:image/png;base64,AAAA")), 400, "messages[0].content[0].image_url", "format"),
+        (chat(image(data_url(50, 50))), 400, URL, "50 x 50"),
+        (chat(image("file:///etc/passwd")), 400, URL, "no file"),
+        (chat(image("http://a/b")), 400, URL, "fetches no images"),
+        (chat(image("data:image/png;base64,!")), 400, URL, "base64"),
+        (chat(image("data:image/png;base64,AAAA")), 400, URL, "format"),
         ({"input": "a" * 30_000}, 413, None, "the limit is 20000"),
     ],
 )  # fmt: skip
@@ -183,12 +186,9 @@ def test_what_else_a_client_sees(client):
         assert closed.get("/health").status_code == 200
         for key in ("", "Bearer secre", "Bearer secret2", "Basic secret"):
             headers = {"Authorization": key}
-            for method, path in (
-                ("GET", "/v1/models"),
-                ("GET", "/metrics"),
-                ("POST", "/v1/embeddings"),
-            ):
-                response = closed.request(method, path, headers=headers)
+            for path in ("/v1/models", "/metrics", "/v1/embeddings"):
+                ask = closed.post if path == "/v1/embeddings" else closed.get
+                response = ask(path, headers=headers)
                 assert response.status_code == 401, (key, path)
                 assert response.json()["error"]["code"] == "invalid_api_key"
         response = closed.post(
@@ -251,7 +251,7 @@ def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
 def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
     """Over sockets, as the stop is uvicorn's; the signal itself is that of its handler."""
     model = FakeModel()
-    service = Service(model, NAME, LIMITS, Batching((1, 4), 0.002), fetch=None)
+    service = Service(model, NAME, LIMITS, BATCHING, fetch=None)
     started = threading.Event()
     service.begin(lambda start: started.wait(10), lambda: None)
     app = make_app(service, api_key="", created=17)

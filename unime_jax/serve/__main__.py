@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -74,9 +75,10 @@ def main(argv: list[str]) -> None:
     )
     batching = Batching(tuple(map(int, _BATCH_SIZES.value)), _MAX_WAIT_MS.value / 1000)
     key = _api_key()
+    dtype: Any = _DTYPE.value
     embedder = Embedder.from_pretrained(
         _MODEL.value,
-        dtype=_DTYPE.value,
+        dtype=dtype,
         max_length=_MAX_LENGTH.value,
         revision=_REVISION.value,
         truncate_dim=_TRUNCATE_DIM.value,

@@ -122,14 +122,9 @@ class Service:
         )
         prompt, dimension = self._asked(form)
         take(len(form.items) - 1)
-        parts = range(0, len(form.items), PART)
+        parts = [range(start, start + PART) for start in range(0, len(form.items), PART)]
         prepared = await asyncio.gather(
-            *(
-                loop.run_in_executor(
-                    self._pool, self._rows, form, prompt, range(start, start + PART)
-                )
-                for start in parts
-            )
+            *(loop.run_in_executor(self._pool, self._rows, form, prompt, part) for part in parts)
         )
         rows = [row for part in prepared for row in part]
         vectors = await asyncio.wrap_future(self._batcher.submit(rows))
