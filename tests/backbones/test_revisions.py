@@ -38,7 +38,7 @@ def hub(tmp_path, monkeypatch):
     config = json.loads(file.read_text()) | {"base_model_name_or_path": "org/base"}
     file.write_text(json.dumps(config))
 
-    def snapshot_download(hub_id, *, revision, allow_patterns):
+    def snapshot_download(hub_id, *, revision, token, allow_patterns):
         if (hub_id, revision) not in snapshots:
             raise OSError(f"no {hub_id} at {revision}")
         return str(snapshots[hub_id, revision])

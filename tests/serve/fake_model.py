@@ -16,7 +16,7 @@ class FakeModel:
     """Each character is a token; an embedding is the direction of the sums of their codes.
 
     Attributes:
-      batches: the number of rows of each batch.
+      batches: the texts of each batch.
       goes: cleared, batches wait.
       begun: set when a batch waits.
       failure: is raised by the next batch in the place of an embedding.
@@ -25,7 +25,7 @@ class FakeModel:
     max_length = MAX_LENGTH
 
     def __init__(self):
-        self.batches: list[int] = []
+        self.batches: list[list[str]] = []
         self.goes, self.begun = threading.Event(), threading.Event()
         self.goes.set()
         self.failure: Exception | None = None
@@ -54,7 +54,7 @@ class FakeModel:
         if self.failure:
             error, self.failure = self.failure, None
             raise error
-        self.batches.append(len(rows))
+        self.batches.append(["".join(map(chr, row.tokens)) for row in rows])
         return np.stack([embedded(row) for row in rows])
 
 

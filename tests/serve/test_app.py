@@ -29,7 +29,7 @@ BATCHING = Batching((1, 4), 0.002)
 
 
 def service_of(model: FakeModel) -> Service:
-    service = Service(model, NAME, LIMITS, BATCHING, fetch=None)
+    service = Service(model, NAME, LIMITS, BATCHING, urls=None)
     service.begin(lambda start: None, lambda: None)
     while service.status == "starting":
         time.sleep(0.001)
@@ -74,6 +74,8 @@ def vector(item, prompt="", suffix="") -> np.ndarray:
 
 PART = "messages[0].content[0]"
 URL = f"{PART}.image_url"
+SYSTEM = {"role": "system", "content": "a "}
+USER = {"role": "user", "content": "red"}
 RED = base64.b64decode(data_url().partition(",")[2])
 
 
@@ -87,6 +89,8 @@ RED = base64.b64decode(data_url().partition(",")[2])
         ({"input": "red", "add_special_tokens": True, "request_id": "7"}, [("red",)], 3),
         ({"messages": [{"role": "user", "content": "red"}]}, [("red",)], 3),
         (chat(text("red")), [("red",)], 3),
+        ({"messages": [SYSTEM, USER]}, [("red", "a ")], 5),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, [("red",)], 3),
         (chat(image(data_url())), [({"image": RED},)], 1),
         (chat(image(data_url()), text("red")), [({"text": "red", "image": RED},)], 4),
     ],
@@ -144,11 +148,13 @@ def post(client, body: object, status: int) -> dict:
         ({"input": "a", "prompt": "x", "prompt_name": "query"}, 400, "prompt_name", "both"),
         ({"messages": []}, 400, "messages", "not empty"),
         ({"messages": [[]]}, 400, "messages", "a request for each"),
-        ({"messages": ["a"]}, 400, "messages[0]", "no object"),
-        (chat(text("a"), role="tool"), 400, "messages[0].role", "'tool'"),
-        (chat({"type": "input_audio"}), 400, PART, "audio"),
+        ({"messages": ["a"]}, 400, "messages[0]", "must be an object"),
+        (chat(text("a"), role="tool"), 400, "messages[0]", "tools"),
+        ({"messages": [SYSTEM, SYSTEM]}, 400, "messages[1]", "the first of all"),
+        ({"messages": [SYSTEM, USER], "prompt": "x"}, 400, "messages[0]", "leave out prompt"),
+        (chat({"type": "input_audio"}), 400, PART, "no other"),
         (chat({"type": "image", "image": "/etc/passwd"}), 400, PART, "image_url"),
-        (chat(*[image(data_url())] * 3), 400, "messages[0].content", "more than 2 images"),
+        (chat(*[image(data_url())] * 3), 400, "messages", "3 images"),
         (chat(image(data_url(50, 50))), 400, URL, "50 x 50"),
         (chat(image("file:///etc/passwd")), 400, URL, "no file"),
         (chat(image("http://a/b")), 400, URL, "fetches no images"),
@@ -211,12 +217,10 @@ def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
     with client_of(model) as client:
         model.goes.clear()
         answers: dict[str, dict] = {}
-        order: list[str] = []
 
         def ask(name: str, count: int) -> threading.Thread:
             def run() -> None:
                 answers[name] = post(client, {"input": [name] * count}, 200)
-                order.append(name)
 
             thread = threading.Thread(target=run)
             thread.start()
@@ -239,8 +243,12 @@ def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
         model.goes.set()
         for thread in threads:
             thread.join(10)
-        assert order.index("small") < order.index("large")
-        assert model.batches == [1, 4, 4, 1]
+        assert model.batches == [
+            ["first"],
+            ["large", "small", "large", "large"],
+            ["large"] * 4,
+            ["large"],
+        ]
         np.testing.assert_array_equal(
             np.float32([entry["embedding"] for entry in answers["large"]["data"]]),
             np.stack([vector("large")] * 8),
@@ -251,7 +259,7 @@ def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
 def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
     """Over sockets, as the stop is uvicorn's; the signal itself is that of its handler."""
     model = FakeModel()
-    service = Service(model, NAME, LIMITS, BATCHING, fetch=None)
+    service = Service(model, NAME, LIMITS, BATCHING, urls=None)
     started = threading.Event()
     service.begin(lambda start: started.wait(10), lambda: None)
     app = make_app(service, api_key="", created=17)

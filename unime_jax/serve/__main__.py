@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.operations import exits
 
 _MODEL = flags.DEFINE_string("model", None, "A model folder or hub id, as of Embedder.")
@@ -44,8 +45,12 @@ _MAX_IMAGES = flags.DEFINE_integer("max_images", 16, "Images of an item.")
 _MAX_BODY_MB = flags.DEFINE_integer("max_body_mb", 32, "MiB of a request's body.")
 _MAX_IMAGE_PIXELS = flags.DEFINE_integer("max_image_pixels", 16_000_000, "Pixels of an image.")
 _IMAGE_URLS = flags.DEFINE_enum(
-    "image_urls", "none", ["none", "public"], "http(s) URLs of images: fetched from public hosts."
+    "image_urls",
+    "none",
+    ["none", "public", "any"],
+    "Hosts from which images are fetched by http(s) URLs; any: also of the own network.",
 )
+_IMAGE_TIMEOUT_S = flags.DEFINE_float("image_timeout_s", 5, "For an image by URL.")
 _WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile before the first request is accepted.")
 
 
@@ -84,7 +89,7 @@ def main(argv: list[str]) -> None:
         truncate_dim=_TRUNCATE_DIM.value,
     )
     model = ServedModel(embedder, batching.sizes)
-    service = Service(model, _NAME.value or _MODEL.value, limits, batching, fetch=None)
+    service = Service(model, _NAME.value or _MODEL.value, limits, batching, _image_urls())
     server = make_server(
         make_app(service, api_key=key, created=int(time.time())),
         service,
@@ -117,6 +122,12 @@ def main(argv: list[str]) -> None:
     exits.exit_now(
         1 if failures or left else 0
     )  # a thread may be compiling, which cannot be stopped
+
+
+def _image_urls() -> ImageUrls | None:
+    if _IMAGE_URLS.value == "none":
+        return None
+    return ImageUrls(timeout=_IMAGE_TIMEOUT_S.value, private_addresses=_IMAGE_URLS.value == "any")
 
 
 def _api_key() -> str:

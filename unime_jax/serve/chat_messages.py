@@ -1,22 +1,21 @@
-"""vLLM's chat form of an embedding request: a user's message of texts and images as one item."""
+"""vLLM's chat form of an embedding request: messages as one item, with its images read."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from unime_jax.data.image_markers import without_markers
-from unime_jax.data.user_inputs import UserInput
+from unime_jax.data.chat_messages import Instructed, conversation
 from unime_jax.serve.errors import RequestError
 from unime_jax.serve.settings import Limits
 
+_PLACE = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
 
-def item_of(messages: Any, limits: Limits, read_image: Callable[[str, str], bytes]) -> UserInput:
-    """The item of a chat of a single user message.
 
-    Texts are joined by line ends. Images that stand after a text are marked in their place, unless
-    the text has markers of its own; the others go where the model's prompt has them.
+def item_of(messages: Any, limits: Limits, read_image: Callable[[str, str], bytes]) -> Instructed:
+    """The item and the instruction of a chat, as `Embedder.encode` has them, but for paths.
 
     Raises:
-      RequestError: it is no such chat, or an image cannot be read.
+      RequestError: it is no chat of an item, or an image cannot be read.
     """
     if not isinstance(messages, list) or not messages:
         raise RequestError(
@@ -30,68 +29,53 @@ def item_of(messages: Any, limits: Limits, read_image: Callable[[str, str], byte
         )
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise RequestError(f"{where} is no object of role and content", param=where)
-        if message.get("role") != "user":
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(f"{where} must be an object of role and content", param=where)
+    images = 0
+    turns = []
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            where = f"messages[{number}].content"
+            parts = [
+                _read(part, f"{where}[{place}]", read_image) for place, part in enumerate(content)
+            ]
+            images += sum("image" in part for part in parts)
+            message = message | {"content": parts}
+        turns.append(message)
+        if images > limits.images:
             raise RequestError(
-                f"{where}.role is {str(message.get('role'))[:40]!r}; the model's own prompt goes"
-                ' around a single message of the role "user". An instruction is written into its'
-                " text, or sent as prompt",
-                param=f"{where}.role",
+                f"messages have {images} images, the limit is {limits.images}",
+                param="messages",
+                code="too_many_images",
             )
-    if len(messages) > 1:
+    try:
+        return conversation(turns)
+    except (TypeError, ValueError) as error:
+        place = _PLACE.match(str(error))
+        raise RequestError(str(error), param=place[0] if place else "messages") from error
+
+
+def _read(part: Any, where: str, read_image: Callable[[str, str], bytes]) -> Mapping[str, Any]:
+    """A part, of which an image's URL has become the content of its file."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("text", "image_url"):
         raise RequestError(
-            f"messages has {len(messages)} messages; an embedding is of a single one",
-            param="messages",
+            f'{where} must be {{"type": "text", "text": ...}} or {{"type": "image_url",'
+            ' "image_url": {"url": ...}}; no other parts are embedded here',
+            param=where,
         )
-    return _item(messages[0].get("content"), "messages[0].content", limits, read_image)
-
-
-def _item(
-    content: Any, where: str, limits: Limits, read_image: Callable[[str, str], bytes]
-) -> UserInput:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise RequestError(
-            f"{where} must be a text, or a list of parts that is not empty", param=where
-        )
-    pieces: list[str] = []  # texts, and markers of images after them
-    texts: list[str] = []
-    images: list[bytes] = []
-    for number, part in enumerate(content):
-        at = f"{where}[{number}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-            pieces.append(part["text"])
-        elif kind == "image_url":
-            if len(images) == limits.images:
-                raise RequestError(
-                    f"{where} has more than {limits.images} images, which is the limit",
-                    param=where,
-                    code="too_many_images",
-                )
-            images.append(read_image(_url(part, at), f"{at}.image_url"))
-            if texts:
-                pieces.append(f"<|image_{len(images)}|>")
-        else:
-            raise RequestError(
-                f'{at} must be {{"type": "text", "text": ...}} or {{"type": "image_url",'
-                ' "image_url": {"url": ...}}; audio and video are not embedded',
-                param=at,
-            )
-    _, markers = without_markers("\n".join(texts))
-    text = "\n".join(texts if markers else pieces)
-    if not images:
-        return text
-    return {"text": text, "image": images} if texts else {"image": images}
-
-
-def _url(part: dict[str, Any], where: str) -> str:
-    """The URL of a part; vLLM takes it with and without an object around it."""
+    if kind == "text":
+        return part
     value = part.get("image_url")
-    url = value.get("url") if isinstance(value, dict) else value
+    if isinstance(value, str):  # as vLLM takes it, too
+        value = {"url": value}
+    url = value.get("url") if isinstance(value, dict) else None
     if not isinstance(url, str) or not url:
         raise RequestError(f'{where}.image_url must be {{"url": ...}}', param=f"{where}.image_url")
-    return url
+    if set(value) - {"url", "detail"} or value.get("detail", "auto") != "auto":
+        raise RequestError(
+            f"{where}.image_url may have a url alone: images are taken as the model was trained",
+            param=f"{where}.image_url",
+        )
+    return {"type": "image", "image": read_image(url, f"{where}.image_url")}

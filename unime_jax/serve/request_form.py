@@ -93,7 +93,15 @@ def read(
             f'encoding_format is {_short(form)}; it must be "float" or "base64"',
             param="encoding_format",
         )
-    items, fields = _items(values, limits, read_image)
+    instruction, items, fields = _items(values, limits, read_image)
+    if instruction is not None:
+        if prompt is not None or name is not None:
+            raise RequestError(
+                "messages have a system message, which is the prompt; leave out prompt and"
+                " prompt_name",
+                param="messages[0]",
+            )
+        prompt = instruction
     return EmbeddingRequest(
         items,
         fields,
@@ -118,8 +126,8 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _items(
     values: Mapping[str, Any], limits: Limits, read_image: Callable[[str, str], bytes]
-) -> tuple[list[UserInput], list[str]]:
-    """Items, and where each one stands."""
+) -> tuple[str | None, list[UserInput], list[str]]:
+    """The instruction of a chat, items, and where each one stands."""
     given, messages = values.get("input"), values.get("messages")
     if (given is None) == (messages is None):
         count = "neither of them" if given is None else "both"
@@ -128,9 +136,10 @@ def _items(
             param="input",
         )
     if messages is not None:
-        return [chat_messages.item_of(messages, limits, read_image)], ["messages"]
+        chat = chat_messages.item_of(messages, limits, read_image)
+        return chat.instruction, [chat.user_input], ["messages"]
     if isinstance(given, str):
-        return [given], ["input"]
+        return None, [given], ["input"]
     if not isinstance(given, list) or not given:
         raise RequestError(
             f"input is {_kind(given)}; it must be a text, or a list of texts that is not empty",
@@ -155,7 +164,7 @@ def _items(
                 f"input[{number}] is {_kind(item)}; it must be a text. Images are sent in messages",
                 param=f"input[{number}]",
             )
-    return list(given), [f"input[{number}]" for number in range(len(given))]
+    return None, list(given), [f"input[{number}]" for number in range(len(given))]
 
 
 def _is_tokens(item: Any) -> bool:

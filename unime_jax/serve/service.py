@@ -13,17 +13,19 @@ from absl import logging
 from jaxtyping import Float32
 
 from unime_jax.batch import Row
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.data.truncation import truncated
 from unime_jax.data.user_inputs import UserInput
 from unime_jax.serve import answer, request_form
 from unime_jax.serve.batching import Batcher, Places
 from unime_jax.serve.errors import RequestError
-from unime_jax.serve.image_urls import Fetch, reader
+from unime_jax.serve.image_urls import reader
 from unime_jax.serve.metrics import Metrics
 from unime_jax.serve.request_form import EmbeddingRequest
 from unime_jax.serve.settings import Batching, Limits
 
 THREADS = min(8, os.cpu_count() or 1)  # that prepare items
+READERS = 32  # that read bodies, and may wait for images by URL
 PART = 16  # items that a thread prepares in turn
 
 
@@ -56,7 +58,7 @@ class Service:
     """
 
     def __init__(
-        self, model: Model, name: str, limits: Limits, batching: Batching, fetch: Fetch | None
+        self, model: Model, name: str, limits: Limits, batching: Batching, urls: ImageUrls | None
     ):
         self.name, self.model, self.limits = name, model, limits
         self.status: Literal["starting", "ready", "stopping"] = "starting"
@@ -64,7 +66,8 @@ class Service:
         self.places = Places(limits.waiting)
         self.metrics = Metrics()
         self._batcher = Batcher(model.encode, batching, self.places)
-        self._read_image = reader(limits, fetch)
+        self._read_image = reader(limits, urls)
+        self._readers = ThreadPoolExecutor(READERS, "reading")
         self._pool = ThreadPoolExecutor(THREADS, "preparing")
 
     def begin(self, warm_up: Callable[[Start], None], failed: Callable[[], None]) -> None:
@@ -87,6 +90,7 @@ class Service:
         """Waits for all that is accepted."""
         self.status = "stopping"
         self._batcher.close()
+        self._readers.shutdown()
         self._pool.shutdown()
 
     def check_open(self) -> None:
@@ -118,7 +122,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         form = await loop.run_in_executor(
-            self._pool, request_form.read, body, self.name, self.limits, self._read_image
+            self._readers, request_form.read, body, self.name, self.limits, self._read_image
         )
         prompt, dimension = self._asked(form)
         take(len(form.items) - 1)
