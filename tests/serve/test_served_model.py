@@ -26,11 +26,11 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
     pair = pair_of(functools.partial(write_folder, vision=VISION, text=TEXT)(tmp_path))
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     embedder = Embedder.from_pretrained(
-        pair.backbone.folder, dtype="float32", mesh=mesh, max_length=64
+        pair.backbone.folder, dtype="float32", mesh=mesh, max_length=80
     )
     texts = ["a red circle", "blue " * 12, "a square", "left of <|image_1|> it"]
     images = [picture(28, 28, 0), picture(28, 28, 1), picture(28, 9, 2)]
-    prompt = "Find this: "
+    prompt = "Find: "
     expected = {
         "texts": embedder.encode(texts, prompt=prompt, batch_size=4),
         "images": embedder.encode([{"image": i, "text": "what?"} for i in images], prompt=prompt),
@@ -64,7 +64,8 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
 
         def ask(number: int) -> None:
             answer = client.post("/v1/embeddings", json=bodies[number]).json()
-            answers[number] = [entry["embedding"] for entry in answer.get("data", answer)]
+            assert "data" in answer, answer
+            answers[number] = [entry["embedding"] for entry in answer["data"]]
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(bodies))]
         for thread in threads:

@@ -117,7 +117,11 @@ def main(argv: list[str]) -> None:
     service.begin(warm_up, failed)
     server.run()
     left = service.places.taken
-    logging.info("stopped; %s", f"{left} items are lost" if left else "nothing accepted is lost")
+    logging.info(
+        "stopped; answers by status: %s; %s",
+        service.metrics.statuses() or "none",
+        f"{left} accepted items are lost" if left else "nothing accepted is lost",
+    )
     logging.flush()
     exits.exit_now(
         1 if failures or left else 0

@@ -17,6 +17,11 @@ class Metrics:
             self._requests[status] += 1
             self._seconds += seconds
 
+    def statuses(self) -> str:
+        """Answers by status, as "200: 7, 503: 1"."""
+        with self._lock:
+            return ", ".join(f"{status}: {n}" for status, n in sorted(self._requests.items()))
+
     def text(self, *, waiting: int, batches: int, rows: int) -> str:
         """All counts; the arguments are the batcher's."""
         with self._lock:
