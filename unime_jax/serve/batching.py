@@ -138,7 +138,8 @@ class Batcher:
             while (
                 self._jobs
                 and not self._closing
-                and sum(len(job.rows) - job.begun for job in self._jobs) < largest
+                and (queued := sum(len(job.rows) - job.begun for job in self._jobs)) < largest
+                and queued < self._places.taken  # others are on their way
                 and (left := due - time.monotonic()) > 0
             ):
                 self._changed.wait(left)

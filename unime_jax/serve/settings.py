@@ -40,7 +40,8 @@ class Batching:
     Attributes:
       sizes: rows of a batch, rising. A batch has the smallest size that takes what waits, at most
         the last one; each size has compiled programs of its own.
-      wait_seconds: that an item waits for others to share a batch with, where the model is idle.
+      wait_seconds: that an item waits to share a batch with others that are accepted, and being
+        prepared, where the model is idle.
     """
 
     sizes: tuple[int, ...] = (1, 8, 32)
