@@ -63,7 +63,7 @@ def make_page(searchers: Searchers, wording: Wording, about: str) -> Any:
             query = searcher.query(text, image, instruction or "")
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        hits = searcher.search(query, int(k), kind)  # type: ignore[arg-type]
+        hits = searcher.search(query, int(k), kind)
         seconds = time.perf_counter() - started
         line = f"### Nearest, by cosine\n{len(hits)} of {len(searcher.entries)} in {seconds:.2f} s"
         names = [entry.name for entry, _ in hits]

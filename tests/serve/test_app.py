@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import http.server
 import io
 import json
 import signal
+import socket
 import threading
 import time
 import urllib.error
@@ -17,6 +19,7 @@ from starlette.testclient import TestClient
 
 from tests.serve.fake_model import FakeModel
 from tests.tables import for_each
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.encode import NonFiniteError
 from unime_jax.serve.app import make_app
 from unime_jax.serve.server import make_server
@@ -28,8 +31,8 @@ LIMITS = Limits(body_bytes=20_000, items=8, images=2, image_pixels=1000, waiting
 BATCHING = Batching((1, 4), 0.002)
 
 
-def service_of(model: FakeModel) -> Service:
-    service = Service(model, NAME, LIMITS, BATCHING, urls=None)
+def service_of(model: FakeModel, urls: ImageUrls | None) -> Service:
+    service = Service(model, NAME, LIMITS, BATCHING, urls)
     service.begin(lambda start: None, lambda: None)
     while service.status == "starting":
         time.sleep(0.001)
@@ -37,10 +40,32 @@ def service_of(model: FakeModel) -> Service:
 
 
 @contextlib.contextmanager
-def client_of(model: FakeModel, *, api_key: str = ""):
-    app = make_app(service_of(model), api_key=api_key, created=17)
+def client_of(model: FakeModel, *, api_key: str = "", urls: ImageUrls | None = None):
+    app = make_app(service_of(model, urls), api_key=api_key, created=17)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@contextlib.contextmanager
+def file_server(files: dict[str, bytes]):
+    """The address of a server of these files, on this machine."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +227,19 @@ def test_what_else_a_client_sees(client):
         )
         assert response.status_code == 200
 
+    # Images by URL are fetched where the server may, and from where.
+    with file_server({"/red.png": RED}) as host:
+        for urls, status in ((ImageUrls(private_addresses=True), 200), (ImageUrls(), 400)):
+            with client_of(FakeModel(), urls=urls) as fetching:
+                answer = post(fetching, chat(image(f"{host}/red.png")), status)
+                if status == 400:
+                    assert answer["error"]["param"] == URL and "127.0.0.1" in str(answer)
+                    continue
+                embedding = np.float32(answer["data"][0]["embedding"])
+                np.testing.assert_array_equal(embedding, vector({"image": RED}))
+                missing = post(fetching, chat(image(f"{host}/blue.png")), 400)
+                assert "404" in missing["error"]["message"]
+
     # A model that fails is the server's fault, and the next request is answered.
     model = FakeModel()
     with client_of(model) as failing:
@@ -293,6 +331,13 @@ def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
         asking.start()
     while service.places.taken < 6:
         time.sleep(0.002)
+    with socket.create_connection(("127.0.0.1", port)) as leaving:
+        head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\n\r\n"
+        leaving.sendall(head.encode() + b'{"input": "lo"}')
+        while service.places.taken < 7:
+            time.sleep(0.002)
+    while service.places.taken > 6:  # a client that has left takes no place
+        time.sleep(0.002)
     server.handle_exit(signal.SIGTERM, None)
     refused = ask()
     assert refused[0] == 503 and refused[1]["error"]["code"] == "stopping"
@@ -304,5 +349,6 @@ def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
         asking.join(10)
     thread.join(10)
     assert not thread.is_alive() and [status for status, _ in answers] == [200] * 6
+    assert "lo" not in sum(model.batches, [])
     with pytest.raises(urllib.error.URLError):
         ask()
