@@ -12,13 +12,12 @@ import importlib.util
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import app, flags, logging
-from unime_jax.operations.recipes.demo_search import MINI, Entry, Searcher, Searchers, Wording
 
-from unime_jax.operations.recipes import demo_search
+if TYPE_CHECKING:
+    from unime_jax.operations.recipes import demo_search
 
 _MODEL = flags.DEFINE_multi_string("model", [], "A model folder or hub id; several make a switch.")
 _FOLDER = flags.DEFINE_string("folder", "", "Pictures and .txt files; by default MiniMMEB's.")
@@ -52,9 +51,14 @@ CSS = """
 """
 
 
-def make_page(searchers: Searchers, wording: Wording, about: str) -> Any:
+def make_page(
+    searchers: "demo_search.Searchers", wording: "demo_search.Wording", about: str
+) -> Any:
     """The page, as `gradio.Blocks`."""
     import gradio as gr
+    import numpy as np
+
+    from unime_jax.operations.recipes import demo_search
 
     def search(text: str, image: Any, instruction: str, model: str, kind: str, k: int) -> Any:
         started = time.perf_counter()
@@ -79,7 +83,7 @@ def make_page(searchers: Searchers, wording: Wording, about: str) -> Any:
         event: gr.SelectData, names: list[str], query: list[float], model: str
     ) -> tuple[Any, ...]:
         searcher = searchers[model]
-        entry: Entry = searcher.entries[names[event.index]]
+        entry = searcher.entries[names[event.index]]
         near = demo_search.captioned(searcher.neighbours(entry.name, NEIGHBOURS))
         title = f"### `{entry.name}`\n\n{entry.text}"
         if entry.picture is None:
@@ -175,25 +179,28 @@ def main(argv: list[str]) -> None:
     import gradio as gr
 
     from unime_jax import Embedder
+    from unime_jax.operations.recipes import demo_search
 
-    wording = Wording(tuple(_INSTRUCTION.value) or ("",), _PICTURE_INSTRUCTION.value, _SUFFIX.value)
+    wording = demo_search.Wording(
+        tuple(_INSTRUCTION.value) or ("",), _PICTURE_INSTRUCTION.value, _SUFFIX.value
+    )
     folder = pathlib.Path(_FOLDER.value)
     if not _FOLDER.value:
         folder = demo_search.draw_mini(pathlib.Path("data/demo"))
         if not _INSTRUCTION.value:
-            wording = MINI
+            wording = demo_search.MINI
     entries = demo_search.entries_of(folder)
     pictures = sum(entry.picture is not None for entry in entries)
 
-    def make(model: str) -> Searcher:
+    def make(model: str) -> "demo_search.Searcher":
         logging.info("opening %s, and embedding %d entries", model, len(entries))
         dtype: Any = _DTYPE.value
         embedder = Embedder.from_pretrained(model, dtype=dtype)
-        searcher = Searcher(embedder, entries, wording)
+        searcher = demo_search.Searcher(embedder, entries, wording)
         logging.info("%s is ready", model)
         return searcher
 
-    searchers = Searchers(_MODEL.value, make)
+    searchers = demo_search.Searchers(_MODEL.value, make)
     searchers[searchers.models[0]]  # before the page is there
     about = f"{pictures} pictures and {len(entries) - pictures} texts of `{folder}`"
     page = make_page(searchers, wording, about)

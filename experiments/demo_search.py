@@ -87,8 +87,10 @@ def entries_of(folder: pathlib.Path) -> list[Entry]:
     """All pictures below a folder that can be read, and all lines of its .txt files, by name.
 
     Raises:
-      ValueError: the folder has none.
+      ValueError: there is no such folder, or it has none.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
     entries = []
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
