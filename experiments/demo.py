@@ -36,7 +36,8 @@ _PORT = flags.DEFINE_integer("port", 7860, "Port to listen at.")
 
 NEIGHBOURS = 6
 CSS = """
-.gradio-container {max-width: 1280px !important; margin: auto}
+.gradio-container {max-width: 1280px !important; width: 100% !important; margin: auto}
+#results:has(.empty) {display: none}
 #head h1 {margin-bottom: 0}
 #results .grid-wrap, #neighbours .grid-wrap {
   min-height: 0 !important; height: auto !important; max-height: none; overflow: visible}
@@ -61,6 +62,9 @@ def make_page(
     from unime_jax.operations.recipes import demo_search
 
     def search(text: str, image: Any, instruction: str, model: str, kind: str, k: int) -> Any:
+        if not text.strip() and image is None:
+            gr.Info("Write something, or choose a picture.")
+            return (gr.skip(),) * 5
         started = time.perf_counter()
         try:
             searcher = searchers[model]
@@ -78,6 +82,11 @@ def make_page(
             line,
             gr.Column(visible=False),
         )
+
+    def renew(text: str, image: Any, *others: Any) -> Any:
+        if not text.strip() and image is None:
+            return (gr.skip(),) * 5
+        return search(text, image, *others)
 
     def choose(
         event: gr.SelectData, names: list[str], query: list[float], model: str
@@ -128,7 +137,7 @@ def make_page(
                 if wording.queries:
                     gr.Examples([[text] for text in wording.queries], [text])
             with gr.Column(scale=3, min_width=320):
-                told = gr.Markdown("### Nearest, by cosine")
+                told = gr.Markdown("What is nearest to a text, a picture, or both, comes here.")
                 results = gr.Gallery(
                     show_label=False,
                     elem_id="results",
@@ -157,8 +166,10 @@ def make_page(
                     )
         asked = [text, image, instruction, model, kind, k]
         shown = [results, names, query, told, details]
-        for trigger in (button.click, text.submit, model.change, kind.change):
+        for trigger in (button.click, text.submit):
             trigger(search, asked, shown, api_name=False, show_progress_on=results)
+        for trigger in (model.change, kind.change):  # another look at the same query
+            trigger(renew, asked, shown, api_name=False, show_progress_on=results)
         results.select(
             choose,
             [names, query, model],
