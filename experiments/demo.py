@@ -167,15 +167,15 @@ def make_page(
         asked = [text, image, instruction, model, kind, k]
         shown = [results, names, query, told, details]
         for trigger in (button.click, text.submit):
-            trigger(search, asked, shown, api_name=False, show_progress_on=results)
+            trigger(search, asked, shown, api_name=False, show_progress_on=[told, results])
         for trigger in (model.change, kind.change):  # another look at the same query
-            trigger(renew, asked, shown, api_name=False, show_progress_on=results)
+            trigger(renew, asked, shown, api_name=False, show_progress_on=[told, results])
         results.select(
             choose,
             [names, query, model],
             [details, title, whole, heat, near],
             api_name=False,
-            show_progress_on=results,
+            show_progress_on=[told, results],
         )
     return page
 

@@ -1,5 +1,6 @@
 """Embeddings of texts and images by a model folder or hub id, without configs or data sets."""
 
+import functools
 import os
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -195,7 +196,7 @@ class Embedder(OpenedModel):
         urls = self.image_urls
         listing = listed(items, embeds_images=bool(self._layout.patches), urls=urls)
         for index, (said, _) in enumerate(listing):
-            naming(index, lambda said=said: _check_without_instruction(said))
+            naming(index, functools.partial(_check_without_instruction, said))
         work = [
             prompted
             for index, (_, item) in enumerate(listing)
@@ -239,7 +240,8 @@ class Embedder(OpenedModel):
 
         Weights are those of the folder that was opened, in the precision that they have there, an
         adapter merged into them; prompts, length, dimension and processing are those of this
-        object. Opened again with the same dtype, it gives the same embeddings to the bit.
+        object. Opened again with the same dtype, it gives the same embeddings to the bit, but for
+        the last bits of an adapter's products.
 
         Raises:
           ValueError: the folder exists, or has no place for the prompts.

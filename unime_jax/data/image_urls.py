@@ -27,9 +27,9 @@ SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
 LONGEST = 2**13  # characters of a URL
 READ = 2**16  # bytes that are read at once
-# IPv6 networks with an IPv4 address in their last 32 bits: NAT64, and addresses of old.
-_TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96")))
-_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # NAT64 within a network
+# IPv6 networks by which IPv4 addresses are reached: they are the last 32 bits of the first.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA = re.compile(r"data:", re.IGNORECASE)
@@ -238,14 +238,14 @@ def is_public(address: str) -> bool:
     """Whether an IP address is of the public internet, and so is an IPv4 one within it."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        within = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if any(ip in network for network in _TRANSLATED):
-            within.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(part is not None and not is_public(str(part)) for part in within):
-            return False
         if ip.ipv4_mapped is not None:
-            return True
-        if ip in _LOCAL or ip.is_site_local:
+            return is_public(str(ip.ipv4_mapped))
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        tunnelled = [ip.sixtofour, *(ip.teredo or ())]
+        if any(part is not None and not is_public(str(part)) for part in tunnelled):
+            return False
+        if ip in _LOCAL_NAT64 or ip.is_site_local:
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

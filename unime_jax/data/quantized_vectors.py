@@ -76,7 +76,8 @@ class Quantization:
             return bits if self.precision == "ubinary" else (bits ^ 128).view(np.int8)
         if self.precision in STEPS:
             start, step = self._grid()
-            steps = np.clip(np.floor((vectors - start) / step), 0, 255)
+            divisor = np.where(step == 0, np.float32(1), step)
+            steps = np.clip(np.floor((vectors - start) / divisor), 0, 255)
             return (steps - 128 if self.precision == "int8" else steps).astype(self.dtype)
         with np.errstate(over="ignore"):
             rounded = vectors.astype(self.dtype)
@@ -101,11 +102,9 @@ class Quantization:
         return codes if self.precision == "ubinary" else np.asarray(codes).view(np.uint8) ^ 128
 
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Start and width of the steps, as sentence-transformers computes them."""
+        """Start and width of the steps; 0: of a number that is the same everywhere."""
         assert self.ranges is not None
-        start = self.ranges[0]
-        step = (self.ranges[1] - start) / 255
-        return start, np.where(step == 0, np.float32(1), step)
+        return self.ranges[0], (self.ranges[1] - self.ranges[0]) / 255
 
 
 def check_precision(precision: str) -> None:
@@ -128,7 +127,7 @@ def ranges_of(vectors: Float[np.ndarray, "n D"]) -> Float32[np.ndarray, "2 D"]:
             " some thousand: hand in `ranges`, or more embeddings"
         )
     if len(rows) < FEW:
-        logging.warning("ranges of %s are taken from %d embeddings only", "int8", len(rows))
+        logging.warning("ranges are taken from %d embeddings only", len(rows))
     ranges = np.stack([rows.min(axis=0), rows.max(axis=0)]).astype(np.float32)
     if not np.isfinite(ranges).all():
         raise ValueError("ranges are taken from vectors that are not finite")

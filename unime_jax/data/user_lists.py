@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 from absl import logging
@@ -49,23 +49,22 @@ def listed(
     """
     if isinstance(items, bytes):
         raise TypeError('items is a single bytes; write {"image": ...} for the content of a file')
-    if is_single(items):
-        items = [items]
+    several = [cast(Embeddable, items)] if is_single(items) else cast(Iterable[Embeddable], items)
     pairs = []
-    for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
+    for index, item in enumerate(several):  # a wrong type shows now, not after hours of encoding
         pairs.append(naming(index, functools.partial(instructed, item)))
         naming(index, functools.partial(text_and_images, pairs[-1].user_input, urls))
-    items = [pair.user_input for pair in pairs]
-    names = [index for index, item in enumerate(items) if embeds_images and names_image(item)]
+    plain = [pair.user_input for pair in pairs]
+    names = [index for index, item in enumerate(plain) if embeds_images and names_image(item)]
     if names:
         logging.warning(
             "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
             ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
             ' (which opens such a str), or {"text": name} for the text',
             len(names),
-            len(items),
+            len(plain),
             names[0],
-            str(items[names[0]])[:200],
+            str(plain[names[0]])[:200],
         )
     return pairs
 

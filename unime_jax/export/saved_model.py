@@ -155,11 +155,11 @@ def _write_length(partial: pathlib.Path, tokens: int) -> None:
 
 def _copy_card(partial: pathlib.Path, backbone: Backbone, max_length: int) -> bool:
     """Copies card and self-check, if they are true of the copy; whether there is a card now."""
-    source = backbone.adapter or backbone.folder
+    source = backbone.folder
+    if backbone.adapter or not (source / CARD).exists():  # an adapter's is not of the merged model
+        return False
     record = read_record(source)
     if record and (record.processing, record.max_length) != (backbone.processing, max_length):
-        return False
-    if not (source / CARD).exists():
         return False
     for file in (source / CARD, *source.glob(CHECK)):
         shutil.copyfile(file, partial / file.name)

@@ -172,8 +172,8 @@ def _opened(folder: files.Path, dtype: np.dtype, rows: int) -> tuple[Backbone, E
         backbone.preprocess.prompt.max_length,
     )
     encode = make_encode(graph, default_execution(jnp.dtype(dtype)))
-    parameters = {}, backbone.load(wanted)
-    return backbone, make_encoder(encode, parameters, backbone.preprocess, ladder, mesh)
+    parameters = backbone.load(wanted)
+    return backbone, make_encoder(encode, ({}, parameters), backbone.preprocess, ladder, mesh)
 
 
 def repeat_in_a_new_process(folder: files.Path) -> None:
