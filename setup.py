@@ -98,6 +98,7 @@ setup(
             "beartype",
             "gcsfs",
             "filelock",
+            "httpx2",  # of Starlette's test client
             "hypothesis",
             "jupytext",
             "mkdocs",

@@ -22,6 +22,7 @@ def look(page: Page, url: str, folder: pathlib.Path, picture: pathlib.Path) -> N
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
     expect(page.get_by_role("heading", name="Search pictures and texts")).to_be_visible()
+    page.wait_for_timeout(1000)
     page.screenshot(path=folder / f"begin_{width}.png", full_page=True)
 
     page.get_by_label("Text", exact=True).fill("a cyan circle above an orange cross on sky")

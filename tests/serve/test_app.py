@@ -22,12 +22,12 @@ from tests.tables import for_each
 from unime_jax.data.image_urls import ImageUrls
 from unime_jax.encode import NonFiniteError
 from unime_jax.serve.app import make_app
-from unime_jax.serve.server import make_server
+from unime_jax.serve.server import bound, make_server
 from unime_jax.serve.service import Service
 from unime_jax.serve.settings import Batching, Limits
 
 NAME = "runs/a/hf"
-LIMITS = Limits(body_bytes=20_000, items=8, images=2, image_pixels=1000, waiting=16)
+LIMITS = Limits(body_bytes=20_000, items=8, images=2, image_pixels=1000, waiting=16, body_seconds=1)
 BATCHING = Batching((1, 4), 0.002)
 
 
@@ -301,12 +301,16 @@ def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
     started = threading.Event()
     service.begin(lambda start: started.wait(10), lambda: None)
     app = make_app(service, api_key="", created=17)
-    server = make_server(app, service, host="127.0.0.1", port=0)
-    thread = threading.Thread(target=server.run)
+    listener = bound("127.0.0.1", 0)
+    listener.listen()
+    port = listener.getsockname()[1]
+    with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1, port {port}"):
+        bound("127.0.0.1", port)
+    server = make_server(app, service)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     while not server.started:
         time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
 
     def ask(path: str = "/v1/embeddings") -> tuple[int, dict]:
         url = f"http://127.0.0.1:{port}{path}"
@@ -338,6 +342,9 @@ def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():
             time.sleep(0.002)
     while service.places.taken > 6:  # a client that has left takes no place
         time.sleep(0.002)
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(head.encode() + b'{"input"')
+        assert b"408" in slow.recv(99)
     server.handle_exit(signal.SIGTERM, None)
     refused = ask()
     assert refused[0] == 503 and refused[1]["error"]["code"] == "stopping"

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     from unime_jax.embedder import Embedder
     from unime_jax.serve.app import make_app
     from unime_jax.serve.served_model import ServedModel
-    from unime_jax.serve.server import make_server
+    from unime_jax.serve.server import bound, make_server
     from unime_jax.serve.service import Service, Start
     from unime_jax.serve.settings import Batching, Limits
 
@@ -78,8 +78,9 @@ def main(argv: list[str]) -> None:
         image_pixels=_MAX_IMAGE_PIXELS.value,
         waiting=_MAX_WAITING.value,
     )
-    batching = Batching(tuple(map(int, _BATCH_SIZES.value)), _MAX_WAIT_MS.value / 1000)
+    batching = Batching(_batch_sizes(), _MAX_WAIT_MS.value / 1000)
     key = _api_key()
+    listener = bound(_HOST.value, _PORT.value)  # a port that is taken shows before a model is read
     dtype: Any = _DTYPE.value
     embedder = Embedder.from_pretrained(
         _MODEL.value,
@@ -90,12 +91,7 @@ def main(argv: list[str]) -> None:
     )
     model = ServedModel(embedder, batching.sizes)
     service = Service(model, _NAME.value or _MODEL.value, limits, batching, _image_urls())
-    server = make_server(
-        make_app(service, api_key=key, created=int(time.time())),
-        service,
-        host=_HOST.value,
-        port=_PORT.value,
-    )
+    server = make_server(make_app(service, api_key=key, created=int(time.time())), service)
 
     def warm_up(start: Start) -> None:
         programs = model.programs() if _WARM_UP.value else []
@@ -115,7 +111,8 @@ def main(argv: list[str]) -> None:
         server.should_exit = True
 
     service.begin(warm_up, failed)
-    server.run()
+    logging.info("listening at http://%s:%d", _HOST.value, listener.getsockname()[1])
+    server.run([listener])
     left = service.places.taken
     logging.info(
         "stopped; answers by status: %s; %s",
@@ -126,6 +123,12 @@ def main(argv: list[str]) -> None:
     exits.exit_now(
         1 if failures or left else 0
     )  # a thread may be compiling, which cannot be stopped
+
+
+def _batch_sizes() -> tuple[int, ...]:
+    if not all(text.strip().isdigit() for text in _BATCH_SIZES.value):
+        raise ValueError(f"batch_sizes are {','.join(_BATCH_SIZES.value)}; write 1,8,32")
+    return tuple(map(int, _BATCH_SIZES.value))
 
 
 def _image_urls() -> ImageUrls | None:

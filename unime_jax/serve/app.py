@@ -102,7 +102,15 @@ async def _embed(request: Request, service: Service, api_key: str) -> Response:
     service.check_open()
     with service.places.held() as take:
         take(1)  # before the body is read, which bounds how many are
-        body = await _body(request, service.limits.body_bytes)
+        try:
+            async with asyncio.timeout(service.limits.body_seconds):
+                body = await _body(request, service.limits.body_bytes)
+        except TimeoutError as error:
+            raise RequestError(
+                f"the body was not there within {service.limits.body_seconds} s",
+                status=408,
+                code="body_timeout",
+            ) from error
         task = asyncio.ensure_future(service.answer(body, take))
         gone = asyncio.ensure_future(request.receive())  # after the body, it tells of the end only
         try:

@@ -30,7 +30,7 @@ class RequestError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (413, 503):
+        if self.status in (408, 413, 503):
             headers["Connection"] = "close"
         return headers
 

@@ -1,5 +1,6 @@
 """The process: a socket, uvicorn, and a stop at which no accepted request is lost."""
 
+import socket
 from types import FrameType
 
 import uvicorn
@@ -37,12 +38,28 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def make_server(app: Starlette, service: Service, *, host: str, port: int) -> Server:
-    """A server that has not started; its `run` returns after the stop. Port 0: any free one."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which takes no connection yet. Port 0: any free one.
+
+    Raises:
+      ValueError: there is no such address here, or another process listens at it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error}") from error
+    return listener
+
+
+def make_server(app: Starlette, service: Service) -> Server:
+    """A server that has not started; its `run`, given `bound` sockets, returns after the stop."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         lifespan="on",
         access_log=False,
         log_config=None,

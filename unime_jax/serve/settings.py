@@ -13,6 +13,7 @@ class Limits:
       images: of an item.
       image_pixels: of an image.
       waiting: items of all requests that are accepted and not answered yet.
+      body_seconds: within which a body is to come.
     """
 
     body_bytes: int = 32 * 2**20
@@ -20,6 +21,7 @@ class Limits:
     images: int = 16
     image_pixels: int = 16_000_000
     waiting: int = 4096
+    body_seconds: int = 60
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
