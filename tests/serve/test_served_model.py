@@ -1,11 +1,13 @@
 """The model behind the server: embeddings of `Embedder.encode`, and no program after the start."""
 
 import base64
-import functools
+import subprocess
+import sys
 import threading
 
 import jax
 import numpy as np
+import pytest
 from starlette.testclient import TestClient
 
 from tests.backbones.tiny_folders import write_folder
@@ -23,7 +25,7 @@ EXACT = 1e-6
 def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
     tmp_path, monkeypatch
 ):
-    pair = pair_of(functools.partial(write_folder, vision=VISION, text=TEXT)(tmp_path))
+    pair = pair_of(write_folder(tmp_path, vision=VISION, text=TEXT))
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     embedder = Embedder.from_pretrained(
         pair.backbone.folder, dtype="float32", mesh=mesh, max_length=80
@@ -77,3 +79,13 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
         np.testing.assert_allclose(answers[number], vector[None], atol=EXACT)
     np.testing.assert_allclose(answers[len(bodies) - 1], expected["short"], atol=EXACT)
     assert not late, "the start compiles all that usual items need"
+
+
+@pytest.mark.slow
+def test_a_load_on_the_command_and_sigterm_lose_nothing(tmp_path):
+    pair = pair_of(write_folder(tmp_path, vision=VISION, text=TEXT))
+    command = [sys.executable, "-m", "benchmarks.serving", f"--model={pair.backbone.folder}"]
+    command += ["--max_length=256", "--seconds=5", "--connections=2,8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SIGTERM under load: exit status 0" in done.stdout
