@@ -185,7 +185,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not _MODEL.value:
         raise app.UsageError("--model=<folder or hub id> is required")
-    if not importlib.util.find_spec("gradio"):
+    spec = importlib.util.find_spec("gradio")
+    if spec is None or spec.origin is None:  # without: a folder of that name, as Gradio's in /tmp
         sys.exit("error: the page is made with gradio: pip install 'unime_jax[demo]'")
     import gradio as gr
 
