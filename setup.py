@@ -48,7 +48,16 @@ setup(
     name="unime_jax",
     version=VERSION,
     description="Train, evaluate and export universal multimodal embedding models in JAX.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords="embeddings multimodal retrieval contrastive-learning jax flax tpu",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["unime_jax*", "data_pipelines*"]),
     cmdclass={"build_py": BuildWithRecipes},
@@ -109,6 +118,7 @@ setup(
             "pytest-xdist",
             "ruff",
             *WEB,
+            "zstandard",  # jax packs kept programs with it, else with zlib, which takes longer
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
         "notebooks": ["ipykernel", "nbclient"],  # run by pytest -m slow tests/test_notebooks.py
