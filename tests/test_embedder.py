@@ -297,6 +297,7 @@ BAD = {
     "none in list": ({"image": [picture(9, 9, 0), None]}, TypeError, "an image is a NoneType"),
     "empty path": ({"image": ""}, ValueError, "an image is ''; leave it out"),
     "URL": ({"image": "https://a.org/b.png?c"}, ValueError, "b.png.* nothing is fetched unless"),
+    "message": ({"role": "user", "content": "a"}, ValueError, "or both; messages are a list"),
     "turn": ([{"role": "assistant", "content": "a"}], ValueError, "an embedder answers nothing"),
     "no bytes": ({"image": b""}, ValueError, "an image is b''; leave it out"),
     "floats": ({"image": np.zeros((4, 4, 3))}, ValueError, "dtype float64; it must be uint8"),

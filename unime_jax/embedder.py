@@ -261,6 +261,8 @@ class Embedder(OpenedModel):
     ) -> str:
         """Uploads what `save_pretrained` writes to a model repository; returns the commit's URL.
 
+        On a mesh of several processes the first of them does, and the others return "".
+
         Args:
           repo_id: "owner/name"; the repository is made if there is none.
           token: of the hub, with the right to write; None: that of `hf auth login` or `HF_TOKEN`.

@@ -11,7 +11,7 @@ import time
 import pytest
 from PIL import Image
 
-from unime_jax.data import image_urls
+from unime_jax.data import image_urls, timed_http
 from unime_jax.data.image_urls import ImageUrls
 from unime_jax.data.images import ImageError
 from unime_jax.data.user_inputs import to_item
@@ -161,7 +161,7 @@ def test_images_are_fetched_within_limits_and_errors_name_the_url(server, tmp_pa
     asked = len(server.asked)
     public = ImageUrls(timeout=0.6)
     for url in (f"{at}/a.png", f"{elsewhere}/a.png", "http://169.254.169.254/latest/"):
-        with pytest.raises(ImageError, match="which is not of the public internet"):
+        with pytest.raises(ImageError, match="an address that is not of the public internet"):
             image_urls.fetch(url, public)
     only = ImageUrls(private_addresses=True, hosts=("127.0.0.1",))
     assert image_urls.fetch(f"{at}/a.png", only) == PICTURE
@@ -173,9 +173,9 @@ def test_images_are_fetched_within_limits_and_errors_name_the_url(server, tmp_pa
         *("0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1"),
         *("::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "fec0::1"),
     ):
-        assert not image_urls.is_public(address), address
+        assert not timed_http.is_public(address), address
     for address in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
-        assert image_urls.is_public(address), address
+        assert timed_http.is_public(address), address
 
     # The address that was looked at is the one that is asked, whatever the name means next.
     answers = iter(["127.0.0.1", "8.8.8.8"])
@@ -193,7 +193,7 @@ def test_images_are_fetched_within_limits_and_errors_name_the_url(server, tmp_pa
     with pytest.raises(ImageError, match="CERTIFICATE_VERIFY_FAILED"):
         image_urls.fetch(secure, LOCAL)
     trusting = ssl.create_default_context(cadata=PEM[PEM.index("-----BEGIN CERT") :])
-    monkeypatch.setattr(image_urls, "_tls", lambda: trusting)
+    monkeypatch.setattr(timed_http, "tls_context", lambda: trusting)
     assert image_urls.fetch(secure, LOCAL) == PICTURE
 
     # Nothing is fetched unless it is asked for.

@@ -88,6 +88,15 @@ def test_what_was_opened_is_saved_and_gives_the_same_embeddings(tmp_path, dtype)
     asked = longer.encode_query(TEXTS)  # with the prompt of the folder
     np.testing.assert_array_equal(asked, longer.encode(TEXTS, prompt="find: "))
 
+    # What other libraries cannot be told has no place for prompts; nothing is left of a failure.
+    resized = opened(source, processing=Processing(prompt="chat", image_size=(28, 28)))
+    resized.save_pretrained(tmp_path / "d")
+    assert not (tmp_path / "d" / "modules.json").exists()
+    resized.prompts = {"query": "find: "}
+    with pytest.raises(ValueError, match="has no files of sentence-transformers, where prompts"):
+        resized.save_pretrained(tmp_path / "e")
+    assert names(tmp_path) == {"source", "a", "b", "c", "d"}
+
     # transformers reads the same weights.
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "c")
     reference = transformers.AutoModelForImageTextToText.from_pretrained(source)
@@ -163,6 +172,7 @@ def test_an_encoder_and_an_adapter_are_saved_and_pushed(tmp_path, monkeypatch):
     again.save_pretrained(tmp_path / "again")
     card = (tmp_path / "again" / "README.md").read_text()
     assert card == (hub / "README.md").read_text() and "SentenceTransformer(" in card
+    assert "saved from `adapter` by unime_jax" in card and str(tmp_path) not in card
 
     # What the hub says is told, and nothing is left behind.
     def refuse(self, *args, **kwargs):

@@ -8,29 +8,19 @@ again, and nothing but the content of an image comes back.
 import base64
 import binascii
 import dataclasses
-import functools
 import http.client
-import io
-import ipaddress
 import re
-import socket
-import ssl
 import time
 import urllib.parse
-from typing import Any
 
 from unime_jax import __version__
-from unime_jax.data import images
+from unime_jax.data import images, timed_http
 from unime_jax.data.strange_texts import shown
 
 SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
 LONGEST = 2**13  # characters of a URL
 READ = 2**16  # bytes that are read at once
-# IPv6 networks by which IPv4 addresses are reached: they are the last 32 bits of the first.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
-
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA = re.compile(r"data:", re.IGNORECASE)
 
@@ -115,7 +105,7 @@ def fetch(url: str, limits: ImageUrls) -> bytes:
     for _ in range(limits.max_redirects + 1):
         try:
             status, kind, answer = _get(target, limits, deadline)
-        except images.ImageError as error:
+        except (images.ImageError, timed_http.PrivateAddressError) as error:
             raise images.ImageError(_told(url, target, str(error))) from error
         except TimeoutError as error:
             seconds = f"no whole answer within the timeout of {limits.timeout:g} s"
@@ -148,7 +138,10 @@ def _get(url: str, limits: ImageUrls, deadline: float) -> tuple[int, str, bytes]
     """Status, type and content of one answer; in the place of a redirect's content, its target."""
     parts = _checked(url, limits)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    connection = _Connection(host, port, _connected(host, port, limits, deadline), deadline)
+    address = timed_http.connected(
+        host, port, private_addresses=limits.private_addresses, deadline=deadline
+    )
+    connection = timed_http.Connection(host, port, address, deadline)
     try:
         if parts.scheme == "https":
             connection.encrypt(host)
@@ -206,111 +199,3 @@ def _checked(url: str, limits: ImageUrls) -> urllib.parse.SplitResult:
             f"the host {shown(parts.hostname)[:100]!r} is none of those that are allowed"
         )
     return parts
-
-
-def _connected(host: str, port: int, limits: ImageUrls, deadline: float) -> socket.socket:
-    """A connection to one of the host's addresses, every one of which may be asked.
-
-    The address that was looked at is the one that is used: asked again, a name server may answer
-    otherwise.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
-        if not limits.private_addresses and not is_public(str(address[0])):
-            raise images.ImageError(
-                f"its host has the address {address[0]}, which is not of the public internet;"
-                " ImageUrls(private_addresses=True) allows such"
-            )
-    failure = OSError("the host has no address")
-    for family, kind, protocol, _, address in found:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(_left(deadline))
-            connection.connect(address)
-            return connection
-        except OSError as error:
-            connection.close()
-            failure = error
-    raise failure
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is of the public internet, and so is an IPv4 one within it."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        tunnelled = [ip.sixtofour, *(ip.teredo or ())]
-        if any(part is not None and not is_public(str(part)) for part in tunnelled):
-            return False
-        if ip in _LOCAL_NAT64 or ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _left(deadline: float) -> float:
-    """Seconds until then; TimeoutError: none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-class _Stream(io.RawIOBase):
-    """What a socket receives, each part of it before the deadline."""
-
-    def __init__(self, connection: socket.socket, deadline: float):
-        self._connection, self._deadline = connection, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._connection.settimeout(_left(self._deadline))
-        return self._connection.recv_into(buffer)
-
-
-class _Timed:
-    """The part of a socket that `http.client` uses, with a deadline for all of it."""
-
-    def __init__(self, connection: socket.socket, deadline: float):
-        self.connection, self.deadline = connection, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self.connection.settimeout(_left(self.deadline))
-        self.connection.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        assert mode == "rb"
-        return io.BufferedReader(_Stream(self.connection, self.deadline))
-
-    def close(self) -> None:
-        """Nothing: an answer is read after `http.client` has closed its end."""
-
-
-class _Connection(http.client.HTTPConnection):
-    """An HTTP connection over a socket that is connected already."""
-
-    def __init__(self, host: str, port: int, connection: socket.socket, deadline: float):
-        super().__init__(host, port)
-        self._socket, self._deadline = connection, deadline
-        self._use()
-
-    def encrypt(self, host: str) -> None:
-        """TLS, with the host's certificate checked."""
-        self._socket.settimeout(_left(self._deadline))
-        self._socket = _tls().wrap_socket(self._socket, server_hostname=host)
-        self._use()
-
-    def hang_up(self) -> None:
-        self._socket.close()
-
-    def _use(self) -> None:
-        self.sock = _Timed(self._socket, self._deadline)

@@ -51,7 +51,10 @@ def text_and_images(
         )
     unknown = [key for key in user_input if key not in ("text", "image")]
     if unknown or not user_input:
-        raise ValueError(f'its keys are {list(user_input)}; they must be "text", "image" or both')
+        hint = "; messages are a list, each with a role" if "role" in user_input else ""
+        raise ValueError(
+            f'its keys are {list(user_input)}; they must be "text", "image" or both{hint}'
+        )
     text, given = user_input.get("text", ""), user_input.get("image", ())
     if not isinstance(text, str):
         raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')
@@ -142,8 +145,8 @@ def _check_image(image: ImageSource, urls: ImageUrls | None) -> None:
     elif isinstance(image, str) and image_urls.is_url(image) and urls is None:
         raise ValueError(
             f"{image_urls.named(image)} is a URL, and nothing is fetched unless it is asked for:"
-            " Embedder.from_pretrained(..., image_urls=ImageUrls()). Or download the image, and"
-            " give its path or its bytes"
+            " Embedder.from_pretrained(..., image_urls=unime_jax.ImageUrls()). Or download the"
+            " image, and give its path or its bytes"
         )
 
 

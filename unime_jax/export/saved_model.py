@@ -51,11 +51,15 @@ def save(opened: OpenedModel, folder: str | os.PathLike[str]) -> None:
     checkpoint = merged_weights.open_weights(backbone)
     dtype = merged_weights.dtype_of(backbone, [checkpoint])
     with files.replacing(target, last="config.json") as partial:
-        _write_weights(partial, backbone, checkpoint, opened.model_dtype)
-        hf_folder.write_beside_weights(partial, backbone, dtype, opened.prompts)
-        _write_defaults(partial, opened)
-        if not _copy_card(partial, backbone, opened.max_length):
-            (partial / CARD).write_text(_card(partial, target.name, backbone))
+        try:
+            hf_folder.write_beside_weights(partial, backbone, dtype, opened.prompts)
+            _write_defaults(partial, opened)
+            _write_weights(partial, backbone, checkpoint, opened.model_dtype)
+            if not _copy_card(partial, backbone, opened.max_length):
+                (partial / CARD).write_text(_card(partial, target.name, backbone))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def push(
@@ -67,7 +71,7 @@ def push(
     revision: str | None,
     commit_message: str,
 ) -> str:
-    """Uploads what `save` writes; arguments are those of `Embedder.push_to_hub`.
+    """Uploads what `save` writes, by process 0; arguments are those of `Embedder.push_to_hub`.
 
     Weights that were in the repository before are deleted with the same commit, so that none of
     another model stay beside these. Everything else stays.
@@ -75,6 +79,8 @@ def push(
     Raises:
       ValueError: as `save`, or the hub refuses.
     """
+    if jax.process_index() != 0:
+        return ""
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="unime_jax-") as scratch:
         folder = pathlib.Path(scratch, repo_id.rpartition("/")[2] or "model")
@@ -169,6 +175,8 @@ def _copy_card(partial: pathlib.Path, backbone: Backbone, max_length: int) -> bo
 def _card(partial: pathlib.Path, name: str, backbone: Backbone) -> str:
     """README.md of a model about which nothing is known but where it came from."""
     base = str(backbone.adapter or backbone.base)
+    from_hub = _HUB_ID.fullmatch(base) and base in backbone.commits
+    base = base if from_hub else pathlib.Path(base).name  # where it lay is nobody's business
     is_st = st_folder.is_one(partial)
     commits = [f"{key} at commit {value}" for key, value in backbone.commits.items()]
     of_hub = f" (on the Hugging Face hub: {', '.join(commits)})" if commits else ""
@@ -176,7 +184,7 @@ def _card(partial: pathlib.Path, name: str, backbone: Backbone) -> str:
         "---",
         f"library_name: {'sentence-transformers' if is_st else 'transformers'}",
         "pipeline_tag: feature-extraction",
-        *(["base_model: " + base] if _HUB_ID.fullmatch(base) and base in backbone.commits else []),
+        *(["base_model: " + base] if from_hub else []),
         "tags:",
         "- unime_jax",
         "---",
@@ -199,5 +207,7 @@ def _card(partial: pathlib.Path, name: str, backbone: Backbone) -> str:
             f'    SentenceTransformer("{name}").encode(["a text"])',
             "",
         ]
-    lines += [f"- {sentence}" for sentence in backbone.caveats]
-    return "\n".join(lines) + ("\n" if backbone.caveats else "")
+    if backbone.caveats:
+        lines += ["What other libraries do differently:", ""]
+        lines += [*(f"- {sentence}" for sentence in backbone.caveats), ""]
+    return "\n".join(lines)
