@@ -7,6 +7,7 @@ import numpy as np
 from unime_jax.batch import Row
 from unime_jax.data.truncation import kept
 from unime_jax.data.user_inputs import UserInput, to_item
+from unime_jax.encode import NonFiniteError
 
 WIDTH = 4
 MAX_LENGTH = 12  # characters
@@ -20,6 +21,7 @@ class FakeModel:
       goes: cleared, batches wait.
       begun: set when a batch waits.
       failure: is raised by the next batch in the place of an embedding.
+      nonfinite: texts whose embeddings are not finite.
     """
 
     max_length = MAX_LENGTH
@@ -29,6 +31,7 @@ class FakeModel:
         self.goes, self.begun = threading.Event(), threading.Event()
         self.goes.set()
         self.failure: Exception | None = None
+        self.nonfinite: set[str] = set()
 
     def prompt(self, text, name):
         if name not in (None, "query"):
@@ -54,7 +57,10 @@ class FakeModel:
         if self.failure:
             error, self.failure = self.failure, None
             raise error
-        self.batches.append(["".join(map(chr, row.tokens)) for row in rows])
+        texts = ["".join(map(chr, row.tokens)) for row in rows]
+        self.batches.append(texts)
+        if bad := [number for number, text in enumerate(texts) if text in self.nonfinite]:
+            raise NonFiniteError(bad, len(rows), "its weights are NaN")
         return np.stack([embedded(row) for row in rows])
 
 

@@ -20,7 +20,6 @@ from starlette.testclient import TestClient
 from tests.serve.fake_model import FakeModel
 from tests.tables import for_each
 from unime_jax.data.image_urls import ImageUrls
-from unime_jax.encode import NonFiniteError
 from unime_jax.serve.app import make_app
 from unime_jax.serve.server import bound, make_server
 from unime_jax.serve.service import Service
@@ -243,41 +242,43 @@ def test_what_else_a_client_sees(client):
     # A model that fails is the server's fault, and the next request is answered.
     model = FakeModel()
     with client_of(model) as failing:
-        for failure in (RuntimeError("secret"), NonFiniteError([0], 1, "weights are NaN")):
-            model.failure = failure
-            error = post(failing, {"input": "a"}, 500)["error"]
-            assert error["type"] == "server_error" and "secret" not in error["message"]
-        post(failing, {"input": "a"}, 200)
+        model.failure = RuntimeError("secret")
+        error = post(failing, {"input": "a"}, 500)["error"]
+        assert error["type"] == "server_error" and "secret" not in error["message"]
+        model.nonfinite.add("a")
+        assert "weights are NaN" in post(failing, {"input": ["b", "a"]}, 500)["error"]["message"]
+        post(failing, {"input": "b"}, 200)
 
 
-def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
+def test_a_full_queue_refuses_and_requests_share_batches_fairly():
     model = FakeModel()
     with client_of(model) as client:
         model.goes.clear()
         answers: dict[str, dict] = {}
 
-        def ask(name: str, count: int) -> threading.Thread:
+        def ask(name: str, count: int, status: int = 200) -> threading.Thread:
             def run() -> None:
-                answers[name] = post(client, {"input": [name] * count}, 200)
+                answers[name] = post(client, {"input": [name] * count}, status)
 
             thread = threading.Thread(target=run)
             thread.start()
             return thread
 
-        def wait_for(count: int) -> None:
-            while f"items_waiting {count}\n" not in client.get("/metrics").text:
+        def wait_for(count: int, queued: int) -> None:
+            wanted = f"items_waiting {count}\n", f"items_queued {queued}\n"
+            while any(line not in client.get("/metrics").text for line in wanted):
                 time.sleep(0.002)
 
         threads = [ask("first", 1)]
         assert model.begun.wait(10)
         threads.append(ask("large", 8))
-        wait_for(9)
+        wait_for(9, 8)
         threads.append(ask("small", 1))
-        wait_for(10)
+        wait_for(10, 9)
         response = client.post("/v1/embeddings", json={"input": ["b"] * 7})
         assert response.status_code == 429 and response.json()["error"]["code"] == "queue_full"
         assert int(response.headers["Retry-After"]) >= 1
-        wait_for(10)  # what was refused takes no places
+        wait_for(10, 9)  # what was refused takes no places
         model.goes.set()
         for thread in threads:
             thread.join(10)
@@ -291,7 +292,24 @@ def test_a_full_queue_refuses_and_large_requests_let_small_ones_pass():
             np.float32([entry["embedding"] for entry in answers["large"]["data"]]),
             np.stack([vector("large")] * 8),
         )
-        wait_for(0)
+        wait_for(0, 0)
+
+        # An embedding that is not finite fails its own request, and not those beside it.
+        model.nonfinite.add("bad")
+        model.goes.clear()
+        model.begun.clear()
+        threads = [ask("first", 1)]
+        assert model.begun.wait(10)
+        threads += [ask("bad", 2, 500), ask("good", 1)]
+        wait_for(4, 3)
+        model.goes.set()
+        for thread in threads:
+            thread.join(10)
+        assert "weights are NaN" in answers["bad"]["error"]["message"]
+        np.testing.assert_array_equal(
+            np.float32(answers["good"]["data"][0]["embedding"]), vector("good")
+        )
+        assert model.batches[-1] == ["good"]
 
 
 def test_a_stop_answers_what_is_accepted_and_refuses_the_rest():

@@ -50,6 +50,7 @@ _IMAGE_URLS = flags.DEFINE_enum(
     ["none", "public", "any"],
     "Hosts from which images are fetched by http(s) URLs; any: also of the own network.",
 )
+_IMAGE_HOSTS = flags.DEFINE_list("image_hosts", [], "The only ones of them; by default all.")
 _IMAGE_TIMEOUT_S = flags.DEFINE_float("image_timeout_s", 5, "For an image by URL.")
 _WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile before the first request is accepted.")
 
@@ -134,7 +135,11 @@ def _batch_sizes() -> tuple[int, ...]:
 def _image_urls() -> ImageUrls | None:
     if _IMAGE_URLS.value == "none":
         return None
-    return ImageUrls(timeout=_IMAGE_TIMEOUT_S.value, private_addresses=_IMAGE_URLS.value == "any")
+    return ImageUrls(
+        timeout=_IMAGE_TIMEOUT_S.value,
+        private_addresses=_IMAGE_URLS.value == "any",
+        hosts=tuple(_IMAGE_HOSTS.value) or None,
+    )
 
 
 def _api_key() -> str:

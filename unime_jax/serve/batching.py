@@ -112,6 +112,11 @@ class Batcher:
             self._changed.notify()
         return job.future
 
+    def queued(self) -> int:
+        """How many rows are in no batch yet."""
+        with self._changed:
+            return self._queued()
+
     def close(self) -> None:
         """Ends the thread when all that was submitted is done."""
         with self._changed:
@@ -138,8 +143,7 @@ class Batcher:
             while (
                 self._jobs
                 and not self._closing
-                and (queued := sum(len(job.rows) - job.begun for job in self._jobs)) < largest
-                and queued < self._places.taken  # others are on their way
+                and self._queued() < min(largest, self._places.taken)  # others are on their way
                 and (left := due - time.monotonic()) > 0
             ):
                 self._changed.wait(left)
@@ -155,6 +159,9 @@ class Batcher:
             if batch or self._closing:
                 return batch
         return self._next()
+
+    def _queued(self) -> int:
+        return sum(len(job.rows) - job.begun for job in self._jobs)
 
     def _finish(self, batch: list[tuple[_Job, int]]) -> None:
         """Encodes a batch; rows without a finite embedding fail their jobs alone."""

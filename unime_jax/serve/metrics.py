@@ -22,7 +22,7 @@ class Metrics:
         with self._lock:
             return ", ".join(f"{status}: {n}" for status, n in sorted(self._requests.items()))
 
-    def text(self, *, waiting: int, batches: int, rows: int) -> str:
+    def text(self, *, waiting: int, queued: int, batches: int, rows: int) -> str:
         """All counts; the arguments are the batcher's."""
         with self._lock:
             requests, seconds = dict(self._requests), self._seconds
@@ -46,5 +46,8 @@ class Metrics:
             "# HELP unime_jax_items_waiting Items that are accepted and not answered.",
             "# TYPE unime_jax_items_waiting gauge",
             f"unime_jax_items_waiting {waiting}",
+            "# HELP unime_jax_items_queued Items of them that are prepared, and in no batch yet.",
+            "# TYPE unime_jax_items_queued gauge",
+            f"unime_jax_items_queued {queued}",
         ]
         return "\n".join(lines) + "\n"

@@ -137,7 +137,10 @@ class Service:
     def metrics_text(self) -> str:
         batcher = self._batcher
         return self.metrics.text(
-            waiting=self.places.taken, batches=batcher.batches, rows=batcher.rows
+            waiting=self.places.taken,
+            queued=batcher.queued(),
+            batches=batcher.batches,
+            rows=batcher.rows,
         )
 
     def _asked(self, form: EmbeddingRequest) -> tuple[str, int]:
