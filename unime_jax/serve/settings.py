@@ -27,7 +27,7 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value < 1:
-                raise ValueError(f"max_{field.name} is {value}; it must be at least 1")
+                raise ValueError(f"the limit {field.name} is {value}; it must be at least 1")
         if self.waiting < self.items:
             raise ValueError(
                 f"max_waiting is {self.waiting}, and max_items {self.items}: a request of so many"
