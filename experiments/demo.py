@@ -9,6 +9,7 @@ not a recipe: there is no run, no work directory, and nothing to resume. The pag
 """
 
 import importlib.util
+import os
 import pathlib
 import sys
 import time
@@ -108,7 +109,9 @@ def make_page(
             near,
         )
 
-    with gr.Blocks(title="unime_jax: search", analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="unime_jax: search", analytics_enabled=False, delete_cache=(3600, 3600)
+    ) as page:
         names, query = gr.State([]), gr.State([])
         gr.Markdown(f"# Search pictures and texts\n{about}", elem_id="head")
         with gr.Row():
@@ -188,6 +191,7 @@ def main(argv: list[str]) -> None:
     spec = importlib.util.find_spec("gradio")
     if spec is None or spec.origin is None:  # without: a folder of that name, as Gradio's in /tmp
         sys.exit("error: the page is made with gradio: pip install 'unime_jax[demo]'")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # which Gradio sends at its import
     import gradio as gr
 
     from unime_jax import Embedder
@@ -223,6 +227,7 @@ def main(argv: list[str]) -> None:
         css=CSS,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         footer_links=[],
+        max_file_size="32mb",
         ssr_mode=False,
     )
 
