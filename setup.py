@@ -24,6 +24,8 @@ ORACLES = [
     "torchvision==0.28.0",  # of that torch; transformers' processors want it
 ]
 
+WEB = ["starlette>=1", "uvicorn>=0.30"]
+
 
 class BuildWithRecipes(build_py):
     """Puts a copy of the recipes into the package; a clone has them in experiments/."""
@@ -99,10 +101,13 @@ setup(
         "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
         "eval": ["mteb>=2.20", "sentence-transformers>=6.2"],  # unime_jax.integrations
+        "serve": WEB,  # unime_jax.serve
+        "demo": ["gradio>=6"],  # experiments/demo.py
         "test": [
             "beartype",
             "gcsfs",
             "filelock",
+            "httpx2",  # of Starlette's test client
             "hypothesis",
             "jupytext",
             "mkdocs",
@@ -112,6 +117,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            *WEB,
             "zstandard",  # jax packs kept programs with it, else with zlib, which takes longer
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
