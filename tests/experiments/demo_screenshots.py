@@ -13,6 +13,7 @@ import pathlib
 
 from playwright.sync_api import Page, expect, sync_playwright
 
+LOADED = "Array.from(document.images).every((i) => i.complete && i.naturalWidth)"
 SIZES = {1400: 1000, 390: 844}
 
 
@@ -29,11 +30,13 @@ def look(page: Page, url: str, folder: pathlib.Path, picture: pathlib.Path) -> N
     page.get_by_role("button", name="Search", exact=True).click()
     results = page.locator("#results .thumbnail-item")
     expect(results).to_have_count(8, timeout=120_000)
+    page.wait_for_function(LOADED)
     page.screenshot(path=folder / f"text_{width}.png", full_page=True)
 
     results.first.click()
     expect(page.locator("#neighbours .thumbnail-item")).to_have_count(6, timeout=120_000)
-    page.wait_for_timeout(1000)
+    page.wait_for_function(LOADED)
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"map_{width}.png", full_page=True)
 
     page.get_by_label("Text", exact=True).fill("now on sky")
@@ -49,7 +52,8 @@ def look(page: Page, url: str, folder: pathlib.Path, picture: pathlib.Path) -> N
         switch.nth(1).check()
         expect(neighbours).to_be_hidden(timeout=300_000)
     expect(results).to_have_count(8)
-    page.wait_for_timeout(1000)
+    page.wait_for_function(LOADED)
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"both_{width}.png", full_page=True)
 
     inner = page.evaluate("document.documentElement.scrollWidth")
