@@ -42,4 +42,3 @@ def whole(values: ConfigDict, own: Sequence[Override], command: dict[str, Any]) 
     doctor.run = values
     command_line.apply(doctor, own)
     return doctor.lock()
-
