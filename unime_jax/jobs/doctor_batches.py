@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from unime_jax import config
 from unime_jax.data import bucket_padding
@@ -158,8 +159,8 @@ def _check_buckets(
 ) -> None:
     buckets = shapes.buckets
     edges = np.array([(bucket.tokens, bucket.tiles) for bucket in buckets])
-    fits = (sample.sizes[:, None] <= edges).all(axis=2)
-    none = ~fits.any(axis=1)
+    fits: Bool[np.ndarray, "n buckets"] = np.all(sample.sizes[:, None] <= edges, axis=2)
+    none = ~np.any(fits, axis=1)
     if none.any():
         tokens, tiles = sample.sizes[none].max(axis=0).tolist()
         share = float(none.mean())

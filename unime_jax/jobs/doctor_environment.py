@@ -1,4 +1,4 @@
-"""Environment of a run: versions that belong together, devices and who holds them, limits, clock."""
+"""Environment of a run: versions that belong together, devices, limits, clock."""
 
 import importlib.metadata
 import os

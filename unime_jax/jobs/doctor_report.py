@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from absl import logging
 
+from unime_jax import config_reader
 from unime_jax.data.strange_texts import shown
 from unime_jax.jobs.common_checks import Problems
 
@@ -102,6 +103,19 @@ class Report:
         except Exception as error:
             logging.debug("%s could not be checked", name, exc_info=True)
             self.skip(name, f"the check itself failed: {type(error).__name__}: {error}")
+
+    def of_part(self, kind: type, where: str, part: "Report") -> None:
+        """Adds the report on a whole config of this dataclass, at its place in another config."""
+        for finding in part.findings:
+            what, at, do = (
+                config_reader.placed(kind, text, where)
+                for text in (finding.what, finding.where, finding.do)
+            )
+            self.add(finding.severity, finding.check, what, where=at, do=do)
+        for each in part.unchecked:
+            self.skip(each.check, config_reader.placed(kind, each.why, where))
+        for name, facts in part.facts.items():
+            self.facts.setdefault(f"{where.removeprefix('config.')} {name}", {}).update(facts)
 
     @property
     def worst(self) -> Severity:

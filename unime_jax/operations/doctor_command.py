@@ -1,11 +1,12 @@
-"""`--config.job=doctor` with the recipe and flags of any run: that run's config, to be looked at."""
+"""`--config.job=doctor` with the recipe and flags of any run: its config, to be looked at."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from unime_jax.operations import command_line
+from unime_jax.operations import command_line, recipes
 from unime_jax.operations.command_line import Override
 
 JOB, GROUP = ("job", "doctor"), "doctor."
@@ -36,8 +37,7 @@ def whole(values: ConfigDict, own: Sequence[Override], command: dict[str, Any]) 
             f"--config.job=doctor: the recipe is for job {values.job}, and the doctor looks at a "
             "run: give the recipe of the run itself, for example --config=stage2:qwen2_vl_7b"
         )
-    from unime_jax.operations.recipes import base
-
+    base = importlib.import_module(f"{recipes.__name__}.base")
     doctor = ConfigDict({"job": "doctor", "doctor": base.doctor(), "command": command})
     doctor.run = values
     command_line.apply(doctor, own)
