@@ -265,5 +265,5 @@ def doctor() -> ConfigDict:
     doctor.slice = ""  # such as "v5e:4x4"; "": the devices of this machine
     doctor.compile = False  # minutes, for the peak of memory
     doctor.step_seconds = config_dict.placeholder(float)  # measured; None: by metrics or the plan
-    doctor.lost_minutes = 10.0  # that a preemption may cost
+    doctor.lost_minutes = 30.0  # that a preemption may cost
     return doctor

@@ -1,7 +1,7 @@
 """A step's memory and time on the devices that it is meant for, by shapes, or compiled."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,12 +22,6 @@ CHANGES = (
 )
 
 
-class Planned(NamedTuple):
-    """A step's lower bound of seconds; None: it is not known."""
-
-    seconds: float | None
-
-
 def check(
     report: Report,
     facts: dict[str, Any],
@@ -35,11 +29,14 @@ def check(
     sample: Sample | None,
     options: config.DoctorOptions,
     workdir: files.Path,
-) -> Planned:
-    """Whether a step fits the memory of a device, and how long it takes at least."""
+) -> float | None:
+    """Whether a step fits the memory of a device; its least seconds, None: they are not known.
+
+    `sample`: of rows, that batches are taken to be like; None: all rows are the longest.
+    """
     where = chips.parse(options.slice) if options.slice else _here(report)
     if where is None:
-        return Planned(None)
+        return None
     made = program.step_program(model.run, model.backbone)
     load = _load(made.shapes, model, sample)
     row = estimate.row_costs(made, load)
@@ -56,9 +53,9 @@ def check(
     facts["gradients and activations"] = f"{(needed.gradients + needed.activations) / 1e9:.1f} GB"
     if needed.peak is not None:
         facts["compiled peak"] = f"{needed.peak / 1e9:.1f} GB"
-    facts["step"] = f"{time.seconds:.3g} s at least, by FLOPs and published peaks"
+    facts["step"] = f"{time.seconds:.3g} s by FLOPs and published peaks"
     _judge(report, where, needed, known)
-    return Planned(time.seconds)
+    return time.seconds
 
 
 def _judge(report: Report, where: Slice, needed: memory.Memory, known: int) -> None:

@@ -23,6 +23,13 @@ TITLES = {"error": "ERRORS", "warning": "WARNINGS", "note": "NOTES"}
 # Exit statuses by what is worst. An error is what the run itself would end with, with the same one.
 STATUS = {"error": 1, "warning": 2, "note": 0}
 WIDTH = 100
+# What is said of a problem whose message has a remedy.
+OF_RUN = "As it says; the run itself would end with this before its first step."
+OF_HUB = (
+    "See that this machine reaches huggingface.co (HTTPS_PROXY, HF_ENDPOINT); of a gated or private "
+    "repository, accept its terms on its page and log in (hf auth login, or HF_TOKEN); or download "
+    "it elsewhere and give the folder."
+)
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 _KEY = re.compile(r"(?<![\w.])config\.\w+(?:\.\w+)*|--\w+(?=[= ])")
@@ -84,7 +91,7 @@ class Report:
         listed = problems.listed if isinstance(problems, Problems) else problems
         for problem in listed:
             for part in _apart(problem):
-                do = "As it says; the run would end with this before its first step."
+                do = OF_HUB if "Hugging Face hub" in part else OF_RUN
                 self.add("error", check, part, where=place_of(part), do=do)
 
     @contextlib.contextmanager
@@ -187,19 +194,20 @@ def as_json(report: Report, recipe: str, job: str, workdir: str) -> str:
 def as_text(report: Report, headline: str) -> str:
     """The report for people, the worst first."""
     lines = [headline, ""]
+    column = max(map(len, report.facts), default=0) + 2
     for name, facts in report.facts.items():
         if facts:
-            said = "; ".join(f"{key} {value}" for key, value in facts.items())
-            lines += _wrapped(f"{name}: {said}", "", "    ")
+            said = "; ".join(f"{key}: {value}" for key, value in facts.items())
+            lines += _wrapped(said, f"  {name:<{column}}", " " * (column + 2))
     for severity in SEVERITIES:
         findings = [finding for finding in report.findings if finding.severity == severity]
         if findings:
             lines += ["", f"{TITLES[severity]} ({len(findings)})"]
         for finding in findings:
-            where = f"{finding.where}: " if finding.where not in ("", *finding.what.split()) else ""
-            where = "" if finding.where in finding.what else where
+            where = "" if finding.where in finding.what else f"{finding.where}: "
             lines += _wrapped(f"{where}{finding.what}", "  - ", "    ")
-            lines += _wrapped(finding.do, "    -> ", "       ") if finding.do else []
+            if finding.do not in ("", OF_RUN):
+                lines += _wrapped(finding.do, "    -> ", "       ")
     if report.unchecked:
         lines += ["", f"NOT CHECKED ({len(report.unchecked)})"]
         for each in report.unchecked:
@@ -212,7 +220,7 @@ def _verdict(report: Report) -> str:
     said = {
         "error": "the run would not start, or would stop",
         "warning": "the run would start; look at the warnings first",
-        "note": "nothing speaks against the run",
+        "note": "nothing that was checked speaks against the run",
     }[report.worst]
     listed = ", ".join(f"{n} {s}{'' if n == 1 else 's'}" for s, n in counts.items())
     return f"{said}: {listed}, {len(report.unchecked)} not checked"

@@ -60,17 +60,21 @@ def check_disk(report: Report, facts: dict[str, Any], model: Model, workdir: fil
         )
 
 
-def check_memory(report: Report, facts: dict[str, Any], model: Model, free: int | None) -> None:
+def check_memory(
+    report: Report, facts: dict[str, Any], model: Model, free: int | None, *, cpus: bool
+) -> None:
     """The host's memory, as an estimate, against readers, exports, and devices that are CPUs.
 
-    `free`: bytes; None: it is not known.
+    Args:
+      free: bytes; None: it is not known.
+      cpus: whether the run's devices are, so that weights lie in the same memory.
     """
     settings = model.settings
     groups = program.abstract_rows(model.run.shapes, model.run.mesh)
     batch = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(groups))
     readers = settings.data.workers * WORKER_BYTES + (loader.BATCHES_AHEAD + 1) * batch
     on_host = 0
-    if jax.default_backend() == "cpu":
+    if cpus:
         weights = model.run.abstract_model.parameters
         on_host = sum(leaf.size * leaf.dtype.itemsize for leaf in weights.values())
         on_host += checkpoint_bytes(model)

@@ -16,7 +16,7 @@ ITEMS = 2  # of an evaluated row: a query, and its share of the candidates
 
 
 def step_seconds(
-    settings: config.DoctorOptions, workdir: files.Path, planned: float | None
+    settings: config.DoctorOptions, workdir: files.Path, planned: float | None, by_plan: str
 ) -> tuple[float | None, str]:
     """Seconds of a step, and how they are known; None: they are not."""
     if settings.step_seconds is not None:
@@ -28,7 +28,7 @@ def step_seconds(
             return compute / steps, f"measured over {steps} steps, {workdir}/goodput.json"
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there has been no run, or its statistics are damaged
-    return (planned, "at least, by the plan") if planned else (None, "")
+    return (planned, by_plan) if planned else (None, "")
 
 
 def check_checkpoints(
@@ -102,7 +102,8 @@ def check_evaluations(report: Report, facts: dict[str, Any], settings: config.Tr
         try:
             sizes = [len(source) for source in formats.open_dataset(folder / name).values()]
         except (OSError, ValueError) as error:
-            report.skip("schedule.evaluation", f"its data cannot be counted: {error}")
+            said = str(error).partition(":")[0]
+            report.skip("schedule.evaluation", f"its data cannot be counted: {said}")
             return
         rows += sum(min(size, evaluation.limit or size) for size in sizes)
     if not rows:

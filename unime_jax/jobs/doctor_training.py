@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from unime_jax import config, files
 from unime_jax.backbones import Backbone
 from unime_jax.data.formats import Source
@@ -87,9 +89,12 @@ def examine(
         if model is None:
             report.skip("plan.memory", "the model could not be traced")
         else:
-            planned = doctor_plan.check(report, facts, model, sample, options, workdir).seconds
+            planned = doctor_plan.check(report, facts, model, sample, options, workdir)
     with report.part("schedule") as facts:
-        seconds, known_by = doctor_schedule.step_seconds(options, workdir, planned)
+        by_plan = "by the plan, as if all rows were the longest"
+        if sample is not None:
+            by_plan = "at least, by the plan"
+        seconds, known_by = doctor_schedule.step_seconds(options, workdir, planned, by_plan)
         doctor_schedule.check_checkpoints(
             report, facts, complete, seconds, known_by, options.lost_minutes
         )
@@ -104,7 +109,12 @@ def examine(
             report.skip("room.disk", "the size of checkpoints is not known without the model")
         else:
             doctor_room.check_disk(report, facts, model, workdir)
-            doctor_room.check_memory(report, facts, model, doctor_room.free_memory())
+            if known and options.slice:
+                report.skip("room.memory", f"the host of {options.slice} is not this machine")
+            else:
+                cpus = known and jax.default_backend() == "cpu"
+                free = doctor_room.free_memory()
+                doctor_room.check_memory(report, facts, model, free, cpus=cpus)
 
 
 def _backbone(report: Report, settings: config.TrainConfig, made: Made) -> Backbone | None:
@@ -167,7 +177,7 @@ def _sample(
 
 def _later(settings: config.TrainConfig, key: str, path: files.Path) -> str:
     return (
-        f"{key}: {path} is made by the run itself (config.data.prepare.module="
-        f"{settings.data.prepare.module!r}), and is not there yet. Ask again when it is: "
-        "--config.steps=1 --workdir=<another folder> makes it"
+        f"{key}: {path} is not there yet, and the run may make it itself "
+        f"(config.data.prepare.module={settings.data.prepare.module!r}). Ask again when it is: a "
+        "run with --config.steps=1 in a work directory of its own makes it"
     )
