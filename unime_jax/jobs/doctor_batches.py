@@ -15,7 +15,7 @@ from unime_jax.training.settings import contrastive_part
 
 BATCHES = 8  # that are drawn
 FEW = 0.25  # different targets of a batch, as a share of its pairs
-PADDING = 1.0  # of tokens, as a share of real ones
+PADDING = 1.0, 3.0  # of tokens, as a share of real ones, that is noted, and warned of
 OFTEN, OVER_MEAN = 10.0, 4.0  # passes over a source, and how many times those over all rows
 PASSES = 30.0  # over all rows of pretrained weights
 
@@ -181,7 +181,7 @@ def _check_buckets(
     of_tokens, of_tiles = bucket_padding.padding(
         sizes, np.arange(len(sizes)), shapes, pairs=2 * settings.batch_size, seed=settings.seed
     ).tolist()
-    facts["padding"] = f"{of_tokens:.0%} of the tokens, {of_tiles:.0%} of the tiles"
+    facts["padding"] = f"{of_tokens:.0%} of the real tokens, {of_tiles:.0%} of the tiles"
     taken = fits[~none].argmax(axis=1)
     full = [
         f"{bucket.tokens} tokens, {bucket.tiles} tiles: {(taken == n).mean():.0%} of the items, "
@@ -190,12 +190,13 @@ def _check_buckets(
         if (taken == n).any()
     ]
     facts["buckets"] = " | ".join(full)
-    if of_tokens > PADDING:
+    noted, warned = PADDING
+    if of_tokens > noted:
         report.add(
-            "warning",
+            "warning" if of_tokens > warned else "note",
             "batches.padding",
-            f"padding is {of_tokens:.0%} of the real tokens: most of the step computes nothing "
-            f"({facts['buckets']})",
+            f"padding is {of_tokens:.0%} of the real tokens, so that most of a step computes "
+            f"nothing ({facts['buckets']})",
             where="config.data.buckets",
             do="Set config.data.buckets='()', and they are chosen by the lengths of the rows.",
         )

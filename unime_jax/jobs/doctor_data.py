@@ -137,7 +137,7 @@ def _check_repeats(report: Report, settings: config.TrainConfig, sample: Sample)
             f"{again} of {rows} rows are pairs that came before. The first: "
             f"{_first(sample, 'duplicate_pairs')}",
             where="config.data.train",
-            do=f"Keep one of each. {_look(settings)}",
+            do=f"Keep one of each. {_look(settings)}.",
         )
     loss = contrastive_part(settings.loss)[1]
     if loss is None or queries <= max(1, ALIKE * rows):

@@ -26,13 +26,14 @@ WIDTH = 100
 # What is said of a problem whose message has a remedy.
 OF_RUN = "As it says; the run itself would end with this before its first step."
 OF_HUB = (
-    "See that this machine reaches huggingface.co (HTTPS_PROXY, HF_ENDPOINT); of a gated or private "
-    "repository, accept its terms on its page and log in (hf auth login, or HF_TOKEN); or download "
-    "it elsewhere and give the folder."
+    "See that this machine reaches huggingface.co (HTTPS_PROXY, HF_ENDPOINT); of a gated or private"
+    " repository, accept its terms on its page and log in (hf auth login, or HF_TOKEN); or download"
+    " it elsewhere and give the folder."
 )
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 _KEY = re.compile(r"(?<![\w.])config\.\w+(?:\.\w+)*|--\w+(?=[= ])")
+_GROUP = re.compile(r"(?<![\w./])(?:optimizer|loss|execution|data|processing)\.\w+(?=[=:])")
 _FILE = re.compile(r"(?<![\w.:/])(?:/|gs://)[^\s:,;'\"]+")
 
 
@@ -107,6 +108,7 @@ class Report:
                 yield self.facts.setdefault(name, {})
         except (ValueError, OSError) as error:
             self.add_problems(f"{name}.error", [str(error)])
+            self.skip(name, f"what comes after this error: {str(error).splitlines()[0]}")
         except Exception as error:
             logging.debug("%s could not be checked", name, exc_info=True)
             self.skip(name, f"the check itself failed: {type(error).__name__}: {error}")
@@ -139,6 +141,8 @@ def place_of(text: str) -> str:
     """The first config key, flag or file that a sentence names; "" if it names none."""
     if key := _KEY.search(text):
         return key[0]
+    if key := _GROUP.search(text):
+        return f"config.{key[0]}"
     file = _FILE.search(text)
     return file[0].rstrip(".") if file else ""
 

@@ -16,7 +16,6 @@ from unime_jax.data import loader
 from unime_jax.jobs.doctor_model import Model
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.planning import program
-from unime_jax.training import state
 
 MEMINFO = pathlib.Path("/proc/meminfo")
 CGROUP = pathlib.Path("/sys/fs/cgroup")
@@ -27,10 +26,10 @@ VERIFIED_BYTES = 4  # of a parameter, in the process that repeats the self-check
 
 
 def checkpoint_bytes(model: Model) -> int:
-    """Bytes of a checkpoint: what is trained, its moments, counters."""
-    abstract = state.abstract_state(model.run.abstract_model, model.run.optimizer(), model.run.mesh)
-    saved = abstract.trainable, abstract.opt_state
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+    """Bytes of a checkpoint: what is trained, and Adam's two moments of it."""
+    weights = model.run.abstract_model
+    trained = weights.part(weights.parameters, trainable=True)
+    return 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in trained.values())
 
 
 def check_disk(report: Report, facts: dict[str, Any], model: Model, workdir: files.Path) -> None:

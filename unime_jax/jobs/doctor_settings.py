@@ -18,7 +18,7 @@ OF_SIZE = (1 / 30, 7.0)
 WARMUP = 0.5  # of all steps
 TEMPERATURES = (0.005, 0.2)
 HARDNESS = 20.0
-LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**63 - 1
 # Keys of which a paper's recipe is another recipe if they change.
 MATTERS = (
     "processing",
