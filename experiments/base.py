@@ -264,6 +264,6 @@ def doctor() -> ConfigDict:
     doctor.rows = 512  # of the training data that are read
     doctor.slice = ""  # such as "v5e:4x4"; "": the devices of this machine
     doctor.compile = False  # minutes, for the peak of memory
-    doctor.step_seconds = config_dict.placeholder(float)  # measured; None: by metrics or the plan
+    doctor.step_seconds = config_dict.placeholder(float)  # None: as was measured, or planned
     doctor.lost_minutes = 30.0  # that a preemption may cost
     return doctor

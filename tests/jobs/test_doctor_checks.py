@@ -187,6 +187,8 @@ PLANTED = [
     ("error batches.no_bucket", of_batches(sample(), shapes(Bucket(16, 0)))),
     ("warning batches.no_bucket",
      of_batches(sample(sizes=((9, 0),) * 99 + ((20, 0),)), shapes(Bucket(16, 0)))),
+    ("warning batches.bucket_share",
+     of_batches(sample(sizes=((9, 0),)), shapes(Bucket(10, 0, share=0.1), Bucket(12, 0)))),
     ("note batches.padding", of_batches(sample(), shapes(Bucket(64, 0)))),
     ("warning batches.padding", of_batches(sample(), shapes(Bucket(200, 0)))),
     ("warning settings.warmup", of_settings(optimizer__warmup_steps=600)),

@@ -20,7 +20,7 @@ class DoctorOptions:
     # the TPU slice that the run is meant for, such as "v5e:4x4"; "": the devices of this machine
     slice: str
     compile: bool  # compile the step for `slice`, which takes minutes, for the peak of its memory
-    # seconds of a step, as measured; None: as the work directory's metrics say, else by the plan
+    # of a step, as measured; None: as goodput.json of the work directory has it, else by the plan
     step_seconds: float | None
     lost_minutes: float  # of work, that a preemption may cost at most
 

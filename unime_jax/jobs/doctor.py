@@ -172,7 +172,7 @@ def _check_models(report: Report, of_run: config.Settings) -> None:
                 report.skip("backbone", f"{key}: it cannot be opened, as an error says")
                 continue
             check_backbone(
-                report, facts, backbone, weights=True, images=True, processing=None, key=key
+                report, facts, backbone, weights=True, images=True, processing=processing, key=key
             )
             if not isinstance(of_run, config.MergeConfig):
                 report.skip("data", _unread(of_run))

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import huggingface_hub
 import jax
 from PIL import Image
 
@@ -50,6 +51,8 @@ def check(
     facts["dimension"] = backbone.dimension
     facts["longest row"] = f"{backbone.preprocess.prompt.max_length} tokens"
     facts["fingerprint"] = _fingerprint(backbone)
+    if not pathlib.Path(backbone.base).is_dir():
+        facts["hub token"] = "there is one" if huggingface_hub.get_token() else "none"
     if backbone.commits:
         facts["commits"] = ", ".join(f"{k} {commit[:12]}" for k, commit in backbone.commits.items())
     if side := _tokenizer(backbone).get("padding_side"):
@@ -116,44 +119,47 @@ def _check_record(
 def _check_rows(report: Report, backbone: Backbone, *, images: bool, key: str) -> None:
     """Rows of a short text, one that is cut, and a picture."""
     where = str(backbone.folder / "tokenizer.json")
+    limit = backbone.preprocess.prompt.max_length
+    longer = "Give rows more tokens (config.data.buckets, config.max_length)"
     try:
-        limit = backbone.preprocess.prompt.max_length
         short = backbone.preprocess(Item(PROBE))
         cut = backbone.preprocess(Item(f"{'word ' * 2 * limit}{PROBE}"))
-        empty = not len(short.tokens)
-        if not empty and not backbone.layout.separate and short.tokens[-1] != cut.tokens[-1]:
-            report.add(
-                "warning",
-                "backbone.pooled_token",
-                f"a text that is cut to {limit} tokens ends with another token ({cut.tokens[-1]}) "
-                f"than a short one ({short.tokens[-1]}), and embeddings are pooled there",
-                where=where,
-                do="Give rows more tokens, or see what the tokenizer adds at the end (its "
-                "post_processor), so that all texts end alike.",
-            )
-        if images and backbone.layout.patches:
-            picture = io.BytesIO()
-            Image.new("RGB", (PROBE_PIXELS, PROBE_PIXELS), "red").save(picture, "png")
-            media = Media("probe.png", picture.getvalue())
-            row = backbone.preprocess(Item("<|image_1|>\nA picture.", (media,)))
-            placed = backbone.layout.separate or bool((row.slot >= 0).any())
-            if row.patches is None or not len(row.patches) or not placed:
-                report.add(
-                    "error",
-                    "backbone.image_marker",
-                    "the image of an item has no place among its tokens: no model would see it",
-                    where=where,
-                    do="Take tokenizer and config.json of one checkpoint, whose image token is the "
-                    "same (image_token_id).",
-                )
     except ValueError as error:
+        said = f"an ordinary text cannot be made a row: {error}"
+        report.add("error", "backbone.rows", said, where=key, do=f"{longer}.")
+        return
+    differs = len(short.tokens) and short.tokens[-1] != cut.tokens[-1]
+    if differs and not backbone.layout.separate:
+        report.add(
+            "warning",
+            "backbone.pooled_token",
+            f"a text that is cut to {limit} tokens ends with another token ({cut.tokens[-1]}) "
+            f"than a short one ({short.tokens[-1]}), and embeddings are pooled there",
+            where=where,
+            do="Give rows more tokens, or see what the tokenizer adds at the end (its "
+            "post_processor), so that all texts end alike.",
+        )
+    if not images or not backbone.layout.patches:
+        return
+    picture = io.BytesIO()
+    Image.new("RGB", (PROBE_PIXELS, PROBE_PIXELS), "red").save(picture, "png")
+    media = Media("probe.png", picture.getvalue())
+    try:
+        row = backbone.preprocess(Item("<|image_1|>\nA picture.", (media,)))
+    except ValueError as error:
+        said = f"a small picture cannot be made a row: {error}"
+        do = f"{longer}, or make images smaller (config.processing)."
+        report.add("warning", "backbone.rows", said, where=key, do=do)
+        return
+    placed = backbone.layout.separate or bool((row.slot >= 0).any())
+    if row.patches is None or not len(row.patches) or not placed:
         report.add(
             "error",
-            "backbone.rows",
-            f"an ordinary text or picture cannot be made a row: {error}",
-            where=key,
-            do="Give rows more tokens (config.data.buckets, config.max_length), or smaller images "
-            "(config.processing).",
+            "backbone.image_marker",
+            "the image of an item has no place among its tokens: no model would see it",
+            where=where,
+            do="Take tokenizer and config.json of one checkpoint, whose image token is the same "
+            "(image_token_id).",
         )
 
 

@@ -1,6 +1,7 @@
 """What batches of a sample of rows are like: how hard, how full, and how often rows come again."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from unime_jax.training.settings import contrastive_part
 BATCHES = 8  # that are drawn
 FEW = 0.25  # different targets of a batch, as a share of its pairs
 PADDING = 1.0, 3.0  # of tokens, as a share of real ones, that is noted, and warned of
+OVERFLOW = 1.1  # rows of a bucket by those that it has room for
 OFTEN, OVER_MEAN = 10.0, 4.0  # passes over a source, and how many times those over all rows
 PASSES = 30.0  # over all rows of pretrained weights
 
@@ -183,6 +185,9 @@ def _check_buckets(
     ).tolist()
     facts["padding"] = f"{of_tokens:.0%} of the real tokens, {of_tiles:.0%} of the tiles"
     taken = fits[~none].argmax(axis=1)
+    _check_shares(
+        report, settings, sample, shapes, [(taken == n).mean() for n in range(len(edges))]
+    )
     full = [
         f"{bucket.tokens} tokens, {bucket.tiles} tiles: {(taken == n).mean():.0%} of the items, "
         f"{sizes[taken == n, 0].mean() / max(bucket.tokens, 1):.0%} full"
@@ -200,3 +205,27 @@ def _check_buckets(
             where="config.data.buckets",
             do="Set config.data.buckets='()', and they are chosen by the lengths of the rows.",
         )
+
+
+def _check_shares(
+    report: Report,
+    settings: config.TrainConfig,
+    sample: Sample,
+    shapes: BatchShapes,
+    taken: Sequence[float],
+) -> None:
+    """Buckets with less room than the rows that belong there; `taken`: their shares of items."""
+    room = settings.batch_size * (2 + shapes.negatives)
+    items = settings.batch_size * len(sample.sizes) / max(len(sample.pairs), 1)
+    for number, (bucket, share) in enumerate(zip(shapes.buckets, taken)):
+        wanted = min(share * items / room, 1.0)
+        if bucket.texts == 1 and wanted > OVERFLOW * bucket.share:
+            report.add(
+                "warning",
+                "batches.bucket_share",
+                f"config.data.buckets[{number}] ({bucket.tokens} tokens, {bucket.tiles} tiles) has "
+                f"room for {bucket.share:.0%} of a batch's rows, and {wanted:.0%} belong there: "
+                "the others go into larger rows",
+                where="config.data.buckets",
+                do=f"Give it share={min(1.0, OVERFLOW * wanted):.2f} or more.",
+            )

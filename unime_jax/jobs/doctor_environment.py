@@ -22,6 +22,8 @@ PLUGINS = {
     "jax-cuda13-plugin": "cuda13-local",
 }
 SHOWN = ("unime_jax", "jax", "jaxlib", "flax", *PLUGINS)
+# What tells a process its place in a slice of several hosts.
+POD = ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY")
 OLDEST_PYTHON = (3, 11)
 PROC, DEV = pathlib.Path("/proc"), pathlib.Path("/dev")
 # What a process of the run has open besides: files of a data set, sockets, pipes of a worker.
@@ -110,6 +112,7 @@ def check_devices(
     Args:
       joins: whether the run is of several processes, which see their devices together.
     """
+    facts |= {name: value for name, value in environment.items() if name in POD}
     hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     if len(hosts) > 1 and not joins:
         worker = environment.get("TPU_WORKER_ID", "?")
