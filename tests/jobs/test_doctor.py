@@ -45,7 +45,8 @@ def test_a_good_run_is_let_pass_and_what_was_not_checked_is_said(config, workdir
     assert (status, report["status"]) == (0, 0), text
     assert [each for each in report["findings"] if each["severity"] != "note"] == []
     assert {each["check"] for each in report["unchecked"]} <= {
-        "room.memory",
+        "room.machine",
+        "room.disk",
         "environment.versions.unime_jax",
     }
     assert set(report) == {
@@ -57,7 +58,7 @@ def test_a_good_run_is_let_pass_and_what_was_not_checked_is_said(config, workdir
         report["facts"]
     )
     # Keys that a recipe's method consists of, and that are not the recipe's here.
-    assert "backbone     backbone: " in text and "room.memory: the host of v5e:2x4" in text
+    assert "backbone     backbone: " in text and "room.machine: the host of v5e:2x4" in text
     assert text.endswith(f"{len(report['unchecked'])} not checked\n")
     # Nothing was left but the report, and JAX is as it was.
     assert [path.name for path in workdir.iterdir()] == [doctor.FILE]
@@ -117,8 +118,10 @@ def test_every_job_is_looked_at(config, data, tmp_path, capsys, monkeypatch):
         "evaluate": "config.backbone",
         "judge": "config.data.train is empty",
         "merge": "config.models",
-        "mine": "config.data.train is empty",
+        "mine": "1 of 2 rows that were read cannot be used (50.0%)",
     }
+    rows = [{"query": "a", "positive": "b"}, {"query_image": "gone.png", "positive": "c"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for module in (embed, evaluate, judge, merge, mine):
         values = module.get_config()
         if values.job == "merge":
@@ -129,9 +132,12 @@ def test_every_job_is_looked_at(config, data, tmp_path, capsys, monkeypatch):
             values.data.datasets = values.data.texts = ()
         if values.job == "judge":
             values.data.train = ""
+        if values.job == "mine":
+            values.data.folder, values.data.train = str(tmp_path), "rows.jsonl"
         status, text, report = looked(values, tmp_path / values.job, capsys)
         assert status == 1 and expected[values.job] in text, text
-        assert {each["check"] for each in report["findings"]} == {"config.problem"}, text
+        own = {"data.unusable"} if values.job == "mine" else set()
+        assert {each["check"] for each in report["findings"]} == {"config.problem"} | own, text
 
     values = rounds.get_config()
     values.train.optimizer.warmup_steps = 10**6

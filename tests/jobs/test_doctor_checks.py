@@ -311,14 +311,14 @@ def test_what_is_about_this_machine(tmp_path, monkeypatch, data):
         report = Report()
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _, n=free: SimpleNamespace(free=n))
-            doctor_room.check_disk(report, {}, model, tmp_path / "run")
+            doctor_room.check_disk(report, {}, model, tmp_path / "run", here=True)
         assert named(report) == expected
     for free, expected in ((10**12, ""), (10**5, "warning room.memory"), (None, "")):
         report = Report()
         doctor_room.check_memory(report, {}, model, free, cpus=True)
         assert (named(report), len(report.unchecked)) == (expected, free is None)
     report = Report()
-    doctor_room.check_disk(report, {}, model, files.as_path("gs://bucket/run"))
+    doctor_room.check_disk(report, {}, model, files.as_path("gs://bucket/run"), here=True)
     assert report.unchecked[0].check == "room.disk"
 
     # The backbone makes rows in which a picture, or the pooled token, has no place.

@@ -6,8 +6,6 @@ prepared or downloaded but small files of a hub id; what is written is <workdir>
 
 import dataclasses
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,6 +13,7 @@ from ml_collections import ConfigDict
 from unime_jax import __version__, config, config_reader, files
 from unime_jax.jobs import (
     doctor_environment,
+    doctor_inference,
     doctor_processes,
     doctor_report,
     doctor_training,
@@ -25,8 +24,7 @@ from unime_jax.jobs import (
     preflight_rounds,
     round_parts,
 )
-from unime_jax.jobs.common_checks import Problems, open_model
-from unime_jax.jobs.doctor_backbone import check as check_backbone
+from unime_jax.jobs.common_checks import Problems
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.evaluated_model import model_source
 from unime_jax.planning import chips
@@ -91,7 +89,7 @@ def examine(settings: config.DoctorConfig, values: ConfigDict, workdir: files.Pa
         doctor_training.examine(part, trained, options, {}, workdir, known=known)
         report.of_part(config.TrainConfig, "config.train", part)
     else:
-        _check_models(report, of_run)
+        doctor_inference.examine(report, of_run, options)
     return report
 
 
@@ -146,41 +144,3 @@ def _check_inference(
     if known and isinstance(of_run, config.JudgeConfig):
         with problems.collected():
             judge.make_mesh(of_run)
-
-
-def _check_models(report: Report, of_run: config.Settings) -> None:
-    """The backbone of a job that trains none."""
-    if isinstance(of_run, config.MergeConfig):
-        opened: dict[str, tuple[str, str | None]] = {
-            f"config.models[{n}]": (name, None) for n, name in enumerate(of_run.models)
-        }
-        longest, processing = None, None
-    elif isinstance(
-        of_run, config.EmbedConfig | config.MineConfig | config.JudgeConfig | config.EvaluateConfig
-    ):
-        opened = {"config.backbone": (of_run.backbone, of_run.revision)}
-        longest, processing = of_run.max_length, of_run.processing
-    else:  # an export, whose checks are those of its config
-        return
-    for key, (name, revision) in opened.items():
-        with report.part("backbone") as facts:
-            try:
-                backbone = open_model(
-                    model_source(name), revision, longest, processing, weights=False
-                )
-            except (ValueError, OSError):
-                report.skip("backbone", f"{key}: it cannot be opened, as an error says")
-                continue
-            check_backbone(
-                report, facts, backbone, weights=True, images=True, processing=processing, key=key
-            )
-            if not isinstance(of_run, config.MergeConfig):
-                report.skip("data", _unread(of_run))
-
-
-def _unread(of_run: config.Settings) -> str:
-    job: Mapping[str, Any] = vars(of_run)
-    return (
-        f"rows of job {job['job']} are read by the job itself, which leaves out and lists what "
-        "cannot be used; python -m data_pipelines.validate looks at pairs before"
-    )

@@ -1,4 +1,6 @@
-"""What is wrong with the rows that a run trains on, by a sample of them."""
+"""What is wrong with the rows that a run reads, by a sample of them."""
+
+import dataclasses
 
 from unime_jax import config
 from unime_jax.jobs.doctor_report import Report
@@ -8,20 +10,38 @@ from unime_jax.training.settings import Distillation, JudgeDistillation, contras
 CUT, REPEATED = 0.05, 0.05  # shares of the rows from which on it is more than a note, or said
 FALSE_NEGATIVES = 0.5  # of a query in a batch, as expected
 ALIKE = 0.1  # different queries, as a share of the rows
-LOOK = "Look at all rows: python -m data_pipelines.validate {train}"
+LOOK = "Look at all rows: python -m data_pipelines.validate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Attributes:
+      path: of the data.
+      key: the config key that names it.
+      max_bad_share: of the rows that may be unusable.
+      longest: tokens of a row; None: as many as the model takes.
+      length_key: the config key that says so.
+    """
+
+    path: str
+    key: str
+    max_bad_share: float
+    longest: int | None
+    length_key: str
 
 
 def check(report: Report, settings: config.TrainConfig, sample: Sample) -> None:
-    """All that a sample of rows shows."""
-    _check_unusable(report, settings, sample)
-    _check_rows(report, settings, sample)
+    """All that a sample of training rows shows."""
+    data = settings.data
+    longest = max((bucket.tokens for bucket in data.buckets), default=None)
+    path = f"{data.folder}/{data.train}"
+    reading = Reading(path, "config.data.train", data.max_bad_share, longest, "config.data.buckets")
+    check_rows(report, reading, sample)
     _check_repeats(report, settings, sample)
     _check_negatives(report, settings, sample)
     _check_scores(report, settings, sample)
-
-
-def _look(settings: config.TrainConfig) -> str:
-    return LOOK.format(train=f"{settings.data.folder}/{settings.data.train}")
 
 
 def _first(sample: Sample, kind: str) -> str:
@@ -31,11 +51,9 @@ def _first(sample: Sample, kind: str) -> str:
     return f"source {row.source!r}, {row.row}{image}: {row.reason}"
 
 
-def _check_unusable(report: Report, settings: config.TrainConfig, sample: Sample) -> None:
-    bad, total = sum(sample.unusable.values()), sample.total
-    if not bad:
-        return
-    limit = settings.data.max_bad_share
+def check_rows(report: Report, reading: Reading, sample: Sample) -> None:
+    """What each row by itself shows."""
+    bad, total, limit = sum(sample.unusable.values()), sample.total, reading.max_bad_share
     for name, count in sample.unusable.items():
         if count and count == sample.looked[name]:
             report.add(
@@ -43,35 +61,32 @@ def _check_unusable(report: Report, settings: config.TrainConfig, sample: Sample
                 "data.unusable_source",
                 f"source {name!r}: none of the {count} rows that were read can be used. "
                 f"{_first(sample, 'unusable_rows')}",
-                where="config.data.train",
-                do="Repair it, or leave it out by config.data.weights; a source without a usable "
-                "row ends the run.",
+                where=reading.key,
+                do="Repair it, or leave it out (config.data.weights of a training run, which ends "
+                "at a source without a usable row).",
             )
-    stops = bad / total > limit
-    report.add(
-        "error" if stops else "warning",
-        "data.unusable",
-        f"{bad} of {total} rows that were read cannot be used ({bad / total:.1%}), "
-        + (
-            f"more than config.data.max_bad_share={limit} lets pass: the run would stop. "
-            if stops
-            else "and others would come in their place. "
+    if bad:
+        stops = bad / total > limit
+        report.add(
+            "error" if stops else "warning",
+            "data.unusable",
+            f"{bad} of {total} rows that were read cannot be used ({bad / total:.1%}), "
+            + (
+                f"more than config.data.max_bad_share={limit} lets pass: the run would stop. "
+                if stops
+                else "and the run does without them. "
+            )
+            + f"The first: {_first(sample, 'unusable_rows')}",
+            where=reading.key,
+            do=f"{LOOK} {reading.path}; repair or leave out what it lists"
+            + (", or raise config.data.max_bad_share." if stops else "."),
         )
-        + f"The first: {_first(sample, 'unusable_rows')}",
-        where="config.data.train",
-        do=f"{_look(settings)}; repair or leave out what it lists"
-        + (", or raise config.data.max_bad_share." if stops else "."),
-    )
-
-
-def _check_rows(report: Report, settings: config.TrainConfig, sample: Sample) -> None:
-    longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
-    at_most = f" to {longest} tokens" if longest else ""
+    at_most = f" to {reading.longest} tokens" if reading.longest else ""
     kinds = {
         "cut_texts": (
             f"a text that is cut{at_most}",
-            "config.data.buckets",
-            "Give the largest bucket more tokens (and memory), or shorten the texts.",
+            reading.length_key,
+            "Give rows more tokens (and memory), or shorten the texts.",
         ),
         "markers_without_image": (
             "an image marker without an image",
@@ -81,12 +96,12 @@ def _check_rows(report: Report, settings: config.TrainConfig, sample: Sample) ->
         ),
         "tiny_images": (
             "an image of a few pixels, as stands for one that could not be fetched",
-            "config.data.train",
+            reading.key,
             "Fetch these images again, or leave their rows out.",
         ),
         "positives_among_negatives": (
             "its own positive among its negatives",
-            "config.data.train",
+            reading.key,
             "Take them out: the row would be pulled together and pushed apart at once.",
         ),
     }
@@ -137,7 +152,7 @@ def _check_repeats(report: Report, settings: config.TrainConfig, sample: Sample)
             f"{again} of {rows} rows are pairs that came before. The first: "
             f"{_first(sample, 'duplicate_pairs')}",
             where="config.data.train",
-            do=f"Keep one of each. {_look(settings)}.",
+            do=f"Keep one of each. {LOOK} {settings.data.folder}/{settings.data.train}.",
         )
     loss = contrastive_part(settings.loss)[1]
     if loss is None or queries <= max(1, ALIKE * rows):

@@ -112,8 +112,9 @@ def check_devices(
     Args:
       joins: whether the run is of several processes, which see their devices together.
     """
-    facts |= {name: value for name, value in environment.items() if name in POD}
     hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    if len(hosts) > 1:
+        facts |= {name: value for name, value in environment.items() if name in POD}
     if len(hosts) > 1 and not joins:
         worker = environment.get("TPU_WORKER_ID", "?")
         report.add(

@@ -32,8 +32,13 @@ def checkpoint_bytes(model: Model) -> int:
     return 3 * sum(leaf.size * leaf.dtype.itemsize for leaf in trained.values())
 
 
-def check_disk(report: Report, facts: dict[str, Any], model: Model, workdir: files.Path) -> None:
-    """Room in the work directory for checkpoints that are kept, the one being written, exports."""
+def check_disk(
+    report: Report, facts: dict[str, Any], model: Model, workdir: files.Path, *, here: bool
+) -> None:
+    """Room in the work directory for checkpoints that are kept, the one being written, exports.
+
+    `here`: whether it is this machine that the run is for.
+    """
     settings = model.settings
     each = checkpoint_bytes(model)
     kept = settings.checkpoint.keep + settings.checkpoint.keep_best
@@ -44,6 +49,9 @@ def check_disk(report: Report, facts: dict[str, Any], model: Model, workdir: fil
     facts["export"] = f"{export / 1e9:.2f} GB"
     if files.is_remote(workdir):
         report.skip("room.disk", f"{workdir} is in a bucket, which has no end that could be asked")
+        return
+    if not here:
+        report.skip("room.disk", "the run is for another machine than this one")
         return
     free = shutil.disk_usage(_existing(pathlib.Path(workdir))).free
     facts["disk"] = f"{free / 1e9:.1f} GB free"

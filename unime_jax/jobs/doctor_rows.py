@@ -11,7 +11,6 @@ from jaxtyping import Int
 
 from data_pipelines.validate.repeats import Repeats, repeats
 from data_pipelines.validate.scan import Finding, Findings, Opened, Scan, scan
-from unime_jax import config
 from unime_jax.data import length_sample
 from unime_jax.data.embedding_store import item_id
 from unime_jax.data.formats import Source
@@ -84,23 +83,27 @@ class Sample:
 
 
 def read(
-    settings: config.TrainConfig,
+    path: str,
     sources: Mapping[str, Source],
     weights: Mapping[str, float],
     preprocess: Preprocess | None,
     count: int,
+    seed: int,
 ) -> Sample:
     """About so many rows, of each source by how often it is drawn.
 
-    They follow from data, weights and `seed`. Images are decoded. `preprocess`: that of the run;
-    None: lengths are left out.
+    They follow from data, weights and `seed`. Images are decoded.
+
+    Args:
+      path: of the data, as the config names it.
+      preprocess: that of the run; None: lengths are left out.
     """
     total = sum(weights.values())
     opened = []
     for name in sorted(weights):
         size = math.ceil(count * weights[name] / total)
-        numbers = length_sample.sample_rows(name, len(sources[name]), size, settings.seed)
-        opened.append(Opened(settings.data.train, name, Picked(sources[name], sorted(numbers))))
+        numbers = length_sample.sample_rows(name, len(sources[name]), size, seed)
+        opened.append(Opened(path, name, Picked(sources[name], sorted(numbers))))
     ends = np.cumsum([len(each.rows) for each in opened])
     measured = np.full(int(ends[-1]), preprocess is not None)
     result = scan(opened, preprocess, measured, lambda done: None)

@@ -102,19 +102,35 @@ def examine(
         if values:
             doctor_schedule.check_extended(report, workdir, values)
     with report.part("room") as facts:
-        doctor_environment.check_limits(report, workers=settings.data.workers, sources=len(rows))
-        doctor_room.check_shared_memory(report, settings.data.workers)
-        doctor_room.check_folders(report, settings, workdir)
+        here = not (known and options.slice)
         if model is None:
             report.skip("room.disk", "the size of checkpoints is not known without the model")
         else:
-            doctor_room.check_disk(report, facts, model, workdir)
-            if known and options.slice:
-                report.skip("room.memory", f"the host of {options.slice} is not this machine")
-            else:
-                cpus = known and jax.default_backend() == "cpu"
-                free = doctor_room.free_memory()
-                doctor_room.check_memory(report, facts, model, free, cpus=cpus)
+            doctor_room.check_disk(report, facts, model, workdir, here=here)
+        if here:
+            _check_machine(report, facts, settings, model, workdir, known=known, sources=len(rows))
+        else:
+            report.skip("room.machine", f"the host of {options.slice} is not this machine")
+
+
+def _check_machine(
+    report: Report,
+    facts: dict[str, Any],
+    settings: config.TrainConfig,
+    model: Model | None,
+    workdir: files.Path,
+    *,
+    known: bool,
+    sources: int,
+) -> None:
+    """What the run needs of this machine beside disks and devices."""
+    workers = settings.data.workers
+    doctor_environment.check_limits(report, workers=workers, sources=sources)
+    doctor_room.check_shared_memory(report, workers)
+    doctor_room.check_folders(report, settings, workdir)
+    if model is not None:
+        cpus = known and jax.default_backend() == "cpu"
+        doctor_room.check_memory(report, facts, model, doctor_room.free_memory(), cpus=cpus)
 
 
 def _backbone(report: Report, settings: config.TrainConfig, made: Made) -> Backbone | None:
@@ -172,7 +188,7 @@ def _sample(
     if preprocess is None:
         report.skip("data.lengths", "texts and images are not measured without the backbone")
     weights = inputs.weights_of(settings.data, rows)
-    return doctor_rows.read(settings, rows, weights, preprocess, count)
+    return doctor_rows.read(settings.data.train, rows, weights, preprocess, count, settings.seed)
 
 
 def _later(settings: config.TrainConfig, key: str, path: files.Path) -> str:
