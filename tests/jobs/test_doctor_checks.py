@@ -179,6 +179,9 @@ PLANTED = [
     ("warning batches.k", of_batches(sample(pairs(targets=[b"1", b"2"] * 32)))),
     ("warning batches.too_easy",
      of_batches(sample(pairs(targets=[b"1", b"2"] * 32)), loss__hard_negatives=None)),
+    ("", lambda report: doctor_batches._check_difficulty(  # a query's own candidates alone
+        report, {}, settings(unime_v2, loss__contrastive_weight=0.0),
+        sample(pairs(targets=[b"1", b"2"] * 32)))),
     ("warning batches.few_rows", of_batches(sample(rows={"a": 50}))),
     ("warning batches.passes",
      of_batches(sample(rows={"a": 900}), init="pretrained", infonce_steps=0)),

@@ -10,9 +10,9 @@ from jaxtyping import Bool
 from unime_jax import config
 from unime_jax.data import bucket_padding
 from unime_jax.data.shapes import BatchShapes, described
+from unime_jax.jobs.doctor_data import in_batch
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.doctor_rows import Sample
-from unime_jax.training.settings import contrastive_part
 
 BATCHES = 8  # that are drawn
 FEW = 0.25  # different targets of a batch, as a share of its pairs
@@ -35,8 +35,10 @@ def check(
     """
     _check_difficulty(report, facts, settings, sample)
     _check_passes(report, facts, settings, sample)
-    if shapes is None or not len(sample.sizes):
+    if shapes is None:
         report.skip("batches.buckets", "rows could not be measured without a backbone")
+    elif not len(sample.sizes):
+        report.skip("batches.buckets", "there is no usable row to measure")
     else:
         _check_buckets(report, facts, settings, sample, shapes)
 
@@ -44,7 +46,7 @@ def check(
 def _check_difficulty(
     report: Report, facts: dict[str, Any], settings: config.TrainConfig, sample: Sample
 ) -> None:
-    key, loss = contrastive_part(settings.loss)
+    key, loss = in_batch(settings)
     if loss is None or not sample.pairs:
         return
     pairs = loss.pool or settings.batch_size

@@ -5,7 +5,12 @@ import dataclasses
 from unime_jax import config
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.doctor_rows import Sample
-from unime_jax.training.settings import Distillation, JudgeDistillation, contrastive_part
+from unime_jax.training.settings import (
+    Contrastive,
+    Distillation,
+    JudgeDistillation,
+    contrastive_part,
+)
 
 CUT, REPEATED = 0.05, 0.05  # shares of the rows from which on it is more than a note, or said
 FALSE_NEGATIVES = 0.5  # of a query in a batch, as expected
@@ -44,9 +49,17 @@ def check(report: Report, settings: config.TrainConfig, sample: Sample) -> None:
     _check_scores(report, settings, sample)
 
 
-def _first(sample: Sample, kind: str) -> str:
-    """The first row of a kind, as it is said of."""
-    row = sample.findings[kind].rows[0]
+def in_batch(settings: config.TrainConfig) -> tuple[str, Contrastive | None]:
+    """The loss that contrasts pairs of a batch, and the config key that has it; None: none does."""
+    key, loss = contrastive_part(settings.loss)
+    judged = isinstance(settings.loss, JudgeDistillation) and not settings.loss.contrastive_weight
+    return key, None if judged else loss
+
+
+def _first(sample: Sample, kind: str, source: str = "") -> str:
+    """The first row of a kind, as it is said of; of a source, if one is named."""
+    rows = sample.findings[kind].rows
+    row = next((row for row in rows if row.source == source), rows[0])
     image = f", image {row.image}" if row.image else ""
     return f"source {row.source!r}, {row.row}{image}: {row.reason}"
 
@@ -55,12 +68,12 @@ def check_rows(report: Report, reading: Reading, sample: Sample) -> None:
     """What each row by itself shows."""
     bad, total, limit = sum(sample.unusable.values()), sample.total, reading.max_bad_share
     for name, count in sample.unusable.items():
-        if count and count == sample.looked[name]:
+        if count and count == sample.looked[name] and bad < total:
             report.add(
                 "error",
                 "data.unusable_source",
                 f"source {name!r}: none of the {count} rows that were read can be used. "
-                f"{_first(sample, 'unusable_rows')}",
+                f"{_first(sample, 'unusable_rows', name)}",
                 where=reading.key,
                 do="Repair it, or leave it out (config.data.weights of a training run, which ends "
                 "at a source without a usable row).",
@@ -154,14 +167,13 @@ def _check_repeats(report: Report, settings: config.TrainConfig, sample: Sample)
             where="config.data.train",
             do=f"Keep one of each. {LOOK} {settings.data.folder}/{settings.data.train}.",
         )
-    loss = contrastive_part(settings.loss)[1]
+    of, loss = in_batch(settings)
     if loss is None or queries <= max(1, ALIKE * rows):
         return
     masks = {
         "mask_same_target": (loss.mask_same_target, sample.repeated.same_target, "target"),
         "mask_same_query": (loss.mask_same_query, sample.repeated.same_query, "query"),
     }
-    of = contrastive_part(settings.loss)[0]
     for key, (masked, share, side) in masks.items():
         expected = share.of_negatives * (settings.batch_size - 1)
         if not masked and expected >= FALSE_NEGATIVES:
