@@ -5,13 +5,14 @@ import shutil
 
 import jax
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from tests.jobs import tiny_run
-from unime_jax import config_reader
+from unime_jax import config_reader, main
 from unime_jax.config import DoctorConfig, kind_of
 from unime_jax.jobs import doctor, doctor_report
-from unime_jax.operations import doctor_command
+from unime_jax.operations import config_help, doctor_command
 
 COMMAND = {
     "recipe": "stage2",
@@ -182,4 +183,11 @@ def test_every_job_is_looked_at(config, data, tmp_path, capsys, monkeypatch):
             config_reader.read(DoctorConfig, whole(values, own).to_dict())
     with pytest.raises(ValueError, match="the recipe is for job plan, and the doctor looks at a"):
         whole(ConfigDict({"job": "plan"}))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    made, remarks = main._resolve("stage2", overrides)
+    assert (made.job, made.doctor.rows, made.run.job, made.run.steps) == ("doctor", 7, "train", 9)
+    assert made.run.optimizer.warmup_steps == 1 and len(remarks) == 2  # as the run's own are
+    text = config_help.config_text(made, "the head")
+    assert "\nconfig.doctor.rows = 7" in text and "\nconfig.steps = 9" in text
     assert doctor_report.STATUS == {"error": 1, "warning": 2, "note": 0}
