@@ -170,9 +170,11 @@ PLANTED = [
      of_data(sample(same_target=Share(9, 0.1, 0.02)), loss__mask_same_target=False)),
     ("warning data.false_negatives", of_data(sample(same_query=Share(9, 0.1, 0.02)))),
     ("", of_data(sample(same_target=Share(9, 0.1, 0.02)))),  # which are masked
-    ("warning data.no_negatives", of_data(sample(pairs(negatives=0)))),
+    ("note data.no_negatives", of_data(sample(pairs(negatives=0)))),
+    ("warning data.no_negatives",
+     of_data(sample(pairs(negatives=0)), loss__hardness=5.0, loss__hardness_on="explicit")),
     ("note data.unread_negatives", of_data(sample(), data__negatives=0)),
-    ("warning data.no_negatives, warning data.closed_without_negatives",
+    ("note data.no_negatives, warning data.closed_without_negatives",
      of_data(sample(pairs(negatives=0)), loss__closed_sources=("a",))),
     ("error data.no_scores",
      lambda report: doctor_data.check(report, settings(unime_v2), sample(pairs(scored=False)))),
@@ -323,6 +325,34 @@ def test_what_is_about_this_machine(tmp_path, monkeypatch, data):
     report = Report()
     doctor_room.check_disk(report, {}, model, files.as_path("gs://bucket/run"), here=True)
     assert report.unchecked[0].check == "room.disk"
+
+    # The time of a step: as given, as measured, as planned, or not known.
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "40").mkdir(parents=True)
+    kept = workdir / "goodput.json"
+    timed = dataclasses.replace(OPTIONS, step_seconds=3.0)
+    for options, content, planned, expected in (
+        (timed, '{"steps": 10, "seconds": {"compute": 20.0}}', 7.0, 3.0),
+        (OPTIONS, '{"steps": 10, "seconds": {"compute": 20.0}}', 7.0, 2.0),
+        (OPTIONS, '{"steps": 2, "seconds": {"compute": 20.0}}', 7.0, 7.0),
+        (OPTIONS, '{"steps": 10, "sec', 7.0, 7.0),
+        (OPTIONS, "{}", None, None),
+    ):
+        kept.write_text(content)
+        assert doctor_schedule.step_seconds(options, workdir, planned, "plan")[0] == expected
+
+    # A run that the command would go on with, and evaluations that cost more than the training.
+    report = Report()
+    doctor_schedule.check_extended(report, workdir, {"steps": 50})
+    assert named(report) == "note schedule.resumes" and "step 40" in report.findings[0].what
+    for every, expected in ((1, "warning schedule.evaluation"), (5, "")):
+        values = tiny_run.with_evaluation(tiny_run.make_config(data))
+        values.evaluation.limit = 0
+        values.evaluation.every, values.steps, values.batch_size = every, 9, 8
+        report = Report()
+        read = config_reader.read(config.TrainConfig, values.to_dict())
+        doctor_schedule.check_evaluations(report, {}, read)
+        assert named(report) == expected, report.findings
 
     # The backbone makes rows in which a picture, or the pooled token, has no place.
     row = backbone.preprocess

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from unime_jax import config
+from unime_jax import config, files
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.doctor_rows import Sample
 from unime_jax.training.settings import (
@@ -41,8 +41,9 @@ def check(report: Report, settings: config.TrainConfig, sample: Sample) -> None:
     """All that a sample of training rows shows."""
     data = settings.data
     longest = max((bucket.tokens for bucket in data.buckets), default=None)
-    path = f"{data.folder}/{data.train}"
-    reading = Reading(path, "config.data.train", data.max_bad_share, longest, "config.data.buckets")
+    reading = Reading(
+        path_of(data), "config.data.train", data.max_bad_share, longest, "config.data.buckets"
+    )
     check_rows(report, reading, sample)
     _check_repeats(report, settings, sample)
     _check_negatives(report, settings, sample)
@@ -62,6 +63,11 @@ def _first(sample: Sample, kind: str, source: str = "") -> str:
     row = next((row for row in rows if row.source == source), rows[0])
     image = f", image {row.image}" if row.image else ""
     return f"source {row.source!r}, {row.row}{image}: {row.reason}"
+
+
+def path_of(data: config.DataConfig) -> str:
+    """Where the training rows are."""
+    return str(files.as_path(data.folder) / data.train)
 
 
 def check_rows(report: Report, reading: Reading, sample: Sample) -> None:
@@ -165,7 +171,7 @@ def _check_repeats(report: Report, settings: config.TrainConfig, sample: Sample)
             f"{again} of {rows} rows are pairs that came before. The first: "
             f"{_first(sample, 'duplicate_pairs')}",
             where="config.data.train",
-            do=f"Keep one of each. {LOOK} {settings.data.folder}/{settings.data.train}.",
+            do=f"Keep one of each. {LOOK} {path_of(settings.data)}.",
         )
     of, loss = in_batch(settings)
     if loss is None or queries <= max(1, ALIKE * rows):
@@ -192,9 +198,12 @@ def _check_negatives(report: Report, settings: config.TrainConfig, sample: Sampl
     if not rows:
         return
     having = sum(bool(pair.negatives) for pair in sample.pairs)
+    _, loss = contrastive_part(settings.loss)
+    explicit = loss is not None and loss.hardness > 0 and loss.hardness_on == "explicit"
+    judged = isinstance(settings.loss, JudgeDistillation)
     if wanted and not having:
         report.add(
-            "warning",
+            "warning" if explicit or judged or "negatives" in settings.data.columns else "note",
             "data.no_negatives",
             f"config.data.negatives={wanted}, and none of {rows} rows has negatives: a batch has "
             f"room for {wanted} a pair, which stays empty",
@@ -211,7 +220,6 @@ def _check_negatives(report: Report, settings: config.TrainConfig, sample: Sampl
             where="config.data.negatives",
             do="Set it to how many a pair may have, for harder batches.",
         )
-    _, loss = contrastive_part(settings.loss)
     for name in loss.closed_sources if loss else ():
         own = [pair for pair in sample.pairs if pair.source == name]
         without = sum(not pair.negatives for pair in own)
