@@ -88,6 +88,7 @@ def examine(settings: config.DoctorConfig, values: ConfigDict, workdir: files.Pa
             )
         doctor_training.examine(part, trained, options, {}, workdir, known=known)
         report.of_part(config.TrainConfig, "config.train", part)
+        report.skip("data.mined", "what a round mines and judges is not there before it")
     else:
         doctor_inference.examine(report, of_run, options)
     return report

@@ -19,6 +19,11 @@ ModelConfig = config.EmbedConfig | config.MineConfig | config.JudgeConfig | conf
 
 def examine(report: Report, settings: config.Settings, options: config.DoctorOptions) -> None:
     """Models and rows of a job."""
+    report.skip(
+        "room",
+        "memory and disk of a job that trains nothing are not estimated; --config=plan:embed plans "
+        "the memory of embedding",
+    )
     if isinstance(settings, config.MergeConfig):
         for number, name in enumerate(settings.models):
             _backbone(report, f"config.models[{number}]", name, None, None)
@@ -35,6 +40,8 @@ def examine(report: Report, settings: config.Settings, options: config.DoctorOpt
     # A judge words pairs of items, so that rows of single ones would say nothing of lengths.
     judges = isinstance(settings, config.JudgeConfig)
     preprocess = None if backbone is None or judges else backbone.preprocess
+    if judges:
+        report.skip("data.lengths", "prompts of a judge are not measured")
     for key, path, rows in _sources(report, settings):
         with report.part("data") as facts:
             weights = {name: float(len(source)) for name, source in rows.items() if len(source)}
