@@ -84,6 +84,7 @@ setup(
         "numpy",
         "optax",
         "orbax-checkpoint>=0.12.8",
+        "packaging",  # job doctor compares versions
         "pillow",
         "pyarrow",
         "safetensors",

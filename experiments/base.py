@@ -256,3 +256,14 @@ def judge_distillation() -> ConfigDict:
     loss.form = "symmetric_kl"  # or "rank_kl", "gap_weighted_cosent"
     loss.smallest_gap = 1e-3  # in units of the scores; of the last alone
     return loss
+
+
+def doctor() -> ConfigDict:
+    """How closely job doctor looks at a run, of any recipe."""
+    doctor = ConfigDict()
+    doctor.rows = 512  # of the training data that are read
+    doctor.slice = ""  # such as "v5e:4x4"; "": the devices of this machine
+    doctor.compile = False  # minutes, for the peak of memory
+    doctor.step_seconds = config_dict.placeholder(float)  # None: as was measured, or planned
+    doctor.lost_minutes = 30.0  # that a preemption may cost
+    return doctor

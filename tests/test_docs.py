@@ -31,7 +31,8 @@ NAMED_BY_USERS = ("data.weights", "data.columns", "export.prompts")  # the keys 
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
     """Every config key of every recipe, groups too."""
-    configs = map(recipes.load, [*recipes.names(), "plan:stage2"])
+    configs = [*map(recipes.load, [*recipes.names(), "plan:stage2"])]
+    configs.append(ConfigDict({"doctor": importlib.import_module("experiments.base").doctor()}))
     return {key for config in configs for key in _keys(config)}
 
 

@@ -48,7 +48,7 @@ def measured(
     names, total = sorted(weights), sum(weights.values())
     check_names(names, rows)
     each = {name: math.ceil(ITEMS / 2 * weights[name] / total) for name in names}
-    picks = [(n, row) for n in names for row in _sample(n, len(rows[n]), each[n], seed)]
+    picks = [(n, row) for n in names for row in sample_rows(n, len(rows[n]), each[n], seed)]
 
     def measure(pick: tuple[str, int]) -> list[tuple[int, int]] | str:
         name, row = pick
@@ -77,7 +77,7 @@ def measured(
     return Sample(np.concatenate(sizes), np.repeat(np.arange(len(sizes)), counts))
 
 
-def _sample(name: str, count: int, size: int, seed: int) -> list[int]:
+def sample_rows(name: str, count: int, size: int, seed: int) -> list[int]:
     """Numbers of so many different rows of a source, or of all; they follow from name and seed."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.choice(count, min(size, count), replace=False).tolist()
