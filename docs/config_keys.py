@@ -11,8 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from unime_jax import config, config_reader
-from unime_jax.operations import config_help, recipes
+from unime_jax.operations import config_help, doctor_command, recipes
 
 PAGE = "keys.md"
 _MARK = re.compile(r"^<!-- keys: (\w+)(?: of (\S+))?(?: without (\S+))?: (.+) -->$", re.MULTILINE)
@@ -41,9 +43,9 @@ def tables(class_name: str, prefix: str, without: Sequence[str], names: Sequence
       prefix: of the keys, where the dataclass is a group of a config; with its dot.
       without: groups that are left out.
       names: recipes, such as stage2:llava_onevision_7b. The first one's value is shown, and those
-        of the others that differ from it.
+        of the others that differ from it. "doctor" is job doctor with the default recipe.
     """
-    values = {name: _flat(recipes.load(name).to_dict()) for name in names}
+    values = {name: _flat(_values_of(name).to_dict()) for name in names}
     rows: dict[str, list[str]] = {}
     for key, hint, meaning in config_help.described_keys(getattr(config, class_name)):
         above = (prefix + key).rpartition(".")[0]
@@ -60,6 +62,12 @@ def tables(class_name: str, prefix: str, without: Sequence[str], names: Sequence
         head = ["| Key, type | Value | Meaning |", "|---|---|---|"]
         parts.append("\n".join([*head, *(f"| {line} |" for line in lines)]))
     return "\n\n".join(parts)
+
+
+def _values_of(name: str) -> ConfigDict:
+    if name == "doctor":
+        return doctor_command.whole(recipes.load("stage2"), [], {})
+    return recipes.load(name)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

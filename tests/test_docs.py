@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tests.tables import for_each
 from unime_jax import backbones, config, config_reader
-from unime_jax.operations import command_line, config_help, recipes
+from unime_jax.operations import command_line, config_help, doctor_command, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,7 +70,10 @@ def test_keys_and_recipes_are_there(page, keys):
         overrides, others = command_line.split(shlex.split(command, comments=True))
         (recipe,) = (word[9:] for word in others if word.startswith("--config="))
         values = recipes.load(recipe)
+        asks_doctor, of_doctor, overrides = doctor_command.split(overrides)
         command_line.apply(values, overrides)
+        if asks_doctor:
+            doctor_command.whole(values, of_doctor, {})
         config_reader.read(config.kind_of(values.to_dict()), values.to_dict())
 
 
