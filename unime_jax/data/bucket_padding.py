@@ -7,6 +7,17 @@ from unime_jax.data.bucket_work import packed_rows
 from unime_jax.data.shapes import BatchShapes
 
 
+def buckets_of(sizes: Int[np.ndarray, "n 2"], shapes: BatchShapes) -> Int[np.ndarray, " n"]:
+    """The number of the bucket that each row goes to, if that has room for it."""
+    edges = np.array([(bucket.tokens, bucket.tiles) for bucket in shapes.buckets])
+    single = np.array([bucket.texts == 1 for bucket in shapes.buckets])
+    fits = (sizes[:, None] <= edges).all(axis=2)
+    own = fits & ((edges[:, 1] == 0) | (sizes[:, 1:] > 0))  # texts keep the vision tower out
+    # Texts that fit rows of several go there, of the first such bucket.
+    own &= single | (sizes[:, 1:] == 0)
+    return np.where(own.any(axis=1), own.argmax(axis=1), (fits & single).argmax(axis=1))
+
+
 def padding(
     sizes: Int[np.ndarray, "n 2"],
     example: Int[np.ndarray, " n"],
@@ -23,11 +34,7 @@ def padding(
     generator = np.random.default_rng(seed)
     edges = np.array([(bucket.tokens, bucket.tiles) for bucket in shapes.buckets])
     single = np.array([bucket.texts == 1 for bucket in shapes.buckets])
-    fits = (sizes[:, None] <= edges).all(axis=2)
-    own = fits & ((edges[:, 1] == 0) | (sizes[:, 1:] > 0))  # texts keep the vision tower out
-    # Texts that fit rows of several go there, of the first such bucket.
-    own &= single | (sizes[:, 1:] == 0)
-    taken = np.where(own.any(axis=1), own.argmax(axis=1), (fits & single).argmax(axis=1))
+    taken = buckets_of(sizes, shapes)
     chunk = np.array([shapes.chunk_rows(bucket) for bucket in shapes.buckets])
     order = np.argsort(example, kind="stable")
     starts = np.searchsorted(example[order], np.arange(int(example.max()) + 2))

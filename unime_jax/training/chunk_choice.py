@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from unime_jax import config, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.bucket_filling import bucket_shapes
+from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.models import attention, forward, frozen_vision
 from unime_jax.models.settings import Remat
@@ -83,11 +84,11 @@ def choose(
     shards = sharding.row_shards(mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
 
-    def row(remat: Remat) -> float:
+    def row(remat: Remat, bucket: Bucket = largest) -> float:
         execution = Execution(jnp.dtype(dtype), remat, implementation)
         encode = forward.make_encode(model.graph, execution)
         trained, fixed = ({p: _plain(x) for p, x in part.items()} for part in (trainable, frozen))
-        return activations.bytes_of_a_row(encode, trained, fixed, largest, backbone.layout)
+        return activations.bytes_of_a_row(encode, trained, fixed, bucket, backbone.layout)
 
     depth = max(leaf.shape[0] for leaf in model.parameters.values() if leaf.ndim == 3)
     whole = sum(leaf.size * jnp.dtype(dtype).itemsize for leaf in model.parameters.values())
@@ -100,8 +101,9 @@ def choose(
     held += _kept_features(settings.execution, model, shapes, mesh)
     arrays = LAYER_ARRAYS * row("none") / depth
     room = USED * memory - held
-    tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
-    rows = settings.chunk_size // shards or min(_power_of_two(ENOUGH_TOKENS / tokens), most_rows)
+    patches = backbone.layout.patches
+    tokens = max(1, largest.tokens, largest.tiles * patches)
+    rows = settings.chunk_size // shards or min(enough_rows(largest, patches), most_rows)
     all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     given = settings.execution.remat
     wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
@@ -125,7 +127,9 @@ def choose(
     counts = settings.execution.kept_chunks
     if counts is None:
         shapes = _shapes(settings, backbone, chunk_size, shards)
-        counts = _kept_chunks(settings.execution, shapes, room - used, rows * kept)
+        counts = ()
+        if settings.execution.recompute and room > used:
+            counts = _kept_chunks(shapes, room - used, lambda bucket: row(remat, bucket) / shards)
     elif not counts and not settings.chunk_size and room > used:  # larger chunks then
         fitting = int(room // (kept + arrays))
         rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
@@ -153,19 +157,40 @@ def _kept_features(
     return frozen_vision.bytes_of(vision, model.parameters, groups) / sharding.row_shards(mesh)
 
 
+def enough_rows(bucket: Bucket, patches: int) -> int:
+    """Rows of a chunk on a device with which gathering weights takes no longer than using them."""
+    tokens = max(1, bucket.tokens, bucket.tiles * patches)
+    return _power_of_two(ENOUGH_TOKENS / tokens)
+
+
 def _power_of_two(least: float) -> int:
     """The smallest that is not below a number."""
     return 1 << max(math.ceil(least) - 1, 0).bit_length()
 
 
 def _kept_chunks(
-    settings: ExecutionConfig, shapes: BatchShapes, spare: float, each: float
+    shapes: BatchShapes, spare: float, of_a_row: Callable[[Bucket], float]
 ) -> tuple[int, ...]:
-    """As many chunks of the largest bucket as the spare bytes hold; none if there is no room."""
-    count = min(int(spare // each), shapes.chunks(shapes.buckets[-1])) if spare > 0 else 0
-    if not settings.recompute or count < 1:
-        return ()
-    return (*[0] * (len(shapes.buckets) - 1), count)
+    """As many chunks by bucket as the spare bytes hold; () if that is none.
+
+    The largest bucket comes first. Where all others have shares, as those that are chosen by
+    lengths, it is for what the sample did not have: then that with the most tokens comes first, and
+    the largest last.
+
+    Args:
+      of_a_row: bytes that a row keeps on all devices together, by bucket.
+    """
+    *others, largest = shapes.buckets
+    order = [largest]
+    if others and all(bucket.share < 1 for bucket in others):
+        by_tokens = sorted(others, key=lambda bucket: bucket.share * bucket.tokens, reverse=True)
+        order = [*by_tokens, largest]
+    counts = dict.fromkeys(shapes.buckets, 0)
+    for bucket in order:
+        each = shapes.chunk_rows(bucket) * of_a_row(bucket)
+        counts[bucket] = min(int(spare // each), shapes.chunks(bucket))
+        spare -= counts[bucket] * each
+    return tuple(counts.values()) if any(counts.values()) else ()
 
 
 def _shapes(
