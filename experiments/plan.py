@@ -25,9 +25,9 @@ SINGLE_CHIPS = ("v5e:1x1", "v6e:1x1")  # as Colab has them
 SLICES = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 PODS = ("v5e:4x4", "v5e:8x8", "v6e:4x4", "v5p:2x2x4")
 
-# What batches are expected to hold, by recipe: a sample of lengths, by which buckets are chosen that
-# a recipe leaves open; of dual encoders, which name theirs, shares of the rows and tokens of a row,
-# by bucket. For a recipe that is not here, all rows are in the largest bucket and full.
+# What batches are expected to hold, by recipe: a sample of lengths, by which buckets are chosen
+# that a recipe leaves open; of dual encoders, which name theirs, shares of the rows and tokens of a
+# row, by bucket. For a recipe that is not here, all rows are in the largest bucket and full.
 LENGTHS = os.path.relpath(pathlib.Path(__file__).parent / "plans" / "lengths") + "/"
 SENTENCES = {"lengths": LENGTHS + "nli_sentences.csv", "teacher": 4096}  # NV-Embed-v2's width
 EXPECTED = {

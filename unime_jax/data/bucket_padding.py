@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from unime_jax.data.bucket_work import packed_rows
 from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.text_rows import rows_of_texts
 
 
 def buckets_of(sizes: Int[np.ndarray, "n 2"], shapes: BatchShapes) -> Int[np.ndarray, " n"]:
@@ -46,7 +46,7 @@ def padding(
         for number in np.flatnonzero(~single):
             lengths = sizes[items[taken[items] == number], 0].tolist()
             bucket = shapes.buckets[number]
-            rows[number] = packed_rows(lengths, bucket.tokens, bucket.texts)
+            rows[number] = len(rows_of_texts(lengths, bucket.tokens, bucket.texts))
         computed += (-(-rows // chunk) * chunk) @ edges
         live += sizes[items].sum(axis=0)
     return np.divide(computed - live, live, out=np.zeros(2), where=live > 0)

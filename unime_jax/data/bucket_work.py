@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, Layout
+from unime_jax.data.text_rows import rows_of_texts
 
 # Tokens of a chunk on a device, fewer of which take no less time. Weights are read: 197 TFLOP/s by
 # 819 GB/s of a TPU v5e in 16 bits. Over several devices they are gathered: by plans of
@@ -116,8 +116,8 @@ class Work:
         mean, deviation = self._rows_of(tokens, 0.0)
         count = max(1, round(self.expected.pairs * len(lengths) / self.examples))
         usual = np.resize(lengths, count)  # as many as in a batch
-        filled = packed_rows(usual.tolist(), width, shape.texts) / usual.sum()  # rows by token
-        mean, deviation = mean * filled, deviation * filled
+        rows_by_token = len(rows_of_texts(usual.tolist(), width, shape.texts)) / usual.sum()
+        mean, deviation = mean * rows_by_token, deviation * rows_by_token
         numbers = np.ceil(np.maximum(0, mean + deviation * NORMAL))
         rows = np.array(_chunk_rows(self.expected, shape, self.last, mean, deviation))
         chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
@@ -153,21 +153,6 @@ class Work:
         variance = (np.square(counts).sum() + unseen) / self.examples - each**2
         doubt = 1 / self.expected.draws + 1 / self.examples
         return each * of_batch, of_batch * math.sqrt(max(0.0, variance) * doubt)
-
-
-def packed_rows(lengths: Sequence[int], width: int, texts: int) -> int:
-    """Rows that texts take, from the longest on each in the first with room."""
-    room: np.ndarray = np.zeros(0, int)
-    count: np.ndarray = np.zeros(0, int)
-    for length in sorted(lengths, reverse=True):
-        fits = (room >= length) & (count < texts)
-        if not fits.any():
-            room, count = np.append(room, width), np.append(count, 0)
-            fits = np.append(fits, True)
-        first = int(fits.argmax())
-        room[first] -= length
-        count[first] += 1
-    return len(room)
 
 
 def _chunk_rows(

@@ -3,9 +3,9 @@
 import numpy as np
 
 from unime_jax.data.bucket_padding import buckets_of
-from unime_jax.data.bucket_work import packed_rows
 from unime_jax.data.length_sample import Sample
 from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.text_rows import rows_of_texts
 from unime_jax.planning.estimate import Load
 
 
@@ -41,7 +41,8 @@ def load_of(sample: Sample, shapes: BatchShapes, pairs: int) -> Load:
         here = np.flatnonzero(taken == number)
         room = shapes.chunks(bucket) * shapes.chunk_rows(bucket)
         if bucket.texts > 1:
-            rows = packed_rows(sizes[items[here], 0].tolist(), bucket.tokens, bucket.texts)
+            together = sizes[items[here], 0].tolist()
+            rows = len(rows_of_texts(together, bucket.tokens, bucket.texts))
         else:
             rows = len(here)
         if rows > room:  # those beyond the room, in proportion

@@ -31,9 +31,9 @@ AGAIN: dict[Remat, float] = {
 }
 ORDER = tuple(AGAIN)
 USED = 0.85  # of a device's memory; the rest is for what the estimate does not see
-# Of a chunk on each device: with fewer, gathering a layer's weights takes longer than multiplying
-# by them; with more, memory is better spent on chunks that are encoded once.
-ENOUGH_TOKENS = 1024
+# Of a chunk on each device, at most. With fewer than half of it gathering a layer's weights takes
+# longer than multiplying by them; with more, memory is better spent on kept chunks.
+ENOUGH_TOKENS = 2048
 MOST_MERGED = 4  # chunks at once without gradient: of weights' three ways, one is a quarter
 # A layer's own arrays at a time, forward or backward, by what it keeps without remat.
 LAYER_ARRAYS = 2
@@ -109,10 +109,16 @@ def choose(
     wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
     keeps = {remat: row(remat) for remat in wanted}
 
+    def all_kept(remat: Remat) -> float:
+        """Bytes on a device of the activations of all rows that are expected."""
+        if not (expected := _by_lengths(settings.data.buckets)):
+            return all_rows * keeps[remat]
+        return all_rows * sum(bucket.share * row(remat, bucket) for bucket in expected)
+
     def computed_twice(remat: Remat) -> float:
         """As a share of a forward pass; infinite: it does not fit."""
         spare = room - rows * (keeps[remat] + arrays)
-        everything = all_rows * keeps[remat]
+        everything = all_kept(remat)
         # All that "none" keeps is three times as much to write and read, to save attention alone.
         if spare < 0 or (remat == "none" and len(wanted) > 1 and spare < everything):
             return math.inf
@@ -159,13 +165,16 @@ def _kept_features(
 
 def enough_rows(bucket: Bucket, patches: int) -> int:
     """Rows of a chunk on a device with which gathering weights takes no longer than using them."""
-    tokens = max(1, bucket.tokens, bucket.tiles * patches)
-    return _power_of_two(ENOUGH_TOKENS / tokens)
+    return max(1, ENOUGH_TOKENS // max(1, bucket.tokens, bucket.tiles * patches))
 
 
-def _power_of_two(least: float) -> int:
-    """The smallest that is not below a number."""
-    return 1 << max(math.ceil(least) - 1, 0).bit_length()
+def _by_lengths(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """The buckets that were chosen for rows of a sample, which have shares; (): none of them.
+
+    The largest of chosen buckets is for rows that the sample did not have.
+    """
+    others = tuple(buckets[:-1])
+    return others if all(bucket.share < 1 for bucket in others) else ()
 
 
 def _kept_chunks(
@@ -173,20 +182,16 @@ def _kept_chunks(
 ) -> tuple[int, ...]:
     """As many chunks by bucket as the spare bytes hold; () if that is none.
 
-    The largest bucket comes first. Where all others have shares, as those that are chosen by
-    lengths, it is for what the sample did not have: then that with the most tokens comes first, and
-    the largest last.
+    Those that are expected to hold the most tokens come first; where that is not known, those of
+    the largest bucket alone.
 
     Args:
       of_a_row: bytes that a row keeps on all devices together, by bucket.
     """
-    *others, largest = shapes.buckets
-    order = [largest]
-    if others and all(bucket.share < 1 for bucket in others):
-        by_tokens = sorted(others, key=lambda bucket: bucket.share * bucket.tokens, reverse=True)
-        order = [*by_tokens, largest]
+    expected = _by_lengths(shapes.buckets)
+    by_tokens = sorted(expected, key=lambda bucket: bucket.share * bucket.tokens, reverse=True)
     counts = dict.fromkeys(shapes.buckets, 0)
-    for bucket in order:
+    for bucket in (*by_tokens, shapes.buckets[-1]):
         each = shapes.chunk_rows(bucket) * of_a_row(bucket)
         counts[bucket] = min(int(spare // each), shapes.chunks(bucket))
         spare -= counts[bucket] * each
