@@ -92,8 +92,10 @@ def choose(
 
     depth = max(leaf.shape[0] for leaf in model.parameters.values() if leaf.ndim == 3)
     whole = sum(leaf.size * jnp.dtype(dtype).itemsize for leaf in model.parameters.values())
-    table = max(leaf.size for leaf in model.parameters.values()) * jnp.dtype(dtype).itemsize
-    # Weights, moments and gradients, two batches, two gathered layers, and the largest parameter.
+    # The largest parameter that is gathered whole: of stacks it is a layer's.
+    tables = (leaf.size for leaf in model.parameters.values() if leaf.ndim < 3)
+    table = max(tables, default=0) * jnp.dtype(dtype).itemsize
+    # Weights, moments and gradients, two batches, two gathered layers, and the largest table.
     held = float(_on_a_device(model.parameters) + 3 * _on_a_device(trainable))
     shapes = _shapes(settings, backbone, most_rows * shards, shards)  # chunks change rounding alone
     held += 2 * _batch_bytes(shapes) / shards
