@@ -193,9 +193,11 @@ def _kept_chunks(
     expected = _by_lengths(shapes.buckets)
     by_tokens = sorted(expected, key=lambda bucket: bucket.share * bucket.tokens, reverse=True)
     counts = dict.fromkeys(shapes.buckets, 0)
-    for bucket in (*by_tokens, shapes.buckets[-1]):
-        each = shapes.chunk_rows(bucket) * of_a_row(bucket)
-        counts[bucket] = min(int(spare // each), shapes.chunks(bucket))
+    for bucket in by_tokens or [shapes.buckets[-1]]:
+        rows = shapes.chunk_rows(bucket)
+        each = rows * of_a_row(bucket)
+        live = round(bucket.share * shapes.rows / rows)  # room for others would stay empty
+        counts[bucket] = min(int(spare // each), live if expected else shapes.chunks(bucket))
         spare -= counts[bucket] * each
     return tuple(counts.values()) if any(counts.values()) else ()
 
