@@ -246,11 +246,18 @@ class Recipe:
         described_in = files.as_path(model).glob("*.json")
         sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(described_in)]
         digest = hashlib.blake2b(digest_size=12)
-        for text in (topology, repr(values), repr(self._sample), compiler.versions()):
+        for text in (topology, repr(values), _digest(self._sample), compiler.versions()):
             digest.update(text.encode() + b"\0")
         for file in sources:
             digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def _digest(sample: length_sample.Sample | None) -> str:
+    """Of all lengths; "": there are none."""
+    if sample is None:
+        return ""
+    return hashlib.blake2b(b"".join(array.tobytes() for array in sample)).hexdigest()
 
 
 def _mesh(settings: Settings, where: chips.Slice) -> Mesh:
