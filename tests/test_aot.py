@@ -121,8 +121,8 @@ KEPT = {"execution.remat": "full", "execution.kept_chunks": (), "execution.merge
 def draw(experiment, variant, folder, devices, changes=(), where=None) -> Program:
     """The step of an experiment's variant on these devices, as the planner has it.
 
-    `changes` are pairs of a config key and a value. What the recipe leaves open is `NAMED`, or, of a
-    slice `where`, chosen by the recipe's lengths and its chips' memory.
+    `changes` are pairs of a config key and a value. What the recipe leaves open is `NAMED`, or, for
+    a slice `where`, chosen by the recipe's lengths and the memory of its chips.
     """
     changed = experiment.get_config(variant)
     assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "auto"

@@ -155,6 +155,7 @@ def big():
     given = stage1.get_config("llava_onevision_7b")
     given.data.buckets = (Bucket(64, 0), Bucket(128, 0))
     given.chunk_size, given.execution.remat = 384, "attention"
+    given.execution.kept_chunks = (3, 0)
     settings = config_reader.read(config.TrainConfig, given.to_dict())
     backbone = backbones.open_backbone(ONEVISION_7B, max_length=128)
     mesh = abstract_mesh(settings.mesh, 16)
