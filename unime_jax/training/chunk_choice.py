@@ -1,7 +1,9 @@
 """Chunk size, remat and kept chunks that fit a device's memory, by shapes alone: no compilation."""
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,6 +86,7 @@ def choose(
     shards = sharding.row_shards(mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
 
+    @functools.cache
     def row(remat: Remat, bucket: Bucket = largest) -> float:
         execution = Execution(jnp.dtype(dtype), remat, implementation)
         encode = forward.make_encode(model.graph, execution)
@@ -106,25 +109,25 @@ def choose(
     patches = backbone.layout.patches
     tokens = max(1, largest.tokens, largest.tiles * patches)
     rows = settings.chunk_size // shards or min(enough_rows(largest, patches), most_rows)
-    all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     given = settings.execution.remat
     wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
     keeps = {remat: row(remat) for remat in wanted}
 
-    def all_kept(remat: Remat) -> float:
-        """Bytes on a device of the activations of all rows that are expected."""
-        if not (expected := _by_lengths(settings.data.buckets)):
-            return all_rows * keeps[remat]
-        return all_rows * sum(bucket.share * row(remat, bucket) for bucket in expected)
-
     def computed_twice(remat: Remat) -> float:
         """As a share of a forward pass; infinite: it does not fit."""
         spare = room - rows * (keeps[remat] + arrays)
-        everything = all_kept(remat)
-        # All that "none" keeps is three times as much to write and read, to save attention alone.
-        if spare < 0 or (remat == "none" and len(wanted) > 1 and spare < everything):
+        if spare < 0:
             return math.inf
-        return AGAIN.get(remat, 1.0) + 1 - min(1.0, spare / everything)
+        shapes = _shapes(settings, backbone, rows * shards, shards)
+        live = _live_chunks(shapes)
+        kept = _kept_chunks(shapes, spare, lambda bucket: row(remat, bucket) / shards)
+        work = [bucket.tokens * shapes.chunk_rows(bucket) for bucket in shapes.buckets]
+        done, of = (sum(map(operator.mul, counts, work)) for counts in (kept, live))
+        once = done / of if done else 0.0
+        # All that "none" keeps is three times as much to write and read, to save attention alone.
+        if remat == "none" and len(wanted) > 1 and once < 1:
+            return math.inf
+        return AGAIN.get(remat, 1.0) + 1 - once
 
     remat = min(reversed(wanted), key=computed_twice)
     kept = keeps[remat]
@@ -138,6 +141,8 @@ def choose(
         counts = ()
         if settings.execution.recompute and room > used:
             counts = _kept_chunks(shapes, room - used, lambda bucket: row(remat, bucket) / shards)
+            each = [shapes.chunk_rows(b) * row(remat, b) / shards for b in shapes.buckets]
+            room -= sum(count * size for count, size in zip(counts, each))
     elif not counts and not settings.chunk_size and room > used:  # larger chunks then
         fitting = int(room // (kept + arrays))
         rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
@@ -170,15 +175,6 @@ def enough_rows(bucket: Bucket, patches: int) -> int:
     return max(1, ENOUGH_TOKENS // max(1, bucket.tokens, bucket.tiles * patches))
 
 
-def _by_lengths(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """The buckets that were chosen for rows of a sample, which have shares; (): none of them.
-
-    The largest of chosen buckets is for rows that the sample did not have.
-    """
-    others = tuple(buckets[:-1])
-    return others if all(bucket.share < 1 for bucket in others) else ()
-
-
 def _kept_chunks(
     shapes: BatchShapes, spare: float, of_a_row: Callable[[Bucket], float]
 ) -> tuple[int, ...]:
@@ -188,18 +184,30 @@ def _kept_chunks(
     the largest bucket alone.
 
     Args:
-      of_a_row: bytes that a row keeps on all devices together, by bucket.
+      of_a_row: bytes that a row keeps on a device, by bucket, over the number of devices.
     """
-    expected = _by_lengths(shapes.buckets)
-    by_tokens = sorted(expected, key=lambda bucket: bucket.share * bucket.tokens, reverse=True)
-    counts = dict.fromkeys(shapes.buckets, 0)
-    for bucket in by_tokens or [shapes.buckets[-1]]:
-        rows = shapes.chunk_rows(bucket)
-        each = rows * of_a_row(bucket)
-        live = round(bucket.share * shapes.rows / rows)  # room for others would stay empty
-        counts[bucket] = min(int(spare // each), live if expected else shapes.chunks(bucket))
-        spare -= counts[bucket] * each
-    return tuple(counts.values()) if any(counts.values()) else ()
+    live = _live_chunks(shapes)
+    counts = [0] * len(live)
+    tokens = [bucket.share * bucket.tokens for bucket in shapes.buckets]
+    for number in sorted(range(len(live)), key=tokens.__getitem__, reverse=True):
+        bucket = shapes.buckets[number]
+        if live[number]:
+            each = shapes.chunk_rows(bucket) * of_a_row(bucket)
+            counts[number] = min(int(spare // each), live[number])
+            spare -= counts[number] * each
+    return tuple(counts) if any(counts) else ()
+
+
+def _live_chunks(shapes: BatchShapes) -> list[int]:
+    """Chunks that are expected to hold rows, by bucket.
+
+    Buckets that were chosen for the rows of a sample have shares, and the largest is for rows that
+    the sample did not have. Of other buckets nothing is known but that the largest takes all.
+    """
+    *others, largest = shapes.buckets
+    if not others or any(bucket.share == 1 for bucket in others):
+        return [*[0] * len(others), shapes.chunks(largest)]
+    return [round(b.share * shapes.rows / shapes.chunk_rows(b)) for b in others] + [0]
 
 
 def _shapes(
