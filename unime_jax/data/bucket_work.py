@@ -79,14 +79,17 @@ class Work:
     patches: float
     expected: Expected | None
 
-    def of(self, shape: Bucket, counts: Counts, unseen: float = 0.0) -> tuple[float, int]:
+    def of(
+        self, shape: Bucket, counts: Counts, unseen: float = 0.0, *, fewest: bool = False
+    ) -> tuple[float, int]:
         """The work in the best chunks, and rows of a chunk; 0: batches are not known.
 
         Args:
           counts: rows of each example.
           unseen: rows of as large a sample that go there, too.
+          fewest: in the smallest chunks that keep devices busy, and not in the best.
         """
-        size, total = shape.tokens + self.patches * shape.tiles, counts.sum() + unseen
+        size, total = self.size(shape), counts.sum() + unseen
         if self.expected is None:
             return float(total * size), 0
         shards = self.expected.shards
@@ -99,6 +102,8 @@ class Work:
         chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
         works = chunks * np.maximum(rows * size, least)
         best = int(np.argmin(works))
+        if fewest and (busy := np.flatnonzero(rows * size >= least)).size:
+            best = int(busy[-1])  # rows are in order, the most first
         return float(works[best]), int(rows[best])
 
     def pack(
@@ -141,6 +146,32 @@ class Work:
                 most = (mean + DEVIATIONS * deviation) / self.expected.rows
                 share = min(1.0, max(1, math.ceil(100 * most)) / 100)
         return dataclasses.replace(shape, share=share, rows=rows)
+
+    def size(self, shape: Bucket) -> float:
+        """The work of a row."""
+        return shape.tokens + self.patches * shape.tiles
+
+    def share(self, rows: float) -> float:
+        """Of all rows of a batch."""
+        assert self.expected is not None
+        return round(float(rows) / self.expected.rows, 6)
+
+    def least_rows(self, counts: Counts) -> float:
+        """Fewer of these rows are in hardly any batch."""
+        mean, deviation = self._rows_of(counts, 0.0)
+        return mean - DEVIATIONS * deviation
+
+    def sure_chunks(self, shape: Bucket, counts: Counts, rows: int) -> int:
+        """Chunks of so many rows that nearly every batch fills; 0 if they leave devices idle.
+
+        Args:
+          counts: rows of each example.
+        """
+        assert self.expected is not None
+        if rows * self.size(shape) < self.expected.shards * self.expected.least_tokens:
+            return 0
+        mean, deviation = self._rows_of(counts, 0.0)
+        return math.floor(max(0.0, mean - deviation) / rows)
 
     def _rows_of(self, counts: Counts, unseen: float) -> tuple[float, float]:
         """Mean and deviation of how many rows of a batch these are.

@@ -2,17 +2,16 @@
 
 import numpy as np
 
-from unime_jax.data.bucket_padding import buckets_of
+from unime_jax.data.bucket_padding import placed
 from unime_jax.data.length_sample import Sample
 from unime_jax.data.shapes import BatchShapes
-from unime_jax.data.text_rows import rows_of_texts
 from unime_jax.planning.estimate import Load
 
 
 def load_of(sample: Sample, shapes: BatchShapes, pairs: int) -> Load:
     """The load of so many pairs, each of the sample's as often as any other.
 
-    Items that find no room in a bucket count in the largest.
+    Items that find no room in a bucket go to the next.
 
     Raises:
       ValueError: an item is longer than the largest bucket, or a batch has no room for all.
@@ -34,26 +33,12 @@ def load_of(sample: Sample, shapes: BatchShapes, pairs: int) -> Load:
             f"config.lengths has {len(items) / pairs:.3g} items a pair, so that a batch of {pairs} "
             f"pairs has {len(items)}; it has room for {shapes.rows} (config.run.data.negatives)"
         )
-    taken = buckets_of(sizes, shapes)[items]
+    taken, filled = placed(sizes[items], shapes)
     last = len(shapes.buckets) - 1
-    filled = []
-    for number, bucket in enumerate(shapes.buckets):
-        here = np.flatnonzero(taken == number)
-        room = shapes.chunks(bucket) * shapes.chunk_rows(bucket)
-        if bucket.texts > 1:
-            together = sizes[items[here], 0].tolist()
-            rows = len(rows_of_texts(together, bucket.tokens, bucket.texts))
-        else:
-            rows = len(here)
-        if rows > room:  # those beyond the room, in proportion
-            moved = len(here) - len(here) * room // rows
-            taken[here[len(here) - moved :]] = last
-            rows = room
-        filled.append(rows)
     counts = np.bincount(taken, minlength=last + 1)
     tokens = np.bincount(taken, sizes[items, 0], last + 1)
     means = [
         min(bucket.tokens, round(total / count)) if count else bucket.tokens
         for bucket, count, total in zip(shapes.buckets, counts, tokens)
     ]
-    return Load(tuple(counts.tolist()), tuple(means), tuple(filled))
+    return Load(tuple(counts.tolist()), tuple(means), tuple(filled.tolist()))
