@@ -101,7 +101,8 @@ def _choice(
         return of_ends + work.of(last, *of_last(ends))[0]
 
     ends = min(np.ndindex(*(len(table.cost) for table in tables)), key=cost)
-    saved, buckets = 0.0, {}
+    saved = 0.0
+    buckets: dict[tuple[int, int], Bucket] = {}
     for units, table, end in zip(kinds, tables, ends):
         ways = [[_parts(units, *block, work, each) for block in table.blocks(end)]]
         if end:  # all in one, whose parts leave a single last chunk
