@@ -308,7 +308,7 @@ def test_libtpu_states_the_limit_that_we_have_of_a_chip(libtpu, slice_name):
 def test_the_hub_is_not_asked_for_weights(model, no_compiler, tmp_path, monkeypatch):
     asked = []
 
-    def download(hub_id, *, revision, allow_patterns):
+    def download(hub_id, *, revision, token, allow_patterns):
         asked.append((hub_id, tuple(allow_patterns)))
         return model
 
