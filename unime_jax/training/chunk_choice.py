@@ -113,9 +113,22 @@ def choose(
     wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
     keeps = {remat: row(remat) for remat in wanted}
 
+    def of_chunk(remat: Remat) -> float:
+        """Bytes on a device of the chunk that keeps most, of which one layer has all its arrays.
+
+        Rows of several texts may be longer than the largest bucket's, and their chunks larger.
+        """
+        shapes = _shapes(settings, backbone, rows * shards, shards)
+        of_rows = [shapes.chunk_rows(bucket) / shards for bucket in shapes.buckets]
+        kept, all_arrays = (
+            max(n * row(each, bucket) for n, bucket in zip(of_rows, shapes.buckets))
+            for each in (remat, "none")
+        )
+        return kept + LAYER_ARRAYS * all_arrays / depth
+
     def computed_twice(remat: Remat) -> float:
         """As a share of a forward pass; infinite: it does not fit."""
-        spare = room - rows * (keeps[remat] + arrays)
+        spare = room - of_chunk(remat)
         if spare < 0:
             return math.inf
         shapes = _shapes(settings, backbone, rows * shards, shards)
@@ -134,7 +147,7 @@ def choose(
     if not settings.chunk_size and computed_twice(remat) == math.inf:
         rows = max(1, min(rows, int(room // (kept + arrays))))
     chunk_size = rows * shards
-    used = rows * (kept + arrays)
+    used = of_chunk(remat)
     counts = settings.execution.kept_chunks
     if counts is None:
         shapes = _shapes(settings, backbone, chunk_size, shards)
