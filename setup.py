@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = pathlib.Path(__file__).parent
 RECIPES = sorted(
     file.relative_to(ROOT).as_posix()
-    for pattern in ("*.py", "plans/models/*/*.json")
+    for pattern in ("*.py", "plans/models/*/*.json", "plans/lengths/*.csv")
     for file in (ROOT / "experiments").glob(pattern)
 )
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "unime_jax/__init__.py").read_text())[1]

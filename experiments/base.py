@@ -186,7 +186,11 @@ def pretrained(family: str) -> ConfigDict:
     config.data.workers = 8
     config.execution.dtype = "bfloat16"
     config.execution.frozen_dtype = "bfloat16"
-    config.execution.remat = "full"
+    # By the lengths of the data and the memory of a device, as in own.py.
+    config.data.buckets = ()
+    config.chunk_size = 0
+    config.execution.remat = "auto"
+    config.execution.kept_chunks = config.execution.merged_chunks = None
     config.export.dtype = "bfloat16"
     config.export.adapter = True
     config.export.verify = False  # 30 GB of host memory, and minutes
