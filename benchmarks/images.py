@@ -1,13 +1,14 @@
 """Host work of images: decoding, resizing and cutting patches, beside torchvision; and workers.
 
     python -m benchmarks.images                        # CPU time of one core, by recipe canvas
-    python -m benchmarks.images --workers=1,2          # also pairs a second of the loader
+    python -m benchmarks.images --workers=0,1,2 --cores=1,2   # also pairs a second of the loader
     python -m benchmarks.images --images=photos        # a folder of JPEG files in their place
 
 The first part counts CPU time (user and system), ours and torchvision's in turn, each on one
 thread; both decode by Pillow, as torchvision's own decoder is no part of its wheels on CPUs. The
 second is of wall time, so it wants idle cores: the loader with LLaVA-OneVision-7B's tokenizer and
-tiles. Results also go to --json.
+tiles, whose threads (--workers=0) or processes of threads use all cores that they may use, so it is
+with --cores that it should grow. Results also go to --json.
 """
 
 import argparse
@@ -44,8 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", default="", help="folder of JPEG files; else 12 are drawn")
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--workers", default="", help="numbers of processes, such as 1,2")
-    parser.add_argument("--batches", type=int, default=6, help="of the loader, for each number")
+    parser.add_argument("--workers", default="", help="numbers of processes, such as 0,1,2")
+    parser.add_argument("--cores", default="", help="numbers of cores; else all")
+    parser.add_argument("--batches", type=int, default=16, help="of the loader, for each number")
     parser.add_argument("--json", default="", help="file for the figures")
     given = parser.parse_args()
     files = [path.read_bytes() for path in sorted(pathlib.Path(given.images).glob("*.jp*g"))]
@@ -61,11 +63,15 @@ def main() -> None:
         print(f"| {name} | {decode:.2f} | {ours:.2f} | {theirs:.2f} | {ratio:.2f} |")
     if given.workers:
         figures["pairs_per_second"] = {}
-        print("\n| workers | pairs/s |\n|---|---|")
-        for workers in map(int, given.workers.split(",")):
-            rate = loaded(files, workers, given.batches)
-            figures["pairs_per_second"][workers] = rate
-            print(f"| {workers} | {rate:.1f} |", flush=True)
+        own = os.sched_getaffinity(0)
+        print("\n| cores | workers | pairs/s |\n|---|---|---|")
+        for count in map(int, given.cores.split(",") if given.cores else [len(own)]):
+            os.sched_setaffinity(0, sorted(own)[:count])  # threads and processes to come inherit it
+            for workers in map(int, given.workers.split(",")):
+                rate = loaded(files, workers, given.batches)
+                figures["pairs_per_second"][f"{count} cores, {workers} workers"] = rate
+                print(f"| {count} | {workers} | {rate:.1f} |", flush=True)
+        os.sched_setaffinity(0, own)
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
 
