@@ -69,6 +69,20 @@ QWEN2_WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Of Qwen3-VL-*-Instruct, likewise: no system turn is made up.
+QWEN3_VL_TEMPLATE = (
+    "{%- macro words(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
+    "{%- for part in content -%}"
+    "{%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}"
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif 'text' in part -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- endmacro -%}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\n' + words(message.content) + '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
 DECODER = dict(
     hidden_size=16,
     intermediate_size=24,
@@ -79,6 +93,14 @@ DECODER = dict(
 )
 CLIP_TOWER = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
 QWEN2_VL_TOWER = dict(embed_dim=16, depth=2, num_heads=2, mlp_ratio=2)
+QWEN3_VL_TOWER = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    depth=3,
+    num_heads=2,
+    num_position_embeddings=25,
+    deepstack_visual_indexes=[0, 1],
+)
 
 
 def write_llava_next(
@@ -289,6 +311,106 @@ def write_qwen2_vl(
             | dict(vision),
         }
         | dict(text),
+    )
+    return folder
+
+
+def write_qwen3_vl(
+    folder: pathlib.Path,
+    *,
+    patch: int = 4,
+    merge: int = 2,
+    pixels: tuple[int, int] = (4 * 64, 16 * 64),
+    mrope_section: Sequence[int] = (2, 1, 1),
+    vision: Mapping[str, Any] = QWEN3_VL_TOWER,
+    text: Mapping[str, Any] = DECODER,
+    newest: bool = False,
+) -> pathlib.Path:
+    """Writes the files that a Qwen3-VL (Qwen3-VL-*-Instruct) has beside its weights.
+
+    Args:
+      folder: is made if it is not there.
+      patch: pixels along a side of a patch.
+      merge: merge x merge patches become one token.
+      pixels: least and most of an image; a token is (merge * patch)**2.
+      mrope_section: how many rotary frequencies follow time, height and width; their sum is half
+        of a head.
+      vision: sizes of the tower; its output size is the decoder's.
+      text: sizes of the decoder.
+      newest: as transformers 5 spells config.json, not as it is on the hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = _qwen2_tokenizer()
+    backend.save(str(folder / "tokenizer.json"))
+    ids = {token: backend.token_to_id(token) for token in QWEN2_SPECIAL}
+    _write(
+        folder,
+        "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "model_max_length": 262144,
+            "chat_template": QWEN3_VL_TEMPLATE,
+        },
+    )
+    _write(folder, "chat_template.json", {"chat_template": QWEN3_VL_TEMPLATE})
+    _write(
+        folder,
+        "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]},
+            "patch_size": patch,
+            "temporal_patch_size": 2,
+            "merge_size": merge,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+    )
+    rope = {"mrope_interleaved": True, "mrope_section": list(mrope_section), "rope_type": "default"}
+    theta = {"rope_theta": 5e6}
+    head = text["hidden_size"] // text["num_attention_heads"]
+    _write(
+        folder,
+        "config.json",
+        {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "tie_word_embeddings": text.get("tie_word_embeddings", True),
+            "text_config": {
+                "model_type": "qwen3_vl_text",
+                "attention_bias": False,
+                "bos_token_id": ids["<|endoftext|>"],
+                "eos_token_id": ids["<|im_end|>"],
+                "head_dim": head,
+                "hidden_act": "silu",
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6,
+                "tie_word_embeddings": True,
+            }
+            | ({"rope_parameters": rope | theta} if newest else {"rope_scaling": rope} | theta)
+            | {"dtype" if newest else "torch_dtype": "float32"}
+            | dict(text),
+            "vision_config": {
+                "model_type": "qwen3_vl_vision" if newest else "qwen3_vl",
+                "hidden_act": "gelu_pytorch_tanh",
+                "in_channels": 3,
+                "out_hidden_size": text["hidden_size"],
+                "patch_size": patch,
+                "spatial_merge_size": merge,
+                "temporal_patch_size": 2,
+            }
+            | dict(vision),
+        },
     )
     return folder
 

@@ -28,6 +28,7 @@ from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
 from unime_jax.backbones.qwen2_vl import qwen2_vl
+from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.backbones.texts import bert, nv_embed
 from unime_jax.operations import local_copies
 
@@ -51,6 +52,7 @@ FAMILIES = {
     "nvembed": nv_embed,
     "phi3_v": phi3_v,
     "qwen2_vl": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
     "siglip": siglip,
     "siglip2": siglip2,
 }

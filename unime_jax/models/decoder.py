@@ -1,4 +1,4 @@
-"""The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3.
+"""The decoder-only transformer of Qwen2, Qwen3, Llama, Mistral and Phi-3.
 
 Embedders have no language-model head; judges have one, see `DecoderConfig.lm_head`. Bidirectional
 models are served with causal=False.
@@ -33,6 +33,7 @@ class DecoderConfig:
     hidden_act: str
     causal: bool = True
     long_rope: rope.LongRope | None = None
+    qk_norm: bool = False  # an RMS norm over each head of queries and keys, before they are rotated
     # the language-model head: none, the token embeddings, or a kernel of its own
     lm_head: Literal["none", "tied", "own"] = "none"
 
@@ -76,6 +77,8 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, keys, bias=bias, key=k)
         self.v_proj = Linear(width, keys, bias=bias, key=v)
         self.o_proj = Linear(queries, width, bias=False, key=o)
+        norms = [RMSNorm(config.head_dim, epsilon=config.rms_norm_eps) for _ in range(2)]
+        self.q_norm, self.k_norm = norms if config.qk_norm else (None, None)
         self.head_dim = config.head_dim
         self.causal = config.causal
 
@@ -92,8 +95,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
-        q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
-        k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
+        q, k = self.q_proj(x).reshape(heads), self.k_proj(x).reshape(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         v = self.v_proj(x).reshape(heads)
         # In a causal model no real token sees padding: a mask would cost and change nothing.
         length = None if self.causal else length

@@ -1,18 +1,25 @@
 """Conversion of Hugging Face configurations to those of our models."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
-from unime_jax.models.rope import LongRope, contiguous_axes
+from unime_jax.models.rope import LongRope, contiguous_axes, interleaved_axes
 from unime_jax.models.vlm import Pixels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+# How decoders divide rotary frequencies among time, row and column. Of others, such as a plain
+# Qwen2, sections are not read.
+MROPE: Mapping[str, Callable[[Sequence[int]], tuple[int, ...]]] = {
+    "qwen2_vl_text": contiguous_axes,
+    "qwen3_vl_text": interleaved_axes,
+}
 
 
 def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -74,7 +81,7 @@ def decoder_config(
     max_length: int,
     causal: bool = True,
 ) -> DecoderConfig:
-    """Decoder configuration of a text_config of Qwen2, Llama, Mistral or Phi-3.
+    """Decoder configuration of a text_config of Qwen2, Qwen3, Llama, Mistral or Phi-3.
 
     Args:
       text: the configuration.
@@ -119,17 +126,31 @@ def decoder_config(
         head_dim=head_dim,
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=rope["rope_theta"],
-        rope_axes=contiguous_axes(
-            # Qwen2-VL's alone: of a plain Qwen2 it is not read.
-            rope.get("mrope_section", (head_dim // 2,))
-            if text.model_type == "qwen2_vl_text"
-            else (head_dim // 2,)
-        ),
+        rope_axes=_rope_axes(text, head_dim),
         qkv_bias=qwen2,
+        qk_norm=text.model_type.startswith("qwen3"),
         hidden_act=text.hidden_act,
         causal=causal,
         long_rope=long_rope(text) if rope_type == "longrope" else None,
     )
+
+
+def _rope_axes(text: "PretrainedConfig", head_dim: int) -> tuple[int, ...]:
+    """Position axis of each rotary frequency; of models of texts there is one."""
+    sections = text.rope_parameters.get("mrope_section")
+    if sections is None or text.model_type not in MROPE:
+        return contiguous_axes((head_dim // 2,))
+    return MROPE[text.model_type](sections)
+
+
+def require_mrope(text: "PretrainedConfig", head_dim: int) -> None:
+    """Raises ValueError unless half a head's frequencies are divided among three axes."""
+    sections = text.rope_parameters.get("mrope_section", ())
+    if len(sections) != 3 or 2 * sum(sections) != head_dim:
+        raise ValueError(
+            "config.json: mrope_section must be three numbers that add up to half a head,"
+            f" {head_dim // 2}, and is {list(sections)}"
+        )
 
 
 def long_rope(text: "PretrainedConfig") -> LongRope:

@@ -62,13 +62,9 @@ def open_folder(
     )
     vision = tower_config(config, text)
     file, processor = open_image_processor(folder, vision)
-    own = _own_pixels(file, processor)
+    own = own_pixels(file, processor)
     least, most = processing.pixels or own
-    if not 0 < least <= most:
-        where = "processing.pixels" if processing.pixels else f"{file}: its pixels"
-        raise ValueError(
-            f"{where} are {least} to {most}; they must be positive, and the least first"
-        )
+    require_range(least, most, "processing.pixels" if processing.pixels else f"{file}: its pixels")
     preprocess = Qwen2VlPreprocessor(
         prompt=open_prompt(
             folder,
@@ -107,7 +103,7 @@ def open_folder(
         ),
         processing=processing,
         config_changes={},
-        image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
+        image_processor_changes=spelled(processor, processing.pixels) if processing.pixels else {},
         loads_in_transformers=not differences,
         caveats=differences,
         text_only=TextOnly(
@@ -181,17 +177,8 @@ def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionC
     hf_config.require_bidirectional_tower(vision)
     rope_type = vision.rope_parameters["rope_type"]
     hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
-    sections = config.text_config.rope_parameters.get("mrope_section", ())
-    if len(sections) != 3 or 2 * sum(sections) != text.head_dim:
-        raise ValueError(
-            "config.json: mrope_section must be three numbers that add up to half a head,"
-            f" {text.head_dim // 2}, and is {list(sections)}"
-        )
-    if TILE % vision.spatial_merge_size**2:
-        raise ValueError(
-            f"config.json: vision_config.spatial_merge_size is {vision.spatial_merge_size}; tokens"
-            f" of its square of patches do not fill a tile of {TILE}"
-        )
+    hf_config.require_mrope(config.text_config, text.head_dim)
+    require_whole_tokens(vision.spatial_merge_size, TILE)
     return QwenVisionConfig(
         hidden_size=vision.embed_dim,
         intermediate_size=int(vision.embed_dim * vision.mlp_ratio),
@@ -204,6 +191,15 @@ def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> QwenVisionC
         hidden_act=vision.hidden_act,
         rope_theta=vision.rope_parameters["rope_theta"],
     )
+
+
+def require_whole_tokens(merge: int, tile: int) -> None:
+    """Raises ValueError unless tokens of merge x merge patches fill a tile."""
+    if tile % merge**2:
+        raise ValueError(
+            f"config.json: vision_config.spatial_merge_size is {merge}; tokens of its square of"
+            f" patches do not fill a tile of {tile}"
+        )
 
 
 def open_image_processor(
@@ -230,7 +226,7 @@ def open_image_processor(
     return file, settings
 
 
-def _own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int]:
+def own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int]:
     """Least and most pixels that a checkpoint's image processor asks for."""
     area = image_processor_config.area(settings)
     if area is None:
@@ -238,7 +234,15 @@ def _own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, i
     return area[LEAST], area[MOST]
 
 
-def _spelled(settings: Mapping[str, Any], pixels: tuple[int, int]) -> dict[str, Any]:
+def require_range(least: int, most: int, where: str) -> None:
+    """Raises ValueError, of pixels that `where` gives, unless they are a range."""
+    if not 0 < least <= most:
+        raise ValueError(
+            f"{where} are {least} to {most}; they must be positive, and the least first"
+        )
+
+
+def spelled(settings: Mapping[str, Any], pixels: tuple[int, int]) -> dict[str, Any]:
     """The settings that make transformers take these pixels, in each spelling of the folder."""
     least, most = pixels
     changes: dict[str, Any] = {}

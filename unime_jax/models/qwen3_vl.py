@@ -1,0 +1,56 @@
+"""Qwen3-VL: Qwen2-VL's form, with a tower that the decoder's first layers see several layers of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt8
+
+from unime_jax.models.decoder import Decoder, DecoderConfig
+from unime_jax.models.qwen3_vit import Qwen3VisionConfig, Qwen3VisionTower
+from unime_jax.models.vlm import Execution, Pixels, TowerFeatures, VisionFeatures, Vlm, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3VlConfig:
+    """Configuration of a checkpoint, read from its Hugging Face configuration files."""
+
+    text: DecoderConfig
+    vision: Qwen3VisionConfig
+    pixels: Pixels
+
+
+class Qwen3Vl(Vlm):
+    """Qwen3-VL. A tile is a run of patches; image shapes are data."""
+
+    def __init__(self, config: Qwen3VlConfig, *, key: jax.Array):
+        tower, decoder = jax.random.split(key)
+        self.visual = Qwen3VisionTower(config.vision, key=tower)
+        self.language_model = Decoder(config.text, key=decoder)
+        self.pixels = config.pixels
+
+    def tower_features(
+        self,
+        patches: UInt8[Array, "R N P F"],
+        position: Int[Array, "R N P 3"] | None,
+        execution: Execution,
+    ) -> TowerFeatures:
+        """States of each level and the last layer's, [R, N * P, width] each.
+
+        Patches see those of their own image in all tiles of a row.
+        """
+        assert position is not None, "the family's layout is `positioned`"
+        states = self.visual(
+            normalise(patches, self.pixels).astype(execution.dtype),
+            position,
+            remat=execution.remat,
+            implementation=execution.attention,
+        )
+        return TowerFeatures(tuple(states))
+
+    def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
+        """Row g of a table is the token merged of the g-th patches of all tiles of a row."""
+        *levels, last = features.levels
+        return VisionFeatures(
+            self.visual.merger(last), self.visual.deepstack(jnp.stack(levels))
+        )
