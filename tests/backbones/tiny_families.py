@@ -362,7 +362,7 @@ def write_qwen3_vl(
         folder,
         "preprocessor_config.json",
         {
-            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": "Qwen3VLProcessor",
             "size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]},
             "patch_size": patch,

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 
 from tests.backbones.checkpoints import tensors
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl, write_qwen3_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
@@ -31,6 +31,7 @@ FAMILIES = {  # and the most tiles of an image
     "llava_onevision": (lambda f: write_folder(f, vision=VISION, text=TEXT), 5),
     "llava_next": (lambda f: write_llava_next(f, decoder="mistral"), 5),
     "qwen2_vl": (write_qwen2_vl, 1),
+    "qwen3_vl": (write_qwen3_vl, 1),
 }
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
 PROMPT = "Represent the image: "

@@ -40,7 +40,7 @@ def image_sizes(position: Int[Array, "R N P 3"]) -> Int[Array, "R N 2"]:
 
 
 def bilinear_taps(
-    index: Int[Array, "*any"], size: Int[Array, "*any"], side: int
+    index: Int[Array, "*any"], size: Int[Array, "*#any"], side: int
 ) -> tuple[Int[Array, "*any 2"], Float[Array, "*any 2"]]:
     """Two neighbours in a grid of `side` lines, and their weights, for lines of another grid.
 

@@ -113,11 +113,17 @@ def open_folder(
 
 
 def names(vision: Qwen3VisionConfig) -> weights.Names:
-    """The spelling of published checkpoints; a model without head leaves "model." out."""
+    """The spelling of published checkpoints.
+
+    A model without head leaves "model." out, and the language model alone all of the prefix.
+    """
     patch = vision.patch_size
     return weights.Names(
         prefixes=(("visual.", "model.visual."), ("language_model.", "model.language_model.")),
-        aliases=((r"^(visual|language_model)\.", r"model.\1."),),
+        aliases=(
+            (r"^(visual|language_model)\.", r"model.\1."),
+            (r"^(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
+        ),
         modules=(
             weights.AS_PUBLISHED,
             (("model.visual.", "visual."), ("model.language_model.", "language_model.")),
