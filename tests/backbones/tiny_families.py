@@ -102,6 +102,24 @@ QWEN3_VL_TOWER = dict(
     deepstack_visual_indexes=[0, 1],
 )
 
+# Of the published config.json files: tower and decoder. Their parameters without a head are
+# 2,127,532,032 and 8,144,793,840.
+QWEN3_VL_PUBLISHED = {
+    "2b": (
+        dict(hidden_size=1024, intermediate_size=4096, depth=24, num_heads=16)
+        | dict(num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17]),
+        dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28)
+        | dict(num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151936),
+    ),
+    "8b": (
+        dict(hidden_size=1152, intermediate_size=4304, depth=27, num_heads=16)
+        | dict(num_position_embeddings=2304, deepstack_visual_indexes=[8, 16, 24]),
+        dict(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36)
+        | dict(num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=151936)
+        | dict(tie_word_embeddings=False),
+    ),
+}
+
 
 def write_llava_next(
     folder: pathlib.Path,
@@ -413,6 +431,20 @@ def write_qwen3_vl(
         },
     )
     return folder
+
+
+def write_qwen3_vl_published(folder: pathlib.Path, size: str) -> pathlib.Path:
+    """As `write_qwen3_vl`, in a published size and with images of up to 1280 tokens."""
+    vision, text = QWEN3_VL_PUBLISHED[size]
+    return write_qwen3_vl(
+        folder,
+        patch=16,
+        pixels=(4 * 1024, 1280 * 1024),
+        mrope_section=(24, 20, 20),
+        vision=vision,
+        text=text,
+        newest=size == "8b",
+    )
 
 
 def _write(folder: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
