@@ -433,6 +433,69 @@ def write_qwen3_vl(
     return folder
 
 
+def write_qwen3_vl_embedding(folder: pathlib.Path, **sizes: Any) -> pathlib.Path:
+    """As `write_qwen3_vl`, in the form of Qwen3-VL-Embedding-*.
+
+    The tokenizer adds the token that is pooled, and there are files of sentence-transformers.
+    """
+    write_qwen3_vl(folder, **sizes)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = "<|endoftext|>"
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"$A:0 {end}:0",
+                pair=f"$A:0 {end}:0 $B:1 {end}:1",
+                special_tokens=[(end, backend.token_to_id(end))],
+            ),
+        ]
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    package = "sentence_transformers"
+    kinds = (
+        f"{package}.base.modules.transformer.Transformer",
+        f"{package}.sentence_transformer.modules.pooling.Pooling",
+        f"{package}.sentence_transformer.modules.normalize.Normalize",
+    )
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    state = {"method": "forward", "method_output_name": "last_hidden_state"}
+    _write(
+        folder,
+        "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                "text": state,
+                "image": state,
+                "message": state | {"format": "structured"},
+            },
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        },
+    )
+    _write(
+        folder,
+        "config_sentence_transformers.json",
+        {
+            "prompts": {"query": "Find what the query asks for", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    width = json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]
+    pooling = {"embedding_dimension": width, "pooling_mode": "lasttoken", "include_prompt": True}
+    _write(folder, "1_Pooling/config.json", pooling)
+    return folder
+
+
 def write_qwen3_vl_published(folder: pathlib.Path, size: str) -> pathlib.Path:
     """As `write_qwen3_vl`, in a published size and with images of up to 1280 tokens."""
     vision, text = QWEN3_VL_PUBLISHED[size]

@@ -34,6 +34,7 @@ class DecoderConfig:
     causal: bool = True
     long_rope: rope.LongRope | None = None
     qk_norm: bool = False  # an RMS norm over each head of queries and keys, before they are rotated
+    final_norm: bool = True  # of states that are returned; a head always reads them after it
     # the language-model head: none, the token embeddings, or a kernel of its own
     lm_head: Literal["none", "tied", "own"] = "none"
 
@@ -171,6 +172,7 @@ class Decoder(nnx.Module):
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
         self.has_head = config.lm_head != "none"
+        self.final_norm = config.final_norm or self.has_head
         self.lm_head: Linear | None = nnx.data(None)
         if config.lm_head == "own":
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, key=head)
@@ -188,7 +190,7 @@ class Decoder(nnx.Module):
         segment: Int[Array, "R T"] | None = None,
         shares_prefix: bool = True,
     ) -> Float[Array, "R T D"]:
-        """Hidden states after the final norm, from token (or image) embeddings.
+        """Hidden states after the final norm, or before it, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves
         padding out. Array i of `deepstack` is added to the states after layer i. `segment` is as
@@ -212,7 +214,7 @@ class Decoder(nnx.Module):
             remat=remat,
             added=deepstack,
         )
-        return self.norm(x)
+        return self.norm(x) if self.final_norm else x
 
     def logits(
         self, hidden: Float[Array, "R D"], tokens: Int[Array, " n"] | None = None

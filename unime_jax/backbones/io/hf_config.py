@@ -79,6 +79,7 @@ def decoder_config(
     *,
     model_types: tuple[str, ...],
     max_length: int,
+    final_norm: bool,
     causal: bool = True,
 ) -> DecoderConfig:
     """Decoder configuration of a text_config of Qwen2, Qwen3, Llama, Mistral or Phi-3.
@@ -87,6 +88,7 @@ def decoder_config(
       text: the configuration.
       model_types: those that the family comes with.
       max_length: the most tokens of a row; a sliding window must be at least as long.
+      final_norm: whether states are read after the final norm.
       causal: whether a token sees only those before it.
 
     Raises:
@@ -131,6 +133,7 @@ def decoder_config(
         qk_norm=text.model_type.startswith("qwen3"),
         hidden_act=text.hidden_act,
         causal=causal,
+        final_norm=final_norm,
         long_rope=long_rope(text) if rope_type == "longrope" else None,
     )
 

@@ -6,7 +6,7 @@ Rows are Qwen2-VL's, with other sizes.
 import dataclasses
 import math
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
@@ -17,8 +17,10 @@ from unime_jax.backbones.preprocessing.processing import (
     require_missing_images,
 )
 from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
+from unime_jax.backbones.preprocessing.system_prompt import added_ending, open_system_prompt
 from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.backbones.qwen2_vl.rows import TILE, Qwen2VlPreprocessor
+from unime_jax.data.settings import MissingImages
 from unime_jax.data.shapes import Layout
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
@@ -30,6 +32,30 @@ if TYPE_CHECKING:
 
 PROCESSING = Processing(prompt="chat", grid_positions=True)
 POOLINGS = ("lasttoken",)
+EMBEDDER_TOKENS = 4, 1800  # least and most of an image, of Qwen3-VL-Embedding's code
+
+
+class PromptArguments(TypedDict):
+    """Arguments of both ways to open a prompt."""
+
+    image_token_id: int
+    vocab_size: int
+    max_length: int
+    missing_images: MissingImages
+
+
+def published(folder: pathlib.Path, config: "PretrainedConfig") -> Processing:
+    """The processing of a published folder, which Qwen3-VL-Embedding is if it ends sequences.
+
+    Its tokenizer adds the token that is pooled, which no other Qwen3-VL's does; its code, and no
+    file, has the limits of an image.
+    """
+    if not added_ending(open_tokenizer(folder).backend_tokenizer):
+        return PROCESSING
+    vision = config.vision_config
+    area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    least, most = (tokens * area for tokens in EMBEDDER_TOKENS)
+    return Processing(prompt="system", grid_positions=True, pixels=(least, most))
 
 
 def open_folder(
@@ -45,6 +71,7 @@ def open_folder(
         config.text_config,
         model_types=("qwen3_vl_text",),
         max_length=max_length,
+        final_norm=processing.final_norm,
         causal=hf_config.is_causal(config, outer=False),
     )
     vision = tower_config(config, text)
@@ -53,16 +80,20 @@ def open_folder(
     least, most = processing.pixels or own
     where = "processing.pixels" if processing.pixels else f"{file}: its pixels"
     qwen2_vl.require_range(least, most, where)
+    opened: PromptArguments = {
+        "image_token_id": config.image_token_id,
+        "vocab_size": text.vocab_size,
+        "max_length": max_length,
+        "missing_images": processing.missing_images,
+    }
+    tokenizer = open_tokenizer(folder)
+    prompt = (
+        open_system_prompt(folder, tokenizer, **opened)
+        if processing.prompt == "system"
+        else open_prompt(folder, tokenizer, style=processing.prompt, **opened)
+    )
     preprocess = Qwen2VlPreprocessor(
-        prompt=open_prompt(
-            folder,
-            open_tokenizer(folder),
-            image_token_id=config.image_token_id,
-            vocab_size=text.vocab_size,
-            style=processing.prompt,
-            max_length=max_length,
-            missing_images=processing.missing_images,
-        ),
+        prompt=prompt,
         patch=vision.patch_size,
         merge=vision.merge,
         tile=TILE,
@@ -108,7 +139,7 @@ def open_folder(
             preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
             unshared=text.unshared,
         ),
-        instruction="{instruction}\n",
+        instruction="{instruction}" if processing.prompt == "system" else "{instruction}\n",
     )
 
 
