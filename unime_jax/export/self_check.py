@@ -12,7 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -22,7 +22,7 @@ from absl import app, logging
 from jax.sharding import Mesh
 
 from unime_jax import files
-from unime_jax.backbones import open_backbone
+from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import images
 from unime_jax.data.inference_shapes import Ladder
@@ -30,7 +30,7 @@ from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import UserInput, to_item
 from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.export import transformers_check
+from unime_jax.export import row_facts, transformers_check
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import targets
 from unime_jax.models.vlm import Execution
@@ -45,6 +45,7 @@ def self_check(
     folder: files.Path,
     items: Sequence[Item],
     trained: Encoder,
+    trained_as: Backbone,
     *,
     shapes: BatchShapes | Ladder,
     mesh: Mesh,
@@ -55,6 +56,7 @@ def self_check(
     """Reads an export back, compares its embeddings with the trained model's, and records them.
 
     Writes <folder>/self_check.json with the inputs as the model gets them, images beside it.
+    `trained_as` is the backbone whose preprocessing the trained model has.
 
     Returns:
       the lowest cosine between exported and trained embeddings of the items.
@@ -72,15 +74,16 @@ def self_check(
     cosine = lowest_cosine(expected, embeddings)
     bound = lowest_allowed(dtype, execution.dtype)
     if not cosine >= bound:
+        before, now = ([row_facts.facts(x, item) for item in items] for x in (trained_as, backbone))
         raise RuntimeError(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
-            f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
+            f"{len(items)} inputs, at least {bound} was expected. {_named(before, now)} The export"
+            " is kept for study."
         )
     _check_different(embeddings, bound, folder)
     transformers_check.check(copy, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
-        rendered = backbone.preprocess.prompt.rendered
-        _write(folder, items, embeddings, rendered, dtype, execution.dtype)
+        _write(folder, items, embeddings, backbone, dtype, execution.dtype)
     logging.info("export %s reproduces the trained model: lowest cosine %.7f", folder, cosine)
     return cosine
 
@@ -110,7 +113,7 @@ def first_check(
     _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
     items = [to_item(given) for given in inputs]
     transformers_check.check(folder, backbone, items)
-    _write(folder, items, embeddings, backbone.preprocess.prompt.rendered, dtype, computed_in)
+    _write(folder, items, embeddings, backbone, dtype, computed_in)
     return items
 
 
@@ -140,11 +143,13 @@ def repeat(folder: files.Path) -> float:
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     model = Embedder.from_pretrained(folder, dtype="float32")
     items = inputs_of(folder)
-    for item, entry in zip(items, record["inputs"], strict=True):
-        if model.rendered(item, prompt="") != entry["text"]:
+    backbone = open_backbone(str(folder), max_length=model.max_length, weights=False)
+    now = [row_facts.facts(backbone, to_item(item)) for item in items]
+    for fact, entry in zip(now, record["inputs"], strict=True):
+        if fact["prompt"] != entry["text"]:
             raise RuntimeError(
-                f"{folder} words an item as {model.rendered(item, prompt='')!r}; when it was"
-                f" exported, it was {entry['text']!r}"
+                f"{folder} words an item as {fact['prompt']!r}; when it was exported, it was"
+                f" {entry['text']!r}"
             )
     expected = np.array(record["embeddings"])
     # The whole of every vector, whatever the folder's default.
@@ -155,9 +160,9 @@ def repeat(folder: files.Path) -> float:
         raise RuntimeError(
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
             f" {len(items)} inputs, at least {bound} was expected."
+            f" {_named(origin.get('facts'), now)}"
         )
     _check_different(np.array(record["embeddings"]), bound, folder)
-    backbone = open_backbone(str(folder), max_length=model.max_length, weights=False)
     transformers_check.check(folder, backbone, [to_item(item, "", "") for item in items])
     return cosine
 
@@ -176,6 +181,19 @@ def repeat_in_a_new_process(folder: files.Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{folder} failed its check in a new process:\n{done.stderr[-4000:]}")
+
+
+def _named(before: Sequence[row_facts.Facts] | None, now: Sequence[row_facts.Facts]) -> str:
+    """What differs in how inputs are read, as a sentence; `before` is None of older exports."""
+    if before is None:
+        return "How its inputs were read then is not recorded."
+    differences = row_facts.differing(before, now)
+    if differences:
+        return f"It reads inputs otherwise: {'; '.join(differences)}."
+    return (
+        "End token, final norm, resize and prompt are what they were, so it is the weights or the"
+        " program that differ."
+    )
 
 
 def lowest_cosine(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -221,7 +239,7 @@ def _write(
     folder: files.Path,
     items: Sequence[Item],
     embeddings: np.ndarray,
-    rendered: Callable[[Item], str],
+    backbone: Backbone,
     dtype: np.dtype,
     computed_in: np.dtype,
 ) -> None:
@@ -235,13 +253,17 @@ def _write(
             names.append(f"self_check_{i}{place}{images.suffix(media.data)}")
             files.write_whole(folder / names[-1], media.data)
         several = {"images": names} if len(names) > 1 else {"image": names[0] if names else None}
-        inputs.append({"text": rendered(item)} | several)
+        inputs.append({"text": backbone.preprocess.prompt.rendered(item)} | several)
     record = {
         "dtype": np.dtype(dtype).name,
         "inputs": inputs,
         "embeddings": [[float(x) for x in row] for row in embeddings],
     }
-    origin = {"computed_in": np.dtype(computed_in).name, "texts": [item.text for item in items]}
+    origin = {
+        "computed_in": np.dtype(computed_in).name,
+        "texts": [item.text for item in items],
+        "facts": [row_facts.facts(backbone, item) for item in items],
+    }
     for name, content in ((FILE, record), (ITEMS, origin)):
         files.write_whole(folder / name, json.dumps(content) + "\n")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -120,6 +120,12 @@ class Prompt:
             return self.frames
         (before, after), line = self._turn(), f"{self.image_token}\n"
         return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
+
+    def turns(self, text: str, images: int) -> tuple[list[dict[str, Any]], str]:
+        """Messages that a chat template makes such a prompt of, and the prompt."""
+        before, after = self.frames[images]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        return [{"role": "user", "content": content}], before + text + after
 
     def check_tokenizer(self, folder: pathlib.Path) -> None:
         """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import sys
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -57,6 +57,12 @@ class SystemPrompt(Prompt):
     def ending(self) -> list[int]:
         """Ids that the tokenizer adds at the end of every prompt."""
         return added_ending(self.tokenizer) if self.special_tokens else []
+
+    def turns(self, text: str, images: int) -> tuple[list[dict[str, Any]], str]:
+        """Messages that a chat template makes such a prompt of, and the prompt."""
+        messages, prompt = super().turns(text, images)
+        system = {"role": "system", "content": [{"type": "text", "text": DEFAULT}]}
+        return [system, *messages], self.opening + DEFAULT + prompt
 
     def _segments(self, item: Item) -> tuple[Segments, int]:
         text, markers = image_markers.without_markers(item.text, self.image_token)
