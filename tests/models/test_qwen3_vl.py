@@ -63,7 +63,7 @@ ITEMS = [
 ]
 
 
-def test_integers_and_weights_of_any_grid():
+def check_integers_and_weights_of_any_grid():
     """Places, bilinear taps and their weights, as transformers' host functions give them."""
     random = np.random.default_rng(0)
     for side in (1, 7, 48):
@@ -96,6 +96,7 @@ def test_integers_and_weights_of_any_grid():
 
 def test_every_part_against_transformers(pair):
     """Bytes of images of several sizes in tiles, against the processor's pixels in one run."""
+    check_integers_and_weights_of_any_grid()
     pictures = tuple(image(i, *size) for i, size in enumerate(((60, 41), (9, 30), (8, 8))))
     row = pair.backbone.preprocess(Item("x", pictures))
     assert len(row.patches) > 4 and (row.patch_position[..., 0] == -1).any()

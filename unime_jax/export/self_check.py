@@ -83,7 +83,8 @@ def self_check(
     _check_different(embeddings, bound, folder)
     transformers_check.check(copy, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
-        _write(folder, items, embeddings, backbone, dtype, execution.dtype)
+        facts = [row_facts.facts(backbone, item) for item in items]
+        _write(folder, items, embeddings, facts, dtype, execution.dtype)
     logging.info("export %s reproduces the trained model: lowest cosine %.7f", folder, cosine)
     return cosine
 
@@ -113,7 +114,8 @@ def first_check(
     _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
     items = [to_item(given) for given in inputs]
     transformers_check.check(folder, backbone, items)
-    _write(folder, items, embeddings, backbone, dtype, computed_in)
+    facts = [row_facts.facts(backbone, item) for item in items]
+    _write(folder, items, embeddings, facts, dtype, computed_in)
     return items
 
 
@@ -148,8 +150,8 @@ def repeat(folder: files.Path) -> float:
     for fact, entry in zip(now, record["inputs"], strict=True):
         if fact["prompt"] != entry["text"]:
             raise RuntimeError(
-                f"{folder} words an item as {fact['prompt']!r}; when it was exported, it was"
-                f" {entry['text']!r}"
+                f"{folder}: the prompt differs: it words an item as {fact['prompt']!r}; when it was"
+                f" exported, it was {entry['text']!r}"
             )
     expected = np.array(record["embeddings"])
     # The whole of every vector, whatever the folder's default.
@@ -239,7 +241,7 @@ def _write(
     folder: files.Path,
     items: Sequence[Item],
     embeddings: np.ndarray,
-    backbone: Backbone,
+    facts: Sequence[row_facts.Facts],
     dtype: np.dtype,
     computed_in: np.dtype,
 ) -> None:
@@ -253,7 +255,7 @@ def _write(
             names.append(f"self_check_{i}{place}{images.suffix(media.data)}")
             files.write_whole(folder / names[-1], media.data)
         several = {"images": names} if len(names) > 1 else {"image": names[0] if names else None}
-        inputs.append({"text": backbone.preprocess.prompt.rendered(item)} | several)
+        inputs.append({"text": facts[i]["prompt"]} | several)
     record = {
         "dtype": np.dtype(dtype).name,
         "inputs": inputs,
@@ -262,7 +264,7 @@ def _write(
     origin = {
         "computed_in": np.dtype(computed_in).name,
         "texts": [item.text for item in items],
-        "facts": [row_facts.facts(backbone, item) for item in items],
+        "facts": list(facts),
     }
     for name, content in ((FILE, record), (ITEMS, origin)):
         files.write_whole(folder / name, json.dumps(content) + "\n")

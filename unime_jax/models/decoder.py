@@ -5,6 +5,7 @@ models are served with causal=False.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -78,8 +79,9 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, keys, bias=bias, key=k)
         self.v_proj = Linear(width, keys, bias=bias, key=v)
         self.o_proj = Linear(queries, width, bias=False, key=o)
-        norms = [RMSNorm(config.head_dim, epsilon=config.rms_norm_eps) for _ in range(2)]
-        self.q_norm, self.k_norm = norms if config.qk_norm else (None, None)
+        norm = functools.partial(RMSNorm, config.head_dim, epsilon=config.rms_norm_eps)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
         self.head_dim = config.head_dim
         self.causal = config.causal
 

@@ -51,6 +51,4 @@ class Qwen3Vl(Vlm):
     def project(self, features: TowerFeatures, execution: Execution) -> VisionFeatures:
         """Row g of a table is the token merged of the g-th patches of all tiles of a row."""
         *levels, last = features.levels
-        return VisionFeatures(
-            self.visual.merger(last), self.visual.deepstack(jnp.stack(levels))
-        )
+        return VisionFeatures(self.visual.merger(last), self.visual.deepstack(jnp.stack(levels)))

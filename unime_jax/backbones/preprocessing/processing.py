@@ -58,9 +58,9 @@ def caveats(processing: Processing) -> tuple[str, ...]:
         sentences.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
     if not processing.final_norm:
         sentences.append(
-            "The state that is pooled is the one before the decoder's final norm, `hidden_states[-1]`"
-            " in transformers 4; in transformers 5 that is after the norm, as is `last_hidden_state`"
-            " in both."
+            "The state that is pooled is the one before the decoder's final norm: transformers 4's"
+            " `hidden_states[-1]`, which transformers 5 has after it, as both have"
+            " `last_hidden_state`."
         )
     if processing.missing_images == "token":
         sentences.append("An image marker without an image is one image token, without features.")
