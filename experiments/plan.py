@@ -38,6 +38,13 @@ EXPECTED = {
     "stage2:llava_onevision_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1536)},
     "stage2:llava_next_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1280)},
     "stage2:qwen2_vl_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
+    "stage2:qwen3_vl_2b": {"topologies": ("v5e:4x4",), "rows": PAIRS, "tokens": (48, 512, 512)},
+    "stage2:qwen3_vl_8b": {"topologies": ("v5e:4x4",), "rows": PAIRS, "tokens": (48, 512, 512)},
+    "stage2:qwen3_vl_embedding_2b": {
+        "topologies": ("v5e:4x4",),
+        "rows": PAIRS,
+        "tokens": (64, 512, 512),
+    },
     "stage2:phi3_v_4b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 832)},
     "stage2:clip_large_336": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 24, 40)},
     "stage2:siglip2_so400m": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 64, 64)},
@@ -59,9 +66,13 @@ NAMED = {
     "stage2_7b_lora_64_chips": ("stage2:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b_4096_pairs": ("llave:llava_onevision_7b", ("v5p:4x4x4",), "llava_onevision_7b"),
+    "qwen3_vl_2b_lora": ("stage2:qwen3_vl_2b", ("v5e:4x4",), "qwen3_vl_2b"),
+    "qwen3_vl_8b_lora": ("stage2:qwen3_vl_8b", ("v5e:4x4",), "qwen3_vl_8b"),
+    "qwen3_vl_2b_int8": ("stage2:qwen3_vl_2b", ("v6e:1x1",), "qwen3_vl_2b"),
     "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
 }
 CHANGED = {
+    "qwen3_vl_2b_int8": {"execution.frozen_dtype": "int8", "batch_size": 256, "chunk_size": 4},
     "stage2_7b_lora_64_chips": {"chunk_size": 64},
     "llave_7b_4096_pairs": {
         "batch_size": 4096,

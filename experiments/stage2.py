@@ -5,6 +5,8 @@
 --config=experiments/stage2.py:llava_onevision_05b     the same for 0.5B, on a single chip
 --config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
 --config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
+--config=experiments/stage2.py:qwen3_vl_2b             the same for Qwen3-VL; or qwen3_vl_8b
+--config=experiments/stage2.py:qwen3_vl_embedding_2b   LoRA on Qwen3-VL-Embedding
 --config=experiments/stage2.py:phi3_v_4b               the same for Phi-3.5-Vision
 --config=experiments/stage2.py:clip_large_336          the same for CLIP, a baseline
 --config=experiments/stage2.py:siglip2_so400m          the same for SigLIP 2
@@ -16,6 +18,10 @@ from ml_collections import ConfigDict
 
 from unime_jax.operations.recipes import base, families
 
+FASTER = (
+    "qwen2_vl_7b", "qwen3_vl_2b", "qwen3_vl_8b", "phi3_v_4b", "clip_large_336", "siglip2_so400m",
+)  # fmt: skip
+
 
 def get_config(variant: str = "mini") -> ConfigDict:
     if base.variant_of(variant, ("mini", *families.FAMILIES)) == "mini":
@@ -23,7 +29,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     else:
         config = base.pretrained(variant)
         config.optimizer.learning_rate = 2e-5
-    if variant in ("qwen2_vl_7b", "phi3_v_4b", "clip_large_336", "siglip2_so400m"):
+    if variant in FASTER:
         config.optimizer.learning_rate = 1e-4
     config.loss.hard_negatives = 8
     config.loss.false_negative_margin = 0.1
