@@ -276,7 +276,7 @@ def recorded_model():
     """Pixels there are value / 32, and the two frames of a patch differ."""
     config = AutoConfig.from_pretrained(GOLDEN)
     text = hf_config.decoder_config(
-        config.text_config, model_types=("qwen2_vl_text",), max_length=64
+        config.text_config, model_types=("qwen2_vl_text",), max_length=64, final_norm=True
     )
     vision = qwen2_vl.tower_config(config, text)
     pixels = Pixels((0.0,) * 3, (1.0,) * 3, 1 / 32)
