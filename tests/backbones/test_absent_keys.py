@@ -40,9 +40,7 @@ PHI3_V = {
 
 def decoder(text, max_length=16):
     types = (text.model_type,)
-    return hf_config.decoder_config(
-        text, model_types=types, max_length=max_length, final_norm=True
-    )
+    return hf_config.decoder_config(text, model_types=types, max_length=max_length, final_norm=True)
 
 
 def test_a_decoder_takes_its_numbers_and_refuses_what_it_lacks():
