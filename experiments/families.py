@@ -7,7 +7,8 @@ with an image on one side.
 from unime_jax.data.settings import Bucket
 
 # The layers that VLM2Vec's and UniME's target names reach: of the decoder all but gate and up, of
-# a CLIP or SigLIP tower the attention's; no layer of Qwen2-VL's tower has such a name.
+# a CLIP or SigLIP tower the attention's; no layer of Qwen2-VL's tower has such a name. Qwen2.5-VL's
+# has a down_proj, which is left frozen with all else of it, so that its features are kept.
 ADAPTED = r"(language_model|vision_tower)\..*\.(q|k|v|o|down|out)_proj"
 # Phi-3.5-Vision's targets name its fused layers, so gate and up have adapters, too. The parts of a
 # fused layer have one each here; exported, they are one of two or three times the rank.
@@ -87,6 +88,21 @@ FAMILIES = {
             "dora": False,
             "targets": ((QWEN3_VL_ADAPTED, True), (".*", False)),
         },
+    },
+    # As Qwen2-VL: images of up to 672 x 672 pixels, in the chat template.
+    "qwen2_5_vl_7b": {
+        "backbone": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "chunk_size": 32,
+        "processing": {"pixels": (56 * 56, 672 * 672)},
+        "lora": {"targets": ((ADAPTED, True), (".*", False))},
+        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
+    },
+    "qwen2_5_vl_3b": {
+        "backbone": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "chunk_size": 32,
+        "processing": {"pixels": (56 * 56, 672 * 672)},
+        "lora": {"targets": ((ADAPTED, True), (".*", False))},
+        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
     },
     # 4 crops an image, bare text (VLM2Vec); UniME adds `processing.image_size = (336, 336)`.
     "phi3_v_4b": {

@@ -1,7 +1,8 @@
 """Scores of a multimodal judge for the candidates of training pairs, for unime_v2.py.
 
 --config=experiments/judge.py                 MiniMMEB by the model of the default run of stage2.py
---config=experiments/judge.py:qwen2_vl_7b     MMEB-train with mined negatives, by Qwen2-VL-7B
+--config=experiments/judge.py:qwen2_5_vl_7b   MMEB-train with mined negatives, by Qwen2.5-VL-7B
+--config=experiments/judge.py:qwen2_vl_7b     the same by Qwen2-VL-7B
 --config=experiments/judge.py:qwen2_vl_7b_reranker     the same, in Qwen3-VL-Reranker's words
 
 Rows with scores are written to <workdir>/rows. The default is a rehearsal: a model that was trained
@@ -15,7 +16,7 @@ from unime_jax.operations.recipes import base
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "qwen2_vl_7b", "qwen2_vl_7b_reranker"))
+    base.variant_of(variant, ("mini", "qwen2_5_vl_7b", "qwen2_vl_7b", "qwen2_vl_7b_reranker"))
     config = ConfigDict()
     config.job = "judge"
     config.backbone = "runs/stage2/hf"  # a folder or a hub id, with its language-model head
@@ -48,8 +49,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.data.max_bad_share = 0.05  # of the rows
 
     if variant != "mini":
-        # The paper's judge is Qwen2.5-VL-7B. Write to where unime_v2.py looks:
-        # --workdir=<data.folder>/mmeb_train_judged
+        # Write to where unime_v2.py looks: --workdir=<data.folder>/mmeb_train_judged
         config.backbone = "Qwen/Qwen2-VL-7B-Instruct"
         config.processing = base.mini().processing
         config.processing.pixels = (56 * 56, 672 * 672)
@@ -61,6 +61,9 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.data.mined = "runs/mine"
         config.data.mined_use = "instead"
         config.data.block = 256
+    if variant == "qwen2_5_vl_7b":  # the paper's judge, as its scores were made
+        config.backbone = "Qwen/Qwen2.5-VL-7B-Instruct"
+        config.judging.repetition_penalty = 1.05
     if variant == "qwen2_vl_7b_reranker":
         config.judging.prompt = "qwen3_vl_reranker"
     return config

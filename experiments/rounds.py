@@ -35,7 +35,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.train = own.get_config()
         config.train.data.negatives = 4
     else:
-        config.judge.backbone = "Qwen/Qwen2-VL-7B-Instruct"  # the paper's is Qwen2.5-VL-7B
+        config.judge.backbone = "Qwen/Qwen2.5-VL-7B-Instruct"
         config.judge.max_length = 4096
         config.judge.dtype = "bfloat16"
         config.judge.judging.margin = 0.01

@@ -65,7 +65,7 @@ def assert_as_transformers(folder: pathlib.Path) -> None:
     backbone = opened(folder)
     theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
     preprocess: Preprocessor = backbone.preprocess
-    expected = preprocess.as_patches(theirs([[noise(61, 37)]], return_tensors="np")["pixel_values"])
+    expected = preprocess.as_patches(theirs([[noise(61, 37)]], return_tensors="np"))
     found = pixels(backbone)
     np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-5)
 

@@ -93,6 +93,7 @@ DECODER = dict(
 )
 CLIP_TOWER = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
 QWEN2_VL_TOWER = dict(embed_dim=16, depth=2, num_heads=2, mlp_ratio=2)
+QWEN2_5_VL_TOWER = dict(hidden_size=16, intermediate_size=24, depth=2, num_heads=2)
 QWEN3_VL_TOWER = dict(
     hidden_size=16,
     intermediate_size=24,
@@ -330,6 +331,53 @@ def write_qwen2_vl(
         }
         | dict(text),
     )
+    return folder
+
+
+def write_qwen2_5_vl(
+    folder: pathlib.Path,
+    *,
+    patch: int = 4,
+    window_size: int = 28,
+    full_layers: Sequence[int] = (1,),
+    vision: Mapping[str, int] = QWEN2_5_VL_TOWER,
+    text: Mapping[str, Any] = DECODER,
+    **options: Any,
+) -> pathlib.Path:
+    """Writes the files that a Qwen2.5-VL (Qwen2.5-VL-*-Instruct) has beside its weights.
+
+    Args:
+      folder: is made if it is not there.
+      patch: pixels along a side of a patch.
+      window_size: pixels along a side of a window; those that fill no token are left out.
+      full_layers: layers of the tower that attend over the whole image.
+      vision: sizes of the tower.
+      text: sizes of the decoder, flat in config.json.
+      options: as of `write_qwen2_vl`.
+    """
+    write_qwen2_vl(folder, patch=patch, text=text, **options)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "vision_config": {
+            "hidden_act": "silu",
+            "in_chans": 3,
+            "out_hidden_size": text["hidden_size"],
+            "patch_size": patch,
+            "spatial_patch_size": patch,
+            "spatial_merge_size": config["vision_config"]["spatial_merge_size"],
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": window_size,
+            "fullatt_block_indexes": list(full_layers),
+        }
+        | dict(vision),
+    }
+    _write(folder, "config.json", config)
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+    preprocessor |= {"processor_class": "Qwen2_5_VLProcessor"}
+    _write(folder, "preprocessor_config.json", preprocessor)
     return folder
 
 

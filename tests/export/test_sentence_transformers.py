@@ -34,6 +34,7 @@ from transformers.utils.chat_template_utils import render_jinja_template  # noqa
 from tests.backbones.tiny_families import (  # noqa: E402
     DECODER,
     write_llava_next,
+    write_qwen2_5_vl,
     write_qwen2_vl,
 )
 from tests.backbones.tiny_folders import write_folder  # noqa: E402
@@ -93,6 +94,7 @@ FAMILIES = {
         image_token="<|image_pad|>",
     ),
 }
+FAMILIES["qwen2_5_vl"] = dataclasses.replace(FAMILIES["qwen2_vl"], write=write_qwen2_5_vl)
 
 
 @dataclasses.dataclass(frozen=True)

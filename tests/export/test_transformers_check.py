@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from tests.backbones.images import encoded, noise
-from tests.backbones.tiny_families import MISTRAL_LM_TEMPLATE, write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import (
+    MISTRAL_LM_TEMPLATE,
+    write_llava_next,
+    write_qwen2_5_vl,
+    write_qwen2_vl,
+)
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
@@ -26,6 +31,7 @@ WRITE = {
     "vicuna": write_llava_next,
     "mistral": lambda folder: write_llava_next(folder, decoder="mistral"),
     "qwen2_vl": write_qwen2_vl,
+    "qwen2_5_vl": write_qwen2_5_vl,
 }
 RAW, CHAT = Processing(prompt="raw"), Processing(prompt="chat")
 IMAGE = Media("a.png", encoded(noise(61, 37)))

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_families import (
     write_llava_next,
+    write_qwen2_5_vl,
     write_qwen2_vl,
     write_qwen3_vl_embedding,
 )
@@ -36,6 +37,7 @@ FAMILIES = {  # and the most tiles of an image
     "llava_next": (lambda f: write_llava_next(f, decoder="mistral"), 5),
     "qwen2_vl": (write_qwen2_vl, 1),
     "qwen3_vl_embedding": (lambda f: write_qwen3_vl_embedding(f, pixels=(256, 4096)), 1),
+    "qwen2_5_vl": (write_qwen2_5_vl, 1),
 }
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
 PROMPT = "Represent the image: "

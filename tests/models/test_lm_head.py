@@ -16,7 +16,12 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl, write_qwen3_vl
+from tests.backbones.tiny_families import (
+    DECODER,
+    write_qwen2_5_vl,
+    write_qwen2_vl,
+    write_qwen3_vl,
+)
 from tests.models.oracle import (
     EXACT,
     load,
@@ -50,6 +55,7 @@ DECODER_CONFIG = DecoderConfig(20, 8, 8, 1, 1, 1, 8, 1e-6, 1e4, (0,) * 4, False,
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     qwen2_vl = write_qwen2_vl(folder / "qwen2_vl", mrope_section=(2, 3, 3), text=UNTIED)
+    qwen2_5_vl = write_qwen2_5_vl(folder / "qwen2_5_vl", mrope_section=(2, 3, 3), text=UNTIED)
     return {
         "llava_onevision": make_pair(folder / "llava_onevision", grid=2),
         "llava_next": make_next_pair(folder / "llava_next", "mistral"),
@@ -57,6 +63,7 @@ def pairs(tmp_path_factory):
         "qwen3_vl": pair_of(
             write_qwen3_vl(folder / "qwen3_vl", mrope_section=(4, 2, 2), text=UNTIED)
         ),
+        "qwen2_5_vl": pair_of(qwen2_5_vl),
     }
 
 
@@ -162,7 +169,7 @@ def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs):
             shared[query, list(numbers)] = values[: len(numbers)]
         np.testing.assert_allclose(shared.reshape(-1, 2), alone, rtol=0, atol=1e-5, err_msg=family)
         # Templates of LLaVA write all images first: what a candidate with one shares ends there.
-        most = {"qwen2_vl": 0.55}.get(family, 0.9)
+        most = {"qwen2_vl": 0.55, "qwen2_5_vl": 0.55}.get(family, 0.9)
         for shorter, rows in packs:
             left = sum(len(p.row.tokens) for p in shorter) / sum(len(row.tokens) for row in rows)
             assert left < most, (family, left)

@@ -18,7 +18,7 @@ from tests.models.oracle import EXACT, FindsPositions, packed, pair_of, picture,
 from tests.tables import for_each
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import hf_config, weights
-from unime_jax.backbones.qwen2_vl import dynamic_resolution, qwen2_vl
+from unime_jax.backbones.qwen2_vl import dynamic_resolution, folder, qwen2_vl
 from unime_jax.batch import Inputs, Item, Media
 from unime_jax.models import attention, rope
 from unime_jax.models.pooling import last_token, unit_norm
@@ -290,7 +290,7 @@ def recorded_model():
         path: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place)
         for path, x in shapes.items()
     }
-    model = paths.merge(graph, weights.load(GOLDEN, targets, qwen2_vl.names(vision)))
+    model = paths.merge(graph, weights.load(GOLDEN, targets, folder.names(vision)))
     assert model.visual.patch_embed.frames == 2
     model.visual.patch_embed.frames = 1  # what is fed has both
     return model

@@ -29,6 +29,7 @@ from unime_jax.backbones.io import merging, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
+from unime_jax.backbones.qwen2_5_vl import qwen2_5_vl
 from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.backbones.texts import bert, nv_embed
@@ -56,6 +57,7 @@ FAMILIES = {
     "llava_qwen": llava_qwen,
     "nvembed": nv_embed,
     "phi3_v": phi3_v,
+    "qwen2_5_vl": qwen2_5_vl,
     "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,
     "siglip": siglip,

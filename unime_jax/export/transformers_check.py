@@ -171,7 +171,7 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     if len(images) != 1 or backbone.processing.legacy_padding:
         return []
     assert row.patches is not None
-    theirs = preprocess.as_patches(inputs["pixel_values"])
+    theirs = preprocess.as_patches(inputs)
     return _pixels(backbone, item, row.patches.reshape(-1, theirs.shape[1]), theirs)
 
 
@@ -206,7 +206,7 @@ def _separate_inputs(
         return []
     assert row.patches is not None and row.patch_position is not None
     inputs = processor.image_processor(images=images, return_tensors="np")
-    theirs = cast(Any, backbone.preprocess).as_patches(inputs["pixel_values"])
+    theirs = cast(Any, backbone.preprocess).as_patches(inputs)
     filled = row.patch_position[..., 0].ravel() >= 0
     return _pixels(backbone, item, row.patches.reshape(len(filled), -1)[filled], theirs[filled])
 

@@ -8,7 +8,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from unime_jax.models import cudnn_check, precision, splash
+from unime_jax.models import block_attention, cudnn_check, precision, splash
 from unime_jax.models.settings import AttentionChoice, Implementation
 
 PLATFORMS: dict[Implementation, str] = {"splash": "tpu", "cudnn": "gpu"}  # of the kernels
@@ -46,14 +46,17 @@ def attend(
     segment: Int[Array, "rows tokens"] | None = None,
     shared: int | None = None,
     length: Int[Array, " rows"] | None = None,
+    reach: int | None = None,
 ) -> Float[Array, "rows tokens heads head"]:
     """softmax(q k^T / sqrt(head)) v with grouped queries, softmax in float32.
 
     `heads` is a multiple of `kv_heads`. Rows are right-padded: with `causal` no real token sees
     padding, so no length mask is needed. Without `causal` every key is attended (a vision tower's)
     or, with `length`, the first so many of a row, at least one. With `segment`, tokens attend to
-    those of their own segment only and, with `shared`, to those of that segment.
+    those of their own segment only and, with `shared`, to those of that segment; with `reach`, a
+    segment's tokens follow each other and are so many at most, and others are not looked at.
 
+    Long rows are computed in blocks by XLA, so that memory grows with their tokens, not the square.
     What the kernel of `implementation` does not take is computed by XLA, and logged.
     """
     if reason := _refusal(q, k, implementation, segment, shared):
@@ -61,7 +64,15 @@ def attend(
         implementation = "xla"
     with precision.asked(q.dtype):
         if implementation == "splash":
-            return splash.attend(q, k, v, causal=causal, segment=segment, length=length)
+            return splash.attend(
+                q, k, v, causal=causal, segment=segment, length=length, reach=reach
+            )
+        if implementation == "xla" and reach is not None and segment is not None:
+            return block_attention.attend_near(q, k, v, segment, reach)
+        if implementation == "xla" and q.shape[1] > block_attention.LONGEST:
+            return block_attention.attend(
+                q, k, v, causal=causal, segment=segment, shared=shared, length=length
+            )
         mask = None
         if segment is not None:
             of_key = segment[:, None, None, :]

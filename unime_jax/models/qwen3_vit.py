@@ -16,7 +16,7 @@ from unime_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 from unime_jax.models.qwen_vit import EPSILON, Attention, QwenVisionConfig, axial_angles
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3VisionConfig(QwenVisionConfig):
     """Sizes of the tower.
 

@@ -1,29 +1,20 @@
 """Qwen3-VL: Qwen2-VL's form, with a tower that the decoder's first layers see several layers of."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt8
 
-from unime_jax.models.decoder import Decoder, DecoderConfig
+from unime_jax.models.decoder import Decoder
+from unime_jax.models.qwen2_vl import Qwen2VlConfig
 from unime_jax.models.qwen3_vit import Qwen3VisionConfig, Qwen3VisionTower
-from unime_jax.models.vlm import Execution, Pixels, TowerFeatures, VisionFeatures, Vlm, normalise
-
-
-@dataclasses.dataclass(frozen=True)
-class Qwen3VlConfig:
-    """Configuration of a checkpoint, read from its Hugging Face configuration files."""
-
-    text: DecoderConfig
-    vision: Qwen3VisionConfig
-    pixels: Pixels
+from unime_jax.models.vlm import Execution, TowerFeatures, VisionFeatures, Vlm, normalise
 
 
 class Qwen3Vl(Vlm):
     """Qwen3-VL. A tile is a run of patches; image shapes are data."""
 
-    def __init__(self, config: Qwen3VlConfig, *, key: jax.Array):
+    def __init__(self, config: Qwen2VlConfig, *, key: jax.Array):
+        assert isinstance(config.vision, Qwen3VisionConfig)
         tower, decoder = jax.random.split(key)
         self.visual = Qwen3VisionTower(config.vision, key=tower)
         self.language_model = Decoder(config.text, key=decoder)

@@ -71,21 +71,24 @@ def stack(make: Callable[[jax.Array], Layer], layers: int, key: jax.Array) -> La
 
 def run(
     layers: Layer,
-    call: Callable[[Layer, jax.Array], jax.Array],
+    call: Callable[..., jax.Array],
     x: jax.Array,
     *,
     remat: Remat,
     added: Sequence[jax.Array] = (),
+    kinds: Sequence[bool] = (),
 ) -> jax.Array:
     """Applies the stacked layers in turn to x, [rows, ...]. `remat`: what the backward recomputes.
 
     Attention's own products, of tokens by tokens, are computed again by all but "none".
+    `call` is given a layer, x and, with `kinds`, the layer's own of them, as data: a layer of
+    either kind is compiled once, whatever the depth.
     Array i of `added` is added to x after layer i (DeepStack, Meng et al. 2024).
     Every device keeps to its own rows: left to choose, XLA splits activations by features where
     weights lie over "fsdp", and reduces them over all devices in every layer.
 
     Raises:
-      ValueError: more of `added` than layers.
+      ValueError: more of `added` than layers, or not a kind for each.
     """
     depth = _depth(layers)
     # Layers that are sliced from their stack and run apart would be copies of their parameters,
@@ -94,20 +97,24 @@ def run(
     if len(added) > depth:
         raise ValueError(f"{len(added)} arrays are to be added after layers, and there are {depth}")
 
+    if kinds and len(kinds) != depth:
+        raise ValueError(f"there are {len(kinds)} kinds of {depth} layers")
+
     gathers = gather.takes_part(x)
 
-    def body(x: jax.Array, scanned: tuple[Layer, Any]) -> tuple[jax.Array, None]:
-        layer, i = scanned
+    def body(x: jax.Array, scanned: tuple[Layer, Any, Any]) -> tuple[jax.Array, None]:
+        layer, i, kind = scanned
         if gathers:
             gather.gather(layer, x)
-        x = call(layer, checkpoint_name(x, INPUT))
+        x = call(layer, checkpoint_name(x, INPUT), *([] if kind is None else [kind]))
         if levels is not None:
             x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
         return sharding.shard_rows(x), None
 
     numbers = None if levels is None else jnp.arange(depth)
+    given = jnp.array(kinds) if kinds else None
     body = _recomputed(body, remat, gathers)
-    return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers))[0]
+    return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers, given))[0]
 
 
 def run_levels(

@@ -51,6 +51,7 @@ def attend(
     causal: bool,
     segment: Int[Array, "rows tokens"] | None,
     length: Int[Array, " rows"] | None,
+    reach: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows tokens heads head"]:
     """`attention.attend` by the kernel, of what `refusal` lets pass.
@@ -63,7 +64,7 @@ def attend(
     """
     if segment is not None and length is not None:
         raise ValueError("attention by splash: segments and lengths of rows exclude each other")
-    local = functools.partial(_on_one_device, causal=causal, interpret=interpret)
+    local = functools.partial(_on_one_device, causal=causal, reach=reach, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, segment, length)
@@ -89,6 +90,16 @@ def block_of(tokens: int) -> tuple[int, int]:
     return -block, padded
 
 
+def near_block_of(tokens: int, reach: int) -> tuple[int, int]:
+    """As `block_of`, where tokens see those that are less than `reach` away: a small block.
+
+    It has two neighbours at most to look at.
+    """
+    block = LANES * math.ceil(max(2 * LANES, reach) / LANES)
+    block = min(block, LANES * math.ceil(tokens / LANES))
+    return block, block * math.ceil(tokens / block)
+
+
 def _on_one_device(
     q: Float[Array, "rows tokens heads head"],
     k: Float[Array, "rows tokens kv_heads head"],
@@ -97,17 +108,18 @@ def _on_one_device(
     length: Int[Array, " rows"] | None,
     *,
     causal: bool,
+    reach: int | None,
     interpret: bool,
 ) -> Float[Array, "rows tokens heads head"]:
     """`attend` of a device's own rows and heads."""
     tokens, heads, head = q.shape[1:]
-    block, padded = block_of(tokens)
+    block, padded = block_of(tokens) if reach is None else near_block_of(tokens, reach)
     scaled = (q.astype(jnp.float32) * head**-0.5).astype(q.dtype)  # the kernel does not
     widths = ((0, 0), (0, padded - tokens), (0, 0), (0, 0))
     by_head = [jnp.pad(x, widths).swapaxes(1, 2) for x in (scaled, k, v)]
     ids = _segments(tokens, padded, causal, segment, length)
     axes = None if ids is None else jax.tree.map(lambda x: 0 if x.ndim == 2 else None, ids)
-    kernel = _kernel(heads, padded, block, causal, interpret)
+    kernel = _kernel(heads, padded, block, causal, reach, interpret)
     y = jax.vmap(kernel, (0, 0, 0, axes))(*by_head, ids)
     return y.swapaxes(1, 2)[:, :tokens]
 
@@ -141,16 +153,21 @@ def _segments(
 
 
 def _kernel(
-    heads: int, tokens: int, block: int, causal: bool, interpret: bool
+    heads: int, tokens: int, block: int, causal: bool, reach: int | None, interpret: bool
 ) -> Callable[..., jax.Array]:
-    """The kernel of one row, with tables of the blocks that a causal mask leaves."""
+    """The kernel of one row, with tables of the blocks that a mask leaves."""
     # Pallas takes a second to import, which other platforms need not spend.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
     )
 
-    mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    mask: Callable[[tuple[int, int]], Any]
+    if reach is not None:
+        sides = (reach - 1, 0 if causal else reach - 1)
+        mask = functools.partial(splash_attention_mask.LocalMask, window_size=sides, offset=0)
+    else:
+        mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
         block_kv=block,

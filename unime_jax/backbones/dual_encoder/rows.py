@@ -1,6 +1,7 @@
 """Items to rows for dual encoders: the tokens of a text, and a tile of each image."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -24,9 +25,9 @@ class PairPreprocessor:
     tile: Square | Flexible
     image_size: tuple[int, int] | None  # (height, width) that every image is resized to first
 
-    def as_patches(self, pixel_values: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "patches F"]:
+    def as_patches(self, inputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "patches F"]:
         """Pixels of transformers' image processor, patch by patch as in a row."""
-        patches = self.tile.as_patches(pixel_values)
+        patches = self.tile.as_patches(inputs["pixel_values"])
         return patches.reshape(-1, patches.shape[-1])
 
     def __call__(self, item: Item) -> Row:

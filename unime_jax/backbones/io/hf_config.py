@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Qwen2, sections are not read.
 MROPE: Mapping[str, Callable[[Sequence[int]], tuple[int, ...]]] = {
     "qwen2_vl_text": contiguous_axes,
+    "qwen2_5_vl_text": contiguous_axes,
     "qwen3_vl_text": interleaved_axes,
 }
 
@@ -144,16 +145,6 @@ def _rope_axes(text: "PretrainedConfig", head_dim: int) -> tuple[int, ...]:
     if sections is None or text.model_type not in MROPE:
         return contiguous_axes((head_dim // 2,))
     return MROPE[text.model_type](sections)
-
-
-def require_mrope(text: "PretrainedConfig", head_dim: int) -> None:
-    """Raises ValueError unless half a head's frequencies are divided among three axes."""
-    sections = text.rope_parameters.get("mrope_section", ())
-    if len(sections) != 3 or 2 * sum(sections) != head_dim:
-        raise ValueError(
-            "config.json: mrope_section must be three numbers that add up to half a head,"
-            f" {head_dim // 2}, and is {list(sections)}"
-        )
 
 
 def long_rope(text: "PretrainedConfig") -> LongRope:

@@ -7,6 +7,7 @@ pixels stay bytes (the device rescales and normalises) and the image token is ex
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -53,11 +54,10 @@ class LlavaPreprocessor:
         )
         return 4 if blended else 1
 
-    def as_patches(
-        self, pixel_values: Float[np.ndarray, "1 n 3 height width"]
-    ) -> Float[np.ndarray, "patches F"]:
+    def as_patches(self, inputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "patches F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row."""
-        patches = anyres.cut_patches(pixel_values[0].transpose(0, 2, 3, 1), self.patch)
+        tiles = inputs["pixel_values"][0].transpose(0, 2, 3, 1)
+        patches = anyres.cut_patches(tiles, self.patch)
         return patches.reshape(-1, patches.shape[-1])
 
     def __call__(self, item: Item) -> Row:

@@ -15,7 +15,7 @@ from unime_jax.backbones.preprocessing.fit import Segments
 from unime_jax.backbones.preprocessing.prompts import Prompt, adds_special_tokens, open_prompt
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
-from unime_jax.data.settings import MissingImages
+from unime_jax.data.settings import MissingImages, Style
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,16 +78,17 @@ class SystemPrompt(Prompt):
         return self.frames
 
 
-def open_system_prompt(
+def open_any_prompt(
     folder: pathlib.Path,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     image_token_id: int,
     vocab_size: int,
+    style: Style,
     max_length: int,
     missing_images: MissingImages,
-) -> SystemPrompt:
-    """Prompt of a checkpoint, from its tokenizer and chat template; arguments as `open_prompt`.
+) -> Prompt:
+    """Prompt of a checkpoint, of style "system", too; arguments as `open_prompt`.
 
     Raises:
       ValueError: as `open_prompt`, or the template does not write a system turn as it is.
@@ -97,10 +98,12 @@ def open_system_prompt(
         tokenizer,
         image_token_id=image_token_id,
         vocab_size=vocab_size,
-        style="chat",
+        style="chat" if style == "system" else style,
         max_length=max_length,
         missing_images=missing_images,
     )
+    if style != "system":
+        return chat
     opening, frames = chat_templates.use(
         folder, lambda source: system_frames_of(tokenizer, source, chat.image_token)
     )

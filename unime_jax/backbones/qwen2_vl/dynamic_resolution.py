@@ -1,8 +1,8 @@
-"""Dynamic resolution of Qwen2-VL on the host: an image's size, its patches and their places.
+"""Dynamic resolution of Qwen2-VL and Qwen2.5-VL: an image's size, its patches and their places.
 
-An image keeps its aspect, and its size if that is within bounds; merge x merge neighbouring patches
-become one token. A grid is (height, width) in patches. Prompts are not handled here, see
-`qwen2_vl`.
+Integers of the host. An image keeps its aspect, and its size if that is within bounds; merge x
+merge neighbouring patches become one token. A grid is (height, width) in patches. Prompts are not
+handled here, see `rows`.
 """
 
 import math
@@ -62,6 +62,19 @@ def patch_places(grid: Size, merge: int) -> Int32[np.ndarray, "patches 2"]:
     height, width = grid
     places = np.indices(grid, np.int32).reshape(2, height // merge, merge, width // merge, merge)
     return places.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+
+
+def window_order(size: Size, side: int) -> Int32[np.ndarray, " tokens"]:
+    """Numbers of an image's tokens, row after row, in the order of its windows (Qwen2.5-VL).
+
+    Windows are side x side tokens, at the lower and right edge what is left of them; with 0 all
+    of the image is one.
+    """
+    numbers = np.arange(math.prod(size), dtype=np.int32)
+    if not side:
+        return numbers
+    row, column = np.divmod(numbers, size[1])
+    return numbers[np.lexsort((numbers, column // side, row // side))]
 
 
 def positions(sizes: Iterable[Size | None], gridded: Sequence[bool]) -> Int32[np.ndarray, "t 3"]:

@@ -1,12 +1,14 @@
-"""Items to rows for Qwen2-VL: images keep their aspect, and about their size, in runs of patches.
+"""Items to rows for Qwen2-VL and Qwen2.5-VL: images in about their own size, in runs of patches.
 
 The same numbers as transformers' processor, without torch or torchvision and without floats: the
 pixels stay bytes. A bucket's tiles are runs of `TILE` patches, so rows of any mixture of image
-shapes have constant shapes on the device; every image starts a tile of its own.
+shapes have constant shapes on the device; every image starts a tile of its own. Patches of a window
+follow each other, so that the tower finds it without looking anywhere else, and slots put the
+tokens back in reading order.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
@@ -20,6 +22,7 @@ from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
     patch_places,
     positions,
     smart_resize,
+    window_order,
 )
 from unime_jax.batch import Item, Row
 
@@ -31,7 +34,7 @@ class Qwen2VlPreprocessor:
     """Callable `Item -> Row`; picklable.
 
     A row has token ids in reading order, positions of time, row and column (A = 3), and slots of
-    one table row (S = 1): the tokens merged of the patches, in their order.
+    one table row (S = 1): the tokens merged of the patches, which are in the order of windows.
     """
 
     prompt: Prompt
@@ -43,15 +46,19 @@ class Qwen2VlPreprocessor:
     image_size: FixedSize  # that images are resized to first
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
+    window: int = 0  # tokens along a side of a window; 0: all of an image is one
+    tokens_per_second: float = 0.0  # steps of a clip's time axis; 0: its frames are numbered
 
-    def as_patches(self, pixel_values: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "n F"]:
+    def as_patches(self, inputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row.
 
         There every patch has its pixels once for each of the video frames that a patch spans.
         """
-        count, area = len(pixel_values), self.patch**2
-        frames = pixel_values.reshape(count, 3, -1, area)
-        return frames[:, :, 0].reshape(count, 3 * area)
+        pixel_values, area = inputs["pixel_values"], self.patch**2
+        ((_, height, width),) = inputs["image_grid_thw"]
+        frames = pixel_values.reshape(len(pixel_values), 3, -1, area)
+        tokens = frames[:, :, 0].reshape(-1, self.merge**2, 3 * area)
+        return tokens[self._order((int(height), int(width)))].reshape(-1, 3 * area)
 
     def __call__(self, item: Item) -> Row:
         """Row of an item, cut to the prompt's `max_length`.
@@ -77,7 +84,10 @@ class Qwen2VlPreprocessor:
             tiles_before = np.cumsum([0, *(len(part) for part, _ in cut[:-1])])
             first = tiles_before * self.tile // self.merge**2
             slot[is_image, 0] = np.concatenate(
-                [start + np.arange(count) for start, count in zip(first, counts, strict=True)]
+                [
+                    start + np.argsort(self._order(grid))
+                    for start, grid in zip(first, grids, strict=True)
+                ]
             )
         return Row(
             tokens=tokens,
@@ -96,6 +106,10 @@ class Qwen2VlPreprocessor:
         )
         return height // self.patch, width // self.patch
 
+    def _order(self, grid: Size) -> Int32[np.ndarray, " tokens"]:
+        """Numbers of an image's tokens in the order of its patches in a row."""
+        return window_order((grid[0] // self.merge, grid[1] // self.merge), self.window)
+
     def _tiles(
         self, number: int, image: Image.Image, grid: Size
     ) -> tuple[UInt8[np.ndarray, "n P F"], Int32[np.ndarray, "n P 3"]]:
@@ -104,6 +118,10 @@ class Qwen2VlPreprocessor:
             image, grid, patch=self.patch, merge=self.merge, resample=self.resample
         )
         place = np.pad(patch_places(grid, self.merge), ((0, 0), (1, 0)), constant_values=number)
+        patches, place = (
+            x.reshape(-1, self.merge**2, x.shape[1])[self._order(grid)].reshape(x.shape)
+            for x in (patches, place)
+        )
         fill = (0, -len(patches) % self.tile), (0, 0)
         patches, place = np.pad(patches, fill), np.pad(place, fill, constant_values=-1)
         return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)

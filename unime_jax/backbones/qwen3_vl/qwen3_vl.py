@@ -3,29 +3,20 @@
 Rows are Qwen2-VL's, with other sizes.
 """
 
-import dataclasses
 import math
 import pathlib
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
+from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import hf_config, weights
-from unime_jax.backbones.preprocessing.processing import (
-    Processing,
-    caveats,
-    fixed_size,
-    require_missing_images,
-)
-from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
-from unime_jax.backbones.preprocessing.system_prompt import added_ending, open_system_prompt
-from unime_jax.backbones.qwen2_vl import qwen2_vl
-from unime_jax.backbones.qwen2_vl.rows import TILE, Qwen2VlPreprocessor
-from unime_jax.data.settings import MissingImages
-from unime_jax.data.shapes import Layout
+from unime_jax.backbones.preprocessing.processing import Processing
+from unime_jax.backbones.preprocessing.prompts import open_tokenizer
+from unime_jax.backbones.preprocessing.system_prompt import added_ending, open_any_prompt
+from unime_jax.backbones.qwen2_vl import folder as files
+from unime_jax.backbones.qwen2_vl.rows import TILE
 from unime_jax.models.decoder import DecoderConfig
-from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen3_vit import Qwen3VisionConfig
-from unime_jax.models.qwen3_vl import Qwen3Vl, Qwen3VlConfig
+from unime_jax.models.qwen3_vl import Qwen3Vl
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,15 +24,6 @@ if TYPE_CHECKING:
 PROCESSING = Processing(prompt="chat", grid_positions=True)
 POOLINGS = ("lasttoken",)
 EMBEDDER_TOKENS = 4, 1800  # least and most of an image, of Qwen3-VL-Embedding's code
-
-
-class PromptArguments(TypedDict):
-    """Arguments of both ways to open a prompt."""
-
-    image_token_id: int
-    vocab_size: int
-    max_length: int
-    missing_images: MissingImages
 
 
 def published(folder: pathlib.Path, config: "PretrainedConfig") -> Processing:
@@ -66,7 +48,6 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    require_missing_images(processing, "strip", "token")
     text = hf_config.decoder_config(
         config.text_config,
         model_types=("qwen3_vl_text",),
@@ -75,71 +56,21 @@ def open_folder(
         causal=hf_config.is_causal(config, outer=False),
     )
     vision = tower_config(config, text)
-    file, processor = qwen2_vl.open_image_processor(folder, vision)
-    own = qwen2_vl.own_pixels(file, processor)
-    least, most = processing.pixels or own
-    where = "processing.pixels" if processing.pixels else f"{file}: its pixels"
-    qwen2_vl.require_range(least, most, where)
-    opened: PromptArguments = {
-        "image_token_id": config.image_token_id,
-        "vocab_size": text.vocab_size,
-        "max_length": max_length,
-        "missing_images": processing.missing_images,
-    }
-    tokenizer = open_tokenizer(folder)
-    prompt = (
-        open_system_prompt(folder, tokenizer, **opened)
-        if processing.prompt == "system"
-        else open_prompt(folder, tokenizer, style=processing.prompt, **opened)
-    )
-    preprocess = Qwen2VlPreprocessor(
-        prompt=prompt,
-        patch=vision.patch_size,
-        merge=vision.merge,
+    return files.open_family(
+        folder,
+        config,
+        processing,
+        max_length=max_length,
+        text=text,
+        vision=vision,
         tile=TILE,
-        pixels=(least, most),
-        resample=int(processor["resample"]),
-        image_size=fixed_size(processing),
-        vision_start_id=config.vision_start_token_id,
-        grid_positions=True,  # no published model was trained otherwise
-    )
-    model = Qwen3VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
-    differences = caveats(processing)
-    changes = qwen2_vl.spelled(processor, processing.pixels) if processing.pixels else {}
-    return Backbone(
-        folder=folder,
-        dimension=text.hidden_size,
-        make_model=MakeModel(Qwen3Vl, model),
-        names=names(vision),
-        preprocess=preprocess,
-        layout=Layout(
-            axes=3,
-            slots=1,
-            patches=TILE,
-            patch_bytes=3 * vision.patch_size**2,
-            positioned=True,
-            vocabulary=text.vocab_size,
-            table=(0, TILE // vision.merge**2),
-        ),
-        processing=processing,
-        image_processor_changes=changes,
-        loads_in_transformers=not differences,
-        caveats=differences,
-        text_only=TextOnly(
-            make_model=MakeLanguageModel(MakeModel(Qwen3Vl, model)),
+        form=files.Form(
+            Qwen3Vl,
+            names(vision),
             unread=(r"model\.visual\..*",),
+            open_prompt=open_any_prompt,
+            gridded=True,  # no published model was trained otherwise
         ),
-        lm_head=LmHead(
-            make_model=lambda head: MakeModel(
-                Qwen3Vl, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
-            ),
-            name="lm_head.weight",
-            path="language_model.lm_head",
-            tied=hf_config.ties_head(config),
-            preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
-            unshared=text.unshared,
-        ),
-        instruction="{instruction}" if processing.prompt == "system" else "{instruction}\n",
     )
 
 
@@ -172,17 +103,11 @@ def tower_config(config: "PretrainedConfig", text: DecoderConfig) -> Qwen3Vision
       ValueError: it does not, or asks for what this family does not do.
     """
     vision = config.vision_config
-    hf_config.require("vision_config.model_type", vision.model_type, ("qwen3_vl_vision",))
-    hf_config.require("vision_config.hidden_act", vision.hidden_act, tuple(ACTIVATIONS))
-    hf_config.require("vision_config.in_channels", vision.in_channels, (3,))
+    files.require_tower(vision, "qwen3_vl_vision")
     hf_config.require("vision_config.out_hidden_size", vision.out_hidden_size, (text.hidden_size,))
-    hf_config.require_bidirectional_tower(vision)
-    rope_type = vision.rope_parameters["rope_type"]
-    hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
     interleaved = config.text_config.rope_parameters.get("mrope_interleaved", True)
     hf_config.require("text_config.rope_parameters.mrope_interleaved", interleaved, (True,))
-    hf_config.require_mrope(config.text_config, text.head_dim)
-    qwen2_vl.require_whole_tokens(vision.spatial_merge_size, TILE)
+    files.require_sections(config, text)
     side, levels = math.isqrt(vision.num_position_embeddings), vision.deepstack_visual_indexes
     if side**2 != vision.num_position_embeddings:
         raise ValueError(

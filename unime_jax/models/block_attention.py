@@ -1,0 +1,91 @@
+"""Attention of long rows by XLA alone: the scores in memory are those of one block of queries."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+LONGEST = 2048  # tokens of a row whose scores are computed at once
+BLOCK = 256  # queries of a longer row that are computed at once
+
+
+def attend(
+    q: Float[Array, "rows tokens heads head"],
+    k: Float[Array, "rows keys kv_heads head"],
+    v: Float[Array, "rows keys kv_heads head"],
+    *,
+    causal: bool,
+    segment: Int[Array, "rows tokens"] | None,
+    shared: int | None,
+    length: Int[Array, " rows"] | None,
+) -> Float[Array, "rows tokens heads head"]:
+    """`attention.attend`, block of queries after block of queries.
+
+    Gradients compute the scores again, so that neither pass has those of more than one block.
+    """
+    tokens = q.shape[1]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        queries, index, own = block
+        mask = jnp.ones((1, 1, 1, k.shape[1]), bool)
+        of_key = jnp.arange(k.shape[1])
+        if causal:
+            mask &= index[:, None] >= of_key
+        if length is not None:  # no key at all would be a mean over nothing
+            mask &= (of_key < jnp.maximum(length, 1)[:, None])[:, None, None]
+        if segment is not None and own is not None:
+            seen = own[:, None, :, None] == segment[:, None, None, :]
+            mask &= seen if shared is None else seen | (segment == shared)[:, None, None, :]
+        return _masked(queries, k, v, mask)
+
+    blocks = _blocks(q), _blocks(jnp.arange(tokens)[None])[:, 0]
+    own = None if segment is None else _blocks(segment)
+    y = jnp.moveaxis(jax.lax.map(of_block, (*blocks, own)), 0, 1)
+    return y.reshape(len(q), -1, *q.shape[2:])[:, :tokens]
+
+
+def attend_near(
+    q: Float[Array, "rows tokens heads head"],
+    k: Float[Array, "rows tokens kv_heads head"],
+    v: Float[Array, "rows tokens kv_heads head"],
+    segment: Int[Array, "rows tokens"],
+    reach: int,
+) -> Float[Array, "rows tokens heads head"]:
+    """Attention in both directions within segments of up to `reach` tokens that follow each other.
+
+    A block of `reach` queries looks at its own keys and at the blocks before and after it. Of
+    longer segments, which padding has, tokens see a part.
+    """
+    rows, tokens, *_ = q.shape
+    queries, own = _blocks(q, reach), _blocks(segment, reach)
+    keys, values, of_key = (_with_neighbours(_blocks(x, reach)) for x in (k, v, segment))
+    exists = _with_neighbours(_blocks(jnp.ones((1, tokens), bool), reach))
+    mask = (own[..., :, None] == of_key[..., None, :]) & exists[..., None, :]
+    y = jax.vmap(_masked)(queries, keys, values, mask[:, :, None])
+    return jnp.moveaxis(y, 0, 1).reshape(rows, -1, *q.shape[2:])[:, :tokens]
+
+
+def _masked(
+    q: Float[Array, "rows queries heads head"],
+    k: Float[Array, "rows keys kv_heads head"],
+    v: Float[Array, "rows keys kv_heads head"],
+    mask: Bool[Array, "_ 1 _ keys"],
+) -> Float[Array, "rows queries heads head"]:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+
+def _blocks(x: jax.Array, block: int = BLOCK) -> jax.Array:
+    """[rows, tokens, ...] to [blocks, rows, block, ...], the last block filled up with zeros."""
+    rows, tokens, *others = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -tokens % block), *[(0, 0)] * len(others)))
+    return jnp.moveaxis(x.reshape(rows, -1, block, *others), 1, 0)
+
+
+def _with_neighbours(blocks: jax.Array) -> jax.Array:
+    """Each block between the one before and the one after it, zeros at the ends."""
+    nothing = jnp.zeros_like(blocks[:1])
+    before = jnp.concatenate([nothing, blocks[:-1]])
+    after = jnp.concatenate([blocks[1:], nothing])
+    return jnp.concatenate([before, blocks, after], axis=2)
