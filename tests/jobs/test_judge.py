@@ -15,7 +15,7 @@ from experiments import judge as experiment
 from experiments import mine as mine_experiment
 from experiments import unime_v2
 from tests import children
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.backbones.tiny_families import DECODER, write_qwen2_5_vl
 from tests.jobs import killed_judge, tiny_run
 from tests.models.oracle import pair_of, picture, torch_logits
 from unime_jax import config, config_reader
@@ -33,7 +33,7 @@ WORDING = judge_prompt.PROMPTS["unime_v2"]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge") / "model"
-    return pair_of(write_qwen2_vl(folder, mrope_section=(2, 3, 3), text=TEXT))
+    return pair_of(write_qwen2_5_vl(folder, mrope_section=(2, 3, 3), text=TEXT))
 
 
 @pytest.fixture(scope="module")

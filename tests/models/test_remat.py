@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 from tests.backbones.tiny_dual_encoders import write_clip
-from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_families import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_texts import write_bert
 from tests.float32 import assert_same_gradients
@@ -25,11 +25,12 @@ from unime_jax.models import forward, layers, lora, scan
 from unime_jax.planning import costs
 
 ORDER = ("none", "dots", "attention_up", "attention", "full")
-# A decoder below a plain tower, Qwen's tower, post-norm layers, and both towers of a dual encoder:
+# A decoder below a plain tower, Qwen's towers, post-norm layers, and both towers of a dual encoder:
 # other families are made of these. All policies of the first, of others one by name.
 FAMILIES = {
     write_folder: (*ORDER[1:], "offload"),
     write_qwen2_vl: ("attention",),
+    write_qwen2_5_vl: ("attention",),
     write_bert: ("attention",),
     write_clip: ("attention",),
 }

@@ -23,6 +23,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(splash, "attend", functools.partial(splash.attend, interpret=True))
     monkeypatch.setattr(splash, "LARGEST", 128)
     monkeypatch.setattr(splash, "SMALLEST", 128)
+    monkeypatch.setattr(splash, "NEAR", 128)
 
 
 def arrays(rows, tokens, heads, kv_heads, head, seed):
@@ -53,7 +54,7 @@ def check(inputs, cotangent, real, **options):
 def test_values_and_gradients_are_those_of_dense_attention(interpreted):
     """Grouped heads of odd sizes; rows that are padded, to one block and to several."""
     rng = np.random.default_rng(0)
-    for seed, options in enumerate(("causal", "all", "length", "segment")):
+    for seed, options in enumerate(("causal", "all", "length", "segment", "near")):
         rows, tokens = 2, int(rng.integers(129, 256))
         kv_heads = int(rng.integers(1, 3))
         *inputs, cotangent = arrays(rows, tokens, 2 * kv_heads, kv_heads, 8 + 16 * seed, seed)
@@ -64,6 +65,9 @@ def test_values_and_gradients_are_those_of_dense_attention(interpreted):
         if options == "segment":  # images of a row, and patches of none at its end
             images = jnp.where(jnp.arange(tokens) < tokens - 5, jnp.arange(tokens) // 50, -1)
             given = {"segment": jnp.stack([images, images[::-1]])}
+        if options == "near":  # windows of images, across the blocks' edges
+            windows = jnp.arange(tokens) // 50
+            given = {"segment": jnp.stack([windows, windows[::-1]]), "reach": 50}
         check(inputs, cotangent, real, causal=options == "causal", **given)
 
 

@@ -104,6 +104,11 @@ COVERED_BY = {
         "tests/models/test_qwen2_vl*.py",
         "tests/backbones/test_*.py",
     ),
+    "unime_jax/backbones/qwen2_5_vl/": (
+        "tests/backbones/test_qwen2_5_vl*.py",
+        "tests/models/test_qwen2_5_vl*.py",
+        "tests/backbones/test_*.py",
+    ),
     "unime_jax/backbones/texts/": (
         "tests/backbones/test_bert*.py",
         "tests/backbones/test_nv_embed*.py",

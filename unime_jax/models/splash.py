@@ -20,6 +20,7 @@ from unime_jax import sharding
 LANES = 128  # blocks are multiples of a TPU's vector registers
 LARGEST = 1024  # tokens of a block: the backward pass's scores of one have room in VMEM
 SMALLEST = 384  # of those that long rows are cut into: smaller ones read the keys more often
+NEAR = 256  # of a block where tokens see near ones only: of a larger one more is masked
 NOBODY = np.iinfo(np.int32).min  # the segment of padding, of which no token is
 
 
@@ -91,11 +92,11 @@ def block_of(tokens: int) -> tuple[int, int]:
 
 
 def near_block_of(tokens: int, reach: int) -> tuple[int, int]:
-    """As `block_of`, where tokens see those that are less than `reach` away: a small block.
+    """As `block_of`, where tokens see those that are less than `reach` away.
 
-    It has two neighbours at most to look at.
+    A block has two neighbours at most to look at.
     """
-    block = LANES * math.ceil(max(2 * LANES, reach) / LANES)
+    block = LANES * math.ceil(max(NEAR, reach) / LANES)
     block = min(block, LANES * math.ceil(tokens / LANES))
     return block, block * math.ceil(tokens / block)
 
