@@ -209,6 +209,13 @@ def test_whole_model_in_any_company(pair):
     found = np.asarray(jax.jit(lambda i: pair.model(i, rough))(inputs))[numbers]
     assert float(np.sum(found * embeddings[:4], axis=1).min()) > 0.99
 
+    # Features of a frozen tower, all levels of them, in the place of patches.
+    stage = jax.jit(lambda i: pair.model.vision_stages()[0](i, EXACT))
+    inputs, numbers = packed(pair, ITEMS, tokens, tiles)
+    kept = dataclasses.replace(inputs, patches=None, patch_position=None, vision=stage(inputs))
+    assert len(kept.vision.levels) == 3
+    np.testing.assert_allclose(np.asarray(embed(kept))[numbers], embeddings, atol=1e-5)
+
     # In bare text images have rows and columns, too.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qwen3_vl, "TILE", TILE)
