@@ -17,6 +17,7 @@ from unime_jax.backbones.qwen2_vl import dynamic_resolution
 from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.batch import Item, Media
 from unime_jax.models import rope, scan
+from unime_jax.models.pooling import last_token, unit_norm
 from unime_jax.models.qwen3_vit import bilinear_taps, image_sizes
 from unime_jax.models.qwen_vit import axial_angles
 
@@ -187,6 +188,10 @@ def test_whole_model_in_any_company(pair):
     tokens = max(len(row.tokens) for row in rows) + 3
     tiles = max(len(row.patches) for row in rows if row.patches is not None) + 1
     run = jax.jit(lambda i: pair.model.hidden_states(i, EXACT))
+
+    def embed(inputs):
+        return np.asarray(unit_norm(last_token(run(inputs), inputs.length)))
+
     inputs, numbers = packed(pair, ITEMS, tokens, tiles)
     hidden = np.asarray(run(inputs))
     assert np.isfinite(hidden).all()
@@ -196,12 +201,11 @@ def test_whole_model_in_any_company(pair):
         assert_same_rows(hidden[number, : len(row.tokens)], torch_hidden(theirs, item))
 
     # Padding and neighbours do not matter: alone, and beside others in another order.
-    embed = jax.jit(lambda i: pair.model(i, EXACT))
-    embeddings = np.asarray(embed(inputs))[numbers]
+    embeddings = embed(inputs)[numbers]
     for some in ([ITEMS[5]] * len(ITEMS), ITEMS[::-1]):
         inputs, numbers = packed(pair, some, tokens, tiles)
         expected = [embeddings[ITEMS.index(item)] for item in some]
-        np.testing.assert_allclose(np.asarray(embed(inputs))[numbers], expected, atol=1e-5)
+        np.testing.assert_allclose(embed(inputs)[numbers], expected, atol=1e-5)
     alone, _ = packed(pair, [ITEMS[5]], len(rows[5].tokens), len(rows[5].patches))
     np.testing.assert_allclose(embed(alone)[0], embeddings[5], atol=1e-5)
     rough = dataclasses.replace(EXACT, dtype=jnp.dtype("bfloat16"))
@@ -214,7 +218,7 @@ def test_whole_model_in_any_company(pair):
     inputs, numbers = packed(pair, ITEMS, tokens, tiles)
     kept = dataclasses.replace(inputs, patches=None, patch_position=None, vision=stage(inputs))
     assert len(kept.vision.levels) == 3
-    np.testing.assert_allclose(np.asarray(embed(kept))[numbers], embeddings, atol=1e-5)
+    np.testing.assert_allclose(embed(kept)[numbers], embeddings, atol=1e-5)
 
     # In bare text images have rows and columns, too.
     with pytest.MonkeyPatch.context() as patch:
