@@ -18,7 +18,6 @@ def test_values_and_gradients_are_those_of_dense_attention(monkeypatch):
     far = jnp.asarray(rng.integers(0, 3, (2, 37)))
     real = jnp.ones((2, 37, 1, 1), bool)
     cases = [
-        dict(causal=True),
         dict(causal=True, segment=far, shared=1),
         dict(causal=False, segment=far),
         dict(causal=False, length=jnp.array([5, 37])),

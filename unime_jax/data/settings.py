@@ -64,8 +64,9 @@ class Processing:
         ("mid_336"), 672 ("mid") or 1344 ("high") pixels a side, whatever the aspect; "capped": 1344
         for images with a longer side, and others as they are. Not for Phi-3.5-Vision.
       pinpoints: AnyRes canvases (height, width) of LLaVA; (): the checkpoint's own.
-      pixels: least and most pixels of Qwen2-VL's dynamic resolution; None: the checkpoint's own.
-      grid_positions: Qwen2-VL images always get row and column positions, as in transformers 5;
+      pixels: least and most pixels of the dynamic resolution of Qwen2-VL and Qwen2.5-VL; None: the
+        checkpoint's own.
+      grid_positions: their images always get row and column positions, as in transformers 5;
         if not, only those that stand after a vision_start token, as when UniME-V2 was trained.
       legacy_padding: LLaVA canvases are padded as by transformers 4.48, which published UniME
         checkpoints were trained with: where the padding is odd, the last tile is one pixel short

@@ -1,4 +1,4 @@
-"""Attention of long rows by XLA alone: the scores in memory are those of one block of queries."""
+"""Attention of long rows by XLA: scores in memory are those of a block of queries, or near ones."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL: a vision transformer over images in their own size, and a decoder with M-RoPE."""
+"""Qwen2-VL and Qwen2.5-VL: a tower over images in their own size, and a decoder with M-RoPE."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class Qwen2VlConfig:
 
 
 class Qwen2Vl(Vlm):
-    """Qwen2-VL. A tile is a run of patches; image shapes are data."""
+    """Qwen2-VL or Qwen2.5-VL. A tile is a run of patches; image shapes are data."""
 
     def __init__(self, config: Qwen2VlConfig, *, key: jax.Array):
         tower, decoder = jax.random.split(key)

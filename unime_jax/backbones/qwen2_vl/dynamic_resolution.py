@@ -27,7 +27,7 @@ def smart_resize(height: int, width: int, side: int, least: int, most: int) -> S
     if max(height, width) / min(height, width) > 200:
         raise ValueError(
             f"an image of {height} x {width} pixels is a line: one side is more than 200 times the"
-            " other, which Qwen2-VL does not take; crop the image"
+            " other, which Qwen2-VL and Qwen2.5-VL do not take; crop the image"
         )
     new_height, new_width = round(height / side) * side, round(width / side) * side
     if new_height * new_width > most:
