@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = pathlib.Path(__file__).parent
 RECIPES = sorted(
     file.relative_to(ROOT).as_posix()
-    for pattern in ("*.py", "plans/models/*/*.json")
+    for pattern in ("*.py", "plans/models/*/*.json", "plans/lengths/*.csv")
     for file in (ROOT / "experiments").glob(pattern)
 )
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "unime_jax/__init__.py").read_text())[1]
@@ -23,6 +23,8 @@ ORACLES = [
     "torch==2.13.0",
     "torchvision==0.28.0",  # of that torch; transformers' processors want it
 ]
+
+WEB = ["starlette>=1", "uvicorn>=0.30"]
 
 
 class BuildWithRecipes(build_py):
@@ -46,7 +48,16 @@ setup(
     name="unime_jax",
     version=VERSION,
     description="Train, evaluate and export universal multimodal embedding models in JAX.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords="embeddings multimodal retrieval contrastive-learning jax flax tpu",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["unime_jax*", "data_pipelines*"]),
     cmdclass={"build_py": BuildWithRecipes},
@@ -73,6 +84,7 @@ setup(
         "numpy",
         "optax",
         "orbax-checkpoint>=0.12.8",
+        "packaging",  # job doctor compares versions
         "pillow",
         "pyarrow",
         "safetensors",
@@ -90,10 +102,13 @@ setup(
         "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
         "eval": ["mteb>=2.20", "sentence-transformers>=6.2"],  # unime_jax.integrations
+        "serve": WEB,  # unime_jax.serve
+        "demo": ["gradio>=6"],  # experiments/demo.py
         "test": [
             "beartype",
             "gcsfs",
             "filelock",
+            "httpx2",  # of Starlette's test client
             "hypothesis",
             "jupytext",
             "mkdocs",
@@ -103,6 +118,8 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            *WEB,
+            "zstandard",  # jax packs kept programs with it, else with zlib, which takes longer
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],
         ],
         "notebooks": ["ipykernel", "nbclient"],  # run by pytest -m slow tests/test_notebooks.py

@@ -187,7 +187,11 @@ def pretrained(family: str) -> ConfigDict:
     config.data.workers = 8
     config.execution.dtype = "bfloat16"
     config.execution.frozen_dtype = "bfloat16"
-    config.execution.remat = "full"
+    # By the lengths of the data and the memory of a device, as in own.py.
+    config.data.buckets = ()
+    config.chunk_size = 0
+    config.execution.remat = "auto"
+    config.execution.kept_chunks = config.execution.merged_chunks = None
     config.export.dtype = "bfloat16"
     config.export.adapter = True
     config.export.verify = False  # 30 GB of host memory, and minutes
@@ -257,3 +261,14 @@ def judge_distillation() -> ConfigDict:
     loss.form = "symmetric_kl"  # or "rank_kl", "gap_weighted_cosent"
     loss.smallest_gap = 1e-3  # in units of the scores; of the last alone
     return loss
+
+
+def doctor() -> ConfigDict:
+    """How closely job doctor looks at a run, of any recipe."""
+    doctor = ConfigDict()
+    doctor.rows = 512  # of the training data that are read
+    doctor.slice = ""  # such as "v5e:4x4"; "": the devices of this machine
+    doctor.compile = False  # minutes, for the peak of memory
+    doctor.step_seconds = config_dict.placeholder(float)  # None: as was measured, or planned
+    doctor.lost_minutes = 30.0  # that a preemption may cost
+    return doctor

@@ -21,6 +21,12 @@ NEXT = "llava_next_7b"
 LOW = (384, 384)  # pixels: one canvas of one tile beside the small view
 ANYRES = (768, 768)  # four tiles beside it
 PAIRS = {"rows": (0.5, 0.0, 0.5), "tokens": (48, 512, 1536)}  # an image on one side, as plan.py
+# Shapes that a case's rows are generated for: runs choose theirs by their data and devices.
+TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
+LOW_SHAPES = (*TEXTS, Bucket(tokens=1792, tiles=2))
+NEXT_SHAPES = (*TEXTS, Bucket(tokens=1536, tiles=2))
+ANYRES_SHAPES = (*LOW_SHAPES, Bucket(tokens=4096, tiles=5))
+SENTENCE_SHAPES = (Bucket(tokens=64, tiles=0), Bucket(tokens=128, tiles=0))
 SENTENCES = {"rows": (1.0, 0.0), "tokens": (48, 96), "teacher": 4096}
 # All but the vision tower, as LLaVE.
 ALL_BUT_TOWER = (("vision_tower\\..*", False), (".*", True))
@@ -47,16 +53,21 @@ def get_config(variant: str = "cpu") -> ConfigDict:
 
 def cpu() -> dict[str, ConfigDict]:
     """Cases of a model of a million parameters."""
-    lora = train(TINY, "stage2:llava_onevision_05b", image=(56, 56), **tiny_pairs())
-    full = train(TINY, "stage2:llava_onevision_05b", image=(56, 56), **tiny_pairs())
+    shapes = (Bucket(tokens=64, tiles=0), Bucket(tokens=96, tiles=2))
+    lora, full = (
+        train(TINY, "stage2:llava_onevision_05b", 8, shapes, image=(56, 56), **tiny_pairs())
+        for _ in range(2)
+    )
     train_all(full, ((".*", True),))
-    stage1 = train(TINY, "stage1:llava_onevision_7b", image=(56, 56), **SENTENCES)
+    stage1 = train(
+        TINY, "stage1:llava_onevision_7b", 24, SENTENCE_SHAPES, image=(56, 56), **SENTENCES
+    )
+    keep(stage1, "attention", kept=(3, 0))
     stage1.teacher = 64
-    stage1.run.batch_size, stage1.run.chunk_size = 24, 24
+    stage1.run.batch_size = 24
     stage1.run.data.negatives = 0
     for case in (lora, full):
-        case.run.batch_size, case.run.chunk_size = 32, 8
-        case.run.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=96, tiles=2))
+        case.run.batch_size = 32
     for case in (lora, full, stage1):
         case.run.processing.pinpoints = ((56, 56),)
         case.run.execution.dtype = case.run.execution.frozen_dtype = "float32"
@@ -80,20 +91,22 @@ def tiny_pairs() -> dict[str, tuple]:
 
 def h100() -> dict[str, ConfigDict]:
     """Cases that one GPU of 80 GB has room for by the plan's count of weights."""
-    small = train(SMALL, "stage2:llava_onevision_05b", image=LOW, **PAIRS)
-    small.run.chunk_size = 16
-    full = train(SMALL, "stage2:llava_onevision_05b", image=LOW, **PAIRS)
+    small, full = (
+        train(SMALL, "stage2:llava_onevision_05b", 16, LOW_SHAPES, image=LOW, **PAIRS)
+        for _ in range(2)
+    )
     train_all(full, ALL_BUT_TOWER)
-    full.run.chunk_size = 16
-    large = train(LARGE, "stage2:llava_onevision_7b", image=LOW, **PAIRS)
-    large.run.batch_size, large.run.chunk_size = 256, 16
-    mistral = train(NEXT, "stage2:llava_next_7b", image=(336, 336))
+    large = train(LARGE, "stage2:llava_onevision_7b", 16, LOW_SHAPES, image=LOW, **PAIRS)
+    large.run.batch_size = 256
+    keep(large, "dots", merged=4)
+    mistral = train(NEXT, "stage2:llava_next_7b", 16, NEXT_SHAPES, image=(336, 336))
     mistral.rows, mistral.tokens = (0.5, 0.0, 0.5), (48, 512, 1280)
-    mistral.run.batch_size, mistral.run.chunk_size = 256, 16
-    anyres = train(LARGE, "llave:llava_onevision_7b", image=ANYRES)
+    mistral.run.batch_size = 256
+    anyres = train(LARGE, "llave:llava_onevision_7b", 8, ANYRES_SHAPES, image=ANYRES)
     anyres.rows, anyres.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3760)
     with_dora(anyres)
-    anyres.run.batch_size, anyres.run.chunk_size = 128, 8
+    anyres.run.batch_size = 128
+    keep(anyres, "dots", merged=4)
     return {
         "onevision_05b_train_lora": small,
         "onevision_05b_train_full": full,
@@ -111,9 +124,11 @@ def h100() -> dict[str, ConfigDict]:
 
 def tpu() -> dict[str, ConfigDict]:
     """The recipes' own batches, over all chips; 16 of a v5e and more."""
-    large = train(LARGE, "stage2:llava_onevision_7b", image=LOW, **PAIRS)
-    full = train(LARGE, "llave:llava_onevision_7b", image=ANYRES)
+    large = train(LARGE, "stage2:llava_onevision_7b", 16, LOW_SHAPES, image=LOW, **PAIRS)
+    keep(large, "dots", merged=4)
+    full = train(LARGE, "llave:llava_onevision_7b", 64, ANYRES_SHAPES, image=ANYRES)
     full.rows, full.tokens = (0.5, 0.0, 0.0, 0.5), (48, 512, 1536, 3760)
+    keep(full, "full", kept=(0, 0, 0, 4))
     return {
         "onevision_7b_train_lora": large,
         "onevision_7b_train_full": full,
@@ -125,7 +140,8 @@ def tpu() -> dict[str, ConfigDict]:
 
 def sentences() -> ConfigDict:
     """UniME's stage 1: 768 sentences of a batch, all of them distinct."""
-    case = train(LARGE, "stage1:llava_onevision_7b", image=LOW, **SENTENCES)
+    case = train(LARGE, "stage1:llava_onevision_7b", 384, SENTENCE_SHAPES, image=LOW, **SENTENCES)
+    keep(case, "attention", kept=(3, 0))
     case.run.batch_size, case.run.data.negatives = 384, 0
     return case
 
@@ -143,13 +159,29 @@ def encodes(model: str, name: str, *, rows: int) -> dict[str, ConfigDict]:
     }
 
 
-def train(model: str, recipe: str, *, image: tuple[int, int], **load) -> ConfigDict:
-    """A recipe's step on rows that are expected of its data."""
+def train(
+    model: str,
+    recipe: str,
+    chunk_size: int,
+    buckets: tuple[Bucket, ...],
+    *,
+    image: tuple[int, int],
+    **load,
+) -> ConfigDict:
+    """A recipe's step on rows that are expected of its data; layers recompute all."""
     case = _case(model, image, **load)
     case.run = recipes.load(recipe)
     case.run.unlock()
     case.run.evaluation.every = 0
+    case.run.chunk_size, case.run.data.buckets = chunk_size, buckets
+    keep(case, "full")
     return case
+
+
+def keep(case: ConfigDict, remat: str, kept: tuple[int, ...] = (), merged: int = 1) -> None:
+    """What a step keeps for gradients: of layers, of chunks by bucket; and chunks at once."""
+    execution = case.run.execution
+    execution.remat, execution.kept_chunks, execution.merged_chunks = remat, kept, merged
 
 
 def encode(
@@ -184,7 +216,6 @@ def with_dora(case: ConfigDict) -> None:
     """The adapters of stage 2 in the place of what a recipe trains."""
     other = recipes.load("stage2:llava_onevision_7b")
     case.run.lora, case.run.trainable = other.lora, other.trainable
-    case.run.execution = other.execution
 
 
 def _case(model: str, image: tuple[int, int], **load) -> ConfigDict:

@@ -1,7 +1,7 @@
-"""Differences between the published checkpoints: where they are, images, prompts, adapters, memory.
+"""Differences between the published checkpoints: where they are, images, prompts, adapters.
 
-Keys of a training run by checkpoint, for base.pretrained. Chunk sizes and shapes are those of pairs
-with an image on one side.
+Keys of a training run by checkpoint, for base.pretrained, which leaves buckets, chunks and what is
+kept of them to the data and the devices. Dual encoders, whose rows are all alike, name theirs.
 """
 
 from unime_jax.data.settings import Bucket
@@ -17,20 +17,18 @@ GATE_AND_UP = r"language_model\..*\.(gate|up)_proj"
 # Both towers of CLIP and SigLIP, all of their layers.
 TOWERS = r"(text|vision)_model\.encoder\.layers\..*"
 
-TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
+# Layers of dual encoders recompute all; no chunk's activations are kept.
+EXECUTION = {"remat": "full", "kept_chunks": (), "merged_chunks": 1}
 
 LLAVA_ONEVISION = {
     "processing": {"pinpoints": ((384, 384),)},  # UniME trains at a low resolution
     "lora": {"targets": ((ADAPTED, True), (".*", False))},
-    "data": {"buckets": (*TEXTS, Bucket(tokens=1792, tiles=2))},
 }
 
 # Images of up to 672 x 672 pixels, as Qwen2-VL's below: 441 tokens of 32 x 32.
 QWEN3_VL = {
-    "chunk_size": 32,
     "processing": {"pixels": (4 * 32 * 32, 672 * 672), "grid_positions": True},
     "lora": {"targets": ((ADAPTED, True), (".*", False))},
-    "data": {"buckets": (*TEXTS, Bucket(tokens=768, tiles=7))},
 }
 # What Qwen3-VL-Embedding's training adapted, LoRA of rank 32 (arXiv 2601.04720): not the output.
 QWEN3_VL_ADAPTED = r"language_model\..*\.(q|k|v|gate|up)_proj"
@@ -39,16 +37,11 @@ FAMILIES = {
     "llava_onevision_7b": LLAVA_ONEVISION
     | {
         "backbone": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-        # A row on each of 16 chips of 16 GB, which keeps what is dear to compute again. Larger pods
-        # need as many rows as chips.
-        "chunk_size": 16,
-        "execution": {"remat": "dots", "merged_chunks": 4},
     },
     # For a single chip, for example Colab's.
     "llava_onevision_05b": LLAVA_ONEVISION
     | {
         "backbone": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-        "chunk_size": 4,
         "batch_size": 256,
         "evaluation": {"rows": 512},
     },
@@ -58,10 +51,8 @@ FAMILIES = {
     # resizing first.
     "llava_next_7b": {
         "backbone": "llava-hf/llava-v1.6-mistral-7b-hf",
-        "chunk_size": 32,
         "processing": {"prompt": "raw", "pinpoints": ((336, 336),)},
         "lora": {"targets": ((ADAPTED, True), (".*", False))},
-        "data": {"buckets": (*TEXTS, Bucket(tokens=1536, tiles=2))},
     },
     # Images of up to 672 x 672 pixels (UniME-V2, table 7), in the chat template. UniME-V2's own way
     # is `processing.prompt = "raw"`, bare text whose image tokens have plain positions, and
@@ -69,10 +60,8 @@ FAMILIES = {
     # don't resize first, so such a model only works with care there.
     "qwen2_vl_7b": {
         "backbone": "Qwen/Qwen2-VL-7B-Instruct",
-        "chunk_size": 32,
         "processing": {"pixels": (56 * 56, 672 * 672)},
         "lora": {"targets": ((ADAPTED, True), (".*", False))},
-        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
     },
     # An embedder from the chat model, whose last token is the template's.
     "qwen3_vl_2b": QWEN3_VL | {"backbone": "Qwen/Qwen3-VL-2B-Instruct"},
@@ -92,30 +81,25 @@ FAMILIES = {
     # As Qwen2-VL: images of up to 672 x 672 pixels, in the chat template.
     "qwen2_5_vl_7b": {
         "backbone": "Qwen/Qwen2.5-VL-7B-Instruct",
-        "chunk_size": 32,
         "processing": {"pixels": (56 * 56, 672 * 672)},
         "lora": {"targets": ((ADAPTED, True), (".*", False))},
-        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
     },
     "qwen2_5_vl_3b": {
         "backbone": "Qwen/Qwen2.5-VL-3B-Instruct",
-        "chunk_size": 32,
         "processing": {"pixels": (56 * 56, 672 * 672)},
         "lora": {"targets": ((ADAPTED, True), (".*", False))},
-        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=9))},
     },
     # 4 crops an image, bare text (VLM2Vec); UniME adds `processing.image_size = (336, 336)`.
     "phi3_v_4b": {
         "backbone": "microsoft/Phi-3.5-vision-instruct",
-        "chunk_size": 32,
         "processing": {"prompt": "raw", "crops": 4},
         "lora": {"targets": ((ADAPTED, True), (GATE_AND_UP, True), (".*", False))},
-        "data": {"buckets": (*TEXTS, Bucket(tokens=1024, tiles=5))},
     },
     # Dual encoders, as baselines: an image is one tile and takes no tokens.
     "clip_large_336": {
         "backbone": "openai/clip-vit-large-patch14-336",
         "chunk_size": 256,
+        "execution": EXECUTION,
         "processing": {"prompt": "raw"},
         "lora": {"targets": ((TOWERS, True), (".*", False))},
         "data": {
@@ -129,6 +113,7 @@ FAMILIES = {
     "siglip2_so400m": {
         "backbone": "google/siglip2-so400m-patch14-384",
         "chunk_size": 128,
+        "execution": EXECUTION,
         "processing": {"prompt": "raw"},
         "lora": {"targets": ((TOWERS, True), (".*", False))},
         "data": {

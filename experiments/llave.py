@@ -9,7 +9,6 @@ are contrasted at once.
 
 from ml_collections import ConfigDict
 
-from unime_jax.data.settings import Bucket
 from unime_jax.operations.recipes import base
 
 
@@ -29,12 +28,6 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.optimizer.beta2 = 0.999
         config.optimizer.weight_decays = ((".*", 0.0),)
         config.processing.pinpoints = ((384, 384), (384, 768), (768, 384), (768, 768))
-        config.data.buckets += (Bucket(tokens=4096, tiles=5),)
-        # All chunks of images that a batch is expected to have: on 64 chips they have room.
-        config.chunk_size = 64
-        config.execution.remat = "full"
-        config.execution.kept_chunks = (0, 0, 0, 4)
-        config.execution.merged_chunks = 1
     config.loss.hardness = 9.0
     config.loss.symmetric = True
     return config

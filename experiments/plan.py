@@ -25,47 +25,49 @@ SINGLE_CHIPS = ("v5e:1x1", "v6e:1x1")  # as Colab has them
 SLICES = ("v5e:4x4", "v6e:4x4", "v5p:2x2x4")
 PODS = ("v5e:4x4", "v5e:8x8", "v6e:4x4", "v5p:2x2x4")
 
-# Batches as they are expected, by recipe: shares of the rows and tokens of a row, by bucket. For a
-# recipe that is not here, all rows are in the largest bucket and full, the most there can be.
-PAIRS = (0.5, 0.0, 0.5)  # an image on one side, a short text on the other
-SENTENCES = {"rows": (1.0, 0.0), "tokens": (48, 96), "teacher": 4096}  # NV-Embed-v2's width
+# What batches are expected to hold, by recipe: a sample of lengths, by which buckets are chosen
+# that a recipe leaves open; of dual encoders, which name theirs, shares of the rows and tokens of a
+# row, by bucket. For a recipe that is not here, all rows are in the largest bucket and full.
+LENGTHS = os.path.relpath(pathlib.Path(__file__).parent / "plans" / "lengths") + "/"
+SENTENCES = {"lengths": LENGTHS + "nli_sentences.csv", "teacher": 4096}  # NV-Embed-v2's width
 EXPECTED = {
     "stage1:llava_next_7b": {"topologies": SLICES, **SENTENCES},
     "stage1:llava_onevision_7b": {"topologies": SLICES, **SENTENCES},
     "stage1:qwen2_vl_7b": {"topologies": SLICES, **SENTENCES},
     "stage1:phi3_v_4b": {"topologies": SLICES, **SENTENCES},
-    "stage2:llava_onevision_05b": {"rows": PAIRS, "tokens": (48, 512, 1536)},
-    "stage2:llava_onevision_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1536)},
-    "stage2:llava_next_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 1280)},
-    "stage2:qwen2_vl_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
-    "stage2:qwen3_vl_2b": {"topologies": ("v5e:4x4",), "rows": PAIRS, "tokens": (48, 512, 512)},
-    "stage2:qwen3_vl_8b": {"topologies": ("v5e:4x4",), "rows": PAIRS, "tokens": (48, 512, 512)},
-    "stage2:qwen3_vl_embedding_2b": {
-        "topologies": ("v5e:4x4",),
-        "rows": PAIRS,
-        "tokens": (64, 512, 512),
+    "stage2:llava_onevision_05b": {"lengths": LENGTHS + "mmeb_onevision_384.csv"},
+    "stage2:llava_onevision_7b": {
+        "topologies": SLICES,
+        "lengths": LENGTHS + "mmeb_onevision_384.csv",
     },
-    "stage2:qwen2_5_vl_7b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
-    "stage2:qwen2_5_vl_3b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 640)},
-    "stage2:phi3_v_4b": {"topologies": SLICES, "rows": PAIRS, "tokens": (48, 512, 832)},
+    "stage2:llava_next_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_next_336.csv"},
+    "stage2:qwen2_vl_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:phi3_v_4b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_phi3_v.csv"},
+    "stage2:qwen2_5_vl_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen2_5_vl_3b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    # Of a token of 28 x 28 pixels, where these models have one of 32 x 32: rows are shorter.
+    "stage2:qwen3_vl_2b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen3_vl_8b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen3_vl_embedding_2b": {
+        "topologies": SLICES,
+        "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv",
+    },
     "stage2:clip_large_336": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 24, 40)},
     "stage2:siglip2_so400m": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 64, 64)},
     "llave:llava_onevision_7b": {
         "topologies": SLICES,
-        "rows": (0.5, 0.0, 0.0, 0.5),
-        "tokens": (48, 512, 1536, 3712),
+        "lengths": LENGTHS + "mmeb_onevision_768.csv",
     },
     "embed:nv_embed_v2": {"topologies": ("v5e:2x4",)},
 }
 
 
 # This project's own plans: recipe, slices, and the model whose shapes are in this folder. `CHANGED`
-# has keys of the run by plan, where slices have room for other values than the recipe's.
+# has keys of the run by plan.
 NAMED = {
     "stage2_05b_lora": ("stage2:llava_onevision_05b", SINGLE_CHIPS, "llava_onevision_05b"),
     "stage1_7b_lora": ("stage1:llava_onevision_7b", PODS, "llava_onevision_7b"),
-    "stage2_7b_lora": ("stage2:llava_onevision_7b", SLICES, "llava_onevision_7b"),
-    "stage2_7b_lora_64_chips": ("stage2:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
+    "stage2_7b_lora": ("stage2:llava_onevision_7b", PODS, "llava_onevision_7b"),
     "stage2_qwen2_5_vl_7b": ("stage2:qwen2_5_vl_7b", SLICES, "qwen2_5_vl_7b"),
     "stage2_qwen2_5_vl_3b": ("stage2:qwen2_5_vl_3b", SLICES, "qwen2_5_vl_3b"),
     "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
@@ -76,13 +78,9 @@ NAMED = {
     "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
 }
 CHANGED = {
-    "qwen3_vl_2b_int8": {"execution.frozen_dtype": "int8", "batch_size": 256, "chunk_size": 4},
-    "stage2_7b_lora_64_chips": {"chunk_size": 64},
+    "qwen3_vl_2b_int8": {"execution.frozen_dtype": "int8", "batch_size": 256},
     "llave_7b_4096_pairs": {
         "batch_size": 4096,
-        "chunk_size": 128,
-        "execution.remat": "dots",  # a chip of v5p has room for that
-        "execution.kept_chunks": (),
         "steps": 162,  # one epoch, as of 256 pairs
         "optimizer.warmup_steps": 5,
     },
@@ -121,6 +119,9 @@ def plan_of(recipe: str) -> ConfigDict:
     config.rows = ()  # share of the rows by bucket; empty: all in the largest
     config.tokens = ()  # of a row, by bucket; empty: full
     config.model = ""  # a folder whose config.json stands in for the backbone's
+    # A CSV file of pair, tokens and tiles of a sample of items: buckets that the run leaves open
+    # are chosen by it, and rows and tokens follow from it where they are empty.
+    config.lengths = ""
     config.teacher = 0  # width of its embeddings
     config.suggest = True  # changes that fit, or that fill a slice
     config.search = 0  # programs compiled in search of a faster step by chunk, remat and mesh

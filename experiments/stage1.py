@@ -37,14 +37,6 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config = base.pretrained(variant)
         config.steps = 711  # two epochs of 273K triples
         config.batch_size = 768
-        config.chunk_size = 192 if variant == "llava_next_7b" else 384  # its decoder is wider
-        # 2304 texts of up to 64 tokens, which are encoded once: 16 chips of 16 GB have room for all
-        # of their chunks, and with Qwen2's narrow keys for more than the inputs of layers.
-        config.execution.kept_chunks = (6, 2) if variant == "llava_next_7b" else (3, 1)
-        config.execution.merged_chunks = 1
-        config.execution.remat = "full"
-        if variant in ("llava_onevision_7b", "qwen2_vl_7b"):
-            config.execution.remat, config.execution.kept_chunks = "attention", (3, 0)
         config.processing.prompt = "chat"
         config.lora.rank = 32
         config.lora.dora = False
@@ -54,7 +46,6 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.data.train = config.evaluation.texts = "nli"
         config.data.weights = ConfigDict({"train": 1.0})
         config.data.teacher = "nli_nv_embed_v2"
-        config.data.buckets = (Bucket(tokens=64, tiles=0), Bucket(tokens=128, tiles=0))
     config.infonce_steps = 0
     config.data.source_run = 0
     config.data.negatives = 1

@@ -32,7 +32,8 @@ if "UNIME_JAX_TESTS_CACHE" not in os.environ:  # xdist's workers inherit it
     os.environ["UNIME_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = CACHE.name
     compiled = os.environ.get("UNIME_JAX_TESTS_COMPILED", f"{CACHE.name}/compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # What compiles sooner costs as much to write and to read.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # libtpu compiles for slices that are not there: beside another process, too.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import stage1, stage2
+from experiments import plan, stage1, stage2
 from tests.backbones.tiny_families import (
     write_llava_next,
     write_qwen2_vl,
@@ -20,9 +20,12 @@ from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.jobs.tiny_run import ROOT
 from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding
+from unime_jax.data import length_sample
+from unime_jax.data.settings import Bucket
 from unime_jax.losses import contrastive
 from unime_jax.planning import chips, compiler
 from unime_jax.planning.program import Program, train_program
+from unime_jax.training import automatic
 
 VISION = dict(  # SigLIP so400m without its last layer
     hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16
@@ -113,20 +116,37 @@ def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
     return {name: write(tmp_path_factory.mktemp("7b")) for name, (write, *_) in SIZES.items()}
 
 
-def draw(experiment, variant, folder, devices, changes=()) -> Program:
+# What recipes leave to data and devices, named where a test is of something else.
+TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
+NAMED = {
+    stage1: {"chunk_size": 384, "data.buckets": (Bucket(64, 0), Bucket(128, 0))},
+    stage2: {"chunk_size": 16, "data.buckets": (*TEXTS, Bucket(1792, 9))},
+}
+KEPT = {"execution.remat": "full", "execution.kept_chunks": (), "execution.merged_chunks": 1}
+
+
+def draw(experiment, variant, folder, devices, changes=(), where=None) -> Program:
     """The step of an experiment's variant on these devices, as the planner has it.
 
-    `changes` are pairs of a config key and a value.
+    `changes` are pairs of a config key and a value. What the recipe leaves open is `NAMED`, or, for
+    a slice `where`, chosen by the recipe's lengths and the memory of its chips.
     """
     changed = experiment.get_config(variant)
-    assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat != "none"
-    changed.update_from_flattened_dict(dict(changes))
+    assert changed.execution.frozen_dtype == "bfloat16" and changed.execution.remat == "auto"
+    named = {} if where else NAMED[experiment] | KEPT
+    changed.update_from_flattened_dict(named | dict(changes))
     settings = config_reader.read(config.TrainConfig, changed.to_dict())
-    longest = max(bucket.tokens for bucket in settings.data.buckets)
+    longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
     backbone = backbones.open_backbone(
         str(folder), max_length=longest, processing=settings.processing
     )
     mesh = sharding.make_mesh(1, len(devices), 1, devices)
+    if where:
+        recipe = f"{experiment.__name__.rpartition('.')[2]}:{variant}"
+        sample = length_sample.read(plan.EXPECTED[recipe]["lengths"])
+        size = int(where.chip.hbm)
+        settings = automatic.with_lengths(settings, backbone, mesh, size, sample)
+        settings = automatic.with_memory(settings, backbone, mesh, size)
     return train_program(settings, backbone, mesh, teacher=TEACHER)
 
 
@@ -209,19 +229,19 @@ def test_the_7b_distillation_step_traces(folders, variant):
     ids=lambda x: x if isinstance(x, str) else x.__name__.rpartition(".")[2],
 )
 def test_the_7b_step_compiles_for_tpu_v5e_4x4(folders, variant, experiment, tmp_path):
-    """On 16 chips of 16 GB: LoRA with 768 triples of texts of up to 128 tokens; DoRA with 1024
-    pairs, images of 336, 384 or up to 672 pixels a side.
+    """On 16 chips of 16 GB: LoRA with 768 triples of sentences; DoRA with 1024 pairs, images of
+    336, 384 or up to 672 pixels a side. Buckets, chunks and remat are those that are chosen.
     """
     pytest.importorskip("libtpu")
     where = chips.parse("v5e:4x4")
     planned = ROOT / "experiments" / "plans" / "models" / variant
     folder = planned if variant in PLANNED else folders[variant]
-    program = draw(experiment, variant, folder, compiler.devices(where))
+    program = draw(experiment, variant, folder, compiler.devices(where), where=where)
     compiled = compiler.compile_program(program, where, tmp_path)
     assert not compiled.too_large and compiled.peak < HBM
     # Attention is a kernel's, of the longest rows at least: no array of rows, heads and scores.
     assert program.execution.attention == "splash" and "splash_mha_dkv" in compiled.text
-    # Stage 1's longest, 128 tokens, is also the width of a head: there a shape does not tell.
+    # Stage 1's rows are about as long as a head is wide: there a shape does not tell.
     longest = program.shapes.buckets[-1].tokens
     scores = rf"\[(?:\d+,){{2,}}{longest},{longest}\]"
     assert experiment is stage1 or not re.search(scores, compiled.text)
@@ -233,8 +253,7 @@ def test_a_7b_step_on_an_int8_base_compiles_for_one_tpu_v5e_chip(tmp_path):
     pytest.importorskip("libtpu")
     where = chips.parse("v5e:1x1")
     folder = write_onevision_7b(tmp_path)
-    least = [("execution.remat", "full"), ("execution.merged_chunks", 1)]
-    changes = [INT8, ("chunk_size", 1), *least]
+    changes = [INT8, ("chunk_size", 1)]
     program = draw(stage2, "llava_onevision_7b", folder, compiler.devices(where), changes)
     compiled = compiler.compile_program(program, where, tmp_path)
     assert not compiled.too_large and compiled.peak < HBM
@@ -242,7 +261,7 @@ def test_a_7b_step_on_an_int8_base_compiles_for_one_tpu_v5e_chip(tmp_path):
     assert not re.findall(r"(?:bf16|f32)\[(?:3584,18944|18944,3584)", compiled.text)
 
 
-ONE_CHIP = [INT8, ("batch_size", 256), ("chunk_size", 4)]
+ONE_CHIP = [INT8, ("batch_size", 256)]
 QWEN3_VL = [
     ("qwen3_vl_2b", "2b", "v5e:4x4", []),
     ("qwen3_vl_embedding_2b", "2b", "v5e:4x4", []),
@@ -258,7 +277,7 @@ def test_a_qwen3_vl_step_compiles_for_tpus(tmp_path, variant, size, topology, ch
     pytest.importorskip("libtpu")
     where = chips.parse(topology)
     folder = write_qwen3_vl_published(tmp_path / size, size)
-    program = draw(stage2, variant, folder, compiler.devices(where), changes)
+    program = draw(stage2, variant, folder, compiler.devices(where), changes, where=where)
     compiled = compiler.compile_program(program, where, tmp_path / "cache")
     assert not compiled.too_large and compiled.peak < (2 if "v6e" in topology else 1) * HBM
     assert program.execution.attention == "splash"

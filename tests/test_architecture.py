@@ -1,4 +1,4 @@
-"""The house: ten files and twelve packages at the top, and which of them may import which."""
+"""The house: ten files and fourteen packages at the top, and which of them may import which."""
 
 import ast
 import functools
@@ -15,8 +15,9 @@ FILES = {
 }  # fmt: skip
 PACKAGES = {
     "jobs", "training", "losses", "models", "backbones", "data", "evaluation", "export",
-    "planning", "operations", "integrations", "config",
+    "planning", "operations", "integrations", "config", "inference", "serve",
 }  # fmt: skip
+WEB = {"starlette", "uvicorn", "fastapi", "gradio"}
 # What a package may import of this one beside itself.
 BELOW = {
     "losses": {"sharding"},
@@ -29,7 +30,8 @@ BELOW = {
 
 # Packages and files that training is built on, or that can do without it.
 WITHOUT_TRAINING = (
-    "encode", "embedder", "evaluation", "export", "backbones", "data", "operations", "integrations",
+    "encode", "inference", "embedder", "evaluation", "export", "backbones", "data", "operations",
+    "integrations", "serve",
 )  # fmt: skip
 SETTINGS = "training.settings"  # plain data, which config imports
 
@@ -44,7 +46,7 @@ def imported(file: pathlib.Path) -> set[str]:
     return names - {"__version__"}
 
 
-def test_ten_files_and_twelve_packages():
+def test_ten_files_and_fourteen_packages():
     assert {file.stem for file in PACKAGE.glob("*.py")} == FILES
     assert {init.parent.name for init in PACKAGE.glob("*/__init__.py")} == PACKAGES
 
@@ -71,6 +73,8 @@ def test_only_a_job_imports_integrations_and_only_where_it_is_asked_to():
         names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         libraries = {name.split(".")[0] for name in names}
         assert not libraries & {"mteb", "sentence_transformers"}, file
+        assert not libraries & WEB or file.is_relative_to(PACKAGE / "serve"), file
+        assert "serve" not in imported(file) or file.is_relative_to(PACKAGE / "serve"), file
 
 
 @for_each("package", BELOW)

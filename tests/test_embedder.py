@@ -1,5 +1,6 @@
 """The library's front door: any item in any company gets transformers' embedding of it."""
 
+import base64
 import functools
 import io
 import logging
@@ -20,6 +21,7 @@ from unime_jax import Embedder, embedder, encode, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item, Media
 from unime_jax.data import ahead, inference_shapes
+from unime_jax.data.quantized_vectors import quantized
 from unime_jax.models import forward
 from unime_jax.models.vlm import Vlm
 
@@ -187,6 +189,34 @@ def test_an_iterator_or_nothing_will_do_and_a_single_item_not(model):
         assert vector.shape == (model.dimension,)
         np.testing.assert_array_equal(vector, model.encode([single])[0])
         np.testing.assert_array_equal(model.encode_sum(single), model.encode_sum([single])[0])
+
+    # Messages are an item, alone or among others; a system message takes the place of a prompt.
+    image = "data:image/png;base64," + base64.b64encode(picture(28, 9, 3)).decode()
+    part = {"type": "image_url", "image_url": {"url": image}}
+    chat = [{"role": "user", "content": [part, {"type": "text", "text": "red"}]}]
+    item = {"text": "red", "image": picture(28, 9, 3)}
+    np.testing.assert_array_equal(model.encode(chat), model.encode(item))
+    asked = [{"role": "system", "content": "Find "}, *chat]
+    both = model.encode([asked, chat], prompt="Not ")
+    apart = [model.encode(item, prompt=prompt) for prompt in ("Find ", "Not ")]
+    np.testing.assert_allclose(both, apart, atol=EXACT)
+    assert model.rendered(asked, prompt="Not ") == model.rendered(item, prompt="Find ")
+    np.testing.assert_array_equal(model.encode_sum([chat]), model.encode_sum([item]))
+    with pytest.raises(ValueError, match=r"items\[1\]: it has a system message, and encode_sum"):
+        model.encode_sum([chat, asked])
+
+    # In fewer bits.
+    vectors = model.encode(texts)
+    grid = np.array([[-0.2], [0.3]], np.float32).repeat(model.dimension, 1)
+    for precision, ranges in [("float16", None), ("int8", grid), ("ubinary", None)]:
+        codes = model.encode(texts, precision=precision, ranges=ranges)
+        np.testing.assert_array_equal(codes, quantized(vectors, precision, ranges=ranges))
+    single = model.encode_query("a", precision="int8", ranges=grid)
+    np.testing.assert_array_equal(single, quantized(vectors, "int8", ranges=grid)[0])
+    for call in (model.encode, model.encode_sum):
+        assert call("a", precision="binary").shape == (model.dimension // 8,)
+        with pytest.raises(ValueError, match="at least two are needed"):
+            call("a", precision="int8")
     with pytest.raises(TypeError, match=r'is a single bytes; write \{"image": ...\}'):
         model.encode(b"bytes")
 
@@ -266,6 +296,9 @@ BAD = {
     "none image": ({"text": "a", "image": None}, TypeError, "an image is a NoneType; it must be"),
     "none in list": ({"image": [picture(9, 9, 0), None]}, TypeError, "an image is a NoneType"),
     "empty path": ({"image": ""}, ValueError, "an image is ''; leave it out"),
+    "URL": ({"image": "https://a.org/b.png?c"}, ValueError, "b.png.* nothing is fetched unless"),
+    "message": ({"role": "user", "content": "a"}, ValueError, "or both; messages are a list"),
+    "turn": ([{"role": "assistant", "content": "a"}], ValueError, "an embedder answers nothing"),
     "no bytes": ({"image": b""}, ValueError, "an image is b''; leave it out"),
     "floats": ({"image": np.zeros((4, 4, 3))}, ValueError, "dtype float64; it must be uint8"),
     "grey": ({"image": np.zeros((4, 4), np.uint8)}, ValueError, r"shape \(4, 4\)"),
@@ -337,7 +370,7 @@ def test_a_lazily_opened_image_in_many_items(monkeypatch, model, tmp_path):
     np.testing.assert_allclose(several, model.encode([{"image": path}] * 8))
 
 
-def test_texts_that_were_cut_are_counted_once(one, caplog):
+def test_texts_that_were_cut_are_counted_once_and_progress_is_shown(one, capsys, caplog):
     model = opened(one, max_length=64)
     with caplog.at_level(logging.WARNING):
         model.encode(["red"] * 3)
@@ -348,8 +381,8 @@ def test_texts_that_were_cut_are_counted_once(one, caplog):
         "1 of 4 items have image markers without image",
     ]
 
-
-def test_progress_bar(model, capsys):
+    # The progress of a call is shown where it is asked for.
+    capsys.readouterr()
     model.encode(["a", "b"])
     assert capsys.readouterr().err == ""
     model.encode(["a", "b", "red " * 90], show_progress_bar=True)

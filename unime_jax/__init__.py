@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from unime_jax.operations import quiet
 
 if TYPE_CHECKING:
+    from unime_jax.data.image_urls import ImageUrls
     from unime_jax.embedder import Embedder
     from unime_jax.index import Index
 
-__all__ = ["Embedder", "Index", "__version__"]
+__all__ = ["Embedder", "ImageUrls", "Index", "__version__"]
 
 __version__ = "0.1.0"  # setup.py reads it here
 
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from unime_jax.embedder import Embedder
 
         return Embedder
+    if name == "ImageUrls":
+        from unime_jax.data.image_urls import ImageUrls
+
+        return ImageUrls
     if name == "Index":
         from unime_jax.index import Index
 

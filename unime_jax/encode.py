@@ -193,6 +193,11 @@ def encode_rows(
         yield from _collected(model, _launched(model, steps, part, parts), shapes, progress)
 
 
+def compile_ahead(model: Model, shapes: BatchShapes) -> None:
+    """Compiles the program of some shapes, if it is new, so that no batch waits for it."""
+    _compiled(model, shapes)
+
+
 class _Running(NamedTuple):
     """A batch on the devices: item numbers [C, R] (-1: padding) and embeddings, by bucket."""
 
@@ -231,8 +236,7 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    key, compile_it = _key(model, shapes), functools.partial(_compile, model, shapes)
-    run = _programs(model.encode, mesh, model.constants).compiled(key, compile_it)
+    run = _compiled(model, shapes)
     with jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
     for array in vectors:
@@ -332,6 +336,15 @@ def _key(model: Model, shapes: BatchShapes) -> Hashable:
         for part in model.parameters
     )
     return shapes, *form
+
+
+def _compiled(model: Model, shapes: BatchShapes) -> jax.stages.Compiled:
+    """The program of some shapes; it is compiled in this thread if it is new."""
+    programs = _programs(model.encode, model.mesh, model.constants)
+    run: jax.stages.Compiled = programs.compiled(
+        _key(model, shapes), functools.partial(_compile, model, shapes)
+    )
+    return run
 
 
 def _compile(model: Model, shapes: BatchShapes) -> jax.stages.Compiled:

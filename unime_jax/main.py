@@ -18,6 +18,7 @@ from unime_jax.operations import (
     command_line,
     compiler_flags,
     config_help,
+    doctor_command,
     exits,
     processes,
     recipes,
@@ -29,6 +30,7 @@ JOBS = {
     name: f"unime_jax.jobs.{name}"
     for name in (
         "benchmark",
+        "doctor",
         "train",
         "export",
         "evaluate",
@@ -110,7 +112,8 @@ def main(argv: list[str]) -> None:
         platforms = jax.config.values["jax_platforms"] or ""
         compiler_flags.overlap_transfers(platforms, planned=values.job == "plan")
     explicit = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
-    if _DISTRIBUTED.value or any(value is not None for value in explicit):
+    looks_only = values.job == "doctor"  # by itself, and devices may be another process's
+    if not looks_only and (_DISTRIBUTED.value or any(value is not None for value in explicit)):
         processes.join(
             coordinator=_COORDINATOR.value,
             process_id=_PROCESS_ID.value,
@@ -119,7 +122,8 @@ def main(argv: list[str]) -> None:
             heartbeat_seconds=_HEARTBEAT_SECONDS.value,
         )
         processes.check_shared(workdir)
-    logging.info("job %s in %s on %s", values.job, workdir, jax.devices())
+    if not looks_only:
+        logging.info("job %s in %s on %s", values.job, workdir, jax.devices())
     for remark in remarks:
         logging.warning("%s", remark)
     with _without_collections():
@@ -145,12 +149,24 @@ def _without_collections() -> Iterator[None]:
 def _resolve(recipe: str, overrides: list[command_line.Override]) -> tuple[ConfigDict, list[str]]:
     """The config that a command asks for, and remarks on it for the log."""
     values = recipes.load(recipe)
+    looked_at, of_doctor, overrides = doctor_command.split(overrides)
     if values.job != "plan":
         command_line.refuse_plan(recipe, overrides)
     before = values.to_dict()
     command_line.apply(values, overrides)
     config_reader.read(config.kind_of(values), values.to_dict())
-    return values, command_line.fit_short_run(values, before, {key for key, _ in overrides})
+    remarks = command_line.fit_short_run(values, before, {key for key, _ in overrides})
+    if looked_at:
+        command = {
+            "recipe": recipe,
+            "distributed": _DISTRIBUTED.value,
+            "coordinator": _COORDINATOR.value,
+            "process_id": _PROCESS_ID.value,
+            "num_processes": _NUM_PROCESSES.value,
+        }
+        values = doctor_command.whole(values, of_doctor, command)
+        config_reader.read(config.kind_of(values), values.to_dict())
+    return values, remarks
 
 
 def _parse(argv: list[str]) -> list[str]:

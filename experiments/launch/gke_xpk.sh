@@ -2,14 +2,15 @@
 # Train on TPU slices of a GKE cluster, through xpk (pip install xpk; `xpk cluster create` first).
 #
 #   NAME=llave PROJECT=my-project ZONE=us-central1-a CLUSTER=pods TOPOLOGY=v6e:4x4 SLICES=2 \
-#     IMAGE=us-docker.pkg.dev/my-project/images/unime_jax:1 STORAGE=runs WORKDIR=/mnt/runs/llave \
-#     experiments/launch/gke_xpk.sh [--dry-run] \
-#     --config=experiments/llave.py:llava_onevision_7b --config.data.folder=/mnt/runs/data
+#     IMAGE=us-docker.pkg.dev/my-project/images/unime_jax:1 WORKDIR=gs://my-bucket/llave \
+#     experiments/launch/gke_xpk.sh [--dry-run] --config.mesh.data=2 \
+#     --config=experiments/llave.py:llava_onevision_7b --config.data.folder=gs://my-bucket/data
 #
 # IMAGE has this repository in it, from the repository's root:
 #   docker build -f experiments/launch/Dockerfile -t $IMAGE . && docker push $IMAGE
-# STORAGE is what `xpk storage create` (Filestore) or `xpk storage attach` (gcsfuse) calls the file
-# system that WORKDIR lies on. Pods that fail or are preempted are started again by GKE.
+# WORKDIR is a bucket (jobs train, export, embed and plan), or a folder below the mount point of
+# STORAGE: what `xpk storage create` (Filestore) or `xpk storage attach` (gcsfuse) calls the file
+# system. Pods that fail or are preempted are started again by GKE.
 # --dry-run prints the command and does not run it.
 set -euo pipefail
 
@@ -23,15 +24,16 @@ need ZONE "the cluster's zone"
 need CLUSTER "the cluster's name"
 need TOPOLOGY "chip and shape as jobs/plan names them: v5e:4x4, v6e:4x4, v5p:2x2x4"
 need IMAGE "the container image (see Dockerfile)"
-need STORAGE "xpk's name of the file system that all pods share"
-need WORKDIR "the run's folder, below the mount point of STORAGE"
+need WORKDIR "the run's folder, gs://<bucket>/<folder> or below the mount point of STORAGE"
+[[ $WORKDIR == gs://?* ]] || need STORAGE "xpk's name of the file system that all pods share"
 SLICES=${SLICES:-1}
 PRIORITY=${PRIORITY:-medium}
 RESTARTS=${RESTARTS:-50}  # of the whole workload, preemptions included
 GRACE=${GRACE:-60}        # seconds between SIGTERM and SIGKILL, to save what is not saved
 (($#)) || { echo "error: give the flags of unime_jax.main, first of all --config=..." >&2; exit 2; }
-if [[ $WORKDIR == *://* || $WORKDIR != /* ]]; then
-  echo "error: WORKDIR=$WORKDIR must be an absolute path below the mount point of STORAGE" >&2
+if [[ $WORKDIR != gs://?* && $WORKDIR != /* ]]; then
+  echo "error: WORKDIR=$WORKDIR must be gs://<bucket>/<folder> or an absolute path below the mount" \
+    "point of STORAGE" >&2
   exit 2
 fi
 
@@ -54,9 +56,10 @@ esac
 main=$(printf '%q ' python -m unime_jax.main --distributed "--workdir=$WORKDIR" "$@")
 command=(
   xpk workload create "--workload=$NAME" "--cluster=$CLUSTER" "--project=$PROJECT" "--zone=$ZONE"
-  "--tpu-type=$type" "--num-slices=$SLICES" "--docker-image=$IMAGE" "--storage=$STORAGE"
+  "--tpu-type=$type" "--num-slices=$SLICES" "--docker-image=$IMAGE"
   "--priority=$PRIORITY" "--max-restarts=$RESTARTS" --restart-on-exit-codes=1,75
   "--termination-grace-period-seconds=$GRACE" "--command=exec ${main% }"
 )
+[[ -z ${STORAGE:-} ]] || command+=("--storage=$STORAGE")
 printf '%q ' "${command[@]}"; echo
 ((dry_run)) || "${command[@]}"

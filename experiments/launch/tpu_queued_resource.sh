@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Train on a Cloud TPU slice: ask for it, install, run on all hosts, again after every preemption.
 #
-#   NAME=llave PROJECT=my-project ZONE=us-central1-a TOPOLOGY=v5e:8x8 WORKDIR=/mnt/runs/llave \
-#     SETUP='mountpoint -q /mnt/runs || sudo mount --mkdir 10.0.0.2:/runs /mnt/runs' \
+#   NAME=llave PROJECT=my-project ZONE=us-central1-a TOPOLOGY=v5e:8x8 WORKDIR=gs://my-bucket/llave \
 #     experiments/launch/tpu_queued_resource.sh [--dry-run] \
-#     --config=experiments/llave.py:llava_onevision_7b --config.data.folder=/mnt/runs/data
+#     --config=experiments/llave.py:llava_onevision_7b --config.data.folder=gs://my-bucket/data
+#
+# WORKDIR is a bucket (jobs train, export, embed and plan), or a folder that SETUP mounts on every
+# host: SETUP='mountpoint -q /mnt/runs || sudo mount --mkdir 10.0.0.2:/runs /mnt/runs'
 #
 # Run it from the repository's root on any machine that has gcloud, and keep it running (tmux): it
 # is what starts the run again. What is committed here is what runs there. The slice goes on costing
@@ -20,7 +22,7 @@ need NAME "a name for the slice and its queued resource"
 need PROJECT "the Google Cloud project"
 need ZONE "a zone that has such TPUs, for example us-central1-a"
 need TOPOLOGY "chip and shape as jobs/plan names them: v5e:4x4, v6e:4x4, v5p:2x2x4"
-need WORKDIR "the run's folder, on a file system that all hosts mount (see SETUP)"
+need WORKDIR "the run's folder, gs://<bucket>/<folder> or on a file system that all hosts mount (see SETUP)"
 SETUP=${SETUP:-true}       # a command that every host runs before each start: mount WORKDIR
 SPOT=${SPOT:-1}            # 0: on demand
 RUNTIME=${RUNTIME:-}       # the hosts' image; by default the one for the chip
@@ -30,9 +32,8 @@ POLL=${POLL:-120}          # seconds between looks; hosts take 100 to see that a
 QUICK=${QUICK:-300}        # seconds: five failures in a row so soon after the start end it
 KEEP=${KEEP:-0}            # 1: leave the slice when the run is finished
 (($#)) || { echo "error: give the flags of unime_jax.main, first of all --config=..." >&2; exit 2; }
-if [[ $WORKDIR == *://* || $WORKDIR != /* ]]; then
-  echo "error: WORKDIR=$WORKDIR must be an absolute path: mount the bucket (gcsfuse) or a Filestore" \
-    "share by SETUP" >&2
+if [[ $WORKDIR != gs://?* && $WORKDIR != /* ]]; then
+  echo "error: WORKDIR=$WORKDIR must be gs://<bucket>/<folder> or an absolute path that SETUP mounts" >&2
   exit 2
 fi
 
@@ -84,7 +85,7 @@ install() {
     on_all "mkdir -p unime_jax && tar -xzf unime_jax.tar.gz -C unime_jax && cd unime_jax \
 && python3 -m pip install --quiet --user uv \
 && python3 -m uv venv --quiet --allow-existing --python=$PYTHON .venv \
-&& python3 -m uv pip install --quiet --python=.venv -e '.[tpu]'"
+&& python3 -m uv pip install --quiet --python=.venv -e '.[tpu,gcs]'"
 }
 
 archive=${TMPDIR:-/tmp}/unime_jax_$NAME.tar.gz

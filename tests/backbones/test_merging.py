@@ -188,7 +188,7 @@ def test_where_the_base_is(tmp_path, monkeypatch, how):
     monkeypatch.setattr(
         backbones,
         "snapshot_download",
-        lambda name, revision, allow_patterns: (
+        lambda name, revision, token, allow_patterns: (
             downloads.append((name, revision)) or tmp_path / "base"
         ),
     )

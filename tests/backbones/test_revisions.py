@@ -38,7 +38,7 @@ def hub(tmp_path, monkeypatch):
     config = json.loads(file.read_text()) | {"base_model_name_or_path": "org/base"}
     file.write_text(json.dumps(config))
 
-    def snapshot_download(hub_id, *, revision, allow_patterns):
+    def snapshot_download(hub_id, *, revision, token, allow_patterns):
         if (hub_id, revision) not in snapshots:
             raise OSError(f"no {hub_id} at {revision}")
         return str(snapshots[hub_id, revision])
@@ -115,7 +115,7 @@ def test_the_revision_that_was_asked_for_must_be_there_is_opened_and_recorded(
     find = backbones._find
     monkeypatch.setattr(backbones, "_find", lambda *a, **k: asked.append(a) or find(*a, **k))
     Embedder.from_pretrained("org/base", revision="v2", dtype="float32")
-    assert asked == [("org/base", "v2")]
+    assert asked == [("org/base", "v2", None)]
 
 
 def test_transformers_is_never_left_to_ask(tmp_path):

@@ -111,6 +111,7 @@ RECIPES = [
     (stage2, 1024, 64, 16, (SIGLIP, 0.06), True, 0.05),
     (stage2, 256, 4, 1, (SIGLIP, 0.06), False, 0.05),
     (anyres, 256, 4, 1, (SIGLIP, 0.06), False, 0.05),
+    (anyres, 256, 16, 16, (SIGLIP, 0.06), True, 0.11),
     (dynamic, 256, 8, 1, (256, 0.02), False, 0.05),
     (mini_mmeb, 256, 8, 1, (16, 0.5), False, 0.05),
     (sentences, 768, 384, 1, (0, 0.0), True, 0.05),

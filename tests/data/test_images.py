@@ -366,12 +366,13 @@ def test_only_files_in_the_image_folder_are_read_and_no_urls(tmp_path):
         "https://a.org/b.png",
         "http:/a.org/b.png",
         "s3://bucket/b.png",
-        "data:image/png;base64,AA",
+        "ftp://a.org/b.png",
     ]:
         for image in (url, pathlib.PurePosixPath(url)):
             with pytest.raises(
                 ValueError, match="is a URL, and nothing is fetched.*download the image"
             ):
                 to_item({"image": image})
-        with pytest.raises(ImageError, match="is a URL"):
-            read_below(tmp_path, url)
+        for named in (url, "data:image/png;base64,AA"):
+            with pytest.raises(ImageError, match="is a URL"):
+                read_below(tmp_path, named)

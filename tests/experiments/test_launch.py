@@ -5,8 +5,10 @@ import pathlib
 import shlex
 import subprocess
 
+import yaml
+
 from tests.tables import for_each
-from unime_jax.operations import stop, watchdog, workdir_lock
+from unime_jax.operations import command_line, recipes, stop, watchdog, workdir_lock
 from unime_jax.training import outcome
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -64,18 +66,25 @@ def test_what_is_not_set_is_named(script, name):
     if name == "VENV":  # has a default
         return
     left = {key: value for key, value in SCRIPTS[script].items() if key != name}
-    if script == "slurm.sh" and name == "NAME":
-        return
     done = call(script, left, "--dry-run", *FLAGS)
     assert done.returncode == 2 and done.stderr.startswith(f"error: set {name}: ")
     assert not done.stdout
 
 
 @for_each("script", SCRIPTS)
-@for_each("workdir", ["gs://bucket/run", "runs/llave"])
-def test_a_workdir_must_be_a_mounted_folder(script, workdir):
-    done = call(script, SCRIPTS[script], "--dry-run", *FLAGS, WORKDIR=workdir)
-    assert done.returncode == 2 and f"WORKDIR={workdir} must be an absolute path" in done.stderr
+def test_a_workdir_is_a_mounted_folder_or_a_bucket(script):
+    for workdir in ("s3://bucket/run", "gs://", "runs/llave"):
+        done = call(script, SCRIPTS[script], "--dry-run", *FLAGS, WORKDIR=workdir)
+        assert done.returncode == 2 and f"WORKDIR={workdir} must be " in done.stderr
+
+    # A bucket needs no file system, and reaches the run as it is; gcsfs is installed for it.
+    given = {key: value for key, value in SCRIPTS[script].items() if key != "STORAGE"}
+    commands = dry(script, given, WORKDIR="gs://bucket/run")
+    text = " ".join(word for command in commands for word in command)
+    assert "--workdir=gs://bucket/run" in text and "--storage" not in text
+    assert ",gcs]" in text or "xpk" in text
+    if script == "slurm.sh":  # whose log is a file
+        assert f"--output={ROOT}/runs/run/slurm.log" in text and "mkdir -p gs:" not in text
 
 
 @for_each(
@@ -112,7 +121,7 @@ def test_tpu_commands_and_options():
     ]
     assert archive[:2] == ["git", "archive"]
     assert copy[:4] == [*gcloud, "tpu-vm"] and copy[4] == "scp" and "--worker=all" in copy
-    assert "--worker=all" in install and "-e '.[tpu]'" in remote(install)
+    assert "--worker=all" in install and "-e '.[tpu,gcs]'" in remote(install)
     assert train[:-1] == [*gcloud, "tpu-vm", "ssh", "llave", *place, "--worker=all"]
     started = remote(train).removeprefix("{ true; } && cd unime_jax && exec ")
     assert shlex.split(started) == [
@@ -139,7 +148,21 @@ def test_tpu_commands_and_options():
     assert exec_ == "exec" and started == [
         *("python", "-m", "unime_jax.main", "--distributed", f"--workdir={WORKDIR}", *FLAGS)
     ]
-    assert 'pip install --no-cache-dir -e ".[${EXTRA}]"' in (LAUNCH / "Dockerfile").read_text()
+    image = (LAUNCH / "Dockerfile").read_text()
+    assert 'pip install --no-cache-dir -e ".[${EXTRA}]"' in image and "EXTRA=tpu,gcs" in image
+
+    # The manifest is the same run, on two slices.
+    job = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]["replicatedJobs"][0]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    arguments = container["command"]
+    assert arguments[:4] == ["python", "-m", "unime_jax.main", "--distributed"]
+    given, unexpected = command_line.split(arguments[5:])
+    assert ("mesh.data", str(job["replicas"])) in given
+    config = recipes.load(unexpected[0].removeprefix("--config="))
+    command_line.apply(config, given)
+    chips = job["replicas"] * job["template"]["spec"]["completions"] * 4
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert config.chunk_size % chips == 0 and config.batch_size % chips == 0
 
     # What it restarts is what a run ends with when it is to go on, besides what it restarts by
     # itself: 42 and 127 to 255.
@@ -159,7 +182,7 @@ def test_tpu_commands_and_options():
         *("--time=24:00:00", "--signal=TERM@180", "--requeue", f"--output={WORKDIR}/slurm.log"),
     } <= set(submit)
     assert venv == ["python3", "-m", "venv", "/shared/venv"]
-    assert install == ["/shared/venv/bin/pip", "install", "--quiet", "-e", ".[cuda12]"]
+    assert install == ["/shared/venv/bin/pip", "install", "--quiet", "-e", ".[cuda12,gcs]"]
     assert devices == ["export", "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"]
     assert srun == [
         *("srun", "--kill-on-bad-exit=0", "--cpus-per-task=64", "/shared/venv/bin/python", "-m"),

@@ -162,6 +162,7 @@ def test_what_is_left_open_is_asked_for(tmp_path):
                 "topologies": ("v5e:1x1",),
                 "rows": (),
                 "tokens": (),
+                "lengths": "",
                 "model": "",
                 "teacher": 0,
                 "suggest": False,

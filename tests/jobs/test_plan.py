@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from experiments import plan as plans
 from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
-from unime_jax import backbones, config
+from unime_jax import backbones
+from unime_jax.data import length_sample
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
 from unime_jax.planning import chips, compiler, memory, report
@@ -126,7 +127,7 @@ def test_without_a_compiler_also_several_in_one_call(drafts, model, no_compiler)
     assert sizes["optimizer"] == pytest.approx(2 * sizes["gradients"], rel=0.01)
     assert 0 < work["useful"] < work["executed"] and work["ici"] is None
     assert step["estimate"]["bound"] == "compute"
-    assert step["settings"]["load"] == {"rows": [64], "tokens": [16]}
+    assert step["settings"]["load"] == {"rows": [64], "tokens": [16], "filled": []}
     text = (drafts / "plan.md").read_text()
     assert "WARNING: without libtpu nothing was compiled" in text
     assert report.NOTE in text and "has the shapes of" in text
@@ -142,6 +143,24 @@ def test_without_a_compiler_also_several_in_one_call(drafts, model, no_compiler)
     (planned,) = plan.read(given.to_dict())
     chosen = plan.Recipe(planned, drafts)._with_memory("v5e:2x4")
     assert chosen.chunk_size % 8 == 0 < chosen.chunk_size and chosen.execution.remat == "none"
+
+    # Buckets by a file of lengths, and the load that follows from it
+    given.run.data.buckets, given.lengths = (), str(drafts / "lengths.csv")
+    lines = [f"{n // 2},{5 + n % 7},0" for n in range(24)] + ["12,40,0"]
+    (drafts / "lengths.csv").write_text("\n".join(["pair,tokens,tiles", *lines]))
+    (planned,) = plan.read(given.to_dict())
+    recipe = plan.Recipe(planned, drafts)
+    entry = recipe.attempt("v5e:2x4", recipe._with_memory("v5e:2x4"))
+    assert entry.settings["buckets"] and sum(entry.settings["load"]["rows"]) == 31
+    assert sum(entry.settings["load"]["filled"]) <= 31 and 0 < entry.settings["pad_share"] < 1
+    for text, message in (
+        ("pair,tokens\n", "its first line pair,tokens,tiles"),
+        ("pair,tokens,tiles\n0,3,0\n0,x,0\n", "line 3 is not three whole numbers"),
+        ("pair,tokens,tiles\n0,0,0\n", "line 2 is no item"),
+    ):
+        (drafts / "lengths.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            plan.Recipe(planned, drafts)
 
     # A batch that does not fit the slice is one line of the table
     _, wrong, step = read(drafts)
@@ -289,7 +308,7 @@ def test_libtpu_states_the_limit_that_we_have_of_a_chip(libtpu, slice_name):
 def test_the_hub_is_not_asked_for_weights(model, no_compiler, tmp_path, monkeypatch):
     asked = []
 
-    def download(hub_id, *, revision, allow_patterns):
+    def download(hub_id, *, revision, token, allow_patterns):
         asked.append((hub_id, tuple(allow_patterns)))
         return model
 
@@ -306,14 +325,19 @@ def test_the_hub_is_not_asked_for_weights(model, no_compiler, tmp_path, monkeypa
 
 
 def test_committed_recipes_are_configs_of_known_slices():
-    """Every model has its shapes in the repository, and every load fits its buckets."""
+    """Every model has its shapes in the repository, and open buckets a sample of lengths."""
     for planned in plan.read(plans.get_config().to_dict()):
-        assert planned.topologies, planned.name
-        for topology in planned.topologies:
-            where = chips.parse(topology)
-            if isinstance(planned.run, config.TrainConfig):
-                assert planned.run.chunk_size % where.chips == 0, (planned.name, topology)
+        assert planned.topologies and all(map(chips.parse, planned.topologies)), planned.name
         backbones.open_backbone(planned.model, max_length=64)
+    for expected in plans.EXPECTED.values():
+        if "lengths" in expected:
+            sizes, example = length_sample.read(expected["lengths"])
+            assert example.max() == 255 and sizes.min(axis=0)[0] > 3
+
+    # Without, a plan says what it needs
+    planned = plans.get_config("unime_v2:qwen2_vl_7b")
+    with pytest.raises(ValueError, match="config.run.data.buckets. Name buckets, or in config.len"):
+        plan.read(planned.to_dict())
 
 
 @pytest.mark.slow

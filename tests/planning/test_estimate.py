@@ -152,9 +152,11 @@ def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
 
 @pytest.fixture(scope="module")
 def big():
-    settings = config_reader.read(
-        config.TrainConfig, stage1.get_config("llava_onevision_7b").to_dict()
-    )
+    given = stage1.get_config("llava_onevision_7b")
+    given.data.buckets = (Bucket(64, 0), Bucket(128, 0))
+    given.chunk_size, given.execution.remat = 384, "attention"
+    given.execution.kept_chunks = (3, 0)
+    settings = config_reader.read(config.TrainConfig, given.to_dict())
     backbone = backbones.open_backbone(ONEVISION_7B, max_length=128)
     mesh = abstract_mesh(settings.mesh, 16)
     return train_program(settings, backbone, mesh, teacher=4096)
@@ -223,9 +225,10 @@ def test_loads():
 
 
 def test_full_fine_tuning_of_llave_has_moments_of_all_it_trains():
-    settings = config_reader.read(
-        config.TrainConfig, llave.get_config("llava_onevision_7b").to_dict()
-    )
+    given = llave.get_config("llava_onevision_7b")
+    given.data.buckets = (Bucket(128, 0), Bucket(4096, 5))
+    given.chunk_size, given.execution.remat = 64, "full"
+    settings = config_reader.read(config.TrainConfig, given.to_dict())
     backbone = backbones.open_backbone(
         ONEVISION_7B, max_length=4096, processing=settings.processing
     )

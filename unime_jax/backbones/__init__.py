@@ -76,6 +76,7 @@ def open_backbone(
     *,
     max_length: int | None,
     revision: str | None = None,
+    token: str | None = None,
     processing: Processing | None = None,
     weights: bool = True,
 ) -> Backbone:
@@ -89,6 +90,7 @@ def open_backbone(
         `MAX_LENGTH`. A family may take less.
       revision: branch, tag or commit of a hub repository; None: its main branch as it is now. The
         revision of an adapter's base is in adapter_config.json.
+      token: of the hub; None: that of `hf auth login` or `HF_TOKEN`.
       processing: how items become rows; None: as recorded when the folder was exported from
         here, also if another library has saved it since, else as the family's published
         embedders do it, which is logged.
@@ -98,12 +100,12 @@ def open_backbone(
       ValueError: config.json is missing, or names a family that is not supported; an adapter asks
         for what is not done here; or there is a revision of what is a local folder.
     """
-    folder, base = _find(folder_or_hub_id, revision, weights=weights)
+    folder, base = _find(folder_or_hub_id, revision, token, weights=weights)
     commits = _commits(folder, base)
     adapter = None
     if (folder / merging.CONFIG).exists():
         adapter = folder
-        folder, base = _base_of(adapter, weights=weights)
+        folder, base = _base_of(adapter, token, weights=weights)
         commits |= _commits(folder, base)
     _check_folder(folder)
     settings = json.loads((folder / "config.json").read_text())
@@ -209,14 +211,14 @@ def _longest(folder: pathlib.Path, record: Record | None) -> int | None:
 
 
 def _find(
-    folder_or_hub_id: str, revision: str | None, *, weights: bool
+    folder_or_hub_id: str, revision: str | None, token: str | None, *, weights: bool
 ) -> tuple[pathlib.Path, str]:
     """The folder, and what others can find it by."""
     folder = files.as_path(folder_or_hub_id)
     if files.is_remote(folder):
         return _copied(folder, revision, weights=weights), str(folder)
     if not folder.is_dir():
-        return _download(folder_or_hub_id, revision, weights), folder_or_hub_id
+        return _download(folder_or_hub_id, revision, token, weights), folder_or_hub_id
     if revision is not None:
         raise ValueError(
             f"revision is {revision!r}, but {folder} is a folder here, of which there is one: leave"
@@ -266,7 +268,9 @@ def _check_folder(folder: pathlib.Path) -> None:
         raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
 
 
-def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str]:
+def _base_of(
+    adapter: pathlib.Path, token: str | None, *, weights: bool
+) -> tuple[pathlib.Path, str]:
     config = merging.read_config(adapter)
     name = config.get("base_model_name_or_path")
     if not name:
@@ -276,7 +280,7 @@ def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str
     # PEFT, too, has a use for it on the hub only.
     revision = None if pathlib.Path(where).expanduser().is_dir() else config.get("revision")
     try:
-        folder, base = _find(where, revision, weights=weights)
+        folder, base = _find(where, revision, token, weights=weights)
     except ValueError as error:
         raise ValueError(f"{adapter / merging.CONFIG} names its base: {error}") from error
     if (folder / merging.CONFIG).exists():
@@ -288,7 +292,7 @@ def _base_of(adapter: pathlib.Path, *, weights: bool) -> tuple[pathlib.Path, str
 
 
 @functools.cache
-def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
+def _download(hub_id: str, revision: str | None, token: str | None, weights: bool) -> pathlib.Path:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", hub_id):
         raise ValueError(
             f'"{hub_id}" is not a local folder: there is none of this name, and a hub id has the '
@@ -296,7 +300,9 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
         )
     try:
         files = [*HUB_FILES, *(WEIGHTS if weights else ())]
-        return pathlib.Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
+        return pathlib.Path(
+            snapshot_download(hub_id, revision=revision, token=token, allow_patterns=files)
+        )
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from unime_jax.config.benchmark import BenchmarkCase, BenchmarkConfig, PeersConfig
 from unime_jax.config.common import MeshConfig, OutputConfig, PrepareConfig
+from unime_jax.config.doctor import Command, DoctorConfig, DoctorOptions
 from unime_jax.config.embed import CorpusConfig, EmbedConfig
 from unime_jax.config.evaluate import (
     AgreementConfig,
@@ -30,10 +31,13 @@ __all__ = [
     "AgreementConfig",
     "BenchmarkCase",
     "BenchmarkConfig",
+    "Command",
     "Contrastive",
     "CorpusConfig",
     "DataConfig",
     "Distillation",
+    "DoctorConfig",
+    "DoctorOptions",
     "EmbedConfig",
     "EvaluateConfig",
     "EvaluateDataConfig",
@@ -74,11 +78,14 @@ Settings = (
     | PlanConfig
     | PlansConfig
     | BenchmarkConfig
+    | DoctorConfig
 )
 
 
 def kind_of(values: Mapping[str, Any]) -> type[Settings]:
     """The dataclass that a whole config is read into."""
+    if "doctor" in values:
+        return DoctorConfig
     if "recipes" in values:
         return PlansConfig
     if "cases" in values:

@@ -46,7 +46,7 @@ class SearchConfig:
     # work directory of job mine by another model on the same rows; of the ranks, candidates are
     # left out whose score there is above the positive's - guide_margin; "": none
     guide: str
-    guide_margin: float
+    guide_margin: float  # of cosines, by the guide
     pool: Literal["all", "source"]  # candidates: of all sources, or of the row's own
     own_negatives: bool  # whether negatives that a row has already may be mined for it
     # of the ranks, in order: the first; every `interval`-th and then those between, as UniME-V2; or
@@ -87,7 +87,7 @@ class MineConfig:
     # instructions before every text; None: the folder's prompt "query" or "document" for
     # sentence-transformers, or its default
     query_prefix: str | None
-    candidate_prefix: str | None
+    candidate_prefix: str | None  # as `query_prefix`, of candidates
     suffix: str  # an instruction after every text
     # tokens of an item, image tokens and instructions included; None: the folder's own
     max_length: int | None

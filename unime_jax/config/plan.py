@@ -17,6 +17,9 @@ class PlanConfig:
     topologies: tuple[str, ...]  # slices, such as "v5e:4x4"; "2*v5e:4x4" are two of them
     rows: tuple[float, ...]  # share of the live rows by bucket; empty: all in the largest
     tokens: tuple[int, ...]  # real tokens of a row, by bucket; empty: as many as it holds
+    # a CSV file of pair, tokens and tiles of a sample of items, which stands for the data: buckets
+    # that the run leaves open are chosen by it, and so are rows and tokens where they are empty
+    lengths: str
     # a folder with the config.json and tokenizer that stand in for the backbone's; "": its own
     model: str
     teacher: int  # width of a teacher's embeddings, for losses that use them

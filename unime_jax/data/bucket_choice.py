@@ -4,6 +4,7 @@ Texts and rows with images have buckets of their own, whose edges are found by d
 over the histogram of a sample. The largest bucket is for all that is longer than their last edges.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from unime_jax.data.settings import Bucket
 MARGIN = 1.25  # of the largest bucket over the longest row that was seen
 CANDIDATES = 64  # edges that are tried, of texts and of rows with images
 FURTHER = (1.02, 1.05, 1.1)  # edges over the longest, for rows that the sample has not
+MOST_PARTS = 4  # of the rows of a bucket, with room for whole chunks
 # Of a batch's work, that a bucket more must save: it is compiled into every step, minutes of a run
 # of hours, and takes host memory.
 LEAST_GAIN = 0.003
@@ -99,15 +101,26 @@ def _choice(
         return of_ends + work.of(last, *of_last(ends))[0]
 
     ends = min(np.ndindex(*(len(table.cost) for table in tables)), key=cost)
-    buckets = {
-        (bucket.tokens, bucket.tiles): bucket
-        for units, table, end in zip(kinds, tables, ends)
-        for start, stop in table.blocks(end)
-        for bucket in [work.bucket(units.shape(start, stop), units.counts(start, stop))]
-    }
+    saved = 0.0
+    buckets: dict[tuple[int, int], Bucket] = {}
+    for units, table, end in zip(kinds, tables, ends):
+        ways = [[_parts(units, *block, work, each) for block in table.blocks(end)]]
+        if end:  # all in one, whose parts leave a single last chunk
+            less, parts = _parts(units, 0, end, work, each)
+            alone = work.of(units.shape(0, end), units.counts(0, end))[0] + each
+            ways.append([(table.cost[end] - alone + less, parts)])
+        less, parts = max(
+            (
+                (sum(x for x, _ in way), [bucket for _, parts in way for bucket in parts])
+                for way in ways
+            ),
+            key=lambda way: way[0],
+        )
+        saved += less
+        buckets |= {shape_of(bucket): bucket for bucket in parts}
     buckets.pop(shape_of(last), None)
     largest_one = work.bucket(last, *of_last(ends), share=1.0)
-    return cost(ends), (*(buckets[shape] for shape in sorted(buckets)), largest_one)
+    return cost(ends) - saved, (*(buckets[shape] for shape in sorted(buckets)), largest_one)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +169,56 @@ def _units(
         upto = np.pad(upto, ((0, 0), (0, len(further))))
         unseen = [beyond(max(longest, tokens)) for tokens, _ in [(0, 0), *kinds]]
     return _Units(kinds, np.cumsum(upto, axis=1), unseen)
+
+
+def _parts(
+    units: _Units, start: int, stop: int, work: Work, each: float
+) -> tuple[float, list[Bucket]]:
+    """The work that is saved by buckets with room for whole chunks alone, and the buckets.
+
+    The longest rows of a bucket whose shorter ones fill some chunks are left to its last chunks:
+    the shorter have a bucket of their own, with room for those chunks and no more, and what finds
+    none there goes to the longer one's. So no last chunk is added.
+    """
+    shape, counts = units.shape(start, stop), units.counts(start, stop)
+    best = work.bucket(shape, counts)
+    least, rows = work.of(shape, counts, fewest=True)
+    whole = dataclasses.replace(best, rows=rows)
+    saved = work.of(shape, counts)[0] - least
+    ends, rooms = [stop], [math.inf]  # in chunks; the last takes what there is
+    while rows and len(ends) < MOST_PARTS:
+        ways = []
+        for end in range(start + 1, stop):
+            number = bisect.bisect_left(ends, end)
+            if ends[number] != end:
+                shape, longer = units.shape(start, end), units.shape(start, ends[number])
+                sure = work.sure_chunks(shape, units.counts(start, end), whole.rows)
+                chunks = min(sure - sum(rooms[:number]), rooms[number])
+                less = chunks * whole.rows * (work.size(longer) - work.size(shape))
+                ways.append((less, end, chunks))
+        less, end, chunks = max(ways, default=(0.0, stop, 0))
+        if less <= each:
+            break
+        number = bisect.bisect_left(ends, end)
+        rooms[number] -= chunks
+        ends.insert(number, end)
+        rooms.insert(number, chunks)
+        if not rooms[number + 1]:
+            del ends[number + 1], rooms[number + 1]
+            saved += each
+        saved += less - each
+    if saved <= 0:
+        return 0.0, [best]
+    taken, short, parts = 0.0, 0.0, []
+    for end, chunks in zip(ends[:-1], rooms):
+        taken += chunks * whole.rows
+        short = max(short, taken - work.least_rows(units.counts(start, end)))
+        share = work.share(chunks * whole.rows - 0.5)  # no chunk more, however it is rounded
+        parts.append(dataclasses.replace(units.shape(start, end), share=share, rows=whole.rows))
+    if parts:  # what they leave, and as many as they may have too few
+        share = min(whole.share, round(whole.share - work.share(taken - short), 6))
+        whole = dataclasses.replace(whole, share=share)
+    return saved, [*parts, whole]
 
 
 def _beyond(lengths: Int[np.ndarray, " m"]) -> Callable[[int], float]:

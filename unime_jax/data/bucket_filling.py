@@ -7,6 +7,7 @@ import numpy as np
 
 from unime_jax.batch import Inputs, Row
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout, segments_of
+from unime_jax.data.text_rows import rows_of_texts
 
 
 def fill_buckets(
@@ -56,28 +57,22 @@ def fill_buckets(
 def _fill_with_texts(
     rows: Sequence[Row], bucket: Bucket, group: Inputs, number: int, places: np.ndarray
 ) -> None:
-    """Writes texts that have no place yet into rows of several, and notes their places.
-
-    From the longest on, each goes to the first row that has room for it (first-fit decreasing).
-    """
-    lengths = np.array([len(row.tokens) for row in rows], int)
+    """Writes texts that have no place yet into rows of several, and notes their places."""
     waiting = [
         i
-        for i in np.argsort(-lengths, kind="stable").tolist()
-        if places[i, 0] < 0 and not _tiles(rows[i]) and 0 < lengths[i] <= bucket.tokens
+        for i, row in enumerate(rows)
+        if places[i, 0] < 0 and not _tiles(row) and 0 < len(row.tokens) <= bucket.tokens
     ]
     length, live = group.length.reshape(-1), group.live.reshape(-1)  # views, as of all arrays
-    count = np.zeros(length.size, int)
-    for i in waiting:
-        room = (length + lengths[i] <= bucket.tokens) & (count < bucket.texts)
-        if not room.any():
-            continue
-        place = int(room.argmax())
+    sizes = [len(rows[i].tokens) for i in waiting]
+    together = rows_of_texts(sizes, bucket.tokens, bucket.texts)
+    for place, texts in enumerate(together[: length.size]):
         chunk, row = divmod(place, group.length.shape[1])
-        _write_text(rows[i], group, chunk, row, int(length[place]), int(count[place]))
-        places[i] = number, chunk, row * bucket.texts + count[place]
-        length[place] += lengths[i]
-        count[place] += 1
+        for count, text in enumerate(texts):
+            i = waiting[text]
+            _write_text(rows[i], group, chunk, row, int(length[place]), count)
+            places[i] = number, chunk, row * bucket.texts + count
+            length[place] += sizes[text]
         live[place] = True
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, Layout
+from unime_jax.data.text_rows import rows_of_texts
 
 # Tokens of a chunk on a device, fewer of which take no less time. Weights are read: 197 TFLOP/s by
 # 819 GB/s of a TPU v5e in 16 bits. Over several devices they are gathered: by plans of
@@ -79,14 +79,17 @@ class Work:
     patches: float
     expected: Expected | None
 
-    def of(self, shape: Bucket, counts: Counts, unseen: float = 0.0) -> tuple[float, int]:
+    def of(
+        self, shape: Bucket, counts: Counts, unseen: float = 0.0, *, fewest: bool = False
+    ) -> tuple[float, int]:
         """The work in the best chunks, and rows of a chunk; 0: batches are not known.
 
         Args:
           counts: rows of each example.
           unseen: rows of as large a sample that go there, too.
+          fewest: in the smallest chunks that keep devices busy, and not in the best.
         """
-        size, total = shape.tokens + self.patches * shape.tiles, counts.sum() + unseen
+        size, total = self.size(shape), counts.sum() + unseen
         if self.expected is None:
             return float(total * size), 0
         shards = self.expected.shards
@@ -99,6 +102,8 @@ class Work:
         chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
         works = chunks * np.maximum(rows * size, least)
         best = int(np.argmin(works))
+        if fewest and (busy := np.flatnonzero(rows * size >= least)).size:
+            best = int(busy[-1])  # rows are in order, the most first
         return float(works[best]), int(rows[best])
 
     def pack(
@@ -116,8 +121,8 @@ class Work:
         mean, deviation = self._rows_of(tokens, 0.0)
         count = max(1, round(self.expected.pairs * len(lengths) / self.examples))
         usual = np.resize(lengths, count)  # as many as in a batch
-        filled = packed_rows(usual.tolist(), width, shape.texts) / usual.sum()  # rows by token
-        mean, deviation = mean * filled, deviation * filled
+        rows_by_token = len(rows_of_texts(usual.tolist(), width, shape.texts)) / usual.sum()
+        mean, deviation = mean * rows_by_token, deviation * rows_by_token
         numbers = np.ceil(np.maximum(0, mean + deviation * NORMAL))
         rows = np.array(_chunk_rows(self.expected, shape, self.last, mean, deviation))
         chunks = np.ceil(numbers[:, None] / rows).mean(axis=0)
@@ -142,6 +147,32 @@ class Work:
                 share = min(1.0, max(1, math.ceil(100 * most)) / 100)
         return dataclasses.replace(shape, share=share, rows=rows)
 
+    def size(self, shape: Bucket) -> float:
+        """The work of a row."""
+        return shape.tokens + self.patches * shape.tiles
+
+    def share(self, rows: float) -> float:
+        """Of all rows of a batch."""
+        assert self.expected is not None
+        return round(float(rows) / self.expected.rows, 6)
+
+    def least_rows(self, counts: Counts) -> float:
+        """Fewer of these rows are in hardly any batch."""
+        mean, deviation = self._rows_of(counts, 0.0)
+        return mean - DEVIATIONS * deviation
+
+    def sure_chunks(self, shape: Bucket, counts: Counts, rows: int) -> int:
+        """Chunks of so many rows that nearly every batch fills; 0 if they leave devices idle.
+
+        Args:
+          counts: rows of each example.
+        """
+        assert self.expected is not None
+        if rows * self.size(shape) < self.expected.shards * self.expected.least_tokens:
+            return 0
+        mean, deviation = self._rows_of(counts, 0.0)
+        return math.floor(max(0.0, mean - deviation) / rows)
+
     def _rows_of(self, counts: Counts, unseen: float) -> tuple[float, float]:
         """Mean and deviation of how many rows of a batch these are.
 
@@ -153,21 +184,6 @@ class Work:
         variance = (np.square(counts).sum() + unseen) / self.examples - each**2
         doubt = 1 / self.expected.draws + 1 / self.examples
         return each * of_batch, of_batch * math.sqrt(max(0.0, variance) * doubt)
-
-
-def packed_rows(lengths: Sequence[int], width: int, texts: int) -> int:
-    """Rows that texts take, from the longest on each in the first with room."""
-    room: np.ndarray = np.zeros(0, int)
-    count: np.ndarray = np.zeros(0, int)
-    for length in sorted(lengths, reverse=True):
-        fits = (room >= length) & (count < texts)
-        if not fits.any():
-            room, count = np.append(room, width), np.append(count, 0)
-            fits = np.append(fits, True)
-        first = int(fits.argmax())
-        room[first] -= length
-        count[first] += 1
-    return len(room)
 
 
 def _chunk_rows(

@@ -1,5 +1,7 @@
 """Lengths of a sample of training rows, in tokens and tiles, which buckets are chosen by."""
 
+import csv
+import io
 import math
 import zlib
 from collections.abc import Mapping
@@ -8,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from unime_jax import files
 from unime_jax.batch import Item
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.formats import Source
@@ -16,6 +19,7 @@ from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import check_names, to_example
 
 ITEMS = 512  # that are measured, negatives aside
+COLUMNS = ("pair", "tokens", "tiles")  # of a file of lengths
 
 
 class Sample(NamedTuple):
@@ -48,7 +52,7 @@ def measured(
     names, total = sorted(weights), sum(weights.values())
     check_names(names, rows)
     each = {name: math.ceil(ITEMS / 2 * weights[name] / total) for name in names}
-    picks = [(n, row) for n in names for row in _sample(n, len(rows[n]), each[n], seed)]
+    picks = [(n, row) for n in names for row in sample_rows(n, len(rows[n]), each[n], seed)]
 
     def measure(pick: tuple[str, int]) -> list[tuple[int, int]] | str:
         name, row = pick
@@ -77,7 +81,36 @@ def measured(
     return Sample(np.concatenate(sizes), np.repeat(np.arange(len(sizes)), counts))
 
 
-def _sample(name: str, count: int, size: int, seed: int) -> list[int]:
+def read(file: str) -> Sample:
+    """A sample out of a CSV file with a line for each item: its pair, tokens and tiles.
+
+    Raises:
+      ValueError: there is no such file, or it does not hold such lines; the message says which.
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(files.as_path(file).read_text())))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"there is no file of lengths {file!r}") from error
+    if not lines or tuple(lines[0]) != COLUMNS or len(lines) < 2:
+        raise ValueError(
+            f"{file}: a file of lengths is CSV, its first line {','.join(COLUMNS)}, then a line "
+            "for each query, positive and negative"
+        )
+    values = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            pair, tokens, tiles = map(int, line)
+        except ValueError as error:
+            raise ValueError(f"{file}: line {number} is not three whole numbers: {line}") from error
+        if min(pair, tokens, tiles) < 0 or not tokens + tiles:
+            raise ValueError(f"{file}: line {number} is no item of a pair: {line}")
+        values.append((pair, tokens, tiles))
+    table = np.array(values)
+    pairs, example = np.unique(table[:, 0], return_inverse=True)
+    return Sample(table[:, 1:], example.reshape(-1))
+
+
+def sample_rows(name: str, count: int, size: int, seed: int) -> list[int]:
     """Numbers of so many different rows of a source, or of all; they follow from name and seed."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.choice(count, min(size, count), replace=False).tolist()

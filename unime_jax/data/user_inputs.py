@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from unime_jax.batch import Item, Media
-from unime_jax.data import images
+from unime_jax.data import image_urls, images
 from unime_jax.data.image_markers import without_markers
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.data.strange_texts import text_fault
 
-# The path of an image's file, its content, or pixels (an array is uint8 [height, width, 3]).
+# An image's path, URL, content of its file, or pixels (an array is uint8 [height, width, 3]).
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 # A text, an image, or {"text": ..., "image": ...}; either key may be left out.
 UserInput: TypeAlias = str | Image.Image | Mapping[str, str | ImageSource | Sequence[ImageSource]]
@@ -28,8 +29,12 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 _loading = threading.Lock()  # two threads must not read the file of one lazily opened image
 
 
-def text_and_images(user_input: UserInput) -> tuple[str, Sequence[ImageSource]]:
+def text_and_images(
+    user_input: UserInput, urls: ImageUrls | None = None
+) -> tuple[str, Sequence[ImageSource]]:
     """Text and images of a user's input, checked, but for the images' files.
+
+    `urls` are the limits under which images are fetched; None: none is.
 
     Raises:
       TypeError, ValueError: it is no item; the message says what is wrong with it.
@@ -46,7 +51,10 @@ def text_and_images(user_input: UserInput) -> tuple[str, Sequence[ImageSource]]:
         )
     unknown = [key for key in user_input if key not in ("text", "image")]
     if unknown or not user_input:
-        raise ValueError(f'its keys are {list(user_input)}; they must be "text", "image" or both')
+        hint = "; messages are a list, each with a role" if "role" in user_input else ""
+        raise ValueError(
+            f'its keys are {list(user_input)}; they must be "text", "image" or both{hint}'
+        )
     text, given = user_input.get("text", ""), user_input.get("image", ())
     if not isinstance(text, str):
         raise TypeError(f'"text" is a {type(text).__name__}; it must be a str, or be left out')
@@ -55,7 +63,7 @@ def text_and_images(user_input: UserInput) -> tuple[str, Sequence[ImageSource]]:
     if not sources and "text" not in user_input:
         raise ValueError('"image" is an empty list, and there is no "text"')
     for source in sources:
-        _check_image(source)
+        _check_image(source, urls)
     return text, sources
 
 
@@ -65,29 +73,35 @@ class PromptedInput:
 
     Attributes:
       number: of the user's input among those of a call.
+      urls: limits under which its images are fetched; None: none is.
     """
 
     number: int
     user_input: UserInput
     prompt: str
     suffix: str
+    urls: ImageUrls | None = None
 
     def item(self) -> Item:
         """With its images read, see `to_item`."""
-        return to_item(self.user_input, self.prompt, self.suffix)
+        return to_item(self.user_input, self.prompt, self.suffix, self.urls)
 
 
 def split_modalities(
-    number: int, user_input: UserInput, image_suffix: str, text_suffix: str
+    number: int,
+    user_input: UserInput,
+    image_suffix: str,
+    text_suffix: str,
+    urls: ImageUrls | None = None,
 ) -> list[PromptedInput]:
     """A user input's images alone, then its text alone, stripped, as far as it has them.
 
     Beside images, the text loses its markers `<|image_1|>`.
     """
-    text, sources = text_and_images(user_input)
+    text, sources = text_and_images(user_input, urls)
     modalities = []
     if sources:
-        modalities.append(PromptedInput(number, {"image": sources}, "", image_suffix))
+        modalities.append(PromptedInput(number, {"image": sources}, "", image_suffix, urls))
         text, _ = without_markers(text)
     text = text.strip()
     if text or not sources:
@@ -114,7 +128,7 @@ def _check_text(text: str) -> None:
         raise ValueError(f"{fault}; embed its parts, or cut it")
 
 
-def _check_image(image: ImageSource) -> None:
+def _check_image(image: ImageSource, urls: ImageUrls | None) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
@@ -128,23 +142,36 @@ def _check_image(image: ImageSource) -> None:
         )
     elif isinstance(image, str | bytes) and not image:
         raise ValueError(f"an image is {image!r}; leave it out where there is none")
+    elif isinstance(image, str) and image_urls.is_url(image) and urls is None:
+        raise ValueError(
+            f"{image_urls.named(image)} is a URL, and nothing is fetched unless it is asked for:"
+            " Embedder.from_pretrained(..., image_urls=unime_jax.ImageUrls()). Or download the"
+            " image, and give its path or its bytes"
+        )
 
 
-def to_item(user_input: UserInput, prompt: str = "", suffix: str = "") -> Item:
-    """A user's input as an item, its images read.
+def to_item(
+    user_input: UserInput, prompt: str = "", suffix: str = "", urls: ImageUrls | None = None
+) -> Item:
+    """A user's input as an item, its images read, or fetched within the limits `urls`.
 
     Raises:
-      TypeError, ValueError: as `text_and_images`, or an image cannot be read.
+      TypeError, ValueError: as `text_and_images`, or an image cannot be read or fetched.
     """
-    text, sources = text_and_images(user_input)
-    return Item(text, tuple(map(_read, sources)), prefix=prompt, suffix=suffix)
+    text, sources = text_and_images(user_input, urls)
+    media = tuple(_read(source, urls) for source in sources)
+    return Item(text, media, prefix=prompt, suffix=suffix)
 
 
-def _read(image: ImageSource) -> Media:
+def _read(image: ImageSource, urls: ImageUrls | None) -> Media:
     """An image as the bytes of a file; PNG, which loses nothing, where it came as pixels."""
     if isinstance(image, bytes):
         return Media("", image)
     try:
+        if isinstance(image, str) and image_urls.is_data_url(image):
+            return Media("", image_urls.decode_data(image))
+        if isinstance(image, str) and urls is not None and image_urls.is_url(image):
+            return Media(image_urls.named(image), image_urls.fetch(image, urls))
         if isinstance(image, str | os.PathLike):
             return Media(os.fspath(image), images.read(image))
         if isinstance(image, np.ndarray):

@@ -2,51 +2,71 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float32
 from PIL import Image
 
+from unime_jax.data.chat_messages import Instructed, Message, conversation, is_conversation
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.data.user_inputs import UserInput, names_image, text_and_images
 
 T = TypeVar("T")
+# What a call embeds as one: an item, or the messages of a conversation.
+Embeddable: TypeAlias = UserInput | Sequence[Message]
 
 
-def is_single(items: UserInput | Iterable[UserInput]) -> bool:
-    """Whether these are one item, and not several."""
-    return isinstance(items, str | Mapping | Image.Image)
+def is_single(items: Embeddable | Iterable[Embeddable]) -> bool:
+    """Whether these are one item, and not several; messages, each with a role, are one."""
+    return isinstance(items, str | Mapping | Image.Image) or is_conversation(items)
 
 
-def listed(items: UserInput | Iterable[UserInput], *, embeds_images: bool) -> list[UserInput]:
+def instructed(item: Embeddable) -> Instructed:
+    """An item and the instruction of its messages; a plain item brings none.
+
+    Raises:
+      TypeError, ValueError: see `conversation`.
+    """
+    return conversation(item) if is_conversation(item) else Instructed(None, item)
+
+
+def listed(
+    items: Embeddable | Iterable[Embeddable],
+    *,
+    embeds_images: bool,
+    urls: ImageUrls | None = None,
+) -> list[Instructed]:
     """The items of a call, or its single item, checked, but for the images' files.
 
     Args:
       embeds_images: by the model; then a text that names an image gets a warning.
+      urls: limits under which images are fetched; None: none is.
 
     Raises:
-      TypeError, ValueError: an item is not as `UserInput`, which the message names.
+      TypeError, ValueError: an item is not as `UserInput`, nor messages; the message names it.
     """
     if isinstance(items, bytes):
         raise TypeError('items is a single bytes; write {"image": ...} for the content of a file')
-    if isinstance(items, str | Mapping | Image.Image):
-        items = [items]
-    items = list(items)
-    for index, item in enumerate(items):  # a wrong type shows now, not after hours of encoding
-        naming(index, functools.partial(text_and_images, item))
-    names = [index for index, item in enumerate(items) if embeds_images and names_image(item)]
+    several = [cast(Embeddable, items)] if is_single(items) else cast(Iterable[Embeddable], items)
+    pairs = []
+    for index, item in enumerate(several):  # a wrong type shows now, not after hours of encoding
+        pairs.append(naming(index, functools.partial(instructed, item)))
+        naming(index, functools.partial(text_and_images, pairs[-1].user_input, urls))
+    plain = [pair.user_input for pair in pairs]
+    names = [index for index, item in enumerate(plain) if embeds_images and names_image(item)]
     if names:
         logging.warning(
             "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
             ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
             ' (which opens such a str), or {"text": name} for the text',
             len(names),
-            len(items),
+            len(plain),
             names[0],
-            str(items[names[0]])[:200],
+            str(plain[names[0]])[:200],
         )
-    return items
+    return pairs
 
 
 def naming(index: int, call: Callable[[], T]) -> T:

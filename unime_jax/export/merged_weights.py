@@ -100,9 +100,35 @@ def write(
         (lambda name: [name]) if backbone.convert else parts[0].spelled
     )
     layout = {name: _stored(parts[0], name, dtype) for name in common}
+    write_tensors(
+        folder,
+        layout,
+        lambda name: _merged(name, parts, base, settings, layout[name][0], tally),
+        spell,
+        shard_bytes,
+    )
+    return tally
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    value: Callable[[str], np.ndarray],
+    spell: Callable[[str], Sequence[str]],
+    shard_bytes: int,
+) -> None:
+    """Writes tensors one by one, as model.safetensors, or as shards with an index.
+
+    Args:
+      folder: gets the files.
+      layout: dtype and shape of each tensor, by published name.
+      value: of the tensor of a name; it is asked for once.
+      spell: names under which the tensor of a published name is written.
+      shard_bytes: most bytes of a file, unless a single tensor has more.
+    """
     # Wide numbers first, so that all are aligned in the file.
     shards = _shards(
-        sorted(common, key=lambda name: -layout[name][0].itemsize), layout, shard_bytes
+        sorted(layout, key=lambda name: -layout[name][0].itemsize), layout, shard_bytes
     )
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
@@ -110,19 +136,13 @@ def write(
         if len(shards) > 1:
             file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         spelled = {own: layout[name] for name in names for own in spell(name)}
-        tensors = (
-            tensor
-            for name in names
-            for tensor in [_merged(name, parts, base, settings, layout[name][0], tally)]
-            for _ in spell(name)
-        )
+        tensors = (tensor for name in names for tensor in [value(name)] for _ in spell(name))
         write_file(spelled, tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(spelled, file)
     if len(shards) > 1:
-        total = sum(_bytes(layout[name]) * len(spell(name)) for name in common)
+        total = sum(_bytes(stored) * len(spell(name)) for name, stored in layout.items())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return tally
 
 
 def _is_alike(name: str, sources: Sequence[Checkpoint]) -> bool:

@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,19 @@ import numpy as np
 from absl import app, logging
 from jax.sharding import Mesh
 
-from unime_jax import files
+from unime_jax import files, sharding
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.batch import Item
-from unime_jax.data import images
+from unime_jax.data import images, inference_shapes
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import UserInput, to_item
-from unime_jax.embedder import Embedder
 from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import row_facts, transformers_check
 from unime_jax.models.forward import make_encode
-from unime_jax.models.inference import targets
+from unime_jax.models.inference import default_execution, targets
 from unime_jax.models.vlm import Execution
-from unime_jax.operations import local_copies
+from unime_jax.operations import compilation_cache, local_copies
 
 FILE = "self_check.json"  # prompts, as the tokenizer gets them, and embeddings: for anyone
 NEARLY_ONE = 0.99  # cosine of inputs that have nothing in common
@@ -108,11 +107,10 @@ def first_check(
         folder's files.
       ValueError: an embedding is not finite.
     """
-    model = Embedder.from_pretrained(folder, dtype=cast(Any, np.dtype(computed_in).name))
-    backbone = model.backbone
-    embeddings = model.encode(inputs, prompt="", truncate_dim=backbone.dimension)
-    _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
     items = [to_item(given) for given in inputs]
+    backbone, encoder = _opened(folder, computed_in, len(items))
+    embeddings = encoder(items)
+    _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
     transformers_check.check(folder, backbone, items)
     facts = [row_facts.facts(backbone, item) for item in items]
     _write(folder, items, embeddings, facts, dtype, computed_in)
@@ -143,10 +141,9 @@ def repeat(folder: files.Path) -> float:
         if not (folder / name).exists():
             raise ValueError(f"{folder} has no {name}; it was not exported by unime_jax")
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
-    model = Embedder.from_pretrained(folder, dtype="float32")
-    items = inputs_of(folder)
-    backbone = open_backbone(str(folder), max_length=model.max_length, weights=False)
-    now = [row_facts.facts(backbone, to_item(item)) for item in items]
+    items = [to_item(given) for given in inputs_of(folder)]
+    backbone, encoder = _opened(folder, np.dtype(np.float32), len(items))
+    now = [row_facts.facts(backbone, item) for item in items]
     for fact, entry in zip(now, record["inputs"], strict=True):
         if fact["prompt"] != entry["text"]:
             raise RuntimeError(
@@ -154,8 +151,7 @@ def repeat(folder: files.Path) -> float:
                 f" exported, it was {entry['text']!r}"
             )
     expected = np.array(record["embeddings"])
-    # The whole of every vector, whatever the folder's default.
-    embeddings = model.encode(items, prompt="", truncate_dim=expected.shape[1])
+    embeddings = encoder(items)
     cosine = lowest_cosine(expected, embeddings)
     bound = lowest_allowed(np.dtype(record["dtype"]), np.dtype(origin["computed_in"]))
     if not cosine >= bound:
@@ -165,8 +161,25 @@ def repeat(folder: files.Path) -> float:
             f" {_named(origin.get('facts'), now)}"
         )
     _check_different(np.array(record["embeddings"]), bound, folder)
-    transformers_check.check(folder, backbone, [to_item(item, "", "") for item in items])
+    transformers_check.check(folder, backbone, items)
     return cosine
+
+
+def _opened(folder: files.Path, dtype: np.dtype, rows: int) -> tuple[Backbone, Encoder]:
+    """A folder by nothing but its files, on this process's devices, as `Embedder` runs it."""
+    compilation_cache.use_for_library()
+    backbone = open_backbone(str(folder), max_length=None)
+    mesh = sharding.make_mesh(1, -1, 1, jax.local_devices())
+    graph, wanted = targets(backbone.make_model, mesh, jnp.dtype(dtype))
+    ladder = Ladder(
+        backbone.layout,
+        sharding.row_shards(mesh),
+        inference_shapes.power_of_two(rows),
+        backbone.preprocess.prompt.max_length,
+    )
+    encode = make_encode(graph, default_execution(jnp.dtype(dtype)))
+    parameters = backbone.load(wanted)
+    return backbone, make_encoder(encode, ({}, parameters), backbone.preprocess, ladder, mesh)
 
 
 def repeat_in_a_new_process(folder: files.Path) -> None:

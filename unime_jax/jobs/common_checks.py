@@ -35,6 +35,11 @@ class Problems:
     def add(self, problem: str) -> None:
         self._found.append(problem)
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return tuple(self._found)
+
     @contextlib.contextmanager
     def of_part(self, kind: type, where: str) -> Iterator["Problems"]:
         """Collects those of a whole config of this dataclass, at its place in another config."""

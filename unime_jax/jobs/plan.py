@@ -19,10 +19,20 @@ from ml_collections import ConfigDict
 
 from unime_jax import backbones, config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
-from unime_jax.data import inference_shapes
+from unime_jax.data import inference_shapes, length_sample
 from unime_jax.data.shapes import Bucket
 from unime_jax.jobs import boundary
-from unime_jax.planning import chips, compiler, estimate, memory, program, report, search, suggest
+from unime_jax.planning import (
+    chips,
+    compiler,
+    estimate,
+    lengths,
+    memory,
+    program,
+    report,
+    search,
+    suggest,
+)
 from unime_jax.planning.report import Entry
 from unime_jax.planning.suggest import Settings
 from unime_jax.training import automatic, size_checks
@@ -72,7 +82,14 @@ def read(values: Mapping[str, Any]) -> list[config.PlanConfig]:
     for planned in plans:
         if isinstance(planned.run, config.TrainConfig):
             open_keys = automatic.left_open(planned.run)
-            keys = [f"config.run.{key}" for key in open_keys if key not in automatic.OF_DEVICES]
+            known = (*automatic.OF_DEVICES, *(["data.buckets"] if planned.lengths else []))
+            keys = [f"config.run.{key}" for key in open_keys if key not in known]
+            if keys == ["config.run.data.buckets"]:
+                raise ValueError(
+                    f"the plan {planned.name!r} leaves open what the data's lengths decide in the "
+                    "run: config.run.data.buckets. Name buckets, or in config.lengths a CSV file "
+                    "of pair, tokens and tiles of a sample of items."
+                )
             if keys:
                 raise ValueError(
                     f"the plan {planned.name!r} leaves open what backbone and data decide in the "
@@ -96,6 +113,7 @@ class Recipe:
         self.planned = planned
         self.settings = planned.run
         self.cache = cache
+        self._sample = length_sample.read(planned.lengths) if planned.lengths else None
         self._backbone: Backbone | None = None
         self._row_costs: dict[Any, estimate.RowCosts] = {}
 
@@ -145,7 +163,10 @@ class Recipe:
         """An entry with memory, work and time."""
         trains = "steps" in entry.settings
         rows = made.items * (2 + made.shapes.negatives) if trains else made.items
-        load = estimate.assume(made.shapes, rows, self.planned.rows, self.planned.tokens)
+        if self._sample and not (self.planned.rows or self.planned.tokens):
+            load = lengths.load_of(self._sample, made.shapes, made.items)
+        else:
+            load = estimate.assume(made.shapes, rows, self.planned.rows, self.planned.tokens)
         key = (made.shapes.buckets, load, made.execution)
         if key not in self._row_costs:
             self._row_costs[key] = estimate.row_costs(made, load)
@@ -190,19 +211,21 @@ class Recipe:
         return program.embed_program(backbone, mesh, shapes, jnp.dtype(settings.dtype))
 
     def _with_memory(self, topology: str) -> Settings:
-        """The run's settings, of which some may follow from the memory of the slice's chips."""
+        """The run's settings, of which some may follow from lengths and the slice's memory."""
         settings, where = self.planned.run, chips.parse(topology)
         if not isinstance(settings, config.TrainConfig):
             return settings
-        mesh = _mesh(settings, where)
-        return automatic.with_memory(settings, self._open(), mesh, int(where.chip.hbm))
+        mesh, size = _mesh(settings, where), int(where.chip.hbm)
+        if self._sample:
+            settings = automatic.with_lengths(settings, self._open(), mesh, size, self._sample)
+        return automatic.with_memory(settings, self._open(), mesh, size)
 
     def _open(self) -> Backbone:
         """The backbone, opened once."""
         if self._backbone is None:
-            settings = self.settings
+            settings = self.planned.run
             longest = (
-                max(bucket.tokens for bucket in settings.data.buckets)
+                max((bucket.tokens for bucket in settings.data.buckets), default=None)
                 if isinstance(settings, config.TrainConfig)
                 else settings.max_length
             )
@@ -223,11 +246,18 @@ class Recipe:
         described_in = files.as_path(model).glob("*.json")
         sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(described_in)]
         digest = hashlib.blake2b(digest_size=12)
-        for text in (topology, repr(values), compiler.versions()):
+        for text in (topology, repr(values), _digest(self._sample), compiler.versions()):
             digest.update(text.encode() + b"\0")
         for file in sources:
             digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def _digest(sample: length_sample.Sample | None) -> str:
+    """Of all lengths; "": there are none."""
+    if sample is None:
+        return ""
+    return hashlib.blake2b(b"".join(array.tobytes() for array in sample)).hexdigest()
 
 
 def _mesh(settings: Settings, where: chips.Slice) -> Mesh:

@@ -29,13 +29,14 @@ def check(settings: config.RoundsConfig, parts: Sequence[Part], workdir: files.P
     problems = Problems()
     with problems.collected():
         resume.open_workdir(workdir)
-    _check_parts(settings, parts, workdir, problems)
+    check_parts(settings, parts, workdir, problems)
     problems.raise_any()
 
 
-def _check_parts(
+def check_parts(
     settings: config.RoundsConfig, parts: Sequence[Part], workdir: files.Path, problems: Problems
 ) -> None:
+    """Adds what is wrong with any of the parts."""
     for part in parts:  # with what each round sets
         with problems.collected():
             values = part.values.to_dict()

@@ -21,7 +21,7 @@ from unime_jax import config, config_reader
 from unime_jax.operations import recipes
 
 WIDTH = 100
-PARTS = ("run.", "initial.", "mine.", "judge.", "train.")  # whole configs in others
+PARTS = ("run.", "command.", "initial.", "mine.", "judge.", "train.")  # whole configs in others
 
 
 def help_text(jobs: Mapping[str, str], own_flags: list[flags.Flag]) -> str:
@@ -56,6 +56,7 @@ def help_text(jobs: Mapping[str, str], own_flags: list[flags.Flag]) -> str:
         (config.JudgeConfig, "KEYS OF JUDGING CANDIDATES"),
         (config.EvaluateConfig, "KEYS OF EVALUATION APART FROM TRAINING"),
         (config.MergeConfig, "KEYS OF MERGING"),
+        (config.DoctorConfig, "KEYS OF THE DOCTOR, BESIDE THOSE OF THE RUN, WITH job=doctor"),
         (config.BenchmarkConfig, "KEYS OF A BENCHMARK"),
         (config.BenchmarkCase, "KEYS OF A CASE, BELOW cases.<name>, AND BELOW run THOSE OF A RUN"),
         (config.PlanConfig, "KEYS OF A PLAN, AND BELOW run THOSE OF THE RUN"),
@@ -80,6 +81,10 @@ def config_text(values: ConfigDict, headline: str) -> str:
     plain = values.to_dict()
     cls = config.kind_of(plain)
     config_reader.read(cls, plain)
+    if cls is config.DoctorConfig:  # whose flags are the run's, and its own beside them
+        own = _assignments(plain["doctor"], config.DoctorOptions, "doctor.")
+        lines = [*_assignments(plain["run"], config.kind_of(plain["run"])), *own]
+        return "\n".join([f"# {headline}", *lines]) + "\n"
     return "\n".join([f"# {headline}", *_assignments(plain, cls)]) + "\n"
 
 
@@ -154,10 +159,10 @@ def _attributes(docstring: str) -> dict[str, str]:
     return entries
 
 
-def _assignments(values: Mapping[str, Any], cls: type) -> list[str]:
-    """Lines of a config, in the order of its dataclass."""
+def _assignments(values: Mapping[str, Any], cls: type, prefix: str = "") -> list[str]:
+    """Lines of a config, or of the group of keys of a prefix, in the order of its dataclass."""
     lines = []
-    for key, value, owner, name in _leaves(values, cls, ""):
+    for key, value, owner, name in _leaves(values, cls, prefix):
         text, meaning = f"config.{key} = {value!r}", meanings(owner).get(name, "")
         if meaning and len(text) + len(meaning) + 4 > WIDTH:
             lines += [*(f"# {line}" for line in textwrap.wrap(meaning, WIDTH - 2)), text]

@@ -24,10 +24,15 @@ from unime_jax.training.gradcache import KEPT
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Assumed content of a batch by bucket: live rows, and real tokens of each row."""
+    """Assumed content of a batch by bucket: live items, and real tokens of each.
+
+    `filled` are the rows that they take, by bucket; (): as many items share a row as are texts of
+    that length in the bucket's.
+    """
 
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
+    filled: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +118,14 @@ def assume(shapes: BatchShapes, items: int, shares: Sequence[float], tokens: Seq
 def live_chunks(shapes: BatchShapes, load: Load) -> tuple[int, ...]:
     """Chunks that hold a live row, by bucket."""
     return tuple(
-        math.ceil(packed_rows(bucket, rows, tokens) / shapes.chunk_rows(bucket))
-        for rows, tokens, bucket in zip(load.rows, load.tokens, shapes.buckets)
+        math.ceil(rows / shapes.chunk_rows(bucket))
+        for rows, bucket in zip(filled_rows(shapes, load), shapes.buckets)
     )
+
+
+def filled_rows(shapes: BatchShapes, load: Load) -> tuple[int, ...]:
+    """Rows that hold an item, by bucket."""
+    return load.filled or tuple(map(packed_rows, shapes.buckets, load.rows, load.tokens))
 
 
 def packed_rows(bucket: Bucket, count: int, tokens: int) -> int:
@@ -193,10 +203,9 @@ def work(program: Program, load: Load, row: RowCosts, compiled: Compiled | None)
 def _known(program: Program, load: Load) -> list[np.ndarray | None]:
     """Which rows are live, among the flat arguments."""
     live = {}
-    buckets = program.shapes.buckets
-    for group, bucket, count, tokens in zip(program.groups, buckets, load.rows, load.tokens):
+    for group, filled in zip(program.groups, filled_rows(program.shapes, load)):
         places = np.arange(group.live.size).reshape(group.live.shape)
-        live[id(group.live)] = places < packed_rows(bucket, count, tokens)
+        live[id(group.live)] = places < filled
     return [live.get(id(leaf)) for leaf in jax.tree.leaves(program.arguments)]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,9 @@ from jax.sharding import Mesh
 from unime_jax import config, config_reader, files, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.formats import Source
+from unime_jax.data.length_sample import Sample
 from unime_jax.data.schema import check_names
+from unime_jax.data.settings import Bucket
 from unime_jax.training import chunk_choice, measured_buckets
 
 FILE = "automatic.json"  # of a work directory
@@ -100,14 +102,9 @@ def resolved(
         of_model = by_size(settings, sum(leaf.size for leaf in parameters))
         values |= {key: of_model[key] for key in missing if key in of_model}
         if "data.buckets" in missing:
+            rows_of = _rows_of_chunks(settings, backbone, shards, chunk_choice.capacity(mesh))
             values["data.buckets"] = measured_buckets.chosen(
-                settings,
-                backbone,
-                rows,
-                shards,
-                lambda last: chunk_rows(
-                    _filled(settings, {"data.buckets": (last,)}), backbone.layout.patches, shards
-                ),
+                settings, backbone, rows, shards, rows_of
             )
         settings = _filled(settings, values)
     if of_devices := [key for key in keys if key in OF_DEVICES]:
@@ -158,6 +155,21 @@ def by_size(settings: config.TrainConfig, parameters: int) -> dict[str, Any]:
         "execution.frozen_dtype": dtype,
         "export.dtype": dtype,
     }
+
+
+def with_lengths(
+    settings: config.TrainConfig, backbone: Backbone, mesh: Mesh, memory: int, sample: Sample
+) -> config.TrainConfig:
+    """The settings with buckets for a sample of lengths on TPUs of so many bytes, if they are open.
+
+    The other keys that follow from the backbone have been named.
+    """
+    if settings.data.buckets:
+        return settings
+    shards = sharding.row_shards(mesh)
+    rows_of = _rows_of_chunks(settings, backbone, shards, memory)
+    buckets = measured_buckets.of_sample(settings, backbone, sample, shards, rows_of, "tpu")
+    return _filled(settings, {"data.buckets": buckets})
 
 
 def with_memory(
@@ -226,6 +238,21 @@ def chunk_rows(settings: config.TrainConfig, patches: int, shards: int) -> int:
     fitting = max(1, CHUNK_TOKENS // size)
     most = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
     return shards * min(1 << (fitting.bit_length() - 1), CHUNK_ROWS, most)
+
+
+def _rows_of_chunks(
+    settings: config.TrainConfig, backbone: Backbone, shards: int, memory: int | None
+) -> Callable[[Bucket], int]:
+    """Rows of a chunk of a largest bucket, before it is known what of them fits the memory."""
+    patches = backbone.layout.patches
+
+    def rows_of(last: Bucket) -> int:
+        most = chunk_rows(_filled(settings, {"data.buckets": (last,)}), patches, shards)
+        if memory is None:  # as `by_devices` has them
+            return most
+        return min(most, shards * chunk_choice.enough_rows(last, patches))
+
+    return rows_of
 
 
 def _has_checkpoints(workdir: files.Path) -> bool:

@@ -1,8 +1,10 @@
 """Chunk size, remat and kept chunks that fit a device's memory, by shapes alone: no compilation."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 from unime_jax import config, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.data.bucket_filling import bucket_shapes
+from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.models import attention, forward, frozen_vision
 from unime_jax.models.settings import Remat
@@ -30,9 +33,9 @@ AGAIN: dict[Remat, float] = {
 }
 ORDER = tuple(AGAIN)
 USED = 0.85  # of a device's memory; the rest is for what the estimate does not see
-# Of a chunk on each device: with fewer, gathering a layer's weights takes longer than multiplying
-# by them; with more, memory is better spent on chunks that are encoded once.
-ENOUGH_TOKENS = 1024
+# Of a chunk on each device, at most. With fewer than half of it gathering a layer's weights takes
+# longer than multiplying by them; with more, memory is better spent on kept chunks.
+ENOUGH_TOKENS = 2048
 MOST_MERGED = 4  # chunks at once without gradient: of weights' three ways, one is a quarter
 # A layer's own arrays at a time, forward or backward, by what it keeps without remat.
 LAYER_ARRAYS = 2
@@ -83,16 +86,19 @@ def choose(
     shards = sharding.row_shards(mesh)
     implementation = attention.implementation(settings.execution.attention, mesh)
 
-    def row(remat: Remat) -> float:
+    @functools.cache
+    def row(remat: Remat, bucket: Bucket = largest) -> float:
         execution = Execution(jnp.dtype(dtype), remat, implementation)
         encode = forward.make_encode(model.graph, execution)
         trained, fixed = ({p: _plain(x) for p, x in part.items()} for part in (trainable, frozen))
-        return activations.bytes_of_a_row(encode, trained, fixed, largest, backbone.layout)
+        return activations.bytes_of_a_row(encode, trained, fixed, bucket, backbone.layout)
 
     depth = max(leaf.shape[0] for leaf in model.parameters.values() if leaf.ndim == 3)
     whole = sum(leaf.size * jnp.dtype(dtype).itemsize for leaf in model.parameters.values())
-    table = max(leaf.size for leaf in model.parameters.values()) * jnp.dtype(dtype).itemsize
-    # Weights, moments and gradients, two batches, two gathered layers, and the largest parameter.
+    # The largest parameter that is gathered whole: of stacks it is a layer's.
+    tables = (leaf.size for leaf in model.parameters.values() if leaf.ndim < 3)
+    table = max(tables, default=0) * jnp.dtype(dtype).itemsize
+    # Weights, moments and gradients, two batches, two gathered layers, and the largest table.
     held = float(_on_a_device(model.parameters) + 3 * _on_a_device(trainable))
     shapes = _shapes(settings, backbone, most_rows * shards, shards)  # chunks change rounding alone
     held += 2 * _batch_bytes(shapes) / shards
@@ -100,32 +106,56 @@ def choose(
     held += _kept_features(settings.execution, model, shapes, mesh)
     arrays = LAYER_ARRAYS * row("none") / depth
     room = USED * memory - held
-    tokens = max(1, largest.tokens, largest.tiles * backbone.layout.patches)
-    rows = settings.chunk_size // shards or min(_power_of_two(ENOUGH_TOKENS / tokens), most_rows)
-    all_rows = math.ceil(settings.batch_size * (2 + settings.data.negatives) / shards)
+    patches = backbone.layout.patches
+    tokens = max(1, largest.tokens, largest.tiles * patches)
+    rows = settings.chunk_size // shards or min(enough_rows(largest, patches), most_rows)
     given = settings.execution.remat
     wanted: Sequence[Remat] = ORDER if given == "auto" else (given,)
     keeps = {remat: row(remat) for remat in wanted}
 
+    def of_chunk(remat: Remat) -> float:
+        """Bytes on a device of the chunk that keeps most, of which one layer has all its arrays.
+
+        Rows of several texts may be longer than the largest bucket's, and their chunks larger.
+        """
+        shapes = _shapes(settings, backbone, rows * shards, shards)
+        of_rows = [shapes.chunk_rows(bucket) / shards for bucket in shapes.buckets]
+        kept, all_arrays = (
+            max(n * row(each, bucket) for n, bucket in zip(of_rows, shapes.buckets))
+            for each in (remat, "none")
+        )
+        return kept + LAYER_ARRAYS * all_arrays / depth
+
     def computed_twice(remat: Remat) -> float:
         """As a share of a forward pass; infinite: it does not fit."""
-        spare = room - rows * (keeps[remat] + arrays)
-        everything = all_rows * keeps[remat]
-        # All that "none" keeps is three times as much to write and read, to save attention alone.
-        if spare < 0 or (remat == "none" and len(wanted) > 1 and spare < everything):
+        spare = room - of_chunk(remat)
+        if spare < 0:
             return math.inf
-        return AGAIN.get(remat, 1.0) + 1 - min(1.0, spare / everything)
+        shapes = _shapes(settings, backbone, rows * shards, shards)
+        live = _live_chunks(shapes)
+        kept = _kept_chunks(shapes, spare, lambda bucket: row(remat, bucket) / shards)
+        work = [bucket.tokens * shapes.chunk_rows(bucket) for bucket in shapes.buckets]
+        done, of = (sum(map(operator.mul, counts, work)) for counts in (kept, live))
+        once = done / of if done else 0.0
+        # All that "none" keeps is three times as much to write and read, to save attention alone.
+        if remat == "none" and len(wanted) > 1 and once < 1:
+            return math.inf
+        return AGAIN.get(remat, 1.0) + 1 - once
 
     remat = min(reversed(wanted), key=computed_twice)
     kept = keeps[remat]
     if not settings.chunk_size and computed_twice(remat) == math.inf:
         rows = max(1, min(rows, int(room // (kept + arrays))))
     chunk_size = rows * shards
-    used = rows * (kept + arrays)
+    used = of_chunk(remat)
     counts = settings.execution.kept_chunks
     if counts is None:
         shapes = _shapes(settings, backbone, chunk_size, shards)
-        counts = _kept_chunks(settings.execution, shapes, room - used, rows * kept)
+        counts = ()
+        if settings.execution.recompute and room > used:
+            counts = _kept_chunks(shapes, room - used, lambda bucket: row(remat, bucket) / shards)
+            each = [shapes.chunk_rows(b) * row(remat, b) / shards for b in shapes.buckets]
+            room -= sum(count * size for count, size in zip(counts, each))
     elif not counts and not settings.chunk_size and room > used:  # larger chunks then
         fitting = int(room // (kept + arrays))
         rows = max(rows, min(1 << (fitting.bit_length() - 1), most_rows))
@@ -153,19 +183,44 @@ def _kept_features(
     return frozen_vision.bytes_of(vision, model.parameters, groups) / sharding.row_shards(mesh)
 
 
-def _power_of_two(least: float) -> int:
-    """The smallest that is not below a number."""
-    return 1 << max(math.ceil(least) - 1, 0).bit_length()
+def enough_rows(bucket: Bucket, patches: int) -> int:
+    """Rows of a chunk on a device with which gathering weights takes no longer than using them."""
+    return max(1, ENOUGH_TOKENS // max(1, bucket.tokens, bucket.tiles * patches))
 
 
 def _kept_chunks(
-    settings: ExecutionConfig, shapes: BatchShapes, spare: float, each: float
+    shapes: BatchShapes, spare: float, of_a_row: Callable[[Bucket], float]
 ) -> tuple[int, ...]:
-    """As many chunks of the largest bucket as the spare bytes hold; none if there is no room."""
-    count = min(int(spare // each), shapes.chunks(shapes.buckets[-1])) if spare > 0 else 0
-    if not settings.recompute or count < 1:
-        return ()
-    return (*[0] * (len(shapes.buckets) - 1), count)
+    """As many chunks by bucket as the spare bytes hold; () if that is none.
+
+    Those that are expected to hold the most tokens come first; where that is not known, those of
+    the largest bucket alone.
+
+    Args:
+      of_a_row: bytes that a row keeps on a device, by bucket, over the number of devices.
+    """
+    live = _live_chunks(shapes)
+    counts = [0] * len(live)
+    tokens = [bucket.share * bucket.tokens for bucket in shapes.buckets]
+    for number in sorted(range(len(live)), key=tokens.__getitem__, reverse=True):
+        bucket = shapes.buckets[number]
+        if live[number]:
+            each = shapes.chunk_rows(bucket) * of_a_row(bucket)
+            counts[number] = min(int(spare // each), live[number])
+            spare -= counts[number] * each
+    return tuple(counts) if any(counts) else ()
+
+
+def _live_chunks(shapes: BatchShapes) -> list[int]:
+    """Chunks that are expected to hold rows, by bucket.
+
+    Buckets that were chosen for the rows of a sample have shares, and the largest is for rows that
+    the sample did not have. Of other buckets nothing is known but that the largest takes all.
+    """
+    *others, largest = shapes.buckets
+    if not others or any(bucket.share == 1 for bucket in others):
+        return [*[0] * len(others), shapes.chunks(largest)]
+    return [round(b.share * shapes.rows / shapes.chunk_rows(b)) for b in others] + [0]
 
 
 def _shapes(

@@ -13,6 +13,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.batch import Item, Row
 from unime_jax.data import bucket_choice, bucket_padding, bucket_work, length_sample, sampling
 from unime_jax.data.formats import Source
+from unime_jax.data.length_sample import Sample
 from unime_jax.data.packing import Preprocess
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import BatchShapes
@@ -34,12 +35,11 @@ def chosen(
     Raises:
       ValueError: no row can be measured.
     """
-    limit = backbone.preprocess.prompt.max_length
     if not rows:  # no batch is made
-        return (Bucket(limit, 0),)
-    data, patches = settings.data, backbone.layout.patches
+        return (Bucket(backbone.preprocess.prompt.max_length, 0),)
+    data = settings.data
     suffixed = functools.partial(_suffixed, backbone.preprocess, data.suffix)
-    sizes, example = length_sample.measured(
+    sample = length_sample.measured(
         rows,
         sampling.weights_of(
             {name: len(source) for name, source in rows.items()},
@@ -50,6 +50,26 @@ def chosen(
         negatives=data.negatives,
         seed=settings.seed,
     )
+    platform = jax.default_backend()
+    return of_sample(settings, backbone, sample, shards, chunk_rows, platform)
+
+
+def of_sample(
+    settings: config.TrainConfig,
+    backbone: Backbone,
+    sample: Sample,
+    shards: int,
+    chunk_rows: Callable[[Bucket], int],
+    platform: str,
+) -> tuple[Bucket, ...]:
+    """The buckets of the least padding for rows of such sizes; arguments are those of `chosen`.
+
+    Args:
+      platform: of the devices, as JAX calls it.
+    """
+    sizes, example = sample
+    data, patches = settings.data, backbone.layout.patches
+    limit = backbone.preprocess.prompt.max_length
     last = bucket_choice.largest(sizes, limit=limit)
     chunk_size = settings.chunk_size or chunk_rows(last)
     alike = settings.batch_size if data.split_modalities else data.cluster_size or data.source_run
@@ -59,7 +79,7 @@ def chosen(
         chunk_size=chunk_size,
         shards=math.lcm(shards, jax.process_count()),
         draws=max(1, settings.batch_size // max(1, alike)),
-        least_tokens=bucket_work.least_tokens(jax.default_backend(), shards),
+        least_tokens=bucket_work.least_tokens(platform, shards),
     )
     buckets = bucket_choice.chosen(
         sizes,

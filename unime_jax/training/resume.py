@@ -80,24 +80,41 @@ def open_workdir(workdir: files.Path) -> None:
 def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
     """Compares `config` with <workdir>/config.json, if there are checkpoints.
 
-    `steps` may change where that leaves the learning rates so far as they were: with the schedule
-    "constant", and with others if they end at the same step as before, which
-    `optimizer.schedule_steps` says. Allowed changes are logged. A change of the evaluation, other
-    than of when it is made, removes earlier scores, which later ones could not be compared with.
+    Allowed changes, see `changes`, are logged. A change of the evaluation, other than of when it is
+    made, removes earlier scores, which later ones could not be compared with.
+
+    Raises:
+      ValueError: something else would be trained; the message lists what.
+    """
+    if jax.process_index() != 0:  # which may be writing it
+        return
+    changed = changes(workdir, config)
+    if changed:
+        logging.info("the config has changed, applied from now on:\n%s", listed(changed))
+    evaluation = {key for key in changed if is_in(key, ("evaluation", "data.eval"))}
+    if config["job"] == "train" and evaluation - {"evaluation.every"}:
+        (workdir / "evaluation.json").unlink(missing_ok=True)
+        (workdir / evaluations.FILE).unlink(missing_ok=True)
+
+
+def changes(workdir: files.Path, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Allowed changes of `config` since <workdir>/config.json, as of `files.changes`.
+
+    None without checkpoints. `steps` may change where that leaves the learning rates so far as they
+    were: with the schedule "constant", and with others if they end at the same step as before,
+    which `optimizer.schedule_steps` says.
 
     Raises:
       ValueError: something else would be trained; the message lists what.
     """
     file = workdir / "config.json"
-    if jax.process_index() != 0:  # which may be writing it
-        return
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        return
+        return {}
     try:
         earlier = _with_keys_of_today(files.read_object(file))
     except FileNotFoundError:
         logging.warning("%s is gone, so that the config cannot be compared with it", file)
-        return
+        return {}
     except ValueError as error:
         raise ValueError(
             f"{error}; repair it, or remove it if the config has not changed."
@@ -119,12 +136,7 @@ def check_config(workdir: files.Path, config: Mapping[str, Any]) -> None:
             "on with the earlier values; or use another work directory for a run of its own, with "
             "config.init_from if it is to start from the model of this one."
         )
-    if changed:
-        logging.info("the config has changed, applied from now on:\n%s", listed(changed))
-    evaluation = {key for key in changed if is_in(key, ("evaluation", "data.eval"))}
-    if config["job"] == "train" and evaluation - {"evaluation.every"}:
-        (workdir / "evaluation.json").unlink(missing_ok=True)
-        (workdir / evaluations.FILE).unlink(missing_ok=True)
+    return changed
 
 
 def _with_options_of_today(loss: Mapping[str, Any]) -> dict[str, Any]:

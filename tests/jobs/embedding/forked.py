@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from unime_jax import embedder, files
+from unime_jax import files
 from unime_jax.data.embedding_store import RECORD
+from unime_jax.inference import opened_model
 from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
@@ -109,7 +110,7 @@ def killed(config: ConfigDict, workdir: pathlib.Path, moments: list[tuple[int, s
 
         def run(moment=moment, stage=stage):
             kill_at(moment, stage)
-            embedder.make_encode = plain
+            opened_model.make_encode = plain
             embed.run(config, workdir)
 
         found.append(status_of(forked(run)))

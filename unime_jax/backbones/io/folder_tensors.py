@@ -53,6 +53,15 @@ class Checkpoint:
         value = self.matrix(name) if name in self._deltas else self.open(name)
         return np.asarray(value, np.float32).reshape(self.tensors[name].shape)
 
+    def is_merged(self, name: str) -> bool:
+        """Whether the adapter changes a tensor."""
+        return name in self._deltas
+
+    def whole(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """A tensor's values in the shape of the file, the adapter merged into it, rounded once."""
+        value = self.float32(name) if name in self._deltas else np.array(self.open(name))
+        return value.astype(dtype, copy=False)
+
     def carried(self) -> Iterator[tuple[str, np.ndarray]]:
         """Tensors that the embedder has no use for, the adapter merged into them, too.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Num
 
 from unime_jax import sharding
 
@@ -72,7 +72,7 @@ def updater(mesh: Mesh, method: Method):
         counts = (number >= 0)[None] & (scores <= limit[:, None])
         scores = jnp.where(counts, scores, -jnp.inf)
         k = best.score.shape[-1]
-        score, column = _largest(scores, min(k, scores.shape[1]), method)
+        score, column = largest(scores, min(k, scores.shape[1]), method)
         found = jnp.where(score > -jnp.inf, number[column], NOBODY)
         score = jnp.concatenate([best.score[0], score], axis=1)
         found = jnp.concatenate([best.number[0], found], axis=1)
@@ -82,9 +82,9 @@ def updater(mesh: Mesh, method: Method):
     return update
 
 
-def _largest(
-    scores: Float32[jax.Array, "queries columns"], k: int, method: Method
-) -> tuple[Float32[jax.Array, "queries k"], Int32[jax.Array, "queries k"]]:
+def largest(
+    scores: Num[jax.Array, "queries columns"], k: int, method: Method
+) -> tuple[Num[jax.Array, "queries k"], Int32[jax.Array, "queries k"]]:
     """The k largest scores of each row, and their columns."""
     if method == "approximate":
         score, column = jax.lax.approx_max_k(scores, k, recall_target=RECALL)

@@ -1,0 +1,95 @@
+"""A model as the server runs it: user inputs to rows, rows to embeddings, and what it compiles."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import numpy as np
+from jaxtyping import Float32
+
+from unime_jax.backbones.io.st_folder import Defaults
+from unime_jax.batch import Row
+from unime_jax.data import inference_shapes
+from unime_jax.data.inference_batches import sized
+from unime_jax.data.shapes import BatchShapes
+from unime_jax.data.truncation import kept
+from unime_jax.data.user_inputs import UserInput, to_item
+from unime_jax.embedder import Embedder
+from unime_jax.encode import compile_ahead, encode_rows
+from unime_jax.operations.programs import THREADS
+
+# Called with how many programs are compiled, and of how many.
+Progress = Callable[[int, int], None]
+
+
+class ServedModel:
+    """An `Embedder` in parts, as rows are prepared by many threads and encoded by one.
+
+    Attributes:
+      dimension: D of embeddings where a request asks for none.
+      width: the largest D.
+      max_length: the most tokens of an item.
+      embeds_images: whether items may have images.
+    """
+
+    def __init__(self, embedder: Embedder, batch_sizes: Sequence[int]):
+        self._embedder = embedder
+        self._sizes = tuple(batch_sizes)
+        self._shapes = {size: embedder.shapes(size) for size in self._sizes}
+        self.dimension = embedder.dimension
+        self.width = embedder.backbone.dimension
+        self.max_length = embedder.max_length
+        self.embeds_images = bool(embedder.backbone.layout.patches)
+
+    def prompt(self, text: str | None, name: str | None) -> str:
+        """The prompt of a request, as of `Embedder.encode`; ValueError: there is no such one."""
+        embedder = self._embedder
+        return Defaults(embedder.prompts, embedder.default_prompt_name).prompt(text, name)
+
+    def kept(self, dimensions: int | None) -> int:
+        """D of a request's embeddings; ValueError: the model has fewer."""
+        own = self._embedder.truncate_dim
+        return kept(self.width, own if dimensions is None else dimensions)
+
+    def row(self, item: UserInput, prompt: str, suffix: str) -> Row:
+        """One item, preprocessed; TypeError, ValueError: it cannot be embedded."""
+        return self._embedder.backbone.preprocess(to_item(item, prompt, suffix))
+
+    def encode(self, rows: Sequence[Row]) -> Float32[np.ndarray, "n D"]:
+        """Unit-norm embeddings; NonFiniteError names rows. Of one thread at a time."""
+        largest = self._sizes[-1]
+        size = next((size for size in self._sizes if len(rows) <= size), largest)
+        shapes = self._shapes[size]
+        prepared = (sized(number, row, shapes) for number, row in enumerate(rows))
+        (encoded,) = encode_rows(
+            self._embedder.model, prepared, [range(len(rows))], shapes, each=len(rows)
+        )
+        return encoded.vectors
+
+    def programs(self) -> list[BatchShapes]:
+        """Shapes of all batches that usual items need, the smallest first.
+
+        Items of unusually many images or tiles have shapes beside them, which compile when they
+        come.
+        """
+        layout = self._embedder.backbone.layout
+        rungs = list(inference_shapes.text_rungs(layout, self.max_length))
+        if self.embeds_images:
+            rungs += inference_shapes.image_rungs(layout, self.max_length)
+        shapes = {
+            self._shapes[size](bucket.tokens, bucket.tiles): None
+            for bucket in rungs
+            for size in self._sizes
+        }
+        return sorted(shapes, key=lambda s: (s.rows, s.buckets[-1].tokens, s.buckets[-1].tiles))
+
+    def compile(self, programs: Sequence[BatchShapes], progress: Progress) -> None:
+        """Compiles programs, several at a time."""
+        with ThreadPoolExecutor(THREADS, "compiling") as pool:
+            tasks = [pool.submit(compile_ahead, self._embedder.model, one) for one in programs]
+            try:
+                for done, task in enumerate(as_completed(tasks), 1):
+                    task.result()
+                    progress(done, len(tasks))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
