@@ -35,7 +35,7 @@ def test_a_problem_is_what_is_said_and_nothing_else(expected, check, monkeypatch
         assert "\n" not in each.what
 
 
-def test_what_is_about_this_machine(tmp_path, monkeypatch, data):
+def test_what_is_about_this_machine(tmp_path, monkeypatch, data, bucket):
     def looked(joins=False, environment=(), **folders):
         report = Report()
         places = {"proc": tmp_path / "none", "dev": tmp_path / "none"} | folders

@@ -133,7 +133,8 @@ def installed(tmp_path_factory) -> pathlib.Path:
     for name in ("unime_jax", "data_pipelines", "experiments"):
         hidden = shutil.ignore_patterns("__pycache__")
         shutil.copytree(tiny_run.ROOT / name, source / name, ignore=hidden)
-    shutil.copy(tiny_run.ROOT / "setup.py", source)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(tiny_run.ROOT / name, source)
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={folder}"]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
