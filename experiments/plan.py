@@ -42,9 +42,15 @@ EXPECTED = {
     },
     "stage2:llava_next_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_next_336.csv"},
     "stage2:qwen2_vl_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen2_5_vl_7b": {
+        "topologies": SLICES,
+        "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv",  # the same tokens and tiles
+    },
+    "stage2:qwen2_5_vl_3b": {
+        "topologies": SLICES,
+        "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv",  # the same tokens and tiles
+    },
     "stage2:phi3_v_4b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_phi3_v.csv"},
-    "stage2:qwen2_5_vl_7b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
-    "stage2:qwen2_5_vl_3b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
     # Of a token of 28 x 28 pixels, where these models have one of 32 x 32: rows are shorter.
     "stage2:qwen3_vl_2b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
     "stage2:qwen3_vl_8b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
