@@ -39,7 +39,7 @@ def mini() -> ConfigDict:
     config.trainable = ((".*", True),)  # by path: the first pattern that matches decides
 
     config.processing = ConfigDict()
-    config.processing.prompt = "chat"  # or "verbatim", "raw"
+    config.processing.prompt = "chat"  # or "system", "verbatim", "raw"
     config.processing.image_size = config_dict.placeholder(tuple)  # pixels (height, width)
     config.processing.resolution = config_dict.placeholder(str)  # VLM2Vec's, such as "mid"
     config.processing.pinpoints = ()  # image canvases (height, width); empty: the backbone's own
@@ -48,6 +48,7 @@ def mini() -> ConfigDict:
     config.processing.grid_positions = False  # rows and columns for all images (Qwen2-VL)
     config.processing.legacy_padding = False  # of canvases, as in transformers 4.48
     config.processing.missing_images = "strip"  # markers without an image; or "token", "image"
+    config.processing.final_norm = True  # the decoder's, before the pooled state
 
     config.lora = ConfigDict()
     config.lora.rank = 0  # 0: no adapters

@@ -25,6 +25,14 @@ LLAVA_ONEVISION = {
     "lora": {"targets": ((ADAPTED, True), (".*", False))},
 }
 
+# Images of up to 672 x 672 pixels, as Qwen2-VL's below: 441 tokens of 32 x 32.
+QWEN3_VL = {
+    "processing": {"pixels": (4 * 32 * 32, 672 * 672), "grid_positions": True},
+    "lora": {"targets": ((ADAPTED, True), (".*", False))},
+}
+# What Qwen3-VL-Embedding's training adapted, LoRA of rank 32 (arXiv 2601.04720): not the output.
+QWEN3_VL_ADAPTED = r"language_model\..*\.(q|k|v|gate|up)_proj"
+
 FAMILIES = {
     "llava_onevision_7b": LLAVA_ONEVISION
     | {
@@ -54,6 +62,21 @@ FAMILIES = {
         "backbone": "Qwen/Qwen2-VL-7B-Instruct",
         "processing": {"pixels": (56 * 56, 672 * 672)},
         "lora": {"targets": ((ADAPTED, True), (".*", False))},
+    },
+    # An embedder from the chat model, whose last token is the template's.
+    "qwen3_vl_2b": QWEN3_VL | {"backbone": "Qwen/Qwen3-VL-2B-Instruct"},
+    "qwen3_vl_8b": QWEN3_VL | {"backbone": "Qwen/Qwen3-VL-8B-Instruct"},
+    # The published embedder, trained on: its instructions, its last token, its kind of adapters.
+    "qwen3_vl_embedding_2b": QWEN3_VL
+    | {
+        "backbone": "Qwen/Qwen3-VL-Embedding-2B",
+        "processing": QWEN3_VL["processing"] | {"prompt": "system"},
+        "lora": {
+            "rank": 32,
+            "alpha": 32.0,
+            "dora": False,
+            "targets": ((QWEN3_VL_ADAPTED, True), (".*", False)),
+        },
     },
     # As Qwen2-VL: images of up to 672 x 672 pixels, in the chat template.
     "qwen2_5_vl_7b": {

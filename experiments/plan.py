@@ -51,6 +51,13 @@ EXPECTED = {
         "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv",  # the same tokens and tiles
     },
     "stage2:phi3_v_4b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_phi3_v.csv"},
+    # Of a token of 28 x 28 pixels, where these models have one of 32 x 32: rows are shorter.
+    "stage2:qwen3_vl_2b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen3_vl_8b": {"topologies": SLICES, "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv"},
+    "stage2:qwen3_vl_embedding_2b": {
+        "topologies": SLICES,
+        "lengths": LENGTHS + "mmeb_qwen2_vl_672.csv",
+    },
     "stage2:clip_large_336": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 24, 40)},
     "stage2:siglip2_so400m": {"rows": (0.0, 0.5, 0.5), "tokens": (0, 64, 64)},
     "llave:llava_onevision_7b": {
@@ -71,9 +78,13 @@ NAMED = {
     "stage2_qwen2_5_vl_3b": ("stage2:qwen2_5_vl_3b", SLICES, "qwen2_5_vl_3b"),
     "llave_7b": ("llave:llava_onevision_7b", ("v5e:8x8",), "llava_onevision_7b"),
     "llave_7b_4096_pairs": ("llave:llava_onevision_7b", ("v5p:4x4x4",), "llava_onevision_7b"),
+    "qwen3_vl_2b_lora": ("stage2:qwen3_vl_2b", ("v5e:4x4",), "qwen3_vl_2b"),
+    "qwen3_vl_8b_lora": ("stage2:qwen3_vl_8b", ("v5e:4x4",), "qwen3_vl_8b"),
+    "qwen3_vl_2b_int8": ("stage2:qwen3_vl_2b", ("v6e:1x1",), "qwen3_vl_2b"),
     "embed_nv_embed_v2": ("embed:nv_embed_v2", ("v5e:2x4",), "nv_embed_v2"),
 }
 CHANGED = {
+    "qwen3_vl_2b_int8": {"execution.frozen_dtype": "int8", "batch_size": 256},
     "llave_7b_4096_pairs": {
         "batch_size": 4096,
         "steps": 162,  # one epoch, as of 256 pairs

@@ -7,6 +7,8 @@
 --config=experiments/stage2.py:qwen2_vl_7b             the same for Qwen2-VL
 --config=experiments/stage2.py:qwen2_5_vl_7b           the same for Qwen2.5-VL
 --config=experiments/stage2.py:qwen2_5_vl_3b           the same for Qwen2.5-VL-3B
+--config=experiments/stage2.py:qwen3_vl_2b             the same for Qwen3-VL; or qwen3_vl_8b
+--config=experiments/stage2.py:qwen3_vl_embedding_2b   LoRA on Qwen3-VL-Embedding
 --config=experiments/stage2.py:phi3_v_4b               the same for Phi-3.5-Vision
 --config=experiments/stage2.py:clip_large_336          the same for CLIP, a baseline
 --config=experiments/stage2.py:siglip2_so400m          the same for SigLIP 2
@@ -19,8 +21,8 @@ from ml_collections import ConfigDict
 from unime_jax.operations.recipes import base, families
 
 FASTER = (  # learn at 1e-4
-    "qwen2_vl_7b", "qwen2_5_vl_7b", "qwen2_5_vl_3b", "phi3_v_4b", "clip_large_336",
-    "siglip2_so400m",
+    "qwen2_vl_7b", "qwen2_5_vl_7b", "qwen2_5_vl_3b", "qwen3_vl_2b", "qwen3_vl_8b", "phi3_v_4b",
+    "clip_large_336", "siglip2_so400m",
 )  # fmt: skip
 
 

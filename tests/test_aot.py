@@ -10,7 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import plan, stage1, stage2
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import (
+    write_llava_next,
+    write_qwen2_vl,
+    write_qwen3_vl_published,
+)
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.jobs.tiny_run import ROOT
@@ -255,6 +259,28 @@ def test_a_7b_step_on_an_int8_base_compiles_for_one_tpu_v5e_chip(tmp_path):
     assert not compiled.too_large and compiled.peak < HBM
     # The matmuls read codes: there is no float copy of a kernel, not even of one layer.
     assert not re.findall(r"(?:bf16|f32)\[(?:3584,18944|18944,3584)", compiled.text)
+
+
+ONE_CHIP = [INT8, ("batch_size", 256)]
+QWEN3_VL = [
+    ("qwen3_vl_2b", "2b", "v5e:4x4", []),
+    ("qwen3_vl_embedding_2b", "2b", "v5e:4x4", []),
+    ("qwen3_vl_8b", "8b", "v5e:4x4", []),
+    ("qwen3_vl_2b", "2b", "v6e:1x1", ONE_CHIP),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "size", "topology", "changes"), QWEN3_VL)
+def test_a_qwen3_vl_step_compiles_for_tpus(tmp_path, variant, size, topology, changes):
+    """1024 pairs with images of up to 672 pixels a side; on one chip 256, on an int8 base."""
+    pytest.importorskip("libtpu")
+    where = chips.parse(topology)
+    folder = write_qwen3_vl_published(tmp_path / size, size)
+    program = draw(stage2, variant, folder, compiler.devices(where), changes, where=where)
+    compiled = compiler.compile_program(program, where, tmp_path / "cache")
+    assert not compiled.too_large and compiled.peak < (2 if "v6e" in topology else 1) * HBM
+    assert program.execution.attention == "splash"
 
 
 V5P = {"loss.column_block": 1024, "batch_size": 262144, "chunk_size": 1024}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.backbones.tiny_families import DECODER, write_qwen2_vl, write_qwen3_vl_published
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT, make_pair, packed, pair_of, picture
 from tests.tables import for_each
@@ -219,7 +219,7 @@ QWEN_TOWER = {
 
 
 @for_each("mesh", [(2, 4, 1), (2, 2, 2)])
-def test_every_parameter_of_qwen2_vls_tower(tmp_path, mesh):
+def test_every_parameter_of_the_qwens_towers(tmp_path, mesh):
     """Its decoder's parameters are named as the other families'."""
     folder = write_qwen2_vl(
         tmp_path,
@@ -243,6 +243,62 @@ def test_every_parameter_of_qwen2_vls_tower(tmp_path, mesh):
     expected = {f"visual.{path}": entry for path, entry in QWEN_TOWER.items()}
     expected |= {p: entry for p, entry in MODEL_7B.items() if p.startswith("language_model.")}
     assert {p: (shapes[p], found[p].spec) for p in found} == expected
+    check_qwen3_vl(tmp_path, make_mesh(*mesh))
+
+
+# Those that Qwen3-VL-2B has beside the names above: its other mergers are a stack.
+QWEN3_VL_2B = {
+    "visual.patch_embed.proj.bias": ((1024,), WHOLE),
+    "visual.pos_embed.embedding": ((2304, 1024), WHOLE),
+    "visual.blocks.mlp.linear_fc1.kernel": ((24, 1024, 4096), FIRST),
+    "visual.blocks.mlp.linear_fc1.bias": ((24, 4096), WHOLE),
+    "visual.blocks.mlp.linear_fc2.kernel": ((24, 4096, 1024), LAST),
+    "visual.blocks.mlp.linear_fc2.bias": ((24, 1024), WHOLE),
+    "visual.merger.norm.weight": ((1024,), WHOLE),
+    "visual.merger.norm.bias": ((1024,), WHOLE),
+    "visual.merger.linear_fc1.kernel": ((4096, 4096), P("fsdp", "tensor")),
+    "visual.merger.linear_fc1.lora_a": ((4096, 16), WHOLE),
+    "visual.merger.linear_fc1.lora_b": ((16, 4096), WHOLE),
+    "visual.merger.linear_fc1.bias": ((4096,), WHOLE),
+    "visual.merger.linear_fc2.kernel": ((4096, 2048), P("tensor", "fsdp")),
+    "visual.merger.linear_fc2.bias": ((2048,), WHOLE),
+    "visual.deepstack_merger_list.norm.weight": ((3, 4096), WHOLE),
+    "visual.deepstack_merger_list.norm.bias": ((3, 4096), WHOLE),
+    "visual.deepstack_merger_list.linear_fc1.kernel": ((3, 4096, 4096), FIRST),
+    "visual.deepstack_merger_list.linear_fc1.lora_a": ((3, 4096, 16), P(None, "fsdp", None)),
+    "visual.deepstack_merger_list.linear_fc1.lora_b": ((3, 16, 4096), P(None, None, "tensor")),
+    "visual.deepstack_merger_list.linear_fc1.bias": ((3, 4096), WHOLE),
+    "visual.deepstack_merger_list.linear_fc2.kernel": ((3, 4096, 2048), LAST),
+    "visual.deepstack_merger_list.linear_fc2.bias": ((3, 2048), WHOLE),
+    "language_model.layers.self_attn.q_norm.weight": ((28, 128), WHOLE),
+    "language_model.layers.self_attn.k_norm.weight": ((28, 128), WHOLE),
+}
+
+
+def check_qwen3_vl(folder, mesh):
+    """Of both published sizes the number of parameters, and of one the rules of all new names."""
+    counts = {"2b": 2_127_532_032, "8b": 8_144_793_840}
+    for size, count in counts.items():
+        backbone = open_backbone(
+            str(write_qwen3_vl_published(folder / size, size)), max_length=1024
+        )
+        model = jax.eval_shape(backbone.make_model, jax.random.key(0))
+        assert sum(leaf.size for leaf in paths.split(model)[1].values()) == count
+
+    def make():
+        model = open_backbone(str(folder / "2b"), max_length=1024).make_model(jax.random.key(0))
+        targets = ((r".*merger.*linear_fc1", True), (".*", False))
+        adapters = lora.LoraConfig(rank=16, alpha=32.0, dora=False, targets=targets)
+        lora.add(model, adapters, key=jax.random.key(1))
+        return model
+
+    _, parameters = paths.split(jax.eval_shape(make))
+    shapes = {path: leaf.shape for path, leaf in parameters.items()}
+    found = sharding.parameter_shardings(mesh, shapes)
+    known = {f"visual.{path}" for path in QWEN_TOWER} | MODEL_7B.keys()
+    new = {p: (shapes[p], found[p].spec) for p in found if p not in known}
+    assert new == {p: x for p, x in QWEN3_VL_2B.items() if p not in known}
+    assert QWEN3_VL_2B.keys() <= found.keys()
 
 
 def test_a_device_holds_its_share_of_the_7b_model(shapes_7b):

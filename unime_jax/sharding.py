@@ -16,6 +16,8 @@ from unime_jax import paths
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are spread over
 
+COLUMN_PARALLEL = "(q_proj|k_proj|v_proj|gate_proj|up_proj|(linear_)?fc1)"
+ROW_PARALLEL = r"(o_proj|out_proj|attn\.proj|down_proj|(linear_)?fc2)"
 # Kernels are [layers, in, out]. Column-parallel layers put "tensor" on their outputs, row-parallel
 # ones on their inputs, so that a block needs one reduction; "fsdp" takes the other side.
 RULES: paths.Rules[P] = (
@@ -25,12 +27,16 @@ RULES: paths.Rules[P] = (
     (r".*\.head\.attention\.in_proj_weight", P(None, "fsdp")),
     (r"(text_model\.head|(text|visual)_projection)\.kernel", P("fsdp", "tensor")),
     (r".*\.head\..*", P()),
-    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel", P(None, "fsdp", "tensor")),
-    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.kernel", P(None, "tensor", "fsdp")),
-    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_a", P(None, "fsdp", None)),
-    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.lora_b", P(None, None, "tensor")),
-    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.lora_a", P(None, "tensor", None)),
-    (r".*\.(o_proj|out_proj|attn\.proj|down_proj|fc2)\.lora_b", P(None, None, "fsdp")),
+    # A merger alone is no stack; those of Qwen3-VL's other levels are one.
+    (r".*\.merger\.linear_fc1\.kernel", P("fsdp", "tensor")),
+    (r".*\.merger\.linear_fc2\.kernel", P("tensor", "fsdp")),
+    (r".*\.merger\.linear_fc[12]\..*", P()),
+    (rf".*\.{COLUMN_PARALLEL}\.kernel", P(None, "fsdp", "tensor")),
+    (rf".*\.{ROW_PARALLEL}\.kernel", P(None, "tensor", "fsdp")),
+    (rf".*\.{COLUMN_PARALLEL}\.lora_a", P(None, "fsdp", None)),
+    (rf".*\.{COLUMN_PARALLEL}\.lora_b", P(None, None, "tensor")),
+    (rf".*\.{ROW_PARALLEL}\.lora_a", P(None, "tensor", None)),
+    (rf".*\.{ROW_PARALLEL}\.lora_b", P(None, None, "fsdp")),
     # Queries, keys and values side by side: parts of them all are on a device only if it has all.
     (r".*\.qkv\.(kernel|lora_a)", P(None, "fsdp", None)),
     (r".*\.(self\.(query|key|value)|intermediate\.dense)\.kernel", P(None, "fsdp", "tensor")),

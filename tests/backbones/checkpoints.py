@@ -12,7 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_families import (
+    write_llava_next,
+    write_qwen2_5_vl,
+    write_qwen2_vl,
+    write_qwen3_vl,
+)
 from tests.models.oracle import Pair, make_pair, pair_of
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import tensor_files
@@ -23,6 +28,7 @@ PAIRS: dict[str, Callable[[pathlib.Path], Pair]] = {
     "llava_onevision": lambda folder: make_pair(folder, grid=2),
     "llava_next": lambda folder: pair_of(write_llava_next(folder)),
     "qwen2_vl": lambda folder: pair_of(write_qwen2_vl(folder)),
+    "qwen3_vl": lambda folder: pair_of(write_qwen3_vl(folder)),
     "qwen2_5_vl": lambda folder: pair_of(write_qwen2_5_vl(folder)),
 }
 LLAVA_ON_THE_HUB = {
@@ -35,6 +41,7 @@ ON_THE_HUB = {  # prefixes of transformers 5's modules -> those of the tensors o
     "llava_onevision": LLAVA_ON_THE_HUB,
     "llava_next": LLAVA_ON_THE_HUB,
     "qwen2_vl": {"model.language_model.": "model.", "model.": ""},
+    "qwen3_vl": {},
     "qwen2_5_vl": {"model.language_model.": "model.", "model.": ""},
 }
 DTYPES = {

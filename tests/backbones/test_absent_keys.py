@@ -39,7 +39,8 @@ PHI3_V = {
 
 
 def decoder(text, max_length=16):
-    return hf_config.decoder_config(text, model_types=(text.model_type,), max_length=max_length)
+    types = (text.model_type,)
+    return hf_config.decoder_config(text, model_types=types, max_length=max_length, final_norm=True)
 
 
 def test_a_decoder_takes_its_numbers_and_refuses_what_it_lacks():

@@ -46,7 +46,7 @@ WRITE = {name: PAIRS[name] for name in PAIRS} | {
     "nvembed": nv_embed,
     "phi3_v": phi3_v,
 }
-IN_TRANSFORMERS = ("llava_onevision", "llava_next", "qwen2_vl", "bert")
+IN_TRANSFORMERS = ("llava_onevision", "llava_next", "qwen2_vl", "qwen3_vl", "bert")
 
 
 def opened(folder):

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoImageProcessor
 
 from tests.backbones.images import encoded, noise
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl, write_qwen3_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
@@ -35,6 +35,7 @@ WRITE = {
     "llava_onevision": write_folder,
     "llava_next": write_llava_next,
     "qwen2_vl": write_qwen2_vl,
+    "qwen3_vl": write_qwen3_vl,
 }
 ITEM = Item("<|image_1|>\nx", (Media("a.png", encoded(noise(61, 37))),))
 

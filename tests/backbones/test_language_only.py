@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl, write_qwen3_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
@@ -21,6 +21,7 @@ FAMILIES = {
     "llava_onevision": lambda folder: write_folder(folder, vision=VISION, text=TEXT),
     "llava_next": lambda folder: write_llava_next(folder, decoder="mistral"),
     "qwen2_vl": write_qwen2_vl,
+    "qwen3_vl": write_qwen3_vl,
 }
 ITEMS = [Item("a red circle"), Item("left of", suffix="\nSummary above sentence in one word:")]
 TEACHER = 6

@@ -66,7 +66,7 @@ def test_the_checkpoints_have_tensors_that_are_only_carried(pairs, model_type):
         assert len(unread) == 16 and unread < carried
         assert f"{tower}.post_layernorm.weight" in found.keys() - carried
         carried -= unread
-    head = "lm_head" if family(pair).startswith("qwen2") else "language_model.lm_head"
+    head = "lm_head" if family(pair).startswith("qwen") else "language_model.lm_head"
     assert carried == {f"{head}.weight"}
 
 
@@ -223,8 +223,9 @@ def test_each_byte_is_read_once_and_layer_by_layer(pairs, model_type, monkeypatc
     assert {name: sum(parts) for name, parts in reads.items()} == {
         name: x.nbytes for name, x in used.items()
     }
-    layer = "" if family(pair).startswith("qwen2") else "language_model."
-    q_proj = f"{layer}model.layers.1.self_attn.q_proj.weight"
+    inside = dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "model")
+    inside |= {"qwen3_vl": "model.language_model"}
+    q_proj = f"{inside.get(family(pair), 'language_model.model')}.layers.1.self_attn.q_proj.weight"
     assert reads[q_proj] == [held[q_proj].nbytes // 4] * 4
 
 

@@ -10,6 +10,7 @@ import yaml
 from experiments import stage2
 from tests.tables import for_each
 from unime_jax import config_reader
+from unime_jax.backbones import Processing
 from unime_jax.batch import Item
 from unime_jax.config import TrainConfig
 from unime_jax.evaluation import scores
@@ -39,6 +40,7 @@ def card_of(
         ),
         dimension=8,
         caveats=(),
+        processing=Processing(prompt="chat"),
         commits={"org/model`x": "0" * 40},
     )
     model_card.write(

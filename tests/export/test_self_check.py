@@ -74,7 +74,8 @@ def test_what_is_written_names_every_image_file_and_both_types(tmp_path):
     items = [Item("none"), Item("", (red,)), Item("both", (green, blue))]
     half = np.dtype(ml_dtypes.bfloat16)
     vectors = unit(0.25, 1, 2).astype(np.float32)
-    self_check._write(tmp_path, items, vectors, lambda x: f"<{x.text}>", half, np.dtype("float32"))
+    facts = [{"prompt": f"<{item.text}>"} for item in items]
+    self_check._write(tmp_path, items, vectors, facts, half, np.dtype("float32"))
     record = json.loads((tmp_path / self_check.FILE).read_text())
     assert record["inputs"] == [
         {"text": "<none>", "image": None},
@@ -87,4 +88,5 @@ def test_what_is_written_names_every_image_file_and_both_types(tmp_path):
     contents = [(tmp_path / name).read_bytes() for name in names]
     assert contents == [red.data, green.data, blue.data]
     origin = json.loads((tmp_path / self_check.ITEMS).read_text())
-    assert origin == {"computed_in": "float32", "texts": ["none", "", "both"]}
+    texts = ["none", "", "both"]
+    assert origin == {"computed_in": "float32", "texts": texts, "facts": facts}

@@ -18,7 +18,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 
 from tests.backbones.checkpoints import tensors
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_families import (
+    write_llava_next,
+    write_qwen2_5_vl,
+    write_qwen2_vl,
+    write_qwen3_vl_embedding,
+)
 from tests.backbones.tiny_folders import write_folder
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
@@ -31,6 +36,7 @@ FAMILIES = {  # and the most tiles of an image
     "llava_onevision": (lambda f: write_folder(f, vision=VISION, text=TEXT), 5),
     "llava_next": (lambda f: write_llava_next(f, decoder="mistral"), 5),
     "qwen2_vl": (write_qwen2_vl, 1),
+    "qwen3_vl_embedding": (lambda f: write_qwen3_vl_embedding(f, pixels=(256, 4096)), 1),
     "qwen2_5_vl": (write_qwen2_5_vl, 1),
 }
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
@@ -40,7 +46,7 @@ ITEMS = [
     Item(TEXTS[0]),
     Item("<|image_1|>", (Media("a.png", picture(40, 31, 1)),)),
     Item(f"<|image_1|>\n{TEXTS[1]}", (Media("b.png", picture(30, 64, 2)),)),
-    Item(PROMPT + TEXTS[1], (Media("b.png", picture(30, 64, 2)),)),
+    Item(TEXTS[1], (Media("b.png", picture(30, 64, 2)),), prefix=PROMPT),
 ]
 
 
@@ -67,6 +73,9 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     )
     config.optimizer.learning_rate = 1e-2
     config.data.buckets = (Bucket(tokens=192, tiles=tiles),)  # one: half as much to compile
+    if request.param == "qwen3_vl_embedding":
+        config.processing.prompt = "system"
+        config.data.buckets = (Bucket(tokens=320, tiles=tiles),)
     config.export.adapter = True
     config.export.prompts = {"classify": PROMPT}
     workdir = tmp_path_factory.mktemp(f"{request.param}_run")
@@ -79,9 +88,8 @@ def embedded(folder: pathlib.Path) -> np.ndarray:
     """Of a folder that does not change."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=256, mesh=mesh)
-    return model.encode(
-        [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
-    )
+    inputs = [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
+    return np.concatenate([model.encode(inputs[:3]), model.encode(inputs[3:], prompt=PROMPT)])
 
 
 def by_torch(model, folder: pathlib.Path) -> np.ndarray:

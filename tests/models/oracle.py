@@ -48,6 +48,16 @@ class Pair:
     model: Vlm
 
 
+class FindsPositions:
+    """A torch model that ignores the positions it is given."""
+
+    def __init__(self, model):
+        self.config, self._model = model.config, model.model
+
+    def model(self, position_ids, **inputs):
+        return self._model(**inputs)
+
+
 def make_pair(folder: pathlib.Path, *, grid: int, max_tiles: int = 9, seed: int = 0) -> Pair:
     """A LLaVA-OneVision; see `pair_of`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -135,6 +135,38 @@ def test_levels_have_a_gradient_and_are_kept_once():
         assert f"f32[3,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
         assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
 
+    # States after some layers, as of a tower: those of a plain loop, and kept once.
+    kernels = jax.random.normal(jax.random.key(5), (7, WIDTH, WIDTH)) / 3
+    x = jax.random.normal(jax.random.key(6), (ROWS, TOKENS, WIDTH))
+
+    def looped(kernels):
+        every = [x]
+        for kernel in kernels:
+            every.append(jnp.tanh(every[-1] @ kernel))
+        return jnp.stack([every[2], every[3], every[6], every[7]])
+
+    def weighted(states):
+        return jnp.sum(states * jnp.arange(states.size).reshape(states.shape)), states
+
+    (_, expected), slope = jax.value_and_grad(lambda k: weighted(looped(k)), has_aux=True)(kernels)
+    for remat in ("none", "full"):
+
+        def levelled(kernels, remat=remat):
+            states = scan.run_levels(
+                kernels, lambda k, x: jnp.tanh(x @ k), x, remat=remat, levels=(1, 2, 5)
+            )
+            return weighted(states)
+
+        gradient = jax.value_and_grad(levelled, has_aux=True)
+        (_, states), found = gradient(kernels)
+        np.testing.assert_allclose(states, expected, atol=1e-6)
+        np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-2)
+        jaxpr = str(jax.make_jaxpr(gradient)(kernels))
+        assert f"f32[4,{ROWS},{TOKENS},{WIDTH}]" in jaxpr and f"f32[7,4,{ROWS}" not in jaxpr
+    for levels in ((2, 1), (7,)):
+        with pytest.raises(ValueError, match="must ascend and lie within 0 to 6"):
+            scan.run_levels(kernels, lambda k, x: x, x, remat="none", levels=levels)
+
 
 def test_on_a_mesh_the_states_are_the_same():
     graph, parameters = paths.split(Toy(3))

@@ -151,7 +151,8 @@ def test_what_cannot_be_done_is_refused(tmp_path, write, group, value, message):
 
 
 def decoder(text: Any, max_length: int = 64) -> Any:
-    return hf_config.decoder_config(text, model_types=(text.model_type,), max_length=max_length)
+    types = (text.model_type,)
+    return hf_config.decoder_config(text, model_types=types, max_length=max_length, final_norm=True)
 
 
 SIZES = dict(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)

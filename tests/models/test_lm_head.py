@@ -16,7 +16,12 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_families import (
+    DECODER,
+    write_qwen2_5_vl,
+    write_qwen2_vl,
+    write_qwen3_vl,
+)
 from tests.models.oracle import (
     EXACT,
     load,
@@ -55,6 +60,9 @@ def pairs(tmp_path_factory):
         "llava_onevision": make_pair(folder / "llava_onevision", grid=2),
         "llava_next": make_next_pair(folder / "llava_next", "mistral"),
         "qwen2_vl": pair_of(qwen2_vl),
+        "qwen3_vl": pair_of(
+            write_qwen3_vl(folder / "qwen3_vl", mrope_section=(4, 2, 2), text=UNTIED)
+        ),
         "qwen2_5_vl": pair_of(qwen2_5_vl),
     }
 

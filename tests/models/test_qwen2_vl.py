@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from tests.backbones.tiny_families import DECODER, write_qwen2_vl
 from tests.float32 import assert_same_rows
-from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
+from tests.models.oracle import EXACT, FindsPositions, packed, pair_of, picture, torch_hidden
 from tests.tables import for_each
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import hf_config, weights
@@ -252,16 +252,6 @@ def test_whole_model_raw_and_in_the_chat_template(pair, chat_pair):
         assert embeddings[number] @ unit >= 0.99999
 
 
-class FindsPositions:
-    """A torch model that ignores the positions it is given."""
-
-    def __init__(self, model):
-        self.config, self._model = model.config, model.model
-
-    def model(self, position_ids, **inputs):
-        return self._model(**inputs)
-
-
 def test_padding_and_neighbours_do_not_matter(pair):
     run = jax.jit(lambda i: pair.model(i, EXACT))
     some = items()[2:5] + items()[-2:]
@@ -286,7 +276,7 @@ def recorded_model():
     """Pixels there are value / 32, and the two frames of a patch differ."""
     config = AutoConfig.from_pretrained(GOLDEN)
     text = hf_config.decoder_config(
-        config.text_config, model_types=("qwen2_vl_text",), max_length=64
+        config.text_config, model_types=("qwen2_vl_text",), max_length=64, final_norm=True
     )
     vision = qwen2_vl.tower_config(config, text)
     pixels = Pixels((0.0,) * 3, (1.0,) * 3, 1 / 32)

@@ -1,7 +1,8 @@
 """Model families: what a Hugging Face folder means, in one module a family.
 
 A family module gives `PROCESSING`, `POOLINGS` (by the names of sentence-transformers) and
-`open_folder`. Nothing outside this package asks which family a model is of.
+`open_folder`; one whose published folders are used in several ways says by `published` how a folder
+is. Nothing outside this package asks which family a model is of.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import json
 import pathlib
 import re
 import types
+from typing import TYPE_CHECKING
 
 from absl import logging
 from huggingface_hub import snapshot_download
@@ -29,8 +31,12 @@ from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
 from unime_jax.backbones.qwen2_5_vl import qwen2_5_vl
 from unime_jax.backbones.qwen2_vl import qwen2_vl
+from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.backbones.texts import bert, nv_embed
 from unime_jax.operations import local_copies
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = [
     "FAMILIES",
@@ -53,6 +59,7 @@ FAMILIES = {
     "phi3_v": phi3_v,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen2_vl": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
     "siglip": siglip,
     "siglip2": siglip2,
 }
@@ -128,7 +135,7 @@ def open_backbone(
     backbone = family.open_folder(
         folder,
         config,
-        processing or (record.processing if record else _assumed(whole, family)),
+        processing or (record.processing if record else _assumed(whole, folder, config, family)),
         max_length=max_length or defaults.max_length or MAX_LENGTH,
     )
     if adapter and weights:
@@ -159,9 +166,16 @@ def _recorded(folder: pathlib.Path, family: types.ModuleType) -> Record | None:
     return record
 
 
-def _assumed(folder: pathlib.Path, family: types.ModuleType) -> Processing:
-    """The processing of a folder that does not record its own."""
+def _assumed(
+    folder: pathlib.Path,
+    base: pathlib.Path,
+    config: "PretrainedConfig",
+    family: types.ModuleType,
+) -> Processing:
+    """The processing of a folder that does not record its own; `base`: it, or what it adapts."""
     processing: Processing = family.PROCESSING
+    if published := getattr(family, "published", None):
+        processing = published(base, config)
     if "lasttoken" not in family.POOLINGS:
         return processing  # of texts only; there is no choice
     words = {key: value for key, value in dataclasses.asdict(processing).items() if value}

@@ -205,7 +205,7 @@ def with_lm_head(backbone: Backbone) -> Backbone:
     if head is None:
         raise ValueError(
             f"{backbone.folder}: the language-model head of this family is not read here; judge by"
-            " a LLaVA-OneVision, LLaVA-NeXT, Qwen2-VL or Qwen2.5-VL"
+            " a LLaVA-OneVision, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL or Qwen3-VL"
         )
     rule = f"{head.path}.", head.name.removesuffix("weight")
     names = dataclasses.replace(backbone.names, prefixes=(rule, *backbone.names.prefixes))

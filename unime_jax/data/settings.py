@@ -12,7 +12,7 @@ Side = Literal["query", "positive", "negatives"]
 JudgePromptName = Literal["unime_v2", "qwen3_vl_reranker"]  # whose words a judge is asked by
 MinedUse = Literal["beside", "instead"]  # mined negatives, of a row's own
 Packing = Literal["auto", "off"]  # of several texts into a row
-Style = Literal["chat", "verbatim", "raw"]  # of a prompt
+Style = Literal["chat", "system", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
 Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around MMEB's rows
 # VLM2Vec's names of the size that images are resized to first; "capped" are those with a side above
@@ -57,7 +57,8 @@ class Processing:
 
     Attributes:
       prompt: "chat" or "verbatim", in the checkpoint's chat template, or "raw", see
-        `prompts.Prompt`.
+        `prompts.Prompt`; "system": in the template, with the instruction in a turn of its own, see
+        `system_prompt.SystemPrompt`.
       image_size: (height, width) that every image is resized to first; None: not resized.
       resolution: the same by VLM2Vec's names, in place of `image_size`: 128 ("low"), 336
         ("mid_336"), 672 ("mid") or 1344 ("high") pixels a side, whatever the aspect; "capped": 1344
@@ -74,6 +75,8 @@ class Processing:
       missing_images: an image marker without an image (MMEB's WebQA and EDIS have such queries) is
         left out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or
         stands for an image of zeros, one tile and a newline ("image", LLaVE).
+      final_norm: the state that is pooled is after the decoder's final norm; if not, before it, as
+        `hidden_states[-1]` of transformers 4 was.
     """
 
     prompt: Style
@@ -85,6 +88,7 @@ class Processing:
     legacy_padding: bool = False
     crops: int | None = None
     missing_images: MissingImages = "strip"
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size and self.resolution:

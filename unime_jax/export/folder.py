@@ -15,8 +15,14 @@ from unime_jax import files, paths
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.dual_encoder.rows import PairPreprocessor
 from unime_jax.backbones.io import weights
-from unime_jax.backbones.preprocessing import chat_templates, image_processor_config, processing
+from unime_jax.backbones.preprocessing import (
+    chat_templates,
+    image_processor_config,
+    processing,
+    system_prompt,
+)
 from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.preprocessing.system_prompt import SystemPrompt
 from unime_jax.export import sentence_transformers
 from unime_jax.models import lora
 from unime_jax.models.layers import Linear, linears
@@ -106,6 +112,20 @@ def write_beside_weights(
 
 def wording(prompt: Prompt) -> sentence_transformers.Wording:
     """Arguments with which sentence-transformers' template words inputs as `prompt` does."""
+    if isinstance(prompt, SystemPrompt):
+        return {
+            "frames": prompt.image_frames(),
+            "markers": [prompt.image_token],
+            "strip": False,
+            "image_token": None,
+            "in_front": False,
+            "system": {
+                "opening": prompt.opening,
+                "default": system_prompt.DEFAULT,
+                "nothing": system_prompt.NOTHING,
+                "punctuation": system_prompt.punctuation(),
+            },
+        }
     chat = prompt.style == "chat"
     return {
         "frames": prompt.image_frames(),
@@ -113,6 +133,7 @@ def wording(prompt: Prompt) -> sentence_transformers.Wording:
         "strip": chat,
         "image_token": None if chat else prompt.image_token,
         "in_front": prompt.style == "verbatim",
+        "system": None,
     }
 
 

@@ -13,12 +13,14 @@ from unime_jax import files
 from unime_jax.backbones import Backbone
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import json_files
+from unime_jax.backbones.preprocessing import system_prompt
 from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.preprocessing.system_prompt import SystemPrompt
 from unime_jax.batch import Item
 from unime_jax.config import Contrastive, Distillation, JudgeDistillation, MergeConfig, TrainConfig
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import score_table, scores
-from unime_jax.export import sentence_transformers
+from unime_jax.export import row_facts, sentence_transformers
 
 EXAMPLES = 4  # prompts that are shown
 LENGTH = 1000  # characters of them
@@ -154,10 +156,23 @@ def _of_any(
         "caveats": backbone.caveats,
         "separate": isinstance(backbone.preprocess.prompt, PairPrompt),
         "bidirectional": _is_bidirectional(folder),
+        "state": row_facts.FINAL_NORM[backbone.processing.final_norm],
+        "default_instruction": system_prompt.DEFAULT,
+        "nothing": system_prompt.NOTHING,
+        **_system_turn(backbone),
         "differences": _differences(backbone),
         "examples": list(dict.fromkeys(prompts))[:EXAMPLES],
         "config": markdown_block((workdir / "config.json").read_text().strip(), "json"),
     }
+
+
+def _system_turn(backbone: Backbone) -> dict[str, Any]:
+    """Whether instructions are a system turn, and the tokens that end sequences then."""
+    prompt = backbone.preprocess.prompt
+    if not isinstance(prompt, SystemPrompt):
+        return {"system_turn": False, "ending": ""}
+    tokens = (f"`{prompt.tokenizer.id_to_token(token)}`" for token in prompt.ending())
+    return {"system_turn": True, "ending": " ".join(tokens)}
 
 
 def _hub_ids(models: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import UserInput, to_item
 from unime_jax.encode import Encoder, make_encoder
-from unime_jax.export import transformers_check
+from unime_jax.export import row_facts, transformers_check
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import default_execution, targets
 from unime_jax.models.vlm import Execution
@@ -44,6 +44,7 @@ def self_check(
     folder: files.Path,
     items: Sequence[Item],
     trained: Encoder,
+    trained_as: Backbone,
     *,
     shapes: BatchShapes | Ladder,
     mesh: Mesh,
@@ -54,6 +55,7 @@ def self_check(
     """Reads an export back, compares its embeddings with the trained model's, and records them.
 
     Writes <folder>/self_check.json with the inputs as the model gets them, images beside it.
+    `trained_as` is the backbone whose preprocessing the trained model has.
 
     Returns:
       the lowest cosine between exported and trained embeddings of the items.
@@ -71,15 +73,17 @@ def self_check(
     cosine = lowest_cosine(expected, embeddings)
     bound = lowest_allowed(dtype, execution.dtype)
     if not cosine >= bound:
+        before, now = ([row_facts.facts(x, item) for item in items] for x in (trained_as, backbone))
         raise RuntimeError(
             f"{folder} does not reproduce the trained model: lowest cosine {cosine:.6f} over "
-            f"{len(items)} inputs, at least {bound} was expected. The export is kept for study."
+            f"{len(items)} inputs, at least {bound} was expected. {_named(before, now)} The export"
+            " is kept for study."
         )
     _check_different(embeddings, bound, folder)
     transformers_check.check(copy, backbone, items)  # on all, so that none waits for another
     if jax.process_index() == 0:
-        rendered = backbone.preprocess.prompt.rendered
-        _write(folder, items, embeddings, rendered, dtype, execution.dtype)
+        facts = [row_facts.facts(backbone, item) for item in items]
+        _write(folder, items, embeddings, facts, dtype, execution.dtype)
     logging.info("export %s reproduces the trained model: lowest cosine %.7f", folder, cosine)
     return cosine
 
@@ -108,7 +112,8 @@ def first_check(
     embeddings = encoder(items)
     _check_different(embeddings, lowest_allowed(dtype, computed_in), folder)
     transformers_check.check(folder, backbone, items)
-    _write(folder, items, embeddings, backbone.preprocess.prompt.rendered, dtype, computed_in)
+    facts = [row_facts.facts(backbone, item) for item in items]
+    _write(folder, items, embeddings, facts, dtype, computed_in)
     return items
 
 
@@ -138,12 +143,12 @@ def repeat(folder: files.Path) -> float:
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     items = [to_item(given) for given in inputs_of(folder)]
     backbone, encoder = _opened(folder, np.dtype(np.float32), len(items))
-    rendered = backbone.preprocess.prompt.rendered
-    for item, entry in zip(items, record["inputs"], strict=True):
-        if rendered(item) != entry["text"]:
+    now = [row_facts.facts(backbone, item) for item in items]
+    for fact, entry in zip(now, record["inputs"], strict=True):
+        if fact["prompt"] != entry["text"]:
             raise RuntimeError(
-                f"{folder} words an item as {rendered(item)!r}; when it was exported, it was"
-                f" {entry['text']!r}"
+                f"{folder}: the prompt differs: it words an item as {fact['prompt']!r}; when it was"
+                f" exported, it was {entry['text']!r}"
             )
     expected = np.array(record["embeddings"])
     embeddings = encoder(items)
@@ -153,6 +158,7 @@ def repeat(folder: files.Path) -> float:
         raise RuntimeError(
             f"{folder} does not give the embeddings of its {FILE}: lowest cosine {cosine:.6f} over"
             f" {len(items)} inputs, at least {bound} was expected."
+            f" {_named(origin.get('facts'), now)}"
         )
     _check_different(np.array(record["embeddings"]), bound, folder)
     transformers_check.check(folder, backbone, items)
@@ -190,6 +196,19 @@ def repeat_in_a_new_process(folder: files.Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{folder} failed its check in a new process:\n{done.stderr[-4000:]}")
+
+
+def _named(before: Sequence[row_facts.Facts] | None, now: Sequence[row_facts.Facts]) -> str:
+    """What differs in how inputs are read, as a sentence; `before` is None of older exports."""
+    if before is None:
+        return "How its inputs were read then is not recorded."
+    differences = row_facts.differing(before, now)
+    if differences:
+        return f"It reads inputs otherwise: {'; '.join(differences)}."
+    return (
+        "End token, final norm, resize and prompt are what they were, so it is the weights or the"
+        " program that differ."
+    )
 
 
 def lowest_cosine(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -235,7 +254,7 @@ def _write(
     folder: files.Path,
     items: Sequence[Item],
     embeddings: np.ndarray,
-    rendered: Callable[[Item], str],
+    facts: Sequence[row_facts.Facts],
     dtype: np.dtype,
     computed_in: np.dtype,
 ) -> None:
@@ -249,13 +268,17 @@ def _write(
             names.append(f"self_check_{i}{place}{images.suffix(media.data)}")
             files.write_whole(folder / names[-1], media.data)
         several = {"images": names} if len(names) > 1 else {"image": names[0] if names else None}
-        inputs.append({"text": rendered(item)} | several)
+        inputs.append({"text": facts[i]["prompt"]} | several)
     record = {
         "dtype": np.dtype(dtype).name,
         "inputs": inputs,
         "embeddings": [[float(x) for x in row] for row in embeddings],
     }
-    origin = {"computed_in": np.dtype(computed_in).name, "texts": [item.text for item in items]}
+    origin = {
+        "computed_in": np.dtype(computed_in).name,
+        "texts": [item.text for item in items],
+        "facts": list(facts),
+    }
     for name, content in ((FILE, record), (ITEMS, origin)):
         files.write_whole(folder / name, json.dumps(content) + "\n")
 

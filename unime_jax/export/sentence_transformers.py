@@ -27,17 +27,21 @@ SEPARATE = (
     "Image markers, `<|image_1|>`, are left out of a text here, and are text there.",
     NAMES_OF_FILES,
 )
-# `chat_template_of` puts frames, markers, strip, image_token and in_front before it. Each round
-# splits what is left of the text at its markers, as `image_markers.without_markers` does; the first
-# one keeps the places of the turn's images, if images have places in the text.
+# `chat_template_of` puts its arguments before it. Each round splits what is left of the text at its
+# markers, as `image_markers.without_markers` does; the first one keeps the places of the turn's
+# images, if images have places in the text.
 _TEMPLATE = """\
-{%- set turn = namespace(text='', images=0, segments=[], more=[], head='', places=0) -%}
+{%- set turn = namespace(
+    text='', images=0, segments=[], more=[], head='', places=0, instruction=''
+) -%}
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user'] -%}
 {{ raise_exception('this model embeds one user turn, not a turn of ' + message['role']) }}
 {%- endif -%}
 {%- for part in message['content'] -%}
-{%- if part['type'] == 'text' -%}{%- set turn.text = turn.text + part['text'] -%}
+{%- if part['type'] == 'text' and system and message['role'] == 'system' -%}
+{%- set turn.instruction = turn.instruction + part['text'] -%}
+{%- elif part['type'] == 'text' -%}{%- set turn.text = turn.text + part['text'] -%}
 {%- elif part['type'] == 'image' -%}{%- set turn.images = turn.images + 1 -%}
 {%- else -%}{{ raise_exception('this model embeds text and images, not ' + part['type']) }}
 {%- endif -%}{%- endfor -%}{%- endfor -%}
@@ -82,6 +86,14 @@ _TEMPLATE = """\
 {%- set turn.more = turn.text.replace(image_token, '', 1).strip() -%}
 {%- set turn.text = image_token + ('\\n' + turn.more if turn.more else '') -%}
 {%- endif -%}
+{%- if system -%}
+{%- set turn.instruction = turn.instruction.strip() or system['default'] -%}
+{%- if turn.instruction[-1] not in system['punctuation'] -%}
+{%- set turn.instruction = turn.instruction + '.' -%}
+{%- endif -%}
+{%- if not turn.text and not turn.images -%}{%- set turn.text = system['nothing'] -%}{%- endif -%}
+{{ system['opening'] + turn.instruction }}
+{%- endif -%}
 {%- set frame = frames[0] if image_token else frames[turn.images] -%}
 {{ frame[0] + (turn.text.strip() if strip else turn.text) + frame[1] }}
 """
@@ -95,6 +107,16 @@ class Wording(TypedDict):
     strip: bool
     image_token: str | None
     in_front: bool
+    system: "SystemTurn | None"
+
+
+class SystemTurn(TypedDict):
+    """Words of a system turn with an instruction; `opening` goes before it, and frames after."""
+
+    opening: str
+    default: str  # instruction where there is none
+    nothing: str  # text of an input without text and images
+    punctuation: str  # characters after which no full stop is put
 
 
 def write(
@@ -105,6 +127,7 @@ def write(
     strip: bool,
     image_token: str | None = None,
     in_front: bool = False,
+    system: SystemTurn | None = None,
     dimension: int,
     max_length: int,
     prompts: Mapping[str, str],
@@ -115,7 +138,8 @@ def write(
     "image" (one, or a list), mixed in one call, and gives the last token's hidden state after the
     final norm, scaled to length one. An image alone is an image with the text "", and the order of
     a dict's keys does not matter. `encode(..., prompt_name=...)` writes the prompt directly before
-    the text, inside the user turn, as if it were part of the text; there is no system turn.
+    the text, inside the user turn, as if it were part of the text; with `system` it is the system
+    turn's text.
 
     A row beyond `max_length` loses the end of its text, as in `Prompt`, with two exceptions that
     only code in the folder could avoid: of a row with images ST cuts the frame's suffix, too (and
@@ -133,6 +157,7 @@ def write(
         lines in front for the others; only frames[0] is then used. None: images stand in frames.
       in_front: whether the image of a text with a single one is moved to its front; needs an
         `image_token`.
+      system: of models that have their instruction in a system turn; None: there is no such turn.
       dimension: of an embedding.
       max_length: most tokens of a row.
       prompts: by name; the names "query" and "document" are what encode_query and encode_document
@@ -140,7 +165,7 @@ def write(
     """
     hidden_state = {"method": "forward", "method_output_name": "last_hidden_state"}
     chat_template = chat_template_of(
-        frames, markers, strip=strip, image_token=image_token, in_front=in_front
+        frames, markers, strip=strip, image_token=image_token, in_front=in_front, system=system
     )
     files: dict[str, Any] = {
         "modules.json": [
@@ -263,6 +288,7 @@ def chat_template_of(
     strip: bool,
     image_token: str | None = None,
     in_front: bool = False,
+    system: SystemTurn | None = None,
 ) -> str:
     """Jinja source of the prompt of all turns and their images; arguments as in `write`."""
     settings = {
@@ -271,6 +297,7 @@ def chat_template_of(
         "strip": strip,
         "image_token": image_token or "",
         "in_front": in_front,
+        "system": system or False,
     }
     # JSON's strings, lists and booleans are Jinja's, but for escaped pairs of surrogates.
     lines = [

@@ -128,9 +128,7 @@ def _templates(processor: Any, prompt: Prompt) -> list[str]:
     """
     differences = []
     for images in range(min(2, len(prompt.frames))):
-        before, after = prompt.frames[images]
-        content = [{"type": "image"}] * images + [{"type": "text", "text": "probe"}]
-        messages = [{"role": "user", "content": content}]
+        messages, expected = prompt.turns("probe", images)
         for name, part in (("processor", processor), ("tokenizer", processor.tokenizer)):
             try:
                 rendered = part.apply_chat_template(
@@ -138,10 +136,10 @@ def _templates(processor: Any, prompt: Prompt) -> list[str]:
                 )
             except Exception as error:  # a template is a program
                 rendered = f"{type(error).__name__}: {error}"
-            if rendered != before + "probe" + after:
+            if rendered != expected:
                 differences.append(
-                    f"the {name}'s chat template gives {rendered!r} for 'probe' with {images}"
-                    f" images, here {before + 'probe' + after!r}"
+                    f"prompt: the {name}'s chat template gives {rendered!r} for 'probe' with"
+                    f" {images} images, here {expected!r}"
                 )
     return differences
 
@@ -164,8 +162,9 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
         return [f"{name_of(item)}: the processor fails: {type(error).__name__}: {error}"]
     ids = inputs["input_ids"][0].tolist()
     if ids != row.tokens.tolist():
+        what = _differing(ids, row.tokens.tolist(), prompt.image_token_id)
         return [
-            f"{name_of(item)}: token ids are {ids[:40]} ({len(ids)}), here"
+            f"{name_of(item)}: {what}: token ids are {ids[:40]} ({len(ids)}), here"
             f" {row.tokens.tolist()[:40]} ({len(row.tokens)})"
         ]
     # Of several images LLaVA-OneVision's processor gives tiles that its model does not read.
@@ -174,6 +173,17 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     assert row.patches is not None
     theirs = preprocess.as_patches(inputs)
     return _pixels(backbone, item, row.patches.reshape(-1, theirs.shape[1]), theirs)
+
+
+def _differing(theirs: Sequence[int], ours: Sequence[int], image: int) -> str:
+    """Which step makes other token ids."""
+    without = [[token for token in ids if token != image] for ids in (theirs, ours)]
+    if without[0] == without[1]:
+        return f"resize: an image takes {theirs.count(image)} tokens, here {ours.count(image)}"
+    shorter, longer = sorted((theirs, ours), key=len)
+    if longer[: len(shorter)] == shorter:
+        return f"end token: the last one is {theirs[-1]}, here {ours[-1]}"
+    return "prompt"
 
 
 def _separate_inputs(
@@ -212,7 +222,7 @@ def _pixels(
     ours = _normalised(backbone.make_model)[patches, channel]
     apart = np.abs(ours[: len(theirs)] - theirs).max() if len(ours) >= len(theirs) else np.inf
     if not apart <= PIXELS:
-        return [f"{name_of(item)}: normalised pixels are up to {apart:.3g} apart"]
+        return [f"{name_of(item)}: resize: normalised pixels are up to {apart:.3g} apart"]
     return []
 
 

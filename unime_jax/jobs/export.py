@@ -175,6 +175,7 @@ def _write(
         target,
         items,
         setup.encoder(parameters),
+        backbone,
         shapes=setup.test_shapes,
         mesh=mesh,
         execution=execution,

@@ -1,10 +1,11 @@
-"""The decoder-only transformer of Qwen2, Llama, Mistral and Phi-3.
+"""The decoder-only transformer of Qwen2, Qwen3, Llama, Mistral and Phi-3.
 
 Embedders have no language-model head; judges have one, see `DecoderConfig.lm_head`. Bidirectional
 models are served with causal=False.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,6 +34,8 @@ class DecoderConfig:
     hidden_act: str
     causal: bool = True
     long_rope: rope.LongRope | None = None
+    qk_norm: bool = False  # an RMS norm over each head of queries and keys, before they are rotated
+    final_norm: bool = True  # of states that are returned; a head always reads them after it
     # the language-model head: none, the token embeddings, or a kernel of its own
     lm_head: Literal["none", "tied", "own"] = "none"
 
@@ -76,6 +79,9 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, keys, bias=bias, key=k)
         self.v_proj = Linear(width, keys, bias=bias, key=v)
         self.o_proj = Linear(queries, width, bias=False, key=o)
+        norm = functools.partial(RMSNorm, config.head_dim, epsilon=config.rms_norm_eps)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
         self.head_dim = config.head_dim
         self.causal = config.causal
 
@@ -92,8 +98,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "R T D"]:
         rows, tokens, _ = x.shape
         heads = (rows, tokens, -1, self.head_dim)
-        q = rope.rotate(self.q_proj(x).reshape(heads), cos, sin)
-        k = rope.rotate(self.k_proj(x).reshape(heads), cos, sin)
+        q, k = self.q_proj(x).reshape(heads), self.k_proj(x).reshape(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         v = self.v_proj(x).reshape(heads)
         # In a causal model no real token sees padding: a mask would cost and change nothing.
         length = None if self.causal else length
@@ -166,6 +174,7 @@ class Decoder(nnx.Module):
         self.rope_theta = config.rope_theta
         self.long_rope = config.long_rope
         self.has_head = config.lm_head != "none"
+        self.final_norm = config.final_norm or self.has_head
         self.lm_head: Linear | None = nnx.data(None)
         if config.lm_head == "own":
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, key=head)
@@ -183,7 +192,7 @@ class Decoder(nnx.Module):
         segment: Int[Array, "R T"] | None = None,
         shares_prefix: bool = True,
     ) -> Float[Array, "R T D"]:
-        """Hidden states after the final norm, from token (or image) embeddings.
+        """Hidden states after the final norm, or before it, from token (or image) embeddings.
 
         Rows are right-padded. A model that is not causal needs their `length`: attention leaves
         padding out. Array i of `deepstack` is added to the states after layer i. `segment` is as
@@ -207,7 +216,7 @@ class Decoder(nnx.Module):
             remat=remat,
             added=deepstack,
         )
-        return self.norm(x)
+        return self.norm(x) if self.final_norm else x
 
     def logits(
         self, hidden: Float[Array, "R D"], tokens: Int[Array, " n"] | None = None

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
@@ -89,10 +90,10 @@ def run(
     Raises:
       ValueError: more of `added` than layers, or not a kind for each.
     """
+    depth = _depth(layers)
     # Layers that are sliced from their stack and run apart would be copies of their parameters,
     # and one array a layer would be as large as all layers' inputs: so the loop picks.
     levels = jnp.stack(added) if added else None
-    depth = len(jax.tree.leaves(layers)[0])
     if len(added) > depth:
         raise ValueError(f"{len(added)} arrays are to be added after layers, and there are {depth}")
 
@@ -110,10 +111,60 @@ def run(
             x = jax.lax.cond(i < len(added), lambda: x + levels[i], lambda: x)
         return sharding.shard_rows(x), None
 
-    if gathers or remat != "none":
-        # Inside a scan the loop itself keeps XLA from merging the two forwards.
-        policy = _all_but_gathered if remat == "none" else _POLICIES[remat]
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     numbers = None if levels is None else jnp.arange(depth)
     given = jnp.array(kinds) if kinds else None
+    body = _recomputed(body, remat, gathers)
     return jax.lax.scan(body, sharding.shard_rows(x), (layers, numbers, given))[0]
+
+
+def run_levels(
+    layers: Layer,
+    call: Callable[[Layer, jax.Array], jax.Array],
+    x: jax.Array,
+    *,
+    remat: Remat,
+    levels: Sequence[int],
+) -> jax.Array:
+    """The states after each of the layers `levels`, which ascend, and after the last: stacked.
+
+    Otherwise as `run`, in one loop over all layers.
+
+    Raises:
+      ValueError: `levels` do not ascend, or there is no such layer.
+    """
+    depth = _depth(layers)
+    if list(levels) != sorted(set(levels)) or not all(0 <= level < depth for level in levels):
+        raise ValueError(
+            f"states are to be kept after the layers {list(levels)}, which must ascend and lie"
+            f" within 0 to {depth - 1}"
+        )
+    gathers = gather.takes_part(x)
+
+    def body(carried: tuple[jax.Array, jax.Array], scanned: tuple[Layer, Any]) -> Any:
+        (x, kept), (layer, place) = carried, scanned
+        if gathers:
+            gather.gather(layer, x)
+        x = sharding.shard_rows(call(layer, checkpoint_name(x, INPUT)))
+        # Layers up to a level write to its place, and the level last: so no layer is a special one.
+        kept = jax.lax.dynamic_update_index_in_dim(kept, x, place, 0)
+        return (x, sharding.shard_chunked_rows(kept)), None
+
+    places = np.searchsorted(np.array(levels, np.int32), np.arange(depth))
+    x = sharding.shard_rows(x)
+    room = sharding.shard_chunked_rows(jnp.zeros((len(levels) + 1, *x.shape), x.dtype))
+    body = _recomputed(body, remat, gathers)
+    (_, kept), _ = jax.lax.scan(body, (x, room), (layers, jnp.asarray(places, jnp.int32)))
+    return kept
+
+
+def _depth(layers: nnx.Module) -> int:
+    return len(jax.tree.leaves(layers)[0])
+
+
+def _recomputed(body: Callable[..., Any], remat: Remat, gathers: bool) -> Callable[..., Any]:
+    """A loop's body whose activations the backward pass computes again, as `remat` says."""
+    if not gathers and remat == "none":
+        return body
+    # Inside a scan the loop itself keeps XLA from merging the two forwards.
+    policy = _all_but_gathered if remat == "none" else _POLICIES[remat]
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -132,20 +132,23 @@ class Vlm(EmbeddingModel):
         return self.language_model.pack_tokens
 
     def __call__(self, inputs: Inputs, execution: Execution) -> Float[Array, "_ D"]:
-        """The last real token's state after the final norm, scaled to length one.
+        """The last real token's state, scaled to length one.
 
         Of rows of several texts, [R * segments, D]: that of each text.
         """
         return unit_norm(self.last_state(inputs, execution))
 
     def last_state(self, inputs: Inputs, execution: Execution) -> Float[Array, "_ D"]:
-        """The last real token's state after the final norm, of each text."""
+        """The last real token's state, of each text."""
         hidden = self.hidden_states(inputs, execution)
         states = last_states(hidden, inputs.length, inputs.segment_end)
         return states.reshape(-1, states.shape[-1])
 
     def hidden_states(self, inputs: Inputs, execution: Execution) -> Float[Array, "R T D"]:
-        """Hidden states after the final norm; padded positions hold values of no meaning."""
+        """Hidden states after the final norm, unless the decoder is without it.
+
+        Padded positions hold values of no meaning.
+        """
         x = self.language_model.embed_tokens(inputs.tokens, execution.dtype)
         deepstack = []
         vision = self._vision_of(inputs, execution)

@@ -1,18 +1,26 @@
 """Conversion of Hugging Face configurations to those of our models."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
-from unime_jax.models.rope import LongRope, contiguous_axes
+from unime_jax.models.rope import LongRope, contiguous_axes, interleaved_axes
 from unime_jax.models.vlm import Pixels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+# How decoders divide rotary frequencies among time, row and column. Of others, such as a plain
+# Qwen2, sections are not read.
+MROPE: Mapping[str, Callable[[Sequence[int]], tuple[int, ...]]] = {
+    "qwen2_vl_text": contiguous_axes,
+    "qwen2_5_vl_text": contiguous_axes,
+    "qwen3_vl_text": interleaved_axes,
+}
 
 
 def require(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -72,14 +80,16 @@ def decoder_config(
     *,
     model_types: tuple[str, ...],
     max_length: int,
+    final_norm: bool,
     causal: bool = True,
 ) -> DecoderConfig:
-    """Decoder configuration of a text_config of Qwen2, Llama, Mistral or Phi-3.
+    """Decoder configuration of a text_config of Qwen2, Qwen3, Llama, Mistral or Phi-3.
 
     Args:
       text: the configuration.
       model_types: those that the family comes with.
       max_length: the most tokens of a row; a sliding window must be at least as long.
+      final_norm: whether states are read after the final norm.
       causal: whether a token sees only those before it.
 
     Raises:
@@ -119,17 +129,22 @@ def decoder_config(
         head_dim=head_dim,
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=rope["rope_theta"],
-        rope_axes=contiguous_axes(
-            # Qwen2-VL's and Qwen2.5-VL's alone: of a plain Qwen2 it is not read.
-            rope.get("mrope_section", (head_dim // 2,))
-            if text.model_type in ("qwen2_vl_text", "qwen2_5_vl_text")
-            else (head_dim // 2,)
-        ),
+        rope_axes=_rope_axes(text, head_dim),
         qkv_bias=qwen2,
+        qk_norm=text.model_type.startswith("qwen3"),
         hidden_act=text.hidden_act,
         causal=causal,
+        final_norm=final_norm,
         long_rope=long_rope(text) if rope_type == "longrope" else None,
     )
+
+
+def _rope_axes(text: "PretrainedConfig", head_dim: int) -> tuple[int, ...]:
+    """Position axis of each rotary frequency; of models of texts there is one."""
+    sections = text.rope_parameters.get("mrope_section")
+    if sections is None or text.model_type not in MROPE:
+        return contiguous_axes((head_dim // 2,))
+    return MROPE[text.model_type](sections)
 
 
 def long_rope(text: "PretrainedConfig") -> LongRope:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_STACKED = re.compile(r"(.*\.(?:layers?|blocks))\.(.*)")
+_STACKED = re.compile(r"(.*\.(?:layers?|blocks|deepstack_merger_list))\.(.*)")
 Modules = tuple[tuple[str, str], ...]
 AS_PUBLISHED: Modules = (("", ""),)
 STRIP = 128  # bytes of every target row that are written at once when transposing: cache lines

@@ -271,10 +271,12 @@ def style(folder: pathlib.Path) -> Style | None:
     template = processing.get("chat_template", {}).get("chat_template", "")
     if not template.startswith("{%- set frames = ") or "turn = namespace(" not in template:
         return None
-    pattern = r"^\{%- set (frames|strip|in_front) = (.*) -%\}$"
+    pattern = r"^\{%- set (frames|strip|in_front|system) = (.*) -%\}$"
     values = {
         name: json.loads(value) for name, value in re.findall(pattern, template, re.MULTILINE)
     }
+    if values.get("system"):  # older ones never have it
+        return "system"
     if values["strip"]:
         return "chat"
     # Older ones do not say whether the image goes to the front.

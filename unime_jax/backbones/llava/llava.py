@@ -105,6 +105,7 @@ def assemble(
         config.text_config,
         model_types=text_types,
         max_length=max_length,
+        final_norm=processing.final_norm,
         causal=hf_config.is_causal(config, outer=True),
     )
     model = LlavaConfig(

@@ -81,7 +81,10 @@ def open_folder(
     # The original's attention is causal whatever this says.
     hf_config.require("is_causal", content.get("is_causal", True), (True,))
     text = hf_config.decoder_config(
-        text_config(content), model_types=("phi3",), max_length=max_length, causal=True
+        text_config(content),
+        model_types=("phi3",),
+        max_length=max_length,
+        final_norm=processing.final_norm,
     )
     vision, layers = tower_config(folder, content)
     processor = open_image_processor(folder)

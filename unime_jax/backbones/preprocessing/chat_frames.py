@@ -16,20 +16,27 @@ _NOT_MULTIMODAL = (
     "the chat template does not write the text of a user turn once where the turn's content is a"
     " list of image and text parts; it is probably the language model's own"
 )
+_SYSTEM = "\x02system\x03"
 _PROBES = ("probe", "", "two\nlines", "{{ 'x' }} <b> & \"q\" \\n", "\u00e9\u4e2d\U0001f600  x")
 
 
 def frames_of(
-    tokenizer: "PreTrainedTokenizerBase", template: str, image_token: str
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    image_token: str,
+    *,
+    system: str | None = None,
 ) -> tuple[tuple[str, str], ...]:
     """Frames by number of images. One image must have a place; more are up to the template.
+
+    `system` is as of `frame`.
 
     Raises:
       ValueError: the template is no frame, or writes another number of image tokens.
     """
     frames: list[tuple[str, str]] = []
     for images in range(MAX_IMAGES + 1):
-        around = frame(tokenizer, template, images=images)
+        around = frame(tokenizer, template, images=images, system=system)
         count = "".join(around).count(image_token)
         if count != images and images > 1:
             break
@@ -42,8 +49,39 @@ def frames_of(
     return tuple(frames)
 
 
+def system_frames_of(
+    tokenizer: "PreTrainedTokenizerBase", template: str, image_token: str
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What the template writes before a system turn's text, and frames that go on after that text.
+
+    Raises:
+      ValueError: as `frames_of`, or the template changes, repeats or omits the system turn.
+    """
+    frames = frames_of(tokenizer, template, image_token, system=_SYSTEM)
+    openings, between = zip(*(_split(before) for before, _ in frames), strict=True)
+    for probe in _PROBES[:1] + _PROBES[2:]:
+        before, _ = frame(tokenizer, template, images=1, system=probe)
+        if len(set(openings)) > 1 or before != openings[0] + probe + between[1]:
+            raise ValueError(
+                f"the chat template changes the system turn {probe!r}: it writes {before!r}"
+            )
+    afters = (after for _, after in frames)
+    return openings[0], tuple(zip(between, afters, strict=True))
+
+
+def _split(before: str) -> tuple[str, str]:
+    pieces = before.split(_SYSTEM)
+    if len(pieces) != 2:
+        raise ValueError(f"the chat template does not write a system turn's text once: {before!r}")
+    return pieces[0], pieces[1]
+
+
 def frame(
-    tokenizer: "PreTrainedTokenizerBase", template: str, *, images: int | None
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    *,
+    images: int | None,
+    system: str | None = None,
 ) -> tuple[str, str]:
     """Strings before and after the text of a user turn, the second with the generation prompt.
 
@@ -51,6 +89,7 @@ def frame(
       tokenizer: renders the template.
       template: Jinja source.
       images: number of images in the turn, before its text; None: its content is a mere string.
+      system: text of a system turn before it; None: there is none.
 
     Raises:
       ValueError: the template fails on such a turn, or changes, repeats or omits the text.
@@ -60,6 +99,9 @@ def frame(
         parts = [{"type": "image"}] * (images or 0) + [{"type": "text", "text": text}]
         content = text if images is None else parts
         messages: list[Any] = [{"role": "user", "content": content}]
+        if system is not None:
+            turn = {"role": "system", "content": [{"type": "text", "text": system}]}
+            messages = [turn, *messages]
         try:
             rendered: Any = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True

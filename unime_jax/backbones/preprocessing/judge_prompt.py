@@ -152,7 +152,9 @@ def open_judge_prompt(
     judge = chat_templates.use(folder, make)
     bos = tokenizer.bos_token  # as transformers: one that the template writes is not added again
     special_tokens = bos is None or not judge.item(_PROBE, _PROBE).text.startswith(bos)
-    whole = dataclasses.replace(prompt, style="raw", frames=(), special_tokens=special_tokens)
+    # Of an embedder's own kind of prompt, whose turns are others, the plain part.
+    plain = Prompt(**{x.name: getattr(prompt, x.name) for x in dataclasses.fields(Prompt)})
+    whole = dataclasses.replace(plain, style="raw", frames=(), special_tokens=special_tokens)
     return judge, whole
 
 

@@ -56,6 +56,12 @@ def caveats(processing: Processing) -> tuple[str, ...]:
         )
     if processing.legacy_padding:
         sentences.append("Images must be padded as transformers 4.48 did, an odd pixel left out.")
+    if not processing.final_norm:
+        sentences.append(
+            "The state that is pooled is the one before the decoder's final norm: transformers 4's"
+            " `hidden_states[-1]`, which transformers 5 has after it, as both have"
+            " `last_hidden_state`."
+        )
     if processing.missing_images == "token":
         sentences.append("An image marker without an image is one image token, without features.")
     if processing.missing_images == "image":
@@ -128,5 +134,6 @@ def read_record(folder: pathlib.Path) -> Record | None:
         # Folders exported before have none of these keys, or an earlier name of the last.
         crops=record.get("crops"),
         missing_images=record.get("missing_images", record.get("orphans", "strip")),
+        final_norm=record.get("final_norm", True),
     )
     return Record(processing, record.get("max_length"), record.get("commits", {}))

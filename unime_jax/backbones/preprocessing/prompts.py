@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -121,6 +121,12 @@ class Prompt:
         (before, after), line = self._turn(), f"{self.image_token}\n"
         return tuple((before + line * images, after) for images in range(MAX_IMAGES + 1))
 
+    def turns(self, text: str, images: int) -> tuple[list[dict[str, Any]], str]:
+        """Messages that a chat template makes such a prompt of, and the prompt."""
+        before, after = self.frames[images]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        return [{"role": "user", "content": content}], before + text + after
+
     def check_tokenizer(self, folder: pathlib.Path) -> None:
         """Raises ValueError if ordinary texts, or every prompt, have tokens without embedding."""
         around = [text for frame in self.frames for text in frame]
@@ -138,13 +144,8 @@ class Prompt:
         images = len(item.media) + kept
         text, suffix = item.prefix + item.text, item.suffix
         if self.style == "chat":
-            if images >= len(self.frames):
-                raise ValueError(
-                    f"{name_of(item)} has {images} images; a prompt in this chat template has"
-                    f" places for {len(self.frames) - 1}"
-                )
             text, markers = image_markers.without_markers(text, self.image_token)
-            before, after = self.frames[images]
+            before, after = self._frame(item, images)
             unmatched = max(0, markers - len(item.media))
             return Segments(before, text.strip(), suffix + after), unmatched
         text, stripped = self._placed(text, images)
@@ -154,6 +155,15 @@ class Prompt:
             text = f"{self.image_token}\n{words}" if words + suffix else self.image_token
         before, after = self._turn()
         return Segments(before, text, suffix + after), kept + stripped
+
+    def _frame(self, item: Item, images: int) -> tuple[str, str]:
+        """Strings around a text with so many images in front, or a ValueError."""
+        if images >= len(self.frames):
+            raise ValueError(
+                f"{name_of(item)} has {images} images; a prompt in this chat template has"
+                f" places for {len(self.frames) - 1}"
+            )
+        return self.frames[images]
 
     def _turn(self) -> tuple[str, str]:
         """Strings before and after a text that has its image tokens in it."""
@@ -213,6 +223,11 @@ def open_prompt(
       ValueError: the files contradict each other, there is no usable chat template, or the model
         has no embedding of tokens in ordinary use.
     """
+    if style == "system":
+        raise ValueError(
+            f'{folder}: processing.prompt is "system", an instruction in a turn of its own, which'
+            ' is Qwen3-VL\'s; this family has "chat", "verbatim" and "raw"'
+        )
     image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
     if image_token not in tokenizer.get_added_vocab():
         raise ValueError(
@@ -227,9 +242,7 @@ def open_prompt(
             return frames_of(tokenizer, source, image_token)
 
         frames = make(template) if template else chat_templates.use(folder, make)
-        # As transformers: a BOS that the template writes is not added once more.
-        bos = tokenizer.bos_token
-        special_tokens = bos is None or not frames[0][0].startswith(bos)
+        special_tokens = adds_special_tokens(tokenizer, frames[0][0])
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may carry a length or padding of its own
     backend.no_padding()
@@ -246,6 +259,15 @@ def open_prompt(
     )
     prompt.check_tokenizer(folder)
     return prompt
+
+
+def adds_special_tokens(tokenizer: "PreTrainedTokenizerBase", beginning: str) -> bool:
+    """Whether transformers adds the tokenizer's special tokens to a prompt of a chat template.
+
+    A BOS that the template writes is not added once more.
+    """
+    bos = tokenizer.bos_token
+    return bos is None or not beginning.startswith(bos)
 
 
 def name_of(item: Item) -> str:

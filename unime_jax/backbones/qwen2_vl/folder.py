@@ -1,11 +1,12 @@
 """A folder of Qwen2-VL's form: image processor, prompt, and names of tensors, for its families.
 
-What their towers are, and what config.json says of them, is in `qwen2_vl` and `qwen2_5_vl`.
+What their towers are, and what config.json says of them, is in `qwen2_vl`, `qwen2_5_vl` and
+`qwen3_vl`.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
@@ -18,13 +19,14 @@ from unime_jax.backbones.preprocessing.processing import (
     fixed_size,
     require_missing_images,
 )
-from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
+from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt, open_tokenizer
 from unime_jax.backbones.qwen2_vl.rows import Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import QwenVisionConfig
+from unime_jax.models.vlm import Vlm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,6 +47,25 @@ DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
 TYPES = ("Qwen2VLImageProcessor",)
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What differs between families whose folders are of this form.
+
+    Attributes:
+      model: class of the model, of a `Qwen2VlConfig`.
+      names: of tensors.
+      unread: regexes of the published names of the tower's tensors.
+      open_prompt: `prompts.open_prompt`, or one that knows more styles.
+      gridded: whether images have rows and columns as positions whatever `processing` says.
+    """
+
+    model: Callable[..., Vlm]
+    names: weights.Names
+    unread: tuple[str, ...]
+    open_prompt: Callable[..., Prompt] = open_prompt
+    gridded: bool = False
+
+
 def open_family(
     folder: pathlib.Path,
     config: "PretrainedConfig",
@@ -54,6 +75,7 @@ def open_family(
     text: DecoderConfig,
     vision: QwenVisionConfig,
     tile: int,
+    form: Form | None = None,
     window: int = 0,
     tokens_per_second: float = 0.0,
 ) -> Backbone:
@@ -67,6 +89,7 @@ def open_family(
       text: the decoder.
       vision: the tower, which fits it.
       tile: patches of a tile.
+      form: what differs where it is not Qwen2-VL's; None: nothing.
       window: tokens along a side of the tower's windows; 0: it has none.
       tokens_per_second: steps of a clip's time axis; 0: its frames are numbered.
 
@@ -79,6 +102,7 @@ def open_family(
             f"config.json: vision_config.spatial_merge_size is {vision.merge}; tokens of its square"
             f" of patches do not fill a tile of {tile}"
         )
+    form = form or Form(Qwen2Vl, names(vision), unread=(r"visual\..*",))
     file, processor = open_image_processor(folder, vision)
     own = _own_pixels(file, processor)
     least, most = processing.pixels or own
@@ -88,7 +112,7 @@ def open_family(
             f"{where} are {least} to {most}; they must be positive, and the least first"
         )
     preprocess = Qwen2VlPreprocessor(
-        prompt=open_prompt(
+        prompt=form.open_prompt(
             folder,
             open_tokenizer(folder),
             image_token_id=config.image_token_id,
@@ -104,17 +128,17 @@ def open_family(
         resample=int(processor["resample"]),
         image_size=fixed_size(processing),
         vision_start_id=config.vision_start_token_id,
-        grid_positions=processing.grid_positions,
+        grid_positions=processing.grid_positions or form.gridded,
         window=window,
         tokens_per_second=tokens_per_second,
     )
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
-    differences = caveats(processing) + _position_caveats(processing)
+    differences = caveats(processing) + (() if form.gridded else _position_caveats(processing))
     return Backbone(
         folder=folder,
         dimension=text.hidden_size,
-        make_model=MakeModel(Qwen2Vl, model),
-        names=names(vision),
+        make_model=MakeModel(form.model, model),
+        names=form.names,
         preprocess=preprocess,
         layout=Layout(
             axes=3,
@@ -131,12 +155,12 @@ def open_family(
         loads_in_transformers=not differences,
         caveats=differences,
         text_only=TextOnly(
-            make_model=MakeLanguageModel(MakeModel(Qwen2Vl, model)),
-            unread=(r"visual\..*",),
+            make_model=MakeLanguageModel(MakeModel(form.model, model)),
+            unread=form.unread,
         ),
         lm_head=LmHead(
             make_model=lambda head: MakeModel(
-                Qwen2Vl, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
+                form.model, dataclasses.replace(model, text=dataclasses.replace(text, lm_head=head))
             ),
             name="lm_head.weight",
             path="language_model.lm_head",
@@ -144,7 +168,8 @@ def open_family(
             preprocess=lambda prompt: dataclasses.replace(preprocess, prompt=prompt),
             unshared=text.unshared,
         ),
-        instruction="{instruction}\n",
+        # A system turn ends itself.
+        instruction="{instruction}" if processing.prompt == "system" else "{instruction}\n",
     )
 
 

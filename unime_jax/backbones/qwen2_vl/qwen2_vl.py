@@ -30,6 +30,7 @@ def open_folder(
         config.text_config,
         model_types=("qwen2_vl_text",),
         max_length=max_length,
+        final_norm=processing.final_norm,
         causal=hf_config.is_causal(config, outer=False),
     )
     vision = tower_config(config, text)

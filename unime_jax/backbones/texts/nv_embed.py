@@ -142,7 +142,11 @@ def _decoder(config: "PretrainedConfig") -> tuple[DecoderConfig, int]:
     given["sliding_window"] = None  # a token sees all others
     text = MistralConfig(**given)
     decoder = hf_config.decoder_config(
-        text, model_types=("mistral",), max_length=text.max_position_embeddings, causal=False
+        text,
+        model_types=("mistral",),
+        max_length=text.max_position_embeddings,
+        final_norm=True,
+        causal=False,
     )
     return decoder, text.max_position_embeddings
 
