@@ -1,4 +1,4 @@
-"""The house: ten files and fourteen packages at the top, and which of them may import which."""
+"""The house: nine files and fourteen packages at the top, and which of them may import which."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ from tests.tables import for_each
 
 PACKAGE = pathlib.Path(unime_jax.__file__).parent
 FILES = {
-    "__init__", "main", "config_reader", "embedder", "index", "batch", "encode", "paths",
+    "__init__", "main", "config_reader", "embedder", "index", "batch", "paths",
     "sharding", "files",
 }  # fmt: skip
 PACKAGES = {
@@ -30,7 +30,7 @@ BELOW = {
 
 # Packages and files that training is built on, or that can do without it.
 WITHOUT_TRAINING = (
-    "encode", "inference", "embedder", "evaluation", "export", "backbones", "data", "operations",
+    "inference", "embedder", "evaluation", "export", "backbones", "data", "operations",
     "integrations", "serve",
 )  # fmt: skip
 SETTINGS = "training.settings"  # plain data, which config imports
@@ -46,7 +46,7 @@ def imported(file: pathlib.Path) -> set[str]:
     return names - {"__version__"}
 
 
-def test_ten_files_and_fourteen_packages():
+def test_nine_files_and_fourteen_packages():
     assert {file.stem for file in PACKAGE.glob("*.py")} == FILES
     assert {init.parent.name for init in PACKAGE.glob("*/__init__.py")} == PACKAGES
 

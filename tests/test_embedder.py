@@ -17,11 +17,12 @@ from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
 from tests.tables import for_each
-from unime_jax import Embedder, embedder, encode, sharding
+from unime_jax import Embedder, embedder, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item, Media
 from unime_jax.data import ahead, inference_shapes
 from unime_jax.data.quantized_vectors import quantized
+from unime_jax.inference import encode
 from unime_jax.models import forward
 from unime_jax.models.vlm import Vlm
 

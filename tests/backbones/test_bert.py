@@ -21,8 +21,8 @@ from unime_jax.backbones import Processing
 from unime_jax.batch import Item
 from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
+from unime_jax.inference.encode import make_encoder
 from unime_jax.models import forward
 
 import_torchvision()

@@ -23,8 +23,8 @@ from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
 from unime_jax.batch import Item, Media
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import make_encoder
 from unime_jax.export import folder as hf_folder
+from unime_jax.inference.encode import make_encoder
 from unime_jax.models import forward
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "nv_embed"

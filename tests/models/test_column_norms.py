@@ -12,8 +12,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from tests.models.oracle import EXACT
 from tests.tables import for_each
 from tests.training.tiny_batch import LOSS, regroup
-from unime_jax import encode, paths, sharding
+from unime_jax import paths, sharding
 from unime_jax.batch import Batch
+from unime_jax.inference import encoder_programs
 from unime_jax.models import forward, layers, lora
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.vlm import LanguageModel
@@ -155,7 +156,7 @@ def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
 
     def program(constants):
         with jax.set_mesh(mesh):
-            traced = encode.program(forward_of_chunk, mesh, constants).trace(
+            traced = encoder_programs.program(forward_of_chunk, mesh, constants).trace(
                 trainable, frozen, groups
             )
             vectors = traced.lower().compile()(trainable, frozen, groups)

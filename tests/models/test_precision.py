@@ -14,8 +14,9 @@ from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_te
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION
 from tests.tables import for_each
-from unime_jax import backbones, encode, sharding
+from unime_jax import backbones, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
+from unime_jax.inference import encoder_programs
 from unime_jax.models import forward, lora, precision
 from unime_jax.models.vlm import Execution
 from unime_jax.planning.program import abstract_batch, abstract_rows
@@ -144,7 +145,7 @@ def test_of_distillation_int8_kernels_and_encoders_too(opened):
     )
     shapes = pair_shapes([Bucket(64, 3)], backbone.layout, batch_size=8, negatives=0, chunk_size=8)
     exact = Execution(jnp.dtype("float32"), "none", "xla")
-    run = encode.program(forward.make_encode(abstract_model.graph, exact), mesh)
+    run = encoder_programs.program(forward.make_encode(abstract_model.graph, exact), mesh)
     with jax.set_mesh(mesh):
         found = products(run.lower(abstract_model.parameters, {}, abstract_rows(shapes, mesh)))
     assert len(found) > 10 and set(found) == {("f32", "f32", True)}

@@ -14,7 +14,7 @@ from unime_jax import embedder, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item, Media, Row
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import make_encoder
+from unime_jax.inference.encode import make_encoder
 from unime_jax.models.inference import default_execution
 
 MESHES = {"rows": (1, 2, 2), "tensor": (1, 1, 4)}

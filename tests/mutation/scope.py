@@ -120,7 +120,7 @@ COVERED_BY = {
     "unime_jax/models/forward": (
         "tests/models/test_*.py",
         "tests/training/test_finite*.py",
-        "tests/test_encode*.py",
+        "tests/inference/test_encode*.py",
     ),
     "unime_jax/evaluation/": (
         "tests/evaluation/**/test_*.py",

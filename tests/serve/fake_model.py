@@ -7,7 +7,7 @@ import numpy as np
 from unime_jax.batch import Row
 from unime_jax.data.truncation import kept
 from unime_jax.data.user_inputs import UserInput, to_item
-from unime_jax.encode import NonFiniteError
+from unime_jax.inference.encode import NonFiniteError
 
 WIDTH = 4
 MAX_LENGTH = 12  # characters

@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION, pair_of, picture
-from unime_jax import Embedder, encode, sharding
+from unime_jax import Embedder, sharding
+from unime_jax.inference import encoder_programs
 from unime_jax.serve.app import make_app
 from unime_jax.serve.served_model import ServedModel
 from unime_jax.serve.service import Service
@@ -45,9 +46,9 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
     model.compile(programs, lambda done, total: compiled.append((done, total)))
     assert compiled == [(n + 1, len(programs)) for n in range(len(programs))]
     late: list[object] = []
-    compile_it = encode._compile
+    compile_it = encoder_programs._compile
     monkeypatch.setattr(
-        encode, "_compile", lambda *given: (late.append(given), compile_it(*given))[1]
+        encoder_programs, "_compile", lambda *given: (late.append(given), compile_it(*given))[1]
     )
 
     service = Service(model, "m", Limits(), Batching(SIZES, 0.02), urls=None)

@@ -10,7 +10,7 @@ from tests.tables import for_each
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import make_encoder
+from unime_jax.inference.encode import make_encoder
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import targets
 from unime_jax.models.vlm import Execution

@@ -28,8 +28,8 @@ from unime_jax.data import images, inference_shapes
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.user_inputs import UserInput, to_item
-from unime_jax.encode import Encoder, make_encoder
 from unime_jax.export import row_facts, transformers_check
+from unime_jax.inference.encode import Encoder, make_encoder
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import default_execution, targets
 from unime_jax.models.vlm import Execution

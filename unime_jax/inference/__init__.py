@@ -1,1 +1,1 @@
-"""A model that is open and ready to embed, which is what `Embedder` is built on."""
+"""Models that are open and ready to embed: the bulk encoder, and what `Embedder` is built on."""

@@ -23,7 +23,7 @@ from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.truncation import kept
 from unime_jax.data.user_inputs import PromptedInput
 from unime_jax.data.user_lists import naming
-from unime_jax.encode import Model, NonFiniteError, encode_blocks
+from unime_jax.inference.encode import Model, NonFiniteError, encode_blocks
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import default_execution, targets
 from unime_jax.models.vlm import Execution

@@ -36,7 +36,7 @@ from unime_jax.data.pairs import open_pairs
 from unime_jax.data.quarantine import BadItem, Quarantine, failed_path
 from unime_jax.data.truncation import kept, truncated
 from unime_jax.embedder import Embedder
-from unime_jax.encode import NonFiniteError, encode_blocks
+from unime_jax.inference.encode import NonFiniteError, encode_blocks
 from unime_jax.jobs import preflight, preflight_models
 from unime_jax.models.inference import default_execution
 from unime_jax.operations import compilation_cache, disk_errors, workdir_lock

@@ -16,11 +16,11 @@ from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.preprocessing.prompts import name_of
 from unime_jax.batch import Item
 from unime_jax.embedder import Embedder
-from unime_jax.encode import NonFiniteError, encode_blocks
 from unime_jax.evaluation.encoding import vector_cache
 from unime_jax.evaluation.encoding.cached_encoder import CachedEncoder, EncodeBlocks
 from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.peer import Peer
+from unime_jax.inference.encode import NonFiniteError, encode_blocks
 from unime_jax.models.inference import default_execution
 from unime_jax.training import resume
 from unime_jax.training.setup import say_what_is_not_used

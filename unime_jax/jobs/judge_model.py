@@ -24,7 +24,7 @@ from unime_jax.data.ahead import map_ahead
 from unime_jax.data.inference_batches import Shapes, sized
 from unime_jax.data.shapes import Layout
 from unime_jax.data.shared_rows import Prepared
-from unime_jax.encode import Model, NonFiniteError, encode_rows
+from unime_jax.inference.encode import Model, NonFiniteError, encode_rows
 from unime_jax.models.answers import make_answer_logits
 from unime_jax.models.inference import default_execution, targets
 

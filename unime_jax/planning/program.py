@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
-from unime_jax import backbones, config, encode, sharding
+from unime_jax import backbones, config, sharding
 from unime_jax.backbones import Backbone
 from unime_jax.batch import Batch, Inputs
 from unime_jax.data.bucket_filling import bucket_shapes
 from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.inference import encoder_programs
 from unime_jax.models import forward, frozen_vision, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import activations, setup, state, step, temperature
@@ -182,7 +183,7 @@ def embed_program(backbone: Backbone, mesh: Mesh, shapes: BatchShapes, dtype: jn
     ]
     return Program(
         mesh=mesh,
-        run=encode.program(forward.make_encode(graph, execution), mesh),
+        run=encoder_programs.program(forward.make_encode(graph, execution), mesh),
         arguments=({}, parameters, groups),
         next_call=(groups, embeddings),
         idle={},

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Float32
 
 from unime_jax.batch import Row
-from unime_jax.encode import NonFiniteError
+from unime_jax.inference.encode import NonFiniteError
 from unime_jax.serve.errors import RequestError
 from unime_jax.serve.settings import Batching
 

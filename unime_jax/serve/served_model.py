@@ -14,7 +14,8 @@ from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.truncation import kept
 from unime_jax.data.user_inputs import UserInput, to_item
 from unime_jax.embedder import Embedder
-from unime_jax.encode import compile_ahead, encode_rows
+from unime_jax.inference.encode import encode_rows
+from unime_jax.inference.encoder_programs import compile_ahead
 from unime_jax.operations.programs import THREADS
 
 # Called with how many programs are compiled, and of how many.

@@ -8,11 +8,11 @@ import jax
 from absl import logging
 
 from unime_jax import config, files
-from unime_jax.encode import Encoder
 from unime_jax.evaluation import score_table, scores, suite
 from unime_jax.evaluation.report import headline
 from unime_jax.evaluation.report import page as report
 from unime_jax.evaluation.stored import results
+from unime_jax.inference.encode import Encoder
 from unime_jax.training import curves, outcome
 
 

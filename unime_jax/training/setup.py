@@ -19,7 +19,7 @@ from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, pair_shapes
 from unime_jax.data.teacher import WithTeacher
-from unime_jax.encode import Encoder, make_encoder
+from unime_jax.inference.encode import Encoder, make_encoder
 from unime_jax.models import attention, forward, frozen_vision, scan
 from unime_jax.models.vlm import Execution
 from unime_jax.training import (

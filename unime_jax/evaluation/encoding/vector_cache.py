@@ -33,7 +33,7 @@ MOST_BYTES = 16 << 30  # of the user's own folder; models that were not used for
 LEFT_OVER = 24 * 3600  # seconds, after which a half-written file is nobody's
 ROW_BITS = 32  # of a place: the number of a block, then that of a row
 # What makes vectors of items: a cache of other code is another one.
-CODE = ("backbones", "data", "models", "batch.py", "embedder.py", "encode.py", "paths.py")
+CODE = ("backbones", "data", "inference", "models", "batch.py", "embedder.py", "paths.py")
 
 
 class VectorCache:

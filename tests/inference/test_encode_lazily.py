@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.backbones.tiny_texts import write_bert
-from unime_jax import backbones, encode, sharding
+from unime_jax import backbones, sharding
 from unime_jax.batch import Item
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import encode_blocks, make_encoder
+from unime_jax.inference import encode
+from unime_jax.inference.encode import encode_blocks, make_encoder
 from unime_jax.models.forward import make_encode
 from unime_jax.models.inference import default_execution, targets
 

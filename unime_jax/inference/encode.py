@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -20,41 +20,24 @@ from jaxtyping import Float32, Int
 
 from unime_jax import paths, sharding
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Inputs, Item, Row
+from unime_jax.batch import Item, Row
 from unime_jax.data.ahead import map_ahead
-from unime_jax.data.bucket_filling import bucket_shapes, fill_buckets
+from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.inference_batches import Batch, Shapes, batches, blocks_of, prepare
 from unime_jax.data.inference_shapes import Ladder
-from unime_jax.data.shapes import BatchShapes, described
+from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.shared_rows import Prepared, own_part, replicate, sizes_of_all
+from unime_jax.inference import encoder_programs as programs
+from unime_jax.inference.encoder_programs import Model
 from unime_jax.models.forward import (
-    SHARED,
     Constants,
     Encode,
     cause_of_nonfinite,
-    count_live_chunks,
-    encode_live_chunks,
 )
-from unime_jax.operations import compiler_options, watchdog
-from unime_jax.operations.compilation_cache import announced
-from unime_jax.operations.programs import Programs
+from unime_jax.operations import watchdog
 
 T = TypeVar("T")
 Encoder = Callable[[Sequence[Item]], Float32[np.ndarray, "n D"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model that is ready to encode: its forward, parameters (trainable, frozen) and devices.
-
-    `constants(trainable, frozen)` makes, once a batch, what every chunk is encoded with in the
-    place of the frozen parameters; None: the frozen ones themselves.
-    """
-
-    encode: Encode
-    parameters: tuple[paths.Parameters, paths.Parameters]
-    mesh: Mesh
-    constants: Constants | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,15 +170,10 @@ def encode_rows(
     """
     part, parts = own_part(model.mesh)
     window = each * parts
-    with contextlib.closing(rows), _compiling(model) as needs:
+    with contextlib.closing(rows), programs.compiling(model) as needs:
         sized = sizes_of_all(rows, model.mesh, total=blocks[-1].stop, each=each)
         steps = batches(sized, blocks, shapes, parts, window=window, needs=needs)
         yield from _collected(model, _launched(model, steps, part, parts), shapes, progress)
-
-
-def compile_ahead(model: Model, shapes: BatchShapes) -> None:
-    """Compiles the program of some shapes, if it is new, so that no batch waits for it."""
-    _compiled(model, shapes)
 
 
 class _Running(NamedTuple):
@@ -236,7 +214,7 @@ def _launch(model: Model, batch: Batch, part: int, parts: int) -> _Running:
         numbers[group][chunk, row] = number
     spread = sharding.chunked_rows(mesh)
     on_device = jax.tree.map(lambda x: sharding.to_global(x, spread), groups)
-    run = _compiled(model, shapes)
+    run = programs.compiled(model, shapes)
     with jax.set_mesh(mesh):
         vectors = run(*model.parameters, on_device)
     for array in vectors:
@@ -269,7 +247,7 @@ def _collected(
             progress(len(numbers))
             continue
         if vectors is None:
-            vectors = np.zeros((0, _width(model, shapes(1, 0))), np.float32)
+            vectors = np.zeros((0, programs.width(model, shapes(1, 0))), np.float32)
         numbers = np.sort(np.concatenate([np.zeros(0, np.int32), *kept]))
         if len(numbers) < len(vectors):
             vectors = vectors[numbers - step.start]
@@ -290,91 +268,3 @@ def _fetch(
     if bad:
         raise NonFiniteError(bad, len(numbers), cause_of_nonfinite(model.parameters))
     return numbers, vectors
-
-
-def _width(model: Model, shapes: BatchShapes) -> int:
-    """D, by shapes alone."""
-    chunk = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-        bucket_shapes(shapes, shapes.buckets[0]),
-    )
-    return jax.eval_shape(model.encode, *model.parameters, chunk).shape[-1]
-
-
-@functools.lru_cache(maxsize=SHARED)
-def program(encode: Encode, mesh: Mesh, constants: Constants | None = None) -> jax.stages.Wrapped:
-    """Jitted encoder of rows: (trainable, frozen, groups) to replicated float32 [C * R, D] a group.
-
-    One function for all parameters of a model, so that "before" and "after" compile once.
-    """
-    everywhere = sharding.replicated(mesh)
-
-    def run(
-        trainable: paths.Parameters, frozen: paths.Parameters, groups: tuple[Inputs, ...]
-    ) -> list[jax.Array]:
-        fixed = frozen if constants is None else constants(trainable, frozen)
-        parts = [
-            encode_live_chunks(encode, trainable, fixed, group, count_live_chunks(group.live))
-            for group in groups
-        ]
-        parts = [part.reshape(-1, part.shape[-1]) for part in parts]
-        return [jax.lax.with_sharding_constraint(part, everywhere) for part in parts]
-
-    return jax.jit(run, compiler_options=compiler_options.of(mesh))
-
-
-@functools.lru_cache(maxsize=SHARED)
-def _programs(encode: Encode, mesh: Mesh, constants: Constants | None) -> Programs:
-    """Compiled `program` of the same arguments, by `_key`."""
-    return Programs()
-
-
-def _key(model: Model, shapes: BatchShapes) -> Hashable:
-    """All that a compiled `program` is made for."""
-    form = (
-        tuple((path, x.shape, x.dtype, x.sharding) for path, x in part.items())
-        for part in model.parameters
-    )
-    return shapes, *form
-
-
-def _compiled(model: Model, shapes: BatchShapes) -> jax.stages.Compiled:
-    """The program of some shapes; it is compiled in this thread if it is new."""
-    programs = _programs(model.encode, model.mesh, model.constants)
-    run: jax.stages.Compiled = programs.compiled(
-        _key(model, shapes), functools.partial(_compile, model, shapes)
-    )
-    return run
-
-
-def _compile(model: Model, shapes: BatchShapes) -> jax.stages.Compiled:
-    spread = sharding.chunked_rows(model.mesh)
-    groups = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread),
-        tuple(bucket_shapes(shapes, bucket) for bucket in shapes.buckets),
-    )
-    run = program(model.encode, model.mesh, model.constants)
-    what = f"the encoder of {shapes.rows} rows, {described(shapes.buckets)}"
-    with announced(what), jax.set_mesh(model.mesh):
-        return run.lower(*model.parameters, groups).compile()
-
-
-@contextlib.contextmanager
-def _compiling(model: Model) -> Iterator[Callable[[BatchShapes], None]]:
-    """A function that lets a thread compile the program of some shapes, if it is new.
-
-    On a mesh of several processes it does nothing: all compile in the order in which they run.
-    """
-    if len({device.process_index for device in model.mesh.devices.flat}) > 1:
-        yield lambda shapes: None
-        return
-    programs = _programs(model.encode, model.mesh, model.constants)
-    with programs.ahead() as start:
-        begun: set[BatchShapes] = set()
-
-        def needs(shapes: BatchShapes) -> None:
-            if shapes not in begun:
-                begun.add(shapes)
-                start(_key(model, shapes), functools.partial(_compile, model, shapes))
-
-        yield needs

@@ -9,7 +9,7 @@ from tests.tables import for_each
 from unime_jax import paths, sharding
 from unime_jax.batch import Item, Media
 from unime_jax.data.shapes import BatchShapes, Bucket
-from unime_jax.encode import make_encoder
+from unime_jax.inference.encode import make_encoder
 from unime_jax.models import forward
 
 SIZES = [(28, 28), (56, 28), (30, 90), (64, 64), (9, 70)]  # of two to five tiles
