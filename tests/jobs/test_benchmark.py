@@ -18,7 +18,6 @@ from unime_jax.jobs import benchmark, benchmark_case, benchmark_peers, benchmark
 from unime_jax.jobs import benchmark_rows as rows
 from unime_jax.planning import chips, estimate, program
 
-
 QWEN_CASES = ("train_lora", "encode_text", "encode_image")
 
 
