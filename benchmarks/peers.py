@@ -17,12 +17,12 @@ import traceback
 import numpy as np
 import torch
 
+if __name__ == "__main__":  # started by its path: only the folder of this file is searched
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+from benchmarks.peer_rows import Rows, UnsupportedError
+
 MULTIPLES = (1, 4, 16)  # of the case's chunk, in tokens; each is tried
 BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
-
-class UnsupportedError(Exception):
-    """Work that this file does not do."""
 
 
 def main() -> None:
@@ -136,57 +136,6 @@ def sentence_transformer(request: dict, device: torch.device) -> torch.nn.Module
     ).eval()
     loaded.config = next(m for m in loaded.modules() if hasattr(m, "config")).config
     return loaded
-
-
-class Rows:
-    """The rows of a case on the device, and chunks of rows of one length and form."""
-
-    def __init__(self, request: dict, device: torch.device, config):
-        stored = np.load(request["rows"])
-        self.lengths, self.tiles = stored["lengths"], stored["tiles"]
-        self.image = request["image"]
-        if self.tiles.any() and config.model_type != "llava_onevision":
-            raise UnsupportedError(f"images of {config.model_type} are not measured in PyTorch")
-        tokens = np.array(stored["tokens"], np.int64)
-        if self.tiles.any():
-            tokens[stored["of_image"]] = config.image_token_id
-        self.tokens = np.split(tokens, np.cumsum(self.lengths)[:-1])
-        self.patches = np.split(stored["patches"], np.cumsum(self.tiles)[:-1])
-        self.device, self.config = device, config
-        self._chunks: dict = {}
-
-    def chunks(self, budget: int) -> list[tuple[list[int], dict]]:
-        """Numbers of the rows of each chunk, and what the model is called with."""
-        if budget not in self._chunks:
-            forms: dict = {}
-            for number, form in enumerate(zip(self.lengths.tolist(), self.tiles.tolist())):
-                forms.setdefault(form, []).append(number)
-            self._chunks = {}  # of the last budget alone: inputs are on the device
-            self._chunks[budget] = [
-                (numbers[i : i + size], self._inputs(numbers[i : i + size]))
-                for (length, _), numbers in forms.items()
-                for size in [max(1, budget // length)]
-                for i in range(0, len(numbers), size)
-            ]
-        return self._chunks[budget]
-
-    def _inputs(self, numbers: list[int]) -> dict:
-        tokens = torch.from_numpy(np.stack([self.tokens[n] for n in numbers])).to(self.device)
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if self.tiles[numbers[0]]:
-            pixels = np.stack([self._pixels(self.patches[n]) for n in numbers])
-            inputs["pixel_values"] = torch.from_numpy(pixels).to(self.device)
-            size = torch.tensor([self.image] * len(numbers))
-            inputs["image_sizes"] = size.to(self.device)
-        return inputs
-
-    def _pixels(self, patches: np.ndarray) -> np.ndarray:
-        """Tiles of normalised pixels from bytes of patches, [tiles, 3, side, side]."""
-        vision = self.config.vision_config
-        grid, patch = vision.image_size // vision.patch_size, vision.patch_size
-        tiles = patches.reshape(-1, grid, grid, 3, patch, patch)
-        tiles = tiles.transpose(0, 3, 1, 4, 2, 5).reshape(-1, 3, grid * patch, grid * patch)
-        return (tiles.astype(np.float32) / 255 - 0.5) / 0.5
 
 
 def embed(model: torch.nn.Module, inputs: dict) -> torch.Tensor:

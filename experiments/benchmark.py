@@ -18,15 +18,23 @@ from unime_jax.operations.recipes import base, plan
 
 TINY, SMALL, LARGE = "llava_onevision_tiny", "llava_onevision_05b", "llava_onevision_7b"
 NEXT = "llava_next_7b"
+QWEN2, QWEN3 = "qwen2_vl_2b", "qwen3_vl_2b"
 LOW = (384, 384)  # pixels: one canvas of one tile beside the small view
 ANYRES = (768, 768)  # four tiles beside it
+MOST = (672, 672)  # the largest of the Qwen recipes
 PAIRS = {"rows": (0.5, 0.0, 0.5), "tokens": (48, 512, 1536)}  # an image on one side, as plan.py
 # Shapes that a case's rows are generated for: runs choose theirs by their data and devices.
 TEXTS = (Bucket(tokens=128, tiles=0), Bucket(tokens=512, tiles=0, share=0.25))
 LOW_SHAPES = (*TEXTS, Bucket(tokens=1792, tiles=2))
 NEXT_SHAPES = (*TEXTS, Bucket(tokens=1536, tiles=2))
 ANYRES_SHAPES = (*LOW_SHAPES, Bucket(tokens=4096, tiles=5))
+# An image of 576 tokens in 9 runs of patches, and of 441 in 7.
+QWEN_SHAPES = {
+    QWEN2: (*TEXTS, Bucket(tokens=768, tiles=9)),
+    QWEN3: (*TEXTS, Bucket(tokens=640, tiles=7)),
+}
 SENTENCE_SHAPES = (Bucket(tokens=64, tiles=0), Bucket(tokens=128, tiles=0))
+QWEN_RECIPES = {QWEN2: "stage2:qwen2_vl_7b", QWEN3: "stage2:qwen3_vl_2b"}
 SENTENCES = {"rows": (1.0, 0.0), "tokens": (48, 96), "teacher": 4096}
 # All but the vision tower, as LLaVE.
 ALL_BUT_TOWER = (("vision_tower\\..*", False), (".*", True))
@@ -119,6 +127,8 @@ def h100() -> dict[str, ConfigDict]:
         ),
         **encodes(SMALL, "onevision_05b", rows=256),
         **encodes(LARGE, "onevision_7b", rows=64),
+        **qwen(QWEN2, batch_size=256, rows=128),
+        **qwen(QWEN3, batch_size=256, rows=128),
     }
 
 
@@ -135,6 +145,30 @@ def tpu() -> dict[str, ConfigDict]:
         "onevision_7b_stage1": sentences(),
         **encodes(SMALL, "onevision_05b", rows=1024),
         **encodes(LARGE, "onevision_7b", rows=1024),
+        **qwen(QWEN2, batch_size=1024, rows=1024),
+        **qwen(QWEN3, batch_size=1024, rows=1024),
+    }
+
+
+def qwen(model: str, *, batch_size: int, rows: int) -> dict[str, ConfigDict]:
+    """A 2B model of the Qwen families: a LoRA step, texts and images of 672 pixels encoded."""
+    shapes, recipe = QWEN_SHAPES[model], QWEN_RECIPES[model]
+    room = shapes[-1]
+    filled = room.tokens - 64
+    step = train(model, recipe, 16, shapes, image=MOST, **PAIRS)
+    step.tokens = (48, 512, filled)
+    step.run.batch_size = batch_size
+    keep(step, "dots", merged=4)
+    text = encode(model, tokens=64, filled=48, rows=16 * rows)
+    image = encode(
+        model, tokens=room.tokens, filled=filled, rows=rows, tiles=room.tiles, image=MOST
+    )
+    for case in (text, image):
+        case.run.processing = step.run.processing
+    return {
+        f"{model}_train_lora": step,
+        f"{model}_encode_text": text,
+        f"{model}_encode_image": image,
     }
 
 

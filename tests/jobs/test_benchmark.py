@@ -18,6 +18,8 @@ from unime_jax.jobs import benchmark, benchmark_case, benchmark_peers, benchmark
 from unime_jax.jobs import benchmark_rows as rows
 from unime_jax.planning import chips, estimate, program
 
+QWEN_CASES = ("train_lora", "encode_text", "encode_image")
+
 
 @pytest.fixture
 def started(monkeypatch):
@@ -102,12 +104,17 @@ def _is_array(x) -> bool:
 
 def test_real_sizes_fit_their_buckets_and_chips_have_their_names():
     """Of every case of the presets that are not run here, by shapes alone."""
+    opened = {}
     for preset in ("h100", "tpu"):
         given = config_reader.read(config.BenchmarkConfig, recipe.get_config(preset).to_dict())
         for name, case in given.cases.items():
-            backbone = benchmark_case._open(case)
-            run, layout = case.run, backbone.layout
-            if isinstance(run, config.TrainConfig):
+            run = case.run
+            trains = isinstance(run, config.TrainConfig)
+            longest = run.data.buckets[-1].tokens if trains else run.max_length
+            key = case.model, longest, run.processing
+            backbone = opened[key] = opened.get(key) or benchmark_case._open(case)
+            layout = backbone.layout
+            if trains:
                 distils = run.loss.objective == "distillation"
                 assert bool(case.teacher) == distils, name
                 shapes = pair_shapes(
@@ -126,6 +133,7 @@ def test_real_sizes_fit_their_buckets_and_chips_have_their_names():
             made = rows.rows_of(backbone, shapes, few, image=case.image, seed=0)
             lengths = [t for t, n in zip(load.tokens, few.rows) if n]
             assert [len(row.tokens) for row in made] == lengths[::-1], name
+        assert {f"{m}_{x}" for m in recipe.QWEN_RECIPES for x in QWEN_CASES} <= set(given.cases)
     assert chips.KINDS["TPU v5 lite"].flops == 197e12
     assert chips.KINDS["NVIDIA H100 80GB HBM3"].flops == 989.4e12
 

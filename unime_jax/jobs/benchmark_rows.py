@@ -107,8 +107,9 @@ def _row(layout: Layout, base: Row | None, tokens: int, random: np.random.Genera
     """A row of so many tokens; the first are those of `base`, if there is one."""
     kept = 0 if base is None else min(len(base.tokens), tokens)
     count = tokens - kept
-    ordinary = (layout.vocabulary or 200) // 2  # special tokens have the highest numbers
-    new = random.integers(0, ordinary, count).astype(np.int32)
+    # Special tokens have the highest numbers, or the first after a small alphabet's.
+    ordinary = (layout.vocabulary or 200) // 2
+    new = random.integers(ordinary // 2, ordinary, count).astype(np.int32)
     first = 0 if base is None or not kept else int(np.max(base.positions)) + 1
     positions = np.repeat(first + np.arange(count, dtype=np.int32)[:, None], layout.axes, axis=1)
     slot = np.full((count, layout.slots), -1, np.int32)
