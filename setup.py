@@ -60,6 +60,9 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["unime_jax*", "data_pipelines*"]),
+    # An editable install is then a path, not a finder: seen from the folder above, a clone that is
+    # named as the package would else hide it (as a namespace without `Embedder`).
+    package_dir={"": "."},
     cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["unime-jax = unime_jax.main:run"]},
     package_data={

@@ -152,7 +152,7 @@ class Index:
         if wanted.ndim != 2 or wanted.dtype.kind != "f" or wanted.shape[1] != self.dimension:
             raise ValueError(
                 f"queries have shape {wanted.shape} and dtype {wanted.dtype}; they must be"
-                f" [queries, {self.dimension}] floats, as `Embedder.encode` returns them"
+                f" [queries, {self.dimension}] floats, as `Embedder.encode` returns them of a list"
             )
         if not np.isfinite(wanted).all():
             raise ValueError("queries have values that are not finite")

@@ -214,13 +214,17 @@ def tensorboard_scalars(workdir):
 
 
 def test_progress_its_rate_and_the_time_left_are_of_this_start(tmp_path, capsys, monkeypatch):
-    """Of a run that goes on: two steps in 8 s, so that the last two take as long."""
+    """Of a run that goes on: a step with compiling, then two in 60 s, so that the last is 30 s."""
     clock = types.SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
     monkeypatch.setattr(progress, "time", clock)
     with open_writer(tmp_path, total_steps=10, resume_step=6) as writer:
-        clock.now += 8.0
-        writer.write(8, {})
-    assert "8/10 [00:08<00:08,  4.00s/step]" in capsys.readouterr().err
+        clock.now += 300.0
+        writer.write(7, {})
+        clock.now += 60.0
+        writer.write(9, {})
+    compiled, later = capsys.readouterr().err.splitlines()
+    assert compiled.startswith("7/10 [05:00<?,")
+    assert later == "9/10 [06:00<00:30, 30.00s/step]"
 
     class Bar:
         disable = False

@@ -11,7 +11,11 @@ SECONDS_BETWEEN_LINES = 30.0  # where stderr is a file and a bar would be noise
 
 
 class Progress:
-    """Steps, or other units, done of all of them, with the loss and the rate, on stderr."""
+    """Steps, or other units, done of all of them, with the loss and the rate, on stderr.
+
+    Lines take the rate, and the time that is left by it, from the first that is shown on: the
+    steps before it have compiled their program.
+    """
 
     def __init__(self, total_steps: int, first_step: int, unit: str = "step") -> None:
         self._bar = tqdm(
@@ -22,8 +26,9 @@ class Progress:
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
         )
-        self._total, self._first, self._unit = total_steps, first_step, unit
+        self._total, self._unit = total_steps, unit
         self._start = time.monotonic()
+        self._first_shown: tuple[int, float] | None = None  # step and time of the first line
         self._shown = -math.inf
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,13 +45,17 @@ class Progress:
         if now - self._shown < SECONDS_BETWEEN_LINES and step < self._total:
             return
         self._shown = now
+        step_then, then = self._first_shown or (step, now)
+        self._first_shown = step_then, then
+        rate = (step - step_then) / (now - then) if now > then else None
         line = tqdm.format_meter(
             step,
             self._total,
             now - self._start,
             unit=self._unit,
             postfix=text,
-            initial=self._first,
+            initial=step_then,
+            rate=rate,
             bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
         tqdm.write(line, file=sys.stderr)
