@@ -7,6 +7,7 @@ import pathlib
 
 import unime_jax
 from tests.tables import for_each
+from unime_jax.evaluation.encoding import vector_cache
 
 PACKAGE = pathlib.Path(unime_jax.__file__).parent
 FILES = {
@@ -33,6 +34,8 @@ WITHOUT_TRAINING = (
     "inference", "embedder", "evaluation", "export", "backbones", "data", "operations",
     "integrations", "serve",
 )  # fmt: skip
+# Of what an Embedder imports: files, settings, and where arrays lie.
+MAKE_NO_VECTOR = {"config", "files", "operations", "sharding", "training"}
 SETTINGS = "training.settings"  # plain data, which config imports
 
 
@@ -103,6 +106,16 @@ def imports() -> dict[str, set[str]]:
     return edges
 
 
+def reached(start: str) -> set[str]:
+    """A module, and all that it imports by any way."""
+    edges, seen, waiting = imports(), {start}, [start]
+    while waiting:
+        new = edges[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
 def test_no_packages_import_each_other_by_any_way():
     # No packages import each other by any way. Packages and files of the top level; settings are
     # plain data that config gathers.
@@ -120,14 +133,12 @@ def test_no_packages_import_each_other_by_any_way():
     assert order.index("evaluation") < order.index("training") < order.index("planning")
 
     # What training is built on never comes to training by any way.
-    edges = imports()
-    for start in edges:
+    for start in imports():
         if start.split(".")[0] not in WITHOUT_TRAINING:
             continue
-        seen, waiting = {start}, [start]
-        while waiting:
-            new = edges[waiting.pop()] - seen
-            seen |= new
-            waiting += new
-        training = {name for name in seen if name.startswith("training.")} - {SETTINGS}
+        training = {name for name in reached(start) if name.startswith("training.")} - {SETTINGS}
         assert not training, f"{start} imports {sorted(training)}"
+
+    # Vectors that are kept are forgotten with any code that makes them.
+    makers = {name.split(".")[0] for name in reached("inference.opened_model")} - MAKE_NO_VECTOR
+    assert makers <= {name.removesuffix(".py") for name in vector_cache.CODE}
