@@ -136,29 +136,29 @@ class Batcher:
         """Waits for rows, and takes some of every job in turn; none at the end."""
         largest = self._batching.sizes[-1]
         with self._changed:
-            while not self._jobs and not self._closing:
-                self._changed.wait()
-            if self._jobs:
-                due = min(job.arrived for job in self._jobs) + self._batching.wait_seconds
-            while (
-                self._jobs
-                and not self._closing
-                and self._queued() < min(largest, self._places.taken)  # others are on their way
-                and (left := due - time.monotonic()) > 0
-            ):
-                self._changed.wait(left)
-            batch: list[tuple[_Job, int]] = []
-            while self._jobs and len(batch) < largest:
-                job = self._jobs.popleft()
-                if job.future.done():  # the client has left, or another row of it has failed
-                    continue
-                batch.append((job, job.begun))
-                job.begun += 1
-                if job.begun < len(job.rows):
-                    self._jobs.append(job)
-            if batch or self._closing:
-                return batch
-        return self._next()
+            while True:  # clients of all that waited may have left
+                while not self._jobs and not self._closing:
+                    self._changed.wait()
+                if self._jobs:
+                    due = min(job.arrived for job in self._jobs) + self._batching.wait_seconds
+                while (
+                    self._jobs
+                    and not self._closing
+                    and self._queued() < min(largest, self._places.taken)  # others are on their way
+                    and (left := due - time.monotonic()) > 0
+                ):
+                    self._changed.wait(left)
+                batch: list[tuple[_Job, int]] = []
+                while self._jobs and len(batch) < largest:
+                    job = self._jobs.popleft()
+                    if job.future.done():  # the client has left, or another row of it has failed
+                        continue
+                    batch.append((job, job.begun))
+                    job.begun += 1
+                    if job.begun < len(job.rows):
+                        self._jobs.append(job)
+                if batch or self._closing:
+                    return batch
 
     def _queued(self) -> int:
         return sum(len(job.rows) - job.begun for job in self._jobs)
