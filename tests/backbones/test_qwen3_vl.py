@@ -70,6 +70,8 @@ def test_the_contract_of_the_embedder(tmp_path):
         assert prompt.rendered(item(text, image, instruction)) == expected
         tokens = backbone.preprocess(item(text, image, instruction)).tokens
         assert tokens[-1] == end and (tokens == end).sum() == 1
+    # What follows a text is no empty item.
+    assert prompt.rendered(Item("", suffix="now")) == f"{OPEN}{DEFAULT}{USER}now{DONE}"
     assert prompt.ending() == [end]
     for character in map(chr, (*range(0x3000), 0xFF0E, 0x1FA7B)):
         is_end = unicodedata.category(character).startswith("P")

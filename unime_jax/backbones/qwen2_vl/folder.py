@@ -66,6 +66,23 @@ class Form:
     gridded: bool = False
 
 
+def decoder_config(
+    config: "PretrainedConfig", model_type: str, processing: Processing, *, max_length: int
+) -> DecoderConfig:
+    """The decoder, whose section of config.json is of `model_type`.
+
+    Raises:
+      ValueError: it is of another type, or asks for what is not done here.
+    """
+    return hf_config.decoder_config(
+        config.text_config,
+        model_types=(model_type,),
+        max_length=max_length,
+        final_norm=processing.final_norm,
+        causal=hf_config.is_causal(config, outer=False),
+    )
+
+
 def open_family(
     folder: pathlib.Path,
     config: "PretrainedConfig",

@@ -26,13 +26,7 @@ def open_folder(
     Raises:
       ValueError: the files contradict each other, or ask for what this family does not do.
     """
-    text = hf_config.decoder_config(
-        config.text_config,
-        model_types=("qwen2_vl_text",),
-        max_length=max_length,
-        final_norm=processing.final_norm,
-        causal=hf_config.is_causal(config, outer=False),
-    )
+    text = files.decoder_config(config, "qwen2_vl_text", processing, max_length=max_length)
     vision = tower_config(config, text)
     return files.open_family(
         folder, config, processing, max_length=max_length, text=text, vision=vision, tile=TILE
