@@ -10,13 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import plan, stage1, stage2
-from tests.backbones.tiny_families import (
-    write_llava_next,
-    write_qwen2_vl,
-    write_qwen3_vl_published,
-)
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl_published
 from tests.jobs.tiny_run import ROOT
 from tests.tables import for_each
 from unime_jax import backbones, config, config_reader, sharding

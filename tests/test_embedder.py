@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import TEXT, VISION, pair_of, picture, torch_hidden
 from tests.tables import for_each
 from unime_jax import Embedder, embedder, sharding

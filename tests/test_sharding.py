@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl, write_qwen3_vl_published
+from tests.backbones.tiny_families import DECODER
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl_published
 from tests.models.oracle import EXACT, make_pair, packed, pair_of, picture
 from tests.tables import for_each
 from tests.test_aot import TEXT as TEXT_7B

@@ -12,12 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from tests.backbones.tiny_families import (
-    write_llava_next,
-    write_qwen2_5_vl,
-    write_qwen2_vl,
-    write_qwen3_vl,
-)
+from tests.backbones.tiny_families import write_llava_next
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.models.oracle import Pair, make_pair, pair_of
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import tensor_files

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.backbones import llava_cases
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_golden, write_phi3_v, write_weights
 from tests.backbones.tiny_prompts import PROMPTS, opened
+from tests.backbones.tiny_qwen import write_qwen2_vl
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import MISTRAL_TEMPLATE, write_llava_next
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from tests.backbones.tiny_prompts import item, opened
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones.preprocessing import chat_frames
 from unime_jax.backbones.preprocessing.prompts import open_prompt

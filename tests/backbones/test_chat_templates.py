@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, ProcessorMixin
 
-from tests.backbones.tiny_families import QWEN2_VL_TEMPLATE, write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import HUB_TEMPLATE, QWEN2_TEMPLATE, write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import QWEN2_VL_TEMPLATE, write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.preprocessing import chat_templates

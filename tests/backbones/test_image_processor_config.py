@@ -11,10 +11,12 @@ import pytest
 from transformers import AutoImageProcessor
 
 from tests.backbones.images import encoded, noise
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl, write_qwen3_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.tables import for_each
 from unime_jax.backbones import Backbone, open_backbone
 from unime_jax.backbones.backbone import Preprocessor

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import picture
 from unime_jax import backbones
 from unime_jax.backbones.preprocessing.judge_prompt import (

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl, write_qwen3_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
+from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import EXACT, TEXT, VISION, load, packed, pair_of
 from tests.tables import for_each

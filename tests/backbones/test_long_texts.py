@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from tests.backbones.tiny_families import TEXTS, _llama_tokenizer, _qwen2_tokenizer
+from tests.backbones.tiny_families import TEXTS, llama_tokenizer
+from tests.backbones.tiny_qwen import qwen2_tokenizer
 from tests.backbones.tiny_texts import _wordpiece
 from unime_jax.backbones.phi3_v.numbered_prompt import NumberedPrompt
 from unime_jax.backbones.preprocessing import long_texts
@@ -58,11 +59,11 @@ def prompt(tokenizer, kind=Prompt, image_token="<image>", **changes):
 VOCABULARY = 10**6  # embeddings: enough for every tokenizer here
 FRAMES = tuple(("user: " + "<image>" * n, "\nassistant:") for n in range(3))
 PROMPTS = {
-    "bytes": prompt(_qwen2_tokenizer(), image_token="<|image_pad|>"),
-    "bytes, chat": prompt(_qwen2_tokenizer(), style="chat", frames=FRAMES),
-    "sentencepiece": prompt(_llama_tokenizer()),
-    "sentencepiece, verbatim": prompt(_llama_tokenizer(), style="verbatim", frames=FRAMES),
-    "numbered": prompt(_llama_tokenizer(), NumberedPrompt, "<|image_1|>"),
+    "bytes": prompt(qwen2_tokenizer(), image_token="<|image_pad|>"),
+    "bytes, chat": prompt(qwen2_tokenizer(), style="chat", frames=FRAMES),
+    "sentencepiece": prompt(llama_tokenizer()),
+    "sentencepiece, verbatim": prompt(llama_tokenizer(), style="verbatim", frames=FRAMES),
+    "numbered": prompt(llama_tokenizer(), NumberedPrompt, "<|image_1|>"),
     "wordpiece": TextPrompt(_wordpiece(True), " end", VOCABULARY, 24),
     "unigram": TextPrompt(unigram(), "", VOCABULARY, 24),
     "minilm": TextPrompt(minilm(), "", VOCABULARY, 24),
@@ -115,7 +116,7 @@ def test_the_tokens_that_are_kept_on_either_side_are_those_of_the_whole_text():
         assert shorter > TRIES // 3, f"{name}: otherwise little was tried"
 
     # Either side may be kept
-    for make in (_qwen2_tokenizer, _llama_tokenizer, unigram, minilm):
+    for make in (qwen2_tokenizer, llama_tokenizer, unigram, minilm):
         tokenizer = make()
         for side in ("left", "right"):
             generator = random.Random(1)
@@ -156,9 +157,9 @@ def test_seams_are_where_the_tokenizer_never_reaches_over():
 
     # Without seams a text is tokenised whole. A vocabulary of phrases, a normaliser that drops
     # spaces, and text without spaces.
-    phrases = _llama_tokenizer()
+    phrases = llama_tokenizer()
     phrases.add_tokens(["red circle"])
-    glued = _qwen2_tokenizer()
+    glued = qwen2_tokenizer()
     glued.normalizer = tokenizers.normalizers.Replace(" ", "")
     split = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     text = "red circle " * 5000
@@ -168,7 +169,7 @@ def test_seams_are_where_the_tokenizer_never_reaches_over():
             for part in long_texts.excerpts(text, tokenizer, room=10, keep=0, side="right")
         ] == [None]
     for other in ("左" * 90_000, "x" * 90_000, "1 " * 90_000, "red " + "x" * 90_000):
-        parts = list(long_texts.excerpts(other, _qwen2_tokenizer(), room=10, keep=0, side="right"))
+        parts = list(long_texts.excerpts(other, qwen2_tokenizer(), room=10, keep=0, side="right"))
         assert parts == [(other, None)]
 
     # As much is read as the tokens need
@@ -180,7 +181,7 @@ def test_seams_are_where_the_tokenizer_never_reaches_over():
     assert len(bert(Item(text))[0]) == 40
 
     # Image tokens are never left out.
-    raw = prompt(_llama_tokenizer(), max_length=60)
+    raw = prompt(llama_tokenizer(), max_length=60)
     text = "red circle " * 9000 + "<|image_1|>" + " blue square" * 9000
     item = Item(text, (Media("a.png", b"?"),))
     assert tokenised(raw, item, at_once=False)[0] == tokenised(raw, item, at_once=True)[0]

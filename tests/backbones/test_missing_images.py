@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
 from tests.tables import for_each
 from unime_jax import backbones

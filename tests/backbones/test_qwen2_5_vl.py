@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.backbones.tiny_families import write_qwen2_5_vl
+from tests.backbones.tiny_qwen import write_qwen2_5_vl
 from tests.jobs.tiny_run import ROOT
 from tests.tables import for_each
 from unime_jax import paths

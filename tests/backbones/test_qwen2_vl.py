@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from tests.backbones.images import item, noise, picture
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import load, pair_of
 from tests.tables import for_each
 from unime_jax import paths

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tests.backbones.images import encoded, item, noise, picture
-from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.batch import Item, Media

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.backbones.tiny_families import write_qwen3_vl_embedding
+from tests.backbones.tiny_qwen3 import write_qwen3_vl_embedding
 from tests.models.oracle import pair_of, picture, torch_hidden
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones.preprocessing.system_prompt import DEFAULT, closed, punctuation

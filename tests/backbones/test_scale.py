@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from unime_jax import backbones, paths
 from unime_jax.backbones.io import merging, tensor_files
 from unime_jax.backbones.io.names import table

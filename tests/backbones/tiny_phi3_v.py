@@ -11,7 +11,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from tests.backbones.tiny_families import CLIP_MEAN, CLIP_STD, _llama_tokenizer
+from tests.backbones.tiny_families import CLIP_MEAN, CLIP_STD, llama_tokenizer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "phi3_v"
 # Published with Phi-3.5-vision-instruct: a turn's content is a string.
@@ -61,7 +61,7 @@ def write_phi3_v(
       text: keys of config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    backend = _llama_tokenizer()
+    backend = llama_tokenizer()
     backend.add_special_tokens([AddedToken(x, special=True, rstrip=True) for x in SPECIAL])
     backend.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
@@ -91,11 +91,11 @@ def write_phi3_v(
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
     }
-    _write(folder, "config.json", config | dict(text))
+    write_json(folder, "config.json", config | dict(text))
     if vision is not None:
         sizes = {"image_size": tile, "patch_size": patch} | dict(vision)
-        _write(folder, "clip_vision_config.json", sizes)
-    _write(
+        write_json(folder, "clip_vision_config.json", sizes)
+    write_json(
         folder,
         "preprocessor_config.json",
         {
@@ -117,7 +117,7 @@ def write_golden(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     for file in (GOLDEN / "model").glob("*.*"):
         shutil.copyfile(file, folder / file.name)
     config = json.loads((folder / "config.json").read_text()) | changes
-    _write(folder, "config.json", config)
+    write_json(folder, "config.json", config)
     # Byte-level BPE's letters: printable bytes stand for themselves, the others come after.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
@@ -132,7 +132,7 @@ def write_golden(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     )
     backend.save(str(folder / "tokenizer.json"))
     mean_and_std = json.loads((GOLDEN / "processor" / "pixels.json").read_text())
-    _write(
+    write_json(
         folder,
         "preprocessor_config.json",
         {key: mean_and_std[key] for key in ("image_mean", "image_std")},
@@ -217,8 +217,8 @@ def _write_tokenizer_config(folder: pathlib.Path, tokenizer_class: str) -> None:
         "model_max_length": 131072,
         "chat_template": TEMPLATE,
     }
-    _write(folder, "tokenizer_config.json", content)
+    write_json(folder, "tokenizer_config.json", content)
 
 
-def _write(folder: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
+def write_json(folder: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -10,7 +10,7 @@ import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from tests.backbones.tiny_families import TEXTS, _llama_tokenizer
+from tests.backbones.tiny_families import TEXTS, llama_tokenizer
 
 MISTRAL = dict(
     hidden_size=32,
@@ -44,7 +44,7 @@ def write_nv_embed(
     Keys of config.json that have their defaults are left out, as they are in the published one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _llama_tokenizer().save(str(folder / "tokenizer.json"))
+    llama_tokenizer().save(str(folder / "tokenizer.json"))
     tokenizer = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,

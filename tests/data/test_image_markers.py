@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
 from unime_jax.batch import Item, Media

@@ -8,9 +8,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features.feature import TensorInfo
 
 from tests.backbones.images import encoded, noise
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder as write_onevision
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.preprocessing import images as preprocessing
 from unime_jax.batch import Item, Media, Row

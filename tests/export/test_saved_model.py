@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from tests.backbones.test_peft_targets import write_adapter
-from tests.backbones.tiny_families import write_qwen2_vl
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import pair_of, picture
 from tests.tables import for_each

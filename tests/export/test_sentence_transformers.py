@@ -31,13 +31,9 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils.chat_template_utils import render_jinja_template  # noqa: E402
 
-from tests.backbones.tiny_families import (  # noqa: E402
-    DECODER,
-    write_llava_next,
-    write_qwen2_5_vl,
-    write_qwen2_vl,
-)
+from tests.backbones.tiny_families import DECODER, write_llava_next  # noqa: E402
 from tests.backbones.tiny_folders import write_folder  # noqa: E402
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl  # noqa: E402
 
 MAX_LENGTH = 512
 PROMPTS = {"query": "find: "}

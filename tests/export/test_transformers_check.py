@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 
 from tests.backbones.images import encoded, noise
-from tests.backbones.tiny_families import (
-    MISTRAL_LM_TEMPLATE,
-    write_llava_next,
-    write_qwen2_5_vl,
-    write_qwen2_vl,
-)
+from tests.backbones.tiny_families import MISTRAL_LM_TEMPLATE, write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.tables import for_each
 from unime_jax.backbones import Backbone, Processing, open_backbone

@@ -27,8 +27,9 @@ import_torchvision()
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl  # noqa: E402
+from tests.backbones.tiny_families import write_llava_next  # noqa: E402
 from tests.backbones.tiny_folders import write_folder  # noqa: E402
+from tests.backbones.tiny_qwen import write_qwen2_vl  # noqa: E402
 from tests.models.oracle import TEXT, VISION, load, pair_of  # noqa: E402
 
 MAX_LENGTH = 140

@@ -13,11 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.backbones.checkpoints import tensors
-from tests.backbones.tiny_families import (
-    MISTRAL_LM_TEMPLATE,
-    MISTRAL_TEMPLATE,
-    write_llava_next,
-)
+from tests.backbones.tiny_families import MISTRAL_LM_TEMPLATE, MISTRAL_TEMPLATE, write_llava_next
 from tests.jobs import tiny_run
 from tests.models.oracle import pair_of, picture
 from unime_jax import Embedder

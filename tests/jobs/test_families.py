@@ -18,13 +18,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 
 from tests.backbones.checkpoints import tensors
-from tests.backbones.tiny_families import (
-    write_llava_next,
-    write_qwen2_5_vl,
-    write_qwen2_vl,
-    write_qwen3_vl_embedding,
-)
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl_embedding
 from tests.jobs import tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
 from unime_jax import Embedder, backbones, sharding

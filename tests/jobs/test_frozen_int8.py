@@ -9,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 from transformers import AutoModelForImageTextToText
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.jobs import test_distillation, tiny_run
 from tests.jobs.test_distillation import sentences  # noqa: F401
 from tests.jobs.test_families import assert_equal, by_torch, embedded

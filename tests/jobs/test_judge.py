@@ -15,7 +15,8 @@ from experiments import judge as experiment
 from experiments import mine as mine_experiment
 from experiments import unime_v2
 from tests import children
-from tests.backbones.tiny_families import DECODER, write_qwen2_5_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_5_vl
 from tests.jobs import killed_judge, tiny_run
 from tests.models.oracle import pair_of, picture, torch_logits
 from unime_jax import config, config_reader

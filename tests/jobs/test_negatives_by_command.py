@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests import children
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.jobs import tiny_run
 from tests.models.oracle import pair_of, picture
 from tests.multihost import launch

@@ -19,10 +19,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import EXACT, TEXT, VISION, Pair, packed, pair_of, picture, torch_hidden
 from tests.tables import for_each

@@ -16,12 +16,9 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from tests.backbones.tiny_families import (
-    DECODER,
-    write_qwen2_5_vl,
-    write_qwen2_vl,
-    write_qwen3_vl,
-)
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
+from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.models.oracle import (
     EXACT,
     load,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_texts
+from tests.backbones import tiny_families, tiny_llava_qwen, tiny_phi3_v, tiny_qwen, tiny_texts
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import TEXT, VISION
 from tests.tables import for_each
@@ -26,7 +26,7 @@ FAMILIES = {
     "llava_onevision": lambda f: write_folder(f, vision=VISION, text=TEXT),
     "llava_next": tiny_families.write_llava_next,
     "llava_qwen": tiny_llava_qwen.write_llava_qwen,
-    "qwen2_vl": tiny_families.write_qwen2_vl,
+    "qwen2_vl": tiny_qwen.write_qwen2_vl,
     "phi3_v": tiny_phi3_v.write_phi3_v,
     "bert": tiny_texts.write_bert,
     "nvembed": tiny_texts.write_nv_embed,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_5_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_5_vl
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
 from tests.models.test_qwen2_vl import FindsPositions, close, random, table_of

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoConfig
 
-from tests.backbones.tiny_families import DECODER, write_qwen2_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, FindsPositions, packed, pair_of, picture, torch_hidden
 from tests.tables import for_each

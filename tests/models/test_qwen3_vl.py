@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import vision_utils
 
-from tests.backbones.tiny_families import DECODER, write_qwen3_vl
+from tests.backbones.tiny_families import DECODER
+from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, FindsPositions, packed, pair_of, picture, torch_hidden
 from unime_jax import backbones

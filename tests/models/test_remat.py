@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import Mesh
 
 from tests.backbones.tiny_dual_encoders import write_clip
-from tests.backbones.tiny_families import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.float32 import assert_same_gradients
 from tests.models.oracle import EXACT, picture

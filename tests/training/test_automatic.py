@@ -7,10 +7,11 @@ import re
 import pytest
 
 from experiments import base, own
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.tables import for_each
 from tests.test_aot import SIZES

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from tests.backbones.tiny_families import write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import EXACT, TEXT, VISION
 from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, examples
 from tests.training.tiny_batch import LOSS

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from tests.backbones.tiny_families import write_llava_next, write_qwen2_vl
+from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import EXACT, TEXT, VISION, picture
 from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item, Media

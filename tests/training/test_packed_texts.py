@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.backbones.tiny_families import write_qwen2_vl
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
+from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.tables import for_each
 from unime_jax import backbones, paths
