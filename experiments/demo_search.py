@@ -100,11 +100,13 @@ def entries_of(folder: pathlib.Path) -> list[Entry]:
             for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
                 if line.strip():
                     entries.append(Entry(f"{name}:{number}", None, line.strip()))
+    entries = [entry for entry in entries if entry.picture is None or _is_readable(entry.picture)]
     if not entries:
         raise ValueError(
-            f"{folder} has no pictures ({', '.join(PICTURES)}) and no .txt files with lines"
+            f"{folder} has no pictures that can be read ({', '.join(PICTURES)}) and no .txt files"
+            " with lines"
         )
-    return [entry for entry in entries if entry.picture is None or _is_readable(entry.picture)]
+    return entries
 
 
 def _is_readable(file: pathlib.Path) -> bool:

@@ -41,8 +41,12 @@ class ColourEmbedder:
 
 
 def test_entries_search_maps_and_cards(tmp_path):
-    with pytest.raises(ValueError, match="no pictures"):
-        demo_search.entries_of(tmp_path)
+    for damaged in ((), ("a.png",)):
+        for name in damaged:
+            (tmp_path / name).write_bytes(b"no picture")
+        with pytest.raises(ValueError, match="no pictures that can be read"):
+            demo_search.entries_of(tmp_path)
+    (tmp_path / "a.png").unlink()
     (tmp_path / "below").mkdir()
     pixels = np.full((40, 80, 3), 128, np.uint8)
     pixels[10:20, 60:70] = 255, 0, 0
