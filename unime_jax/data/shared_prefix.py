@@ -45,9 +45,9 @@ class _Open:
 def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int, max_patches: int) -> list[Packed]:
     """Rows of at most `layout.segments` of the given ones, and of `max_tokens` tokens if one may.
 
-    All get patches of as many frames. In order, each row goes to the first packed row that has room for it and in which fewer tokens
+    In order, each row goes to the first packed row that has room for it and in which fewer tokens
     are encoded than if it stood alone. Each keeps a token of its own at least, as its last one is
-    read.
+    read. If any has patches of clips, all get as many frames.
 
     Args:
       layout: of the packed rows.

@@ -1,8 +1,8 @@
 """Settings of a folder's video processor: precedence of its files, and copies in exports.
 
-transformers 5 reads `video_processor` in processor_config.json, then video_preprocessor_config.json,
-and where neither is there takes the image processor's settings, which here never count for clips:
-no model was trained with frames as large as its largest images.
+transformers 5 reads `video_processor` in processor_config.json, then
+video_preprocessor_config.json, and where neither is there it takes the image processor's settings.
+Here those never count for clips: no model was trained with frames as large as its largest images.
 """
 
 import pathlib

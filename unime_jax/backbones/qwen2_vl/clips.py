@@ -1,8 +1,8 @@
-"""Clips of Qwen's families: how many frames, in which size, and at what times; integers of the host.
+"""Clips of Qwen's families: how many frames, in which size, and at what times.
 
-The limits are those that the models were trained with (qwen-vl-utils): every frame has a most, and
-all together have one, of which each frame gets an equal part. transformers 5.24 does the second
-only where it is told to (`cap_pixels_per_frame`), here it is always done.
+Integers of the host. The limits are those that the models were trained with (qwen-vl-utils): every
+frame has a most, and all together have one, of which each frame gets an equal part. transformers
+5.24 does the second only where it is told to (`cap_pixels_per_frame`), here it is always done.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class ClipRule:
 
     def __post_init__(self) -> None:
         least, most = self.frame_pixels
-        if not 0 < least <= most or not 0 < self.clip_pixels:
+        if not 0 < least <= most or not self.clip_pixels > 0:
             raise ValueError(
                 f"frames of clips have {least} to {most} pixels, and {self.clip_pixels} together;"
                 " all must be positive, and the least before the most"

@@ -6,8 +6,8 @@ What their towers are, and what config.json says of them, is in `qwen2_vl`, `qwe
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
@@ -30,11 +30,6 @@ from unime_jax.models.vlm import Vlm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-# What the time steps of a clip take the place of, where each is an image of its own in the prompt.
-# transformers 5.24 leaves the first and the last of these tokens around them; the models were
-# trained as transformers 4.57 and vLLM have it.
-CLIP_PLACE = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,17 +118,21 @@ def open_family(
         raise ValueError(
             f"{where} are {least} to {most}; they must be positive, and the least first"
         )
+    tokenizer, joint = open_tokenizer(folder), clips.joint
+    # The time steps of a clip that are images of their own in the prompt take the place of all
+    # three tokens, as in the models' training; transformers 5.24 leaves the outer ones around them.
+    place = [config.vision_start_token_id, config.video_token_id, config.vision_end_token_id]
     preprocess = Qwen2VlPreprocessor(
         prompt=form.open_prompt(
             folder,
-            open_tokenizer(folder),
+            tokenizer,
             image_token_id=config.image_token_id,
             vocab_size=text.vocab_size,
             style=processing.prompt,
             max_length=max_length,
             missing_images=processing.missing_images,
             clip_token_id=config.video_token_id,
-            clip_place=CLIP_PLACE if form.clips.joint else "",
+            clip_place="".join(tokenizer.convert_ids_to_tokens(place)) if joint else "",
         ),
         patch=vision.patch_size,
         merge=vision.merge,

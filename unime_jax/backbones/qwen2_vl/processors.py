@@ -187,9 +187,7 @@ def _expected(vision: QwenVisionConfig) -> dict[str, Any]:
     }
 
 
-def _check(
-    file: pathlib.Path, settings: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
+def _check(file: pathlib.Path, settings: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for key, value in expected.items():
         own = settings[key]
         if (tuple(own) if isinstance(own, list) else own) != (

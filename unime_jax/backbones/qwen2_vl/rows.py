@@ -18,7 +18,7 @@ from PIL import Image
 
 from unime_jax.backbones.preprocessing.clip_frames import frames, opened, refusals
 from unime_jax.backbones.preprocessing.clip_places import ClipTokens, MediaTokens
-from unime_jax.backbones.preprocessing.images import FixedSize, decode_image
+from unime_jax.backbones.preprocessing.images import FixedSize, decode_image, refusal
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl.clips import ClipRule, filled
 from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
@@ -127,6 +127,8 @@ class Qwen2VlPreprocessor:
         return _Seen(rows, columns, 1, 1, rows * columns, places, lambda: iter((image,)))
 
     def _seen_clip(self, item: Item, number: int, clip: Clip) -> _Seen:
+        if not self.prompt.clip_token:
+            raise refusal(item, number, "this model's tokenizer has no token of clips")
         rule, facts = self.clips, clip.facts
         indices = rule.frames(facts.frames, facts.fps)
         with refusals(item, number):
@@ -165,40 +167,44 @@ class Qwen2VlPreprocessor:
 
         Every time step has tiles of its own, the last filled up. Beside clips, images are repeated.
         """
-        area, square = self.patch**2, self.merge**2
         span = max((seen.span for seen in media), default=1)
-        tiles = [-(-seen.rows * seen.columns * square // self.tile) for seen in media]
-        total = sum(seen.steps * own for seen, own in zip(media, tiles, strict=True)) * self.tile
+        square, area = self.merge**2, self.patch**2
+        # Patches of a time step with those that fill it up.
+        room = [-(-seen.rows * seen.columns * square // self.tile) * self.tile for seen in media]
+        total = sum(seen.steps * own for seen, own in zip(media, room, strict=True))
         patches = np.zeros((total, 3, span, area), np.uint8)
         place = np.full((total, 3), -1, np.int32)
         slots = [np.zeros(0, np.int32)]
-        first = step = 0  # a patch, and the number of a time step or image
-        for seen, own in zip(media, tiles, strict=True):
-            grid, count = (seen.rows * self.merge, seen.columns * self.merge), seen.rows * seen.columns * square
+        first = number = 0  # patches and time steps before those of a medium
+        for seen, own in zip(media, room, strict=True):
+            grid = seen.rows * self.merge, seen.columns * self.merge
             order = window_order((seen.rows, seen.columns), self.window)
-
-            def ordered(x: np.ndarray, order: np.ndarray = order) -> np.ndarray:
-                return x.reshape(len(order), square, -1)[order].reshape(x.shape)
-
-            for number, frame in enumerate(seen.frames()):
+            places = self._ordered(patch_places(grid, self.merge), order)
+            for step in range(seen.steps):
+                start = first + step * own
+                place[start : start + len(places)] = np.pad(
+                    places, ((0, 0), (1, 0)), constant_values=number + step
+                )
+                slots.append(start // square + np.argsort(order).astype(np.int32))
+            for i, frame in enumerate(seen.frames()):
                 cut = cut_patches(
                     frame, grid, patch=self.patch, merge=self.merge, resample=self.resample
                 )
-                start = first + number // seen.span * own * self.tile
-                of_frame = slice(None) if seen.span == 1 else [number % seen.span]
-                patches[start : start + count, :, of_frame] = ordered(cut).reshape(
-                    count, 3, 1, area
-                )
-            for _ in range(seen.steps):
-                place[first : first + count, 0] = step
-                place[first : first + count, 1:] = ordered(patch_places(grid, self.merge))
-                slots.append(first // square + np.argsort(order).astype(np.int32))
-                first, step = first + own * self.tile, step + 1
+                start, which = first + i // seen.span * own, i % seen.span
+                last = which + 1 if seen.span > 1 else span
+                cut = self._ordered(cut, order).reshape(len(cut), 3, 1, area)
+                patches[start : start + len(cut), :, which:last] = cut
+            first, number = first + seen.steps * own, number + seen.steps
         return (
             patches.reshape(-1, self.tile, 3 * span * area),
             place.reshape(-1, self.tile, 3),
             np.concatenate(slots),
         )
+
+    def _ordered(self, of_patches: np.ndarray, order: Int32[np.ndarray, " tokens"]) -> np.ndarray:
+        """What patches have, row after row of tokens, in another order of the tokens."""
+        by_token = of_patches.reshape(len(order), self.merge**2, -1)
+        return by_token[order].reshape(of_patches.shape)
 
     def _positions(self, ids: Sequence[int], places: Sequence[Place]) -> Int32[np.ndarray, "t 3"]:
         media, remaining = (self.prompt.image_token_id, self.prompt.clip_token_id), iter(places)
