@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import (
     Processing,
     caveats,
     fixed_size,
     require_missing_images,
 )
-from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt, open_tokenizer
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl import processors
 from unime_jax.backbones.qwen2_vl.processors import QWEN2_VL, Clips
 from unime_jax.backbones.qwen2_vl.rows import Qwen2VlPreprocessor
@@ -40,7 +41,7 @@ class Form:
       model: class of the model, of a `Qwen2VlConfig`.
       names: of tensors.
       unread: regexes of the published names of the tower's tensors.
-      open_prompt: `prompts.open_prompt`, or one that knows more styles.
+      open_prompt: `open_prompts.open_prompt`, or one that knows more styles.
       gridded: whether images have rows and columns as positions whatever `processing` says.
       clips: how they are seen.
     """
