@@ -9,8 +9,8 @@ tokens: as many as a row of that length has. For one batch size a corpus compile
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
+from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
@@ -26,28 +26,30 @@ UNPADDED_TILES = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """The shapes of a batch of about so many rows, by a row's tokens and tiles."""
+    """The shapes of a batch of about so many rows, see `inference_batches.Shapes`."""
 
     layout: Layout
     shards: int
     rows: int
     max_length: int
 
-    def __call__(self, tokens: int, tiles: int) -> BatchShapes:
-        bucket = bucket_of(tokens, tiles, self.layout, self.max_length)
-        return plan_of(bucket, self.layout, self.shards, self.rows)
+    def __call__(self, tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        layout = self.layout.with_clips() if clips else self.layout
+        bucket = bucket_of(tokens, tiles, layout, self.max_length)
+        return plan_of(bucket, layout, self.shards, self.rows)
 
 
-def shapes_of(
-    layout: Layout, *, shards: int, batch_size: int, max_length: int
-) -> Callable[[int, int], BatchShapes]:
-    """A function from a row's tokens and tiles to the shapes of its batch."""
+def shapes_of(layout: Layout, *, shards: int, batch_size: int, max_length: int) -> Shapes:
+    """A function from a row's size to the shapes of its batch."""
 
     @functools.cache
-    def batch_shapes(bucket: Bucket) -> BatchShapes:
-        return plan_of(bucket, layout, shards, batch_size)
+    def batch_shapes(bucket: Bucket, clips: bool) -> BatchShapes:
+        return plan_of(bucket, layout.with_clips() if clips else layout, shards, batch_size)
 
-    return lambda tokens, tiles: batch_shapes(bucket_of(tokens, tiles, layout, max_length))
+    def by_size(tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        return batch_shapes(bucket_of(tokens, tiles, layout, max_length), clips)
+
+    return by_size
 
 
 def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> BatchShapes:
