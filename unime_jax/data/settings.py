@@ -22,10 +22,13 @@ Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
 COLUMN_KEYS = (  # of data.columns
     "query",
     "query_image",
+    "query_video",
     "positive",
     "positive_image",
+    "positive_video",
     "negatives",
     "negatives_image",
+    "negatives_video",
     "scores",
     "score",
     "id",
