@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import Item, Media
+from unime_jax.batch import CLIP, Item, Media
+from unime_jax.data.clip_files import is_video_name
 from unime_jax.data.images import ImageError
 from unime_jax.data.strange_texts import text_fault
 
@@ -59,7 +60,9 @@ class ItemTable(Sequence[Item]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         item = self.bare(index)
-        media = (Media(image.path, self._read(image.path, index)) for image in item.media)
+        media = (
+            dataclasses.replace(medium, data=self._read(medium, index)) for medium in item.media
+        )
         return dataclasses.replace(item, media=tuple(media))
 
     def bare(self, index: int) -> Item:
@@ -70,18 +73,20 @@ class ItemTable(Sequence[Item]):
         """The dataset and the row that an item was met in first."""
         return self._where(self._rows[index])
 
-    def _read(self, path: str, index: int) -> bytes:
-        where = self.where(index)
+    def _read(self, medium: Media, index: int) -> bytes:
+        where, path, kind = self.where(index), medium.path, medium.kind
         try:
             data = self._images(path)
         except ImageError as error:
-            raise ValueError(f"{where}: image {path!r}: {error}") from error
+            raise ValueError(f"{where}: {kind} {path!r}: {error}") from error
         except (KeyError, OSError) as error:
             raise ValueError(
-                f"{where}: image {path!r} has no file; fetch the images again"
+                f"{where}: {kind} {path!r} has no file; fetch the {kind}s again"
             ) from error
         if not data:
-            raise ValueError(f"{where}: image {path!r} has no file or an empty one; fetch it again")
+            raise ValueError(
+                f"{where}: {kind} {path!r} has no file or an empty one; fetch it again"
+            )
         return data
 
 
@@ -106,11 +111,17 @@ def encode_table(name: str, table: ItemTable, encode: Encode) -> Float32[np.ndar
 def bare_item(key: Key) -> Item:
     """The item of a key, without the content of its images."""
     text, paths = key
-    return Item(text, tuple(Media(path) for path in paths.split("\0")) if paths else ())
+    media = (
+        Media(name.removeprefix(CLIP), kind="clip" if name.startswith(CLIP) else "image")
+        for name in paths.split("\0")
+    )
+    return Item(text, tuple(media) if paths else ())
 
 
 def paths_of(cell: Any) -> str:
     """Paths of an item's images, one or a list of several, as in its key; "": it has none.
+
+    A path that ends as those of videos do is a clip's.
 
     Raises:
       ValueError: one of several is empty, or a path has a NUL, which divides those of a key.
@@ -121,7 +132,8 @@ def paths_of(cell: Any) -> str:
         raise ValueError(f"an image path of {paths} is no path: it has a NUL")
     if any(paths) and not all(paths):
         raise ValueError(f"image {paths.index('') + 1} of {len(paths)} has no path: {paths}")
-    return "\0".join(paths) if any(paths) else ""
+    names = (CLIP + path if is_video_name(path) else path for path in paths)
+    return "\0".join(names) if any(paths) else ""
 
 
 def text_of(value: Any) -> str:
@@ -147,7 +159,7 @@ def blamed(tables: Mapping[str, ItemTable], error: ValueError) -> ValueError:
             if len(name) > longest and name in said:
                 where, longest = table.where(number), len(name)
     image = any(isinstance(cause, ImageError) for cause in (error, error.__cause__))
-    hint = "; the image cannot be decoded: fetch it again" if image else ""
+    hint = "; the image or clip cannot be decoded: fetch it again" if image else ""
     return ValueError(f"{where}: {said}{hint}")
 
 

@@ -4,11 +4,12 @@ import collections
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from unime_jax.batch import Item
+from unime_jax.data import clips
 from unime_jax.data.image_markers import NUMBERED
 from unime_jax.data.images import decode
 from unime_jax.evaluation import ranking
@@ -227,11 +228,11 @@ def card(
     `thumbnails` are those made so far, all of one size. Images of which `images` has no bytes are
     counted as "lost", those beyond `IMAGES` as "more".
     """
-    paths = [image.path for image in item.media]
-    for path in paths[:IMAGES]:
-        if path not in thumbnails:
-            data = images(path)
-            thumbnails[path] = thumbnail(data, size) if data else ""
+    paths = [medium.path for medium in item.media]
+    for medium in item.media[:IMAGES]:
+        if medium.path not in thumbnails:
+            data = images(medium.path)
+            thumbnails[medium.path] = thumbnail(data, size, medium.kind) if data else ""
     text = " ".join(re.sub(NUMBERED, " ", item.text).split())
     text = text if len(text) <= 200 else text[:199] + "…"
     made = [thumbnails[path] for path in paths[:IMAGES]]
@@ -243,9 +244,13 @@ def card(
     }
 
 
-def thumbnail(data: bytes, size: int = THUMBNAIL) -> str:
-    """An image as a data URI, whose longer side has at most `size` pixels."""
-    image = decode(data)
+def thumbnail(data: bytes, size: int = THUMBNAIL, kind: Literal["image", "clip"] = "image") -> str:
+    """An image, or a clip's middle frame, as a data URI of at most `size` pixels a side."""
+    if kind == "clip":
+        with clips.opened(data) as clip:
+            (image,) = clip.frames([clip.facts.frames // 2])
+    else:
+        image = decode(data)
     form = "PNG" if max(image.size) <= 64 else "JPEG"
     image.thumbnail((size, size))
     return figures.data_uri(image, form)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from unime_jax import files
+from unime_jax.data import clip_files
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.formats import fingerprint
 from unime_jax.data.images import ImageFile
@@ -18,6 +19,7 @@ from unime_jax.operations import watchdog
 SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
+    *clip_files.SUFFIXES,
 )
 ENDS = 2**12  # bytes of a file's beginning and end that are read
 AHEAD = 32  # files that are asked for before their turn
