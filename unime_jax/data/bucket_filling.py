@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unime_jax.batch import Inputs, Row
-from unime_jax.data.frames import repeated
+from unime_jax.data.frames import blended, repeated
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout, segments_of
 from unime_jax.data.text_rows import rows_of_texts
 
@@ -34,6 +34,8 @@ def fill_buckets(
             f"{len(rows)} rows in process {process_index}, the batch has room for "
             f"{shapes.rows} in {process_count} processes"
         )
+    if shapes.layout.clips:
+        rows = [blended(row, shapes.layout.slots) for row in rows]
     groups = tuple(_empty(shapes, bucket, process_count) for bucket in shapes.buckets)
     for row in rows:
         _check_layout(row, shapes.layout)

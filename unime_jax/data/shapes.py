@@ -15,8 +15,9 @@ class Layout:
     where one beyond the end reads NaN; None: there is no bound. A row of n tiles has
     `table[0]` + n * `table[1]` vectors for its image tokens to choose from.
 
-    A patch of a clip may span several `frames`. Rows of images have bytes of one frame, unless
-    `clips` may be among them: then all of a batch have as many as a clip's.
+    A patch of a clip may span several `frames`, and its tokens blend more of the table's rows. Rows
+    of images have bytes of one frame and their own S, unless `clips` may be among them: then all of
+    a batch have as many as a clip's.
     """
 
     axes: int = 1  # A
@@ -26,6 +27,9 @@ class Layout:
     patch_bytes: int = 0  # F of an image
     frames: int = 1  # that a clip's patch spans
     clips: bool = False  # rows may have clips
+    clip_slots: int = 0  # S where they may; 0: it is the same
+    # of a frame of a clip, at least, where they are fewer than those of an image's tile; 0: as many
+    frame_tokens: int = 0
     positioned: bool = False  # rows have patch_position
     pooled: bool = False  # rows have pool_start
     teacher: int = 0  # width of a row's teacher embedding
@@ -43,12 +47,19 @@ class Layout:
 
     def with_clips(self) -> "Layout":
         """The layout of the family's rows where some may have clips."""
-        return dataclasses.replace(self, clips=bool(self.patches))
+        if not self.patches:
+            return self
+        return dataclasses.replace(
+            self,
+            clips=True,
+            slots=self.clip_slots or self.slots,
+            blended=self.blended or self.clip_slots > 1,
+        )
 
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""
         return dataclasses.replace(
-            self, patches=0, patch_bytes=0, frames=1, clips=False, positioned=False
+            self, patches=0, patch_bytes=0, frames=1, clips=False, clip_slots=0, positioned=False
         )
 
 
