@@ -163,9 +163,9 @@ def write(
     `SentenceTransformer(folder).encode` then takes a string, an image, or a dict of "text" and
     "image" (one, or a list), mixed in one call, and gives the last token's hidden state after the
     final norm, scaled to length one. An image alone is an image with the text "", and the order of
-    a dict's keys does not matter. With `clips` it takes videos, too ("video"). `encode(..., prompt_name=...)` writes the prompt directly before
-    the text, inside the user turn, as if it were part of the text; with `system` it is the system
-    turn's text.
+    a dict's keys does not matter. With `clips` it takes videos, too ("video").
+    `encode(..., prompt_name=...)` writes the prompt directly before the text, inside the user turn,
+    as if it were part of the text; with `system` it is the system turn's text.
 
     A row beyond `max_length` loses the end of its text, as in `Prompt`, with two exceptions that
     only code in the folder could avoid: of a row with images ST cuts the frame's suffix, too (and

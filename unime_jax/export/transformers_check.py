@@ -148,6 +148,8 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
     """Difference in the token ids or pixels of an item, uncut, as only this package cuts inside."""
     if prompt.empty_places(item):
         return []  # a marker without an image, which the model card names
+    if any(media.kind == "clip" for media in item.media):
+        return []  # the processor here is without that of videos, which wants torch
     whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
     preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
     row = preprocess(item)
