@@ -142,11 +142,10 @@ def wording(prompt: Prompt) -> sentence_transformers.Wording:
 
 
 def _clip_turn(prompt: Prompt) -> sentence_transformers.ClipTurn | None:
-    """Words of clips; None: there is no token of their own, or no place in the frames."""
-    places = prompt.clips
-    if prompt.clip_token in ("", prompt.image_token) or (
-        prompt.style in ("chat", "system") and not places
-    ):
+    """Words of clips; None: they have no token of their own, no place, or more words than that."""
+    places, worded = prompt.clips, prompt.style in ("chat", "system")
+    own = prompt.clip_token not in ("", prompt.image_token)
+    if not own or prompt.clip_place or (worded and not places):
         return None
     return {
         "token": prompt.clip_token,
