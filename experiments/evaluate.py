@@ -57,6 +57,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.images = like.evaluation.images
     config.evaluation.image_prompt = like.evaluation.image_prompt
     config.evaluation.caption_prompt = "{caption}"  # of captions; {caption} stands for one
+    config.evaluation.video_prompt = "<|video_1|>\nRepresent the given video."  # of their clips
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
     # vectors of items, by the model's and their content: a folder; "auto": below ~/.cache; "": none
     config.evaluation.cache = "auto"

@@ -13,6 +13,7 @@ READERS = (
     "mmeb",
     "karpathy",
     "long_captions",
+    "video_captions",
     "sugarcrepe",
     "winoground",
     "aro",
