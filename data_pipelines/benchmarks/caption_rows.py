@@ -13,7 +13,7 @@ NAMED = 3  # missing images that an error names
 
 
 class Captioned(NamedTuple):
-    """A path below the folder of images or videos, captions, and where both were read, for errors."""
+    """A path below the folder of images or videos, its captions, and where both were read."""
 
     image: str
     captions: Sequence[str]

@@ -1,4 +1,4 @@
-"""A look at prepared sets without a network: numbers of rows, and whether every image or video is there."""
+"""A look at prepared sets without a network: numbers of rows, and whether all media are there."""
 
 import sys
 from collections.abc import Iterator, Mapping

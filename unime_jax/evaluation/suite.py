@@ -127,8 +127,8 @@ def make_suite(
     `retrieval_data` may be a file, too, see `retrieval_files.open_sets`, which is given `columns`.
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
     columns path and image, or from plain files, whose paths must stay below it. The three prompts
-    are of images, captions and clips without a text of their own. Of prepared benchmark sets those of
-    `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
+    are of images, captions and clips without a text of their own. Of prepared benchmark sets those
+    of `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
 
     Raises:
       FileNotFoundError: a folder without a dataset.

@@ -22,7 +22,8 @@ Key = tuple[str, str]
 class ItemTable(Sequence[Item]):
     """Distinct items by text and paths of media, in the order in which they were added.
 
-    An index reads the item's media, so that no more of them are in memory than an encoder holds. It may be asked from several threads.
+    An index reads the item's media, so that no more of them are in memory than an encoder holds. It
+    may be asked from several threads.
 
     Attributes:
       keys: text and paths of media by item number.

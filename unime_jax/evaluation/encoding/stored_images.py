@@ -11,8 +11,9 @@ from unime_jax.evaluation.encoding.item_table import Images, text_of
 def open_images(folder: files.Path) -> Images:
     """A function from a path to the encoded bytes of the image or clip.
 
-    Plain files must stay below `folder`; a clip may be a folder of frames, too. Of a TFDS folder with the columns path and image all rows
-    are read once, for the paths; their bytes are read again when they are asked for.
+    Plain files must stay below `folder`; a clip may be a folder of frames, too. Of a TFDS folder
+    with the columns path and image all rows are read once, for the paths; their bytes are read
+    again when they are asked for.
 
     Raises:
       ValueError: two different images at one path.

@@ -2,8 +2,9 @@
 
 A caption asks for its own image among all images, an image for any of its captions among all
 captions. Where captions are `grouped`, an image asks for its own group of captions among all
-groups, each by its best caption, as CLIP4Clip counts clips of several sentences. Every row counts as it stands: a caption or an image that comes again, with another row,
-is a candidate and a query of its own, and only those of its own row are right for it.
+groups, each by its best caption, as CLIP4Clip counts clips of several sentences. Every row counts
+as it stands: a caption or an image that comes again, with another row, is a candidate and a query
+of its own, and only those of its own row are right for it.
 
 Ties never help, see `corpus_ranking`: a right candidate stands behind all others of its score. The
 published code leaves the order of ties to `torch.topk`; without ties both count the same.
