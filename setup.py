@@ -24,6 +24,7 @@ ORACLES = [
     "torchvision==0.28.0",  # of that torch; transformers' processors want it
 ]
 
+VIDEO = ["av>=14"]
 WEB = ["starlette>=1", "uvicorn>=0.30"]
 
 
@@ -105,6 +106,7 @@ setup(
         "gcs": ["gcsfs"],  # gs:// as work directory, data or backbone
         "wandb": ["wandb"],
         "eval": ["mteb>=2.20", "sentence-transformers>=6.2"],  # unime_jax.integrations
+        "video": VIDEO,  # MP4, WebM, AVI and so on as clips, unime_jax/data/clips.py
         "serve": WEB,  # unime_jax.serve
         "demo": ["gradio>=6"],  # experiments/demo.py
         "test": [
@@ -121,6 +123,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            *VIDEO,
             *WEB,
             "zstandard",  # jax packs kept programs with it, else with zlib, which takes longer
             *[f'{oracle}; python_version < "3.13"' for oracle in ORACLES],

@@ -142,7 +142,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def read(path: str | os.PathLike[str]) -> bytes:
+def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of an image file.
 
     Nothing but a regular file is opened, so that no device, pipe or socket is read or waited for.
@@ -152,43 +152,48 @@ def read(path: str | os.PathLike[str]) -> bytes:
       ImageError: it is a URL, no regular file, or too large.
     """
     name = os.fspath(path)
-    if _URL.match(name):
-        raise ImageError(
-            f"{name[:100]!r} is a URL, and nothing is fetched here; download the image first, and"
-            " give its path or its bytes"
-        )
-    if "\0" in name:
-        raise ImageError(f"{name!r} is no path: it has a NUL")
-    _check_file(name, os.stat(name))
+    _check_name(name)
+    _check_file(name, os.stat(name), max_bytes)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     with os.fdopen(os.open(name, flags), "rb") as file:
         status = os.fstat(file.fileno())
-        _check_file(name, status)  # it may have been replaced
+        _check_file(name, status, max_bytes)  # it may have been replaced
         data = file.read(status.st_size + 1)
     if len(data) > status.st_size:
         raise ImageError(f"{name!r} grows while it is read")
     return data
 
 
-def read_below(folder: str | os.PathLike[str], path: str) -> bytes:
+def read_below(folder: str | os.PathLike[str], path: str, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of an image file that a data set names by its path below a folder.
+
+    Raises:
+      OSError: it cannot be opened.
+      ImageError: as `read` and `path_below`.
+    """
+    real = path_below(folder, path)
+    if files.is_remote(folder):
+        return _read_remote(files.as_path(real), max_bytes)
+    return read(real, max_bytes=max_bytes)
+
+
+def path_below(folder: str | os.PathLike[str], path: str) -> str:
+    """Where a file or folder lies that a data set names by its path below a folder.
 
     Whoever wrote the data set need not be trusted: the path must stay in the folder.
 
     Raises:
-      OSError: it cannot be opened.
-      ImageError: as `read`, or the path is absolute, has `..` in it, or leads out of the folder
-        over a symbolic link.
+      ImageError: the path is a URL or absolute, has `..` in it, or leads out of the folder over a
+        symbolic link.
     """
-    if _URL.match(path) or "\0" in path:
-        return read(path)  # says what is wrong
+    _check_name(path)
     if os.path.isabs(path) or ".." in re.split(r"[/\\]", path):
         raise ImageError(
             f"the path {path!r} leaves the image folder; paths of a data set are relative to it,"
             ' without ".."'
         )
     if files.is_remote(folder):
-        return _read_remote(files.as_path(folder) / path)
+        return os.fspath(files.as_path(folder) / path)
     root = os.path.realpath(folder)
     real = os.path.realpath(os.path.join(root, path))
     if os.path.commonpath([root, real]) != root:
@@ -196,15 +201,15 @@ def read_below(folder: str | os.PathLike[str], path: str) -> bytes:
             f"the path {path!r} leads out of the image folder, over a symbolic link, to {real!r};"
             " copy or mount the images into the folder"
         )
-    return read(real)
+    return real
 
 
-def _read_remote(path: files.Path) -> bytes:
+def _read_remote(path: files.Path, max_bytes: int) -> bytes:
     """An image of a bucket, which has no links or devices; a limit holds for its size, too."""
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{str(path)!r} has more than {MAX_BYTES} bytes, which is the limit")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ImageError(f"{str(path)!r} has more than {max_bytes} bytes, which is the limit")
     return data
 
 
@@ -221,12 +226,22 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_file(name: str, status: os.stat_result) -> None:
+def _check_name(name: str) -> None:
+    if _URL.match(name):
+        raise ImageError(
+            f"{name[:100]!r} is a URL, and nothing is fetched here; download the image first, and"
+            " give its path or its bytes"
+        )
+    if "\0" in name:
+        raise ImageError(f"{name!r} is no path: it has a NUL")
+
+
+def _check_file(name: str, status: os.stat_result, max_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
         raise ImageError(f"{name!r} is {kind}, no file")
-    if status.st_size > MAX_BYTES:
-        raise ImageError(f"{name!r} has {status.st_size} bytes, the limit is {MAX_BYTES}")
+    if status.st_size > max_bytes:
+        raise ImageError(f"{name!r} has {status.st_size} bytes, the limit is {max_bytes}")
 
 
 def _orientation(image: Image.Image) -> int:
