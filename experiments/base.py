@@ -48,6 +48,11 @@ def mini() -> ConfigDict:
     config.processing.grid_positions = False  # rows and columns for all images (Qwen2-VL)
     config.processing.legacy_padding = False  # of canvases, as in transformers 4.48
     config.processing.missing_images = "strip"  # markers without an image; or "token", "image"
+    config.processing.fps = config_dict.placeholder(float)  # frames a second of a clip
+    config.processing.frames = config_dict.placeholder(tuple)  # of a clip (least, most)
+    config.processing.frame_pixels = config_dict.placeholder(tuple)  # of one (least, most)
+    config.processing.clip_pixels = config_dict.placeholder(int)  # of all frames, at most
+    config.processing.clip_newlines = config_dict.placeholder(str)  # "one" or "grid" (LLaVA)
     config.processing.final_norm = True  # the decoder's, before the pooled state
 
     config.lora = ConfigDict()

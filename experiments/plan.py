@@ -34,6 +34,9 @@ EXPECTED = {
     "stage1:llava_next_7b": {"topologies": SLICES, **SENTENCES},
     "stage1:llava_onevision_7b": {"topologies": SLICES, **SENTENCES},
     "stage1:qwen2_vl_7b": {"topologies": SLICES, **SENTENCES},
+    "stage1:qwen2_5_vl_7b": {"topologies": SLICES, **SENTENCES},
+    "stage1:qwen3_vl_2b": {"topologies": SLICES, **SENTENCES},
+    "stage1:qwen3_vl_8b": {"topologies": SLICES, **SENTENCES},
     "stage1:phi3_v_4b": {"topologies": SLICES, **SENTENCES},
     "stage2:llava_onevision_05b": {"lengths": LENGTHS + "mmeb_onevision_384.csv"},
     "stage2:llava_onevision_7b": {

@@ -5,12 +5,15 @@
 --config=experiments/stage1.py:llava_next_7b           LoRA on a pod, NLI triples, NV-Embed-v2
 --config=experiments/stage1.py:llava_onevision_7b      the same for LLaVA-OneVision
 --config=experiments/stage1.py:qwen2_vl_7b             the same for Qwen2-VL
+--config=experiments/stage1.py:qwen2_5_vl_7b           the same for Qwen2.5-VL
+--config=experiments/stage1.py:qwen3_vl_2b             the same for Qwen3-VL
+--config=experiments/stage1.py:qwen3_vl_8b             the same for its 8B
 --config=experiments/stage1.py:phi3_v_4b               the same for Phi-3.5-Vision
 
 Then --config=experiments/stage2.py --config.init_from=<work directory of stage 1>. The NLI triples
 are built by `python -m data_pipelines.texts`, the teacher's embeddings of them by
 experiments/embed.py. The paper (arXiv 2504.17432, section 3.2 and table 6) has settings for
-LLaVA-1.6 and Phi-3.5-Vision; the other two have those of LLaVA-1.6.
+LLaVA-1.6 and Phi-3.5-Vision; the others have those of LLaVA-1.6.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +22,15 @@ from unime_jax.data.settings import Bucket
 from unime_jax.operations.recipes import base
 
 MINI = ("mini", "paper_literal")
-PRETRAINED = ("llava_next_7b", "llava_onevision_7b", "qwen2_vl_7b", "phi3_v_4b")
+PRETRAINED = (
+    "llava_next_7b",
+    "llava_onevision_7b",
+    "qwen2_vl_7b",
+    "qwen2_5_vl_7b",
+    "qwen3_vl_2b",
+    "qwen3_vl_8b",
+    "phi3_v_4b",
+)
 
 
 def get_config(variant: str = "mini") -> ConfigDict:

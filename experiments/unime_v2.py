@@ -3,6 +3,9 @@
 --config=experiments/unime_v2.py                         MiniMMEB with scores, from scratch
 --config=experiments/unime_v2.py:qwen2_vl_7b             DoRA on a pod, judged MMEB-train
 --config=experiments/unime_v2.py:llava_onevision_7b      the same for LLaVA-OneVision
+--config=experiments/unime_v2.py:qwen2_5_vl_7b           the same for Qwen2.5-VL
+--config=experiments/unime_v2.py:qwen3_vl_2b             the same for Qwen3-VL
+--config=experiments/unime_v2.py:qwen3_vl_8b             the same for its 8B
 --config=experiments/unime_v2.py:own                     own rows with scores, by a trained model
 
 Rows have `scores`, as job judge (experiments/judge.py) writes them. In-batch InfoNCE is added by
@@ -13,11 +16,18 @@ from ml_collections import ConfigDict
 
 from unime_jax.operations.recipes import base, own
 
+PRETRAINED = (
+    "qwen2_vl_7b",
+    "llava_onevision_7b",
+    "qwen2_5_vl_7b",
+    "qwen3_vl_2b",
+    "qwen3_vl_8b",
+)
 NEGATIVES = 8  # the best of 4, 6, 8, 10 in the paper
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "qwen2_vl_7b", "llava_onevision_7b", "own"))
+    base.variant_of(variant, ("mini", *PRETRAINED, "own"))
     if variant == "mini":
         config = base.mini()
         config.data.train = "mini_mmeb_judged/rows"  # of job judge

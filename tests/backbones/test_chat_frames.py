@@ -13,7 +13,7 @@ from tests.backbones.tiny_prompts import item, opened
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.tables import for_each
 from unime_jax.backbones.preprocessing import chat_frames
-from unime_jax.backbones.preprocessing.prompts import open_prompt
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt
 
 
 def test_without_a_template_file_the_tokenizers_is_used(tmp_path, prompt_folders):

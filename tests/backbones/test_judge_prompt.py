@@ -14,7 +14,7 @@ from unime_jax.backbones.preprocessing.judge_prompt import (
     answer_tokens,
     open_judge_prompt,
 )
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.batch import Item, Media
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/prompts/qwen3_vl_reranker.json"

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.backbones.tiny_prompts import PROMPTS, item
 from tests.tables import for_each
-from unime_jax.backbones.preprocessing.prompts import open_prompt
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt
 
 
 @settings(max_examples=200, deadline=None)

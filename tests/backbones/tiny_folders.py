@@ -20,6 +20,8 @@ HUB_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>' }}{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ '\\n' + part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -98,5 +100,6 @@ def write_folder(
         tile=tile, patch=patch, grid=grid, max_tiles=max_tiles, vision=vision, text=text
     )
     config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    config.video_token_index = tokenizer.convert_tokens_to_ids("<video>")
     config.save_pretrained(folder)
     return folder

@@ -4,7 +4,8 @@ import json
 
 from transformers import AutoTokenizer
 
-from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item, Media
 
 PROMPTS = [

@@ -13,7 +13,8 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.tables import for_each
-from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item, Media
 from unime_jax.data.image_markers import DEEPEST, without_markers
 from unime_jax.export import folder as hf_folder

@@ -31,7 +31,7 @@ from tests.models.oracle import (
 )
 from unime_jax import backbones, paths
 from unime_jax.backbones.preprocessing import judge_prompt
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.batch import Item, Media
 from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket

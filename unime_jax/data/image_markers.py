@@ -12,27 +12,26 @@ and then those that this has formed, until there is none. The chat template of
 
 import re
 
-NUMBERED = r"<\|image_[0-9]+\|>"
+NUMBERED = r"<\|(?:image|video)_[0-9]+\|>"
 DEEPEST = 100  # markers within each other; each level is one more look at the whole text
 
 
 def number(marker: str) -> int:
     """Number in a numbered marker."""
-    return int(marker.removeprefix("<|image_").removesuffix("|>"))
+    return int(marker.rpartition("_")[2].removesuffix("|>"))
 
 
-def marker(image_token: str) -> re.Pattern[str]:
-    """Pattern of a numbered marker or the model's own image token."""
-    return re.compile(f"{NUMBERED}|{re.escape(image_token)}")
+def marker(*tokens: str) -> re.Pattern[str]:
+    """Pattern of a numbered marker or one of the model's own tokens of images and clips."""
+    return re.compile("|".join([NUMBERED, *map(re.escape, tokens)]))
 
 
-def without_markers(text: str, image_token: str | None = None) -> tuple[str, int]:
+def without_markers(text: str, *tokens: str) -> tuple[str, int]:
     """Text without its markers, and the number of markers removed.
 
-    `image_token` is removed like numbered markers; None: the model has none.
+    `tokens` are the model's own of images and clips, which are removed like numbered markers.
     """
-    pattern = NUMBERED if image_token is None else marker(image_token).pattern
-    return removed(f"(?:{pattern})\n?", text)
+    return removed(f"(?:{marker(*tokens).pattern})\n?", text)
 
 
 def removed(pattern: str, text: str) -> tuple[str, int]:

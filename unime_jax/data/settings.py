@@ -18,6 +18,7 @@ Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around M
 # VLM2Vec's names of the size that images are resized to first; "capped" are those with a side above
 # 1344, and no others.
 Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
+ClipNewlines = Literal["one", "grid"]  # of LLaVA-OneVision, in a clip
 
 COLUMN_KEYS = (  # of data.columns
     "query",
@@ -75,6 +76,13 @@ class Processing:
       missing_images: an image marker without an image (MMEB's WebQA and EDIS have such queries) is
         left out ("strip"); is an ordinary token ("token", as VLM2Vec and UniME-V2 feed it); or
         stands for an image of zeros, one tile and a newline ("image", LLaVE).
+      fps: frames a second that are looked at in a clip; None: as the family was published, as are
+        the next three.
+      frames: least and most frames of a clip that are looked at.
+      frame_pixels: least and most pixels of a frame, of Qwen's families.
+      clip_pixels: most pixels of all frames of a clip together, of Qwen's families.
+      clip_newlines: LLaVA-OneVision's newline vector ends a clip once ("one", transformers), or
+        every row of every frame ("grid", LLaVE); None: as the checkpoint says.
       final_norm: the state that is pooled is after the decoder's final norm; if not, before it, as
         `hidden_states[-1]` of transformers 4 was.
     """
@@ -88,6 +96,11 @@ class Processing:
     legacy_padding: bool = False
     crops: int | None = None
     missing_images: MissingImages = "strip"
+    fps: float | None = None
+    frames: tuple[int, int] | None = None
+    frame_pixels: tuple[int, int] | None = None
+    clip_pixels: int | None = None
+    clip_newlines: ClipNewlines | None = None
     final_norm: bool = True
 
     def __post_init__(self) -> None:
@@ -96,6 +109,16 @@ class Processing:
                 f"processing.image_size={self.image_size} and processing.resolution="
                 f"{self.resolution!r} are both sizes that images are resized to first; give one"
             )
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"processing.fps is {self.fps}; it must be above 0")
+        for key in ("frames", "frame_pixels"):
+            pair = getattr(self, key)
+            if pair is not None and (len(pair) != 2 or not 0 < pair[0] <= pair[1]):
+                raise ValueError(
+                    f"processing.{key} is {pair}; it must be the least and the most, both positive"
+                )
+        if self.clip_pixels is not None and self.clip_pixels < 1:
+            raise ValueError(f"processing.clip_pixels is {self.clip_pixels}; it must be positive")
 
 
 def check_keys(chosen: Mapping[str, str], where: str) -> None:

@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from unime_jax import backbones, config, sharding
 from unime_jax.backbones.preprocessing import judge_prompt
 from unime_jax.backbones.preprocessing.judge_prompt import JudgePrompt
-from unime_jax.backbones.preprocessing.prompts import Prompt, name_of, open_tokenizer
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
+from unime_jax.backbones.preprocessing.prompts import Prompt, name_of
 from unime_jax.batch import Item, Row
 from unime_jax.data import inference_shapes, shared_prefix
 from unime_jax.data.ahead import map_ahead

@@ -68,7 +68,7 @@ def attend(
                 q, k, v, causal=causal, segment=segment, length=length, reach=reach
             )
         if implementation == "xla" and reach is not None and segment is not None:
-            return block_attention.attend_near(q, k, v, segment, reach)
+            return block_attention.attend_segments(q, k, v, segment, reach)
         if implementation == "xla" and q.shape[1] > block_attention.LONGEST:
             return block_attention.attend(
                 q, k, v, causal=causal, segment=segment, shared=shared, length=length

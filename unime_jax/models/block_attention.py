@@ -40,13 +40,12 @@ def attend(
             mask &= seen if shared is None else seen | (segment == shared)[:, None, None, :]
         return _masked(queries, k, v, mask)
 
-    blocks = _blocks(q), _blocks(jnp.arange(tokens)[None])[:, 0]
-    own = None if segment is None else _blocks(segment)
-    y = jnp.moveaxis(jax.lax.map(of_block, (*blocks, own)), 0, 1)
-    return y.reshape(len(q), -1, *q.shape[2:])[:, :tokens]
+    blocks = _blocks(q, BLOCK), _blocks(jnp.arange(tokens)[None], BLOCK)[:, 0]
+    own = None if segment is None else _blocks(segment, BLOCK)
+    return _joined(jax.lax.map(of_block, (*blocks, own)), tokens)
 
 
-def attend_near(
+def attend_segments(
     q: Float[Array, "rows tokens heads head"],
     k: Float[Array, "rows tokens kv_heads head"],
     v: Float[Array, "rows tokens kv_heads head"],
@@ -55,16 +54,50 @@ def attend_near(
 ) -> Float[Array, "rows tokens heads head"]:
     """Attention in both directions within segments of up to `reach` tokens that follow each other.
 
-    A block of `reach` queries looks at its own keys and at the blocks before and after it. Of
-    longer segments, which padding has, tokens see a part.
+    Time grows with the tokens of a row times `reach`. Of longer segments, which padding has, tokens
+    see a part.
     """
-    rows, tokens, *_ = q.shape
+    if reach <= BLOCK:
+        return _attend_neighbours(q, k, v, segment, reach)
+    tokens = q.shape[1]
+    sides = reach - 1, reach - 1 - tokens % -BLOCK
+    keys, values, of_key = (
+        jnp.pad(x, ((0, 0), sides, *[(0, 0)] * (x.ndim - 2))) for x in (k, v, segment)
+    )
+    exists = jnp.pad(jnp.ones(tokens, bool), sides)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        queries, own, start = block
+        near = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK + 2 * (reach - 1)
+        )
+        mask = own[:, :, None] == near(of_key, axis=1)[:, None]
+        mask &= near(exists, axis=0)
+        return _masked(queries, near(keys, axis=1), near(values, axis=1), mask[:, None])
+
+    queries = _blocks(q, BLOCK)
+    starts = jnp.arange(len(queries)) * BLOCK
+    return _joined(jax.lax.map(of_block, (queries, _blocks(segment, BLOCK), starts)), tokens)
+
+
+def _attend_neighbours(
+    q: Float[Array, "rows tokens heads head"],
+    k: Float[Array, "rows tokens kv_heads head"],
+    v: Float[Array, "rows tokens kv_heads head"],
+    segment: Int[Array, "rows tokens"],
+    reach: int,
+) -> Float[Array, "rows tokens heads head"]:
+    """`attend_segments`, all at once, where scores of so few keys find room.
+
+    A block of `reach` queries looks at its own keys and at the blocks before and after it.
+    """
+    tokens = q.shape[1]
     queries, own = _blocks(q, reach), _blocks(segment, reach)
     keys, values, of_key = (_with_neighbours(_blocks(x, reach)) for x in (k, v, segment))
     exists = _with_neighbours(_blocks(jnp.ones((1, tokens), bool), reach))
     mask = (own[..., :, None] == of_key[..., None, :]) & exists[..., None, :]
-    y = jax.vmap(_masked)(queries, keys, values, mask[:, :, None])
-    return jnp.moveaxis(y, 0, 1).reshape(rows, -1, *q.shape[2:])[:, :tokens]
+    return _joined(jax.vmap(_masked)(queries, keys, values, mask[:, :, None]), tokens)
 
 
 def _masked(
@@ -76,11 +109,17 @@ def _masked(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
-def _blocks(x: jax.Array, block: int = BLOCK) -> jax.Array:
+def _blocks(x: jax.Array, block: int) -> jax.Array:
     """[rows, tokens, ...] to [blocks, rows, block, ...], the last block filled up with zeros."""
     rows, tokens, *others = x.shape
     x = jnp.pad(x, ((0, 0), (0, -tokens % block), *[(0, 0)] * len(others)))
     return jnp.moveaxis(x.reshape(rows, -1, block, *others), 1, 0)
+
+
+def _joined(blocks: jax.Array, tokens: int) -> jax.Array:
+    """The rows of `_blocks`, without what has filled the last block up."""
+    rows = jnp.moveaxis(blocks, 0, 1)
+    return rows.reshape(len(rows), -1, *rows.shape[3:])[:, :tokens]
 
 
 def _with_neighbours(blocks: jax.Array) -> jax.Array:

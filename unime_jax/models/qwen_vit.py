@@ -27,6 +27,7 @@ class QwenVisionConfig:
     `frames`: images that a patch spans in time. `merge`: merge x merge patches become one token.
     `gated`: of the MLPs. `window`: patches along a side of a window, which follow each other in a
     row; 0: there are none. `full_layers`: those that attend over the whole image all the same.
+    `longest`: patches of an image or of a clip's time step, at most; 0: nobody knows.
     """
 
     hidden_size: int
@@ -43,6 +44,7 @@ class QwenVisionConfig:
     gated: bool = False
     window: int = 0
     full_layers: tuple[int, ...] = ()
+    longest: int = 0
 
 
 def axial_angles(
@@ -100,6 +102,7 @@ class Attention(nnx.Module):
         self.proj = Linear(width, width, bias=True, key=proj)
         self.num_heads = config.num_heads
         self.window = config.window
+        self.longest = config.longest
 
     @jax.named_scope("attention")
     def __call__(
@@ -129,11 +132,13 @@ class Attention(nnx.Module):
                 implementation=implementation,
             )
 
+        # Where a row has room for several of the longest images, patches far away are another's.
+        reach = self.longest if 0 < 3 * self.longest < patches else None
         if window is None:
-            y = attend(segment, None)
+            y = attend(segment, reach)
         else:
-            reach = self.window**2
-            y = jax.lax.cond(full, lambda: attend(segment, None), lambda: attend(window, reach))
+            near = self.window**2
+            y = jax.lax.cond(full, lambda: attend(segment, reach), lambda: attend(window, near))
         return self.proj(y.reshape(rows, patches, width))
 
 

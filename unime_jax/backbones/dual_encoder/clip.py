@@ -7,8 +7,8 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.dual_encoder import dual_encoder
 from unime_jax.backbones.dual_encoder.pair_prompt import PairPrompt
 from unime_jax.backbones.io import hf_config
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.models.dual_encoder import TextPooling
 
 if TYPE_CHECKING:

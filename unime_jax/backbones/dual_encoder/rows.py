@@ -41,7 +41,7 @@ class PairPreprocessor:
         """
         images = decode_images(item, self.image_size)
         tiles = for_each_image(item, images, self.tile)
-        ids, truncated, unmatched = self.prompt(item)
+        ids, truncated, unmatched, _ = self.prompt(item)
         patches = position = None
         if tiles:
             patches = np.stack([tile.patches for tile in tiles])

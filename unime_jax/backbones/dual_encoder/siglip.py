@@ -14,8 +14,8 @@ from unime_jax.backbones.dual_encoder import dual_encoder
 from unime_jax.backbones.dual_encoder.pair_prompt import Padding, PairPrompt
 from unime_jax.backbones.dual_encoder.tiles import Flexible, Square
 from unime_jax.backbones.io import hf_config, json_files, st_folder
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.models.vit import VisionConfig
 
 if TYPE_CHECKING:

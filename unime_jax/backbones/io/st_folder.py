@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from unime_jax.backbones.preprocessing.prompts import Style
+from unime_jax.data.settings import Style
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"

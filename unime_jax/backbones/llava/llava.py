@@ -9,18 +9,15 @@ from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
 from unime_jax.backbones.llava.rows import LlavaPreprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import (
     Processing,
     caveats,
     fixed_size,
     require_missing_images,
 )
-from unime_jax.backbones.preprocessing.prompts import (
-    MissingImages,
-    Prompt,
-    open_prompt,
-    open_tokenizer,
-)
+from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.data.settings import MissingImages
 from unime_jax.data.shapes import Layout
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.llava import Llava, LlavaConfig

@@ -22,8 +22,8 @@ from unime_jax.backbones.io.hf_config import require
 from unime_jax.backbones.llava import llava, llava_config, llava_names
 from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_config, read_config
 from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing, require_missing_images
-from unime_jax.backbones.preprocessing.prompts import open_prompt, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

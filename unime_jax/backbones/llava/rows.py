@@ -74,7 +74,7 @@ class LlavaPreprocessor:
         absent = self.prompt.empty_places(item) if self.prompt.missing_images == "image" else 0
         seen = for_each_image(item, images, functools.partial(self._slots, tiled=tiled))
         seen += [anyres.untiled_slots(self.side, self.slots_per_token)] * absent
-        ids, truncated, unmatched = self.prompt(item, [len(slot) for slot, _ in seen])
+        ids, truncated, unmatched, _ = self.prompt(item, [len(slot) for slot, _ in seen])
         tokens, is_image = self.prompt.expand(ids, [len(slot) for slot, _ in seen])
         slot = np.full((len(tokens), self.slots_per_token), anyres.TEXT, np.int32)
         weight = np.zeros(slot.shape, np.float32)

@@ -3,13 +3,16 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Sequence
 
 from unime_jax.backbones.preprocessing import chat_templates
 from unime_jax.backbones.preprocessing.chat_frames import MAX_IMAGES, frame
 from unime_jax.backbones.preprocessing.fit import Span
-from unime_jax.backbones.preprocessing.prompts import Prompt, Style, open_tokenizer
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
+from unime_jax.data.settings import Style
 
 IMAGE_TOKEN_ID = -1  # in `Tokenised.ids`; it must not reach the model
 
@@ -45,8 +48,8 @@ class NumberedPrompt(Prompt):
                 start = place.end()
         return ids, spans
 
-    def _placed(self, text: str, images: int) -> tuple[str, int]:
-        own = [f"<|image_{number + 1}|>" for number in range(images)]
+    def _placed(self, text: str, tokens: Sequence[str]) -> tuple[str, int]:
+        own = [f"<|image_{number + 1}|>" for number in range(len(tokens))]
         known = "|".join(map(re.escape, own)) or "(?!)"
         others = f"(?!{known}){image_markers.NUMBERED}\n?"
         text, stripped = image_markers.removed(others, text)

@@ -54,7 +54,7 @@ class Phi3VPreprocessor:
         places = [slots(canvas.grid, side, int(start)) for canvas, start in zip(canvases, first)]
         shown = [places[image] for image in self.prompt.shown(item)]
         counts = [len(place) for place in shown]
-        ids, truncated, unmatched = self.prompt(item, counts)
+        ids, truncated, unmatched, _ = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = position = None

@@ -4,7 +4,10 @@ A chat template is a program, but for one user turn it only writes something bef
 after the text. It is therefore rendered once, checked to be such a frame, and not run again.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from unime_jax.backbones.preprocessing.clip_places import ClipPlaces, clip_places_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +52,35 @@ def frames_of(
     return tuple(frames)
 
 
+def clips_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    frames: Sequence[tuple[str, str]],
+    clip_token: str,
+) -> ClipPlaces | None:
+    """Places of clips in frames of `frames_of`; None: the template has none."""
+
+    def render(images: int, clips: int) -> tuple[str, str]:
+        return frame(tokenizer, template, images=images, clips=clips)
+
+    return clip_places_of(render, frames, clip_token)
+
+
+def system_clips_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    frames: Sequence[tuple[str, str]],
+    clip_token: str,
+) -> ClipPlaces | None:
+    """Places of clips in frames of `system_frames_of`; None: the template has none."""
+
+    def render(images: int, clips: int) -> tuple[str, str]:
+        before, after = frame(tokenizer, template, images=images, clips=clips, system=_SYSTEM)
+        return _split(before)[1], after
+
+    return clip_places_of(render, frames, clip_token)
+
+
 def system_frames_of(
     tokenizer: "PreTrainedTokenizerBase", template: str, image_token: str
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -81,6 +113,7 @@ def frame(
     template: str,
     *,
     images: int | None,
+    clips: int = 0,
     system: str | None = None,
 ) -> tuple[str, str]:
     """Strings before and after the text of a user turn, the second with the generation prompt.
@@ -89,6 +122,7 @@ def frame(
       tokenizer: renders the template.
       template: Jinja source.
       images: number of images in the turn, before its text; None: its content is a mere string.
+      clips: number of clips before the images.
       system: text of a system turn before it; None: there is none.
 
     Raises:
@@ -96,7 +130,8 @@ def frame(
     """
 
     def render(text: str) -> str:
-        parts = [{"type": "image"}] * (images or 0) + [{"type": "text", "text": text}]
+        media = [{"type": "video"}] * clips + [{"type": "image"}] * (images or 0)
+        parts = [*media, {"type": "text", "text": text}]
         content = text if images is None else parts
         messages: list[Any] = [{"role": "user", "content": content}]
         if system is not None:

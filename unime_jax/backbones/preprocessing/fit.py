@@ -39,6 +39,7 @@ def fit(
     side: Side = "right",
     uncut_characters: int = 0,
     uncut_ids: Collection[int] = (),
+    uncut_spans: Collection[Span] = (),
     uncut_last: bool = False,
     name: str,
     fixed: str,
@@ -56,8 +57,10 @@ def fit(
       max_length: tokens of the row.
       expansion: tokens that the row has beyond the ids, because an image token stands for many.
       side: the side of the text that tokens are cut from.
-      uncut_characters: characters at the start of the text that hold all of `uncut_ids`.
+      uncut_characters: characters at the start of the text that hold all of `uncut_ids` and
+        `uncut_spans`.
       uncut_ids: tokens that are never cut.
+      uncut_spans: characters of the text whose tokens are never cut.
       uncut_last: whether the last token of the prompt, which is pooled, is never cut.
       name: the item, for the error message.
       fixed: what is never cut, for the error message.
@@ -78,7 +81,9 @@ def fit(
         cuttable = [
             i
             for i, (first, end) in enumerate(spans[: len(spans) - uncut_last])
-            if start <= first < end <= stop and ids[i] not in uncut_ids
+            if start <= first < end <= stop
+            and ids[i] not in uncut_ids
+            and not any(start + a < end and first < start + b for a, b in uncut_spans)
         ]
         if _is_enough(excerpt, start, spans, cuttable, excess, side):
             break

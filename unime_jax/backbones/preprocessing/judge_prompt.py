@@ -78,17 +78,17 @@ class JudgePrompt:
 
     tokenizer: "PreTrainedTokenizerBase"
     template: str  # Jinja source
-    image_token: str
+    tokens: Mapping[str, str]  # of images and clips, by kind
     wording: Wording
 
     def item(self, query: Item, candidate: Item) -> Item:
-        """The whole prompt as an item, with an image token where each image goes.
+        """The whole prompt as an item, with a token where each image or clip goes.
 
         Image markers of the texts are left out, as in "chat" prompts.
 
         Raises:
-          ValueError: the template fails, or writes another number of image tokens than there are
-            images.
+          ValueError: the template fails, or writes another number of tokens of images or clips
+            than there are.
         """
         media = query.media + candidate.media
         try:
@@ -102,17 +102,18 @@ class JudgePrompt:
             raise ValueError(
                 f"the chat template fails on a judge's turn ({error}): {self.template[:200]!r}"
             ) from error
-        written = rendered.count(self.image_token)
-        if written != len(media):
-            raise ValueError(
-                f"{name_of(query)} and {name_of(candidate)} have {len(media)} images, but the chat"
-                f" template writes {self.image_token!r} {written} times: it is probably the"
-                " language model's own"
-            )
+        for kind, token in self.tokens.items():
+            written, wanted = rendered.count(token), sum(each.kind == kind for each in media)
+            if written != wanted:
+                raise ValueError(
+                    f"{name_of(query)} and {name_of(candidate)} have {wanted} {kind}s, but the chat"
+                    f" template writes {token!r} {written} times: it is probably the language"
+                    " model's own"
+                )
         return Item(rendered, media)
 
     def _bare(self, item: Item) -> Item:
-        text, _ = image_markers.without_markers(item.text, self.image_token)
+        text, _ = image_markers.without_markers(item.text, *self.tokens.values())
         return Item(text.strip(), item.media)
 
 
@@ -142,7 +143,10 @@ def open_judge_prompt(
     """
 
     def make(template: str) -> JudgePrompt:
-        made = JudgePrompt(tokenizer, template, prompt.image_token, wording)
+        tokens = {"image": prompt.image_token}
+        if prompt.clip_token not in ("", prompt.image_token):
+            tokens["clip"] = prompt.clip_token
+        made = JudgePrompt(tokenizer, template, tokens, wording)
         text = made.item(_PROBE, _PROBE).text
         words = wording.system, wording.before + wording.instruction
         if not all(part in text for part in words) or text.count(_PROBE.text) != 2:
@@ -176,9 +180,10 @@ def answer_tokens(
 
 
 def _parts(item: Item, wording: Wording) -> list[dict[str, str]]:
-    images = [{"type": "image", "image": media.path} for media in item.media]
-    text = item.text or ("" if images else wording.empty)
-    return [*images, *([_text(text)] if text else [])]
+    kinds = ["image" if media.kind == "image" else "video" for media in item.media]
+    media = [{"type": kind, kind: media.path} for kind, media in zip(kinds, item.media)]
+    text = item.text or ("" if media else wording.empty)
+    return [*media, *([_text(text)] if text else [])]
 
 
 def _text(text: str) -> dict[str, str]:

@@ -123,6 +123,7 @@ def read_record(folder: pathlib.Path) -> Record | None:
     if record is None:
         return None
     image_size, pixels = record["image_size"], record.get("pixels")
+    frames, frame_pixels = record.get("frames"), record.get("frame_pixels")
     processing = Processing(
         prompt=record["prompt"],
         image_size=image_size and tuple(image_size),
@@ -134,6 +135,11 @@ def read_record(folder: pathlib.Path) -> Record | None:
         # Folders exported before have none of these keys, or an earlier name of the last.
         crops=record.get("crops"),
         missing_images=record.get("missing_images", record.get("orphans", "strip")),
+        fps=record.get("fps"),
+        frames=frames and tuple(frames),
+        frame_pixels=frame_pixels and tuple(frame_pixels),
+        clip_pixels=record.get("clip_pixels"),
+        clip_newlines=record.get("clip_newlines"),
         final_norm=record.get("final_norm", True),
     )
     return Record(processing, record.get("max_length"), record.get("commits", {}))

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from unime_jax.backbones.preprocessing import chat_templates
-from unime_jax.backbones.preprocessing.chat_frames import system_frames_of
+from unime_jax.backbones.preprocessing.chat_frames import system_clips_of, system_frames_of
+from unime_jax.backbones.preprocessing.clip_places import ClipPlaces
 from unime_jax.backbones.preprocessing.fit import Segments
-from unime_jax.backbones.preprocessing.prompts import Prompt, adds_special_tokens, open_prompt
+from unime_jax.backbones.preprocessing.open_prompts import adds_special_tokens, open_prompt
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.batch import Item
 from unime_jax.data import image_markers
 from unime_jax.data.settings import MissingImages, Style
@@ -65,10 +67,9 @@ class SystemPrompt(Prompt):
         return [system, *messages], self.opening + DEFAULT + prompt
 
     def _segments(self, item: Item) -> tuple[Segments, int]:
-        text, markers = image_markers.without_markers(item.text, self.image_token)
-        images = len(item.media) + self.empty_places(item)
-        between, after = self._frame(item, images)
-        if not text + item.suffix and not images:
+        text, markers = image_markers.without_markers(item.text, *self.media_tokens)
+        between, after = self._frame(item)
+        if not text + item.suffix and not item.media and not self.empty_places(item):
             text = NOTHING
         before = self.opening + closed(item.prefix) + between
         return Segments(before, text, item.suffix + after), max(0, markers - len(item.media))
@@ -87,6 +88,8 @@ def open_any_prompt(
     style: Style,
     max_length: int,
     missing_images: MissingImages,
+    clip_token_id: int | None = None,
+    clip_place: str = "",
 ) -> Prompt:
     """Prompt of a checkpoint, of style "system", too; arguments as `open_prompt`.
 
@@ -101,12 +104,19 @@ def open_any_prompt(
         style="chat" if style == "system" else style,
         max_length=max_length,
         missing_images=missing_images,
+        clip_token_id=clip_token_id,
+        clip_place=clip_place,
     )
     if style != "system":
         return chat
-    opening, frames = chat_templates.use(
-        folder, lambda source: system_frames_of(tokenizer, source, chat.image_token)
-    )
+
+    def make(source: str) -> tuple[str, tuple[tuple[str, str], ...], ClipPlaces | None]:
+        opening, frames = system_frames_of(tokenizer, source, chat.image_token)
+        token = chat.clip_token
+        clips = system_clips_of(tokenizer, source, frames, token) if token else None
+        return opening, frames, clips
+
+    opening, frames, clips = chat_templates.use(folder, make)
     prompt = SystemPrompt(
         **{field.name: getattr(chat, field.name) for field in dataclasses.fields(chat)}
     )
@@ -114,6 +124,7 @@ def open_any_prompt(
         prompt,
         style="system",
         frames=frames,
+        clips=clips,
         special_tokens=adds_special_tokens(tokenizer, opening),
         opening=opening,
     )

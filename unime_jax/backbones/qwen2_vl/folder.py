@@ -13,13 +13,14 @@ from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, Ma
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.preprocessing import image_processor_config
 from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
+from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import (
     Processing,
     caveats,
     fixed_size,
     require_missing_images,
 )
-from unime_jax.backbones.preprocessing.prompts import Prompt, open_prompt, open_tokenizer
+from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl.rows import Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
 from unime_jax.models.decoder import DecoderConfig
@@ -55,7 +56,7 @@ class Form:
       model: class of the model, of a `Qwen2VlConfig`.
       names: of tensors.
       unread: regexes of the published names of the tower's tensors.
-      open_prompt: `prompts.open_prompt`, or one that knows more styles.
+      open_prompt: `open_prompts.open_prompt`, or one that knows more styles.
       gridded: whether images have rows and columns as positions whatever `processing` says.
     """
 

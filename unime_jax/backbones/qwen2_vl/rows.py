@@ -74,7 +74,7 @@ class Qwen2VlPreprocessor:
         grids = for_each_image(item, images, self._grid)
         merged = [(height // self.merge, width // self.merge) for height, width in grids]
         counts = [rows * columns for rows, columns in merged]
-        ids, truncated, unmatched = self.prompt(item, counts)
+        ids, truncated, unmatched, _ = self.prompt(item, counts)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
         patches = place = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import hf_config, weights
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.system_prompt import added_ending, open_any_prompt
 from unime_jax.backbones.qwen2_vl import folder as files
 from unime_jax.backbones.qwen2_vl.rows import TILE

@@ -8,8 +8,8 @@ from tokenizers import normalizers
 from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config, st_folder
 from unime_jax.backbones.io.names import AS_PUBLISHED, Names
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.backbones.texts import text_prompt
 from unime_jax.models.bert import Bert, BertConfig, Pooling
 from unime_jax.models.layers import ACTIVATIONS

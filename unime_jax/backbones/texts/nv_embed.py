@@ -11,8 +11,8 @@ import tokenizers
 from unime_jax.backbones.backbone import Backbone, MakeModel
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.io.names import AS_PUBLISHED, Fused, Names
+from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
-from unime_jax.backbones.preprocessing.prompts import open_tokenizer
 from unime_jax.backbones.texts import text_prompt
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.latent_attention import LatentAttentionConfig
