@@ -14,6 +14,7 @@ FRAMES = 6
 SIDE = 48  # pixels
 # Where a thing is in the first and the last frame: y grows downwards.
 NEAR, FAR, MIDDLE = 12.0, 36.0, 24.0
+ROOM = 6.0  # around the middle
 DIRECTIONS = ("left", "right", "up", "down")
 OPPOSITE = dict(zip(DIRECTIONS, ("right", "left", "down", "up"), strict=True))
 
@@ -37,7 +38,7 @@ class Moving:
         return f"{' '.join(self.kind)} on {self.background}"
 
     def turned(self) -> "Moving":
-        """The same shape in the opposite direction."""
+        """The same shape in the opposite direction: the same frames from the last to the first."""
         return dataclasses.replace(self, direction=OPPOSITE[self.direction])
 
     def scenes(self) -> list[Scene]:
@@ -74,24 +75,15 @@ class Following:
         return first, then
 
     def turned(self) -> "Following":
-        """The same shapes in the other order."""
+        """The same shapes in the other order: the same frames from the last to the first."""
         return dataclasses.replace(self, kinds=self.kinds[::-1])
 
     def scenes(self) -> list[Scene]:
-        rng = random.Random(self.texture)
-        room = 6
-        things = [
-            world.thing(
-                rng,
-                kind,
-                MIDDLE + rng.uniform(-room, room),
-                MIDDLE + rng.uniform(-room, room),
-                rng.choice(world.SIZES),
-                14,
-            )
-            for kind in self.kinds
-        ]
-        shown = [things[2 * number // FRAMES] for number in range(FRAMES)]
+        rng, things = random.Random(self.texture), {}
+        for kind in sorted(self.kinds):  # so that the other order has the same frames
+            x, y = (MIDDLE + rng.uniform(-ROOM, ROOM) for _ in range(2))
+            things[kind] = world.thing(rng, kind, x, y, rng.choice(world.SIZES), 14)
+        shown = [things[self.kinds[2 * number // FRAMES]] for number in range(FRAMES)]
         return [Scene(SIDE, SIDE, self.background, (thing,), self.texture) for thing in shown]
 
 

@@ -23,7 +23,7 @@ def read_clip_below(folder: str | os.PathLike[str], path: str) -> bytes:
     place = files.as_path(folder) / path
     leaves = os.path.isabs(path) or ".." in re.split(r"[/\\]", path) or "\0" in path
     if leaves or not place.is_dir():
-        return read_below(folder, path)  # says what is wrong
+        return read_below(folder, path, max_bytes=clips.MAX_BYTES)  # says what is wrong
     names = [entry.name for entry in place.iterdir() if entry.name.lower().endswith(FRAMES)]
     names = sorted((name for name in names if not name.startswith(".")), key=_natural)
     if not names:
