@@ -33,6 +33,9 @@ def test_what_a_marker_is():
         ("<|image_1|>\n\nx", "\nx", 1),
         ("a <|image_9|> b <|image_10|> <|image_123456|>", "a  b  ", 3),
         ("<|image_01|>x<|image_0|>", "x", 2),
+        ("<|video_1|>\nx<|image_1|><|video_12|>", "x", 3),
+        ("<|video_|> <|Video_1|> <|video_pad|> <|audio_1|> <|image_video_1|>", None, 0),
+        ("<|video_<|image_1|>1|>", "", 2),
         ("<|image_|> <|image_x|> <|image_1> <|image_ 1|> <|image_-1|> <|image_1", None, 0),
         ("<|image_\u0661|> <|image_1\u00b2|> <|IMAGE_1|> <|image_pad|>", None, 0),
         ("<|image_<|image_1|>1|>\nx", "x", 2),
@@ -82,8 +85,8 @@ def rendered(source: str, prefix: str, text: str, images: int) -> str:
     return render_jinja_template(conversations=[turns], chat_template=source)[0][0]
 
 
-MARKERS = ("<|image_1|>", "<|image_2|>", "<|image_10|>", "<|image_01|>", "IMAGE")
-PIECES = ("<|image_", "1", "0", "|>", "|", "\n", " ", "a", "<", "<im", "age>", "pad|>", "\u0661")
+MARKERS = ("<|image_1|>", "<|image_2|>", "<|video_10|>", "<|image_01|>", "IMAGE")
+PIECES = ("<|image_", "<|video_", "<|", "1", "0", "|>", "|", "\n", " ", "a", "<", "<im", "age>", "pad|>", "\u0661")
 
 
 @settings(max_examples=400, deadline=None)

@@ -1,9 +1,10 @@
-"""Grammar of image markers, the places that a text marks for its images.
+"""Grammar of image markers, the places that a text marks for its images and clips.
 
-A marker is `<|image_`, one or more ASCII digits, and `|>`, whatever the number: `<|image_1|>`,
-`<|image_12|>`, also `<|image_0|>` and `<|image_01|>`. `<|image_|>`, `<|image_x|>` and
-`<|IMAGE_1|>` are text. MMEB and its successors write `<|image_1|>`. A model's own image token
-counts as one, too. Which image a marker stands for is up to the family: mostly they go in order.
+A marker is `<|image_` or `<|video_`, one or more ASCII digits, and `|>`, whatever the number:
+`<|image_1|>`, `<|image_12|>`, `<|video_1|>`, also `<|image_0|>` and `<|image_01|>`. `<|image_|>`,
+`<|image_x|>` and `<|IMAGE_1|>` are text. MMEB and its successors write `<|image_1|>`, its videos
+`<|video_1|>`. A model's own image token counts as one, too. Which image a marker stands for is up
+to the family: mostly an item's images and clips take them in order, of whichever spelling.
 
 A marker that is left out takes one line end after it along; all of a text are left out at once,
 and then those that this has formed, until there is none. The chat template of
@@ -18,7 +19,7 @@ DEEPEST = 100  # markers within each other; each level is one more look at the w
 
 def number(marker: str) -> int:
     """Number in a numbered marker."""
-    return int(marker.rpartition("_")[2].removesuffix("|>"))
+    return int(re.sub("[^0-9]", "", marker))
 
 
 def marker(*tokens: str) -> re.Pattern[str]:

@@ -24,7 +24,8 @@ SEPARATE = (
     "There a call has texts alone, or images alone. Here it may have both, and an item with a text"
     " and an image is the sum of the two vectors, each of length one, scaled to length one; several"
     " images of an item are first added alike.",
-    "Image markers, `<|image_1|>`, are left out of a text here, and are text there.",
+    "Image markers, `<|image_1|>` and `<|video_1|>`, are left out of a text here, and are text"
+    " there.",
     NAMES_OF_FILES,
 )
 # `chat_template_of` puts its arguments before it. Each round splits what is left of the text at its
@@ -50,14 +51,16 @@ _TEMPLATE = """\
 {%- endif -%}
 {%- for round in range([turn.text | length + 2, 100000] | min) -%}
 {%- set turn.segments = [] -%}
-{%- for piece in turn.text.split('<|image_') -%}
-{%- set number = piece.split('|>')[0] -%}
+{%- for piece in turn.text.split('<|') -%}
+{%- set name = piece.split('|>')[0] -%}
+{%- set number = name[6:] -%}
 {%- if loop.first -%}
 {%- set turn.segments = [piece] -%}
-{%- elif '|>' in piece and number and not number.strip('0123456789') -%}
-{%- set turn.segments = turn.segments + [piece[number | length + 2:]] -%}
+{%- elif '|>' in piece and name[:6] in ['image_', 'video_'] and number
+    and not number.strip('0123456789') -%}
+{%- set turn.segments = turn.segments + [piece[name | length + 2:]] -%}
 {%- else -%}
-{%- set turn.segments = turn.segments[:-1] + [turn.segments[-1] + '<|image_' + piece] -%}
+{%- set turn.segments = turn.segments[:-1] + [turn.segments[-1] + '<|' + piece] -%}
 {%- endif -%}{%- endfor -%}
 {%- for marker in markers -%}
 {%- set turn.more = [] -%}
