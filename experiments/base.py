@@ -140,6 +140,7 @@ def mini() -> ConfigDict:
         Bucket(tokens=84, tiles=3),
     )
     config.data.packing = "auto"  # of texts into rows, where buckets are chosen; or "off"
+    config.data.clips = False  # rows may have clips
     config.data.workers = 0  # processes that read; 0: threads of this one
     config.data.max_bad_share = 0.05  # of the examples read
 

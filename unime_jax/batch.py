@@ -151,6 +151,7 @@ class Row:
     segment_end: Int32[ArrayLike, " segments"] | None = None
     truncated: int = 0  # text tokens cut off to fit the longest length; at least, of huge texts
     unmatched_markers: int = 0  # image markers of the text without an image
+    clips: int = 0  # of the item
 
 
 @jax.tree_util.register_dataclass

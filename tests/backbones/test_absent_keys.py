@@ -20,7 +20,7 @@ from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.llava import llava_config, llava_next, llava_qwen_config
 from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.qwen2_vl import folder as qwen2_vl
+from unime_jax.backbones.qwen2_vl import processors as qwen2_vl
 from unime_jax.backbones.texts import nv_embed
 from unime_jax.models.latent_attention import LatentAttentionConfig
 

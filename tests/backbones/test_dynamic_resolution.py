@@ -62,8 +62,9 @@ def test_patches_and_places(rows, columns, merge, resample):
 
 def test_positions():
     """Worked by hand: two texts, an image of 2 x 3 tokens, a text, the image as text, a text."""
-    sizes = [None, None, (2, 3), None, (2, 3), None]
-    found = dynamic_resolution.positions(sizes, [False, True, True, True, False, False])
+    image = dynamic_resolution.Place(2, 3)
+    places = [None, None, image, None, image, None]
+    found = dynamic_resolution.positions(places, [False, True, True, True, False, False])
     assert found.dtype == np.int32
     assert found.T.tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8, 9, 10, 11, 12],

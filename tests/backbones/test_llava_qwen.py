@@ -106,7 +106,7 @@ def test_recorded_layout(tmp_path_factory, grids):
     rows = [row for row in LAYOUT if row["grid"] == grids]
     assert len(rows) > 5
     for row in rows:
-        slot, _ = preprocess._slots(Image.new("RGB", (row["width"], row["height"])), tiled=True)
+        slot, _ = preprocess.image_slots(row["height"], row["width"], 1)
         assert len(slot) == row["visual_tokens"], row
 
 

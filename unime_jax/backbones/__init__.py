@@ -79,6 +79,7 @@ def open_backbone(
     token: str | None = None,
     processing: Processing | None = None,
     weights: bool = True,
+    clips: bool = False,
 ) -> Backbone:
     """Opens a local folder, or downloads a hub repository first.
 
@@ -95,6 +96,7 @@ def open_backbone(
         here, also if another library has saved it since, else as the family's published
         embedders do it, which is logged.
       weights: whether to download them, too; without them there is nothing to load.
+      clips: whether the rows of a layout may have clips; at inference each batch says so itself.
 
     Raises:
       ValueError: config.json is missing, or names a family that is not supported; an adapter asks
@@ -138,6 +140,8 @@ def open_backbone(
         processing or (record.processing if record else _assumed(whole, folder, config, family)),
         max_length=max_length or defaults.max_length or MAX_LENGTH,
     )
+    if clips:
+        backbone = dataclasses.replace(backbone, layout=backbone.layout.with_clips())
     if adapter and weights:
         merging.read(adapter, backbone.names)  # what is unsupported is best said at once
     if defaults.truncate_dim is not None:

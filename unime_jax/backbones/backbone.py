@@ -101,6 +101,7 @@ class Backbone:
       layout: the form of every row.
       config_changes: keys of config.json that `processing` overrules, for exports.
       image_processor_changes: the same for the image processor's configuration.
+      video_processor: settings of transformers' video processor; empty: the family has none.
       processor_config: what transformers' processor must be told beside the image processor's
         settings; exports have it in processor_config.json.
       loads_in_transformers: whether transformers, given the exported files alone, makes the same
@@ -131,6 +132,7 @@ class Backbone:
     lm_head: LmHead | None = None
     config_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_processor_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    video_processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     processor_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     adapter: pathlib.Path | None = None

@@ -46,6 +46,9 @@ class DataConfig:
     # several texts in a row, each with an embedding of its own, where `buckets` are chosen, the
     # model's attention allows it and it leaves less padding: "auto"; "off": a text a row
     packing: Packing
+    # rows may have clips; in models whose patches span several frames all rows of a batch then have
+    # room for them. Without it a row with a clip is left out as unusable
+    clips: bool
     workers: int  # processes that read and preprocess; 0: threads of this one
     max_bad_share: float  # of the examples read that may be unusable before the run stops
 

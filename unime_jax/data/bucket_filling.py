@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from unime_jax.batch import Inputs, Row
+from unime_jax.data.frames import blended, repeated
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout, segments_of
 from unime_jax.data.text_rows import rows_of_texts
 
@@ -33,6 +34,8 @@ def fill_buckets(
             f"{len(rows)} rows in process {process_index}, the batch has room for "
             f"{shapes.rows} in {process_count} processes"
         )
+    if shapes.layout.clips:
+        rows = [blended(row, shapes.layout.slots) for row in rows]
     groups = tuple(_empty(shapes, bucket, process_count) for bucket in shapes.buckets)
     for row in rows:
         _check_layout(row, shapes.layout)
@@ -127,7 +130,7 @@ def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1
     layout = shapes.layout
     grid = shapes.chunks(bucket), shapes.chunk_rows(bucket) // process_count
     tokens = *grid, bucket.tokens
-    pixels = *grid, bucket.tiles, layout.patches, layout.patch_bytes
+    pixels = *grid, bucket.tiles, layout.patches, layout.features
     positioned = bucket.tiles and layout.positioned
     segments, packed = segments_of(layout, bucket), bucket.texts > 1
     texts = grid[0], grid[1] * bucket.texts
@@ -172,7 +175,8 @@ def _write(row: Row, group: Inputs, chunk: int, place: int) -> None:
     if group.slot_weight is not None:
         group.slot_weight[chunk, place, :length] = row.slot_weight
     if group.patches is not None and row.patches is not None:
-        group.patches[chunk, place, : len(row.patches)] = row.patches
+        patches = repeated(row.patches, group.patches.shape[-1])
+        group.patches[chunk, place, : len(patches)] = patches
         if group.patch_position is not None:
             group.patch_position[chunk, place, : len(row.patches)] = row.patch_position
     if group.pool_start is not None:
@@ -213,7 +217,9 @@ def _check_layout(row: Row, layout: Layout) -> None:
     wanted += [(length,), (layout.segments,)] if layout.segments else [None, None]
     if row.patches is not None and len(row.patches):
         form += [np.shape(row.patches)[1:], row.patch_position is not None]
-        wanted += [(layout.patches, layout.patch_bytes), layout.positioned]
+        wanted += [(layout.patches, layout.features), layout.positioned]
+        if form[-2] == (layout.patches, layout.patch_bytes):  # of a still image
+            wanted[-2] = form[-2]
     if form != wanted:
         raise TypeError(
             f"a row of {length} tokens has positions, slot, slot_weight given, teacher (if any), "

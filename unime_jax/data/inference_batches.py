@@ -5,7 +5,7 @@ as well, so that batches follow from a block's items and the shapes alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,14 @@ from unime_jax.data.shapes import BatchShapes
 from unime_jax.data.shared_rows import Prepared, RowSize
 
 T = TypeVar("T")
-# The shapes of a row's batch, by the row's tokens and tiles.
-Shapes = Callable[[int, int], BatchShapes]
+
+
+class Shapes(Protocol):
+    """The shapes of a row's batch."""
+
+    def __call__(self, tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        """By the row's tokens and tiles, and whether its patches are of clips, see `Layout`."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -52,9 +58,13 @@ def sized(number: int, row: Row | None, shapes: Shapes) -> Prepared:
     """
     if row is None:
         return RowSize(number), None
-    tiles = 0 if row.patches is None else len(row.patches)
-    size = RowSize(number, len(row.tokens), tiles, row.truncated > 0, row.unmatched_markers > 0)
-    smallest_bucket(row, shapes(size.tokens, size.tiles))
+    tokens, tiles = len(row.tokens), 0 if row.patches is None else len(row.patches)
+    own = shapes(tokens, tiles)
+    clips = row.clips > 0 or (
+        row.patches is not None and row.patches.shape[2] > own.layout.patch_bytes
+    )
+    size = RowSize(number, tokens, tiles, row.truncated > 0, row.unmatched_markers > 0, clips=clips)
+    smallest_bucket(row, shapes(tokens, tiles, clips))
     return size, row
 
 
@@ -91,7 +101,7 @@ def batches(
                 )
             if not (size.tokens or size.tiles):  # left out
                 continue
-            batch_shapes = shapes(size.tokens, size.tiles)
+            batch_shapes = shapes(size.tokens, size.tiles, size.clips)
             if len(block) > window:
                 needs(batch_shapes)
             batch = waiting.setdefault(batch_shapes, Batch(block, batch_shapes, [], {}))
@@ -113,7 +123,9 @@ def batches(
 def _joined(waiting: dict[BatchShapes, Batch], parts: int) -> list[Batch]:
     """Batches of which none fits into the chunks that another one computes anyway."""
     kept: list[Batch] = []
-    rising = sorted(waiting.values(), key=lambda batch: _largest(batch.shapes))
+    rising = sorted(
+        waiting.values(), key=lambda batch: (_largest(batch.shapes), batch.shapes.layout.clips)
+    )
     for i, batch in enumerate(rising):
         for j, longer in enumerate(rising[i + 1 :], i + 1):
             if _has_room(longer, batch, parts):
@@ -133,8 +145,10 @@ def _largest(shapes: BatchShapes) -> tuple[int, int]:
 def _has_room(longer: Batch, batch: Batch, parts: int) -> bool:
     """Whether the rows of `batch` fit beside those of `longer`, without one more chunk.
 
-    Rows stay among those with images, or without.
+    Rows stay among those with images, or without; those with clips among their like.
     """
+    if batch.shapes.layout.clips and not longer.shapes.layout.clips:
+        return False
     sizes = zip(_largest(batch.shapes), _largest(longer.shapes), strict=True)
     if any(small > large or bool(small) != bool(large) for small, large in sizes):
         return False

@@ -9,8 +9,8 @@ tokens: as many as a row of that length has. For one batch size a corpus compile
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
+from unime_jax.data.inference_batches import Shapes
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
 CHUNK_TOKENS = 4096  # of a device at once: keeps it busy, and attention scores small
@@ -26,28 +26,31 @@ UNPADDED_TILES = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """The shapes of a batch of about so many rows, by a row's tokens and tiles."""
+    """The shapes of a batch of about so many rows, see `inference_batches.Shapes`."""
 
     layout: Layout
     shards: int
     rows: int
     max_length: int
 
-    def __call__(self, tokens: int, tiles: int) -> BatchShapes:
-        bucket = bucket_of(tokens, tiles, self.layout, self.max_length)
-        return plan_of(bucket, self.layout, self.shards, self.rows)
+    def __call__(self, tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        layout = self.layout.with_clips() if clips else self.layout
+        bucket = bucket_of(tokens, tiles, layout, self.max_length)
+        return plan_of(bucket, layout, self.shards, self.rows)
 
 
-def shapes_of(
-    layout: Layout, *, shards: int, batch_size: int, max_length: int
-) -> Callable[[int, int], BatchShapes]:
-    """A function from a row's tokens and tiles to the shapes of its batch."""
+def shapes_of(layout: Layout, *, shards: int, batch_size: int, max_length: int) -> Shapes:
+    """A function from a row's size to the shapes of its batch."""
 
     @functools.cache
-    def batch_shapes(bucket: Bucket) -> BatchShapes:
-        return plan_of(bucket, layout, shards, batch_size)
+    def batch_shapes(bucket: Bucket, clips: bool) -> BatchShapes:
+        return plan_of(bucket, layout.with_clips() if clips else layout, shards, batch_size)
 
-    return lambda tokens, tiles: batch_shapes(bucket_of(tokens, tiles, layout, max_length))
+    def by_size(tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        own = layout.with_clips() if clips else layout
+        return batch_shapes(bucket_of(tokens, tiles, own, max_length), clips)
+
+    return by_size
 
 
 def plan_of(bucket: Bucket, layout: Layout, shards: int, batch_size: int) -> BatchShapes:
@@ -69,10 +72,11 @@ def bucket_of(tokens: int, tiles: int, layout: Layout, max_length: int) -> Bucke
 
     A row with more tiles than the longest rung has gets twice as many tiles, or four times, and so
     on: no row is refused for its tiles. Of rows of several segments, which may be long for their
-    texts alone, tiles have rungs of their own, the powers of two: more programs, less padding.
+    texts alone, and of rows with clips whose frames have few tokens each, tiles have rungs of their
+    own, the powers of two: more programs, less padding.
     """
     ladder = image_rungs(layout, max_length) if tiles else text_rungs(layout, max_length)
-    if layout.segments and tiles:
+    if tiles and (layout.segments or layout.clips and layout.frame_tokens):
         rungs = (bucket.tokens for bucket in ladder if tokens <= bucket.tokens)
         return Bucket(next(rungs, max_length), power_of_two(tiles))
     for bucket in ladder:

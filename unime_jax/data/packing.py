@@ -11,7 +11,7 @@ import numpy as np
 from unime_jax.batch import Batch, Example, Inputs, Item, Row
 from unime_jax.data.bucket_filling import fill_buckets, row_numbers, smallest_bucket
 from unime_jax.data.images import ImageError
-from unime_jax.data.quarantine import BadExample, BadItem, MediaError, failed_path
+from unime_jax.data.quarantine import BadExample, BadItem, MediaError, failed_path, place_of
 from unime_jax.data.shapes import BatchShapes
 
 Preprocess = Callable[[Item], Row]  # may raise ValueError: the example is left out
@@ -73,6 +73,7 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
     rows = []
     for side, item in zip(sides, items, strict=True):
         try:
+            _check_kinds(item, shapes)
             row = preprocess(item)
             smallest_bucket(row, shapes)
         except ValueError as error:
@@ -91,6 +92,19 @@ def prepare(example: Example, preprocess: Preprocess, shapes: BatchShapes) -> Pr
         scores=example.scores[: 1 + len(negatives)] if shapes.scored else (),
         grade=example.grade if is_graded and example.grade is not None else math.nan,
     )
+
+
+def _check_kinds(item: Item, shapes: BatchShapes) -> None:
+    """Raises MediaError for a clip where rows of a batch have no room for any."""
+    for number, media in enumerate(item.media):
+        if media.kind == "clip" and shapes.layout.patches and not shapes.layout.clips:
+            place = place_of(item, number)
+            raise MediaError(
+                f"{place} {media.path!r}: rows may have images alone; set config.data.clips=True"
+                " for rows with clips",
+                media.path,
+                place,
+            )
 
 
 def pack(

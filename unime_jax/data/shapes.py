@@ -14,13 +14,22 @@ class Layout:
     `vocabulary`, `learned_positions` and `table` bound the numbers that rows look up on a device,
     where one beyond the end reads NaN; None: there is no bound. A row of n tiles has
     `table[0]` + n * `table[1]` vectors for its image tokens to choose from.
+
+    A patch of a clip may span several `frames`, and its tokens blend more of the table's rows. Rows
+    of images have bytes of one frame and their own S, unless `clips` may be among them: then all of
+    a batch have as many as a clip's.
     """
 
     axes: int = 1  # A
     slots: int = 1  # S
     blended: bool = False  # rows have slot_weight
     patches: int = 0  # P
-    patch_bytes: int = 0  # F
+    patch_bytes: int = 0  # F of an image
+    frames: int = 1  # that a clip's patch spans
+    clips: bool = False  # rows may have clips
+    clip_slots: int = 0  # S where they may; 0: it is the same
+    # of a frame of a clip, at least, where they are fewer than those of an image's tile; 0: as many
+    frame_tokens: int = 0
     positioned: bool = False  # rows have patch_position
     pooled: bool = False  # rows have pool_start
     teacher: int = 0  # width of a row's teacher embedding
@@ -31,9 +40,27 @@ class Layout:
     separate: bool = False  # texts and images have towers of their own: tiles take no tokens
     segments: int = 0  # sequences that a row has room for beside the prefix they share; 0: one only
 
+    @property
+    def features(self) -> int:
+        """F of a batch."""
+        return self.patch_bytes * (self.frames if self.clips else 1)
+
+    def with_clips(self) -> "Layout":
+        """The layout of the family's rows where some may have clips."""
+        if not self.patches:
+            return self
+        return dataclasses.replace(
+            self,
+            clips=True,
+            slots=self.clip_slots or self.slots,
+            blended=self.blended or self.clip_slots > 1,
+        )
+
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""
-        return dataclasses.replace(self, patches=0, patch_bytes=0, positioned=False)
+        return dataclasses.replace(
+            self, patches=0, patch_bytes=0, frames=1, clips=False, clip_slots=0, positioned=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +106,10 @@ class BatchShapes:
             raise ValueError("a bucket's share is in (0, 1]; the largest has room for all rows: 1")
         if min(bucket.rows for bucket in self.buckets) < 0:
             raise ValueError("a bucket's rows of a chunk are 1 or more; 0: as many as fit")
+
+    def with_clips(self) -> "BatchShapes":
+        """The same of rows that may have clips."""
+        return dataclasses.replace(self, layout=self.layout.with_clips())
 
     def chunk_rows(self, bucket: Bucket) -> int:
         """R: rows of a chunk over all processes, a multiple of chunk_size, or of `shards`."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from unime_jax.batch import Row
+from unime_jax.data.frames import alike
 from unime_jax.data.shapes import Layout
 
 
@@ -46,7 +47,7 @@ def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int, max_patches: i
 
     In order, each row goes to the first packed row that has room for it and in which fewer tokens
     are encoded than if it stood alone. Each keeps a token of its own at least, as its last one is
-    read.
+    read. If any has patches of clips, all get as many frames.
 
     Args:
       layout: of the packed rows.
@@ -54,6 +55,7 @@ def pack(rows: Sequence[Row], layout: Layout, *, max_tokens: int, max_patches: i
       max_patches: likewise, where the tower attends over all patches of a row, as those with a
         position do, and memory grows with their square.
     """
+    rows = alike(rows)
     packs: list[_Open] = []
     for number, row in enumerate(rows):
         for pack in packs:
@@ -163,6 +165,7 @@ def _merged(rows: Sequence[Row], common: _Common, layout: Layout) -> Row:
         patches=np.concatenate(patches) if patches else None,
         patch_position=np.concatenate(places) if places else None,
         unmatched_markers=sum(row.unmatched_markers for row in rows),
+        clips=sum(row.clips for row in rows),
         segment=np.repeat(np.arange(len(rows) + 1, dtype=np.int32), [start, *lengths]),
         segment_end=np.pad(ends, (0, layout.segments - len(rows)), "edge").astype(np.int32),
     )

@@ -24,7 +24,7 @@ class RowSize(NamedTuple):
     """What all processes know of an item's row; neither tokens nor tiles: it is left out.
 
     `failed`: it could not be prepared. `truncated`: its text was cut. `unmatched_markers`: its
-    text has image markers without an image.
+    text has image markers without an image. `clips`: its patches are of clips.
     """
 
     number: int
@@ -33,6 +33,7 @@ class RowSize(NamedTuple):
     truncated: bool = False
     unmatched_markers: bool = False
     failed: bool = False
+    clips: bool = False
 
 
 Prepared = tuple[RowSize, Row | Exception | None]  # None: another process has the row

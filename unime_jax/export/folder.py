@@ -20,6 +20,7 @@ from unime_jax.backbones.preprocessing import (
     image_processor_config,
     processing,
     system_prompt,
+    video_processor_config,
 )
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.preprocessing.system_prompt import SystemPrompt
@@ -81,6 +82,7 @@ def write_beside_weights(
     image_processor_config.write(
         partial, settings=backbone.image_processor_changes, processor=backbone.processor_config
     )
+    video_processor_config.write(partial, backbone.video_processor)
     chat_templates.write(partial)
     processing.write(
         partial,

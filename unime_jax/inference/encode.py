@@ -89,7 +89,8 @@ def make_encoder(
 
     `parameters`: trainable and frozen; `constants`: see `Model`. Items run in batches of
     `shapes.rows`, all of one program, or of one for each rung of a ladder that they need. They may
-    be a lazy sequence: threads index each item once.
+    be a lazy sequence: threads index each item once. Rows of clips have a program of their own
+    where their patches take more bytes.
     Every process of the mesh must make the same calls and gets all embeddings.
 
     The encoder raises what indexing and `preprocess` raise, as it is, and ValueError that names an
@@ -107,6 +108,16 @@ def make_encoder(
         return encoded.vectors
 
     return encoder
+
+
+class _Always:
+    """The same shapes for rows of any size."""
+
+    def __init__(self, shapes: BatchShapes):
+        self._shapes = shapes
+
+    def __call__(self, tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
+        return self._shapes.with_clips() if clips else self._shapes
 
 
 def encode_blocks(

@@ -211,7 +211,11 @@ def _open(case: config.BenchmarkCase) -> Backbone:
         else settings.max_length
     )
     return backbones.open_backbone(
-        case.model, max_length=longest, processing=settings.processing, weights=False
+        case.model,
+        max_length=longest,
+        processing=settings.processing,
+        weights=False,
+        clips=isinstance(settings, config.TrainConfig) and settings.data.clips,
     )
 
 

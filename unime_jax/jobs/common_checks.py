@@ -81,10 +81,19 @@ def open_model(
     processing: Processing | None,
     *,
     weights: bool,
+    clips: bool = False,
 ) -> Backbone:
-    """The model without its weights; of a folder it is looked whether they are there."""
+    """The model without its weights; of a folder it is looked whether they are there.
+
+    `clips` is as of `backbones.open_backbone`.
+    """
     backbone = backbones.open_backbone(
-        source, max_length=max_length, revision=revision, processing=processing, weights=False
+        source,
+        max_length=max_length,
+        revision=revision,
+        processing=processing,
+        weights=False,
+        clips=clips,
     )
     if weights:
         check_weights(backbone)

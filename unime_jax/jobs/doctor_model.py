@@ -61,7 +61,9 @@ def source_of(settings: config.TrainConfig) -> tuple[str, str | None]:
 def open_backbone(settings: config.TrainConfig, longest: int | None) -> Backbone:
     """The backbone without its weights; `longest`: tokens of a row, None: as it takes."""
     source, revision = source_of(settings)
-    return open_model(source, revision, longest, settings.processing, weights=False)
+    return open_model(
+        source, revision, longest, settings.processing, weights=False, clips=settings.data.clips
+    )
 
 
 def longest_of(settings: config.TrainConfig) -> int | None:

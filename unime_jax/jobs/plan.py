@@ -235,6 +235,7 @@ class Recipe:
                 revision=None if self.planned.model else settings.revision,
                 processing=settings.processing,
                 weights=False,
+                clips=isinstance(settings, config.TrainConfig) and settings.data.clips,
             )
         return self._backbone
 

@@ -152,7 +152,14 @@ def _check_model(settings: config.TrainConfig, made: Made, problems: Problems) -
         longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
-        backbone = open_model(source, revision, longest, settings.processing, weights=weights)
+        backbone = open_model(
+            source,
+            revision,
+            longest,
+            settings.processing,
+            weights=weights,
+            clips=settings.data.clips,
+        )
         # Buckets that are chosen by the data stand in for a moment.
         pair_shapes(
             settings.data.buckets or (Bucket(tokens=1, tiles=0),),

@@ -154,6 +154,7 @@ def set_up(
             max_length=max_length,
             revision=None if settings.init_from else settings.revision,
             processing=settings.processing,
+            clips=settings.data.clips,
         )
 
     longest = max((bucket.tokens for bucket in settings.data.buckets), default=None)

@@ -14,6 +14,10 @@ __all__ = ["decode_images", "for_each_image", "to_rgb"]
 
 T = TypeVar("T")
 
+NO_CLIPS = (  # of families that take none
+    "this model reads images and texts; LLaVA-OneVision, LLaVE, Qwen2-VL, Qwen2.5-VL and Qwen3-VL"
+    " take clips, too"
+)
 CAP = 1344  # pixels; VLM2Vec's longest side
 # (height, width) of all images; "capped": of those with a side longer than `CAP`, which become
 # squares of that side; None: they keep theirs.
@@ -30,21 +34,23 @@ def decode_images(item: Item, size: FixedSize) -> list[Image.Image]:
       MediaError: an image is missing, or is a clip, or cannot be decoded: then an ImageError is its
         cause. The message names the item and the image.
     """
-    images = []
     for number, media in enumerate(item.media):
         if media.kind != "image":
-            raise _error(
-                item, number, f"{media.path!r} is a {media.kind}; this model reads images and texts"
-            )
-        if not media.data:
-            raise _error(item, number, f"the image file {media.path!r} is missing")
-        try:
-            image = decode(media.data)
-        except ImageError as error:
-            reason = f"the image {media.path!r} cannot be read: {error}"
-            raise _error(item, number, reason) from error
-        images.append(_resized(image, size))
-    return images
+            raise refusal(item, number, f"{media.path!r} is a {media.kind}; {NO_CLIPS}")
+    return [decode_image(item, number, size) for number in range(len(item.media))]
+
+
+def decode_image(item: Item, number: int, size: FixedSize) -> Image.Image:
+    """One of an item's media, an image, as of `decode_images`."""
+    media = item.media[number]
+    if not media.data:
+        raise refusal(item, number, f"the image file {media.path!r} is missing")
+    try:
+        image = decode(media.data)
+    except ImageError as error:
+        reason = f"the image {media.path!r} cannot be read: {error}"
+        raise refusal(item, number, reason) from error
+    return _resized(image, size)
 
 
 def _resized(image: Image.Image, size: FixedSize) -> Image.Image:
@@ -66,11 +72,12 @@ def for_each_image(
         try:
             results.append(function(image))
         except ValueError as error:
-            raise _error(item, number, str(error)) from error
+            raise refusal(item, number, str(error)) from error
     return results
 
 
-def _error(item: Item, number: int, reason: str) -> MediaError:
+def refusal(item: Item, number: int, reason: str) -> MediaError:
+    """The error of one of an item's media; its message names the item and the medium."""
     place = place_of(item, number)
     which = f", {place}" if len(item.media) > 1 else ""
     return MediaError(f"{name_of(item)}{which}: {reason}", item.media[number].path, place)

@@ -1,4 +1,4 @@
-"""Dynamic resolution of Qwen2-VL and Qwen2.5-VL: an image's size, its patches and their places.
+"""Dynamic resolution of Qwen's families: an image's size, its patches and their places.
 
 Integers of the host. An image keeps its aspect, and its size if that is within bounds; merge x
 merge neighbouring patches become one token. A grid is (height, width) in patches. Prompts are not
@@ -7,6 +7,7 @@ handled here, see `rows`.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -15,20 +16,30 @@ from PIL import Image
 Size = tuple[int, int]
 
 
-def smart_resize(height: int, width: int, side: int, least: int, most: int) -> Size:
+class Place(NamedTuple):
+    """The tokens of an image, or of a clip's block, in a prompt.
+
+    `times`: positions of its time steps, from 0 on, each of which has rows x columns tokens.
+    """
+
+    rows: int
+    columns: int
+    times: tuple[int, ...] = (0,)
+
+
+def smart_resize(
+    height: int, width: int, side: int, least: int, most: int, *, what: str = "an image"
+) -> Size:
     """The size at which an image is seen: aspect about kept, `least` to `most` pixels.
 
     Both sides are multiples of `side`. The order of the float operations is transformers 5's:
-    sizes are cut to integers after them, so another order gives other sizes.
+    sizes are cut to integers after them, so another order gives other sizes. `what` is what an
+    error calls it.
 
     Raises:
       ValueError: one side is more than 200 times the other.
     """
-    if max(height, width) / min(height, width) > 200:
-        raise ValueError(
-            f"an image of {height} x {width} pixels is a line: one side is more than 200 times the"
-            " other, which Qwen2-VL and Qwen2.5-VL do not take; crop the image"
-        )
+    check_aspect(height, width, what)
     new_height, new_width = round(height / side) * side, round(width / side) * side
     if new_height * new_width > most:
         shrinkage = math.sqrt((height * width) / most)
@@ -40,6 +51,15 @@ def smart_resize(height: int, width: int, side: int, least: int, most: int) -> S
         growth = math.sqrt(least / (height * width))
         return math.ceil(height * growth / side) * side, math.ceil(width * growth / side) * side
     return new_height, new_width
+
+
+def check_aspect(height: int, width: int, what: str) -> None:
+    """Raises ValueError for a size that is a mere line; `what` is what has it."""
+    if max(height, width) / min(height, width) > 200:
+        raise ValueError(
+            f"{what} of {height} x {width} pixels is a line: one side is more than 200 times the"
+            f" other, which Qwen's models do not take; crop it"
+        )
 
 
 def cut_patches(
@@ -77,24 +97,25 @@ def window_order(size: Size, side: int) -> Int32[np.ndarray, " tokens"]:
     return numbers[np.lexsort((numbers, column // side, row // side))]
 
 
-def positions(sizes: Iterable[Size | None], gridded: Sequence[bool]) -> Int32[np.ndarray, "t 3"]:
+def positions(places: Iterable[Place | None], gridded: Sequence[bool]) -> Int32[np.ndarray, "t 3"]:
     """Time, row and column of every token (M-RoPE, Qwen2-VL, section 2.1).
 
     Args:
-      sizes: of a text token None, of an image its height and width in tokens.
-      gridded: whether an image lies in rows and columns. If so, all of it is at one time, and text
-        goes on after its longer side; if not, its tokens are numbered as text is.
+      places: of a text token None, of an image or a clip its place.
+      gridded: whether an image or clip lies in rows and columns. If so, all of an image is at one
+        time, and text goes on after the longer side, however long a clip is; if not, its tokens are
+        numbered as text is.
     """
     pieces, start = [], 0
-    for size, in_grid in zip(sizes, gridded, strict=True):
-        rows, columns = size or (1, 1)
-        if size and in_grid:
-            row, column = np.indices(size).reshape(2, -1)
-            piece = np.stack([np.zeros_like(row), row, column], axis=1)
-            after = max(size)
+    for place, in_grid in zip(places, gridded, strict=True):
+        rows, columns, times = place or Place(1, 1)
+        if place and in_grid:
+            step, row, column = np.indices((len(times), rows, columns)).reshape(3, -1)
+            piece = np.stack([np.asarray(times)[step], row, column], axis=1)
+            after = max(rows, columns)
         else:
-            piece = np.repeat(np.arange(rows * columns)[:, None], 3, axis=1)
-            after = rows * columns
+            after = len(times) * rows * columns
+            piece = np.repeat(np.arange(after)[:, None], 3, axis=1)
         pieces.append(start + piece)
         start += after
     return np.concatenate(pieces).astype(np.int32)

@@ -6,13 +6,11 @@ What their towers are, and what config.json says of them, is in `qwen2_vl`, `qwe
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
-from unime_jax.backbones.preprocessing import image_processor_config
-from unime_jax.backbones.preprocessing.image_processor_config import LEAST, MOST
 from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import (
     Processing,
@@ -21,6 +19,8 @@ from unime_jax.backbones.preprocessing.processing import (
     require_missing_images,
 )
 from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.qwen2_vl import processors
+from unime_jax.backbones.qwen2_vl.processors import QWEN2_VL, Clips
 from unime_jax.backbones.qwen2_vl.rows import Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
 from unime_jax.models.decoder import DecoderConfig
@@ -31,21 +31,6 @@ from unime_jax.models.vlm import Vlm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-DEFAULTS = {  # of transformers' Qwen2VLImageProcessor
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-}
-TYPES = ("Qwen2VLImageProcessor",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +43,7 @@ class Form:
       unread: regexes of the published names of the tower's tensors.
       open_prompt: `open_prompts.open_prompt`, or one that knows more styles.
       gridded: whether images have rows and columns as positions whatever `processing` says.
+      clips: how they are seen.
     """
 
     model: Callable[..., Vlm]
@@ -65,6 +51,7 @@ class Form:
     unread: tuple[str, ...]
     open_prompt: Callable[..., Prompt] = open_prompt
     gridded: bool = False
+    clips: Clips = QWEN2_VL
 
 
 def decoder_config(
@@ -121,23 +108,32 @@ def open_family(
             f" of patches do not fill a tile of {tile}"
         )
     form = form or Form(Qwen2Vl, names(vision), unread=(r"visual\..*",))
-    file, processor = open_image_processor(folder, vision)
-    own = _own_pixels(file, processor)
+    file, processor = processors.open_image_processor(folder, vision)
+    own = processors.own_pixels(file, processor)
+    clips, video_processor = processors.open_clips(
+        folder, vision, processor, form.clips, processing
+    )
     least, most = processing.pixels or own
     if not 0 < least <= most:
         where = "processing.pixels" if processing.pixels else f"{file}: its pixels"
         raise ValueError(
             f"{where} are {least} to {most}; they must be positive, and the least first"
         )
+    tokenizer, joint = open_tokenizer(folder), clips.joint
+    # The time steps of a clip that are images of their own in the prompt take the place of all
+    # three tokens, as in the models' training; transformers 5.24 leaves the outer ones around them.
+    place = [config.vision_start_token_id, config.video_token_id, config.vision_end_token_id]
     preprocess = Qwen2VlPreprocessor(
         prompt=form.open_prompt(
             folder,
-            open_tokenizer(folder),
+            tokenizer,
             image_token_id=config.image_token_id,
             vocab_size=text.vocab_size,
             style=processing.prompt,
             max_length=max_length,
             missing_images=processing.missing_images,
+            clip_token_id=config.video_token_id,
+            clip_place="".join(tokenizer.convert_ids_to_tokens(place)) if joint else "",
         ),
         patch=vision.patch_size,
         merge=vision.merge,
@@ -145,6 +141,7 @@ def open_family(
         pixels=(least, most),
         resample=int(processor["resample"]),
         image_size=fixed_size(processing),
+        clips=clips,
         vision_start_id=config.vision_start_token_id,
         grid_positions=processing.grid_positions or form.gridded,
         window=window,
@@ -163,13 +160,17 @@ def open_family(
             slots=1,
             patches=tile,
             patch_bytes=3 * vision.patch_size**2,
+            frames=vision.frames,
             positioned=True,
             vocabulary=text.vocab_size,
             table=(0, tile // vision.merge**2),
         ),
         processing=processing,
         config_changes={},
-        image_processor_changes=_spelled(processor, processing.pixels) if processing.pixels else {},
+        image_processor_changes=processors.spelled(processor, processing.pixels)
+        if processing.pixels
+        else {},
+        video_processor=video_processor,
         loads_in_transformers=not differences,
         caveats=differences,
         text_only=TextOnly(
@@ -248,46 +249,3 @@ def require_tower(vision: "PretrainedConfig", model_type: str) -> None:
     hf_config.require_bidirectional_tower(vision)
     rope_type = vision.rope_parameters["rope_type"]
     hf_config.require("vision_config.rope_parameters.rope_type", rope_type, ("axial",))
-
-
-def open_image_processor(
-    folder: pathlib.Path, vision: QwenVisionConfig
-) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The settings of the folder's image processor, checked to ask for what is done here.
-
-    Raises:
-      ValueError: they are missing, or ask for something else.
-    """
-    file, settings = image_processor_config.read(folder, DEFAULTS, types=TYPES)
-    expected = {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.frames,
-        "merge_size": vision.merge,
-    }
-    for key, value in expected.items():
-        if settings[key] != value:
-            raise ValueError(f"{file}: {key} is {settings[key]!r}, but it must be {value!r}")
-    return file, settings
-
-
-def _own_pixels(file: pathlib.Path, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Least and most pixels that a checkpoint's image processor asks for."""
-    area = image_processor_config.area(settings)
-    if area is None:
-        raise ValueError(f"{file}: size is {settings['size']}; it must have {LEAST!r} and {MOST!r}")
-    return area[LEAST], area[MOST]
-
-
-def _spelled(settings: Mapping[str, Any], pixels: tuple[int, int]) -> dict[str, Any]:
-    """The settings that make transformers take these pixels, in each spelling of the folder."""
-    least, most = pixels
-    changes: dict[str, Any] = {}
-    if settings.get("size"):
-        changes["size"] = {LEAST: least, MOST: most}
-    if not changes or settings.get("min_pixels") or settings.get("max_pixels"):
-        changes |= {"min_pixels": least, "max_pixels": most}
-    return changes

@@ -1,22 +1,28 @@
-"""Items to rows for Qwen2-VL and Qwen2.5-VL: images in about their own size, in runs of patches.
+"""Items to rows for Qwen's families: images and clips in about their own size, in runs of patches.
 
 The same numbers as transformers' processor, without torch or torchvision and without floats: the
 pixels stay bytes. A bucket's tiles are runs of `TILE` patches, so rows of any mixture of image
-shapes have constant shapes on the device; every image starts a tile of its own. Patches of a window
-follow each other, so that the tower finds it without looking anywhere else, and slots put the
-tokens back in reading order.
+shapes have constant shapes on the device; every image, and every time step of a clip, starts a tile
+of its own. Patches of a window follow each other, so that the tower finds it without looking
+anywhere else, and slots put the tokens back in reading order.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image
 
-from unime_jax.backbones.preprocessing.images import FixedSize, decode_images, for_each_image
+from unime_jax.backbones.preprocessing.clip_frames import frames, opened, refusals
+from unime_jax.backbones.preprocessing.clip_places import ClipTokens, MediaTokens
+from unime_jax.backbones.preprocessing.images import FixedSize, decode_image, refusal
 from unime_jax.backbones.preprocessing.prompts import Prompt
+from unime_jax.backbones.qwen2_vl.clips import ClipRule, filled
 from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
+    Place,
     Size,
     cut_patches,
     patch_places,
@@ -25,8 +31,24 @@ from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
     window_order,
 )
 from unime_jax.batch import Item, Row
+from unime_jax.data.clips import Clip
 
 TILE = 256  # patches: 64 tokens, or 224 x 224 pixels, of the published models
+
+
+class _Seen(NamedTuple):
+    """An image, or a clip that is open, as it is seen; its pixels are still to come.
+
+    `steps`: of time, of `span` frames each, and of rows x columns tokens.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    span: int
+    tokens: MediaTokens
+    places: tuple[Place, ...]
+    frames: Callable[[], Iterator[Image.Image]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +65,8 @@ class Qwen2VlPreprocessor:
     tile: int  # patches, a multiple of merge**2
     pixels: tuple[int, int]  # least and most of an image
     resample: int  # Pillow's number of the resizing filter
-    image_size: FixedSize  # that images are resized to first
+    image_size: FixedSize  # that images, not frames of clips, are resized to first
+    clips: ClipRule
     vision_start_id: int
     grid_positions: bool  # of every image, not only of those after a vision_start token
     window: int = 0  # tokens along a side of a window; 0: all of an image is one
@@ -58,78 +81,135 @@ class Qwen2VlPreprocessor:
         ((_, height, width),) = inputs["image_grid_thw"]
         frames = pixel_values.reshape(len(pixel_values), 3, -1, area)
         tokens = frames[:, :, 0].reshape(-1, self.merge**2, 3 * area)
-        return tokens[self._order((int(height), int(width)))].reshape(-1, 3 * area)
+        order = window_order((int(height) // self.merge, int(width) // self.merge), self.window)
+        return tokens[order].reshape(-1, 3 * area)
 
     def __call__(self, item: Item) -> Row:
         """Row of an item, cut to the prompt's `max_length`.
 
         `truncated` counts the tokens cut off, `unmatched_markers` the image markers without an
-        image, left out or kept.
+        image, left out or kept. Frames of clips are decoded and resized one by one, once it is
+        known that the row is short enough.
 
         Raises:
-          ValueError: an image is missing, unreadable or a mere line, or the row cannot be made
-            short enough.
+          ValueError: an image or clip is missing, unreadable or a mere line, or the row cannot be
+            made short enough.
         """
-        images = decode_images(item, self.image_size)
-        grids = for_each_image(item, images, self._grid)
-        merged = [(height // self.merge, width // self.merge) for height, width in grids]
-        counts = [rows * columns for rows, columns in merged]
-        ids, truncated, unmatched, _ = self.prompt(item, counts)
+        with contextlib.ExitStack() as stack:
+            media = [self._seen(item, number, stack) for number in range(len(item.media))]
+            ids, truncated, unmatched, counts = self.prompt(item, [seen.tokens for seen in media])
+            in_order = [media[number] for number in self.prompt.order(item)]
+            patches, place, slots = self._tiles(in_order)
         tokens, is_image = self.prompt.expand(ids, counts)
         slot = np.full((len(tokens), 1), -1, np.int32)
-        patches = place = None
-        if images:
-            cut = [self._tiles(i, image, grids[i]) for i, image in enumerate(images)]
-            patches, place = (np.concatenate(parts) for parts in zip(*cut))
-            tiles_before = np.cumsum([0, *(len(part) for part, _ in cut[:-1])])
-            first = tiles_before * self.tile // self.merge**2
-            slot[is_image, 0] = np.concatenate(
-                [
-                    start + np.argsort(self._order(grid))
-                    for start, grid in zip(first, grids, strict=True)
-                ]
-            )
+        slot[is_image, 0] = slots
         return Row(
             tokens=tokens,
-            positions=self._positions(ids, merged),
+            positions=self._positions(ids, [place for seen in in_order for place in seen.places]),
             slot=slot,
-            patches=patches,
-            patch_position=place,
+            patches=patches if media else None,
+            patch_position=place if media else None,
             truncated=truncated,
             unmatched_markers=unmatched,
         )
 
-    def _grid(self, image: Image.Image) -> Size:
-        """Patches along the height and the width."""
-        height, width = smart_resize(
-            image.height, image.width, self.patch * self.merge, *self.pixels
-        )
-        return height // self.patch, width // self.patch
+    def _seen(self, item: Item, number: int, stack: contextlib.ExitStack) -> _Seen:
+        """One of an item's media; clips stay open until the stack is closed."""
+        if item.media[number].kind == "clip":
+            return self._seen_clip(item, number, stack.enter_context(opened(item, number)))
+        image = decode_image(item, number, self.image_size)
+        with refusals(item, number):
+            height, width = smart_resize(
+                image.height, image.width, self.patch * self.merge, *self.pixels
+            )
+        rows, columns = self._merged(height, width)
+        places = (Place(rows, columns),)
+        return _Seen(rows, columns, 1, 1, rows * columns, places, lambda: iter((image,)))
 
-    def _order(self, grid: Size) -> Int32[np.ndarray, " tokens"]:
-        """Numbers of an image's tokens in the order of its patches in a row."""
-        return window_order((grid[0] // self.merge, grid[1] // self.merge), self.window)
+    def _seen_clip(self, item: Item, number: int, clip: Clip) -> _Seen:
+        if not self.prompt.clip_token:
+            raise refusal(item, number, "this model's tokenizer has no token of clips")
+        rule, facts = self.clips, clip.facts
+        indices = rule.frames(facts.frames, facts.fps)
+        with refusals(item, number):
+            size = rule.size(len(indices), facts.height, facts.width, self.patch * self.merge)
+        rows, columns = self._merged(*size)
+        if rule.joint:
+            seconds = rule.seconds(indices, facts.fps)
+            words = "".join(f"<{time:.1f} seconds>{self.prompt.clip_place}" for time in seconds)
+            places = (Place(rows, columns),) * len(seconds)
+        else:
+            words = self.prompt.clip_token
+            times = rule.times(facts.frames, facts.fps, len(indices), self.tokens_per_second)
+            places = (Place(rows, columns, times),)
+        counts = tuple(rows * columns * len(place.times) for place in places)
+        span = rule.sampling.span
+        whole = filled(indices, span)
+        return _Seen(
+            rows,
+            columns,
+            len(whole) // span,
+            span,
+            ClipTokens(words, counts),
+            places,
+            lambda: frames(item, number, clip, whole),
+        )
+
+    def _merged(self, height: int, width: int) -> Size:
+        """Tokens along the height and the width of so many pixels."""
+        side = self.patch * self.merge
+        return height // side, width // side
 
     def _tiles(
-        self, number: int, image: Image.Image, grid: Size
-    ) -> tuple[UInt8[np.ndarray, "n P F"], Int32[np.ndarray, "n P 3"]]:
-        """An image's patches and their positions, the last tile filled up."""
-        patches = cut_patches(
-            image, grid, patch=self.patch, merge=self.merge, resample=self.resample
-        )
-        place = np.pad(patch_places(grid, self.merge), ((0, 0), (1, 0)), constant_values=number)
-        patches, place = (
-            x.reshape(-1, self.merge**2, x.shape[1])[self._order(grid)].reshape(x.shape)
-            for x in (patches, place)
-        )
-        fill = (0, -len(patches) % self.tile), (0, 0)
-        patches, place = np.pad(patches, fill), np.pad(place, fill, constant_values=-1)
-        return patches.reshape(-1, self.tile, patches.shape[1]), place.reshape(-1, self.tile, 3)
+        self, media: Sequence[_Seen]
+    ) -> tuple[UInt8[np.ndarray, "n P F"], Int32[np.ndarray, "n P 3"], Int32[np.ndarray, " _"]]:
+        """Patches and their positions, and the slots of all tokens, in order.
 
-    def _positions(self, ids: Sequence[int], merged: Sequence[Size]) -> Int32[np.ndarray, "t 3"]:
-        image, grids = self.prompt.image_token_id, iter(merged)
-        sizes = [next(grids, None) if token == image else None for token in ids]
+        Every time step has tiles of its own, the last filled up. Beside clips, images are repeated.
+        """
+        span = max((seen.span for seen in media), default=1)
+        square, area = self.merge**2, self.patch**2
+        # Patches of a time step with those that fill it up.
+        room = [-(-seen.rows * seen.columns * square // self.tile) * self.tile for seen in media]
+        total = sum(seen.steps * own for seen, own in zip(media, room, strict=True))
+        patches = np.zeros((total, 3, span, area), np.uint8)
+        place = np.full((total, 3), -1, np.int32)
+        slots = [np.zeros(0, np.int32)]
+        first = number = 0  # patches and time steps before those of a medium
+        for seen, own in zip(media, room, strict=True):
+            grid = seen.rows * self.merge, seen.columns * self.merge
+            order = window_order((seen.rows, seen.columns), self.window)
+            places = self._ordered(patch_places(grid, self.merge), order)
+            for step in range(seen.steps):
+                start = first + step * own
+                place[start : start + len(places)] = np.pad(
+                    places, ((0, 0), (1, 0)), constant_values=number + step
+                )
+                slots.append(start // square + np.argsort(order).astype(np.int32))
+            for i, frame in enumerate(seen.frames()):
+                cut = cut_patches(
+                    frame, grid, patch=self.patch, merge=self.merge, resample=self.resample
+                )
+                start, which = first + i // seen.span * own, i % seen.span
+                last = which + 1 if seen.span > 1 else span
+                cut = self._ordered(cut, order).reshape(len(cut), 3, 1, area)
+                patches[start : start + len(cut), :, which:last] = cut
+            first, number = first + seen.steps * own, number + seen.steps
+        return (
+            patches.reshape(-1, self.tile, 3 * span * area),
+            place.reshape(-1, self.tile, 3),
+            np.concatenate(slots),
+        )
+
+    def _ordered(self, of_patches: np.ndarray, order: Int32[np.ndarray, " tokens"]) -> np.ndarray:
+        """What patches have, row after row of tokens, in another order of the tokens."""
+        by_token = of_patches.reshape(len(order), self.merge**2, -1)
+        return by_token[order].reshape(of_patches.shape)
+
+    def _positions(self, ids: Sequence[int], places: Sequence[Place]) -> Int32[np.ndarray, "t 3"]:
+        media, remaining = (self.prompt.image_token_id, self.prompt.clip_token_id), iter(places)
+        of_tokens = [next(remaining, None) if token in media else None for token in ids]
         before = [None, *ids[:-1]]
         return positions(
-            sizes, [self.grid_positions or token == self.vision_start_id for token in before]
+            of_tokens, [self.grid_positions or token == self.vision_start_id for token in before]
         )

@@ -13,6 +13,7 @@ from unime_jax.backbones.preprocessing.open_prompts import open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.backbones.preprocessing.system_prompt import added_ending, open_any_prompt
 from unime_jax.backbones.qwen2_vl import folder as files
+from unime_jax.backbones.qwen2_vl.processors import Clips
 from unime_jax.backbones.qwen2_vl.rows import TILE
 from unime_jax.models.decoder import DecoderConfig
 from unime_jax.models.qwen3_vit import Qwen3VisionConfig
@@ -24,20 +25,33 @@ if TYPE_CHECKING:
 PROCESSING = Processing(prompt="chat", grid_positions=True)
 POOLINGS = ("lasttoken",)
 EMBEDDER_TOKENS = 4, 1800  # least and most of an image, of Qwen3-VL-Embedding's code
+# Likewise, least and most of a frame, and of all frames of a clip together, of which two have the
+# tokens of one: its total of 10 times the most.
+EMBEDDER_CLIP_TOKENS = 128, 768, 2 * 7680
+CLIPS = Clips("Qwen3VLVideoProcessor", True, (4, 768), 24576)  # as its published file has it
 
 
 def published(folder: pathlib.Path, config: "PretrainedConfig") -> Processing:
     """The processing of a published folder, which Qwen3-VL-Embedding is if it ends sequences.
 
     Its tokenizer adds the token that is pooled, which no other Qwen3-VL's does; its code, and no
-    file, has the limits of an image.
+    file, has the limits of an image and of clips.
     """
     if not added_ending(open_tokenizer(folder).backend_tokenizer):
         return PROCESSING
     vision = config.vision_config
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
     least, most = (tokens * area for tokens in EMBEDDER_TOKENS)
-    return Processing(prompt="system", grid_positions=True, pixels=(least, most))
+    fewest, largest, together = (tokens * area for tokens in EMBEDDER_CLIP_TOKENS)
+    return Processing(
+        prompt="system",
+        grid_positions=True,
+        pixels=(least, most),
+        fps=1.0,
+        frames=(4, 64),
+        frame_pixels=(fewest, largest),
+        clip_pixels=together,
+    )
 
 
 def open_folder(
@@ -64,6 +78,7 @@ def open_folder(
             unread=(r"model\.visual\..*",),
             open_prompt=open_any_prompt,
             gridded=True,  # no published model was trained otherwise
+            clips=CLIPS,
         ),
     )
 
