@@ -52,7 +52,8 @@ def _mini_video() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.data.prepare.module = "data_pipelines.mini_video"
     config.data.train = "mini_video/train"  # MiniMMEB's pairs are linked from there
-    config.data.buckets = (*config.data.buckets, Bucket(tokens=80, tiles=6))
+    config.data.clips = True
+    config.data.buckets = (*config.data.buckets, Bucket(tokens=52, tiles=6))
     config.evaluation.mmeb = "mini_video/eval"
     config.evaluation.images = "mini_video/clips"
     config.evaluation.composition = ""
