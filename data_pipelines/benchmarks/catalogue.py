@@ -14,6 +14,7 @@ READERS = (
     "karpathy",
     "long_captions",
     "video_captions",
+    "video_labels",
     "sugarcrepe",
     "winoground",
     "aro",

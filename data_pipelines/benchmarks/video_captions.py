@@ -5,16 +5,14 @@ Annotations lie in the raw folder, and videos anywhere below it: files or folder
 
 import dataclasses
 import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.benchmarks import caption_rows, plain_pickle, video_files
+from data_pipelines.benchmarks import annotations, caption_rows, plain_pickle, video_files
 from data_pipelines.benchmarks.caption_rows import Captioned
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 from unime_jax import files
-from unime_jax.data.formats import open_dataset
 
 MSVD_LIST, MSVD_CAPTIONS = "test_list.txt", ("raw-captions.json", "raw-captions.pkl")
 NOTE = "{annotations} into the raw folder, and the videos, or a folder of frames each, below it."
@@ -64,9 +62,9 @@ def read(raw: Path, folder: Path, *, name: str, layout: Layout) -> Prepared:
       FileNotFoundError: annotations or videos are missing.
       ValueError: a row is not as in the public files.
     """
-    file = _first_file(raw, layout.files)
+    file = annotations.first_file(raw, layout.files)
     captions: dict[str, list[str]] = {}
-    for where, row in _rows(file):
+    for where, row in annotations.rows(file):
         id, own = _cells(row, layout, where)
         captions.setdefault(id, []).extend(own[:1] if layout.first_only else own)
     return _write(name, raw, folder, captions, str(file))
@@ -85,7 +83,7 @@ def read_msvd(raw: Path, folder: Path, *, name: str) -> Prepared:
         prepared = read(raw, folder, name=name, layout=MSVD)
     else:
         ids = (raw / MSVD_LIST).read_text(encoding="utf-8").split()
-        file = _first_file(raw, MSVD_CAPTIONS)
+        file = annotations.first_file(raw, MSVD_CAPTIONS)
         known = files.read_object(file) if file.suffix == ".json" else plain_pickle.read(file)
         if not isinstance(known, Mapping) or (absent := [id for id in ids if id not in known]):
             lacks = f"captions of {absent[0]}" if isinstance(known, Mapping) else "captions by id"
@@ -116,33 +114,6 @@ def _write(
         for path, (id, own) in zip(paths, captions.items(), strict=True)
     )
     return caption_rows.write(name, folder, raw, rows, column="video")
-
-
-def _first_file(raw: Path, globs: Sequence[str]) -> Path:
-    """The only file of the first glob that matches any."""
-    for pattern in globs:
-        matching = sorted(raw.glob(pattern))
-        if len(matching) > 1:
-            raise ValueError(f"{raw} has {', '.join(p.name for p in matching)}: leave one of them")
-        if matching:
-            return matching[0]
-    raise FileNotFoundError(f"{raw} has no annotations: {' or '.join(globs)} is expected")
-
-
-def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a table, a JSON list, or JSON lines, and where each was read."""
-    if file.suffix == ".json":
-        try:
-            listed = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is no JSON: {error}") from error
-        if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
-            raise ValueError(f"{file} is no list of objects")
-        yield from ((f"{file}, row {number}", row) for number, row in enumerate(listed))
-        return
-    (rows,) = open_dataset(file).values()
-    for number in range(len(rows)):
-        yield f"{file}, row {number}", rows[number]
 
 
 def _cells(row: Mapping[str, Any], layout: Layout, where: str) -> tuple[str, list[str]]:
@@ -177,7 +148,7 @@ def _mmeb_v2(
         (captions,),
         first_only=True,
     )
-    annotations = f"The parquet file of {repository} goes"
+    parquet = f"The parquet file of {repository} goes"
     return PublicSet(
         name=own,
         kind="captions",
@@ -187,7 +158,7 @@ def _mmeb_v2(
         archives=(),
         counts={own: videos} if videos else {},
         read=functools.partial(read_mmeb_v2, name=own, layout=layout, query=query),
-        note=NOTE.format(annotations=annotations)
+        note=NOTE.format(annotations=parquet)
         + " Frames of all five are in video-tasks/frames/video_ret.tar.gz of TIGER-Lab/MMEB-V2.",
     )
 

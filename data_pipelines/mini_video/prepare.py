@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import mini_mmeb
+from data_pipelines.mini_mmeb.backbone import BackboneSize
 from data_pipelines.mini_video import content
 from data_pipelines.mini_video.clip import encode
 from data_pipelines.mini_video.content import Row, Side, path_of
@@ -20,7 +21,14 @@ TRAIN = 300  # rows of each training source, at most
 CLIPS, IMAGES = "clips", "images"  # below train: its clips, and MiniMMEB's pairs
 
 
-def prepare(data_dir: str | os.PathLike, *, seed: int, train_rows: int, eval_rows: int) -> None:
+def prepare(
+    data_dir: str | os.PathLike,
+    *,
+    seed: int,
+    train_rows: int,
+    eval_rows: int,
+    backbone: BackboneSize = mini_mmeb.TINY,
+) -> None:
     """Build whatever is missing of <data_dir>/mini_video/{train,clips,eval} and of MiniMMEB.
 
         train/<dataset>.jsonl    pairs in the form of docs/data.md, and their clips in train/clips/
@@ -34,7 +42,9 @@ def prepare(data_dir: str | os.PathLike, *, seed: int, train_rows: int, eval_row
     Raises:
       ValueError: the folder was built with other arguments, or a number of rows is < 1.
     """
-    mini_mmeb.prepare(data_dir, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
+    mini_mmeb.prepare(
+        data_dir, seed=seed, train_rows=train_rows, eval_rows=eval_rows, backbone=backbone
+    )
     folder = Path(data_dir).expanduser() / NAME
     wanted = {"seed": seed, "train_rows": min(train_rows, TRAIN), "eval_rows": eval_rows}
     if check_parameters(folder, wanted) and not _missing(folder):
