@@ -62,6 +62,7 @@ class TasksConfig:
     images: str
     image_prompt: str  # goes with the images of composition and caption sets
     caption_prompt: str  # of their captions; {caption} stands for the caption
+    video_prompt: str  # goes with the clips of caption sets
     limit: int  # the first rows of each dataset, but for the texts; 0: all
     # a local folder (not below `data.folder`) that vectors of items are kept in, for other runs;
     # "auto": below $XDG_CACHE_HOME (~/.cache), of 16 GiB at most; "": none

@@ -6,13 +6,13 @@ from typing import Any
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation.benchmarks import visdoc
 from unime_jax.evaluation.scores import (
-    CAPTIONS,
     COLUMNS,
     RETRIEVAL,
     Scores,
     composition_groups,
     flat_recalls,
     notes,
+    recall_columns,
     retrieval_sets,
 )
 
@@ -84,9 +84,11 @@ def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str
         a, b = (flat_recalls(side.get(name)) for side in (first, last))
         of = last.get(name) or first[name]
         intervals = flat_recalls(of, "intervals")
-        title = f"{shown(name)}: {of['images']} images, {of['captions']} captions"
+        count = "videos" if "videos" in of else "images"
+        title = f"{shown(name)}: {of[count]} {count}, {of['captions']} captions"
+        columns = recall_columns(of)
         yield f"{title}\n" + _block(
-            "captions %", CAPTIONS, a, b, last_name, intervals=intervals or None
+            "captions %", columns, a, b, last_name, intervals=intervals or None
         )
 
 

@@ -28,7 +28,7 @@ from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.retrieval.data import PLACE, images_of
 from unime_jax.evaluation.retrieval.files import open_sets
 from unime_jax.evaluation.tasks import composition, distillation, mmeb, retrieval
-from unime_jax.evaluation.tasks.captions import CAPTION, CaptionsResult
+from unime_jax.evaluation.tasks.captions import CAPTION, VIDEO, CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
 Key = tuple[tasks.Kind, str]  # kind and name of a task
@@ -99,6 +99,7 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         retrieval_data=settings.data.eval,
         columns=settings.data.columns,
         caption_prompt=CAPTION,
+        video_prompt=VIDEO,
         benchmark_folder="",
         benchmark_names=(),
     )
@@ -117,6 +118,7 @@ def make_suite(
     retrieval_data: str,
     columns: Mapping[str, str],
     caption_prompt: str,
+    video_prompt: str,
     benchmark_folder: str,
     benchmark_names: Sequence[str],
 ) -> Suite:
@@ -124,9 +126,9 @@ def make_suite(
 
     `retrieval_data` may be a file, too, see `retrieval_files.open_sets`, which is given `columns`.
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
-    columns path and image, or from plain files, whose paths must stay below it. The two prompts are
-    of images and captions without a text of their own. Of prepared benchmark sets those of
-    `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
+    columns path and image, or from plain files, whose paths must stay below it. The three prompts
+    are of images, captions and clips without a text of their own. Of prepared benchmark sets those
+    of `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
 
     Raises:
       FileNotFoundError: a folder without a dataset.
@@ -156,7 +158,7 @@ def make_suite(
     suite += [retrieval.Task(data, limit) for data in sets]
     benchmarks = benchmark_sets.NONE
     if benchmark_folder:
-        chosen = TaskSettings(image_prompt, caption_prompt, limit, instructions)
+        chosen = TaskSettings(image_prompt, caption_prompt, video_prompt, limit, instructions)
         taken = [(task.kind, task.name) for task in suite]
         benchmarks = open_benchmarks(folder / benchmark_folder, benchmark_names, chosen, taken)
     if benchmark_folder and not suite and not benchmarks.tasks:

@@ -153,6 +153,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         retrieval_data=data.eval,
         columns=data.columns,
         caption_prompt=chosen.caption_prompt,
+        video_prompt=chosen.video_prompt,
         benchmark_folder=chosen.benchmarks,
         benchmark_names=chosen.sets,
     )

@@ -135,7 +135,6 @@ def write_report(
             retrieval_columns=scores_lib.RETRIEVAL,
             retrieval_notes=visdoc.notes(scores.get("after") or scores.get("before") or {}),
             captions=report_scores.captions_tables(scores),
-            captions_columns=scores_lib.CAPTIONS,
             clustering=report_scores.clustering_bars(scores),
             not_run=report_scores.not_run(scores),
             distilled=any(report_scores.sides(scores, "distillation")),
