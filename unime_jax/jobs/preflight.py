@@ -32,6 +32,7 @@ from unime_jax.jobs.common_checks import (
 )
 from unime_jax.training import (
     automatic,
+    backbone_checks,
     batch_clusters,
     checkpoint,
     inputs,
@@ -153,6 +154,7 @@ def _check_model(settings: config.TrainConfig, made: Made, problems: Problems) -
         weights = bool(settings.init_from) or settings.init == "pretrained"
         revision = None if settings.init_from else settings.revision
         backbone = open_model(source, revision, longest, settings.processing, weights=weights)
+        backbone_checks.check_dims(settings, backbone.dimension)
         # Buckets that are chosen by the data stand in for a moment.
         pair_shapes(
             settings.data.buckets or (Bucket(tokens=1, tiles=0),),
