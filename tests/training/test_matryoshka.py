@@ -13,7 +13,7 @@ from tests.training.tiny_batch import LOSS, WIDTH, assert_close, encode, make_ba
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch
 from unime_jax.training import step
-from unime_jax.training.matryoshka import WHOLE, objective_loss
+from unime_jax.training.matryoshka import objective_loss
 from unime_jax.training.settings import Distillation, JudgeDistillation, Matryoshka
 
 PREFIXES = Matryoshka(dims=(3, 8), weights=(0.5, 2.0))
@@ -37,7 +37,6 @@ JUDGED = JudgeDistillation(
     contrastive=dataclasses.replace(LOSS, hardness=0.0, teacher_matching_weight=0.2),
 )
 OBJECTIVES = {
-    "unime, llave": LOSS,
     "terms and masks by blocks": dataclasses.replace(MASKS, column_block=7),
     "graded, taught": dataclasses.replace(
         LOSS, graded_sources=("graded",), **TAUGHT, teacher_matching_weight=0.2
@@ -84,12 +83,6 @@ def embeddings(batch):
     return [jnp.where(x.live[..., None], v, 0) for x, v in zip(batch.groups, vectors)]
 
 
-def of(batch, name):
-    """The batch, without what the objective has no use for."""
-    graded = name.startswith("graded")
-    return batch if graded else dataclasses.replace(batch, grade=None)
-
-
 def cut(parts, groups, dim):
     """Prefixes scaled to length one; padding, which nobody looks at, has no length to divide by."""
     parts = [jnp.where(x.live[..., None], part, 1) for x, part in zip(groups, parts)]
@@ -114,7 +107,7 @@ def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name):
     objective, weights = OBJECTIVES[name], {3: 0.5, 8: 2.0, WIDTH: 1.0}
     graded = name.startswith("graded")
     own = batch if graded else dataclasses.replace(batch, grade=None)
-    heat = jnp.float32(0.07) if name == "unime, llave" else None
+    heat = jnp.float32(0.07) if graded else None
     given = dict(sources=SOURCES)
 
     @jax.jit
@@ -149,11 +142,14 @@ def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name):
         np.testing.assert_allclose(metrics[same], whole[same], rtol=1e-5, err_msg=same)
 
 
-def test_prefixes_go_with_chunks_round_a_ring_of_devices_and_cost_what_they_do(batch):
-    """GradCache on a mesh gives the gradient of one device; a prefix's work is counted."""
-    objective = dataclasses.replace(LOSS, column_block=3)
+def test_prefixes_go_with_chunks_round_a_ring_of_devices(batch):
+    """GradCache on a mesh gives the loss, metrics and gradient of one device."""
+    objective = dataclasses.replace(LOSS, column_block=3, hard_negatives=None, symmetric=False)
     own = dataclasses.replace(batch, grade=None)
-    mesh, one = sharding.make_mesh(2, 2, 2), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh, one = (
+        sharding.make_mesh(2, 2, 1, jax.devices()[:4]),
+        sharding.make_mesh(1, 1, 1, jax.devices()[:1]),
+    )
     rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
     placed = Batch(
         **{
@@ -162,7 +158,7 @@ def test_prefixes_go_with_chunks_round_a_ring_of_devices_and_cost_what_they_do(b
         }
     )
 
-    def run(trainable, batch, prefixes=PREFIXES):
+    def run(trainable, batch):
         def loss(trainable):
             return step.batch_loss(
                 encode,
@@ -170,9 +166,8 @@ def test_prefixes_go_with_chunks_round_a_ring_of_devices_and_cost_what_they_do(b
                 parameters()[1],
                 batch,
                 objective,
-                prefixes=prefixes,
+                prefixes=PREFIXES,
                 recompute=True,
-                plain=jnp.bool_(False),
             )
 
         return jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -206,8 +201,3 @@ def test_prefixes_that_cannot_be_meant_are_refused(embeddings, dims, weights, me
         return
     with pytest.raises(ValueError, match="config.matryoshka."):
         Matryoshka(dims, weights)
-
-
-def test_without_prefixes_nothing_is_added(batch, embeddings):
-    own = dataclasses.replace(batch, grade=None)
-    assert not [name for name in objective_loss(embeddings, own, LOSS, WHOLE)[1] if "/" in name]

@@ -40,9 +40,7 @@ def objective_loss(
             if isinstance(objective, JudgeDistillation)
             else objectives.contrastive
         )
-        return known(
-            parts, batch, objective, plain=plain, temperature=temperature, sources=sources
-        )
+        return known(parts, batch, objective, plain=plain, temperature=temperature, sources=sources)
 
     if not prefixes.dims:
         return of(embeddings, objective)
