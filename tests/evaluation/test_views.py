@@ -11,7 +11,7 @@ from unime_jax.evaluation.report import views as report_views
 from unime_jax.evaluation.retrieval.data import Pairs
 from unime_jax.evaluation.stored import finished
 from unime_jax.evaluation.suite import Suite, evaluate
-from unime_jax.evaluation.tasks import clustering, mmeb, retrieval, viewed
+from unime_jax.evaluation.tasks import mmeb, retrieval, viewed
 from unime_jax.evaluation.views import Views, check_width
 from unime_jax.training.tensorboard import flat_scores
 
@@ -49,17 +49,15 @@ def test_prefixes_as_long_as_embeddings_are_refused(dims):
 
 
 def suite(tmp_path, views):
-    """Tasks of three kinds, of one-letter items."""
+    """Tasks of two kinds, of one-letter items."""
     rows = [
         {"qry_text": q, "qry_img_path": "", "tgt_text": list(t), "tgt_img_path": [""] * len(t)}
         for q, t in (("a", "bcde"), ("f", "ghij"), ("k", "lmno"))
     ]
-    labelled = [{"text": t, "image": "", "label": n % 2} for n, t in enumerate("abcdefgh")]
     pairs = [{"qry": q, "pos_text": p} for q, p in ("ab", "cd", "ef", "gh")]
     tasks = (
         mmeb.Task("ImageNet-1K", rows),
         retrieval.Task(Pairs("own", pairs, tmp_path)),
-        clustering.Task("letters", labelled, ""),
     )
     return Suite(tasks, {"ImageNet-1K": ("CLS", "IND")}, tmp_path, views=views)
 
@@ -84,14 +82,28 @@ def test_one_encoding_gives_the_scores_of_each_view(tmp_path):
     assert [line.name for line in lines] == ["all", *VIEWS.names]
     assert [line.bytes for line in lines] == [16, 8, 2, 1, 12, 3, 1, 4, 1]
     assert lines[0].numbers["hit@1"] == plain["All"]
-    assert lines[1].numbers["v-measure"] == found["views"]["2"]["clustering"]["letters"]
+    assert lines[1].numbers["R@1"] == found["views"]["2"]["retrieval"]["R@1"]
     assert "3 binary" in score_table.table(None, found)
     tags = dict(flat_scores(found))
     assert tags["evaluation/views/2/R@1"] == found["views"]["2"]["retrieval"]["R@1"]
     assert not [tag for tag in tags if "interval" in tag or tag.endswith("dimension")]
     section = report_views.section({"after": found})
-    assert len(section["rows"]) == 9 and len(section["panels"]) == 4
+    assert len(section["rows"]) == 9 and len(section["panels"]) == 3
     assert report_views.section({"after": plain}) is None
+
+
+def test_the_headline_has_a_number_of_each_kind_of_task():
+    recalls = {way: {"R@1": value} for way, value in (("t2i", 30.0), ("i2t", 40.0))}
+    side = {
+        "All": None,
+        "composition": {"swap": 60.0, "add": 70.0, "set/score": 5.0},
+        "captions": {"a": recalls, "b": recalls},
+        "clustering": {"x": 20.0, "y": 40.0},
+        "distillation": {"kl": 0.1, "overlap": 50.0},
+    }
+    found = view_scores.headline(side)
+    assert found == {"composition": 65, "t2i R@1": 30, "i2t R@1": 40, "v-measure": 30,
+                     "neighbours": 50}  # fmt: skip
 
 
 def test_ties_of_codes_are_no_hits(tmp_path):
