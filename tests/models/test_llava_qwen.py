@@ -1,7 +1,4 @@
-"""LLaVE's model against what its original code gave on a tiny checkpoint of its own.
-
-Videos have no preprocessing yet: their rows are made here, of the recorded ids.
-"""
+"""LLaVE's model against what its original code gave on a tiny checkpoint of its own."""
 
 import dataclasses
 import json
@@ -21,12 +18,13 @@ from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.backbones import Processing
 from unime_jax.batch import Inputs, Item, Media, Row
+from unime_jax.data.clips import archive
 from unime_jax.models.llava import Llava
 from unime_jax.models.vlm import Pixels, merge_image_tokens
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llave"
 COSINE = 0.99999
-IMAGE_TOKEN = 259  # ours; -200 in the original
+IMAGE_TOKEN = 259  # ours, and 260 of clips; -200 in the original
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # the recorded pixels are signed
 CASES = [
     "image_2x2",
@@ -87,44 +85,6 @@ def patches_of(data, first: int, count: int) -> np.ndarray:
     tiles = data["pixel_blocks"][first : first + count].repeat(6, axis=2).repeat(6, axis=3)
     tiles = tiles[:, :, : 27 * 14, : 27 * 14].reshape(count, 3, 27, 14, 27, 14)
     return tiles.transpose(0, 2, 4, 1, 3, 5).reshape(count, 729, 588)
-
-
-def video_row(data, newline: str) -> Row:
-    """The recorded ids, its frames' 27 x 27 features shrunk to 14 x 14 by blending four of them."""
-    frames = int(data["blocks_per_image"][0])
-    taps = ((np.arange(14) + 0.5) * 27 / 14 - 0.5).clip(0)  # corners not aligned
-    first = taps.astype(int)
-    near, far = first, np.minimum(first + 1, 26)
-    share = np.stack([1 - (taps - first), taps - first])
-    corner = [(y, x) for y in range(2) for x in range(2)]
-    lines = np.stack([near, far])
-    slot = np.stack([27 * lines[y][:, None] + lines[x] for y, x in corner], axis=-1)
-    weight = np.stack([np.outer(share[y], share[x]) for y, x in corner], axis=-1)
-    slot = 1 + slot + 729 * np.arange(frames)[:, None, None, None]
-    weight = np.broadcast_to(weight, slot.shape)
-    one = np.array([1, 0, 0, 0])
-    if newline == "grid":  # after every line of tokens
-        end = np.zeros((frames, 14, 1, 4), int)
-        slot = np.concatenate([slot, end], axis=2)
-        weight = np.concatenate([weight, np.broadcast_to(one, end.shape)], axis=2)
-        slot, weight = slot.reshape(-1, 4), weight.reshape(-1, 4)
-    else:  # after the video
-        slot = np.concatenate([slot.reshape(-1, 4), np.zeros((1, 4), int)])
-        weight = np.concatenate([weight.reshape(-1, 4), one[None]])
-    ids = data["input_ids"][0]
-    at = int(np.flatnonzero(ids == -200)[0])
-    text = [np.full((len(part), 4), -1) for part in (ids[:at], ids[at + 1 :])]
-    slots = np.concatenate([text[0], slot, text[1]]).astype(np.int32)
-    weights = np.concatenate([0.0 * text[0], weight, 0.0 * text[1]]).astype(np.float32)
-    tokens = np.concatenate([ids[:at], np.full(len(slot), IMAGE_TOKEN), ids[at + 1 :]])
-    return Row(
-        tokens=tokens.astype(np.int32),
-        positions=np.arange(len(tokens), dtype=np.int32)[:, None],
-        slot=slots,
-        slot_weight=weights,
-        patches=patches_of(data, 0, frames),
-        patch_position=np.zeros((frames, 729, 3), np.int32),
-    )
 
 
 def inputs_of(rows: list[Row]) -> Inputs:
@@ -200,7 +160,7 @@ def check_tokens(rows, data):
         is_image = row.slot[:, 0] >= 0
         first = is_image & ~np.concatenate([[False], is_image[:-1]])
         kept = row.tokens[~is_image | first]
-        np.testing.assert_array_equal(np.where(kept == IMAGE_TOKEN, -200, kept), ids)
+        np.testing.assert_array_equal(np.where(kept >= IMAGE_TOKEN, -200, kept), ids)
 
 
 @for_each("case", CASES)
@@ -216,12 +176,25 @@ def test_recorded_embeddings(backbone, on_blocks, case):
         assert_same_rows(tile, data["projected_tile0"])
 
 
-@for_each("newline", ["grid", "one_token"])
-def test_recorded_videos(on_blocks, newline):
-    _, data = recorded(f"video_{newline}")
-    row = video_row(data, newline)
-    assert [len(row.tokens)] == list(data["expanded_lengths"])
-    check(run(on_blocks, inputs_of([row])), data, data["expanded_lengths"])
+@for_each("newlines", ["grid", "one"])
+def test_recorded_videos(on_blocks, newlines):
+    """Read from its config.json, or as the run says."""
+    facts, data = recorded({"grid": "video_grid", "one": "video_one_token"}[newlines])
+    processing = Processing(prompt="verbatim", missing_images="image")
+    if newlines == "one":
+        processing = dataclasses.replace(processing, clip_newlines="one")
+    backbone = backbones.open_backbone(
+        str(GOLDEN / "model"), max_length=4096, processing=processing
+    )
+    count = int(data["blocks_per_image"][0])
+    frames = archive([noise(50, 30, seed=n) for n in range(count)], fps=None)
+    row = backbone.preprocess(Item(facts["texts"][0], (Media("a.zip", frames, kind="clip"),)))
+    check_tokens([row], data)
+    assert [len(row.tokens)] == list(data["expanded_lengths"]) and row.clips == 1
+    row = dataclasses.replace(row, patches=patches_of(data, 0, count))
+    found = run(on_blocks, inputs_of([row]))
+    check(found, data, data["expanded_lengths"])
+    assert_same_rows(found[3][0, 1 : 1 + 729 : 9], data["projected_tile0"])
 
 
 def test_recorded_embedding_of_an_image_file(backbone, model):

@@ -1,4 +1,4 @@
-"""Frames of patches: still images beside clips, whose patches span several frames."""
+"""Rows of still images beside those of clips: frames of their patches, and blended tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +23,20 @@ def repeated(
     return np.repeat(by_frame, features // own, axis=-2).reshape(*tiles, features)
 
 
+def blended(row: Row, slots: int) -> Row:
+    """A row whose tokens blend as many rows of its table; those that are one row still are it."""
+    if row.slot.shape[1] == slots:
+        return row
+    weight = np.zeros((len(row.slot), slots), np.float32)
+    weight[row.slot[:, 0] >= 0, 0] = 1
+    slot = np.repeat(row.slot, slots, axis=1)
+    return dataclasses.replace(row, slot=slot, slot_weight=weight)
+
+
 def alike(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose patches span equally many frames."""
+    """Rows whose patches span equally many frames, and whose tokens blend as many table rows."""
+    slots = max(row.slot.shape[1] for row in rows)
+    rows = [blended(row, slots) for row in rows]
     features = max((row.patches.shape[2] for row in rows if row.patches is not None), default=0)
     return [
         row

@@ -47,7 +47,8 @@ def shapes_of(layout: Layout, *, shards: int, batch_size: int, max_length: int) 
         return plan_of(bucket, layout.with_clips() if clips else layout, shards, batch_size)
 
     def by_size(tokens: int, tiles: int, clips: bool = False) -> BatchShapes:
-        return batch_shapes(bucket_of(tokens, tiles, layout, max_length), clips)
+        own = layout.with_clips() if clips else layout
+        return batch_shapes(bucket_of(tokens, tiles, own, max_length), clips)
 
     return by_size
 
@@ -71,10 +72,11 @@ def bucket_of(tokens: int, tiles: int, layout: Layout, max_length: int) -> Bucke
 
     A row with more tiles than the longest rung has gets twice as many tiles, or four times, and so
     on: no row is refused for its tiles. Of rows of several segments, which may be long for their
-    texts alone, tiles have rungs of their own, the powers of two: more programs, less padding.
+    texts alone, and of rows with clips whose frames have few tokens each, tiles have rungs of their
+    own, the powers of two: more programs, less padding.
     """
     ladder = image_rungs(layout, max_length) if tiles else text_rungs(layout, max_length)
-    if layout.segments and tiles:
+    if tiles and (layout.segments or layout.clips and layout.frame_tokens):
         rungs = (bucket.tokens for bucket in ladder if tokens <= bucket.tokens)
         return Bucket(next(rungs, max_length), power_of_two(tiles))
     for bucket in ladder:

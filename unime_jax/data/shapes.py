@@ -15,17 +15,21 @@ class Layout:
     where one beyond the end reads NaN; None: there is no bound. A row of n tiles has
     `table[0]` + n * `table[1]` vectors for its image tokens to choose from.
 
-    A patch of a clip may span several `frames`. Rows of images have bytes of one frame, unless
-    `clips` may be among them: then all of a batch have as many as a clip's.
+    A patch of a clip may span several `frames`, and its tokens blend more of the table's rows. Rows
+    of images have bytes of one frame and their own S, unless `clips` may be among them: then all of
+    a batch have as many as a clip's.
     """
 
     axes: int = 1  # A
-    slots: int = 1  # S
+    slots: int = 1  # S of images
     blended: bool = False  # rows have slot_weight
     patches: int = 0  # P
     patch_bytes: int = 0  # F of an image
     frames: int = 1  # that a clip's patch spans
     clips: bool = False  # rows may have clips
+    clip_slots: int = 0  # S where they may, and rows have slot_weight; 0: as of images
+    # of a frame of a clip, at least, where they are fewer than those of an image's tile; 0: as many
+    frame_tokens: int = 0
     positioned: bool = False  # rows have patch_position
     pooled: bool = False  # rows have pool_start
     teacher: int = 0  # width of a row's teacher embedding
@@ -40,6 +44,16 @@ class Layout:
     def features(self) -> int:
         """F of a batch."""
         return self.patch_bytes * (self.frames if self.clips else 1)
+
+    @property
+    def blend(self) -> int:
+        """S of a batch."""
+        return self.clip_slots if self.clips and self.clip_slots else self.slots
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a batch has weights of slots."""
+        return self.blended or self.blend > self.slots
 
     def with_clips(self) -> "Layout":
         """The layout of the family's rows where some may have clips."""

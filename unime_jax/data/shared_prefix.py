@@ -165,6 +165,7 @@ def _merged(rows: Sequence[Row], common: _Common, layout: Layout) -> Row:
         patches=np.concatenate(patches) if patches else None,
         patch_position=np.concatenate(places) if places else None,
         unmatched_markers=sum(row.unmatched_markers for row in rows),
+        clips=sum(row.clips for row in rows),
         segment=np.repeat(np.arange(len(rows) + 1, dtype=np.int32), [start, *lengths]),
         segment_end=np.pad(ends, (0, layout.segments - len(rows)), "edge").astype(np.int32),
     )

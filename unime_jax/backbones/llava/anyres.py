@@ -3,8 +3,9 @@
 One image is seen as a base tile (the whole image, stretched) and a grid of tiles (the image, aspect
 kept, centred on a black canvas). The model reads the base tile's patches, then the grid's patches
 as one map without the rows or columns that are mostly black, with a learned newline after every
-row of the map; a map that is too large is shrunk bilinearly. All of it depends on the image's size
-alone, so the host turns it into integers, rows of a table, and the device only gathers:
+row of the map; a map that is too large is shrunk bilinearly. Each frame of a clip is a base tile,
+its map always shrunk. All of it depends on the image's size alone, so the host turns it into
+integers, rows of a table, and the device only gathers:
 
     row 0                 the newline vector
     row 1 + n * P + p     patch p of tile n; tile 0 is the base, P = side * side
@@ -23,8 +24,12 @@ import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 from PIL import Image
 
+from unime_jax.data.settings import ClipNewlines
+
 TEXT = -1  # the slot of a token that is not an image's
 NEWLINE = 0  # the table row of the newline vector; patch features start at row 1
+BLEND = 4  # rows that a token of a shrunk map blends
+UNBLENDED = np.array([1, 0, 0, 0], np.float32)  # weights of a token that is one row
 
 Size = tuple[int, int]
 
@@ -118,8 +123,8 @@ def image_slots(
 
     base = np.arange(1, 1 + patches, dtype=np.int32)
     if not resamples(pinpoints, tile=tile, side=side, max_tiles=max_tiles):
-        slot = np.concatenate([base, _with_newlines(feature_map)])[:, None]
-        return _read_only(slot), None
+        lines = np.pad(feature_map, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        return _read_only(np.concatenate([base, lines.reshape(-1)])[:, None]), None
 
     map_height, map_width = feature_map.shape
     shrinkage = _shrinkage(map_height, map_width, side=side, max_tiles=max_tiles)
@@ -133,18 +138,55 @@ def image_slots(
             )
     else:
         new_height, new_width = map_height, map_width
-    y, y_weight = _linear_taps(map_height, new_height)
-    x, x_weight = _linear_taps(map_width, new_width)
-    corners = [feature_map[y[:, i]][:, x[:, j]] for i in range(2) for j in range(2)]
-    weights = [np.outer(y_weight[:, i], x_weight[:, j]) for i in range(2) for j in range(2)]
-    one = np.array([1, 0, 0, 0], np.float32)
-    slot = np.concatenate(
-        [np.repeat(base[:, None], 4, axis=1), np.stack([_with_newlines(c) for c in corners], 1)]
-    )
-    weight = np.stack(weights, axis=-1)
-    weight = np.concatenate([weight, np.broadcast_to(one, (new_height, 1, 4))], axis=1)
-    weight = np.concatenate([np.broadcast_to(one, (patches, 4)), weight.reshape(-1, 4)])
+    slot, weight = with_newlines(*shrunk(feature_map, new_height, new_width))
+    slot = np.concatenate([np.repeat(base[:, None], 4, axis=1), slot.reshape(-1, 4)])
+    weight = np.concatenate([np.broadcast_to(UNBLENDED, (patches, 4)), weight.reshape(-1, 4)])
     return _read_only(slot), _read_only(weight)
+
+
+@functools.lru_cache(maxsize=64)
+def clip_slots(
+    frames: int, side: int, newlines: ClipNewlines
+) -> tuple[Int32[np.ndarray, "t 4"], Float32[np.ndarray, "t 4"]]:
+    """As `image_slots`, S = 4, of a clip each of whose frames is a tile.
+
+    A frame's map is shrunk to half its side, rounded up, whatever image maps are shrunk to. The
+    arrays are shared between calls: read-only.
+    """
+    half = -(-side // 2)
+    first = np.arange(1, 1 + side * side, dtype=np.int32).reshape(side, side)
+    slot, weight = shrunk(first, half, half)
+    before = side**2 * np.arange(frames, dtype=np.int32)
+    slot = (slot + before[:, None, None, None]).reshape(frames * half, half, 4)
+    weight = np.tile(weight, (frames, 1, 1))
+    if newlines == "grid":
+        slot, weight = with_newlines(slot, weight)
+    slot, weight = slot.reshape(-1, 4), weight.reshape(-1, 4)
+    if newlines == "one":
+        slot = np.concatenate([slot, np.full((1, 4), NEWLINE, np.int32)])
+        weight = np.concatenate([weight, UNBLENDED[None]])
+    return _read_only(slot), _read_only(weight)
+
+
+def shrunk(
+    feature_map: Int32[np.ndarray, "height width"], new_height: int, new_width: int
+) -> tuple[Int32[np.ndarray, "_ _ 4"], Float32[np.ndarray, "_ _ 4"]]:
+    """Slots of a smaller map, each a bilinear blend of four of the map's, and their weights."""
+    y, y_weight = _linear_taps(feature_map.shape[0], new_height)
+    x, x_weight = _linear_taps(feature_map.shape[1], new_width)
+    corners = [(i, j) for i in range(2) for j in range(2)]
+    slots = [feature_map[y[:, i]][:, x[:, j]] for i, j in corners]
+    weights = [np.outer(y_weight[:, i], x_weight[:, j]) for i, j in corners]
+    return np.stack(slots, axis=-1), np.stack(weights, axis=-1)
+
+
+def with_newlines(
+    slot: Int32[np.ndarray, "height width 4"], weight: Float32[np.ndarray, "height width 4"]
+) -> tuple[Int32[np.ndarray, "height width+1 4"], Float32[np.ndarray, "height width+1 4"]]:
+    """A map with a newline after each of its rows."""
+    slot = np.pad(slot, ((0, 0), (0, 1), (0, 0)), constant_values=NEWLINE)
+    ends = np.broadcast_to(UNBLENDED, (len(weight), 1, 4))
+    return slot, np.concatenate([weight, ends], axis=1)
 
 
 def untiled_slots(
@@ -232,10 +274,6 @@ def _shrinkage(map_height: int, map_width: int, *, side: int, max_tiles: int | N
     if max_tiles is None:
         return 0.0
     return math.sqrt(map_height * map_width / (max_tiles * side**2))
-
-
-def _with_newlines(feature_map: Int32[np.ndarray, "height width"]) -> Int32[np.ndarray, " t"]:
-    return np.pad(feature_map, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
 
 
 def _linear_taps(

@@ -1,14 +1,16 @@
 """LLaVA folders in Hugging Face form, opened for LLaVA-NeXT and LLaVA-OneVision alike."""
 
 import dataclasses
+import math
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.backbone import Backbone, LmHead, MakeLanguageModel, MakeModel, TextOnly
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.llava import anyres, llava_config, llava_names
-from unime_jax.backbones.llava.rows import LlavaPreprocessor
+from unime_jax.backbones.llava.rows import Clips, LlavaPreprocessor
 from unime_jax.backbones.preprocessing import image_processor_config
+from unime_jax.backbones.preprocessing.images import NO_CLIPS
 from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import (
     Processing,
@@ -24,7 +26,12 @@ from unime_jax.models.llava import Llava, LlavaConfig
 from unime_jax.models.vit import VisionConfig
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+CAVEATS = (
+    "Of a clip, transformers has one newline at its end; here there is one after every row of every"
+    " frame.",
+)
 
 
 def open_folder(
@@ -38,6 +45,7 @@ def open_folder(
     missing_images: tuple[MissingImages, ...],
     image_processor: str,
     image_defaults: dict[str, Any],
+    takes_clips: bool,
     processor_config: dict[str, Any],
     max_length: int,
 ) -> Backbone:
@@ -48,6 +56,14 @@ def open_folder(
     """
     require_missing_images(processing, *missing_images)
     tower = llava_config.tower_config(config)
+    tokenizer = open_tokenizer(folder)
+    vocab_size = config.text_config.vocab_size
+    processor = llava_config.open_image_processor(
+        folder, config, tower.image_size, types=(image_processor,), defaults=image_defaults
+    )
+    clips: Clips | str = NO_CLIPS
+    if takes_clips:
+        clips = llava_config.clips_of_folder(folder, processing, processor)
     backbone = assemble(
         folder,
         config,
@@ -55,16 +71,16 @@ def open_folder(
         tower=tower,
         prompt=open_prompt(
             folder,
-            open_tokenizer(folder),
+            tokenizer,
             image_token_id=config.image_token_index,
-            vocab_size=config.text_config.vocab_size,
+            vocab_size=vocab_size,
             style=processing.prompt,
             max_length=max_length,
             missing_images=processing.missing_images,
+            clip_token_id=_clip_token(config, tokenizer, vocab_size) if takes_clips else None,
         ),
-        processor=llava_config.open_image_processor(
-            folder, config, tower.image_size, types=(image_processor,), defaults=image_defaults
-        ),
+        processor=processor,
+        clips=clips,
         tensor_names=llava_names.names(config, tower),
         text_types=text_types,
         max_tiles=max_tiles,
@@ -84,6 +100,7 @@ def assemble(
     tower: VisionConfig,
     prompt: Prompt,
     processor: dict[str, Any],
+    clips: Clips | str,
     tensor_names: weights.Names,
     text_types: tuple[str, ...],
     max_tiles: int | None,
@@ -125,6 +142,7 @@ def assemble(
         resample=int(processor["resample"]),
         image_size=fixed_size(processing),
         legacy=short_tiles if processing.legacy_padding else None,
+        clips=clips,
     )
     changes = {"image_grid_pinpoints": pinpoints} if processing.pinpoints else {}
     processor_config = processor_config | {
@@ -147,13 +165,15 @@ def assemble(
             vocabulary=text.vocab_size,
             table=(1, tower.side**2),
             unpadded=True,
+            clip_slots=0 if isinstance(clips, str) else anyres.BLEND,
+            frame_tokens=0 if isinstance(clips, str) else math.ceil(tower.side / 2) ** 2,
         ),
         processing=processing,
         config_changes=changes,
         image_processor_changes=changes,
         processor_config=processor_config,
         loads_in_transformers=not caveats(processing),
-        caveats=caveats(processing),
+        caveats=caveats(processing) + (CAVEATS if processing.clip_newlines == "grid" else ()),
         text_only=TextOnly(
             make_model=MakeLanguageModel(MakeModel(Llava, model)),
             unread=(r"(vision_tower|multi_modal_projector)\..*", "image_newline"),
@@ -170,3 +190,12 @@ def assemble(
         ),
         instruction="{instruction}\n",
     )
+
+
+def _clip_token(
+    config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", vocab_size: int
+) -> int:
+    """The token of clips, or that of images where the folder has none."""
+    own: int = config.video_token_index
+    known = own in tokenizer.get_added_vocab().values() and own < vocab_size
+    return own if known else config.image_token_index

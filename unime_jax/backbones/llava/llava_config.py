@@ -1,11 +1,14 @@
 """Settings of a LLaVA folder, checked: vision tower, image processor and canvases of tiles."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.io import hf_config
 from unime_jax.backbones.llava import anyres
-from unime_jax.backbones.preprocessing import image_processor_config
+from unime_jax.backbones.llava.rows import Clips
+from unime_jax.backbones.preprocessing import image_processor_config, video_processor_config
+from unime_jax.backbones.preprocessing.frame_sampling import Steps
 from unime_jax.backbones.preprocessing.processing import Processing
 from unime_jax.models.layers import ACTIVATIONS
 from unime_jax.models.vit import VisionConfig
@@ -22,6 +25,14 @@ DEFAULTS: dict[str, Any] = {  # of transformers' LlavaOnevisionImageProcessor
     "resample": 3,
     "rescale_factor": 1 / 255,
 }
+
+VIDEO_DEFAULTS: dict[str, Any] = DEFAULTS | {  # of its LlavaOnevisionVideoProcessor
+    "do_center_crop": None,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "size": {"height": 384, "width": 384},
+}
+FRAMES = 1, 32  # of a clip, as the published models are evaluated
 
 
 def tower_config(config: "PretrainedConfig") -> VisionConfig:
@@ -120,3 +131,31 @@ def pinpoints(
             f"{where} are {sizes}; they must be multiples of vision_config.image_size, {tile}"
         )
     return sizes
+
+
+def clips(processing: Processing) -> Clips:
+    """How clips are seen where nothing forbids them.
+
+    All frames are looked at, or so many a second as the run says, spread evenly if they are too
+    many.
+    """
+    steps = Steps(processing.fps, *(processing.frames or FRAMES))
+    return Clips(steps, processing.clip_newlines or "one")
+
+
+def clips_of_folder(
+    folder: pathlib.Path, processing: Processing, images: Mapping[str, Any]
+) -> Clips | str:
+    """As `clips`, or why the folder's frames cannot be had: their pixels are not those of images.
+
+    `images` are the settings of its image processor.
+    """
+    file, own = video_processor_config.read(folder)
+    video = VIDEO_DEFAULTS | own if own else images
+    for key in ("image_mean", "image_std", "size", *DEFAULTS):
+        if (video[key] or False) != (images[key] or False):
+            return (
+                f"this model takes none: {key} of frames is {video[key]!r} in {file.name}, and of"
+                f" images {images[key]!r}, but all pixels are resized and normalised alike here"
+            )
+    return clips(processing)

@@ -37,6 +37,7 @@ def open_folder(
         missing_images=("strip", "token"),
         image_processor="LlavaNextImageProcessor",
         image_defaults=DEFAULTS,
+        takes_clips=False,
         processor_config={
             "processor_class": "LlavaNextProcessor",
             "patch_size": config.vision_config.patch_size,

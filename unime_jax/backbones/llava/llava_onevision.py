@@ -1,4 +1,8 @@
-"""LLaVA-OneVision: Qwen2 decoder, SigLIP tower; maps of many tiles are shrunk."""
+"""LLaVA-OneVision: Qwen2 decoder, SigLIP tower; maps of many tiles are shrunk.
+
+Of a clip 32 frames are looked at, spread evenly, or all if there are fewer, as in the published
+evaluations; transformers takes all that it is given.
+"""
 
 import pathlib
 import re
@@ -40,6 +44,7 @@ def open_folder(
         missing_images=("strip", "token", "image"),
         image_processor="LlavaOnevisionImageProcessor",
         image_defaults=llava_config.DEFAULTS,
+        takes_clips=True,
         processor_config={
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,

@@ -2,7 +2,8 @@
 
 The folder is read as the LLaVA-OneVision in Hugging Face form that it is equal to, and exports are
 written in that form. What the code base has in code lies here, the prompt and the normalisation of
-pixels, and in `llava_qwen_config`, the vision tower. Its video inputs are not supported.
+pixels, and in `llava_qwen_config`, the vision tower and the frames of clips. There the image token
+stands for a clip, too; here a clip has its own, as in exports, and either marks it in a text.
 
 Maps are unpadded as in transformers, whose rounding drops one more row or column of patches for
 two sizes in 300 000 (792 x 748 pixels, for example).
@@ -20,7 +21,12 @@ from unime_jax.backbones.backbone import Backbone
 from unime_jax.backbones.io import json_files
 from unime_jax.backbones.io.hf_config import require
 from unime_jax.backbones.llava import llava, llava_config, llava_names
-from unime_jax.backbones.llava.llava_qwen_config import TOWER_FILE, convert_config, read_config
+from unime_jax.backbones.llava.llava_qwen_config import (
+    TOWER_FILE,
+    clips,
+    convert_config,
+    read_config,
+)
 from unime_jax.backbones.preprocessing.image_processor_config import PROCESSOR_FILE
 from unime_jax.backbones.preprocessing.open_prompts import open_prompt, open_tokenizer
 from unime_jax.backbones.preprocessing.processing import Processing, require_missing_images
@@ -32,6 +38,7 @@ PROCESSING = Processing(prompt="verbatim")
 POOLINGS = ("lasttoken",)
 
 IMAGE_TOKEN = "<image>"
+VIDEO_TOKEN = "<video>"
 # The turn of the assistant is a line end; the line end after it is the token that is pooled.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -40,6 +47,7 @@ TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>\\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\\n' }}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\\n\\n<|im_end|>\\n' }}"
@@ -80,7 +88,9 @@ def open_folder(
     require_missing_images(processing, "strip", "image")
     own = read_config(folder)
     tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
-    converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
+    image, video = add_tokens(folder, tokenizer, own["vocab_size"])
+    converted = convert_config(folder, own, image, video)
+    processing, seen_clips = clips(own, processing)
     tower = llava_config.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
     names = dataclasses.replace(
@@ -94,14 +104,16 @@ def open_folder(
         prompt=open_prompt(
             folder,
             tokenizer,
-            image_token_id=converted.image_token_index,
+            image_token_id=image,
             vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
             missing_images=processing.missing_images,
+            clip_token_id=image if video is None else video,
             template=TEMPLATE,
         ),
         processor=image_processor(converted),
+        clips=seen_clips,
         tensor_names=names,
         text_types=("qwen2",),
         max_tiles=int(converted.vision_aspect_ratio.removeprefix("anyres_max_")),
@@ -113,18 +125,24 @@ def open_folder(
         },
         max_length=max_length,
     )
-    return dataclasses.replace(backbone, convert=functools.partial(convert_files, converted))
+    return dataclasses.replace(
+        backbone,
+        convert=functools.partial(convert_files, converted),
+        video_processor=video_processor(converted),
+    )
 
 
-def add_image_token(
+def add_tokens(
     folder: pathlib.Path, tokenizer: "PreTrainedTokenizerBase", vocab_size: int
-) -> int:
-    """The id of the image token, which the tokenizer gets if it has none, as in the original.
+) -> tuple[int, int | None]:
+    """Ids of the tokens of images and clips, which the tokenizer gets if it has none.
+
+    That of clips is None where the model has no row of embeddings for it.
 
     Raises:
-      ValueError: the model has no row of embeddings that it could have.
+      ValueError: it has none for that of images.
     """
-    tokenizer.add_tokens([_image_token()], special_tokens=True)
+    tokenizer.add_tokens([_special(IMAGE_TOKEN)], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     assert isinstance(image_token_id, int)
     if image_token_id >= vocab_size:
@@ -132,17 +150,34 @@ def add_image_token(
             f"{folder}: {IMAGE_TOKEN} is token {image_token_id} and vocab_size is {vocab_size};"
             " resize the embeddings of the checkpoint to more tokens"
         )
-    return image_token_id
+    added = tokenizer.get_added_vocab()
+    if VIDEO_TOKEN not in added and len(tokenizer) < vocab_size:
+        tokenizer.add_tokens([_special(VIDEO_TOKEN)], special_tokens=True)
+        added = tokenizer.get_added_vocab()
+    return image_token_id, added.get(VIDEO_TOKEN)
 
 
 def image_processor(config: "PretrainedConfig") -> dict[str, Any]:
     """What the code base does to pixels, as settings of transformers' image processor."""
-    tile = config.vision_config.image_size
-    return llava_config.DEFAULTS | {
+    return _pixels(config) | {
         "do_pad": True,
         "image_grid_pinpoints": config.image_grid_pinpoints,
-        "image_mean": [0.5] * 3,
         "image_processor_type": "LlavaOnevisionImageProcessor",
+    }
+
+
+def video_processor(config: "PretrainedConfig") -> dict[str, Any]:
+    """The same of frames, as settings of its video processor, which is handed those it takes."""
+    return _pixels(config) | {
+        "do_sample_frames": False,
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+    }
+
+
+def _pixels(config: "PretrainedConfig") -> dict[str, Any]:
+    tile = config.vision_config.image_size
+    return llava_config.DEFAULTS | {
+        "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
         "processor_class": "LlavaOnevisionProcessor",
         "size": {"height": tile, "width": tile},
@@ -164,15 +199,16 @@ def convert_files(config: "PretrainedConfig", folder: pathlib.Path) -> None:
 
 
 def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> None:
-    """Adds the image token to each file that lists tokens; the rest stays as it is."""
+    """Adds the tokens of images and clips to each file that lists tokens; the rest stays."""
     tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
-    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
-        tokenizer.add_tokens([_image_token()], special_tokens=True)
+    before = len(tokenizer)
+    image, video = add_tokens(folder, tokenizer, text.vocab_size)
+    ids = {IMAGE_TOKEN: image} | ({} if video is None else {VIDEO_TOKEN: video})
+    if len(tokenizer) > before:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         backend.save(str(folder / "tokenizer.json"))
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     file = folder / "tokenizer_config.json"
     if file.exists():
         settings = json.loads(file.read_text())
@@ -184,14 +220,15 @@ def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> None:
     settings.pop("chat_template", None)  # the language model's
     settings["processor_class"] = "LlavaOnevisionProcessor"
     if "added_tokens_decoder" in settings:
-        token = {"content": IMAGE_TOKEN, "special": True}
-        token |= dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-        settings["added_tokens_decoder"].setdefault(str(image_token_id), token)
+        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        for token, token_id in ids.items():
+            entry = {"content": token, "special": True} | flags
+            settings["added_tokens_decoder"].setdefault(str(token_id), entry)
     json_files.write(file, settings)
     others = folder / "added_tokens.json"
     if others.exists():
-        json_files.write(others, {IMAGE_TOKEN: image_token_id} | json.loads(others.read_text()))
+        json_files.write(others, ids | json.loads(others.read_text()))
 
 
-def _image_token() -> AddedToken:
-    return AddedToken(IMAGE_TOKEN, special=True, normalized=False)
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)

@@ -3,6 +3,7 @@
 It names the vision tower and has no sizes of it: the published ones lie here.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -10,6 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unime_jax.backbones.io.hf_config import require
+from unime_jax.backbones.llava import llava_config
+from unime_jax.backbones.llava.rows import Clips
+from unime_jax.backbones.preprocessing.processing import Processing
+from unime_jax.data.settings import ClipNewlines
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, SiglipVisionConfig
@@ -26,6 +31,8 @@ TOWERS: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     }
 }
+FPS = 3.0  # frames of a clip that are looked at in a second, before there are too many
+NEWLINES: dict[str, ClipNewlines] = {"grid": "grid", "one_token": "one"}
 TEXT_KEYS = (  # of config.json that are the decoder's
     "attention_dropout",
     "bos_token_id",
@@ -75,7 +82,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def convert_config(
-    folder: pathlib.Path, own: Mapping[str, Any], image_token_id: int
+    folder: pathlib.Path,
+    own: Mapping[str, Any],
+    image_token_id: int,
+    video_token_id: int | None,
 ) -> "PretrainedConfig":
     """The configuration of the original code base in Hugging Face form.
 
@@ -101,7 +111,7 @@ def convert_config(
         text_config=Qwen2Config(**{key: own[key] for key in TEXT_KEYS if key in own}),
         vision_config=vision,
         image_token_index=image_token_id,
-        video_token_index=-1,  # there is none
+        video_token_index=-1 if video_token_id is None else video_token_id,
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
         vision_feature_select_strategy="full",
@@ -110,6 +120,31 @@ def convert_config(
         image_grid_pinpoints=_pinpoints(folder, own["image_grid_pinpoints"], tile),
         tie_word_embeddings=tied,
     )
+
+
+def clips(own: Mapping[str, Any], processing: Processing) -> tuple[Processing, Clips | str]:
+    """The processing with what config.json says of clips, and how they are seen, or why not.
+
+    Keys that are of clips alone do not keep a checkpoint from being opened.
+    """
+    position = own.get("mm_newline_position", "one_token")  # as of code that does not save it
+    processing = dataclasses.replace(
+        processing,
+        fps=processing.fps or FPS,
+        clip_newlines=processing.clip_newlines or NEWLINES.get(position),
+    )
+    if processing.clip_newlines is None:
+        return processing, (
+            f"this model takes none: mm_newline_position is {position!r} in its config.json, and"
+            " 'grid' and 'one_token' are supported; processing.clip_newlines overrules it"
+        )
+    for key, supported in (("mm_spatial_pool_mode", "bilinear"), ("add_faster_video", False)):
+        if own.get(key, supported) != supported:
+            return processing, (
+                f"this model takes none: {key} is {own[key]!r} in its config.json, and only"
+                f" {supported!r} is supported"
+            )
+    return processing, llava_config.clips(processing)
 
 
 def _tower(folder: pathlib.Path, name: str) -> "SiglipVisionConfig":

@@ -63,5 +63,33 @@ def sampled_rate(frames: int, rate: float | None, count: int, sampling: Sampling
     return count / frames * (rate or sampling.fps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """LLaVA's way to sample frames: every n-th one.
+
+    Attributes:
+      fps: frames a second of the clip's time that are wanted, which n is rounded to; None: all.
+      least: frames of a clip, if it has as many.
+      most: frames of a clip.
+    """
+
+    fps: float | None
+    least: int
+    most: int
+
+
+def stepped(frames: int, rate: float | None, steps: Steps) -> list[int]:
+    """Numbers of the frames that are seen, as of `sampled`.
+
+    Where there would be too few or too many, they lie evenly from the first frame to the last.
+    """
+    step = max(1, round(rate / steps.fps)) if rate and steps.fps else 1
+    chosen = range(0, frames, step)
+    count = min(max(len(chosen), steps.least), steps.most, frames)
+    if count == len(chosen):
+        return list(chosen)
+    return np.linspace(0, frames - 1, count, dtype=int).tolist()
+
+
 def _floored(count: float, span: int) -> int:
     return int(count // span) * span

@@ -14,6 +14,10 @@ __all__ = ["decode_images", "for_each_image", "to_rgb"]
 
 T = TypeVar("T")
 
+NO_CLIPS = (  # of families that take none
+    "this model reads images and texts; LLaVA-OneVision, LLaVE, Qwen2-VL, Qwen2.5-VL and Qwen3-VL"
+    " take clips, too"
+)
 CAP = 1344  # pixels; VLM2Vec's longest side
 # (height, width) of all images; "capped": of those with a side longer than `CAP`, which become
 # squares of that side; None: they keep theirs.
@@ -32,9 +36,7 @@ def decode_images(item: Item, size: FixedSize) -> list[Image.Image]:
     """
     for number, media in enumerate(item.media):
         if media.kind != "image":
-            raise refusal(
-                item, number, f"{media.path!r} is a {media.kind}; this model reads images and texts"
-            )
+            raise refusal(item, number, f"{media.path!r} is a {media.kind}; {NO_CLIPS}")
     return [decode_image(item, number, size) for number in range(len(item.media))]
 
 

@@ -87,6 +87,8 @@ class Prompt:
     def __call__(self, item: Item, media_tokens: Sequence[MediaTokens]) -> Tokenised:
         """Token ids of an item. `media_tokens` are those of each of its media, in its order.
 
+        Those beyond are of markers without an image that stand for one.
+
         A prompt longer than `max_length` loses tokens from the end of its text; never those of
         images and clips, the template around the text, or the last token, which is pooled.
 
@@ -101,14 +103,17 @@ class Prompt:
             segments, spans = worded(segments, self.clip_token, self.clip_place, words)
         counts = [
             count
-            for tokens in map(media_tokens.__getitem__, self.order(item))
+            for tokens in [
+                *map(media_tokens.__getitem__, self.order(item)),
+                *media_tokens[len(item.media) :],
+            ]
             for count in (tokens.counts if isinstance(tokens, ClipTokens) else (tokens,))
         ]
         markers = image_markers.marker(*self.media_tokens).finditer(segments.text)
         ends = [*(marker.end() for marker in markers), *(end for _, end in spans)]
         fixed, remedy = "prompt template and last token", "raise it"
         if media_tokens:
-            kinds = {media.kind: None for media in item.media}
+            kinds = {media.kind: None for media in item.media} or {"image": None}
             fixed = f"{' and '.join(kinds)} tokens, {fixed}"
             remedy = f"{remedy}, or process images at a lower resolution"
             if "clip" in kinds:
