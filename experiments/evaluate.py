@@ -3,6 +3,8 @@
 --config=experiments/evaluate.py             the default run of stage2.py on MiniMMEB
 --config=experiments/evaluate.py:mmeb        a model in bfloat16 on MMEB's 36 sets
 --config=experiments/evaluate.py:benchmarks  a model in bfloat16 on prepared benchmark sets
+--config=experiments/evaluate.py:video       LLaVE, in its words, on MSR-VTT 1K-A and MSVD
+--config=experiments/evaluate.py:mini_video  the default run of stage2.py on MiniVideo
 --config=experiments/evaluate.py:texts       the default run of stage1.py on held-out texts
 
 With --config.library=sentence_transformers a model of that library is scored on the same sets.
@@ -10,11 +12,11 @@ With --config.library=sentence_transformers a model of that library is scored on
 
 from ml_collections import ConfigDict, config_dict
 
-from unime_jax.operations.recipes import base, stage1
+from unime_jax.operations.recipes import base, stage1, stage2
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    base.variant_of(variant, ("mini", "mmeb", "benchmarks", "texts"))
+    base.variant_of(variant, ("mini", "mmeb", "benchmarks", "video", "mini_video", "texts"))
     like, distillation = base.mini(), base.distillation()
     config = ConfigDict()
     config.job = "evaluate"
@@ -57,7 +59,10 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.images = like.evaluation.images
     config.evaluation.image_prompt = like.evaluation.image_prompt
     config.evaluation.caption_prompt = "{caption}"  # of captions; {caption} stands for one
+    config.evaluation.video_prompt = "<|video_1|>\nRepresent the given video."  # of their clips
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
+    config.evaluation.dims = ()  # scores of the first numbers of embeddings as well
+    config.evaluation.precisions = ()  # and in fewer bits: of "float16", "int8", "binary"
     # vectors of items, by the model's and their content: a folder; "auto": below ~/.cache; "": none
     config.evaluation.cache = "auto"
 
@@ -73,6 +78,23 @@ def get_config(variant: str = "mini") -> ConfigDict:
     if variant == "benchmarks":
         config.evaluation.benchmarks = "benchmarks"
         config.evaluation.caption_prompt = "{caption}\nSummary above sentence in one word:"
+    if variant == "video":
+        config.backbone = "zhibinlan/LLaVE-7B"
+        config.max_length = 8192  # 32 frames are 6720 tokens
+        config.batch_size = 8
+        config.dtype = "bfloat16"
+        config.data.prepare.module = ""
+        config.evaluation.mmeb = config.evaluation.composition = config.evaluation.images = ""
+        config.evaluation.benchmarks = "benchmarks"
+        config.evaluation.sets = ("msrvtt_1k", "msvd")
+        wording = "Find me an video that matches the given caption: {caption}"  # sic
+        config.evaluation.caption_prompt = wording
+    if variant == "mini_video":
+        trained = stage2.get_config("mini_video")
+        config.data.prepare = trained.data.prepare
+        config.evaluation.mmeb = trained.evaluation.mmeb
+        config.evaluation.images = trained.evaluation.images
+        config.evaluation.composition = ""
     if variant == "texts":
         trained = stage1.get_config()
         config.backbone = "runs/stage1"

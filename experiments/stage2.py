@@ -1,6 +1,7 @@
 """UniME stage 2: hard-negative instruction tuning with false-negative filtering.
 
 --config=experiments/stage2.py                         the embedded MiniMMEB, from scratch
+--config=experiments/stage2.py:mini_video              on from there, on clips of MiniVideo as well
 --config=experiments/stage2.py:llava_onevision_7b      DoRA on a pod, MMEB-train
 --config=experiments/stage2.py:llava_onevision_05b     the same for 0.5B, on a single chip
 --config=experiments/stage2.py:llava_next_7b           the same for LLaVA-1.6
@@ -18,6 +19,7 @@ Gu et al. 2025, arXiv 2504.17432, section 3.3 and appendix A.
 
 from ml_collections import ConfigDict
 
+from unime_jax.data.settings import Bucket
 from unime_jax.operations.recipes import base, families
 
 FASTER = (  # learn at 1e-4
@@ -27,8 +29,10 @@ FASTER = (  # learn at 1e-4
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    if base.variant_of(variant, ("mini", *families.FAMILIES)) == "mini":
+    if base.variant_of(variant, ("mini", "mini_video", *families.FAMILIES)) == "mini":
         config = base.mini()
+    elif variant == "mini_video":
+        config = _mini_video()
     else:
         config = base.pretrained(variant)
         config.optimizer.learning_rate = 2e-5
@@ -36,4 +40,21 @@ def get_config(variant: str = "mini") -> ConfigDict:
         config.optimizer.learning_rate = 1e-4
     config.loss.hard_negatives = 8
     config.loss.false_negative_margin = 0.1
+    return config
+
+
+def _mini_video() -> ConfigDict:
+    """Keys of the second run of a tiny model: MiniVideo's clips beside MiniMMEB's images."""
+    config = base.mini()
+    config.init_from = "runs/stage2"
+    config.steps = 300
+    config.infonce_steps = 0
+    config.optimizer.learning_rate = 1e-3
+    config.data.prepare.module = "data_pipelines.mini_video"
+    config.data.train = "mini_video/train"  # MiniMMEB's pairs are linked from there
+    config.data.clips = True
+    config.data.buckets = (*config.data.buckets, Bucket(tokens=52, tiles=6))
+    config.evaluation.mmeb = "mini_video/eval"
+    config.evaluation.images = "mini_video/clips"
+    config.evaluation.composition = ""
     return config

@@ -1,9 +1,9 @@
-"""Rows of caption retrieval as readers write them: an image and its captions, both checked."""
+"""Rows of caption retrieval as readers write them: image or video and captions, both checked."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data_pipelines.benchmarks.public_set import Prepared
 from data_pipelines.benchmarks.raw_paths import below
@@ -13,7 +13,7 @@ NAMED = 3  # missing images that an error names
 
 
 class Captioned(NamedTuple):
-    """A path below the folder of images, its captions, and where both were read, for errors."""
+    """A path below the folder of images or videos, its captions, and where both were read."""
 
     image: str
     captions: Sequence[str]
@@ -21,13 +21,20 @@ class Captioned(NamedTuple):
 
 
 def write(
-    name: str, folder: Path, images: Path, rows: Iterable[Captioned], *, hint: str = ""
+    name: str,
+    folder: Path,
+    images: Path,
+    rows: Iterable[Captioned],
+    *,
+    hint: str = "",
+    column: Literal["image", "video"] = "image",
 ) -> Prepared:
     """Writes <folder>/rows/<name>.jsonl, in the form of docs/benchmarks.md.
 
     Args:
       images: the folder that has them, in the raw files or below `folder`.
       hint: where missing ones are to be had.
+      column: of the paths; a video may be a folder of frames.
 
     Raises:
       FileNotFoundError: images are missing.
@@ -39,12 +46,13 @@ def write(
         captions = list(row.captions)
         if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
             raise ValueError(f"{row.where}: captions are missing or empty: {captions!r}")
-        if not below(images, row.image).is_file():
+        place = below(images, row.image)
+        if not (place.is_file() or (column == "video" and place.is_dir())):
             missing.append(row.image)
-        lines.append(json.dumps({"image": row.image, "captions": captions}, ensure_ascii=False))
+        lines.append(json.dumps({column: row.image, "captions": captions}, ensure_ascii=False))
     if missing:
         raise FileNotFoundError(
-            f"{images} has not {len(missing)} of the {len(lines)} images of {name}, such as "
+            f"{images} has not {len(missing)} of the {len(lines)} {column}s of {name}, such as "
             f"{', '.join(missing[:NAMED])}" + (f". {hint}" if hint else "")
         )
     if not lines:

@@ -13,6 +13,8 @@ READERS = (
     "mmeb",
     "karpathy",
     "long_captions",
+    "video_captions",
+    "video_labels",
     "sugarcrepe",
     "winoground",
     "aro",

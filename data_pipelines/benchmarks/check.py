@@ -1,4 +1,4 @@
-"""A look at prepared sets without a network: numbers of rows, and whether every image is there."""
+"""A look at prepared sets without a network: numbers of rows, and whether all media are there."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def _missing(source: Source, folder: Path, bar: tqdm) -> dict[str, None]:
     for number in range(len(narrow)):
         for path in _paths(narrow[number], columns):
             if path not in looked_at:
-                looked_at[path] = below(folder, path).is_file()
+                looked_at[path] = below(folder, path).exists()
         bar.update()
     return {path: None for path, is_there in looked_at.items() if not is_there}
 
@@ -82,7 +82,8 @@ def _path_columns(source: Source) -> list[str]:
     return [
         name
         for name, cell in source[0].items()
-        if ("image" in name or "img" in name) and not isinstance(cell, Mapping | bytes)
+        if any(word in name for word in ("image", "img", "video"))
+        and not isinstance(cell, Mapping | bytes)
     ]
 
 

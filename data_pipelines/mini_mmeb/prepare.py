@@ -1,18 +1,15 @@
 """Build what is missing of MiniMMEB in a folder: four ArrayRecord configs and a backbone."""
 
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
 
 from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize, write_backbone
-from data_pipelines.preparing import preparing
-from unime_jax import files
+from data_pipelines.preparing import check_parameters, note_parameters, preparing
 
 NAME, VERSION = "mini_mmeb", "1.0.0"
 CONFIGS = ("train", "eval", "composition", "images")
-PARAMETERS = "parameters.json"
 
 TINY = BackboneSize(
     text=TowerSize(hidden_size=128, layers=3, heads=4, kv_heads=2, intermediate_size=256),
@@ -45,11 +42,11 @@ def prepare(
     folder = Path(data_dir).expanduser() / NAME
     rows = {"seed": seed, "train_rows": train_rows, "eval_rows": eval_rows}
     wanted = rows | {"backbone": dataclasses.asdict(backbone)}
-    if _check_parameters(folder, wanted) and not _missing(folder):
+    if check_parameters(folder, wanted) and not _missing(folder):
         return  # nothing is written, so that it may lie on a disk that only can be read
     with preparing(folder):
-        if not _check_parameters(folder, wanted):
-            _note_parameters(folder, wanted)
+        if not check_parameters(folder, wanted):
+            note_parameters(folder, wanted)
         missing = _missing(folder)
         configs = [name for name in CONFIGS if name in missing]
         if configs:
@@ -64,37 +61,6 @@ def _missing(folder: Path) -> list[str]:
     """The parts that are not there, in the order in which they are built."""
     places = {name: folder / name / VERSION for name in CONFIGS} | {"backbone": folder / "backbone"}
     return [name for name, place in places.items() if not place.is_dir()]
-
-
-def _check_parameters(folder: Path, wanted: dict) -> bool:
-    """Whether the arguments were noted; refuses a folder begun with others."""
-    path = folder / PARAMETERS
-    try:
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}), so that nobody can say what {folder} was built with."
-            " Use another data_dir, or delete this one to build it anew."
-        ) from error
-    if found != wanted:
-        differ = [name for name in wanted if found.get(name) != wanted[name]]
-        raise ValueError(
-            f"{folder}: built with "
-            + ", ".join(f"{name}={found.get(name)}" for name in differ)
-            + "; asked for "
-            + ", ".join(f"{name}={wanted[name]}" for name in differ)
-            + ". Use another data_dir, or delete this one to build it anew."
-        )
-    return True
-
-
-def _note_parameters(folder: Path, wanted: dict) -> None:
-    """Before anything is built."""
-    files.write_whole(folder / PARAMETERS, json.dumps(wanted, indent=2))
 
 
 def _build(folder: Path, configs: list[str], rows: dict[str, int]) -> None:

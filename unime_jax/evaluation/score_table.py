@@ -4,15 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unime_jax.data.strange_texts import shown
+from unime_jax.evaluation import view_scores
 from unime_jax.evaluation.benchmarks import visdoc
 from unime_jax.evaluation.scores import (
-    CAPTIONS,
     COLUMNS,
     RETRIEVAL,
     Scores,
     composition_groups,
     flat_recalls,
     notes,
+    recall_columns,
     retrieval_sets,
 )
 
@@ -23,7 +24,8 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     """A text table CLS VQA RET VG IND OOD All, and those of the other kinds of scores.
 
     Retrieval and captions have the 95 % interval of the last line of scores, and a table for each
-    of several sets. `last_name` begins the lines of `after`.
+    of several sets. `last_name` begins the lines of `after`. The last table is by view of the last
+    scores' vectors.
     """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
@@ -44,6 +46,8 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     first, last = ((scores or {}).get("clustering") or {} for scores in (before, after))
     if sets := list(dict.fromkeys([*first, *last])):
         blocks.append(_block("v-measure %", sets, first, last, last_name))
+    if by_view := list(view_scores.text_table(after or before or {})):
+        blocks.append("\n".join(by_view))
     return "\n\n".join(blocks)
 
 
@@ -84,9 +88,11 @@ def _captions_blocks(before: Scores | None, after: Scores | None, last_name: str
         a, b = (flat_recalls(side.get(name)) for side in (first, last))
         of = last.get(name) or first[name]
         intervals = flat_recalls(of, "intervals")
-        title = f"{shown(name)}: {of['images']} images, {of['captions']} captions"
+        count = "videos" if "videos" in of else "images"
+        title = f"{shown(name)}: {of[count]} {count}, {of['captions']} captions"
+        columns = recall_columns(of)
         yield f"{title}\n" + _block(
-            "captions %", CAPTIONS, a, b, last_name, intervals=intervals or None
+            "captions %", columns, a, b, last_name, intervals=intervals or None
         )
 
 

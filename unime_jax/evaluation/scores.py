@@ -14,8 +14,10 @@ SPLITS = ("IND", "OOD")
 RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@5", "nDCG@10", "mAP", "median_rank")
 LATER = ("nDCG@5",)  # of these, what evaluations of earlier versions have not
 RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
-WAYS = ("t2i", "i2t")  # of it: text to image, which the papers print first, and image to text
-CAPTIONS = tuple(f"{way} {name}" for way in WAYS for name in RECALLS)
+RANKS = ("median_rank", "mean_rank")  # of it, too; places from 1
+Medium = Literal["image", "clip"]
+# Of it, by what is captioned: text to image, which the papers print first, and image to text.
+WAYS: Mapping[Medium, tuple[str, str]] = {"image": ("t2i", "i2t"), "clip": ("t2v", "v2t")}
 COLUMNS = (*METAS, *SPLITS, "All")
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)
@@ -119,13 +121,23 @@ def retrieval_sets(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return dict((scores.get("retrieval") or {}).get("datasets") or {})
 
 
+def ways_of(captions: Mapping[str, Any]) -> tuple[str, str]:
+    """The ways of one set of captions: of clips it has the number of "videos"."""
+    return WAYS["clip" if "videos" in captions else "image"]
+
+
+def recall_columns(captions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the recalls of one set of captions, "t2i R@1"."""
+    return tuple(f"{way} {name}" for way in ways_of(captions) for name in RECALLS)
+
+
 def flat_recalls(captions: Mapping[str, Any] | None, inner: str = "") -> dict[str, Any]:
-    """Recalls of one set of captions by way and name, "t2i R@1"; {} of None.
+    """Recalls of one set of captions by `recall_columns`; {} of None.
 
     `inner`: "intervals" for those in place of the recalls.
     """
     flat: dict[str, Any] = {}
-    for way in WAYS:
+    for way in ways_of(captions or {}):
         recalls = (captions or {}).get(way) or {}
         recalls = recalls.get(inner, {}) if inner else recalls
         flat |= {f"{way} {name}": recalls[name] for name in RECALLS if name in recalls}
@@ -163,7 +175,14 @@ def _check_side(side: str, scores: Any) -> None:
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
     _check_captions(side, scores.get("captions", {}))
-    for column in (*COLUMNS, "meta_mean", visdoc.NAME):
+    views = scores.get("views", {})
+    if not isinstance(views, dict):
+        raise ValueError(f"{side!r} has views that are no scores by name")
+    for name, of_view in views.items():
+        _check_side(side, of_view if isinstance(of_view, dict) else None)
+        if "views" in of_view:
+            raise ValueError(f"{side!r} has views of its view {name!r}")
+    for column in (*COLUMNS, "meta_mean", visdoc.NAME, "dimension"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
 
@@ -184,10 +203,12 @@ def _check_captions(side: str, sets: Any) -> None:
         raise ValueError(f"{side!r} has captions that are no object of scores by set")
     for name, values in sets.items():
         values = values if isinstance(values, dict) else {}
-        ways = [w if isinstance(w := values.get(way), dict) else {} for way in WAYS]
-        needed = [*(w.get(n) for w in ways for n in RECALLS), values.get("images")]
+        names = ways_of(values)
+        ways = [w if isinstance(w := values.get(way), dict) else {} for way in names]
+        count = "videos" if "videos" in values else "images"
+        needed = [*(w.get(n) for w in ways for n in RECALLS), values.get(count)]
         if not all(map(_is_number, [*needed, values.get("captions")])):
-            of = ", ".join((*WAYS, *RECALLS, "images", "captions"))
+            of = ", ".join((*names, *RECALLS, count, "captions"))
             raise ValueError(f"{side!r} has captions {name!r} without {of}")
 
 

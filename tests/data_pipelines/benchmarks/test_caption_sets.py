@@ -136,6 +136,7 @@ def make_suite(folder, **more):
         retrieval_data="",
         columns={},
         caption_prompt="{caption} in one word:",
+        video_prompt="<|video_1|>",
         benchmark_folder="sets",
         **{"benchmark_names": ()} | more,
     )

@@ -23,7 +23,7 @@ from unime_jax.evaluation.benchmarks.sets import open_benchmarks
 from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import composition
 
-SETTINGS = TaskSettings("<|image_1|>", "{caption}", 0)
+SETTINGS = TaskSettings("<|image_1|>", "{caption}", "", 0)
 WORDS = {"red": (1, 0, 0), "reddish": (0.9, 0.1, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 RIGHT, WRONG, TIE = ("red", "green"), ("green", "red"), ("red", "red")  # of a red image

@@ -113,6 +113,7 @@ def evaluated(folder: Path, instructions: str, **data: str):
         composition_folder="",
         image_prompt="",
         caption_prompt="{caption}",
+        video_prompt="<|video_1|>",
         limit=0,
         agreement=None,
         retrieval_data="",

@@ -50,7 +50,7 @@ def test_images_with_labels_are_clustered_and_bad_files_are_named(tmp_path):
     assert rows[0] == rows[4] and len(list((tmp_path / "few/images").iterdir())) == 4
 
     prepared = open_set(tmp_path / "few")
-    task = clustering.task_of(prepared, "few", TaskSettings("<|image_1|>", "{caption}", 0))
+    task = clustering.task_of(prepared, "few", TaskSettings("<|image_1|>", "{caption}", "", 0))
 
     def encode(items):
         greys = [np.asarray(Image.open(io.BytesIO(i.media[0].data))).mean() for i in items]

@@ -56,6 +56,7 @@ def opened(folder, instructions):
         retrieval_data="",
         columns={},
         caption_prompt="{caption}",
+        video_prompt="<|video_1|>",
         benchmark_folder="sets",
         benchmark_names=(),
     )

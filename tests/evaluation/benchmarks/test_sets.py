@@ -88,6 +88,7 @@ def open_suite(sets, *names, **more):
         agreement=None,
         columns={},
         caption_prompt="{caption}",
+        video_prompt="<|video_1|>",
         benchmark_folder=sets.name,
         benchmark_names=names,
     )

@@ -93,7 +93,7 @@ def test_ties_and_copies_never_help_and_only_the_own_row_is_right(tmp_path):
     text = score_table.table(None, found, "score")
     title, header, line, low, high = text.split("\n")
     assert title == "tiny: 2 images, 4 captions"
-    assert header.split()[2:] == " ".join(scores.CAPTIONS).split()
+    assert header.split()[2:] == " ".join(scores.recall_columns({})).split()
     assert line.split() == ["score", *["100.0"] * 6] and low.split()[-1] == "100.0"
     scores.write_scores(tmp_path, "scores", found)
     assert scores.read_scores(tmp_path)["scores"] == found
@@ -101,6 +101,54 @@ def test_ties_and_copies_never_help_and_only_the_own_row_is_right(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"scores": found}))
     with pytest.raises(ValueError, match="has captions 'tiny' without t2i, i2t, R@1"):
         scores.read_scores(tmp_path)
+
+
+def test_clips_have_ways_of_their_own_and_groups_count_as_clip4clip_counts_them(tmp_path):
+    counts = (3, 1, 4, 2, 1, 2)
+    names = [f"clip {row}, {n}" for row, count in enumerate(counts) for n in range(count)]
+    rows = [
+        {"video": f"{row}.mp4", "captions": [f"clip {row}, {n}" for n in range(count)]}
+        for row, count in enumerate(counts)
+    ]
+    generator = np.random.default_rng(0)
+    vectors = {name: generator.normal(size=8).astype(np.float32) for name in names}
+    vectors |= {row["video"]: generator.normal(size=8).astype(np.float32) for row in rows}
+    kinds = set()
+
+    def encode(items):
+        kinds.update(media.kind for item in items for media in item.media)
+        named = [item.media[0].path if item.media else item.text for item in items]
+        return np.array([vectors[name] for name in named])
+
+    def result_of(grouped):
+        task = captions.Task("tiny", rows, "<|video_1|>", medium="clip", grouped=grouped)
+        return tasks.run(task, lambda path: b"clip", encode)
+
+    plain, grouped = result_of(False), result_of(True)
+    assert kinds == {"clip"} and list(grouped.ways) == ["t2v", "v2t"]
+    np.testing.assert_array_equal(plain.t2i.rank, grouped.t2i.rank)
+    # As CLIP4Clip's multi-sentence metrics: a clip's score of a group is that of its best sentence.
+    unit = {name: v / np.linalg.norm(v) for name, v in vectors.items()}
+    sides = np.stack([unit[f"{n}.mp4"] for n in range(6)]), np.stack([unit[name] for name in names])
+    cosines, ends = sides[0] @ sides[1].T, np.cumsum(counts)
+    best = np.stack([part.max(axis=1) for part in np.split(cosines, ends[:-1], axis=1)], axis=1)
+    expected = (best > np.diag(best)[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(grouped.i2t.rank, expected)
+    assert grouped.i2t.candidates == 6 and plain.i2t.candidates == 13
+    assert (plain.i2t.rank >= grouped.i2t.rank).all() and plain.i2t.rank.sum() > expected.sum()
+    results.save_result(tmp_path / "captions-tiny.npz", grouped)
+    loaded = results.load_result(tmp_path / "captions-tiny.npz")
+    found = of_set(loaded)
+    assert found == of_set(grouped) and found["videos"] == 6 and found["captions"] == 13
+    assert found["v2t"]["mean_rank"] == pytest.approx(expected.mean() + 1)
+    assert found["v2t"]["median_rank"] == np.median(expected) + 1
+    shown = {media.kind for item in loaded.t2i.items for media in item.media}
+    assert loaded.t2i.items == grouped.t2i.items and shown == {"clip"}
+    whole = scores.summary({}, {}) | {"captions": {"tiny": found}}
+    scores.write_scores(tmp_path, "scores", whole)
+    assert scores.read_scores(tmp_path)["scores"] == whole
+    table = score_table.table(None, whole, "score").split("\n")
+    assert table[0] == "tiny: 6 videos, 13 captions" and "v2t R@10" in table[1]
 
 
 @for_each(

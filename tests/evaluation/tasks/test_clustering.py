@@ -19,7 +19,7 @@ from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.suite import Suite, summary
 from unime_jax.evaluation.tasks import clustering
 
-SETTINGS = TaskSettings("<|image_1|>\nIn one word:", "{caption} In one word:", 0)
+SETTINGS = TaskSettings("<|image_1|>\nIn one word:", "{caption} In one word:", "", 0)
 
 
 def rows_of(labels, each):

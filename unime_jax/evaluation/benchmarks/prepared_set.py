@@ -26,6 +26,7 @@ class TaskSettings:
 
     image_prompt: str  # the text beside an image that is embedded without one of its own
     caption_prompt: str  # of a caption; `{caption}` stands for the caption
+    video_prompt: str  # the text beside a clip that is embedded without one of its own
     limit: int  # the first rows; 0: all
     instructions: Instructions = "data"  # of MMEB's datasets, visual documents included
 
@@ -83,6 +84,21 @@ class PreparedSet:
                     f"{where}: image {path!r} cannot be read from {self.images}: {error}"
                 ) from error
         return rows
+
+    def words(self, key: str, chosen: Instructions, otherwise: str) -> str:
+        """Words of its own that set.json has under `key`: a text, or one for each instructions.
+
+        Raises:
+          ValueError: there are none for the chosen instructions.
+        """
+        words = self.record.get(key, otherwise)
+        own = words.get(chosen) if isinstance(words, Mapping) else words
+        if not isinstance(own, str):
+            raise ValueError(
+                f"{self.folder / FILE} has no {key} for config.evaluation.instructions="
+                f"{chosen!r}, but {words!r}: choose others, or prepare the set again"
+            )
+        return own
 
     def provenance(self) -> list[Any]:
         """What its results depend on: set.json, and a hash of its rows."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from absl import logging
 
 from unime_jax import files
-from unime_jax.data.settings import Instructions
 from unime_jax.evaluation import scores, tasks
 from unime_jax.evaluation.benchmarks import mmeb_rows
 from unime_jax.evaluation.benchmarks.prepared_set import (
@@ -136,7 +135,7 @@ def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> ta
     name = subset.removesuffix(SPLIT)
     if name not in scores.MMEB_V1:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
-    rows = prepared.placed(subset, mmeb.IMAGE_COLUMNS)
+    rows = prepared.placed(subset, mmeb.PATH_COLUMNS)
     return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)
 
 
@@ -148,24 +147,12 @@ def _retrieval_task(prepared: PreparedSet, subset: str, settings: TaskSettings) 
         raise ValueError(f"{rows} has {len(sets)} retrieval sets; a benchmark set is one")
     (data,) = sets
     if isinstance(data, Judged):
-        query, target = (_words(prepared, key, settings.instructions) for key in WORDS)
+        query, target = (prepared.words(key, settings.instructions, TEXT) for key in WORDS)
         data = dataclasses.replace(data, query_text=query, target_text=target)
     elif given := [key for key in WORDS if key in prepared.record]:
         raise ValueError(f"{prepared.folder / FILE} has {' and '.join(given)}, but pairs take none")
     data = dataclasses.replace(data, name=prepared.name, folder=prepared.images)  # type: ignore[type-var]
     return retrieval.Task(data, settings.limit)
-
-
-def _words(prepared: PreparedSet, key: str, instructions: Instructions) -> str:
-    """The words around queries or documents, of the set or of the chosen instructions."""
-    words = prepared.record.get(key, TEXT)
-    chosen = words.get(instructions) if isinstance(words, Mapping) else words
-    if not isinstance(chosen, str):
-        raise ValueError(
-            f"{prepared.folder / FILE} has no {key} for config.evaluation.instructions="
-            f"{instructions!r}, but {words!r}: choose others, or prepare the set again"
-        )
-    return chosen
 
 
 TASK_OF: Mapping[str, TaskOf] = {  # by kind

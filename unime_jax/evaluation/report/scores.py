@@ -211,7 +211,7 @@ def retrieval_tables(scores: BothScores) -> list[dict[str, Any]]:
 
 
 def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
-    """Recalls of each set of captions, before and after, by the columns `scores.CAPTIONS`."""
+    """Recalls of each set of captions, before and after, by `scores.recall_columns`."""
     first, last = ((scores.get(side) or {}).get("captions") or {} for side in SIDES)
     tables = []
     for name in dict.fromkeys([*first, *last]):
@@ -219,7 +219,9 @@ def captions_tables(scores: BothScores) -> list[dict[str, Any]]:
         tables.append(
             {
                 "name": name,
-                "images": of["images"],
+                "count": of.get("videos", of.get("images")),
+                "counted": "videos" if "videos" in of else "images",
+                "columns": scores_lib.recall_columns(of),
                 "captions": of["captions"],
                 "before": scores_lib.flat_recalls(first.get(name)),
                 "after": scores_lib.flat_recalls(last.get(name)),

@@ -10,8 +10,10 @@ Column = tuple[str, ...]  # path of a number in a side of evaluation.json
 AVERAGES, DATASETS, CHOSEN = "averages", "datasets", "chosen"  # groups of columns
 COMPOSITION: Column = ("composition",)  # the mean of its subsets
 # Numbers that say how large a set is.
-COUNTS = ("queries", "candidates", "rows", "images", "captions", "pairs", "items", "labels")
-LESS_IS_BETTER = ("median_rank", "kl")
+COUNTS = (
+    "queries", "candidates", "rows", "images", "videos", "captions", "pairs", "items", "labels",
+)  # fmt: skip
+LESS_IS_BETTER = ("median_rank", "mean_rank", "kl")
 NOT_SCORES = ("intervals",)
 
 

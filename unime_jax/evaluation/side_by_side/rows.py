@@ -127,7 +127,7 @@ def _of_rule(result: RuleResult, known: Collection[Column]) -> RowScores:
 
 def _of_captions(result: CaptionsResult, way: str, ranking: RetrievalResult) -> RowScores:
     """Recalls by image: captions of one image share what is right for them."""
-    counts = result.captions if way == "t2i" else np.ones_like(result.captions)
+    counts = result.captions if ranking is result.t2i else np.ones_like(result.captions)
     starts = np.cumsum(counts) - counts
     values: dict[Column, np.ndarray] = {}
     for recall, depth in zip(RECALLS, DEPTHS, strict=True):

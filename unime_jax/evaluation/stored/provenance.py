@@ -11,7 +11,7 @@ from unime_jax.data.formats import fingerprint
 from unime_jax.evaluation.stored import image_files
 from unime_jax.evaluation.suite import Suite
 from unime_jax.evaluation.tasks import distillation, retrieval
-from unime_jax.evaluation.tasks.captions import CAPTION
+from unime_jax.evaluation.tasks.captions import CAPTION, VIDEO
 
 
 def of_data(settings: config.EvaluateConfig, folder: files.Path, suite: Suite) -> dict[str, Any]:
@@ -44,6 +44,8 @@ def of_data(settings: config.EvaluateConfig, folder: files.Path, suite: Suite) -
             }
     if chosen.caption_prompt != CAPTION:
         provenance["caption_prompt"] = chosen.caption_prompt
+    if chosen.video_prompt != VIDEO:
+        provenance["video_prompt"] = chosen.video_prompt
     if chosen.mmeb or chosen.composition:
         provenance["images"] = [chosen.images, image_files.of_folder(folder / chosen.images)]
     prepared = {known.name for known in suite.benchmarks}  # whole, and never changed

@@ -13,7 +13,6 @@ from unime_jax.batch import Item
 from unime_jax.evaluation.benchmarks.composition_rules import RuleResult
 from unime_jax.evaluation.encoding.item_table import bare_item
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.evaluation.scores import WAYS
 from unime_jax.evaluation.tasks.captions import CaptionsResult
 from unime_jax.evaluation.tasks.clustering import ClusteringResult
 from unime_jax.evaluation.tasks.composition import SubsetResult
@@ -73,7 +72,8 @@ def save_result(path: files.Path, result: Result) -> None:
     elif isinstance(result, CaptionsResult):
         heads, arrays = _several(list(result.ways.values()))
         arrays["captions"] = result.captions
-        _write(path, {"captions": result.name, "ways": heads}, arrays)
+        about = {"captions": result.name, "medium": result.medium, "ways": heads}
+        _write(path, about, arrays)
     elif isinstance(result, ClusteringResult):
         _write(path, {"clustering": dataclasses.asdict(result)}, {})
     else:
@@ -93,8 +93,9 @@ def load_result(path: files.Path) -> Result:
         return ClusteringResult(**head["clustering"])
     if isinstance(head, dict) and "captions" in head:
         captions, ways = arrays.pop("captions"), _retrievals(head["ways"], arrays)
-        both = dict(zip(WAYS, ways.values(), strict=True))
-        return CaptionsResult(head["captions"], captions, **both)
+        return CaptionsResult(
+            head["captions"], captions, *ways.values(), medium=head.get("medium", "image")
+        )
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     of_mmeb = list(load_results(path).values())

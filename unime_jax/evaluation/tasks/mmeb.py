@@ -26,7 +26,8 @@ from unime_jax.evaluation.encoding.item_table import (
 from unime_jax.evaluation.ranking import DatasetResult
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
-IMAGE_COLUMNS = ("qry_img_path", "tgt_img_path")
+QUERY_CLIPS, TARGET_CLIPS = "qry_video_path", "tgt_video_path"  # that a row may have besides
+PATH_COLUMNS = ("qry_img_path", "tgt_img_path", QUERY_CLIPS, TARGET_CLIPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Task:
 
     A row has `qry_text`, `qry_img_path`, `tgt_text` [K], `tgt_img_path` [K] with the gold at index
     0, and optionally `id`; K may differ by row. An item's path may be a list, of several images.
+    Paths of clips stand in `qry_video_path` and `tgt_video_path` [K], which may be left out.
     """
 
     name: str
@@ -115,8 +117,13 @@ def _keys(row: Mapping[str, Any], where: str) -> tuple[Key, list[Key]]:
         raise ValueError(f"{where}: {len(texts)} tgt_text but {len(paths)} tgt_img_path")
     if len(texts) == 0:
         raise ValueError(f"{where}: no candidates; index 0 must hold the gold")
+    given = row.get(TARGET_CLIPS)
+    clips = [None] * len(texts) if given is None or not len(given) else given
+    if isinstance(clips, str | bytes) or len(clips) != len(texts):
+        raise ValueError(f"{where}: {TARGET_CLIPS} must be a list as long as tgt_text")
     try:
-        query = text_of(row["qry_text"]), paths_of(row["qry_img_path"])
-        return query, [(text_of(t), paths_of(p)) for t, p in zip(texts, paths, strict=True)]
+        query = text_of(row["qry_text"]), paths_of(row["qry_img_path"], row.get(QUERY_CLIPS))
+        sides = zip(texts, paths, clips, strict=True)
+        return query, [(text_of(text), paths_of(path, clip)) for text, path, clip in sides]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
