@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unime_jax.data.clip_folders import FRAMES
+from unime_jax.data.clip_pictures import picture_names
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".gif")
 NAMED = 3  # missing videos that an error names
@@ -24,9 +24,8 @@ def by_id(raw: Path) -> dict[str, str]:
         for name in sorted(names):
             if name.lower().endswith(VIDEOS) and not name.startswith("."):
                 videos.setdefault(Path(name).stem, (here / name).relative_to(raw).as_posix())
-        if here != raw and any(name.lower().endswith(FRAMES) for name in names):
+        if here != raw and picture_names(names):
             frames.setdefault(here.name, here.relative_to(raw).as_posix())
-            folders.clear()
     return frames | videos
 
 

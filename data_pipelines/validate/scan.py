@@ -12,12 +12,13 @@ from jaxtyping import Bool
 from PIL import Image
 
 from unime_jax.backbones.preprocessing.images import decode_images
-from unime_jax.batch import Example, Item, Row
+from unime_jax.batch import Example, Item, Media, Row
+from unime_jax.data import clips
 from unime_jax.data.ahead import THREADS, map_ahead
 from unime_jax.data.embedding_store import item_id
 from unime_jax.data.formats import Source
 from unime_jax.data.packing import Preprocess, prepare
-from unime_jax.data.quarantine import BadExample
+from unime_jax.data.quarantine import BadExample, MediaError, place_of
 from unime_jax.data.schema import to_example
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
 
@@ -25,6 +26,7 @@ LISTED = 1000  # rows of a kind that are named; the others are counted
 PIECE = 64  # rows that a thread reads at a time
 TINY = 16  # pixels; an image with a shorter side mostly stands for one that could not be fetched
 ANYTHING = 2**31 - 1
+_A = {"image": "an image", "clip": "a clip"}
 # All negatives are looked at, and a row may be as long as it is.
 SHAPES = BatchShapes((Bucket(ANYTHING, ANYTHING),), Layout(), 1, 1, negatives=ANYTHING)
 
@@ -163,8 +165,8 @@ def _look(opened: Opened, index: int, preprocess: Preprocess | None) -> _Looked:
     findings = []
     for item in _items(example):
         for media in item.media:
-            if side := _tiny(media.data or b""):
-                reason = f"an image with a side of {side} pixels"
+            if side := _tiny(media):
+                reason = f"{_A[media.kind]} with a side of {side} pixels"
                 findings.append(("tiny_images", finding(reason, example.id, media.path)))
     if hashes[1] in hashes[2:]:
         reason = f"negative {hashes.index(hashes[1], 2) - 2} is the positive"
@@ -186,13 +188,31 @@ def _items(example: Example) -> tuple[Item, ...]:
 
 
 def _decoded(item: Item) -> Row:
-    """A row of nothing, where there is no backbone: its images are decoded all the same."""
-    decode_images(item, None)
+    """A row of nothing, where there is no backbone: its media are decoded all the same.
+
+    Of a clip, the first and the last frame.
+    """
+    for number, media in enumerate(item.media):
+        if media.kind == "clip":
+            place = place_of(item, number)
+            try:
+                with clips.opened(media.data or b"") as clip:
+                    collections.deque(clip.frames([0, clip.facts.frames - 1]), maxlen=0)
+            except clips.ClipError as error:
+                reason = f"{place} cannot be decoded: {error}"
+                raise MediaError(reason, media.path, place) from error
+    images = tuple(media for media in item.media if media.kind == "image")
+    decode_images(dataclasses.replace(item, media=images), None)
     return Row(np.zeros(0, np.int32), np.zeros((0, 1), np.int32), np.zeros((0, 1), np.int32))
 
 
-def _tiny(data: bytes) -> int:
-    """The shorter side of an image if it is below `TINY`, else 0."""
-    with Image.open(io.BytesIO(data)) as image:  # whose headers the schema has checked
-        side = min(image.size)
+def _tiny(media: Media) -> int:
+    """The shorter side of an image or clip if it is below `TINY`, else 0."""
+    data = media.data or b""
+    if media.kind == "clip":
+        with clips.opened(data) as clip:
+            side = min(clip.facts.width, clip.facts.height)
+    else:
+        with Image.open(io.BytesIO(data)) as image:  # whose headers the schema has checked
+            side = min(image.size)
     return side if side < TINY else 0

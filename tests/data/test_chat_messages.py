@@ -41,7 +41,7 @@ BAD = {
     "tools": ([user(text(), tool_calls=[])], r"messages\[0\] has \['tool_calls'\]"),
     "content": ([{"role": "user", "content": None}], "its content is a NoneType"),
     "part": ([user("red")], r"messages\[0\].content\[0\] is a str; it must be a dict"),
-    "video": ([user(text(), {"type": "video_url"})], r"content\[1\] has the type 'video_url'"),
+    "audio": ([user(text(), {"type": "audio_url"})], r"content\[1\] has the type 'audio_url'"),
     "keys": ([user({"type": "text"})], "has the keys"),
     "text": ([user(text(3))], "its text is a int"),
     "detail": ([user(url(detail="low"))], "its image_url has a detail"),

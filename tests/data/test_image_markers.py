@@ -86,7 +86,23 @@ def rendered(source: str, prefix: str, text: str, images: int) -> str:
 
 
 MARKERS = ("<|image_1|>", "<|image_2|>", "<|video_10|>", "<|image_01|>", "IMAGE")
-PIECES = ("<|image_", "<|video_", "<|", "1", "0", "|>", "|", "\n", " ", "a", "<", "<im", "age>", "pad|>", "\u0661")
+PIECES = (
+    "<|image_",
+    "<|video_",
+    "<|",
+    "1",
+    "0",
+    "|>",
+    "|",
+    "\n",
+    " ",
+    "a",
+    "<",
+    "<im",
+    "age>",
+    "pad|>",
+    "\u0661",
+)
 
 
 @settings(max_examples=400, deadline=None)

@@ -249,7 +249,7 @@ BAD = {
     "a number": ({"query": 5}, "query: it is a int, 5; it must be a text, or"),
     "several positives": ({"positive": ["a", "b"]}, "positive is a list of 2"),
     "a typo in an item": ({"query": {"txt": "q"}}, """'txt' is no key.*did you mean "text\""""),
-    "a video": ({"query": {"video": "a.mp4"}}, "it has a video, which training data cannot have"),
+    "a missing video": ({"query": {"video": "a.mp4"}}, "query: clip is missing: there is no file"),
     "image and images": ({"query": {"image": "a", "images": ["b"]}}, "give one of them"),
     "a text of numbers": ({"query": {"text": 3}}, 'its "text" is a int'),
     "a URL": ({"query": {"image": "https://a.b/c.png"}}, "is a URL, and nothing is fetched"),
@@ -285,8 +285,8 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, name):
         to_example("pairs", rows[1], "1")
     item = caught.value.item
     assert (item.source, item.id) == ("pairs", "1" if name == "an id" else "line 2")
-    read_late = ("a URL", "out of the folder", "absolute", "no file")
-    assert item.path == (change["query"]["image"] if name in read_late else "")
+    read_late = ("a URL", "out of the folder", "absolute", "no file", "a missing video")
+    assert item.path == (next(iter(change["query"].values())) if name in read_late else "")
 
 
 def test_negatives_and_their_scores_by_number_and_in_lists(tmp_path):

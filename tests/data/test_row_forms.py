@@ -28,6 +28,11 @@ FORMS = [
     (("id", "file_name", "text"), {}, Form(Side(image="file_name"), Side("text"), id="id")),
     (("image", "caption", "txt", "jpg"), {}, Form(PICTURE, Side("txt"))),
     (("query", "positive", "image", "caption"), {}, Form(QUERY, POSITIVE)),
+    (("video", "caption"), {}, Form(Side(video="video"), Side("caption"))),
+    (("mp4", "txt", "video", "json"), {}, Form(Side(video="video"), Side("txt"))),
+    (("query", "positive_video"), {}, Form(QUERY, Side(video="positive_video"))),
+    (("qry", "pos_video_path"), {}, MMEB_TRAIN),
+    (("query", "positive", "positive_audio"), {}, Form(QUERY, POSITIVE)),
     (("a", "b"), {"query": "a", "positive": "b"}, Form(A, B)),
     (("a", "b", "n"), {"query": "a", "positive": "b", "negatives": "n"}, Form(A, B, N)),
     (("a", "positive", *NUMBERED), {"query": "a"}, Form(A, POSITIVE, numbered=NUMBERED)),
@@ -62,6 +67,8 @@ def test_forms(columns, chosen, form):
         (("sentence1", "sentence2", "score"), {}, "come with a score, so that not every pair"),
         (("sentence1", "sentence2", "label"), {}, "come with a label"),
         (("image", "file", "text"), {}, "no column is the query or the positive"),
+        (("image", "video", "text"), {}, "no column is the query or the positive"),
+        (("query", "positive", "query_videos"), {}, "did you mean 'query_video'"),
         (("a", "b"), {"query": "a", "positive": "c"}, "positive='c': there is no such column"),
         (("ask", "b"), {"query": "aks", "positive": "b"}, "did you mean 'ask'"),
         (("a", "b"), {"query": "a"}, "no column is the positive"),
@@ -74,7 +81,7 @@ def test_what_is_not_recognised(columns, chosen, reason):
 
 def test_without_a_schema_later_rows_may_have_what_is_optional():
     form = recognise(("query", "positive"), {}, has_schema=False)
-    assert form.negatives == Side("negatives", "negatives_image")
+    assert form.negatives == Side("negatives", "negatives_image", video="negatives_video")
     assert (form.query.image, form.scores, form.id) == ("query_image", "scores", "id")
     named = recognise(("query", "positive"), {"negatives": "hard"}, has_schema=False)
     assert named.negatives.text == "hard"

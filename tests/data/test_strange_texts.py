@@ -21,7 +21,7 @@ from unime_jax.data.strange_texts import (
     shown,
     text_fault,
 )
-from unime_jax.data.user_inputs import text_and_images
+from unime_jax.data.user_inputs import text_and_media
 from unime_jax.evaluation.encoding.item_table import ItemTable
 
 HUGE = "größe " * (MAX_BYTES // 8 + 1)
@@ -39,7 +39,7 @@ def test_absurd_texts_are_refused_everywhere():
     assert f"text of {2 * MAX_BYTES} characters" in text_fault("a" * 2 * MAX_BYTES)
     for item in (HUGE, {"text": HUGE}, {"text": HUGE, "image": b"..."}):
         with pytest.raises(ValueError, match=f"{message}; embed its parts"):
-            text_and_images(item)
+            text_and_media(item)
     for row in ({"qry": HUGE, "pos_text": "a"}, {"qry": "a", "pos_text": HUGE.encode()}):
         with pytest.raises(BadExample, match=message):
             to_example("s", row)
@@ -54,7 +54,7 @@ def test_absurd_texts_are_refused_everywhere():
     ):
         to_example("s", {"qry": "a\ud800", "pos_text": "a"})
     with pytest.raises(ValueError, match="not valid Unicode"):
-        text_and_images("a\udfff")
+        text_and_media("a\udfff")
 
 
 SHOWN = {

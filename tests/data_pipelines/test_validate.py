@@ -11,10 +11,12 @@ from PIL import Image
 
 from data_pipelines.validate import Options, __main__, report, scan, validate
 from tests.backbones.tiny_folders import write_folder
+from tests.data import clip_files
 from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.batch import Item
 from unime_jax.data import bucket_choice
+from unime_jax.data.clips import archive
 from unime_jax.data.settings import Bucket
 
 
@@ -94,6 +96,22 @@ def test_unusable_rows_and_lengths_under_a_backbone(folder, capsys):
     assert f"  {path}, line 4 (id third), image cut.jpg: query: image cannot" in said
     assert f"Bucket(tokens=160, tiles={last['tiles']})" in said
     assert "9/9 [" in capsys.readouterr().err  # progress, in rows
+
+
+def test_clips_are_decoded_at_both_ends(tmp_path):
+    good, small = clip_files.video(), clip_files.squares(3, (32, 14))
+    (tmp_path / "good.mp4").write_bytes(good)
+    (tmp_path / "cut.mp4").write_bytes(good[:-100])
+    (tmp_path / "tiny.zip").write_bytes(archive(small, None))
+    (tmp_path / "late.zip").write_bytes(archive([*small[:2], small[2][:8]], None))
+    names = ("good.mp4", "cut.mp4", "tiny.zip", "late.zip")
+    path = write_rows(tmp_path, [{"query": {"video": name}, "positive": name} for name in names])
+    result = validate([path], Options())
+    assert listed(result, "unusable_rows") == [("line 2", "cut.mp4"), ("line 4", "late.zip")]
+    reasons = [row["reason"] for row in result["problems"]["unusable_rows"]["rows"]]
+    assert "query: clip cannot be decoded: cut off" in reasons[0]
+    assert "query: clip cannot be decoded: '000002.png' has 32 x 8 pixels" in reasons[1]
+    assert listed(result, "tiny_images") == [("line 3", "tiny.zip")]
 
 
 def test_repeats_are_those_of_all_pairs_of_rows(tmp_path):

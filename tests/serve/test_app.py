@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from tests.serve.fake_model import FakeModel
 from tests.tables import for_each
+from unime_jax.data.clips import archive
 from unime_jax.data.image_urls import ImageUrls
 from unime_jax.serve.app import make_app
 from unime_jax.serve.server import bound, make_server
@@ -91,6 +92,11 @@ def image(url: str) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def video(data: bytes) -> dict[str, object]:
+    url = f"data:application/zip;base64,{base64.b64encode(data).decode()}"
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
 def vector(item, prompt="", suffix="") -> np.ndarray:
     model = FakeModel()
     return model.encode([model.row(item, prompt, suffix)])[0]
@@ -101,6 +107,7 @@ URL = f"{PART}.image_url"
 SYSTEM = {"role": "system", "content": "a "}
 USER = {"role": "user", "content": "red"}
 RED = base64.b64decode(data_url().partition(",")[2])
+CLIP = archive([RED, RED], 1.0)
 
 
 @for_each(
@@ -117,6 +124,7 @@ RED = base64.b64decode(data_url().partition(",")[2])
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, [("red",)], 3),
         (chat(image(data_url())), [({"image": RED},)], 1),
         (chat(image(data_url()), text("red")), [({"text": "red", "image": RED},)], 4),
+        (chat(video(CLIP), text("red")), [({"text": "red", "video": CLIP},)], 4),
     ],
 )
 def test_embeddings_in_both_encodings(client, body, items, tokens):
@@ -180,6 +188,11 @@ def post(client, body: object, status: int) -> dict:
         (chat({"type": "image", "image": "/etc/passwd"}), 400, PART, "image_url"),
         (chat(*[image(data_url())] * 3), 400, "messages", "3 images"),
         (chat(image(data_url(50, 50))), 400, URL, "50 x 50"),
+        (chat(*[video(CLIP)] * 3), 400, "messages", "3 videos, the limit is 2"),
+        (chat(video(RED)), 400, f"{PART}.video_url", "no clip"),
+        (chat(video(archive([base64.b64decode(data_url(50, 50).partition(",")[2])], 1.0))), 400,
+         f"{PART}.video_url", "50 x 50"),
+        (chat({"type": "video", "video": "/etc/passwd"}), 400, PART, "no other parts"),
         (chat(image("file:///etc/passwd")), 400, URL, "no file"),
         (chat(image("http://a/b")), 400, URL, "fetches no images"),
         (chat(image("data:image/png;base64,!")), 400, URL, "base64"),

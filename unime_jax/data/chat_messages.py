@@ -4,6 +4,9 @@
      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://..."}},
                                   {"type": "text", "text": "by night"}]}]
 
+Videos are such parts, too: {"type": "video", "video": ...} as `Embedder` takes them, or
+{"type": "video_url", "video_url": {"url": ...}}. Images and videos keep their order.
+
 The system message is the instruction: it goes directly before the text, where `prompt` goes, and
 takes the place of one. Texts of several parts are joined as they are.
 """
@@ -12,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from unime_jax.data import image_urls
+from unime_jax.data.user_media import UserClip
 
 # {"role": "system" or "user", "content": a text, or a list of parts}.
 Message: TypeAlias = Mapping[str, Any]
@@ -26,6 +30,8 @@ _KEYS = {  # of a part, by its type
     "text": {"text"},
     "image": {"image"},
     "image_url": {"image_url"},
+    "video": {"video"},
+    "video_url": {"video_url"},
 }
 
 
@@ -34,7 +40,8 @@ class Instructed(NamedTuple):
 
     Attributes:
       instruction: text of the system message; None: there is none.
-      user_input: the item without it; of messages, "text" and "image" of the user's.
+      user_input: the item without it; of messages, "text" and "image" of the user's, with videos
+        among the images.
     """
 
     instruction: str | None
@@ -51,7 +58,7 @@ def is_conversation(given: object) -> TypeGuard[Sequence[Message]]:
 
 
 def conversation(messages: Sequence[Message]) -> Instructed:
-    """The item that messages stand for; parts are checked, but for texts and images themselves.
+    """The item that messages stand for; parts are checked, but for texts and media themselves.
 
     An empty last turn of the assistant, by which chat APIs ask for its header, is left out.
 
@@ -71,16 +78,17 @@ def conversation(messages: Sequence[Message]) -> Instructed:
             raise ValueError(f'{where} has the role {role!r}; it must be "system" or "user"')
         if unknown := sorted(set(message) - {"role", "content"}):
             raise ValueError(f"{where} has {unknown}; a message has a role and a content")
-        text, images = _content(where, message.get("content"))
+        text, media = _content(where, message.get("content"))
         if role == "user":
             if user is not None:
                 raise ValueError(f"{where} is a second user message; an item is one of them")
-            user = {"text": text, "image": images}
+            user = {"text": text, "image": media}
             continue
         if instruction is not None or user is not None:
             raise ValueError(f"{where} is a system message; there may be one, the first of all")
-        if images:
-            raise ValueError(f"{where} is a system message with an image; only texts are allowed")
+        if media:
+            kind = "a video" if isinstance(media[0], UserClip) else "an image"
+            raise ValueError(f"{where} is a system message with {kind}; only texts are allowed")
         instruction = text
     if user is None:
         raise ValueError("there is no user message, so nothing to embed")
@@ -95,7 +103,7 @@ def _is_empty(message: Message) -> bool:
 
 
 def _content(where: str, content: Any) -> tuple[str, list[Any]]:
-    """Text and images of a message's content."""
+    """Text, and images and videos in their order, of a message's content."""
     if isinstance(content, str):
         return content, []
     if not isinstance(content, list | tuple):
@@ -103,7 +111,7 @@ def _content(where: str, content: Any) -> tuple[str, list[Any]]:
             f"{where}: its content is a {type(content).__name__}; it must be a str or a list of"
             " parts"
         )
-    texts, images = [], []
+    texts, media = [], list[Any]()
     for number, part in enumerate(content):
         place = f"{where}.content[{number}]"
         if not isinstance(part, Mapping):
@@ -118,21 +126,23 @@ def _content(where: str, content: Any) -> tuple[str, list[Any]]:
                 f'{place} has the keys {sorted(part)}; they must be "type" and {kind!r}'
             )
         if kind != "text":
-            images.append(part["image"] if kind == "image" else _url(place, part["image_url"]))
+            given = _url(place, kind, part[kind]) if kind.endswith("_url") else part[kind]
+            media.append(UserClip(given) if kind.startswith("video") else given)
             continue
         if not isinstance(part["text"], str):
             raise TypeError(f"{place}: its text is a {type(part['text']).__name__}, no str")
         texts.append(part["text"])
-    return "".join(texts), images
+    return "".join(texts), media
 
 
-def _url(place: str, given: Any) -> str:
-    """The URL of an image part, which never is a path: what users hand in names no file here."""
+def _url(place: str, kind: str, given: Any) -> str:
+    """The URL of a part, which never is a path: what users hand in names no file here."""
+    what = kind.removesuffix("_url")
     if isinstance(given, Mapping):
         unknown = sorted(set(given) - {"url", "detail"})
         if unknown or given.get("detail", "auto") != "auto":
             raise ValueError(
-                f"{place}: its image_url has {unknown or 'a detail'}; images are taken as the"
+                f"{place}: its {kind} has {unknown or 'a detail'}; {what}s are taken as the"
                 ' model was trained, so leave out all but "url"'
             )
         given = given.get("url")
@@ -142,6 +152,6 @@ def _url(place: str, given: Any) -> str:
         said = repr(given[:100]) if isinstance(given, str) else f"a {type(given).__name__}"
         raise ValueError(
             f"{place}: its URL is {said}; it must be an http, https or data URL. Of a file here,"
-            ' write {"type": "image", "image": path}'
+            f' write {{"type": "{what}", "{what}": path}}'
         )
     return given

@@ -1,8 +1,8 @@
-"""Images by URL: fetched over HTTP within limits that suit URLs of strangers, or decoded from data.
+"""Images and clips by URL: fetched within limits that suit URLs of strangers, or decoded from data.
 
 A server that fetches what users name can be made to read what only it can reach. So every address
 that a host name stands for is looked at before a connection is made to it, after each redirect
-again, and nothing but the content of an image comes back.
+again, and nothing but the content of an image or clip comes back.
 """
 
 import base64
@@ -12,10 +12,13 @@ import http.client
 import re
 import time
 import urllib.parse
+from typing import Literal
 
 from unime_jax import __version__
-from unime_jax.data import images, timed_http
+from unime_jax.data import clips, images, timed_http
 from unime_jax.data.strange_texts import shown
+
+Kind = Literal["image", "clip"]
 
 SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -35,6 +38,7 @@ class ImageUrls:
       timeout: seconds for an image, redirects included; looking up a host's name may take the
         system's own time beside them.
       max_bytes: of an image's file.
+      clip_timeout, max_clip_bytes: the same for a clip.
       max_redirects: that are followed, each under the same rules.
       private_addresses: whether hosts of the own machine or network may be asked: loopback,
         private, link-local (a cloud's metadata) and others that are not of the public internet.
@@ -46,18 +50,21 @@ class ImageUrls:
     max_redirects: int = 3
     private_addresses: bool = False
     hosts: tuple[str, ...] | None = None
+    clip_timeout: float = 60.0
+    max_clip_bytes: int = 200 * 2**20
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0 or self.max_bytes < 1 or self.max_redirects < 0:
+        seconds, size = (self.timeout, self.clip_timeout), (self.max_bytes, self.max_clip_bytes)
+        if not min(seconds) > 0 or min(size) < 1 or self.max_redirects < 0:
             raise ValueError(
-                f"{self}: timeout and max_bytes must be above 0, max_redirects at least 0"
+                f"{self}: timeouts and bytes must be above 0, max_redirects at least 0"
             )
         if isinstance(self.hosts, str):
             raise ValueError(f"hosts is {self.hosts!r}; it must be a tuple of names, or None")
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL of an image that can be fetched: http or https."""
+    """Whether a text is a URL that can be fetched: http or https."""
     return _URL.match(text) is not None
 
 
@@ -74,37 +81,43 @@ def named(url: str) -> str:
     return shown(parts[0][:200]) + ("?..." if parts[1] else "")
 
 
-def decode_data(url: str) -> bytes:
-    """The content of `data:image/png;base64,...`, as chat messages have images.
+def decode_data(url: str, kind: Kind = "image") -> bytes:
+    """The content of `data:image/png;base64,...`, as chat messages have images, or of a clip.
 
     Raises:
-      ImageError: it is not base64, too large, or no image.
+      ImageError: it is not base64, too large, or no image or clip.
     """
+    largest = images.MAX_BYTES if kind == "image" else clips.MAX_BYTES
     header, comma, content = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise images.ImageError(f"{named(url)}: a data URL must be data:image/...;base64,...")
-    if len(content) > images.MAX_BYTES // 3 * 4 + 4:
-        raise images.ImageError(f"{named(url)}: more than {images.MAX_BYTES} bytes")
+        types = "image" if kind == "image" else "video"
+        raise images.ImageError(f"{named(url)}: a data URL must be data:{types}/...;base64,...")
+    if len(content) > largest // 3 * 4 + 4:
+        raise images.ImageError(f"{named(url)}: more than {largest} bytes")
     try:
         data = base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
         raise images.ImageError(f"{named(url)}: its content is not base64: {error}") from error
-    _check_image(url, data, header[5:].split(";")[0])
+    _check(url, data, header[5:].split(";")[0], kind)
     return data
 
 
-def fetch(url: str, limits: ImageUrls) -> bytes:
-    """The content of the image file that a URL leads to.
+def fetch(url: str, limits: ImageUrls, kind: Kind = "image") -> bytes:
+    """The content of the file that a URL leads to.
 
     Raises:
       ImageError: a limit is exceeded, the host cannot be reached or may not be asked, the answer
-        is an error, or no image. The message names the URL.
+        is an error, or no image or clip. The message names the URL.
     """
+    if kind == "clip":
+        limits = dataclasses.replace(
+            limits, timeout=limits.clip_timeout, max_bytes=limits.max_clip_bytes
+        )
     deadline = time.monotonic() + limits.timeout
     target = url
     for _ in range(limits.max_redirects + 1):
         try:
-            status, kind, answer = _get(target, limits, deadline)
+            status, said, answer = _get(target, limits, deadline, kind)
         except (images.ImageError, timed_http.PrivateAddressError) as error:
             raise images.ImageError(_told(url, target, str(error))) from error
         except TimeoutError as error:
@@ -114,7 +127,7 @@ def fetch(url: str, limits: ImageUrls) -> bytes:
             why = f"cannot be fetched: {type(error).__name__}: {shown(str(error))[:200]}"
             raise images.ImageError(_told(url, target, why)) from error
         if status not in REDIRECTS:
-            _check_image(url, answer, kind)
+            _check(url, answer, said, kind)
             return answer
         target = urllib.parse.urljoin(target, answer.decode())
     raise images.ImageError(
@@ -126,15 +139,15 @@ def _told(url: str, target: str, why: str) -> str:
     return f"{named(url)}{'' if url == target else f', redirected to {named(target)}'}: {why}"
 
 
-def _check_image(url: str, data: bytes, kind: str) -> None:
+def _check(url: str, data: bytes, said: str, kind: Kind) -> None:
     try:
-        images.check(data)
+        (images if kind == "image" else clips).check(data)
     except images.ImageError as error:
-        said = f" (it is called {shown(kind)[:80]!r})" if kind else ""
-        raise images.ImageError(f"{named(url)}: no image{said}: {error}") from error
+        called = f" (it is called {shown(said)[:80]!r})" if said else ""
+        raise images.ImageError(f"{named(url)}: no {kind}{called}: {error}") from error
 
 
-def _get(url: str, limits: ImageUrls, deadline: float) -> tuple[int, str, bytes]:
+def _get(url: str, limits: ImageUrls, deadline: float, kind: Kind) -> tuple[int, str, bytes]:
     """Status, type and content of one answer; in the place of a redirect's content, its target."""
     parts = _checked(url, limits)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -148,7 +161,7 @@ def _get(url: str, limits: ImageUrls, deadline: float) -> tuple[int, str, bytes]
         path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         query = urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]")
         headers = {
-            "Accept": "image/*",
+            "Accept": "image/*" if kind == "image" else "video/*, image/*, application/zip",
             "Accept-Encoding": "identity",
             "User-Agent": f"unime_jax/{__version__}",
             "Connection": "close",

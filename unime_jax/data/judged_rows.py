@@ -108,15 +108,20 @@ class Writer:
     def _side(self, item: Item) -> str | dict[str, Any]:
         if not item.media:
             return item.text
-        return {"text": item.text, "images": [self._image(media) for media in item.media]}
+        side: dict[str, Any] = {"text": item.text}
+        for kind, name in (("image", "images"), ("clip", "videos")):  # in which order rows are read
+            if paths := [self._written(media) for media in item.media if media.kind == kind]:
+                side[name] = paths
+        return side
 
-    def _image(self, media: Media) -> str:
-        """The image's path below the rows' folder; its file is written if it is not there."""
-        assert media.data, "a row's images were read"
+    def _written(self, media: Media) -> str:
+        """A medium's path below the rows' folder; its file is written if it is not there."""
+        assert media.data, "a row's media were read"
         # A dot in the name: a path of hexadecimal digits alone could be taken for base64.
         suffix = pathlib.PurePath(media.path).suffix
         suffix = suffix if suffix[1:].isalnum() and len(suffix) < 6 else ".img"
-        name = f"{IMAGES}/{media.identity.removeprefix('blake2b:')}{suffix}"
+        digest = media.identity.rpartition(":")[2]
+        name = f"{IMAGES}/{digest}{suffix}"
         if not (self._folder / name).exists():
             files.write_whole(self._folder / name, media.data)
         return name

@@ -1,43 +1,26 @@
-"""Cells of training pairs: a side's text and images, and what single values stand for."""
+"""Cells of training pairs: a side's text, images and clips, and what single values stand for."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from unime_jax.data.images import ImageFile
-
-
-class Image(NamedTuple):
-    """An image's path, "" if it has none, and its file's content."""
-
-    path: str
-    content: bytes | ImageFile
+from unime_jax.data.media_cells import Medium, kind_of
 
 
 class Cells(NamedTuple):
-    """A side's text and images."""
+    """A side's text, and its images and clips in their order."""
 
     text: str | bytes = ""
-    images: tuple[Image, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
-def joined(cells: Cells, images: tuple[Image, ...], what: str) -> Cells:
-    """An item's cells, with images from a column of their own."""
-    if cells.images and images:
-        raise ValueError(f"{what}: it has images, and its column of images has others")
-    return Cells(cells.text, cells.images or images)
-
-
-def decoded(text: str, what: str) -> bytes:
-    """The bytes of base64; ValueError, which names `what`, if it is none or empty."""
-    try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"{what}: an image is no base64: {error}") from error
-    if not data:
-        raise ValueError(f"{what}: an image in base64 is empty")
-    return data
+def joined(cells: Cells, media: tuple[Medium, ...], what: str) -> Cells:
+    """An item's cells, with images or clips from columns of their own."""
+    if cells.media and media:
+        kind = kind_of(cells.media[0])
+        raise ValueError(
+            f"{what}: it has {kind}s, and its column of {kind_of(media[0])}s has others"
+        )
+    return Cells(cells.text, cells.media or media)
 
 
 def is_given(value: Any) -> bool:

@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,25 +12,17 @@ import numpy as np
 from absl import logging
 
 from unime_jax import files
-from unime_jax.data import formats, row_forms
+from unime_jax.data import formats, media_cells, row_forms
 from unime_jax.data.formats import Rows, Source
-from unime_jax.data.images import ImageFile
-from unime_jax.data.pair_cells import (
-    Cells,
-    Image,
-    decoded,
-    id_of,
-    is_given,
-    is_nan,
-    joined,
-    text_of,
-)
+from unime_jax.data.media_cells import Kind, Medium
+from unime_jax.data.pair_cells import Cells, id_of, is_given, is_nan, joined, text_of
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.row_forms import Form, Side
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
-_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_ITEM = ("text", "image", "images")
+_ITEM = ("text", "image", "images", "video", "videos")
+_VIDEOS = frozenset(
+    name for side in row_forms.MMEB_TRAIN.sides for name in (side.video, side.video_path)
+)
 
 
 def open_pairs(path: str | files.Path, columns: Mapping[str, str]) -> dict[str, Source]:
@@ -57,7 +48,7 @@ def with_form(name: str, source: Source, chosen: Mapping[str, str]) -> Source:
     if not len(source):
         return source  # which the mixture refuses
     if not hasattr(source, "columns"):
-        if not chosen:
+        if not chosen and _VIDEOS.isdisjoint(source[0]):
             return source
         form = _recognised(name, tuple(source[0]), chosen, has_schema=True)
         return PairRows(name, source, form, ())
@@ -82,15 +73,16 @@ def _recognised(
 
 @dataclasses.dataclass(frozen=True)
 class PairRows:
-    """The rows of a source in MMEB-train's columns; images in files are read by who wants them.
+    """The rows of a source in MMEB-train's columns; files of media are read by who wants them.
 
-    An index raises BadExample for a row that is no pair.
+    Clips stand among the images, after those of their item, each as a `ClipFile`. An index raises
+    BadExample for a row that is no pair.
     """
 
     name: str
     rows: Source
     form: Form
-    folders: tuple[str, ...]  # that images' paths are below
+    folders: tuple[str, ...]  # that paths of images and clips are below
     seen: tuple[str, ...] = ()  # the keys that the form was told from, if rows may have others
     is_nested: bool = True  # else lists are JSON in a text
 
@@ -113,7 +105,7 @@ class PairRows:
             self._check_unseen(row)
         query = self._cells(row, form.query, "query")
         positive = self._cells(row, form.positive, "positive")
-        if not positive.text and not positive.images:
+        if not positive.text and not positive.media:
             names = " and ".join(name for name in form.positive.columns[:2] if name in row)
             raise ValueError(f"no positive: {names or form.positive.columns[0]} is empty")
         scores = self._list(_cell(row, form.scores), (int, float, str))
@@ -121,14 +113,14 @@ class PairRows:
         return {
             "id": id,
             "qry": query.text,
-            "qry_image_path": [image.path for image in query.images],
-            "qry_image": [image.content for image in query.images],
+            "qry_image_path": [medium.path for medium in query.media],
+            "qry_image": [medium.content for medium in query.media],
             "pos_text": positive.text,
-            "pos_image_path": [image.path for image in positive.images],
-            "pos_image": [image.content for image in positive.images],
+            "pos_image_path": [medium.path for medium in positive.media],
+            "pos_image": [medium.content for medium in positive.media],
             "neg_text": [cells.text for cells in negatives],
-            "neg_image_path": [[image.path for image in cells.images] for cells in negatives],
-            "neg_image": [[image.content for image in cells.images] for cells in negatives],
+            "neg_image_path": [[medium.path for medium in cells.media] for cells in negatives],
+            "neg_image": [[medium.content for medium in cells.media] for cells in negatives],
             "scores": scores,
             "score": _cell(row, form.score),
         }
@@ -143,15 +135,15 @@ class PairRows:
                 )
 
     def _cells(self, row: Mapping[str, Any], side: Side, what: str) -> Cells:
-        """The text and images of a side that has one item."""
+        """The text and media of a side that has one item."""
         cell = _cell(row, side.text)
         if isinstance(cell, list | tuple | np.ndarray):
             if len(cell) > 1:
                 raise ValueError(f"{what}: {side.text} is a list of {len(cell)}; it must be one")
             cell = cell[0] if len(cell) else None
         cells = self._item(cell, row, what)
-        images = self._images(_cell(row, side.image), _cell(row, side.path), row, what)
-        return joined(cells, images, what)
+        given = [_cell(row, name) for name in (side.image, side.path, side.video, side.video_path)]
+        return joined(cells, self._columns(given, row, what), what)
 
     def _negatives(self, row: Mapping[str, Any], scored: int) -> list[Cells]:
         """Those of the list columns, then those of the numbered ones.
@@ -160,7 +152,7 @@ class PairRows:
         column does if so many negatives are scored.
         """
         form, side = self.form, self.form.negatives
-        names = (side.text, side.image, side.path)
+        names = (side.text, side.image, side.path, side.video, side.video_path)
         lists = [self._list(_cell(row, name), (str, dict, list)) for name in names]
         lengths = {len(values) for values in lists if values}
         if len(lengths) > 1:
@@ -172,98 +164,68 @@ class PairRows:
         result = []
         count = max(lengths, default=0)
         columns = [values or [None] * count for values in lists]
-        for number, (cell, image, path) in enumerate(zip(*columns, strict=True)):
+        for number, (cell, *given) in enumerate(zip(*columns, strict=True)):
             what = f"negative {number}"
-            images = self._images(image, path, row, what)
-            result.append(joined(self._item(cell, row, what), images, what))
+            media = self._columns(given, row, what)
+            result.append(joined(self._item(cell, row, what), media, what))
         numbered = [self._item(row.get(name), row, name) for name in form.numbered]
         if count + len(numbered) != scored:
-            numbered = [cells for cells in numbered if cells.text or cells.images]
+            numbered = [cells for cells in numbered if cells.text or cells.media]
         return result + numbered
 
     def _item(self, cell: Any, row: Mapping[str, Any], what: str) -> Cells:
-        """A text, or a dict of a text and images."""
+        """A text, or a dict of a text, images and clips."""
         if cell is None or is_nan(cell):
             return Cells()
         if isinstance(cell, str | bytes):
             return Cells(cell)
         if isinstance(cell, Mapping) and "bytes" in cell:  # a picture of Hugging Face datasets
-            return Cells("", self._images(cell, None, row, what))
+            return Cells("", self._media(cell, None, row, what, "image"))
         if not isinstance(cell, Mapping):
             shown = json.dumps(cell, default=str)[:40]
             raise ValueError(
                 f"{what}: it is a {type(cell).__name__}, {shown}; it must be a text, or"
-                ' {"text": ..., "image": ...}'
+                ' {"text": ..., "image": ..., "video": ...}'
             )
-        if cell.get("video") is not None:
-            raise ValueError(f"{what}: it has a video, which training data cannot have yet")
         for key in cell:
             if key not in _ITEM and cell[key] is not None:
                 near = difflib.get_close_matches(key, _ITEM, n=1)
                 hint = f'; did you mean "{near[0]}"?' if near else ""
-                raise ValueError(f'{what}: {key!r} is no key of an item ("text", "image"){hint}')
-        if cell.get("image") is not None and cell.get("images") is not None:
-            raise ValueError(f'{what}: it has "image" and "images"; give one of them')
+                raise ValueError(
+                    f'{what}: {key!r} is no key of an item ("text", "image", "video"){hint}'
+                )
         text = cell.get("text")
         if text is not None and not isinstance(text, str | bytes):
             raise ValueError(f'{what}: its "text" is a {type(text).__name__}; it must be a text')
-        given = cell.get("images") if cell.get("image") is None else cell["image"]
-        return Cells(text or "", self._images(given, None, row, what))
+        given = [_either(cell, "image", what), None, _either(cell, "video", what), None]
+        return Cells(text or "", self._columns(given, row, what))
 
-    def _images(
-        self, cell: Any, paths: Any, row: Mapping[str, Any], what: str
-    ) -> tuple[Image, ...]:
-        """Images of a cell, or of a cell of contents beside one of paths."""
+    def _columns(
+        self, cells: Sequence[Any], row: Mapping[str, Any], what: str
+    ) -> tuple[Medium, ...]:
+        """Images, then clips, of the cells of images, their paths, clips and their paths."""
+        image, path, video, video_path = cells
+        pictures = self._media(image, path, row, what, "image")
+        return pictures + self._media(video, video_path, row, what, "clip")
+
+    def _media(
+        self, cell: Any, paths: Any, row: Mapping[str, Any], what: str, kind: Kind
+    ) -> tuple[Medium, ...]:
+        """Images or clips of a cell, or of a cell of contents beside one of paths."""
         contents, names = self._given(cell), self._given(paths)
         if contents and names and len(contents) != len(names):
-            raise ValueError(f"{what}: {len(names)} image paths, but {len(contents)} images")
+            raise ValueError(f"{what}: {len(names)} {kind} paths, but {len(contents)} {kind}s")
+        read = functools.partial(media_cells.medium, self.folders, row, what, kind)
         if not contents:
-            return tuple(self._image(name, row, what) for name in names)
-        images = []
+            return tuple(map(read, names))
+        media = []
         for content, name in zip(contents, names or [None] * len(contents), strict=True):
-            image = self._image(content, row, what)
-            images.append(image if name is None else Image(text_of(name), image.content))
-        return tuple(images)
-
-    def _image(self, value: Any, row: Mapping[str, Any], what: str) -> Image:
-        """A path, an image in base64, the bytes of a file, or {"bytes", "path"}."""
-        if isinstance(value, Mapping):
-            unknown = [key for key in value if key not in ("bytes", "path")]
-            if unknown or not value:
-                raise ValueError(
-                    f"{what}: an image is a dict of {', '.join(map(repr, value)) or 'nothing'};"
-                    ' it must have "bytes", "path" or both'
-                )
-            path = text_of(value.get("path") or "")
-            if value.get("bytes"):
-                return Image(path, self._image(value["bytes"], row, what).content)
-            value = path
-        if isinstance(value, bytes | bytearray | memoryview):
-            return Image("", bytes(value))
-        if not isinstance(value, str):
-            raise ValueError(
-                f"{what}: an image is a {type(value).__name__}; it must be a path, bytes, or base64"
-            )
-        if not value:
-            raise ValueError(f"{what}: an image has neither a path nor bytes")
-        if uri := _URI.match(value):
-            return Image("", decoded(value[uri.end() :], what))
-        if not self.folders and isinstance(row.get(value), bytes):
-            return Image(value, row[value])
-        if _BASE64.fullmatch(value) and not self._is_file(value):
-            with contextlib.suppress(ValueError):
-                return Image("", decoded(value, what))
-        if not self.folders:
-            raise ValueError(f"{what}: the row has no image {value[:100]!r}")
-        return Image(value, ImageFile(self.folders, value))
-
-    def _is_file(self, path: str) -> bool:
-        """Whether there is such a file; a very long text is none."""
-        places = [os.path.join(folder, path) for folder in self.folders]
-        return len(path) < 4096 and any(map(os.path.exists, places))
+            medium = read(content)
+            media.append(medium if name is None else medium._replace(path=text_of(name)))
+        return tuple(media)
 
     def _given(self, cell: Any) -> list[Any]:
-        """The images of a cell; none if all are empty."""
+        """The images or clips of a cell; none if all are empty."""
         values = self._list(cell, (str, dict))
         return values if any(is_given(value) for value in values) else []
 
@@ -285,3 +247,10 @@ class PairRows:
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
     return row.get(name) if name else None
+
+
+def _either(cell: Mapping[str, Any], name: str, what: str) -> Any:
+    """The value of a key or of its plural."""
+    if cell.get(name) is not None and cell.get(f"{name}s") is not None:
+        raise ValueError(f'{what}: it has "{name}" and "{name}s"; give one of them')
+    return cell.get(f"{name}s") if cell.get(name) is None else cell[name]

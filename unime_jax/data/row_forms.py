@@ -11,21 +11,25 @@ from unime_jax.data.settings import COLUMN_KEYS as KEYS
 NAMES: Mapping[str, tuple[str, ...]] = {
     "query": ("query", "anchor", "question", "sentence1", "sent0"),
     "query_image": ("query_image",),
+    "query_video": ("query_video",),
     "positive": ("positive", "answer", "document", "passage", "sentence2", "sent1"),
     "positive_image": ("positive_image",),
+    "positive_video": ("positive_video",),
     "negatives": ("negatives", "negative", "hard_neg"),
     "negatives_image": ("negatives_image", "negative_image"),
+    "negatives_video": ("negatives_video", "negative_video"),
     "scores": ("scores",),
     "score": ("score",),
     "id": ("id", "_id"),
 }
 PICTURES = ("image", "file_name", "file", "image_path")
+CLIPS = ("video", "video_path")
 CAPTIONS = ("caption", "text", "txt")  # the last of webdataset, whose JSON has the first, too
 KNOWN = (
     "query and positive (also anchor, question, sentence1; answer, document, passage, sentence2),"
     " and, if there are any, query_image, positive_image, negatives (negative, negative_1 and so"
-    " on), negatives_image, scores, score, id; MMEB-train's qry, pos_text, ...; or a picture"
-    " (image, file_name) and its caption (caption, text, txt)"
+    " on), negatives_image, the same with _video, scores, score, id; MMEB-train's qry, pos_text,"
+    " ...; or a picture (image, file_name) or a clip (video) and its caption (caption, text, txt)"
 )
 
 _NUMBERED = re.compile(r"(?:negative|neg)_?(\d+)")
@@ -36,18 +40,22 @@ class Side:
     """The columns of a side; "" is none. Those of negatives hold lists.
 
     Attributes:
-      text: a text, or an item of text and images.
+      text: a text, or an item of text, images and clips.
       image: images: bytes, paths, or both.
       path: paths of the images, where there is a column for them.
+      video, video_path: the same of clips.
     """
 
     text: str = ""
     image: str = ""
     path: str = ""
+    video: str = ""
+    video_path: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.text, self.image, self.path)))
+        names = (self.text, self.image, self.path, self.video, self.video_path)
+        return tuple(filter(None, names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +75,20 @@ class Form:
     id: str = ""
 
     @property
+    def sides(self) -> tuple[Side, Side, Side]:
+        return self.query, self.positive, self.negatives
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """All that are read."""
-        sides = (self.query, self.positive, self.negatives)
-        named = [name for side in sides for name in side.columns]
+        named = [name for side in self.sides for name in side.columns]
         return tuple(filter(None, (*named, *self.numbered, self.scores, self.score, self.id)))
 
 
 MMEB_TRAIN = Form(
-    query=Side("qry", "qry_image", "qry_image_path"),
-    positive=Side("pos_text", "pos_image", "pos_image_path"),
-    negatives=Side("neg_text", "neg_image", "neg_image_path"),
+    query=Side("qry", "qry_image", "qry_image_path", "qry_video", "qry_video_path"),
+    positive=Side("pos_text", "pos_image", "pos_image_path", "pos_video", "pos_video_path"),
+    negatives=Side("neg_text", "neg_image", "neg_image_path", "neg_video", "neg_video_path"),
     scores="scores",
     score="score",
     id="id",
@@ -103,17 +114,17 @@ def recognise(
       ValueError: query or positive are not there, or two columns could be the same key, or one has
         a name that is almost known.
     """
-    if not chosen and "qry" in columns and {"pos_text", "pos_image_path"} & set(columns):
+    targets = {"pos_text", "pos_image_path", "pos_video_path"}
+    if not chosen and "qry" in columns and targets & set(columns):
         return MMEB_TRAIN
     _check_chosen(columns, chosen, has_schema)
     names = {key: chosen.get(key) or _named(key, columns, chosen) for key in KEYS}
-    has = {side: names[side] or names[f"{side}_image"] for side in ("query", "positive")}
-    if not chosen and not any(has.values()):
-        pictures = _present(PICTURES, columns)
-        captions = ["txt"] if "txt" in columns else _present(CAPTIONS, columns)
-        if len(pictures) == 1 and len(captions) == 1:
-            sides = Side(image=pictures[0]), Side(captions[0])
-            return Form(*sides, score=names["score"], id=names["id"])
+    has = {
+        side: names[side] or names[f"{side}_image"] or names[f"{side}_video"]
+        for side in ("query", "positive")
+    }
+    if not chosen and not any(has.values()) and (sides := _captioned(columns)):
+        return Form(*sides, score=names["score"], id=names["id"])
     if missing := [side for side, name in has.items() if not name]:
         raise ValueError(
             f"no column is the {' or the '.join(missing)}. The columns are"
@@ -134,14 +145,28 @@ def recognise(
     if not has_schema:
         names |= {key: NAMES[key][0] for key in optional}
     return Form(
-        query=Side(names["query"], names["query_image"]),
-        positive=Side(names["positive"], names["positive_image"]),
-        negatives=Side(names["negatives"], names["negatives_image"]),
+        query=_side("query", names),
+        positive=_side("positive", names),
+        negatives=_side("negatives", names),
         numbered=tuple(numbered),
         scores=names["scores"],
         score=names["score"],
         id=names["id"],
     )
+
+
+def _side(side: str, names: Mapping[str, str]) -> Side:
+    return Side(names[side], names[f"{side}_image"], video=names[f"{side}_video"])
+
+
+def _captioned(columns: Collection[str]) -> tuple[Side, Side] | None:
+    """The sides of pictures or clips with captions; None: it is not told which is which."""
+    pictures, clips = _present(PICTURES, columns), _present(CLIPS, columns)
+    captions = ["txt"] if "txt" in columns else _present(CAPTIONS, columns)
+    if len(captions) != 1 or len(pictures) + len(clips) != 1:
+        return None
+    shown = Side(image=pictures[0]) if pictures else Side(video=clips[0])
+    return shown, Side(captions[0])
 
 
 def _present(names: Iterable[str], columns: Collection[str]) -> list[str]:
@@ -210,6 +235,8 @@ def _nearly(column: str, names: Iterable[str]) -> str:
     """The name that a column is, but for its case or a letter or two."""
     for name in names:
         if len(name) < 4 or column.startswith(f"{name}_") or column == "score":  # others' own
+            continue
+        if name.endswith("_video") and "vid" not in column:  # as positive_id has not
             continue
         if column.lower() == name or difflib.SequenceMatcher(None, column, name).ratio() > 0.84:
             return name

@@ -1,15 +1,18 @@
-"""The item of a row's cells: its text and images, checked by their headers."""
+"""The item of a row's cells: its text, images and clips, checked by their headers."""
 
 import hashlib
 from typing import Any
 
 from unime_jax.batch import Item, Media
+from unime_jax.data import clips
+from unime_jax.data.clip_files import ClipFile
 from unime_jax.data.image_markers import without_markers
 from unime_jax.data.images import ImageError, ImageFile, check
 from unime_jax.data.quarantine import BadExample, MediaError, failed_path, place_of
 from unime_jax.data.strange_texts import text_fault
 
-Cells = tuple[Any, Any, Any]  # an item's text, the paths of its images, and their files
+# An item's text, the paths of its images and clips, and their files; clips are each a `ClipFile`.
+Cells = tuple[Any, Any, Any]
 
 
 def read_item(cells: Cells, where: tuple[str, str, str], max_pixels: int) -> Item:
@@ -35,47 +38,58 @@ def is_given(cells: Cells) -> bool:
     """Whether there is a text, a path or a file."""
     text, paths, images = cells
     files = (
-        isinstance(image, ImageFile) or (image is not None and len(image))
+        isinstance(image, ImageFile | ClipFile) or (image is not None and len(image))
         for image in _values(images)
     )
     return bool(text) or any(_values(paths)) or any(files)
 
 
 def _media(paths: Any, images: Any) -> tuple[Media, ...]:
-    """The images of an item; ValueError for a place without one."""
+    """The images and clips of an item; ValueError for a place without one."""
     names = [*map(text_of, _values(paths))]
-    given = [image if isinstance(image, ImageFile) else _bytes(image) for image in _values(images)]
+    given = [
+        image if isinstance(image, ImageFile | ClipFile) else _bytes(image)
+        for image in _values(images)
+    ]
     if names and given and len(names) != len(given):
         raise ValueError(f"{len(names)} image paths, but {len(given)} images")
     count = max(len(names), len(given))
-    places = [f"image {number + 1} of {count}" if count > 1 else "image" for number in range(count)]
-    contents = [_content(*image) for image in zip(given, places)]
+    kinds = ["clip" if isinstance(medium, ClipFile) else "image" for medium in given]
+    kinds = kinds or ["image"] * count
+    places = [f"{kind} {n + 1} of {count}" if count > 1 else kind for n, kind in enumerate(kinds)]
+    contents = [_content(*medium) for medium in zip(given, places, strict=True)]
     if not any(names) and not any(contents):
         return ()
     media = []
     for number, (name, content) in enumerate(
-        zip(names or [""] * count, contents or [b""] * count, strict=True), 1
+        zip(names or [""] * count, contents or [b""] * count, strict=True)
     ):
         if not name and not content:
-            raise ValueError(f"image {number} of {count} is missing: there is no path and no bytes")
-        media.append(Media(name or hashlib.sha256(content).hexdigest(), content or None))
+            raise ValueError(
+                f"{kinds[number]} {number + 1} of {count} is missing: there is no path and no bytes"
+            )
+        name = name or hashlib.sha256(content).hexdigest()
+        media.append(Media(name, content or None, "clip" if kinds[number] == "clip" else "image"))
     return tuple(media)
 
 
 def _check(item: Item, max_pixels: int) -> None:
-    """Raises ValueError for an item that cannot be used; MediaError if it is one image's fault."""
+    """Raises ValueError for an item that cannot be used; MediaError if one of its media is bad."""
     if fault := text_fault(item.text):
         raise ValueError(fault)
-    for number, image in enumerate(item.media):
+    for number, media in enumerate(item.media):
         place = place_of(item, number)
-        if not image.data:
+        if not media.data:
             reason = f"{place} is missing: there is a path but no bytes"
-            raise MediaError(reason, image.path, place)
+            raise MediaError(reason, media.path, place)
         try:
-            check(image.data, max_pixels=max_pixels)
+            if media.kind == "clip":
+                clips.check(media.data, max_pixels=min(max_pixels, clips.MAX_PIXELS))
+            else:
+                check(media.data, max_pixels=max_pixels)
         except ImageError as error:
             reason = f"{place} cannot be decoded: {error}"
-            raise MediaError(reason, image.path, place) from error
+            raise MediaError(reason, media.path, place) from error
     if not item.media and not without_markers(item.text)[0].strip():
         raise ValueError("empty text and no image")
 
@@ -95,19 +109,21 @@ def _bytes(value: Any) -> bytes:
     return bytes(value)
 
 
-def _content(image: bytes | ImageFile, place: str) -> bytes:
-    """The bytes of an image's file; MediaError if it cannot be read."""
-    if isinstance(image, bytes):
-        return image
+def _content(media: bytes | ImageFile | ClipFile, place: str) -> bytes:
+    """The bytes of a file; MediaError if it cannot be read."""
+    if isinstance(media, bytes):
+        return media
     try:
-        data = image.read()
+        data = media.read()
     except FileNotFoundError as error:
-        reason = f"{place} is missing: there is no file {image.path!r} in {image.folders[-1]}"
-        raise MediaError(reason, image.path, place) from error
+        # A clip of several frames has no path of its own.
+        named = f"{media.path!r} in {media.folders[-1]}" if media.path else repr(error.filename)
+        reason = f"{place} is missing: there is no file {named}"
+        raise MediaError(reason, media.path, place) from error
     except (OSError, ImageError) as error:
-        raise MediaError(f"{place} cannot be read: {error}", image.path, place) from error
+        raise MediaError(f"{place} cannot be read: {error}", media.path, place) from error
     if not data:
-        raise MediaError(f"{place} cannot be decoded: the file is empty", image.path, place)
+        raise MediaError(f"{place} cannot be decoded: the file is empty", media.path, place)
     return data
 
 

@@ -24,10 +24,13 @@ ClipNewlines = Literal["one", "grid"]  # of LLaVA-OneVision, in a clip
 COLUMN_KEYS = (  # of data.columns
     "query",
     "query_image",
+    "query_video",
     "positive",
     "positive_image",
+    "positive_video",
     "negatives",
     "negatives_image",
+    "negatives_video",
     "scores",
     "score",
     "id",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unime_jax.data.chat_messages import Instructed, Message, conversation, is_conversation
 from unime_jax.data.image_urls import ImageUrls
-from unime_jax.data.user_inputs import UserInput, names_image, text_and_images
+from unime_jax.data.user_inputs import UserInput, names_image, text_and_media
 
 T = TypeVar("T")
 # What a call embeds as one: an item, or the messages of a conversation.
@@ -38,11 +38,11 @@ def listed(
     embeds_images: bool,
     urls: ImageUrls | None = None,
 ) -> list[Instructed]:
-    """The items of a call, or its single item, checked, but for the images' files.
+    """The items of a call, or its single item, checked, but for the files of media.
 
     Args:
       embeds_images: by the model; then a text that names an image gets a warning.
-      urls: limits under which images are fetched; None: none is.
+      urls: limits under which images and clips are fetched; None: none is.
 
     Raises:
       TypeError, ValueError: an item is not as `UserInput`, nor messages; the message names it.
@@ -53,7 +53,7 @@ def listed(
     pairs = []
     for index, item in enumerate(several):  # a wrong type shows now, not after hours of encoding
         pairs.append(naming(index, functools.partial(instructed, item)))
-        naming(index, functools.partial(text_and_images, pairs[-1].user_input, urls))
+        naming(index, functools.partial(text_and_media, pairs[-1].user_input, urls))
     plain = [pair.user_input for pair in pairs]
     names = [index for index, item in enumerate(plain) if embeds_images and names_image(item)]
     if names:

@@ -42,8 +42,11 @@ _MAX_WAIT_MS = flags.DEFINE_float(
 _MAX_WAITING = flags.DEFINE_integer("max_waiting", 4096, "Items accepted and not answered.")
 _MAX_ITEMS = flags.DEFINE_integer("max_items", 2048, "Items of a request.")
 _MAX_IMAGES = flags.DEFINE_integer("max_images", 16, "Images of an item.")
+_MAX_VIDEOS = flags.DEFINE_integer("max_videos", 2, "Videos of an item.")
 _MAX_BODY_MB = flags.DEFINE_integer("max_body_mb", 32, "MiB of a request's body.")
-_MAX_IMAGE_PIXELS = flags.DEFINE_integer("max_image_pixels", 16_000_000, "Pixels of an image.")
+_MAX_IMAGE_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels", 16_000_000, "Pixels of an image or frame."
+)
 _IMAGE_URLS = flags.DEFINE_enum(
     "image_urls",
     "none",
@@ -51,7 +54,9 @@ _IMAGE_URLS = flags.DEFINE_enum(
     "Hosts from which images are fetched by http(s) URLs; any: also of the own network.",
 )
 _IMAGE_HOSTS = flags.DEFINE_list("image_hosts", [], "The only ones of them; by default all.")
-_IMAGE_TIMEOUT_S = flags.DEFINE_float("image_timeout_s", 5, "For an image by URL.")
+_IMAGE_TIMEOUT_S = flags.DEFINE_float(
+    "image_timeout_s", 5, "For an image by URL; four times as long for a video."
+)
 _WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile before the first request is accepted.")
 
 
@@ -76,6 +81,7 @@ def main(argv: list[str]) -> None:
         body_bytes=_MAX_BODY_MB.value * 2**20,
         items=_MAX_ITEMS.value,
         images=_MAX_IMAGES.value,
+        videos=_MAX_VIDEOS.value,
         image_pixels=_MAX_IMAGE_PIXELS.value,
         waiting=_MAX_WAITING.value,
     )
@@ -139,6 +145,8 @@ def _image_urls() -> ImageUrls | None:
         timeout=_IMAGE_TIMEOUT_S.value,
         private_addresses=_IMAGE_URLS.value == "any",
         hosts=tuple(_IMAGE_HOSTS.value) or None,
+        clip_timeout=4 * _IMAGE_TIMEOUT_S.value,
+        max_clip_bytes=_MAX_BODY_MB.value * 2**20,  # as if it came in the body
     )
 
 

@@ -1,41 +1,43 @@
-"""Images of requests: `data:` URLs, and, where the server may, http(s) URLs; nothing else."""
+"""Images and clips of requests: `data:` URLs, and http(s) URLs where it may; nothing else."""
 
 from collections.abc import Callable
 
-from unime_jax.data import image_urls, images
-from unime_jax.data.image_urls import ImageUrls
+from unime_jax.data import clips, image_urls, images
+from unime_jax.data.image_urls import ImageUrls, Kind
 from unime_jax.serve.errors import RequestError
 from unime_jax.serve.settings import Limits
 
 
-def reader(limits: Limits, urls: ImageUrls | None) -> Callable[[str, str], bytes]:
-    """A function from an image's URL and its field to the file's content, its headers checked.
+def reader(limits: Limits, urls: ImageUrls | None) -> Callable[[str, str, Kind], bytes]:
+    """A function from an image's or clip's URL and field to the file's content, headers checked.
 
-    `urls` are the limits under which images are fetched; None: none is. The function raises
+    `urls` are the limits under which they are fetched; None: none is. The function raises
     RequestError, which names the field.
     """
 
-    def read(url: str, field: str) -> bytes:
+    def read(url: str, field: str, kind: Kind) -> bytes:
         try:
-            data = _content(url, urls)
-            images.check(data, max_pixels=limits.image_pixels)
+            data = _content(url, urls, kind)
+            (images if kind == "image" else clips).check(data, max_pixels=limits.image_pixels)
         except images.ImageError as error:
-            raise RequestError(f"{field}: {error}", param=field, code="invalid_image") from error
+            code = "invalid_image" if kind == "image" else "invalid_video"
+            raise RequestError(f"{field}: {error}", param=field, code=code) from error
         return data
 
     return read
 
 
-def _content(url: str, urls: ImageUrls | None) -> bytes:
+def _content(url: str, urls: ImageUrls | None, kind: Kind) -> bytes:
     if image_urls.is_data_url(url):
-        return image_urls.decode_data(url)
+        return image_urls.decode_data(url, kind)
     if not image_urls.is_url(url):
         raise images.ImageError(
             f"{image_urls.named(url)!r} is neither a data: URL nor of http or https; no file of the"
             " server is read"
         )
     if urls is None:
+        example = "image/png" if kind == "image" else "video/mp4"
         raise images.ImageError(
-            "this server fetches no images (--image_urls=none); send data:image/png;base64,..."
+            f"this server fetches no {kind}s (--image_urls=none); send data:{example};base64,..."
         )
-    return image_urls.fetch(url, urls)
+    return image_urls.fetch(url, urls, kind)

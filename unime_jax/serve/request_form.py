@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from unime_jax.data.image_urls import Kind
 from unime_jax.data.user_inputs import UserInput
 from unime_jax.serve import chat_messages
 from unime_jax.serve.errors import RequestError
@@ -51,13 +52,13 @@ class EmbeddingRequest:
 
 
 def read(
-    body: bytes, model: str, limits: Limits, read_image: Callable[[str, str], bytes]
+    body: bytes, model: str, limits: Limits, read_media: Callable[[str, str, Kind], bytes]
 ) -> EmbeddingRequest:
     """The request of a body.
 
     Args:
       model: name of the model that is served.
-      read_image: the content of an image file, by its URL and the field's name.
+      read_media: the content of an image or clip, by its URL and the field's name.
 
     Raises:
       RequestError: it is no such request; the message names the field.
@@ -93,7 +94,7 @@ def read(
             f'encoding_format is {_short(form)}; it must be "float" or "base64"',
             param="encoding_format",
         )
-    instruction, items, fields = _items(values, limits, read_image)
+    instruction, items, fields = _items(values, limits, read_media)
     if instruction is not None:
         if prompt is not None or name is not None:
             raise RequestError(
@@ -125,7 +126,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _items(
-    values: Mapping[str, Any], limits: Limits, read_image: Callable[[str, str], bytes]
+    values: Mapping[str, Any], limits: Limits, read_media: Callable[[str, str, Kind], bytes]
 ) -> tuple[str | None, list[UserInput], list[str]]:
     """The instruction of a chat, items, and where each one stands."""
     given, messages = values.get("input"), values.get("messages")
@@ -136,7 +137,7 @@ def _items(
             param="input",
         )
     if messages is not None:
-        chat = chat_messages.item_of(messages, limits, read_image)
+        chat = chat_messages.item_of(messages, limits, read_media)
         return chat.instruction, [chat.user_input], ["messages"]
     if isinstance(given, str):
         return None, [given], ["input"]

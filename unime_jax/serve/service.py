@@ -66,7 +66,7 @@ class Service:
         self.places = Places(limits.waiting)
         self.metrics = Metrics()
         self._batcher = Batcher(model.encode, batching, self.places)
-        self._read_image = reader(limits, urls)
+        self._read_media = reader(limits, urls)
         self._readers = ThreadPoolExecutor(READERS, "reading")
         self._pool = ThreadPoolExecutor(THREADS, "preparing")
 
@@ -122,7 +122,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         form = await loop.run_in_executor(
-            self._readers, request_form.read, body, self.name, self.limits, self._read_image
+            self._readers, request_form.read, body, self.name, self.limits, self._read_media
         )
         prompt, dimension = self._asked(form)
         take(len(form.items) - 1)

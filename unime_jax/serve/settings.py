@@ -10,8 +10,8 @@ class Limits:
     Attributes:
       body_bytes: of a request's body.
       items: of a request.
-      images: of an item.
-      image_pixels: of an image.
+      images, videos: of an item.
+      image_pixels: of an image, and of a frame of a video.
       waiting: items of all requests that are accepted and not answered yet.
       body_seconds: within which a body is to come.
     """
@@ -19,6 +19,7 @@ class Limits:
     body_bytes: int = 32 * 2**20
     items: int = 2048
     images: int = 16
+    videos: int = 2
     image_pixels: int = 16_000_000
     waiting: int = 4096
     body_seconds: int = 60

@@ -19,6 +19,7 @@ from unime_jax.data.quarantine import BadExample
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # a row's name, and an ending
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+_CLIPS = ("mp4", "m4v", "mov", "webm", "mkv", "avi")
 _TEXTS = ("txt", "text", "caption", "transcript", "cls", "id")  # endings of texts
 
 
@@ -27,7 +28,8 @@ class TarRows:
     """The rows of a shard: members by ending, and the keys of a member "json".
 
     Texts are str, other members bytes. A member takes the place of a JSON key of the same name. A
-    row's only picture is column "image", too, as rows differ in its ending.
+    row's only picture is column "image", too, and its only video "video", as rows differ in their
+    endings.
     """
 
     source: str
@@ -59,8 +61,11 @@ class TarRows:
             except (ValueError, RecursionError) as error:
                 reason = f"its member .{ending} cannot be read: {error}"
                 raise BadExample(self.source, self.row_id(index), "", reason) from error
-        pictures = [content for ending, content in members.items() if ending in _PICTURES]
-        return values | members | ({"image": pictures[0]} if len(pictures) == 1 else {})
+        for name, endings in (("image", _PICTURES), ("video", _CLIPS)):
+            given = [content for ending, content in members.items() if ending in endings]
+            if len(given) == 1:
+                members[name] = given[0]
+        return values | members
 
     @property
     def columns(self) -> tuple[str, ...]:

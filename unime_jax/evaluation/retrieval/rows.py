@@ -1,10 +1,12 @@
-"""Rows of retrieval data as examples: pairs, or single items of a judged corpus, with images."""
+"""Rows of retrieval data as examples: pairs, or single items of a judged corpus, with media."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unime_jax import files
 from unime_jax.batch import Example
+from unime_jax.data import media_cells
+from unime_jax.data.clip_files import ClipFile
 from unime_jax.data.formats import Source
 from unime_jax.data.images import ImageFile, read_below
 from unime_jax.data.quarantine import BadExample
@@ -24,7 +26,7 @@ def example_of(
     except BadExample as error:
         raise ValueError(f"{where}: {error.item.reason}") from error
     if schema is ITEMS:
-        row = _item_columns(row, where)
+        row = _item_columns(row, where, folder)
     for columns in (schema.query, schema.positive, schema.negatives):
         paths, content = row.get(columns.path), row.get(columns.image)
         if _is_filled(paths) and not _is_filled(content):
@@ -53,26 +55,38 @@ def image_files_of(
     for number in numbers:
         try:
             row = rows[number]
-            row = _item_columns(row, "") if schema is ITEMS else row
+            row = _item_columns(row, "", folder) if schema is ITEMS else row
         except ValueError:
             continue
         for columns in (schema.query, schema.positive, schema.negatives):
             content = row.get(columns.image)
             if _is_filled(content):
-                yield from (cell for cell in _flat(content) if isinstance(cell, ImageFile))
+                for cell in _flat(content):
+                    if isinstance(cell, ImageFile):
+                        yield cell
+                    elif isinstance(cell, ClipFile):
+                        yield from cell.files()
             else:
                 paths = filter(None, map(text_of, _flat(row.get(columns.path))))
                 yield from (ImageFile((str(folder),), path) for path in paths)
 
 
-def _item_columns(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The columns of `ITEM`, of a row of queries or corpus."""
+def _item_columns(row: Mapping[str, Any], where: str, folder: files.Path) -> dict[str, Any]:
+    """The columns of `ITEM`, of a row of queries or corpus; clips come after images."""
     text = " ".join(part for part in (text_cell(row, "title"), text_cell(row, "text")) if part)
     images = [_content(image) for image in _list(row.get("image"))]
     paths = [image for image in images if isinstance(image, str)]
     content = [image for image in images if not isinstance(image, str)]
     if paths and content:
         raise ValueError(f"{where}: image has paths and contents of files; give one of them")
+    media = [
+        media_cells.medium((str(folder),), row, where, "clip", clip)
+        for clip in _list(row.get("video"))
+    ]
+    if media:
+        content = [ImageFile((str(folder),), path) for path in paths] or content
+        paths = [*(paths or [""] * len(content)), *(medium.path for medium in media)]
+        content = [*content, *(medium.content for medium in media)]
     return {"text": text, "image_path": paths, "image": content}
 
 

@@ -8,17 +8,19 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from unime_jax import files
+from unime_jax.data import clip_files
 from unime_jax.data.ahead import map_ahead
 from unime_jax.data.formats import fingerprint
 from unime_jax.data.images import ImageFile
 from unime_jax.evaluation.retrieval.data import RetrievalData
 from unime_jax.operations import watchdog
 
-# Endings by which images and clips are told from the other files of a folder.
+# Endings by which images are told from the other files of a folder.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
-    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".zip"),
+    *clip_files.SUFFIXES,
+    ".zip",  # of frames
 )
 ENDS = 2**12  # bytes of a file's beginning and end that are read
 AHEAD = 32  # files that are asked for before their turn
