@@ -126,7 +126,7 @@ def test_the_published_tower_is_known_and_another_must_be_described(tmp_path):
     (folder / "siglip_vision_config.json").unlink()
     backbone = opened(rewritten(folder, mm_hidden_size=1152, image_aspect_ratio="anyres_max_4"))
     config = llava_qwen_config.read_config(folder)
-    tower = llava_config.tower_config(llava_qwen_config.convert_config(folder, config, 259))
+    tower = llava_config.tower_config(llava_qwen_config.convert_config(folder, config, 259, 260))
     assert (tower.num_layers, tower.num_heads, tower.hidden_act) == (26, 16, "gelu_pytorch_tanh")
     assert (tower.hidden_size, tower.intermediate_size, tower.layer_norm_eps) == (1152, 4304, 1e-6)
     assert backbone.layout.patches == 729 and backbone.layout.patch_bytes == 588

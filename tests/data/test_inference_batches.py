@@ -13,7 +13,7 @@ SHAPES = BatchShapes((Bucket(8, 2),), Layout(patches=1, patch_bytes=3), 1, 2)
 
 def gathered(sized):
     """The numbers of each batch's rows, and the blocks as they end."""
-    steps = batches(iter(sized), [range(len(sized))], lambda tokens, tiles: SHAPES, parts=1)
+    steps = batches(iter(sized), [range(len(sized))], lambda *size: SHAPES, parts=1)
     return [step if isinstance(step, range) else list(step.rows) for step in steps]
 
 
@@ -29,7 +29,7 @@ def test_items_without_a_row_are_left_out_and_failures_said_to_all():
     # A row that fails is said to all processes. The one whose row it was raises its error; the
     # others have its size alone, and stop.
     for preprocess in (lambda item: 1 / 0, lambda item: row(9)):
-        size, error = prepare(["a"], preprocess, lambda tokens, tiles: SHAPES, 0)
+        size, error = prepare(["a"], preprocess, lambda *size: SHAPES, 0)
         assert size == RowSize(0, failed=True) and isinstance(error, Exception)
         with pytest.raises(type(error)):
             gathered([(size, error)])
@@ -45,9 +45,9 @@ def row(tokens, **fields):
 def test_a_batch_has_the_sizes_of_its_rows_and_ends_with_its_block():
     # Sizes are those of the row.
     made = row(3, patches=np.zeros((2, 1, 3), np.uint8), truncated=1, unmatched_markers=1)
-    size, _ = prepare(["a", "b"], lambda item: made, lambda tokens, tiles: SHAPES, 1)
+    size, _ = prepare(["a", "b"], lambda item: made, lambda *size: SHAPES, 1)
     assert size == RowSize(1, 3, 2, True, True)
-    size, _ = prepare(["a"], lambda item: row(8), lambda tokens, tiles: SHAPES, 0)
+    size, _ = prepare(["a"], lambda item: row(8), lambda *size: SHAPES, 0)
     assert size == RowSize(0, 8, 0, False, False)
 
     # A batch is full at its rows and ends with its block.
@@ -55,7 +55,7 @@ def test_a_batch_has_the_sizes_of_its_rows_and_ends_with_its_block():
     sized = [(RowSize(number, 1), row(1)) for number in range(2 * full + 1)]
     blocks = blocks_of(len(sized), full + 1)
     assert blocks == [range(full + 1), range(full + 1, 2 * full + 1)]
-    steps = list(batches(iter(sized), blocks, lambda tokens, tiles: SHAPES, parts=1))
+    steps = list(batches(iter(sized), blocks, lambda *size: SHAPES, parts=1))
     found = [step if isinstance(step, range) else list(step.rows) for step in steps]
     first, second = blocks
     assert found == [[*first[:full]], [*first[full:]], first, [*second], second]
@@ -65,11 +65,12 @@ def test_shorter_rows_take_the_room_beside_longer_ones():
     """At the end of a small block; a chunk more, or rows with images beside texts, never."""
     rungs = {
         bucket: BatchShapes((bucket,), SHAPES.layout, 4, 8)
-        for bucket in (Bucket(8, 0), Bucket(16, 0), Bucket(16, 2))
+        for bucket in (Bucket(8, 0), Bucket(16, 0), Bucket(16, 2), Bucket(24, 3))
     }
 
-    def shapes(tokens, tiles):
-        return next(s for b, s in rungs.items() if tokens <= b.tokens and tiles <= b.tiles)
+    def shapes(tokens, tiles, clips=False):
+        found = next(s for b, s in rungs.items() if tokens <= b.tokens and tiles <= b.tiles)
+        return found.with_clips() if clips else found
 
     def sent(tokens, window):
         sized = [(RowSize(n, count), row(count)) for n, count in enumerate(tokens)]
@@ -99,3 +100,11 @@ def test_shorter_rows_take_the_room_beside_longer_ones():
     image = (RowSize(0, 9, 1), row(9, patches=np.zeros((1, 1, 3), np.uint8)))
     steps = batches(iter([image, (RowSize(1, 3), row(3))]), [range(2)], shapes, parts=1, window=2)
     assert [list(step.rows) for step in steps if not isinstance(step, range)] == [[1], [0]]
+    # Images go where clips are, clips never where images are.
+    large, small = (RowSize(0, 20, 3), row(20)), (RowSize(1, 9, 2), row(9))
+    for clip, expected in ((0, [[0, 1]]), (1, [[0], [1]])):
+        both = [(size._replace(clips=size.number == clip), x) for size, x in (large, small)]
+        steps = batches(iter(both), [range(2)], shapes, parts=1, window=2)
+        found = [step for step in steps if not isinstance(step, range)]
+        assert sorted(list(step.rows) for step in found) == expected
+        assert any(step.shapes.layout.clips for step in found)

@@ -20,7 +20,10 @@ from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
+from unime_jax.data.clips import archive
+from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.settings import Bucket
+from unime_jax.inference.encode import make_encoder
 from unime_jax.jobs import export, train
 
 FRAME = (
@@ -34,6 +37,8 @@ ITEMS = [
     Item("<|image_1|>\n", (Media("a.png", picture(40, 31, 1)),)),
     Item(f"<|image_1|>\n{TEXTS[1]}", (Media("b.png", picture(30, 64, 2)),)),
 ]
+FRAMES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), np.uint8)
+CLIP = Item(f"<image>\n{TEXTS[1]}", (Media("c.zip", archive([*FRAMES], fps=None), kind="clip"),))
 
 
 def run_config(data: pathlib.Path, folder: pathlib.Path) -> ConfigDict:
@@ -58,15 +63,17 @@ def exported(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
 
 @functools.cache
 def embedded(folder: pathlib.Path) -> np.ndarray:
+    """Of all items, the clip last."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    model = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512, mesh=mesh)
-    return model.encode(
-        [{"text": x.text, "image": [image.data for image in x.media]} for x in ITEMS]
-    )
+    opened = Embedder.from_pretrained(str(folder), dtype="float32", max_length=512, mesh=mesh)
+    model, backbone = opened.model, opened.backbone
+    shapes = Ladder(backbone.layout, 1, 8, 512)
+    encode = make_encoder(model.encode, model.parameters, backbone.preprocess, shapes, mesh)
+    return encode([*ITEMS, CLIP])
 
 
-def by_transformers(folder: pathlib.Path) -> np.ndarray:
-    """By its own template, tokenizer, image processor and model; nothing of ours."""
+def by_transformers(folder: pathlib.Path, items=(*ITEMS, CLIP)) -> np.ndarray:
+    """By its own template, tokenizer, processors and model; nothing of ours."""
     model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
         folder, output_loading_info=True
     )
@@ -74,12 +81,15 @@ def by_transformers(folder: pathlib.Path) -> np.ndarray:
     processor = AutoProcessor.from_pretrained(folder)
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     vectors = []
-    for item in ITEMS:
+    for item in items:
         content = [{"type": "image"}] if item.media else []
-        content.append({"type": "text", "text": item.text.removeprefix("<|image_1|>\n")})
+        images = [Image.open(io.BytesIO(x.data)) for x in item.media if item is not CLIP] or None
+        videos, words = None, item.text.removeprefix("<|image_1|>\n")
+        if item is CLIP:
+            content, videos, words = [{"type": "video"}], [FRAMES], TEXTS[1]
+        content.append({"type": "text", "text": words})
         text = processor.apply_chat_template([{"role": "user", "content": content}])
-        images = [Image.open(io.BytesIO(image.data)) for image in item.media] or None
-        inputs = processor(text=text, images=images, return_tensors="pt")
+        inputs = processor(text=text, images=images, videos=videos, return_tensors="pt")
         with torch.no_grad():
             last = model.eval().model(**inputs).last_hidden_state[0, -1].numpy()
         vectors.append(last / np.linalg.norm(last))
@@ -118,8 +128,10 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
     assert config["vision_config"]["num_hidden_layers"] == 2
     tokenizer = json.loads((written / "tokenizer_config.json").read_text())
     keys = ("lstrip", "normalized", "rstrip", "single_word")
-    token = {"content": "<image>", "special": True} | dict.fromkeys(keys, False)
-    assert tokenizer["added_tokens_decoder"]["259"] == token
+    for token_id, content in (("259", "<image>"), ("260", "<video>")):
+        token = {"content": content, "special": True} | dict.fromkeys(keys, False)
+        assert tokenizer["added_tokens_decoder"][token_id] == token
+    assert config["video_token_index"] == 260
     assert "chat_template" not in tokenizer and tokenizer["eos_token"] == "<|im_end|>"
     before, after = (load_file(f / "model.safetensors") for f in exported)
     assert len(before) == len(after) and not set(before) & set(after)
@@ -137,6 +149,7 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
     model = SentenceTransformer(str(written), device="cpu")
     images = [Image.open(io.BytesIO(i.media[0].data)) if i.media else None for i in ITEMS]
     inputs = [TEXTS[0], TEXTS[1], images[2], {"text": TEXTS[1], "image": images[3]}]
+    inputs.append({"video": FRAMES, "text": TEXTS[1]})
     with torch.no_grad():
         assert_equal(model.encode(inputs), embedded(folder))
 
@@ -145,7 +158,7 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
 def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """Two steps of all parameters, images of zeros where there are none; embeddings not tied."""
     base = tmp_path_factory.mktemp("llave_run")
-    folder = write_llava_qwen(base / "original")
+    folder = write_llava_qwen(base / "original", mm_newline_position="grid")
     config = run_config(data, folder)
     config.data.buckets = (Bucket(tokens=256, tiles=5),)  # a third of the work; texts are cut
     config.steps = 2
@@ -162,7 +175,19 @@ def test_training_exports_the_same_form(trained):
     assert json.loads((written / "config.json").read_text())["model_type"] == "llava_onevision"
     after = embedded(written)
     assert np.all(np.sum(after * embedded(folder), axis=1) < 0.9999)
-    assert_equal(by_transformers(written), after)
+    assert_equal(by_transformers(written, ITEMS), after[: len(ITEMS)])
+
+
+def test_newlines_of_clips_are_remembered(trained):
+    """Where transformers has another number of them, users are told."""
+    rows = [backbones.open_backbone(str(f), max_length=512).preprocess(CLIP) for f in trained]
+    for row in rows:
+        np.testing.assert_array_equal(row.slot, rows[0].slot)
+        assert (row.slot[:, 0] >= 0).sum() == 5 * 2 * 3 and (row.slot[:, 0] == 0).sum() == 5 * 2
+    record = json.loads((trained[1] / "embedder.json").read_text())
+    assert (record["fps"], record["clip_newlines"]) == (3.0, "grid")
+    readme = (trained[1] / "README.md").read_text().replace("\n", " ")
+    assert "transformers has one newline at its end" in readme
 
 
 def test_images_of_zeros_are_remembered(trained):

@@ -1,6 +1,6 @@
 """Clips in LLaVA-OneVision and LLaVE: transformers' inputs and states, alone and beside others."""
 
-import dataclasses
+import functools
 import io
 
 import jax
@@ -16,11 +16,19 @@ from transformers import (
 )
 
 from tests.backbones.images import encoded, noise
+from tests.backbones.tiny_folders import write_folder
 from tests.float32 import assert_same_rows
-from tests.models.oracle import EXACT, Pair, make_pair, packed
+from tests.models.oracle import EXACT, Pair, make_pair
+from tests.tables import for_each
+from unime_jax import paths, sharding
+from unime_jax.backbones import open_backbone
+from unime_jax.backbones.llava import anyres
 from unime_jax.batch import Item, Media
-from unime_jax.data import inference_shapes
 from unime_jax.data.clips import archive
+from unime_jax.data.shapes import BatchShapes, Bucket
+from unime_jax.inference.encode import encode_blocks, make_encoder
+from unime_jax.inference.encoder_programs import Model
+from unime_jax.models import forward
 
 TEXT = "a red circle left of a blue square"
 BUCKET = 192, 12  # tokens, tiles
@@ -29,6 +37,11 @@ BUCKET = 192, 12  # tokens, tiles
 def frames(count: int, seed: int, size: tuple[int, int] = (28, 28)) -> list[Image.Image]:
     """Of a tile's size, so that nothing is resized."""
     return [noise(*size, seed=100 * seed + n) for n in range(count)]
+
+
+def smooth(width: int, height: int, seed: int) -> Image.Image:
+    """As photographs are; of noise the resizing filters clip every other value."""
+    return noise(5, 4, seed=seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def clip(count: int, seed: int) -> Media:
@@ -87,19 +100,63 @@ def theirs(pair: Pair, item: Item) -> tuple[list[int], np.ndarray]:
     return inputs["input_ids"][0].tolist(), states.numpy()
 
 
-def with_clips(pair: Pair) -> Pair:
-    backbone = dataclasses.replace(pair.backbone, layout=pair.backbone.layout.with_clips())
-    return dataclasses.replace(pair, backbone=backbone)
-
-
-def test_states_equal_transformers_in_one_batch(pair):
+def test_states_equal_transformers_and_do_not_depend_on_their_batch(pair):
     preprocess, items = pair.backbone.preprocess, list(ITEMS.values())
-    assert preprocess.slots_per_token == 1 and not pair.backbone.layout.blended
-    rows, expected = [preprocess(item) for item in items], [theirs(pair, item) for item in items]
-    for row, (ids, _) in zip(rows, expected, strict=True):
-        image_token = preprocess.prompt.image_token_id, preprocess.prompt.clip_token_id
+    expected = [theirs(pair, item) for item in items]
+    media_tokens = preprocess.prompt.image_token_id, preprocess.prompt.clip_token_id
+    assert preprocess.slots_per_token == 1
+    for item, (ids, _) in zip(items, expected, strict=True):
+        row = preprocess(item)
         assert row.tokens.tolist() == ids
-        np.testing.assert_array_equal(row.slot[:, 0] >= 0, np.isin(ids, image_token))
-    inputs, places = packed(with_clips(pair), items, *BUCKET)
-    ours = np.asarray(jax.jit(lambda x: pair.model.last_state(x, EXACT))(inputs))[places]
-    assert_same_rows(ours, np.stack([states for _, states in expected]))
+        np.testing.assert_array_equal(row.slot[:, 0] >= 0, np.isin(ids, media_tokens))
+        kinds = [media.kind for media in item.media]
+        assert row.slot.shape[1] == (4 if "clip" in kinds else 1) and row.clips == kinds.count(
+            "clip"
+        )
+
+    # In one program of inference, texts and images among clips
+    graph, parameters = paths.split(pair.model)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    layout = pair.backbone.layout
+    shapes = BatchShapes((Bucket(*BUCKET),), layout, chunk_size=8, rows=8)
+    asked = []
+
+    def by_size(tokens, tiles, clips=False):
+        asked.append(clips)
+        return shapes.with_clips()
+
+    model = Model(forward.make_encode(graph, EXACT), ({}, parameters), mesh)
+    (encoded,) = encode_blocks(model, items, preprocess, by_size, window=8)
+    assert asked.count(True) == 2 * 5
+    states = np.stack([states for _, states in expected])
+    states /= np.linalg.norm(states, axis=1, keepdims=True)
+    assert_same_rows(encoded.vectors, states)
+
+    # Alone, S is 1 without a clip
+    encoder = make_encoder(model.encode, model.parameters, preprocess, shapes, mesh)
+    for name in ("a frame and a text", "an image"):
+        number = list(ITEMS).index(name)
+        assert_same_rows(encoder([ITEMS[name]]), states[[number]])
+
+
+@for_each(
+    "folder, side",
+    [(write_folder, 4), (functools.partial(write_folder, tile=35), 5)],
+)
+def test_frames_are_resized_as_by_transformers(tmp_path_factory, folder, side):
+    """Stretched to a tile. Its filter and Pillow's round alike but for a few values by one."""
+    folder = folder(tmp_path_factory.mktemp("frames"))
+    preprocess = open_backbone(str(folder), max_length=512).preprocess
+    video = LlavaOnevisionVideoProcessor.from_pretrained(folder)
+    for size in ((97, 41), (20, 64)):
+        images = [smooth(*size, seed) for seed in range(3)]
+        data = archive(images, fps=None)
+        row = preprocess(Item("", (Media("a", data, kind="clip"),)))
+        stacked = np.stack([np.asarray(image) for image in images])
+        (tiles,) = video([stacked], do_rescale=False, do_normalize=False, return_tensors="np")[
+            "pixel_values_videos"
+        ]
+        expected = anyres.cut_patches(tiles.transpose(0, 2, 3, 1), 7)
+        assert preprocess.side == side and row.patches.shape == expected.shape
+        assert np.abs(row.patches.astype(int) - expected).max() <= 1
+        assert (row.slot[:, 0] >= 0).sum() == 3 * (-(-side // 2)) ** 2 + 1

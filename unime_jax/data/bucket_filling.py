@@ -35,7 +35,7 @@ def fill_buckets(
             f"{shapes.rows} in {process_count} processes"
         )
     if shapes.layout.clips:
-        rows = [blended(row, shapes.layout.slots) for row in rows]
+        rows = [blended(row, shapes.layout.blend) for row in rows]
     groups = tuple(_empty(shapes, bucket, process_count) for bucket in shapes.buckets)
     for row in rows:
         _check_layout(row, shapes.layout)
@@ -143,8 +143,8 @@ def bucket_shapes(shapes: BatchShapes, bucket: Bucket, *, process_count: int = 1
         length=array(np.int32, *grid),
         live=array(np.bool_, *grid),
         positions=array(np.int32, *tokens, layout.axes),
-        slot=array(np.int32, *tokens, layout.slots),
-        slot_weight=array(np.float32, *tokens, layout.slots) if layout.blended else None,
+        slot=array(np.int32, *tokens, layout.blend),
+        slot_weight=array(np.float32, *tokens, layout.blend) if layout.weighted else None,
         patches=array(np.uint8, *pixels) if bucket.tiles else None,
         patch_position=array(np.int32, *pixels[:-1], 3) if positioned else None,
         pool_start=array(np.int32, *grid) if layout.pooled else None,
@@ -209,7 +209,7 @@ def _check_layout(row: Row, layout: Layout) -> None:
     """A row of another form than the layout's is an error in the program, not in the data."""
     length = len(row.tokens)
     form = [np.shape(row.positions), np.shape(row.slot), row.slot_weight is not None]
-    wanted = [(length, layout.axes), (length, layout.slots), layout.blended]
+    wanted = [(length, layout.axes), (length, layout.blend), layout.weighted]
     if layout.teacher:
         form.append(None if row.teacher is None else row.teacher.shape)
         wanted.append((layout.teacher,))

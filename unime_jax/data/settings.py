@@ -19,7 +19,6 @@ Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around M
 # 1344, and no others.
 Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
 ClipNewlines = Literal["one", "grid"]  # of LLaVA-OneVision, in a clip
-ClipNewlines = Literal["one", "grid"]  # of LLaVA-OneVision, in a clip
 
 COLUMN_KEYS = (  # of data.columns
     "query",

@@ -21,13 +21,13 @@ class Layout:
     """
 
     axes: int = 1  # A
-    slots: int = 1  # S
+    slots: int = 1  # S of images
     blended: bool = False  # rows have slot_weight
     patches: int = 0  # P
     patch_bytes: int = 0  # F of an image
     frames: int = 1  # that a clip's patch spans
     clips: bool = False  # rows may have clips
-    clip_slots: int = 0  # S where they may; 0: it is the same
+    clip_slots: int = 0  # S where they may, and rows have slot_weight; 0: as of images
     # of a frame of a clip, at least, where they are fewer than those of an image's tile; 0: as many
     frame_tokens: int = 0
     positioned: bool = False  # rows have patch_position
@@ -45,21 +45,24 @@ class Layout:
         """F of a batch."""
         return self.patch_bytes * (self.frames if self.clips else 1)
 
+    @property
+    def blend(self) -> int:
+        """S of a batch."""
+        return self.clip_slots if self.clips and self.clip_slots else self.slots
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a batch has weights of slots."""
+        return self.blended or self.blend > self.slots
+
     def with_clips(self) -> "Layout":
         """The layout of the family's rows where some may have clips."""
-        if not self.patches:
-            return self
-        return dataclasses.replace(
-            self,
-            clips=True,
-            slots=self.clip_slots or self.slots,
-            blended=self.blended or self.clip_slots > 1,
-        )
+        return dataclasses.replace(self, clips=bool(self.patches))
 
     def without_images(self) -> "Layout":
         """The layout of the family's rows where no model part reads images."""
         return dataclasses.replace(
-            self, patches=0, patch_bytes=0, frames=1, clips=False, clip_slots=0, positioned=False
+            self, patches=0, patch_bytes=0, frames=1, clips=False, positioned=False
         )
 
 

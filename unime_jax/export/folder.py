@@ -117,10 +117,11 @@ def wording(prompt: Prompt) -> sentence_transformers.Wording:
     if isinstance(prompt, SystemPrompt):
         return {
             "frames": prompt.image_frames(),
-            "markers": [prompt.image_token],
+            "markers": prompt.media_tokens,
             "strip": False,
             "image_token": None,
             "in_front": False,
+            "clips": _clip_turn(prompt),
             "system": {
                 "opening": prompt.opening,
                 "default": system_prompt.DEFAULT,
@@ -131,11 +132,27 @@ def wording(prompt: Prompt) -> sentence_transformers.Wording:
     chat = prompt.style == "chat"
     return {
         "frames": prompt.image_frames(),
-        "markers": [prompt.image_token],
+        "markers": prompt.media_tokens,
         "strip": chat,
         "image_token": None if chat else prompt.image_token,
         "in_front": prompt.style == "verbatim",
+        "clips": _clip_turn(prompt),
         "system": None,
+    }
+
+
+def _clip_turn(prompt: Prompt) -> sentence_transformers.ClipTurn | None:
+    """Words of clips; None: they have no token of their own, no place, or more words than that."""
+    places, worded = prompt.clips, prompt.style in ("chat", "system")
+    own = prompt.clip_token not in ("", prompt.image_token)
+    if not own or prompt.clip_place or (worded and not places):
+        return None
+    return {
+        "token": prompt.clip_token,
+        "unit": places.unit if places else "",
+        "start": places.start if places else 0,
+        "images_first": bool(places and places.images_first),
+        "mixed": places is None or places.images_first is not None,
     }
 
 

@@ -30,10 +30,10 @@ SEPARATE = (
 )
 # `chat_template_of` puts its arguments before it. Each round splits what is left of the text at its
 # markers, as `image_markers.without_markers` does; the first one keeps the places of the turn's
-# images, if images have places in the text.
+# images and clips, if they have places in the text.
 _TEMPLATE = """\
 {%- set turn = namespace(
-    text='', images=0, segments=[], more=[], head='', places=0, instruction=''
+    text='', images=0, clips=0, tokens=[], segments=[], more=[], head='', places=0, instruction=''
 ) -%}
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user'] -%}
@@ -43,7 +43,10 @@ _TEMPLATE = """\
 {%- if part['type'] == 'text' and system and message['role'] == 'system' -%}
 {%- set turn.instruction = turn.instruction + part['text'] -%}
 {%- elif part['type'] == 'text' -%}{%- set turn.text = turn.text + part['text'] -%}
-{%- elif part['type'] == 'image' -%}{%- set turn.images = turn.images + 1 -%}
+{%- elif part['type'] == 'image' -%}
+{%- set turn.images = turn.images + 1 -%}{%- set turn.tokens = turn.tokens + [image_token] -%}
+{%- elif part['type'] == 'video' and clips -%}
+{%- set turn.clips = turn.clips + 1 -%}{%- set turn.tokens = turn.tokens + [clips['token']] -%}
 {%- else -%}{{ raise_exception('this model embeds text and images, not ' + part['type']) }}
 {%- endif -%}{%- endfor -%}{%- endfor -%}
 {%- if turn.images >= frames | length -%}
@@ -71,9 +74,10 @@ _TEMPLATE = """\
 {%- endfor -%}
 {%- if turn.segments | length == 1 -%}{%- break -%}{%- endif -%}
 {%- if loop.first and image_token -%}
-{%- set turn.places = [turn.images, turn.segments | length - 1] | min -%}
+{%- set turn.places = [turn.tokens | length, turn.segments | length - 1] | min -%}
+{%- set turn.more = turn.tokens[turn.tokens | length - turn.places:] -%}
 {%- for segment in turn.segments[:turn.places] -%}
-{%- set turn.head = turn.head + segment + image_token -%}
+{%- set turn.head = turn.head + segment + turn.more[loop.index0] -%}
 {%- endfor -%}
 {%- set turn.segments = turn.segments[turn.places:] -%}
 {%- endif -%}
@@ -83,22 +87,32 @@ _TEMPLATE = """\
 {%- endfor -%}
 {%- endfor -%}
 {%- if image_token -%}
-{%- set turn.text = (image_token + '\\n') * (turn.images - turn.places) + turn.head + turn.text -%}
+{%- set turn.more = turn.tokens[:turn.tokens | length - turn.places] + [turn.head + turn.text] -%}
+{%- set turn.text = turn.more | join('\\n') -%}
 {%- endif -%}
-{%- if in_front and turn.images == 1 and not turn.text.startswith(image_token) -%}
-{%- set turn.more = turn.text.replace(image_token, '', 1).strip() -%}
-{%- set turn.text = image_token + ('\\n' + turn.more if turn.more else '') -%}
+{%- if in_front and turn.tokens | length == 1 and not turn.text.startswith(turn.tokens[0]) -%}
+{%- set turn.more = turn.text.replace(turn.tokens[0], '', 1).strip() -%}
+{%- set turn.text = turn.tokens[0] + ('\\n' + turn.more if turn.more else '') -%}
 {%- endif -%}
 {%- if system -%}
 {%- set turn.instruction = turn.instruction.strip() or system['default'] -%}
 {%- if turn.instruction[-1] not in system['punctuation'] -%}
 {%- set turn.instruction = turn.instruction + '.' -%}
 {%- endif -%}
-{%- if not turn.text and not turn.images -%}{%- set turn.text = system['nothing'] -%}{%- endif -%}
+{%- if not turn.text and not turn.tokens -%}{%- set turn.text = system['nothing'] -%}{%- endif -%}
 {{ system['opening'] + turn.instruction }}
 {%- endif -%}
 {%- set frame = frames[0] if image_token else frames[turn.images] -%}
-{{ frame[0] + (turn.text.strip() if strip else turn.text) + frame[1] }}
+{%- set turn.head = frame[0] -%}
+{%- if turn.clips and not image_token -%}
+{%- if turn.images and not clips['mixed'] -%}
+{{ raise_exception('this model embeds clips or images, not both in one input') }}
+{%- endif -%}
+{%- set added = frame[0] | length - frames[0][0] | length if clips['images_first'] else 0 -%}
+{%- set place = clips['start'] + added -%}
+{%- set turn.head = frame[0][:place] + clips['unit'] * turn.clips + frame[0][place:] -%}
+{%- endif -%}
+{{ turn.head + (turn.text.strip() if strip else turn.text) + frame[1] }}
 """
 
 
@@ -110,7 +124,18 @@ class Wording(TypedDict):
     strip: bool
     image_token: str | None
     in_front: bool
+    clips: "ClipTurn | None"
     system: "SystemTurn | None"
+
+
+class ClipTurn(TypedDict):
+    """Words of clips, as `clip_places.ClipPlaces` has them; all but the token are of frames."""
+
+    token: str
+    unit: str  # what a clip adds to a frame
+    start: int  # characters of a frame before it, without images
+    images_first: bool
+    mixed: bool  # whether a turn may have clips and images
 
 
 class SystemTurn(TypedDict):
@@ -130,6 +155,7 @@ def write(
     strip: bool,
     image_token: str | None = None,
     in_front: bool = False,
+    clips: ClipTurn | None = None,
     system: SystemTurn | None = None,
     dimension: int,
     max_length: int,
@@ -140,9 +166,9 @@ def write(
     `SentenceTransformer(folder).encode` then takes a string, an image, or a dict of "text" and
     "image" (one, or a list), mixed in one call, and gives the last token's hidden state after the
     final norm, scaled to length one. An image alone is an image with the text "", and the order of
-    a dict's keys does not matter. `encode(..., prompt_name=...)` writes the prompt directly before
-    the text, inside the user turn, as if it were part of the text; with `system` it is the system
-    turn's text.
+    a dict's keys does not matter. With `clips` it takes videos, too ("video").
+    `encode(..., prompt_name=...)` writes the prompt directly before the text, inside the user turn,
+    as if it were part of the text; with `system` it is the system turn's text.
 
     A row beyond `max_length` loses the end of its text, as in `Prompt`, with two exceptions that
     only code in the folder could avoid: of a row with images ST cuts the frame's suffix, too (and
@@ -160,6 +186,7 @@ def write(
         lines in front for the others; only frames[0] is then used. None: images stand in frames.
       in_front: whether the image of a text with a single one is moved to its front; needs an
         `image_token`.
+      clips: the words of clips; None: the model takes none.
       system: of models that have their instruction in a system turn; None: there is no such turn.
       dimension: of an embedding.
       max_length: most tokens of a row.
@@ -168,7 +195,13 @@ def write(
     """
     hidden_state = {"method": "forward", "method_output_name": "last_hidden_state"}
     chat_template = chat_template_of(
-        frames, markers, strip=strip, image_token=image_token, in_front=in_front, system=system
+        frames,
+        markers,
+        strip=strip,
+        image_token=image_token,
+        in_front=in_front,
+        clips=clips,
+        system=system,
     )
     files: dict[str, Any] = {
         "modules.json": [
@@ -180,6 +213,7 @@ def write(
             "modality_config": {
                 "text": hidden_state,
                 "image": hidden_state,
+                **({"video": hidden_state} if clips else {}),
                 "message": hidden_state | {"format": "structured"},
             },
             "module_output_name": "token_embeddings",
@@ -291,6 +325,7 @@ def chat_template_of(
     strip: bool,
     image_token: str | None = None,
     in_front: bool = False,
+    clips: ClipTurn | None = None,
     system: SystemTurn | None = None,
 ) -> str:
     """Jinja source of the prompt of all turns and their images; arguments as in `write`."""
@@ -300,6 +335,7 @@ def chat_template_of(
         "strip": strip,
         "image_token": image_token or "",
         "in_front": in_front,
+        "clips": clips or False,
         "system": system or False,
     }
     # JSON's strings, lists and booleans are Jinja's, but for escaped pairs of surrogates.

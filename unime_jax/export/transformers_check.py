@@ -150,6 +150,8 @@ def _inputs(processor: Any, backbone: Backbone, prompt: Prompt, item: Item) -> l
         return []  # a marker without an image, which the model card names
     whole: Any = dataclasses.replace(prompt, max_length=LENGTH)
     preprocess = dataclasses.replace(cast(Any, backbone.preprocess), prompt=whole)
+    if any(media.kind == "clip" for media in item.media):
+        return []  # Qwen3-VL's processor words clips as no model was trained, see docs/video.md
     row = preprocess(item)
     images = decode_images(item, fixed_size(backbone.processing))
     try:

@@ -97,7 +97,7 @@ def make_encoder(
     item whose embedding is not finite.
     """
     model = Model(encode, parameters, mesh, constants)
-    by_size: Shapes = shapes if isinstance(shapes, Ladder) else lambda *size: shapes
+    by_size: Shapes = shapes if isinstance(shapes, Ladder) else _Always(shapes)
 
     def encoder(items: Sequence[Item]) -> np.ndarray:
         blocks = encode_blocks(model, items, preprocess, by_size, window=shapes.rows)

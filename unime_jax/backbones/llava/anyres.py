@@ -28,6 +28,7 @@ from unime_jax.data.settings import ClipNewlines
 
 TEXT = -1  # the slot of a token that is not an image's
 NEWLINE = 0  # the table row of the newline vector; patch features start at row 1
+BLEND = 4  # rows that a token of a shrunk map blends
 UNBLENDED = np.array([1, 0, 0, 0], np.float32)  # weights of a token that is one row
 
 Size = tuple[int, int]

@@ -165,7 +165,7 @@ def assemble(
             vocabulary=text.vocab_size,
             table=(1, tower.side**2),
             unpadded=True,
-            clip_slots=0 if isinstance(clips, str) else 4,
+            clip_slots=0 if isinstance(clips, str) else anyres.BLEND,
             frame_tokens=0 if isinstance(clips, str) else math.ceil(tower.side / 2) ** 2,
         ),
         processing=processing,

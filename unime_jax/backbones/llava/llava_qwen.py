@@ -2,8 +2,8 @@
 
 The folder is read as the LLaVA-OneVision in Hugging Face form that it is equal to, and exports are
 written in that form. What the code base has in code lies here, the prompt and the normalisation of
-pixels, and in `llava_qwen_config`, the vision tower and the frames of clips, for which the image
-token stands.
+pixels, and in `llava_qwen_config`, the vision tower and the frames of clips. There the image token
+stands for a clip, too; here a clip has its own, as in exports, and either marks it in a text.
 
 Maps are unpadded as in transformers, whose rounding drops one more row or column of patches for
 two sizes in 300 000 (792 x 748 pixels, for example).
@@ -38,7 +38,7 @@ PROCESSING = Processing(prompt="verbatim")
 POOLINGS = ("lasttoken",)
 
 IMAGE_TOKEN = "<image>"
-VIDEO_TOKEN = "<video>"  # of exports; the original has none
+VIDEO_TOKEN = "<video>"
 # The turn of the assistant is a line end; the line end after it is the token that is pooled.
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -88,7 +88,8 @@ def open_folder(
     require_missing_images(processing, "strip", "image")
     own = read_config(folder)
     tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
-    converted = convert_config(folder, own, add_image_token(folder, tokenizer, own["vocab_size"]))
+    image, video = add_tokens(folder, tokenizer, own["vocab_size"])
+    converted = convert_config(folder, own, image, video)
     processing, seen_clips = clips(own, processing)
     tower = llava_config.tower_config(converted)
     require("mm_hidden_size", own["mm_hidden_size"], (tower.hidden_size,))
@@ -103,13 +104,13 @@ def open_folder(
         prompt=open_prompt(
             folder,
             tokenizer,
-            image_token_id=converted.image_token_index,
+            image_token_id=image,
             vocab_size=own["vocab_size"],
             style=processing.prompt,
             max_length=max_length,
             missing_images=processing.missing_images,
-            clip_token_id=converted.image_token_index,
-            template=TEMPLATE.replace(VIDEO_TOKEN, IMAGE_TOKEN),
+            clip_token_id=image if video is None else video,
+            template=TEMPLATE,
         ),
         processor=image_processor(converted),
         clips=seen_clips,
@@ -131,13 +132,15 @@ def open_folder(
     )
 
 
-def add_image_token(
+def add_tokens(
     folder: pathlib.Path, tokenizer: "PreTrainedTokenizerBase", vocab_size: int
-) -> int:
-    """The id of the image token, which the tokenizer gets if it has none, as in the original.
+) -> tuple[int, int | None]:
+    """Ids of the tokens of images and clips, which the tokenizer gets if it has none.
+
+    That of clips is None where the model has no row of embeddings for it.
 
     Raises:
-      ValueError: the model has no row of embeddings that it could have.
+      ValueError: it has none for that of images.
     """
     tokenizer.add_tokens([_special(IMAGE_TOKEN)], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -147,7 +150,11 @@ def add_image_token(
             f"{folder}: {IMAGE_TOKEN} is token {image_token_id} and vocab_size is {vocab_size};"
             " resize the embeddings of the checkpoint to more tokens"
         )
-    return image_token_id
+    added = tokenizer.get_added_vocab()
+    if VIDEO_TOKEN not in added and len(tokenizer) < vocab_size:
+        tokenizer.add_tokens([_special(VIDEO_TOKEN)], special_tokens=True)
+        added = tokenizer.get_added_vocab()
+    return image_token_id, added.get(VIDEO_TOKEN)
 
 
 def image_processor(config: "PretrainedConfig") -> dict[str, Any]:
@@ -186,27 +193,22 @@ def convert_files(config: "PretrainedConfig", folder: pathlib.Path) -> None:
     content = json.loads(config.to_json_string(use_diff=False))
     rope = config.text_config.rope_parameters
     content["text_config"]["rope_theta"] = rope["rope_theta"]  # transformers 4 looks here
-    tokens = _convert_tokenizer(folder, config.text_config)
-    content["video_token_index"] = tokens.get(VIDEO_TOKEN, -1)
     json_files.write(folder / "config.json", content)
     json_files.write(folder / "preprocessor_config.json", image_processor(config))
+    _convert_tokenizer(folder, config.text_config)
 
 
-def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> dict[str, int]:
-    """Adds the tokens of images and clips to each file that lists tokens; returns their ids.
-
-    That of clips is left out where the model has no embedding for it. All else stays as it is.
-    """
+def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> None:
+    """Adds the tokens of images and clips to each file that lists tokens; the rest stays."""
     tokenizer = open_tokenizer(folder, "PreTrainedTokenizerFast")
-    for token in (IMAGE_TOKEN, VIDEO_TOKEN):
-        if token == IMAGE_TOKEN or len(tokenizer) < text.vocab_size:
-            tokenizer.add_tokens([_special(token)], special_tokens=True)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.save(str(folder / "tokenizer.json"))
-    added = tokenizer.get_added_vocab()
-    ids = {token: added[token] for token in (IMAGE_TOKEN, VIDEO_TOKEN) if token in added}
+    before = len(tokenizer)
+    image, video = add_tokens(folder, tokenizer, text.vocab_size)
+    ids = {IMAGE_TOKEN: image} | ({} if video is None else {VIDEO_TOKEN: video})
+    if len(tokenizer) > before:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.save(str(folder / "tokenizer.json"))
     file = folder / "tokenizer_config.json"
     if file.exists():
         settings = json.loads(file.read_text())
@@ -226,7 +228,6 @@ def _convert_tokenizer(folder: pathlib.Path, text: "PretrainedConfig") -> dict[s
     others = folder / "added_tokens.json"
     if others.exists():
         json_files.write(others, ids | json.loads(others.read_text()))
-    return ids
 
 
 def _special(token: str) -> AddedToken:

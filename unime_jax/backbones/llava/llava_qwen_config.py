@@ -82,7 +82,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def convert_config(
-    folder: pathlib.Path, own: Mapping[str, Any], image_token_id: int
+    folder: pathlib.Path,
+    own: Mapping[str, Any],
+    image_token_id: int,
+    video_token_id: int | None,
 ) -> "PretrainedConfig":
     """The configuration of the original code base in Hugging Face form.
 
@@ -108,7 +111,7 @@ def convert_config(
         text_config=Qwen2Config(**{key: own[key] for key in TEXT_KEYS if key in own}),
         vision_config=vision,
         image_token_index=image_token_id,
-        video_token_index=-1,  # the image token stands for clips, too
+        video_token_index=-1 if video_token_id is None else video_token_id,
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
         vision_feature_select_strategy="full",

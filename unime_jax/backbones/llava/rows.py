@@ -76,7 +76,7 @@ class LlavaPreprocessor:
         blended = anyres.resamples(
             self.pinpoints, tile=self.tile, side=self.side, max_tiles=self.max_tiles
         )
-        return 4 if blended else 1
+        return anyres.BLEND if blended else 1
 
     def as_patches(self, inputs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "patches F"]:
         """Pixels of transformers' image processor for one image, patch by patch as in a row."""
@@ -95,7 +95,7 @@ class LlavaPreprocessor:
             row cannot be made short enough.
         """
         kinds = [media.kind for media in item.media]
-        blend = 4 if "clip" in kinds else self.slots_per_token
+        blend = anyres.BLEND if "clip" in kinds else self.slots_per_token
         tiled = kinds.count("image") == 1 or self.tiles_of_many
         with contextlib.ExitStack() as stack:
             seen = [

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from unime_jax.backbones.preprocessing.frame_sampling import Sampling, sampled, sampled_rate
-from unime_jax.backbones.qwen2_vl.dynamic_resolution import Size, check_aspect, smart_resize
+from unime_jax.backbones.qwen2_vl.dynamic_resolution import (
+    Size,
+    check_aspect,
+    largest_area,
+    smart_resize,
+)
 
 FLOOR = 1.05  # of the least pixels, what a frame gets of a clip with any number of frames
 
@@ -59,6 +64,13 @@ class ClipRule:
             return smart_resize(height, width, side, least, share, what="a frame")
         frames = max(frames, self.sampling.span)
         return resize_all(frames, height, width, side, self.sampling.span, least, share * frames)
+
+    def largest_area(self, side: int) -> int:
+        """Pixels that no frame's size goes beyond."""
+        least, most = self.frame_pixels
+        share = max(most, int(least * FLOOR))
+        # All frames are counted as whole time steps, of which five are two.
+        return largest_area(side, least, share + share // 4 if self.joint else share)
 
     def times(
         self, frames: int, rate: float | None, count: int, tokens_per_second: float

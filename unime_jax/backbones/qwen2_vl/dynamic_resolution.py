@@ -14,6 +14,7 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 Size = tuple[int, int]
+LINE = 200  # times the short side, that the long one may be at most
 
 
 class Place(NamedTuple):
@@ -53,11 +54,21 @@ def smart_resize(
     return new_height, new_width
 
 
+def largest_area(side: int, least: int, most: int) -> int:
+    """Pixels that no size of `smart_resize` goes beyond.
+
+    That can be more than `most`, of an image whose short side becomes `side`, or that is enlarged.
+    """
+    shrunk = max(most, side * math.sqrt(LINE * most))
+    enlarged = least + side * (math.sqrt(LINE * least) + math.sqrt(least)) + side**2
+    return math.ceil(max(shrunk, enlarged))
+
+
 def check_aspect(height: int, width: int, what: str) -> None:
     """Raises ValueError for a size that is a mere line; `what` is what has it."""
-    if max(height, width) / min(height, width) > 200:
+    if max(height, width) / min(height, width) > LINE:
         raise ValueError(
-            f"{what} of {height} x {width} pixels is a line: one side is more than 200 times the"
+            f"{what} of {height} x {width} pixels is a line: one side is more than {LINE} times the"
             f" other, which Qwen's models do not take; crop it"
         )
 

@@ -20,6 +20,7 @@ from unime_jax.backbones.preprocessing.processing import (
 )
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.qwen2_vl import processors
+from unime_jax.backbones.qwen2_vl.dynamic_resolution import largest_area
 from unime_jax.backbones.qwen2_vl.processors import QWEN2_VL, Clips
 from unime_jax.backbones.qwen2_vl.rows import Qwen2VlPreprocessor
 from unime_jax.data.shapes import Layout
@@ -147,6 +148,9 @@ def open_family(
         window=window,
         tokens_per_second=tokens_per_second,
     )
+    side = vision.patch_size * vision.merge
+    longest = max(largest_area(side, least, most), clips.largest_area(side))
+    vision = dataclasses.replace(vision, longest=longest // vision.patch_size**2)
     model = Qwen2VlConfig(text=text, vision=vision, pixels=hf_config.pixels(processor))
     differences = caveats(processing) + (() if form.gridded else _position_caveats(processing))
     return Backbone(
