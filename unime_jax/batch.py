@@ -26,8 +26,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
-CLIP = "clip:"  # before the path or digest of a clip, where kinds stand together
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
+CLIP = "clip:"  # begins the name of a clip: the same file may also be read as an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +49,21 @@ class Media:
         if not self.path and not self.data:
             raise ValueError(f"{self} is no {self.kind}: it has neither a path nor content")
 
-    @property
-    def name(self) -> str:
-        """The path; that of a clip has `CLIP` before it."""
-        return self.path if self.kind == "image" else CLIP + self.path
-
     @functools.cached_property
     def identity(self) -> str:
         """ "blake2b:" and 32 hex digits of the content (128 bit); the path where there is none.
 
-        That of a clip has "clip:" before it: the same file may also be read as an image.
+        That of a clip has `CLIP` before it.
         """
-        name = self.path
-        if self.data:
-            name = f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
+        if not self.data:
+            return self.key
+        name = f"blake2b:{hashlib.blake2b(self.data, digest_size=16).hexdigest()}"
         return name if self.kind == "image" else CLIP + name
+
+    @property
+    def key(self) -> str:
+        """The path; that of a clip has `CLIP` before it."""
+        return self.path if self.kind == "image" else CLIP + self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Item:
     @property
     def key(self) -> tuple[str, str]:
         """MMEB's name of an item within a dataset: its text and its media's paths."""
-        return self._words, "\0".join(media.name for media in self.media)
+        return self._words, "\0".join(media.key for media in self.media)
 
     @functools.cached_property
     def identity(self) -> tuple[str, str]:

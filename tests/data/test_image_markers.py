@@ -3,6 +3,8 @@
 Our own parser, with regular expressions, is the oracle of the Jinja template that exports carry.
 """
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from unime_jax.export import sentence_transformers as layout
 
 FAMILIES = {"onevision": write_folder, "mistral": write_llava_next, "qwen2_vl": write_qwen2_vl}
 IMAGE_TOKENS = {"onevision": "<image>", "mistral": "<image>", "qwen2_vl": "<|image_pad|>"}
+CLIP_TOKENS = {"onevision": "<video>", "qwen2_vl": "<|video_pad|>"}
 
 
 def test_what_a_marker_is():
@@ -63,6 +66,7 @@ def prompts(tmp_path_factory) -> dict[tuple[str, str], Prompt]:
         folder = write(tmp_path_factory.mktemp(family))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         token = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[family])
+        clip_token = CLIP_TOKENS.get(family)
         for style in ("chat", "verbatim", "raw"):
             found[family, style] = open_prompt(
                 folder,
@@ -71,13 +75,15 @@ def prompts(tmp_path_factory) -> dict[tuple[str, str], Prompt]:
                 vocab_size=len(tokenizer),
                 style=style,
                 max_length=10_000,
+                clip_token_id=clip_token and tokenizer.convert_tokens_to_ids(clip_token),
             )
     return found
 
 
-def rendered(source: str, prefix: str, text: str, images: int) -> str:
+def rendered(source: str, prefix: str, text: str, kinds: Sequence[str]) -> str:
     """As sentence-transformers does: a prompt is a system turn, before images and text."""
-    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    content = [{"type": "video" if kind == "clip" else kind} for kind in kinds]
+    content.append({"type": "text", "text": text})
     turns = [
         {"role": "system", "content": [{"type": "text", "text": prefix}]},
         {"role": "user", "content": content},
@@ -85,7 +91,7 @@ def rendered(source: str, prefix: str, text: str, images: int) -> str:
     return render_jinja_template(conversations=[turns], chat_template=source)[0][0]
 
 
-MARKERS = ("<|image_1|>", "<|image_2|>", "<|video_10|>", "<|image_01|>", "IMAGE")
+MARKERS = ("<|image_1|>", "<|image_2|>", "<|video_10|>", "<|image_01|>", "IMAGE", "CLIP")
 PIECES = (
     "<|image_",
     "<|video_",
@@ -110,18 +116,20 @@ PIECES = (
     st.sampled_from([(f, s) for f in FAMILIES for s in ("chat", "verbatim", "raw")]),
     st.lists(st.sampled_from(MARKERS + PIECES), max_size=4),
     st.lists(st.sampled_from(MARKERS + PIECES), max_size=16),
-    st.integers(0, 3),
+    st.lists(st.sampled_from(["image", "clip"]), max_size=3),
 )
-def test_the_template_of_exports_reads_markers_as_we_do(prompts, key, prefix, text, images):
+def test_the_template_of_exports_reads_markers_as_we_do(prompts, key, prefix, text, kinds):
     prompt = prompts[key]
+    tokens = {"IMAGE": prompt.image_token, "CLIP": prompt.clip_token}
     prefix, text = (
-        "".join(prompt.image_token if piece == "IMAGE" else piece for piece in pieces)
-        for pieces in (prefix, text)
+        "".join(tokens.get(piece, piece) for piece in pieces) for pieces in (prefix, text)
     )
-    media = tuple(Media(f"{i}.png", b"x") for i in range(images))
+    if not prompt.clip_token:
+        kinds = ["image"] * len(kinds)
+    media = tuple(Media(f"{i}", b"x", kind=kind) for i, kind in enumerate(kinds))
     expected = prompt.rendered(Item(text, media, prefix=prefix))
     source = layout.chat_template_of(**hf_folder.wording(prompt))
-    assert rendered(source, prefix, text, images) == expected
+    assert rendered(source, prefix, text, kinds) == expected
 
 
 def test_a_long_text_full_of_markers(prompts):
@@ -129,4 +137,4 @@ def test_a_long_text_full_of_markers(prompts):
     prompt = prompts["onevision", "chat"]
     source = layout.chat_template_of(**hf_folder.wording(prompt))
     for text in ("<|image_1|>\na" * 2000, "a < b > c " * 20_000):
-        assert rendered(source, "", text, 0) == prompt.rendered(Item(text))
+        assert rendered(source, "", text, []) == prompt.rendered(Item(text))

@@ -9,6 +9,7 @@ from tests.backbones.tiny_qwen import write_qwen2_5_vl
 from tests.models.oracle import EXACT, pair_of
 from unime_jax import paths, sharding
 from unime_jax.backbones import Processing
+from unime_jax.backbones.qwen2_5_vl import qwen2_5_vl
 from unime_jax.batch import Item
 from unime_jax.data.inference_shapes import Ladder
 from unime_jax.data.shapes import BatchShapes, Bucket
@@ -30,6 +31,7 @@ ITEMS = [
 
 def test_embeddings_are_the_items_own(tmp_path, monkeypatch):
     """On a mesh and on one device, in batches of one shape and of a ladder's, and few programs."""
+    monkeypatch.setattr(qwen2_5_vl, "TILE", 32)
     pair = pair_of(write_qwen2_5_vl(tmp_path), processing=SMALL)
     graph, parameters = paths.split(pair.model)
     encode = forward.make_encode(graph, EXACT)
@@ -52,7 +54,7 @@ def test_embeddings_are_the_items_own(tmp_path, monkeypatch):
     alone = np.concatenate([one([item]) for item in ITEMS])
     assert len(compiled) == len(set(compiled)) <= 4
     assert {shapes.layout.clips for shapes in compiled} == {False, True}
-    fixed = BatchShapes((Bucket(150, 6),), pair.backbone.layout, 4, 8)
+    fixed = BatchShapes((Bucket(150, 20),), pair.backbone.layout, 4, 8)
     together = encoder(fixed, mesh=(2, 1, 2))(ITEMS)
     np.testing.assert_allclose(together, alone, atol=2e-5)
     assert len(set(compiled)) <= 6

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from tests.backbones.images import picture
 from tests.backbones.tiny_clips import clip
@@ -9,6 +10,7 @@ from tests.backbones.tiny_qwen3 import write_qwen3_vl
 from tests.training import test_kept_features as kept
 from tests.training.test_mesh_invariance import PAIRS
 from unime_jax import backbones, sharding
+from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.batch import Example, Item
 from unime_jax.data.packing import pack, prepare
 from unime_jax.data.shapes import Bucket
@@ -35,12 +37,14 @@ def examples():
     return found
 
 
-def test_steps_are_the_same_on_a_mesh_and_with_kept_features(tmp_path):
+@pytest.mark.slow
+def test_steps_are_the_same_on_a_mesh_and_with_kept_features(tmp_path, monkeypatch):
     """LoRA on the decoder; every second positive is an image."""
+    monkeypatch.setattr(qwen3_vl, "TILE", 32)
     backbone = backbones.open_backbone(
         str(write_qwen3_vl(tmp_path)), max_length=256, processing=SMALL, clips=True
     )
-    shapes = kept.shapes_of(backbone, (Bucket(64, 0), Bucket(128, 4)))
+    shapes = kept.shapes_of(backbone, (Bucket(64, 0), Bucket(128, 8)))
     rows = [prepare(example, backbone.preprocess, shapes) for example in examples()]
     made, info = pack(rows, shapes, ["films"])
     assert made.groups[1].patches.shape[-1] == 2 * backbone.layout.patch_bytes

@@ -58,7 +58,7 @@ def _digest(item: Item | str, *, by_content: bool) -> bytes:
     item = Item(item) if isinstance(item, str) else item
     if not all(media.path for media in item.media):
         raise ValueError(f"an image of the item {item.text[:80]!r} has no path to know it by")
-    images = [media.identity if by_content else media.name for media in item.media]
+    images = [media.identity if by_content else media.key for media in item.media]
     name = "\0".join([item.text, *images]).encode()
     return hashlib.blake2b(name, digest_size=16).hexdigest().encode()
 

@@ -19,11 +19,7 @@ DEEPEST = 100  # markers within each other; each level is one more look at the w
 
 def number(marker: str) -> int:
     """Number in a numbered marker."""
-<<<<<<< HEAD
-    return int(re.sub("[^0-9]", "", marker))
-=======
     return int(marker.rpartition("_")[2].removesuffix("|>"))
->>>>>>> llavavideo
 
 
 def marker(*tokens: str) -> re.Pattern[str]:

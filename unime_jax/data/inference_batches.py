@@ -145,7 +145,7 @@ def _largest(shapes: BatchShapes) -> tuple[int, int]:
 def _has_room(longer: Batch, batch: Batch, parts: int) -> bool:
     """Whether the rows of `batch` fit beside those of `longer`, without one more chunk.
 
-    Rows stay among those with images, or without; those with clips among their like.
+    Rows stay among those with images, or without; images may go where clips are, not the reverse.
     """
     if batch.shapes.layout.clips and not longer.shapes.layout.clips:
         return False

@@ -1,4 +1,4 @@
-"""Table of a dataset's distinct items: numbered once, images read when an encoder asks for them."""
+"""Table of a dataset's distinct items: numbered once, media read when an encoder asks for them."""
 
 import array
 import dataclasses
@@ -15,19 +15,19 @@ from unime_jax.data.images import ImageError
 from unime_jax.data.strange_texts import text_fault
 
 Encode = Callable[[Sequence[Item]], np.ndarray]  # n items -> float [n, D]
-Images = Callable[[str], bytes]  # path -> encoded bytes
-# Item.key: text and paths, as all images of an evaluation are in one place.
+Images = Callable[[str], bytes]  # path of an image or a clip -> encoded bytes
+# Item.key: text and paths, as all media of an evaluation are in one place; see `Media.key`.
 Key = tuple[str, str]
 
 
 class ItemTable(Sequence[Item]):
-    """Distinct items by text and image paths, in the order in which they were added.
+    """Distinct items by text and paths of media, in the order in which they were added.
 
-    An index reads the item's image files, so that no more images are in memory than an encoder
-    holds. It may be asked from several threads.
+    An index reads the item's media, so that no more of them are in memory than an encoder holds. It
+    may be asked from several threads.
 
     Attributes:
-      keys: text and image paths by item number.
+      keys: text and paths of media by item number.
     """
 
     def __init__(self, images: Images, where: Callable[[int], str]):
@@ -60,33 +60,27 @@ class ItemTable(Sequence[Item]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         item = self.bare(index)
-        media = (
-            dataclasses.replace(medium, data=self._read(medium, index)) for medium in item.media
-        )
+        media = (dataclasses.replace(bare, data=self._read(bare, index)) for bare in item.media)
         return dataclasses.replace(item, media=tuple(media))
 
     def bare(self, index: int) -> Item:
-        """An item without the content of its images."""
+        """An item without the content of its media."""
         return bare_item(self.keys[index])
 
     def where(self, index: int) -> str:
         """The dataset and the row that an item was met in first."""
         return self._where(self._rows[index])
 
-    def _read(self, medium: Media, index: int) -> bytes:
-        where, path, kind = self.where(index), medium.path, medium.kind
+    def _read(self, media: Media, index: int) -> bytes:
+        where = f"{self.where(index)}: {media.kind} {media.path!r}"
         try:
-            data = self._images(path)
+            data = self._images(media.path)
         except ImageError as error:
-            raise ValueError(f"{where}: {kind} {path!r}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         except (KeyError, OSError) as error:
-            raise ValueError(
-                f"{where}: {kind} {path!r} has no file; fetch the {kind}s again"
-            ) from error
+            raise ValueError(f"{where} has no file; fetch the {media.kind}s again") from error
         if not data:
-            raise ValueError(
-                f"{where}: {kind} {path!r} has no file or an empty one; fetch it again"
-            )
+            raise ValueError(f"{where} has no file or an empty one; fetch it again")
         return data
 
 
@@ -109,36 +103,35 @@ def encode_table(name: str, table: ItemTable, encode: Encode) -> Float32[np.ndar
 
 
 def bare_item(key: Key) -> Item:
-    """The item of a key, without the content of its images."""
+    """The item of a key, without the content of its media."""
     text, paths = key
-    media = (
-        Media(name.removeprefix(CLIP), kind="clip" if name.startswith(CLIP) else "image")
-        for name in paths.split("\0")
-    )
-    return Item(text, tuple(media) if paths else ())
+    return Item(text, tuple(map(_bare_media, paths.split("\0"))) if paths else ())
+
+
+def _bare_media(name: str) -> Media:
+    """The inverse of `Media.key`."""
+    return Media(name.removeprefix(CLIP), kind="clip") if name.startswith(CLIP) else Media(name)
 
 
 def paths_of(images: Any, clips: Any = None) -> str:
     """Paths of an item's images and then of its clips, as in its key; "": it has none.
 
-    A cell is a path or a list of several. A path among those of images that ends as those of videos
-    do is a clip's.
+    A cell is a path or a list of several. An image's path that ends as those of videos do is a
+    clip's.
 
     Raises:
-      ValueError: one of several is empty, or a path has a NUL, which divides those of a key.
+      ValueError: one of several is empty, or a path has a NUL, which divides those of a key, or an
+        image's begins as the name of a clip.
     """
-    names = [
-        *(CLIP + path if is_video_name(path) else path for path in _paths(images, "image")),
-        *(CLIP + path for path in _paths(clips, "clip")),
-    ]
-    return "\0".join(names)
+    named = [CLIP + path if is_video_name(path) else path for path in _paths(images, "image")]
+    return "\0".join([*named, *(CLIP + path for path in _paths(clips, "clip"))])
 
 
 def _paths(cell: Any, kind: Literal["image", "clip"]) -> list[str]:
     several = isinstance(cell, list | tuple | np.ndarray)
     paths = [text_of(path) for path in (cell if several else [cell])]
-    if any("\0" in path for path in paths):
-        raise ValueError(f"a path of {paths} is no path of {kind}s: it has a NUL")
+    if any("\0" in path or path.startswith(CLIP) for path in paths):
+        raise ValueError(f"a path of {paths} is no path of {kind}s: it has a NUL or {CLIP!r}")
     if any(paths) and not all(paths):
         raise ValueError(f"{kind} {paths.index('') + 1} of {len(paths)} has no path: {paths}")
     return paths if any(paths) else []
@@ -167,7 +160,7 @@ def blamed(tables: Mapping[str, ItemTable], error: ValueError) -> ValueError:
             if len(name) > longest and name in said:
                 where, longest = table.where(number), len(name)
     image = any(isinstance(cause, ImageError) for cause in (error, error.__cause__))
-    hint = "; the image or clip cannot be decoded: fetch it again" if image else ""
+    hint = "; the file cannot be decoded: fetch it again" if image else ""
     return ValueError(f"{where}: {said}{hint}")
 
 

@@ -1,4 +1,4 @@
-"""Images of an evaluation by path: plain files, or rows of a TFDS folder."""
+"""Images and clips of an evaluation by path: plain files, or rows of a TFDS folder."""
 
 import hashlib
 
@@ -6,15 +6,15 @@ from unime_jax import files
 from unime_jax.data import clip_files
 from unime_jax.data.clip_files import is_video_name
 from unime_jax.data.formats import Source, open_dataset
-from unime_jax.data.images import read_below
 from unime_jax.evaluation.encoding.item_table import Images, text_of
 
 
 def open_images(folder: files.Path) -> Images:
-    """A function from a path to the encoded bytes of the image.
+    """A function from a path to the encoded bytes of the image or clip.
 
-    Plain files must stay below `folder`. Of a TFDS folder with the columns path and image all rows
-    are read once, for the paths; their bytes are read again when they are asked for.
+    Plain files must stay below `folder`; a clip may be a folder of frames, too. Of a TFDS folder
+    with the columns path and image all rows are read once, for the paths; their bytes are read
+    again when they are asked for.
 
     Raises:
       ValueError: two different images at one path.

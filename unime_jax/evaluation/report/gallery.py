@@ -4,9 +4,10 @@ import collections
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from unime_jax.batch import Item
 from unime_jax.data import clips
@@ -23,6 +24,7 @@ EXAMPLES = 3  # per dataset in the gallery
 IMAGE_BUDGET = 1_800_000  # characters of base64 in the whole page
 THUMBNAIL, SMALL = 144, 96  # pixels of the longer side
 IMAGES = 4  # of an item that has more
+STRIP = 3  # frames that stand for a clip
 HARD, HARD_BUDGET = 6, 600_000  # hard negatives of a dataset, and characters of all their images
 
 Card = Callable[[], dict[str, Any]]  # makes a query with its candidates
@@ -228,29 +230,41 @@ def card(
     `thumbnails` are those made so far, all of one size. Images of which `images` has no bytes are
     counted as "lost", those beyond `IMAGES` as "more".
     """
-    paths = [medium.path for medium in item.media]
-    for medium in item.media[:IMAGES]:
-        if medium.path not in thumbnails:
-            data = images(medium.path)
-            thumbnails[medium.path] = thumbnail(data, size, medium.kind) if data else ""
+    shown = item.media[:IMAGES]
+    for media in shown:
+        if media.key not in thumbnails:
+            data = images(media.path)
+            make = thumbnail if media.kind == "image" else film_strip
+            thumbnails[media.key] = make(data, size) if data else ""
     text = " ".join(re.sub(NUMBERED, " ", item.text).split())
     text = text if len(text) <= 200 else text[:199] + "…"
-    made = [thumbnails[path] for path in paths[:IMAGES]]
+    made = [thumbnails[media.key] for media in shown]
     return {
         "text": text,
         "images": [image for image in made if image],
         "lost": made.count(""),
-        "more": len(paths[IMAGES:]),
+        "more": len(item.media[IMAGES:]),
     }
 
 
-def thumbnail(data: bytes, size: int = THUMBNAIL, kind: Literal["image", "clip"] = "image") -> str:
-    """An image, or a clip's middle frame, as a data URI of at most `size` pixels a side."""
-    if kind == "clip":
-        with clips.opened(data) as clip:
-            (image,) = clip.frames([clip.facts.frames // 2])
-    else:
-        image = decode(data)
+def thumbnail(data: bytes, size: int = THUMBNAIL) -> str:
+    """An image as a data URI, whose longer side has at most `size` pixels."""
+    return _data_uri(decode(data), size)
+
+
+def film_strip(data: bytes, size: int = THUMBNAIL) -> str:
+    """First frame, one of the middle and last of a clip side by side, as `thumbnail`."""
+    with clips.opened(data) as clip:
+        numbers = np.linspace(0, clip.facts.frames - 1, min(STRIP, clip.facts.frames)).round()
+        frames = list(clip.frames(numbers.astype(int).tolist()))
+    width, height = frames[0].size
+    strip = Image.new("RGB", (width * len(frames), height))
+    for number, frame in enumerate(frames):
+        strip.paste(frame, (number * width, 0))
+    return _data_uri(strip, size)
+
+
+def _data_uri(image: Image.Image, size: int) -> str:
     form = "PNG" if max(image.size) <= 64 else "JPEG"
     image.thumbnail((size, size))
     return figures.data_uri(image, form)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from unime_jax import files
-from unime_jax.batch import CLIP, Example, Item
+from unime_jax.batch import Example, Item, Media
 from unime_jax.data.formats import Source
 from unime_jax.data.images import ImageFile
 from unime_jax.data.schema import MMEB
@@ -248,12 +248,13 @@ class _Numbering:
     def add(self, item: Item, row: int, number: int) -> int:
         known = self._numbers.get(item.identity)
         if known is None:
-            paths = "\0".join(
-                (CLIP if media.kind == "clip" else "")
-                + f"{PLACE}{self._name}/{row}/{number}/{image}/{_on_one(media.path)}"
-                for image, media in enumerate(item.media)
+            start = f"{PLACE}{self._name}/{row}/{number}"
+            media = tuple(
+                Media(f"{start}/{place}/{_on_one(each.path)}", kind=each.kind)
+                for place, each in enumerate(item.media)
             )
-            known = self._numbers[item.identity] = self._table.add((item.text, paths), row)
+            key = Item(item.text, media).key
+            known = self._numbers[item.identity] = self._table.add(key, row)
         return known
 
 

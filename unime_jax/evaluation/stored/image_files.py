@@ -15,7 +15,7 @@ from unime_jax.data.images import ImageFile
 from unime_jax.evaluation.retrieval.data import RetrievalData
 from unime_jax.operations import watchdog
 
-# Endings by which images are told from the other files of a folder.
+# Endings by which images and clips are told from the other files of a folder.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
