@@ -65,6 +65,9 @@ def mini() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.loss = contrastive()
+    # Also of the first numbers of embeddings (Matryoshka), and the weights of these losses beside
+    # the whole one's 1; (): of whole embeddings only, and all 1.
+    config.matryoshka = ConfigDict({"dims": (), "weights": ()})
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1.5e-3  # at the end of the warm-up
@@ -94,6 +97,9 @@ def mini() -> ConfigDict:
     config.evaluation.image_prompt = "<|image_1|>\nFind an image caption describing the image.\n"
     config.evaluation.rows = 256  # encoded at once
     config.evaluation.limit = 0  # rows of each dataset; 0: all
+    # Scores of the first numbers of embeddings as well; None: as matryoshka.dims.
+    config.evaluation.dims = config_dict.placeholder(tuple)
+    config.evaluation.precisions = ()  # and in fewer bits: of "float16", "int8", "binary"
 
     config.compilation_cache = "auto"  # in the work directory, but for CPUs the user's
 
@@ -163,6 +169,7 @@ def mini() -> ConfigDict:
     config.export.adapter = False  # also the adapters alone
     config.export.verify = True  # repeat the self-check in a new process
     config.export.prompts = ConfigDict()  # by name, for sentence-transformers
+    config.export.truncate_dim = config_dict.placeholder(int)  # numbers that users get; None: all
 
     config.wandb_project = config_dict.placeholder(str)  # None: no Weights & Biases
     return config

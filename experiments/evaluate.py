@@ -61,6 +61,8 @@ def get_config(variant: str = "mini") -> ConfigDict:
     config.evaluation.caption_prompt = "{caption}"  # of captions; {caption} stands for one
     config.evaluation.video_prompt = "<|video_1|>\nRepresent the given video."  # of their clips
     config.evaluation.limit = 0  # the first rows of each dataset, but for the texts; 0: all
+    config.evaluation.dims = ()  # scores of the first numbers of embeddings as well
+    config.evaluation.precisions = ()  # and in fewer bits: of "float16", "int8", "binary"
     # vectors of items, by the model's and their content: a folder; "auto": below ~/.cache; "": none
     config.evaluation.cache = "auto"
 

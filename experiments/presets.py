@@ -9,12 +9,13 @@
 --config=experiments/presets.py:embedding_gemma_teacher           vectors matched to data.teacher's
 
 They run on the embedded MiniMMEB, from scratch; with a checkpoint of families.py behind the preset,
-as the last one, on MMEB-train with DoRA. A preset is a loss and how batches are drawn: backbones,
-data, stages and quantisation of the originals are not in it. Sources that are classification go
-into loss.closed_sources (Qwen3-VL-Embedding): their explicit negatives must then be wrong labels.
-Sources of graded pairs, such as STS, go into loss.graded_sources (Qwen3-VL-Embedding, WeMM). The
-two with a teacher read its vectors of all items, which job embed writes, from data.teacher; the
-originals run theirs online, which gives the same vectors, as it is frozen.
+as the last one, on MMEB-train with DoRA. A preset is a loss, the prefixes of embeddings that it is
+taken of as well, and how batches are drawn: backbones, data, stages and quantisation of the
+originals are not in it. Sources that are classification go into loss.closed_sources
+(Qwen3-VL-Embedding): their explicit negatives must then be wrong labels. Sources of graded pairs,
+such as STS, go into loss.graded_sources (Qwen3-VL-Embedding, WeMM). The two with a teacher read its
+vectors of all items, which job embed writes, from data.teacher; the originals run theirs online,
+which gives the same vectors, as it is frozen.
 The thresholds of wemm are for a model that is trained already, or for one after `infonce_steps`.
 """
 
@@ -24,6 +25,8 @@ from unime_jax.operations.recipes import base, families
 
 PRESETS = ("qwen3_vl_embedding", "wemm", "embedding_gemma")
 TAUGHT = ("wemm_teacher", "embedding_gemma_teacher")
+DIMS = (64, 128, 256, 512, 1024)  # Qwen3-VL-Embedding's and WeMM's; weights are ours: 1 each
+PREFIXES = dict.fromkeys(("llava_onevision_05b", "clip_large_336"), DIMS[:-1])  # narrower models
 
 
 def get_config(variant: str = "qwen3_vl_embedding") -> ConfigDict:
@@ -52,6 +55,7 @@ def get_config(variant: str = "qwen3_vl_embedding") -> ConfigDict:
         loss.hardness = 5.0
         loss.hardness_on = "explicit"
         loss.spread_out_weight = 1.0
+    config.matryoshka.dims = (16, 32, 64) if not family else PREFIXES.get(family, DIMS)
     if preset in TAUGHT:
         config.data.teacher = "teacher"  # a work directory of job embed, below data.folder
         if preset == "wemm_teacher":

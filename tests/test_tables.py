@@ -1,10 +1,12 @@
 """Tests over tables run every case, apart from each other, and name those that fail."""
 
+import inspect
+import itertools
 import os
 
 import pytest
 
-from tests.tables import for_each
+from tests.tables import every_pair, every_value, for_each
 
 SEEN: list[int] = []
 
@@ -29,6 +31,40 @@ def test_cases_have_folders_and_patches_of_their_own(first, second, tmp_path, mo
     assert not list(tmp_path.iterdir()) and "FOR_EACH" not in os.environ
     (tmp_path / "file").touch()
     monkeypatch.setenv("FOR_EACH", f"{first} {second}")
+
+
+def test_the_tiers_of_a_table_are_its_cases_and_the_others_are_slow():
+    seen = []
+
+    @for_each("first, second", itertools.product("ab", "cd"), quick=[("a", "c")])
+    @for_each("third", [1, 2, 3], quick=[2])
+    def tiered(first, second, third):
+        seen.append((first, second, third))
+
+    tiers = {mark.args[0]: mark.args[1] for mark in tiered.pytestmark}
+    assert inspect.signature(tiered).parameters.keys() == tiers.keys()
+    by_tier = {}
+    for outer, inner in itertools.product(("quick", "others"), repeat=2):
+        tiered(**dict(zip(("first_second_tier", "third_tier"), (outer, inner), strict=True)))
+        by_tier[outer, inner], seen = seen, []
+    assert by_tier["quick", "quick"] == [("a", "c", 2)]
+    everything = itertools.product("ab", "cd", (1, 2, 3))
+    assert sorted(sum(by_tier.values(), [])) == sorted(everything)
+    for quick, others in tiers.values():
+        assert quick == "quick" and [mark.name for mark in others.marks] == ["slow"]
+    for wrong in ([4], [1, 2], []):  # no case of it, no others, none at all
+        with pytest.raises(AssertionError):
+            for_each("number", [1, 2], quick=wrong)
+
+
+def test_every_value_comes_and_every_two_values_meet():
+    assert every_value("abc", (1, 2)) == [("a", 1), ("b", 2), ("c", 1)]
+    columns = "abcde", (1, 2, 3), (False, True), "xyz"
+    rows = every_pair(*columns)
+    assert len(set(rows)) == len(rows) <= 20 and set(rows) <= set(itertools.product(*columns))
+    for i, j in itertools.combinations(range(4), 2):
+        met = {(row[i], row[j]) for row in rows}
+        assert met == set(itertools.product(columns[i], columns[j]))
 
 
 def test_a_table_has_cases_and_none_that_skips():

@@ -84,7 +84,9 @@ def test_minilm_is_sentence_transformers(minilm, minilm_here, prompt):
     np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
 
-def test_minilm_on_eight_devices_and_in_other_types(minilm, minilm_here):
+@pytest.mark.slow
+def test_minilm_on_eight_devices(minilm):
+    """As the tiny one is below."""
     mesh = sharding.make_mesh(2, 2, 2)
     spread = Embedder.from_pretrained(minilm, dtype="float32", mesh=mesh)
     texts = TEXTS[:7]
@@ -92,7 +94,9 @@ def test_minilm_on_eight_devices_and_in_other_types(minilm, minilm_here):
     found = spread.encode(texts, batch_size=4)
     np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
-    # In int8. Of 500 plain sentences the lowest cosine was 0.9993; these are odd ones.
+
+def test_minilm_in_other_types(minilm, minilm_here):
+    """In int8. Of 500 plain sentences the lowest cosine was 0.9993; these are odd ones."""
     found, exact = (one.encode(TEXTS[3:]) for one in (opened(minilm, dtype="int8"), minilm_here))
     cosine = np.sum(found * exact, axis=1)
     assert cosine.min() > 0.998 and np.median(cosine) > 0.999 and cosine.max() < 1 - 1e-6

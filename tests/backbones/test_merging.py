@@ -1,6 +1,7 @@
 """PEFT adapters merged while the base is read, with PEFT's own merge as the oracle."""
 
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
-from tests.tables import for_each
+from tests.tables import every_value, for_each
 from unime_jax import backbones, sharding
 from unime_jax.backbones.io import merging
 
@@ -92,8 +93,14 @@ def assert_close(found, expected, **kwargs):
         np.testing.assert_allclose(a, b, err_msg=name, **(dict(rtol=1e-5, atol=1e-6) | kwargs))
 
 
-@for_each("model_type", PAIRS)
-@for_each("kind", KINDS)
+@for_each(  # a family has its layers, and all of them have the formulas of all kinds
+    "model_type, kind",
+    itertools.product(PAIRS, KINDS),
+    quick=[
+        *((name, "dora") for name in PAIRS),
+        *(("llava_onevision", kind) for kind in KINDS if kind != "dora"),
+    ],
+)
 def test_loading_merges_as_peft_does(pairs, model_type, tmp_path, kind):
     """On one device and on a mesh."""
     pair = pairs(model_type)
@@ -110,8 +117,11 @@ def test_loading_merges_as_peft_does(pairs, model_type, tmp_path, kind):
     assert layers == chosen and all(path.endswith(".kernel") for path in changed)
 
 
-@for_each("model_type", PAIRS)
-@for_each("kind", ["lora", "dora"])
+@for_each(
+    "model_type, kind",
+    itertools.product(PAIRS, ("lora", "dora")),
+    quick=every_value(PAIRS, ("lora", "dora")),
+)
 def test_exporting_a_merged_adapter_is_merge_and_unload(pairs, model_type, tmp_path, kind):
     """Of every tensor in the base's file, those that only PEFT and generation see included."""
     pair = pairs(model_type)
@@ -146,8 +156,11 @@ def rewritten(folder, rename):
     save_file({rename(name): x for name, x in given.items()}, folder / merging.WEIGHTS)
 
 
-@for_each("model_type", PAIRS)
-@for_each("spelling", ["hub", "default", "magnitude"])
+@for_each(  # modules are spelled by family, PEFT's own tensors are not
+    "model_type, spelling",
+    itertools.product(PAIRS, ("hub", "default", "magnitude")),
+    quick=[*((n, "hub") for n in PAIRS), ("qwen2_vl", "default"), ("llava_next", "magnitude")],
+)
 def test_other_spellings_of_an_adapter(pairs, model_type, tmp_path, spelling):
     """Modules before transformers 4.52, and tensors of other versions of PEFT."""
     pair = pairs(model_type)

@@ -49,7 +49,11 @@ def test_a_family_without_a_choice_says_so(tmp_path, family):
             backbones.open_backbone(str(folder), max_length=512, processing=choice)
 
 
-@for_each("family", ["llava_onevision", "llava_next", "qwen2_vl"])
+@for_each(  # LLaVA's decoders take tokens alike
+    "family",
+    ["llava_onevision", "llava_next", "qwen2_vl"],
+    quick=["llava_onevision", "qwen2_vl"],
+)
 def test_an_orphan_token_is_transformers_embedding_of_it(tmp_path, family):
     """In a batch with images, too, whose tokens it must not take."""
     choice = Processing(prompt="raw", missing_images="token")

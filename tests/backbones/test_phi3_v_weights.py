@@ -1,5 +1,6 @@
 """Weights and adapters of Phi-3.5-Vision: fused layers, two names of one table, PEFT."""
 
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
 from tests.models.oracle import load
-from tests.tables import for_each
+from tests.tables import every_pair, every_value, for_each
 from unime_jax import paths, sharding
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.io import adapters, merging, weights
@@ -45,9 +46,10 @@ def with_tensors(folder, target, given, shards=1):
     return opened(target)
 
 
-@for_each("absent", [None, WTE, EMBED])
-@for_each("shards", [1, 3])
-@for_each("dtype", DTYPES)
+FORMS = DTYPES, (1, 3), (None, WTE, EMBED)
+
+
+@for_each("dtype, shards, absent", itertools.product(*FORMS), quick=every_pair(*FORMS))
 def test_there_and_back_changes_no_bit(phi3_v_folder, tmp_path, dtype, shards, absent):
     """Under the folder's own names: fused layers, and either name of the embeddings or both."""
     given = {n: x.astype(DTYPES[dtype]) for n, x in tensors(phi3_v_folder).items() if n != absent}
@@ -148,8 +150,10 @@ VLM2VEC = [
 ]
 
 
-@for_each("mesh", [None, (2, 2, 2)])
-@for_each("dora", [False, True])
+KINDS = (False, True), (None, (2, 2, 2))
+
+
+@for_each("dora, mesh", itertools.product(*KINDS), quick=every_value(*KINDS))
 def test_published_adapters_are_merged_as_peft_does(phi3_v_folder, tmp_path, dora, mesh):
     """VLM2Vec's targets; adapters of the layer of the tower that is not read are ignored."""
     torch.manual_seed(0)
@@ -187,8 +191,11 @@ ALL = r"(language_model|vision_tower)\..*\.(q|k|v|o|down|out|gate|up)_proj"
 SOME = r"language_model\..*\.(q|v|up|o)_proj"
 
 
-@for_each("targets_", [ALL, SOME])
-@for_each("dora", [False, True])
+@for_each(
+    "targets_, dora",
+    itertools.product((ALL, SOME), (False, True)),
+    quick=[(ALL, False), (SOME, True)],  # a magnitude of parts of which one has no adapter
+)
 def test_trained_adapters_are_one_per_fused_layer(phi3_v_folder, tmp_path, dora, targets_):
     """Read again by ours and by PEFT, they give the model that was trained."""
     backbone = opened(phi3_v_folder)

@@ -1,6 +1,7 @@
 """Weights from Hugging Face files and back: every bit, every family, every spelling, every mesh."""
 
 import functools
+import itertools
 import json
 import shutil
 
@@ -24,7 +25,7 @@ from tests.backbones.checkpoints import (
     write,
 )
 from tests.models.oracle import load
-from tests.tables import for_each
+from tests.tables import every_pair, every_value, for_each
 from unime_jax import backbones, sharding
 from unime_jax.backbones.io import names, tensor_files, weights
 
@@ -37,10 +38,13 @@ def pairs(tmp_path_factory):
     return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "folder"))
 
 
-@for_each("model_type", PAIRS)
-@for_each("shards", [1, 3])
-@for_each("dtype", DTYPES)
-@for_each("spelling", SPELLINGS)
+# Of four columns any two meet: tables of names, files and dtypes are handled one after the other.
+FORMS = PAIRS, SPELLINGS, DTYPES, (1, 3)
+
+
+@for_each(
+    "model_type, spelling, dtype, shards", itertools.product(*FORMS), quick=every_pair(*FORMS)
+)
 def test_there_and_back_changes_no_bit(pairs, model_type, tmp_path, spelling, dtype, shards):
     """What the embedder does not use comes along; names stay the folder's own."""
     pair = pairs(model_type)
@@ -78,8 +82,9 @@ def test_every_spelling_reads_the_same(pairs, model_type, tmp_path, spelling):
     assert_same(load(backbone), pair.parameters)
 
 
-@for_each("model_type", PAIRS)
-@for_each("source", DTYPES)
+@for_each(  # no family has a conversion of its own
+    "model_type, source", itertools.product(PAIRS, DTYPES), quick=every_value(PAIRS, DTYPES)
+)
 def test_dtypes_of_file_memory_and_export_are_independent(pairs, model_type, tmp_path, source):
     """A half-precision file trained in float32 comes back as it was; or wider, if asked for."""
     pair = pairs(model_type)
@@ -96,9 +101,14 @@ def test_dtypes_of_file_memory_and_export_are_independent(pairs, model_type, tmp
         assert_same(tensors(folder), expected)
 
 
-@for_each("model_type", PAIRS)
-@for_each("spelling", SPELLINGS)
-@for_each("shard_bytes", [weights.SHARD_BYTES, 20_000])
+SHARD_BYTES = weights.SHARD_BYTES, 20_000
+
+
+@for_each(
+    "model_type, spelling, shard_bytes",
+    itertools.product(PAIRS, SPELLINGS, SHARD_BYTES),
+    quick=every_value(PAIRS, SPELLINGS, SHARD_BYTES),  # that any two meet, the first test sees
+)
 def test_transformers_loads_what_is_saved(
     pairs, model_type, tmp_path, spelling, shard_bytes, monkeypatch
 ):
@@ -158,8 +168,12 @@ def test_a_backbone_without_weights_saves_published_names(pairs, model_type, tmp
     assert missing == (set() if tied else unused) and not info["unexpected_keys"]
 
 
-@for_each("model_type", PAIRS)
-@for_each("shape", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
+MESHES = (2, 4, 1), (2, 2, 2), (1, 1, 8)
+
+
+@for_each(  # a part is cut by one function, whatever the family
+    "model_type, shape", itertools.product(PAIRS, MESHES), quick=every_value(PAIRS, MESHES)
+)
 def test_sharded_read_equals_unsharded_read(pairs, model_type, shape):
     pair = pairs(model_type)
     wanted = targets(pair.backbone, sharding.make_mesh(*shape))

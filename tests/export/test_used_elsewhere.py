@@ -145,6 +145,35 @@ def test_embeddings_of_what_sentence_transformers_saved(exports, model_type):
     assert_same(model.encode(ITEMS[:2]), one.theirs.encode(ITEMS[:2]))
 
 
+def test_an_export_says_how_many_numbers_its_users_get(exports, tmp_path):
+    """And which were trained to be enough, where vLLM reads it."""
+    backbone = backbones.open_backbone(str(exports("onevision").folder), max_length=None)
+    graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    hf_folder.write(
+        tmp_path,
+        backbone,
+        graph,
+        load(backbone),
+        dtype=np.dtype("float32"),
+        prompts={},
+        dims=(4, 8),
+        truncate_dim=8,
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["matryoshka_dimensions"] == [4, 8, backbone.dimension]
+    assert config["is_matryoshka"] is True
+    ours, theirs = opened(tmp_path), SentenceTransformer(str(tmp_path), device="cpu")
+    assert ours.truncate_dim == theirs.truncate_dim == 8
+    for arguments in ({}, {"truncate_dim": 4}, {"truncate_dim": backbone.dimension}):
+        expected = theirs.encode(ITEMS[:1], **arguments)
+        assert expected.shape[1] == arguments.get("truncate_dim", 8)
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        assert_same(ours.encode(ITEMS[:1], **arguments), expected)
+    phi = dataclasses.replace(backbone, loads_in_transformers=False)
+    with pytest.raises(ValueError, match="truncate_dim=8: exports of .* no files of sentence-tr"):
+        hf_folder.check_truncation(phi, 8)
+
+
 def test_the_wrong_prompt_gives_other_embeddings(exports):
     one, items = exports("llava_next"), ITEMS
     wrong = opened(one.saved, processing=Processing(prompt="raw")).encode(items)

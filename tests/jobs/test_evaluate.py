@@ -64,6 +64,7 @@ def make_config(data, straight):
     config.data.folder = str(data)
     config.data.prepare.module = ""  # done by the fixture
     config.evaluation.limit = 1
+    config.evaluation.dims, config.evaluation.precisions = (8,), ("binary",)
     config.evaluation.cache = ""
     config.batch_size = 32
     return config

@@ -53,6 +53,7 @@ def with_evaluation(config: ConfigDict) -> ConfigDict:
     config.evaluation.update(stage2.get_config().evaluation)
     config.evaluation.rows = 64
     config.evaluation.limit = 1
+    config.evaluation.dims, config.evaluation.precisions = (8,), ("binary",)
     return config
 
 

@@ -37,9 +37,6 @@ CONFIG = DecoderConfig(
 ADAPTERS = lora.LoraConfig(rank=3, alpha=5.0, dora=True, targets=((".*", True),))
 
 
-each_dtype = for_each("dtype", ["float32", "int8"])
-
-
 @functools.cache
 def parts_of(dtype):
     """The graph of a decoder with adapters as after some training, its two parts of parameters."""
@@ -114,7 +111,10 @@ def is_jaxpr(value):
     return isinstance(value, (ClosedJaxpr, Jaxpr))
 
 
-@each_dtype
+DTYPES = "float32", "int8"  # whose norms the last test compares; each has one of the programs
+
+
+@for_each("dtype", DTYPES, quick=["int8"])
 def test_once_a_step_is_the_same(batch, dtype):
     """And then no norm over a kernel is in the loop over chunks."""
     parts = parts_of(dtype)
@@ -145,7 +145,7 @@ def test_once_a_step_is_the_same(batch, dtype):
             np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=what)
 
 
-@each_dtype
+@for_each("dtype", DTYPES, quick=["float32"])
 def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
     """Outside of the loops over chunks of all groups, with the same embeddings."""
     parts = parts_of(dtype)
@@ -170,7 +170,7 @@ def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
         np.testing.assert_allclose(found, other, atol=1e-6)
 
 
-@each_dtype
+@for_each("dtype", DTYPES)
 def test_norms_are_of_the_merged_kernels(dtype):
     parts = parts_of(dtype)
     graph, trainable, frozen = parts

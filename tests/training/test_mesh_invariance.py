@@ -1,4 +1,4 @@
-"""Five steps on every mesh of 1, 2, 4 and 8 devices: the same losses and parameters."""
+"""Some steps on every mesh of 1, 2, 4 and 8 devices: the same losses and parameters."""
 
 import itertools
 import zlib
@@ -27,7 +27,7 @@ FAMILIES = {
     "qwen2_vl": write_qwen2_vl,
     "phi3_v": write_phi3_v,
 }
-PAIRS, STEPS, RATE = 8, 5, 3e-4  # a faster fall makes more of what rounds otherwise
+PAIRS, RATE = 8, 3e-4  # a faster fall makes more of what rounds otherwise
 DORA = lora.LoraConfig(
     rank=4,
     alpha=8.0,
@@ -119,7 +119,7 @@ def make_step(backbone, shape, *, adapters, trainable, loss, given=None):
     return mesh, train_step, now, batch
 
 
-def run(backbone, shape, *, adapters, trainable, loss, given=None):
+def run(backbone, shape, *, adapters, trainable, loss, steps, given=None):
     """Losses of the steps, all parameters before them, and what was trained, on the host."""
     mesh, train_step, now, batch = make_step(
         backbone, shape, adapters=adapters, trainable=trainable, loss=loss, given=given
@@ -127,7 +127,7 @@ def run(backbone, shape, *, adapters, trainable, loss, given=None):
     losses = []
     with jax.set_mesh(mesh):
         before = jax.device_get(now.trainable | now.frozen)
-        for _ in range(STEPS):
+        for _ in range(steps):
             now, metrics = train_step(now, batch)
             losses.append(float(metrics["loss"]))
     return losses, before, jax.device_get(now.trainable)
@@ -150,20 +150,23 @@ def alone(tmp_path_factory):
     """A family's backbone, and its run on one device; made once."""
     made = {}
 
-    def get(family, settings):
+    def get(family, settings, steps):
         if (family, settings) not in made:
             folder = folder_of(family, tmp_path_factory.mktemp(family) / "folder")
             backbone = backbones.open_backbone(str(folder), max_length=256)
-            made[family, settings] = backbone, run(backbone, (1, 1, 1), **SETTINGS[settings])
+            made[family, settings] = (
+                backbone,
+                run(backbone, (1, 1, 1), steps=steps, **SETTINGS[settings]),
+            )
         return made[family, settings]
 
     return get
 
 
-def check(alone, family, settings, shape, *, draws):
-    backbone, (losses, before, trained) = alone(family, settings)
+def check(alone, family, settings, shape, *, draws, steps):
+    backbone, (losses, before, trained) = alone(family, settings, steps)
     given = None if draws else before
-    found, _, ours = run(backbone, shape, **SETTINGS[settings], given=given)
+    found, _, ours = run(backbone, shape, steps=steps, given=given, **SETTINGS[settings])
     assert losses[-1] < losses[0] - 1e-3
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     moved = 0
@@ -176,7 +179,7 @@ def check(alone, family, settings, shape, *, draws):
 
 def test_a_mesh_of_three_axes(alone):
     """What is drawn on any mesh is the same by test_state.py."""
-    check(alone, "llava_onevision", "both", (2, 2, 2), draws=False)
+    check(alone, "llava_onevision", "both", (2, 2, 2), draws=False, steps=3)
 
 
 @pytest.mark.slow
@@ -184,4 +187,4 @@ def test_a_mesh_of_three_axes(alone):
 @pytest.mark.parametrize("settings", ["all", "dora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_on_every_mesh(alone, family, settings, shape):
-    check(alone, family, settings, shape, draws=True)
+    check(alone, family, settings, shape, draws=True, steps=5)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from unime_jax.config.common import MeshConfig, PrepareConfig
-from unime_jax.data.settings import Instructions, Processing, check_keys
+from unime_jax.data.settings import Fewer, Instructions, Processing, check_dims, check_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,16 @@ class TasksConfig:
     caption_prompt: str  # of their captions; {caption} stands for the caption
     video_prompt: str  # goes with the clips of caption sets
     limit: int  # the first rows of each dataset, but for the texts; 0: all
+    # everything is also scored by so many of an embedding's first numbers, ascending; (): whole
+    # embeddings only
+    dims: tuple[int, ...]
+    precisions: tuple[Fewer, ...]  # and by whole embeddings, and these, in fewer bits a number
     # a local folder (not below `data.folder`) that vectors of items are kept in, for other runs;
     # "auto": below $XDG_CACHE_HOME (~/.cache), of 16 GiB at most; "": none
     cache: str
 
     def __post_init__(self) -> None:
+        check_dims(self.dims, "config.evaluation.dims")
         if "://" in self.cache:
             raise ValueError(
                 f"config.evaluation.cache={self.cache!r} must be a local folder, as vectors are "

@@ -14,6 +14,7 @@ from unime_jax.training.settings import (
     Distillation,
     ExecutionConfig,
     JudgeDistillation,
+    Matryoshka,
     OptimizerConfig,
     ProfileConfig,
     contrastive_part,
@@ -47,6 +48,9 @@ class ExportConfig:
     verify: bool  # repeat the self-check in a new process, on the CPU in float32
     # instructions by name for sentence-transformers, "query" and "document" if they differ
     prompts: Mapping[str, str]
+    # numbers of an embedding that users of the folder get if they ask for no other; None: all, or
+    # as the backbone's own folder says
+    truncate_dim: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,7 @@ class TrainConfig:
     lora: LoraConfig
     mesh: MeshConfig
     loss: Contrastive | Distillation | JudgeDistillation
+    matryoshka: Matryoshka
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
     # where compiled programs are kept for later starts: a folder; "auto": as

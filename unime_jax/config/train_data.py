@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 
 from unime_jax.config.common import PrepareConfig, check_first_rows
-from unime_jax.data.settings import Bucket, Instructions, MinedUse, Packing, check_keys
+from unime_jax.data.settings import (
+    Bucket,
+    Fewer,
+    Instructions,
+    MinedUse,
+    Packing,
+    check_dims,
+    check_keys,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +111,10 @@ class EvaluationConfig:
     image_prompt: str  # goes with the images of the composition sets; captions are taken as is
     rows: int  # encoded a call
     limit: int  # the first rows of each dataset; 0: all
+    # everything is also scored by so many of an embedding's first numbers, ascending; None: as
+    # `matryoshka.dims`
+    dims: tuple[int, ...] | None
+    precisions: tuple[Fewer, ...]  # and by whole embeddings, and these, in fewer bits a number
+
+    def __post_init__(self) -> None:
+        check_dims(self.dims or (), "config.evaluation.dims")

@@ -5,7 +5,7 @@ The comment beside a key, or its entry under "Attributes:", is its text in --hel
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Side = Literal["query", "positive", "negatives"]
@@ -15,6 +15,7 @@ Packing = Literal["auto", "off"]  # of several texts into a row
 Style = Literal["chat", "system", "verbatim", "raw"]  # of a prompt
 MissingImages = Literal["strip", "token", "image"]  # what stands for an image that is missing
 Instructions = Literal["data", "vlm2vec", "qwen3_vl"]  # whose words go around MMEB's rows
+Fewer = Literal["float16", "int8", "binary"]  # bits of a number of an embedding: 16, 8, 1
 # VLM2Vec's names of the size that images are resized to first; "capped" are those with a side above
 # 1344, and no others.
 Resolution = Literal["low", "mid", "mid_336", "high", "capped"]
@@ -122,6 +123,12 @@ class Processing:
                 )
         if self.clip_pixels is not None and self.clip_pixels < 1:
             raise ValueError(f"processing.clip_pixels is {self.clip_pixels}; it must be positive")
+
+
+def check_dims(dims: Sequence[int], where: str) -> None:
+    """Raises ValueError for numbers of prefixes that do not ascend from above 0."""
+    if any(a >= b for a, b in zip([0, *dims], dims)):
+        raise ValueError(f"{where}={tuple(dims)}: they must be above 0, and each above the last.")
 
 
 def check_keys(chosen: Mapping[str, str], where: str) -> None:

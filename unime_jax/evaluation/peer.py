@@ -16,6 +16,7 @@ class Peer:
       encode: its embeddings of items, of any length but 0: they are compared by their cosine.
       provenance: all that its embeddings depend on, as JSON, so that results of two models are
         never mixed: its name, revision or content, settings, and the library's version.
+      dimension: numbers of an embedding; None: unknown.
       headline: for the report, by name: versions of the libraries that run it, dtype, device.
     """
 
@@ -23,3 +24,4 @@ class Peer:
     encode: Encode
     provenance: Mapping[str, Any]
     headline: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dimension: int | None = None

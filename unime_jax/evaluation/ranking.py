@@ -44,6 +44,12 @@ class DatasetResult:
         return 100.0 * float(np.mean(self.rank == 0))
 
     @property
+    def clear_hit_at_1(self) -> float:
+        """Percent of rows whose gold beats every other item; ties with copies of itself do not
+        count. Of vectors in few bits many items tie, which would be hits by `hit_at_1`."""
+        return 100.0 * float(np.mean((self.rank == 0) & ~(self.hardest == self.gold_score)))
+
+    @property
     def strict_hit_at_1(self) -> float:
         """Percent of rows whose gold beats every other candidate: ties lose."""
         return 100.0 * float(np.mean((self.rank == 0) & ~self.tied))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unime_jax.data.strange_texts import shown
+from unime_jax.evaluation import view_scores
 from unime_jax.evaluation.benchmarks import visdoc
 from unime_jax.evaluation.scores import (
     COLUMNS,
@@ -23,7 +24,8 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     """A text table CLS VQA RET VG IND OOD All, and those of the other kinds of scores.
 
     Retrieval and captions have the 95 % interval of the last line of scores, and a table for each
-    of several sets. `last_name` begins the lines of `after`.
+    of several sets. `last_name` begins the lines of `after`. The last table is by view of the last
+    scores' vectors.
     """
     blocks = []
     if any((scores or {}).get("datasets") for scores in (before, after)):
@@ -44,6 +46,8 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     first, last = ((scores or {}).get("clustering") or {} for scores in (before, after))
     if sets := list(dict.fromkeys([*first, *last])):
         blocks.append(_block("v-measure %", sets, first, last, last_name))
+    if by_view := list(view_scores.text_table(after or before or {})):
+        blocks.append("\n".join(by_view))
     return "\n\n".join(blocks)
 
 

@@ -175,7 +175,14 @@ def _check_side(side: str, scores: Any) -> None:
     if "retrieval" in scores:
         _check_retrieval(side, scores["retrieval"])
     _check_captions(side, scores.get("captions", {}))
-    for column in (*COLUMNS, "meta_mean", visdoc.NAME):
+    views = scores.get("views", {})
+    if not isinstance(views, dict):
+        raise ValueError(f"{side!r} has views that are no scores by name")
+    for name, of_view in views.items():
+        _check_side(side, of_view if isinstance(of_view, dict) else None)
+        if "views" in of_view:
+            raise ValueError(f"{side!r} has views of its view {name!r}")
+    for column in (*COLUMNS, "meta_mean", visdoc.NAME, "dimension"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
 

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
 from unime_jax import files
+from unime_jax.batch import Item
 from unime_jax.config import AgreementConfig, Distillation, TrainConfig
 from unime_jax.data.embedding_store import Embeddings
 from unime_jax.data.formats import Source, open_dataset
@@ -28,8 +30,11 @@ from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.retrieval.data import PLACE, images_of
 from unime_jax.evaluation.retrieval.files import open_sets
 from unime_jax.evaluation.tasks import composition, distillation, mmeb, retrieval
+from unime_jax.evaluation.tasks import viewed as viewed_task
 from unime_jax.evaluation.tasks.captions import CAPTION, VIDEO, CaptionsResult
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
+from unime_jax.evaluation.tasks.viewed import WHOLE
+from unime_jax.evaluation.views import NONE, Views, parts_of
 
 Key = tuple[tasks.Kind, str]  # kind and name of a task
 
@@ -48,6 +53,7 @@ class Suite:
     instructions: Instructions = "data"  # of MMEB's datasets, visual documents included
     benchmarks: tuple[PreparedSet, ...] = ()
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    views: Views = NONE  # that all tasks are scored by, too
 
     @property
     def is_empty(self) -> bool:
@@ -78,7 +84,7 @@ class Suite:
 
 
 def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | None) -> Suite:
-    """The tasks of a training run's `evaluation`; `folder` is its `data.folder`."""
+    """The tasks and views of a training run's `evaluation`; `folder` is its `data.folder`."""
     config, loss = settings.evaluation, settings.loss
     agreement = None
     if config.texts and teacher and isinstance(loss, Distillation):
@@ -102,6 +108,9 @@ def open_suite(settings: TrainConfig, folder: files.Path, teacher: Embeddings | 
         video_prompt=VIDEO,
         benchmark_folder="",
         benchmark_names=(),
+        views=Views(
+            settings.matryoshka.dims if config.dims is None else config.dims, config.precisions
+        ),
     )
 
 
@@ -121,6 +130,7 @@ def make_suite(
     video_prompt: str,
     benchmark_folder: str,
     benchmark_names: Sequence[str],
+    views: Views = NONE,
 ) -> Suite:
     """Opens folders below `folder` ("": none), of which no row is read.
 
@@ -128,7 +138,8 @@ def make_suite(
     The table is the dataset's own metadata, or MMEB's. Images come from a TFDS folder with the
     columns path and image, or from plain files, whose paths must stay below it. The three prompts
     are of images, captions and clips without a text of their own. Of prepared benchmark sets those
-    of `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`.
+    of `benchmark_names` are opened, see `benchmark_sets.open_benchmarks`. All is scored by `views`,
+    too.
 
     Raises:
       FileNotFoundError: a folder without a dataset.
@@ -173,14 +184,24 @@ def make_suite(
         instructions,
         benchmarks.sets,
         benchmarks.not_run,
+        views,
     )
 
 
 def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[Key, Any]]:
     """Scores in percent, and the result of each task."""
-    run = tasks.run_all(suite.tasks, suite.images(), SharedEncoder(encode))
-    results = {(task.kind, task.name): result for task, result in run}
-    return summary(suite, results), results
+    width = None
+
+    def measured(items: Sequence[Item]) -> np.ndarray:
+        nonlocal width
+        vectors = encode(items)
+        width = vectors.shape[1]
+        return vectors
+
+    viewed = [viewed_task.Task(task, suite.views) for task in suite.tasks]
+    run = tasks.run_all(viewed, suite.images(), SharedEncoder(measured))
+    by_view = {(task.kind, task.name): results for task, results in run}
+    return summary(suite, by_view, width), {key: of[WHOLE] for key, of in by_view.items()}
 
 
 def rankings(results: Mapping[Key, Any]) -> dict[str, DatasetResult]:
@@ -209,9 +230,36 @@ def caption_rankings(results: Mapping[Key, Any]) -> dict[str, RetrievalResult]:
     return {ranking.name: ranking for ranking in both}
 
 
-def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
-    """Scores of all tasks, with MMEB's averages."""
-    hits = {name: result.hit_at_1 for name, result in rankings(results).items()}
+def summary(
+    suite: Suite, by_view: Mapping[Key, Mapping[str, Any]], dimension: int | None
+) -> scores.Scores:
+    """Scores of all tasks, with MMEB's averages, and the same of each view in "views".
+
+    hit@1 in fewer bits, where many candidates tie, is of rows whose gold has no equal.
+
+    Args:
+      by_view: results of each task, of its vectors themselves and of their views.
+      dimension: numbers of a whole vector, which goes with the views; None: unknown.
+    """
+
+    def of(view: str) -> scores.Scores:
+        results = {key: results[view] for key, results in by_view.items()}
+        return _summary(suite, results, in_codes=parts_of(view, 0)[1] != "float32")
+
+    found = of(WHOLE)
+    if suite.views.names:
+        found["views"] = {name: of(name) for name in suite.views.names}
+        found |= {"dimension": dimension} if dimension else {}
+    if suite.not_run:
+        found["not_run"] = dict(suite.not_run)
+    return found
+
+
+def _summary(suite: Suite, results: Mapping[Key, Any], *, in_codes: bool) -> scores.Scores:
+    hits = {
+        name: result.clear_hit_at_1 if in_codes else result.hit_at_1
+        for name, result in rankings(results).items()
+    }
     composed = {name: score.percent for name, score in compositions(results).items()}
     found = scores.summary(hits, suite.table, composed)
     if suite.table or any(name in visdoc.SETS for name in retrievals(results)):
@@ -230,8 +278,6 @@ def summary(suite: Suite, results: Mapping[Key, Any]) -> scores.Scores:
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
     if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:
         found["clustering"] = clusters
-    if suite.not_run:
-        found["not_run"] = dict(suite.not_run)
     return found
 
 

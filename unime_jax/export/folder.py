@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,8 @@ def write(
     *,
     dtype: np.dtype,
     prompts: Mapping[str, str],
+    dims: Sequence[int] = (),
+    truncate_dim: int | None = None,
 ) -> None:
     """Writes config, merged weights, tokenizer and processor; `folder` appears when complete.
 
@@ -55,7 +57,15 @@ def write(
     backbone's own files. An earlier export in `folder` is replaced. `prompts` are those of
     sentence-transformers, whose files are left out where it would not embed as this model does. A
     backbone that is such a model itself keeps its own.
+
+    Args:
+      dims: numbers of the prefixes that were trained to be embeddings, for config.json.
+      truncate_dim: numbers that users get who ask for no other; None: as the backbone says.
+
+    Raises:
+      ValueError: as of `check_truncation`.
     """
+    check_truncation(backbone, truncate_dim)
     merged = merged_parameters(graph, parameters, dtype)
     if jax.process_index() != 0:  # takes part in gathering, but writes nothing
         backbone.save_weights(pathlib.Path(folder.name), merged, dtype)
@@ -63,6 +73,32 @@ def write(
     with files.replacing(folder, last="config.json") as partial:
         backbone.save_weights(partial, merged, dtype)
         write_beside_weights(partial, backbone, dtype, prompts)
+        if dims:  # vLLM reads both; it serves these numbers and no others
+            whole = [*dims, backbone.dimension]
+            _update_json(
+                partial / "config.json", {"is_matryoshka": True, "matryoshka_dimensions": whole}
+            )
+        if truncate_dim is not None:
+            _update_json(partial / sentence_transformers.PROMPTS, {"truncate_dim": truncate_dim})
+
+
+def check_truncation(backbone: Backbone, truncate_dim: int | None) -> None:
+    """Raises ValueError where no file of an export would say how many numbers users get."""
+    if truncate_dim is not None and not (has_template(backbone) or backbone.own_files):
+        raise ValueError(
+            f"config.export.truncate_dim={truncate_dim}: exports of"
+            f" {backbone.base or backbone.folder} have no files of sentence-transformers, where it"
+            " would stand; leave it None, and ask for the numbers where vectors are made"
+        )
+
+
+def has_template(backbone: Backbone) -> bool:
+    """Whether exports get files that sentence-transformers embeds by as this package does."""
+    kinds = (
+        isinstance(backbone.preprocess, PairPreprocessor),
+        isinstance(backbone.preprocess.prompt, Prompt),
+    )
+    return backbone.loads_in_transformers and any(kinds)
 
 
 def write_beside_weights(
@@ -208,5 +244,5 @@ def merged_parameters(
 
 
 def _update_json(path: pathlib.Path, changes: Mapping[str, Any]) -> None:
-    content = json.loads(path.read_text()) | dict(changes)
+    content = (json.loads(path.read_text()) if path.exists() else {}) | dict(changes)
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -17,7 +17,14 @@ from unime_jax.backbones.preprocessing import system_prompt
 from unime_jax.backbones.preprocessing.prompts import Prompt
 from unime_jax.backbones.preprocessing.system_prompt import SystemPrompt
 from unime_jax.batch import Item
-from unime_jax.config import Contrastive, Distillation, JudgeDistillation, MergeConfig, TrainConfig
+from unime_jax.config import (
+    Contrastive,
+    Distillation,
+    JudgeDistillation,
+    Matryoshka,
+    MergeConfig,
+    TrainConfig,
+)
 from unime_jax.data.strange_texts import markdown, markdown_block, markdown_code
 from unime_jax.evaluation import score_table, scores
 from unime_jax.export import row_facts, sentence_transformers
@@ -70,6 +77,8 @@ def write(
         merge=False,
         origin=f"{_origin(settings, backbone)} It was trained with unime_jax.",
         cosine=cosine,
+        dims=_dims(settings, backbone, steps),
+        truncate_dim=settings.export.truncate_dim,
         rows=_training(settings, steps, sources) | _warning(warnings),
         scores=markdown_block(score_table.table(sides.get("before"), sides.get("after")))
         if sides
@@ -126,6 +135,8 @@ def write_merged(
         merge=True,
         origin=origin,
         cosine=None,
+        dims=(),
+        truncate_dim=None,
         rows=rows | _warning(warnings),
         scores="",
         evaluated="",
@@ -190,6 +201,12 @@ def _differences(backbone: Backbone) -> tuple[str, ...]:
     return sentence_transformers.differences(prompt.max_length, suffix=bool(after))
 
 
+def _dims(settings: TrainConfig, backbone: Backbone, steps: int) -> tuple[int, ...]:
+    """Numbers of the embeddings that were trained: of prefixes, and the whole; (): no prefixes."""
+    dims = settings.matryoshka.dims
+    return (*dims, backbone.dimension) if dims and steps else ()
+
+
 def _origin(settings: TrainConfig, backbone: Backbone) -> str:
     name = markdown_code(settings.backbone)
     if settings.init_from:
@@ -227,7 +244,7 @@ def _training(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict
     adapters = f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}, merged"
     rows = {
         "steps": f"{steps} of {settings.batch_size} pairs",
-        "loss": _loss(settings.loss),
+        "loss": _loss(settings.loss) + _of_prefixes(settings.matryoshka),
         "trained": adapters if lora.rank else "parameters chosen by the rules in `trainable`",
         "optimizer": f"AdamW, learning rate {settings.optimizer.learning_rate}, "
         f"{settings.optimizer.schedule} after {settings.optimizer.warmup_steps} warmup steps",
@@ -242,6 +259,14 @@ def _training(settings: TrainConfig, steps: int, sources: Sequence[str]) -> dict
 def _warning(warnings: Sequence[str]) -> dict[str, str]:
     """Row of the training's warnings; {} without any."""
     return {"**warning**": markdown("; ".join(warnings))} if warnings else {}
+
+
+def _of_prefixes(prefixes: Matryoshka) -> str:
+    if not prefixes.dims:
+        return ""
+    dims = ", ".join(map(str, prefixes.dims))
+    weights = ", ".join(f"{weight:g}" for weight in prefixes.weights) or "1 each"
+    return f"; also of the first {dims} numbers, weights {weights} beside 1 of all"
 
 
 def _loss(loss: Contrastive | Distillation | JudgeDistillation) -> str:

@@ -110,7 +110,8 @@ def open_peer(
     }
     encode = encoder(model, batch_size=batch_size, late_fusion=late_fusion)
     shown = {"dtype": dtype, "devices": str(model.device), **used}
-    return Peer(folder_or_hub_id, encode, provenance, shown)
+    width = model.get_embedding_dimension()
+    return Peer(folder_or_hub_id, encode, provenance, shown, width)
 
 
 def check_folder(folder_or_hub_id: str, revision: str | None) -> None:

@@ -37,6 +37,9 @@ from unime_jax.evaluation.suite import (
     summary,
 )
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.tasks import viewed as viewed_task
+from unime_jax.evaluation.tasks.viewed import WHOLE
+from unime_jax.evaluation.views import Views
 from unime_jax.jobs import boundary, evaluated_model, preflight, preflight_models
 from unime_jax.jobs.common_checks import Problems
 from unime_jax.operations import compilation_cache, watchdog
@@ -92,7 +95,7 @@ def run(config_dict: ConfigDict, workdir: files.Path, peer: Peer | None = None) 
             about = headline.of_evaluation(
                 settings, model.headline if isinstance(model, Peer) else None
             )
-            _leave(settings, suite, results, workdir, about)
+            _leave(settings, suite, results, workdir, about, model.dimension)
 
 
 def _check(
@@ -156,6 +159,7 @@ def _open_suite(settings: config.EvaluateConfig, folder: files.Path) -> Suite:
         video_prompt=chosen.video_prompt,
         benchmark_folder=chosen.benchmarks,
         benchmark_names=chosen.sets,
+        views=Views(chosen.dims, chosen.precisions),
     )
 
 
@@ -183,10 +187,11 @@ def _results(
     of_model: Mapping[str, Any],
     mesh: Mesh,
     workdir: files.Path,
-) -> dict[Key, Any]:
-    """Results of all tasks, in process 0; each is on disk before the next begins."""
+) -> dict[Key, dict[str, Any]]:
+    """Results of all tasks by view, in process 0; each is on disk before the next begins."""
     first = jax.process_index() == 0
-    results = finished.load(workdir, suite.tasks) if first else {}
+    wanted = (WHOLE, *suite.views.names)
+    results = finished.load(workdir, suite.tasks, wanted) if first else {}
     missing = _missing(suite, results)
     if len(missing) < len(suite.tasks):
         logging.info("%d of %d datasets are done", len(results), len(suite.tasks))
@@ -195,15 +200,16 @@ def _results(
     with jax.set_mesh(mesh):
         encode = evaluated_model.make_encoder(settings, model, of_model, mesh)
         started = time.perf_counter()
-        for task, result in tasks.run_all(missing, suite.images(), encode):
+        viewed = [viewed_task.Task(task, suite.views) for task in missing]
+        for task, by_view in tasks.run_all(viewed, suite.images(), encode):
             logging.info("%s is done after %.1f s", task, time.perf_counter() - started)
-            results[task.kind, task.name] = result
+            results[task.kind, task.name] = by_view
             if first:
-                finished.save(workdir, task, result)
+                finished.save(workdir, task, by_view)
     return results
 
 
-def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
+def _missing(suite: Suite, results: Mapping[Key, Any]) -> list[tasks.Task]:
     """The tasks that process 0 has no result of, for all processes alike."""
     missing = np.array([(task.kind, task.name) not in results for task in suite.tasks])
     if jax.process_count() > 1:
@@ -214,12 +220,18 @@ def _missing(suite: Suite, results: dict[Key, Any]) -> list[tasks.Task]:
 def _leave(
     settings: config.EvaluateConfig,
     suite: Suite,
-    results: dict[Key, Any],
+    by_view: dict[Key, dict[str, Any]],
     workdir: files.Path,
     about: Mapping[str, str],
+    dimension: int | None,
 ) -> None:
-    """Writes evaluation.json and report.html, whose headline is `about`, and logs the scores."""
-    found = summary(suite, {(t.kind, t.name): results[t.kind, t.name] for t in suite.tasks})
+    """Writes evaluation.json and report.html, whose headline is `about`, and logs the scores.
+
+    `dimension`: of the model, None: unknown.
+    """
+    in_order = {(t.kind, t.name): by_view[t.kind, t.name] for t in suite.tasks}
+    found = summary(suite, in_order, dimension)
+    results = {key: of[WHOLE] for key, of in by_view.items()}
     composed = compositions(results)
     scores.write_scores(workdir, "scores", found)
     path = report.write_report(

@@ -167,6 +167,8 @@ def _write(
         parameters,
         dtype=dtype,
         prompts=settings.export.prompts,
+        dims=settings.matryoshka.dims if steps else (),
+        truncate_dim=settings.export.truncate_dim,
     )
     processes.barrier("export written")  # by process 0, for all to read
     items = examples(rows, backbone.preprocess, setup.shapes)

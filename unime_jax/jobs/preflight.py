@@ -20,6 +20,7 @@ from unime_jax.data import (
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.settings import Bucket
 from unime_jax.data.shapes import pair_shapes
+from unime_jax.export.folder import check_truncation
 from unime_jax.jobs.common_checks import (
     Made,
     Problems,
@@ -32,6 +33,7 @@ from unime_jax.jobs.common_checks import (
 )
 from unime_jax.training import (
     automatic,
+    backbone_checks,
     batch_clusters,
     checkpoint,
     inputs,
@@ -160,6 +162,8 @@ def _check_model(settings: config.TrainConfig, made: Made, problems: Problems) -
             weights=weights,
             clips=settings.data.clips,
         )
+        backbone_checks.check_dims(settings, backbone.dimension)
+        check_truncation(backbone, settings.export.truncate_dim)
         # Buckets that are chosen by the data stand in for a moment.
         pair_shapes(
             settings.data.buckets or (Bucket(tokens=1, tiles=0),),

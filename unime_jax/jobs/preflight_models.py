@@ -13,6 +13,7 @@ from unime_jax.data import (
 )
 from unime_jax.data.pairs import open_pairs
 from unime_jax.evaluation.benchmarks import sets as benchmark_sets
+from unime_jax.evaluation.views import check_width
 from unime_jax.export import merge_parts
 from unime_jax.jobs.common_checks import (
     Made,
@@ -149,9 +150,10 @@ def check_judged_data(data: config.JudgeDataConfig, problems: Problems) -> None:
 def check_evaluation(settings: config.EvaluateConfig, source: str, problems: Problems) -> None:
     """Model and data of an evaluation job; `source` is the folder or hub id of the model."""
     with problems.collected("config.backbone"):
-        open_model(
+        backbone = open_model(
             source, settings.revision, settings.max_length, settings.processing, weights=True
         )
+        check_width(settings.evaluation.dims, backbone.dimension, "config.evaluation.dims")
     check_evaluation_data(settings, problems)
 
 

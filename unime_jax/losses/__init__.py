@@ -7,6 +7,7 @@ a mesh is the loss on one device.
 from unime_jax.losses.graded import GradedForm, graded_pairs
 from unime_jax.losses.infonce import contrastive
 from unime_jax.losses.judge import JudgeForm, judge_distillation
+from unime_jax.losses.matryoshka import matryoshka
 from unime_jax.losses.relational import Direction, Reduction, relational_distillation
 from unime_jax.losses.rows import Metrics
 from unime_jax.losses.spread import spread_out
@@ -21,6 +22,7 @@ __all__ = [
     "contrastive",
     "graded_pairs",
     "judge_distillation",
+    "matryoshka",
     "relational_distillation",
     "spread_out",
     "teacher_distillation",

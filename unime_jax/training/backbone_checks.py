@@ -4,6 +4,7 @@ import jax
 
 from unime_jax import config
 from unime_jax.backbones import Backbone
+from unime_jax.evaluation.views import check_width
 from unime_jax.training.state import AbstractModel
 
 
@@ -20,6 +21,25 @@ def check_texts(settings: config.TrainConfig, backbone: Backbone) -> None:
             f"config.data.buckets: rows of {longest} tokens have room for several texts, and "
             f"{backbone.base or backbone.folder} {can}: leave out Bucket.texts, or make the rows "
             "shorter"
+        )
+
+
+def check_dims(settings: config.TrainConfig, width: int) -> None:
+    """Raises ValueError for prefixes of embeddings that are no shorter than these.
+
+    `width`: numbers of an embedding of the model.
+    """
+    keys = {
+        "matryoshka.dims": settings.matryoshka.dims,
+        "evaluation.dims": settings.evaluation.dims or (),
+    }
+    for key, dims in keys.items():
+        check_width(dims, width, f"config.{key}")
+    kept = settings.export.truncate_dim
+    if kept is not None and not 1 <= kept <= width:
+        raise ValueError(
+            f"config.export.truncate_dim={kept} must be between 1 and the {width} numbers of an "
+            "embedding of this model; None keeps all."
         )
 
 

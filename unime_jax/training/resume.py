@@ -163,6 +163,7 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         if group != "plan"  # which has a config of its own now
     }
     config.setdefault("epochs", 0.0)
+    config.setdefault("matryoshka", {"dims": [], "weights": []})
     data = config.get("data")
     if isinstance(data, dict):
         data["buckets"] = _with_fields_of_today(data.get("buckets"))
@@ -186,6 +187,8 @@ def _with_keys_of_today(earlier: Mapping[str, Any]) -> dict[str, Any]:
         processing.setdefault("resolution", None)
     if isinstance(evaluation := config.get("evaluation"), dict):
         evaluation.setdefault("instructions", "data")
+        evaluation.setdefault("dims", None)
+        evaluation.setdefault("precisions", [])
     return config
 
 

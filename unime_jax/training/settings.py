@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from unime_jax.data.settings import check_dims
 from unime_jax.models.settings import AttentionChoice, RematChoice
 
 
@@ -180,6 +181,27 @@ class JudgeDistillation:
                 "config.loss.contrastive has a teacher's weight, but config.loss."
                 "contrastive_weight=0 leaves it out: raise that, or set the teacher's to 0."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Matryoshka:
+    """Prefixes of embeddings that the loss is taken of as well (Matryoshka learning)."""
+
+    # numbers of an embedding that are kept, ascending, all below the model's own; (): no prefixes
+    dims: tuple[int, ...] = ()
+    # of the losses of `dims`; that of whole embeddings, which is always there, has 1; (): all 1
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        dims, weights = self.dims, self.weights
+        check_dims(dims, "config.matryoshka.dims")
+        if weights and len(weights) != len(dims):
+            raise ValueError(
+                f"config.matryoshka.weights={weights} must have one for each of "
+                f"config.matryoshka.dims={dims}, or be empty; whole embeddings have 1 in any case."
+            )
+        if any(not 0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"config.matryoshka.weights={weights} must be above 0, and finite.")
 
 
 def contrastive_part(

@@ -88,6 +88,7 @@ class Setup:
             steps=settings.steps,
             trainable=self.abstract_model.trainable,
             loss=settings.loss,
+            prefixes=settings.matryoshka,
             recompute=settings.execution.recompute,
             kept=tuple(settings.execution.kept_chunks or ()),
             merged=settings.execution.merged_chunks or 1,
@@ -277,6 +278,7 @@ def trace(
         frozen_dtype=jnp.dtype(frozen_dtype),
     )
     backbone_checks.check_texts(settings, backbone)
+    backbone_checks.check_dims(settings, backbone.dimension)
     if settings.export.adapter:
         backbone_checks.check_adapter(backbone, abstract_model)
     contrast = contrastive_part(settings.loss)[1]

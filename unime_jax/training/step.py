@@ -14,9 +14,10 @@ from unime_jax.batch import ArrayLike, Batch
 from unime_jax.losses import Metrics
 from unime_jax.models.forward import Constants, Encode
 from unime_jax.models.frozen_vision import FrozenVision, with_features
-from unime_jax.training import objectives, text_distillation
+from unime_jax.training import objectives
 from unime_jax.training.gradcache import encode_in_chunks
-from unime_jax.training.settings import contrastive_part
+from unime_jax.training.matryoshka import WHOLE, objective_loss
+from unime_jax.training.settings import Matryoshka, contrastive_part
 from unime_jax.training.temperature import Temperature, update
 
 
@@ -41,6 +42,7 @@ def batch_loss(
     batch: Batch,
     objective: objectives.Objective,
     *,
+    prefixes: Matryoshka = WHOLE,
     recompute: bool,
     kept: Sequence[int] = (),
     merged: int = 1,
@@ -53,6 +55,7 @@ def batch_loss(
     """The loss of a whole batch, and its metrics, "mean_cosine" among them.
 
     Args:
+      prefixes: of embeddings, see `matryoshka.objective_loss`.
       recompute, merged: see `gradcache.encode_in_chunks`.
       kept: by bucket, see there; empty: none.
       constants: gives what every chunk is encoded with in the place of `frozen`, computed once for
@@ -71,18 +74,15 @@ def batch_loss(
         )
         for group, count in zip(groups, kept or [0] * len(groups), strict=True)
     ]
-    if isinstance(objective, objectives.Distillation):
-        loss, metrics = text_distillation.distillation(
-            embeddings, batch, objective, sources=sources
-        )
-    elif isinstance(objective, objectives.JudgeDistillation):
-        loss, metrics = objectives.judge_distillation(
-            embeddings, batch, objective, plain=plain, temperature=temperature, sources=sources
-        )
-    else:
-        loss, metrics = objectives.contrastive(
-            embeddings, batch, objective, plain=plain, temperature=temperature, sources=sources
-        )
+    loss, metrics = objective_loss(
+        embeddings,
+        batch,
+        objective,
+        prefixes,
+        plain=plain,
+        temperature=temperature,
+        sources=sources,
+    )
     return loss, metrics | {"mean_cosine": objectives.mean_cosine(embeddings, batch)}
 
 
@@ -92,6 +92,7 @@ def make_train_step(
     schedule: optax.Schedule,
     objective: objectives.Objective,
     *,
+    prefixes: Matryoshka = WHOLE,
     recompute: bool,
     kept: Sequence[int] = (),
     merged: int = 1,
@@ -106,7 +107,7 @@ def make_train_step(
 
     Args:
       schedule: the learning rate by step, for the metrics; the optimizer has its own.
-      recompute, kept, merged, constants, vision: see `batch_loss`.
+      prefixes, recompute, kept, merged, constants, vision: see `batch_loss`.
       infonce_steps: first steps that use plain InfoNCE: a model that starts at random collapses if
         it only ever sees its hardest negatives.
       sources: the names that `Batch.source` counts; with them, metrics have `source_loss` and
@@ -124,6 +125,7 @@ def make_train_step(
                 state.frozen,
                 batch,
                 objective,
+                prefixes=prefixes,
                 recompute=recompute,
                 kept=kept,
                 merged=merged,

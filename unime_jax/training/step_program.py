@@ -13,7 +13,7 @@ from unime_jax.models import forward, frozen_vision
 from unime_jax.operations import compiler_options
 from unime_jax.training import optimizer, step
 from unime_jax.training.objectives import Objective
-from unime_jax.training.settings import OptimizerConfig
+from unime_jax.training.settings import Matryoshka, OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StepProgram:
     Attributes:
       steps: of the run, which the schedule ends with.
       trainable: paths of the parameters that the optimizer moves.
-      constants, vision, loss, recompute, kept, merged, infonce_steps, sources: see
+      constants, vision, loss, prefixes, recompute, kept, merged, infonce_steps, sources: see
         `step.make_train_step`.
       placed: shardings of the leaves of the state.
       structure: of the state.
@@ -36,6 +36,7 @@ class StepProgram:
     steps: int
     trainable: frozenset[str]
     loss: Objective
+    prefixes: Matryoshka
     recompute: bool
     kept: tuple[int, ...]
     merged: int
@@ -54,6 +55,7 @@ def jitted(program: StepProgram) -> Wrapped:
         make_optimizer(program.optimizer, program.steps, program.trainable),
         optimizer.make_schedule(program.optimizer, program.steps),
         program.loss,
+        prefixes=program.prefixes,
         recompute=program.recompute,
         kept=program.kept,
         merged=program.merged,

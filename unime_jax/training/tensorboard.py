@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from unime_jax import files
+from unime_jax.evaluation import view_scores
 from unime_jax.operations.growing_files import GrowingFolder
 
 if TYPE_CHECKING:
@@ -77,9 +78,16 @@ def write_evaluation(workdir: files.Path, scores: Mapping[int, Mapping[str, Any]
 def flat_scores(
     scores: Mapping[str, Any], prefix: str = "evaluation"
 ) -> Iterator[tuple[str, float]]:
-    """Numbers by tag, "evaluation/datasets/<name>" for example; no intervals or words."""
+    """Numbers by tag, "evaluation/datasets/<name>" for example; no intervals or words.
+
+    Of views of the vectors only the headline numbers.
+    """
     for name, value in scores.items():
-        if name in ("intervals", "missing", "visdoc_missing", "instructions"):
+        if name in ("intervals", "missing", "visdoc_missing", "instructions", "dimension"):
+            continue
+        if name == "views":
+            for line in view_scores.lines(scores)[1:]:
+                yield from flat_scores(line.numbers, f"{prefix}/views/{line.name}")
             continue
         if isinstance(value, Mapping):
             yield from flat_scores(value, f"{prefix}/{name}")

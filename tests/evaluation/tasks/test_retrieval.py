@@ -269,7 +269,7 @@ def test_a_result_on_disk_is_the_same(tmp_path):
     task = retrieval.Task(Pairs("own", rows, tmp_path))
     assert np.isnan(results_files.load_sets(old)["own"].ndcg_5).all()
     assert finished.load(tmp_path, [task]) == {} and old.exists()
-    finished.save(tmp_path, task, result)
+    finished.save(tmp_path, task, {"": result})
     assert finished.load(tmp_path, [task]).keys() == {("retrieval", "own")}
     side = {"retrieval": of_sets({"own": result})}
     assert side["retrieval"].pop("nDCG@5") > 0 and side["retrieval"]["intervals"].pop("nDCG@5")

@@ -19,7 +19,7 @@ from unime_jax.evaluation import scores as scores_lib
 from unime_jax.evaluation.benchmarks import visdoc
 from unime_jax.evaluation.encoding.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
-from unime_jax.evaluation.report import figures, gallery
+from unime_jax.evaluation.report import figures, gallery, views
 from unime_jax.evaluation.report import scores as report_scores
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
 
@@ -95,6 +95,7 @@ def write_report(
             if (scores.get(side) or {}).get("datasets")
         }
         radar = figures.radar(percent, (figures.PALE, figures.BLUE)[-len(percent) :])
+        by_view = views.section(scores)
     examples, left_out = gallery.gallery(table, before, after, images, retrieval)
     hard, hard_left_out = gallery.hard_negatives(table, {"": after or before}, images)
     benchmark = report_scores.benchmark(config, table)
@@ -136,6 +137,7 @@ def write_report(
             retrieval_notes=visdoc.notes(scores.get("after") or scores.get("before") or {}),
             captions=report_scores.captions_tables(scores),
             clustering=report_scores.clustering_bars(scores),
+            views=by_view,
             not_run=report_scores.not_run(scores),
             distilled=any(report_scores.sides(scores, "distillation")),
             curves=training.curves,

@@ -2,7 +2,7 @@
 
 import json
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,38 +12,48 @@ from unime_jax import files
 from unime_jax.evaluation import tasks
 from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult
+from unime_jax.evaluation.tasks.viewed import WHOLE
 
 FOLDER = "results"
 SET = "benchmark set "  # begins the keys of such sets in the record
 
 
-def load(workdir: files.Path, suite: Iterable[tasks.Task]) -> dict[tuple[tasks.Kind, str], Any]:
-    """Results by kind and name of those tasks that are finished.
+def load(
+    workdir: files.Path, suite: Iterable[tasks.Task], views: Sequence[str] = (WHOLE,)
+) -> dict[tuple[tasks.Kind, str], dict[str, Any]]:
+    """Results by view, by kind and name of those tasks that are finished, in all of `views`.
 
     A damaged file is set aside, and its task counts as unfinished. So does one of retrieval that an
     earlier version made, without all that scores are of.
     """
     finished = {}
     for task in suite:
-        path = _path(workdir, task)
-        try:
-            result = results.load_result(path)
-            if isinstance(result, RetrievalResult) and np.isnan(result.ndcg_5).any():
-                logging.info("%s is made again: an earlier version kept no nDCG@5", path)
-                continue
-            finished[task.kind, task.name] = result
-        except FileNotFoundError:
-            continue
-        except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
-            files.set_aside(path, error)
+        loaded = {view: _load(_path(workdir, task, view)) for view in views}
+        if all(result is not None for result in loaded.values()):
+            finished[task.kind, task.name] = loaded
     return finished
 
 
-def save(workdir: files.Path, task: tasks.Task, result: Any) -> None:
-    """Writes a task's result, whole or not at all."""
-    path = _path(workdir, task)
-    path.parent.mkdir(exist_ok=True)
-    results.save_result(path, result)
+def _load(path: files.Path) -> results.Result | None:
+    try:
+        result = results.load_result(path)
+        if isinstance(result, RetrievalResult) and np.isnan(result.ndcg_5).any():
+            logging.info("%s is made again: an earlier version kept no nDCG@5", path)
+            return None
+        return result
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged archives raise whatever zipfile, zlib and NumPy do
+        files.set_aside(path, error)
+        return None
+
+
+def save(workdir: files.Path, task: tasks.Task, by_view: Mapping[str, results.Result]) -> None:
+    """Writes a task's results by view, each whole or not at all."""
+    for view, result in by_view.items():
+        path = _path(workdir, task, view)
+        path.parent.mkdir(exist_ok=True)
+        results.save_result(path, result)
 
 
 def check_same(
@@ -94,6 +104,7 @@ def check_same(
         files.write_whole(path, json.dumps({**earlier, **now}, indent=2) + "\n")
 
 
-def _path(workdir: files.Path, task: tasks.Task) -> files.Path:
+def _path(workdir: files.Path, task: tasks.Task, view: str) -> files.Path:
     name = urllib.parse.quote(task.name, safe=" ")
+    name += f"@{view}" if view else ""  # which no quoted name has
     return workdir / FOLDER / f"{task.kind}-{name}.npz"
