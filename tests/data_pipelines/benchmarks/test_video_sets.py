@@ -171,7 +171,7 @@ def test_raw_layouts_become_scores_of_clips(name, make, captions, tmp_path):
     if name == "msrvtt_1k":  # LLaVE's words are the configuration's
         prompt = "Find me an video that matches the given caption: caption 0 of video7"
         assert {prompt, "<|video_1|>\nRepresent the given video."} <= texts
-        # The report shows a frame of a clip.
+        # The report shows a strip of three frames.
         images = opened.images()
         clip = next(item for item in results["captions", name].t2i.items if item.media)
         card = gallery.card(clip, images, {})
