@@ -6,6 +6,7 @@ from unime_jax import files
 from unime_jax.data import clip_files
 from unime_jax.data.clip_files import is_video_name
 from unime_jax.data.formats import Source, open_dataset
+from unime_jax.data.images import read_below
 from unime_jax.evaluation.encoding.item_table import Images, text_of
 
 
