@@ -53,7 +53,9 @@ def _mini_video() -> ConfigDict:
     config.data.prepare.module = "data_pipelines.mini_video"
     config.data.train = "mini_video/train"  # MiniMMEB's pairs are linked from there
     config.data.clips = True
-    config.data.buckets = (*config.data.buckets, Bucket(tokens=52, tiles=6))
+    *images, widest = config.data.buckets
+    clips = Bucket(tokens=52, tiles=6)  # a frame is a tile
+    config.data.buckets = (*images, clips, Bucket(tokens=widest.tokens, tiles=clips.tiles))
     config.evaluation.mmeb = "mini_video/eval"
     config.evaluation.images = "mini_video/clips"
     config.evaluation.composition = ""

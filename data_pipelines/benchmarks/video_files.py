@@ -26,7 +26,6 @@ def by_id(raw: Path) -> dict[str, str]:
                 videos.setdefault(Path(name).stem, (here / name).relative_to(raw).as_posix())
         if here != raw and picture_names(names):
             frames.setdefault(here.name, here.relative_to(raw).as_posix())
-            folders.clear()
     return frames | videos
 
 
