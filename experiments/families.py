@@ -70,7 +70,10 @@ FAMILIES = {
     "qwen3_vl_embedding_2b": QWEN3_VL
     | {
         "backbone": "Qwen/Qwen3-VL-Embedding-2B",
-        "processing": QWEN3_VL["processing"] | {"prompt": "system"},
+        # Clips as in the embedder's own code: two frames have the tokens of one.
+        "processing": QWEN3_VL["processing"]
+        | {"prompt": "system", "fps": 1.0, "frames": (4, 64)}
+        | {"frame_pixels": (128 * 32 * 32, 768 * 32 * 32), "clip_pixels": 2 * 7680 * 32 * 32},
         "lora": {
             "rank": 32,
             "alpha": 32.0,
