@@ -20,8 +20,10 @@ import jax
 
 from tests import collector
 
+# The last one is what opening a model imports, torch with it: most of what such a process does.
+PRELOADED = ("unime_jax.main", "tests.jobs.tiny_run", "transformers.models.auto.tokenization_auto")
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["unime_jax.main", "tests.jobs.tiny_run"])
+_SERVER.set_forkserver_preload(list(PRELOADED))
 
 
 class Child:

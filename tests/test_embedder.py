@@ -291,7 +291,7 @@ def test_items_are_read_as_they_are_needed(monkeypatch, model):
 BAD = {
     "type": (3, TypeError, "a int is no item; an item is a str, a PIL image, or a dict"),
     "bytes": (b"abc", TypeError, "a bytes is no item"),
-    "empty": ({}, ValueError, r'its keys are \[\]; they must be "text", "image" or both'),
+    "empty": ({}, ValueError, r'its keys are \[\]; they must be "text", "image" or "video"'),
     "key": ({"text": "a", "img": "a.png"}, ValueError, r"its keys are \['text', 'img'\]"),
     "none text": ({"text": None, "image": "a"}, TypeError, '"text" is a NoneType'),
     "no image": ({"image": []}, ValueError, '"image" is an empty list, and there is no "text"'),
@@ -299,7 +299,7 @@ BAD = {
     "none in list": ({"image": [picture(9, 9, 0), None]}, TypeError, "an image is a NoneType"),
     "empty path": ({"image": ""}, ValueError, "an image is ''; leave it out"),
     "URL": ({"image": "https://a.org/b.png?c"}, ValueError, "b.png.* nothing is fetched unless"),
-    "message": ({"role": "user", "content": "a"}, ValueError, "or both; messages are a list"),
+    "message": ({"role": "user", "content": "a"}, ValueError, "; messages are a list"),
     "turn": ([{"role": "assistant", "content": "a"}], ValueError, "an embedder answers nothing"),
     "no bytes": ({"image": b""}, ValueError, "an image is b''; leave it out"),
     "floats": ({"image": np.zeros((4, 4, 3))}, ValueError, "dtype float64; it must be uint8"),

@@ -10,7 +10,7 @@ import pytest
 from tests.backbones.images import noise
 from tests.backbones.tiny_phi3_v import ROPE, TEXT, write_phi3_v
 from tests.tables import for_each
-from unime_jax import Embedder, paths, sharding
+from unime_jax import Embedder, paths
 from unime_jax.backbones import Processing, open_backbone
 
 CHAT = Processing(prompt="chat", crops=4)
@@ -79,14 +79,7 @@ ELEMENTS = [
 
 @pytest.fixture(scope="module")
 def embedder(phi3_v_folder):
-    return embedder_of(phi3_v_folder)
-
-
-def embedder_of(folder, **settings):
-    """On one device, whose programs compile sooner; runs on meshes are jobs' tests."""
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    settings = {"dtype": "float32", "max_length": 300, "mesh": mesh} | settings
-    return Embedder.from_pretrained(folder, **settings)
+    return Embedder.from_pretrained(phi3_v_folder, dtype="float32", max_length=300)
 
 
 def test_embeddings_do_not_depend_on_their_neighbours(embedder):
@@ -121,7 +114,9 @@ def test_images_go_by_their_number_be_they_bytes_or_files(embedder, tmp_path):
 
 
 def test_chat_and_half_precision(phi3_v_folder):
-    chat = embedder_of(phi3_v_folder, processing=CHAT)
-    half = embedder_of(phi3_v_folder, dtype="bfloat16", processing=CHAT)
+    chat = Embedder.from_pretrained(phi3_v_folder, dtype="float32", max_length=300, processing=CHAT)
+    half = Embedder.from_pretrained(
+        phi3_v_folder, dtype="bfloat16", max_length=300, processing=CHAT
+    )
     exact, rounded = chat.encode(ELEMENTS), half.encode(ELEMENTS)
     assert np.all(np.sum(exact * rounded, axis=1) > 0.99)

@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 
 from tests.data.clip_files import every_format
 from tests.data.image_files import damaged
@@ -20,6 +21,7 @@ SECONDS = 10  # for one file
 
 
 def main(count: int, seed: int) -> None:
+    warnings.simplefilter("ignore")  # of Pillow
     draw, files = random.Random(seed), list(every_format().values())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     found, slowest = collections.Counter[str](), 0.0

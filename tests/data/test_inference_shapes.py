@@ -120,6 +120,20 @@ def test_every_row_has_a_place(layout, max_length, data):
         assert tokens <= bucket.tokens <= max_length and tiles <= bucket.tiles < 2 * tiles
 
 
+@given(st.sampled_from([196, 210]), st.integers(7000, 32_768), st.integers(0, 200))
+def test_clips_of_llava_are_not_padded_as_images_would_be(per_frame, max_length, words):
+    """A frame has a fraction of the tokens of an image's tile: of these a row may have many."""
+    layout = dataclasses.replace(
+        PUBLISHED["llava_onevision"], clip_slots=4, frame_tokens=196
+    ).with_clips()
+    rows = [(per_frame * frames + words + 1, frames) for frames in range(1, 33)]
+    buckets = [inference_shapes.bucket_of(*row, layout, max_length) for row in rows]
+    assert len(set(buckets)) <= PROGRAMS
+    for (tokens, tiles), bucket in zip(rows, buckets, strict=True):
+        assert tokens <= bucket.tokens <= max_length and tiles <= bucket.tiles < 2 * tiles
+    assert sum(bucket.tokens for bucket in buckets) <= 2.4 * sum(tokens for tokens, _ in rows)
+
+
 @given(layouts, st.integers(20, 40_000))
 def test_ladders_are_short_and_rise(layout, max_length):
     texts, images = (

@@ -23,7 +23,6 @@ SMALL = Processing(
 ITEMS = [
     Item("an image", (picture(40, 23),)),
     Item("a clip", (clip(9, 40, 24),)),
-    Item("a text"),
     Item("both", (picture(30, 33, seed=3), clip(4, 30, 40, None, seed=5))),
     Item("an image", (picture(41, 22, seed=4),)),
 ]

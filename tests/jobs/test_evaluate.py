@@ -64,7 +64,6 @@ def make_config(data, straight):
     config.data.folder = str(data)
     config.data.prepare.module = ""  # done by the fixture
     config.evaluation.limit = 1
-    config.evaluation.dims, config.evaluation.precisions = (8,), ("binary",)
     config.evaluation.cache = ""
     config.batch_size = 32
     return config
@@ -93,7 +92,9 @@ def ran(monkeypatch):
 
 def test_scores_are_those_of_the_run_after_training(whole, straight):
     found = json.loads((whole / "evaluation.json").read_text())
-    assert found == {"scores": scores.read_scores(straight)["after"]}
+    expected = scores.read_scores(straight)["after"]
+    del expected["views"], expected["dimension"]  # which were not asked for
+    assert found == {"scores": expected}
     after = results.load_results(straight / "results_after.npz")
     assert len(after) == 16
     for name, expected in after.items():
@@ -108,6 +109,20 @@ def test_scores_are_those_of_the_run_after_training(whole, straight):
     assert "<tr><th>Score</th>" in page
     for word in ("Before", "before training", "After training", "Training should"):
         assert word not in page
+
+
+def test_shorter_vectors_are_scored_like_those_of_the_run(config, straight, workdir):
+    config.evaluation.dims, config.evaluation.precisions = (8,), ("binary",)
+    evaluate.run(config, workdir)
+    found = scores.read_scores(workdir)["scores"]
+    assert tuple(found["views"]) == ("8", "8 binary", "binary") and found["dimension"] == 32
+    assert found == scores.read_scores(straight)["after"]
+    for page in (workdir / "report.html", straight / "report.html"):
+        assert "Shorter vectors" in page.read_text()
+    assert "8 binary" in (straight / "hf" / "README.md").read_text()
+    config.evaluation.dims = (8, 32)
+    with pytest.raises(ValueError, match="evaluation.dims=.8, 32.: embeddings .* have 32 numbers"):
+        evaluate.run(config, workdir)
 
 
 def test_a_kill_costs_no_dataset_that_is_finished_and_no_item_that_is_encoded(

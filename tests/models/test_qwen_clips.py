@@ -85,6 +85,9 @@ MEDIA = {  # what an item has, by its words
 }
 
 
+ROOM = 44  # tiles
+
+
 def medium(name):
     if name == "I":
         return picture(41, 30, seed=9)
@@ -170,7 +173,9 @@ def test_states_are_transformers(pair):
     ours = states(pair, ITEMS, tokens + 7, tiles + 2)
     theirs = np.stack([torch_state(pair, *one) for one in zip(ITEMS, MEDIA.values(), strict=True)])
     np.testing.assert_array_less(0.99999, cosine(ours, theirs))
-    alone = states(pair, ITEMS[5:6], len(rows[5].tokens), len(rows[5].patches))
+    # Alone, with room for so many patches that each looks at near ones only.
+    assert 3 * pair.backbone.make_model.config.vision.longest < 32 * ROOM > 32 * tiles
+    alone = states(pair, ITEMS[5:6], len(rows[5].tokens), ROOM)
     np.testing.assert_allclose(alone[0], ours[5], atol=2e-5)
     # An image alone is the same with patches of one frame.
     shapes = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, 2, 2)

@@ -23,7 +23,7 @@ class DataConfig:
     prepare: PrepareConfig
     train: str  # pairs below `folder`: a folder, a file, or a glob of files; see docs/data.md
     # which column is the query, query_image, positive, positive_image, negatives,
-    # negatives_image, scores, score or id; empty: told by their names
+    # negatives_image, the same with _video, scores, score or id; empty: told by their names
     columns: Mapping[str, str]
     # retrieval sets, below `folder`: pairs as of `train`, or folders in BEIR's layout; "": none
     eval: str

@@ -79,12 +79,16 @@ def durations(data: bytes) -> list[int]:
 
 def _gif_durations(data: bytes) -> list[int]:
     found, time, place = list[int](), 0, 13 + _table(data[10])
+    whole = struct.unpack_from("<2H", data, 6)
     while place < len(data) and data[place] != 0x3B:
         if data[place] == 0x21:  # an extension; that of label 0xF9 is for the frame after it
             if data[place + 1] == 0xF9 and data[place + 2] >= 4:
                 time = 10 * int.from_bytes(data[place + 4 : place + 6], "little")
             place += 2
         elif data[place] == 0x2C:
+            left, top, width, height = struct.unpack_from("<4H", data, place + 1)
+            if left + width > whole[0] or top + height > whole[1]:  # Pillow would make it larger
+                raise ClipError(f"damaged: frame {len(found)} is larger than the animation")
             place += 11 + _table(data[place + 9])
             found.append(time)
             time = 0

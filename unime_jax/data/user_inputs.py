@@ -54,7 +54,7 @@ def text_and_media(
     if unknown or not user_input:
         hint = "; messages are a list, each with a role" if "role" in user_input else ""
         raise ValueError(
-            f'its keys are {list(user_input)}; they must be of "text", "image" and "video"{hint}'
+            f'its keys are {list(user_input)}; they must be "text", "image" or "video"{hint}'
         )
     text = user_input.get("text", "")
     if not isinstance(text, str):

@@ -195,7 +195,7 @@ def evaluate(suite: Suite, encode: Encode) -> tuple[scores.Scores, dict[Key, Any
     def measured(items: Sequence[Item]) -> np.ndarray:
         nonlocal width
         vectors = encode(items)
-        width = vectors.shape[1]
+        width = vectors.shape[-1]
         return vectors
 
     viewed = [viewed_task.Task(task, suite.views) for task in suite.tasks]

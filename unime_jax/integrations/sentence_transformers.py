@@ -110,7 +110,8 @@ def open_peer(
     }
     encode = encoder(model, batch_size=batch_size, late_fusion=late_fusion)
     shown = {"dtype": dtype, "devices": str(model.device), **used}
-    width = model.get_embedding_dimension()
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension()
     return Peer(folder_or_hub_id, encode, provenance, shown, width)
 
 

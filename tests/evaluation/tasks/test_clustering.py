@@ -82,7 +82,7 @@ def test_a_prepared_set_is_scored_as_scikit_learn_does(tmp_path):
     results.save_result(tmp_path / "result.npz", result)
     assert results.load_result(tmp_path / "result.npz") == result
     suite = Suite(opened.tasks, {}, tmp_path, opened.sets, opened.not_run)
-    found = summary(suite, {("clustering", "shapes"): result})
+    found = summary(suite, {("clustering", "shapes"): {"": result}}, None)
     assert found["clustering"] == {"shapes": result.v_measure}
     assert f"v-measure %     shapes\nscore{expected:>17.1f}" in score_table.table(
         None, found, "score"

@@ -26,7 +26,7 @@ from unime_jax.jobs import embed
 
 JOIN_SECONDS = 60
 WIDTH = 48  # of the model
-LEAVE_SECONDS = 1  # that a process waits for the others to leave, too
+LEAVE_SECONDS = 2  # that a process waits for the others to leave, too
 
 
 def forked(call: Callable[[], None]) -> int:
@@ -133,7 +133,7 @@ def pair(config: ConfigDict, workdir: pathlib.Path, port: int) -> list[int]:
         if process:  # begins when the other has done its part, and would long have left
             while len(list(workdir.glob("vectors/*.npy"))) < 2:
                 time.sleep(0.1)
-            time.sleep(3 * LEAVE_SECONDS)
+            time.sleep(LEAVE_SECONDS + 1)
         embed.run(config, workdir)
         jax.distributed.shutdown()  # as at the exit of an interpreter: waits for the other
 

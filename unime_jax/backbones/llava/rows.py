@@ -37,7 +37,7 @@ class _Seen(NamedTuple):
 
     slot: Int32[np.ndarray, "t S"]
     weight: Float32[np.ndarray, "t S"]
-    count: int  # of the tiles, which are made last
+    made: int  # tiles, when they are made, last
     tiles: Callable[[], UInt8[np.ndarray, "n tile tile 3"]]
 
 
@@ -120,7 +120,7 @@ class LlavaPreprocessor:
         weight = np.zeros(slot.shape, np.float32)
         patches = position = None
         if seen:
-            before = self.side**2 * np.cumsum([0, *(one.count for one in seen[:-1])])
+            before = self.side**2 * np.cumsum([0, *(one.made for one in seen[:-1])])
             slot[is_image] = np.concatenate(
                 [
                     np.where(one.slot == anyres.NEWLINE, one.slot, one.slot + start)

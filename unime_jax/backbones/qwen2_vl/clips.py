@@ -97,7 +97,7 @@ class ClipRule:
 
 def filled(indices: Sequence[int], span: int) -> list[int]:
     """Numbers of frames with the last repeated until they are whole time steps."""
-    return [*indices, *indices[-1:] * (-len(indices) % span)]
+    return [*indices, *[indices[-1]] * (-len(indices) % span)]
 
 
 def resize_all(

@@ -39,10 +39,10 @@ def section(scores: Mapping[str, scores_lib.Scores]) -> dict[str, Any] | None:
     panels = [
         {"title": name, "svg": _panel(name, newest, earlier)} for name in names if len(known) > 1
     ]
-    keys = [{"name": p, "color": COLORS[p]} for p in precisions]
+    legend = [{"name": p, "color": COLORS[p]} for p in precisions]
     if earlier and panels:
-        keys.append({"name": "before training, float32", "color": figures.PALE})
-    return {"columns": names, "rows": rows, "panels": panels, "keys": keys}
+        legend.append({"name": "before training, float32", "color": figures.PALE})
+    return {"columns": names, "rows": rows, "panels": panels, "legend": legend}
 
 
 def _share(value: float | None, whole: float | None) -> float | None:
