@@ -1,6 +1,7 @@
 """Clips in rows of training pairs, in every format and form; damaged ones are named."""
 
 import base64
+import dataclasses
 import io
 import pickle
 import tarfile
@@ -13,6 +14,7 @@ from tests.data.clip_files import FRAMES, squares, video
 from tests.data.formats.writers import write_csv, write_jsonl, write_parquet
 from tests.tables import for_each
 from unime_jax.data import clips
+from unime_jax.data.judged_rows import Writer
 from unime_jax.data.pairs import open_pairs, with_form
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.schema import to_example
@@ -117,6 +119,18 @@ def test_webdataset_of_clips_with_captions(tmp_path, mp4):
                 file.addfile(member, io.BytesIO(content))
     read = examples(tmp_path)
     assert [(facts(e.query), e.positive.text) for e in read] == [([(FRAMES, 10.0)], "a square")] * 2
+
+
+def test_judged_rows_have_their_clips_beside_them(folder, tmp_path):
+    row = {"query": {"text": "?", "image": "q.gif", "video": "a.mp4"}, "positive": "yes"}
+    row |= {"negatives": [{"video": ["frames", "a.mp4"]}]}
+    (example,) = examples(write_jsonl(folder, [row], "judged.jsonl"))
+    writer = Writer(tmp_path, sources={"s": 1}, block=1, provenance={})
+    writer.put(writer.blocks[0], [dataclasses.replace(example, scores=(1.0, 0.5))])
+    assert writer.finish()
+    (again,) = examples(tmp_path / "rows")
+    for before, after in ((example.query, again.query), (example.negatives[0], again.negatives[0])):
+        assert after.identity == before.identity and kinds(after) == kinds(before)
 
 
 @for_each(

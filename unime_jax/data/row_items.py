@@ -57,7 +57,7 @@ def _media(paths: Any, images: Any) -> tuple[Media, ...]:
     kinds = ["clip" if isinstance(medium, ClipFile) else "image" for medium in given]
     kinds = kinds or ["image"] * count
     places = [f"{kind} {n + 1} of {count}" if count > 1 else kind for n, kind in enumerate(kinds)]
-    contents = [_content(*medium) for medium in zip(given, places, strict=True)]
+    contents = [_content(*medium) for medium in zip(given, places)]
     if not any(names) and not any(contents):
         return ()
     media = []
