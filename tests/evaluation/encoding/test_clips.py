@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,7 +41,8 @@ def test_keys_of_clips_say_that_they_are(folder):
     assert table[0].media[1].data == (folder / "a.mp4").read_bytes()
     card = gallery.card(table[1], lambda path: table[1].media[0].data, {})
     shown = Image.open(io.BytesIO(base64.b64decode(card["images"][0].partition(",")[2])))
-    assert shown.convert("RGB") == Image.fromarray(squares()[FRAMES // 2])
+    strip = np.concatenate([squares()[n] for n in (0, FRAMES // 2, FRAMES - 1)], axis=1)
+    assert np.abs(np.asarray(shown.convert("RGB"), int) - strip).mean() < 4  # it is a JPEG
     with pytest.raises(ValueError, match="row 5: image 'absent.mp4' has no file"):
         table[2]
 
