@@ -50,7 +50,7 @@ def make_config(folder: pathlib.Path) -> ConfigDict:
 
 
 def with_evaluation(config: ConfigDict) -> ConfigDict:
-    config.evaluation.update(stage2.get_config().evaluation)
+    config.evaluation.update(stage2.get_config().evaluation.to_dict())
     config.evaluation.rows = 64
     config.evaluation.limit = 1
     config.evaluation.dims, config.evaluation.precisions = (8,), ("binary",)

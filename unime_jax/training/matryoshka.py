@@ -35,12 +35,13 @@ def objective_loss(
     def of(parts: Sequence[Array], objective: objectives.Objective) -> Result:
         if isinstance(objective, objectives.Distillation):
             return text_distillation.distillation(parts, batch, objective, sources=sources)
-        known = (
-            objectives.judge_distillation
-            if isinstance(objective, JudgeDistillation)
-            else objectives.contrastive
+        if isinstance(objective, JudgeDistillation):
+            return objectives.judge_distillation(
+                parts, batch, objective, plain=plain, temperature=temperature, sources=sources
+            )
+        return objectives.contrastive(
+            parts, batch, objective, plain=plain, temperature=temperature, sources=sources
         )
-        return known(parts, batch, objective, plain=plain, temperature=temperature, sources=sources)
 
     if not prefixes.dims:
         return of(embeddings, objective)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime_jax.batch import Item
-from unime_jax.config import AgreementConfig, Distillation
+from unime_jax.config import AgreementConfig, Distillation, Matryoshka
 from unime_jax.evaluation import suite
 from unime_jax.evaluation.tasks import distillation
+from unime_jax.evaluation.views import Views
 
 MEASURE = AgreementConfig(
     temperature=0.1, teacher_temperature=None, direction="teacher_student", mask_diagonal=True
@@ -72,13 +73,18 @@ def test_the_teacher_itself_agrees_and_chance_does_not(tmp_path):
         images="",
         image_prompt="",
         limit=0,
+        dims=None,
+        precisions=("int8",),
     )
     settings = types.SimpleNamespace(
         loss=loss,
+        matryoshka=Matryoshka(dims=(4, 8)),
         evaluation=evaluation,
         data=types.SimpleNamespace(suffix=" in one word:", eval="", columns={"query": "text"}),
     )
-    (task,) = suite.open_suite(settings, tmp_path, teacher := object()).tasks
+    opened = suite.open_suite(settings, tmp_path, teacher := object())
+    (task,) = opened.tasks
+    assert opened.views == Views((4, 8), ("int8",))
     assert task.measure == AgreementConfig(0.1, 0.4, "symmetric", False)
     assert (task.folder, task.teacher) == (tmp_path / "held_out", teacher)
     assert (task.suffix, task.columns) == (" in one word:", {"query": "text"})
