@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.benchmarks import annotations, video_files
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
@@ -45,7 +46,7 @@ def read(raw: Path, folder: Path, *, name: str, labels: int, query: str) -> Prep
     numbers = {label: number for number, label in enumerate(known)}
     own = folder / "rows" / name
     own.mkdir(parents=True, exist_ok=True)
-    for part, lines in {
+    parts: dict[str, list[dict[str, Any]]] = {
         "queries": [
             {"_id": str(number), "video": path}
             for number, path in enumerate(video_files.paths(raw, ids))
@@ -55,7 +56,8 @@ def read(raw: Path, folder: Path, *, name: str, labels: int, query: str) -> Prep
             {"query-id": str(number), "corpus-id": str(numbers[label]), "score": 1}
             for number, label in enumerate(right)
         ],
-    }.items():
+    }
+    for part, lines in parts.items():
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         files.write_whole(own / f"{part}.jsonl", content)
     words = {"data": f"<|video_1|> {query}", "vlm2vec": f"<|video_1|> {query}"}

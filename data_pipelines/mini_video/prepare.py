@@ -93,8 +93,8 @@ def _write_pairs(folder: Path, seed: int, count: int) -> None:
             }
             lines.append(json.dumps(pair))
         files.write_whole(folder / f"{dataset.name}.jsonl", "\n".join(lines) + "\n")
-    rows = _rows("train", seed, count)
-    _write_clips(folder / CLIPS, (side for row in rows for side in (row.query, *row.trained_on)))
+    every = _rows("train", seed, count)
+    _write_clips(folder / CLIPS, (side for row in every for side in (row.query, *row.trained_on)))
     (folder / IMAGES).symlink_to("../../mini_mmeb/train", target_is_directory=True)
 
 

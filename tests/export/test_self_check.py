@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.tables import for_each
 from unime_jax.batch import Item, Media
+from unime_jax.data.clips import archive
+from unime_jax.data.user_inputs import to_item
 from unime_jax.export import self_check
 
 FOLDER = pathlib.Path("folder")
@@ -64,16 +66,17 @@ def test_embeddings_that_are_all_the_same_are_refused(caplog):
     assert "nearly one, the lowest cosine of two is 0.9950: the model has collapsed" in message
 
 
-def test_what_is_written_names_every_image_file_and_both_types(tmp_path):
+def test_what_is_written_names_every_file_of_media_and_both_types(tmp_path):
     def image(color: str, form: str) -> Media:
         file = io.BytesIO()
         Image.new("RGB", (3, 2), color).save(file, form)
         return Media(f"/anywhere/{color}", file.getvalue())
 
     red, green, blue = image("red", "PNG"), image("green", "JPEG"), image("blue", "PNG")
-    items = [Item("none"), Item("", (red,)), Item("both", (green, blue))]
+    clip = Media("a/clip.mp4", archive([red.data, blue.data], 2.0), "clip")
+    items = [Item("none"), Item("", (red,)), Item("both", (green, blue)), Item("all", (red, clip))]
     half = np.dtype(ml_dtypes.bfloat16)
-    vectors = unit(0.25, 1, 2).astype(np.float32)
+    vectors = unit(0.25, 1, 2, 4).astype(np.float32)
     facts = [{"prompt": f"<{item.text}>"} for item in items]
     self_check._write(tmp_path, items, vectors, facts, half, np.dtype("float32"))
     record = json.loads((tmp_path / self_check.FILE).read_text())
@@ -81,12 +84,15 @@ def test_what_is_written_names_every_image_file_and_both_types(tmp_path):
         {"text": "<none>", "image": None},
         {"text": "<>", "image": "self_check_1.png"},
         {"text": "<both>", "images": ["self_check_2.jpg", "self_check_2_1.png"]},
+        {"text": "<all>", "image": "self_check_3.png", "videos": ["self_check_3_1.clip"]},
     ]
+    read = [to_item(given) for given in self_check.inputs_of(tmp_path)]
+    assert [item.identity for item in read] == [item.identity for item in items]
     assert record["dtype"] == "bfloat16"
     np.testing.assert_array_equal(np.array(record["embeddings"], np.float32), vectors)
     names = ["self_check_1.png", "self_check_2.jpg", "self_check_2_1.png"]
     contents = [(tmp_path / name).read_bytes() for name in names]
     assert contents == [red.data, green.data, blue.data]
     origin = json.loads((tmp_path / self_check.ITEMS).read_text())
-    texts = ["none", "", "both"]
+    texts = ["none", "", "both", "all"]
     assert origin == {"computed_in": "float32", "texts": texts, "facts": facts}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from unime_jax.evaluation.scores import WAYS
 from unime_jax.evaluation.views import byte_count, parts_of
 
 
@@ -48,7 +49,7 @@ def headline(scores: Mapping[str, Any]) -> dict[str, float]:
     """One or two numbers of each kind of task, in percent.
 
     Means over MMEB's datasets, over composition's subsets that belong to no benchmark set, over
-    sets of captions and of clustering.
+    sets of captions, of images and of clips apart, and of clustering.
     """
     retrieval = scores.get("retrieval") or {}
     captions = list((scores.get("captions") or {}).values())
@@ -58,8 +59,11 @@ def headline(scores: Mapping[str, Any]) -> dict[str, float]:
         "composition": _mean(subsets),
         "R@1": retrieval.get("R@1"),
         "nDCG@10": retrieval.get("nDCG@10"),
-        "t2i R@1": _mean([of["t2i"]["R@1"] for of in captions]),
-        "i2t R@1": _mean([of["i2t"]["R@1"] for of in captions]),
+        **{
+            f"{way} R@1": _mean([of[way]["R@1"] for of in captions if way in of])
+            for ways in WAYS.values()
+            for way in ways
+        },
         "v-measure": _mean(list((scores.get("clustering") or {}).values())),
         "neighbours": (scores.get("distillation") or {}).get("overlap"),
     }

@@ -54,7 +54,7 @@ def self_check(
 ) -> float:
     """Reads an export back, compares its embeddings with the trained model's, and records them.
 
-    Writes <folder>/self_check.json with the inputs as the model gets them, images beside it.
+    Writes <folder>/self_check.json with the inputs as the model gets them, media beside it.
     `trained_as` is the backbone whose preprocessing the trained model has.
 
     Returns:
@@ -118,12 +118,13 @@ def first_check(
 
 
 def inputs_of(folder: pathlib.Path) -> list[UserInput]:
-    """Inputs of the self-check in an exported folder, images as paths; []: it has none."""
+    """Inputs of the self-check in an exported folder, media as paths; []: it has none."""
     if not all((folder / name).exists() for name in (FILE, ITEMS)):
         return []
     record, origin = (json.loads((folder / name).read_text()) for name in (FILE, ITEMS))
     return [
         {"text": text, "image": [folder / name for name in _images_of(entry)]}
+        | ({"video": [folder / name for name in entry["videos"]]} if "videos" in entry else {})
         for text, entry in zip(origin["texts"], record["inputs"], strict=True)
     ]
 
@@ -244,7 +245,7 @@ def lowest_allowed(*dtypes: np.dtype) -> float:
 
 
 def _images_of(entry: Mapping[str, Any]) -> list[str]:
-    """Files of a recorded input: "image" names one or none, "images" several."""
+    """Images of a recorded input: "image" names one or none, "images" several."""
     if "images" in entry:
         return list(entry["images"])
     return [entry["image"]] if entry["image"] else []
@@ -260,15 +261,18 @@ def _write(
 ) -> None:
     inputs = []
     for i, item in enumerate(items):
-        names = []
+        names: dict[str, list[str]] = {"image": [], "clip": []}
         for number, media in enumerate(item.media):
             assert media.data is not None  # it was embedded
             place = f"_{number}" if number else ""
-            # A path may end in anything.
-            names.append(f"self_check_{i}{place}{images.suffix(media.data)}")
-            files.write_whole(folder / names[-1], media.data)
-        several = {"images": names} if len(names) > 1 else {"image": names[0] if names else None}
-        inputs.append({"text": facts[i]["prompt"]} | several)
+            # A path may end in anything; what a clip is, its first bytes say.
+            suffix = images.suffix(media.data) if media.kind == "image" else ".clip"
+            names[media.kind].append(f"self_check_{i}{place}{suffix}")
+            files.write_whole(folder / names[media.kind][-1], media.data)
+        pictures, clips = names.values()
+        several = {"images": pictures} if len(pictures) > 1 else {"image": (*pictures, None)[0]}
+        videos = {"videos": clips} if clips else {}
+        inputs.append({"text": facts[i]["prompt"], **several, **videos})
     record = {
         "dtype": np.dtype(dtype).name,
         "inputs": inputs,

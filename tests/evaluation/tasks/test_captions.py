@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.tables import for_each
-from unime_jax.evaluation import score_table, scores, tasks
+from unime_jax.evaluation import score_table, scores, tasks, view_scores
 from unime_jax.evaluation.retrieval.caption_scores import of_set
 from unime_jax.evaluation.stored import results
 from unime_jax.evaluation.tasks import captions
@@ -149,6 +149,7 @@ def test_clips_have_ways_of_their_own_and_groups_count_as_clip4clip_counts_them(
     assert scores.read_scores(tmp_path)["scores"] == whole
     table = score_table.table(None, whole, "score").split("\n")
     assert table[0] == "tiny: 6 videos, 13 captions" and "v2t R@10" in table[1]
+    assert view_scores.headline(whole) == {f"{way} R@1": found[way]["R@1"] for way in grouped.ways}
 
 
 @for_each(

@@ -93,9 +93,8 @@ def load_result(path: files.Path) -> Result:
         return ClusteringResult(**head["clustering"])
     if isinstance(head, dict) and "captions" in head:
         captions, ways = arrays.pop("captions"), _retrievals(head["ways"], arrays)
-        return CaptionsResult(
-            head["captions"], captions, *ways.values(), medium=head.get("medium", "image")
-        )
+        t2i, i2t = ways.values()
+        return CaptionsResult(head["captions"], captions, t2i, i2t, head.get("medium", "image"))
     if isinstance(head, dict):
         return SubsetResult(head["subset"], **arrays)
     of_mmeb = list(load_results(path).values())
