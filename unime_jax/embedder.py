@@ -58,12 +58,13 @@ class Embedder(OpenedModel):
         """Unit-norm embeddings in the items' order; of a single item, its vector [D].
 
         An item is a text, a PIL image, a dict of "text", "image" and "video" (of which some may be
-        left out), or the messages of a chat (`data.chat_messages`), whose system message takes the place of the
-        call's prompt. An image is a path, the bytes of a file, a PIL image, a uint8 array
-        [height, width, 3], a data URL or, with `image_urls`, an http or https URL; a list of them
-        is several images. A video is a path of a file or of a folder of pictures, bytes, a URL, a
-        uint8 array [frames, height, width, 3], or {"frames": ..., "fps": ...}; docs/video.md.
-        `prompt` + text + `suffix` is what the model's template gets; images go where prompt or text have markers `<|image_1|>`, else in front of it
+        left out), or the messages of a chat (`data.chat_messages`), whose system message takes the
+        place of the call's prompt. An image is a path, the bytes of a file, a PIL image, a uint8
+        array [height, width, 3], a data URL or, with `image_urls`, an http or https URL; a list of
+        them is several images. A video is a path of a file or of a folder of pictures, bytes, a
+        URL, a uint8 array [frames, height, width, 3], or {"frames": ..., "fps": ...}; see
+        docs/video.md. `prompt` + text + `suffix` is what the model's template gets; images go
+        where prompt or text have markers `<|image_1|>`, else in front of it
         (`preprocessing.prompts.Prompt`). A str is a text, always: where it names an image, for
         which sentence-transformers takes it, there is a warning; {"image": path} and
         {"text": text} mean the same in both.
