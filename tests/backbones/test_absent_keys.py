@@ -139,7 +139,7 @@ def test_families_take_what_is_missing_from_the_published_models(tmp_path):
         "mm_vision_tower": "x",
         "vocab_size": 100,
     }
-    config = llava_qwen_config.convert_config(tmp_path, own, 99)
+    config = llava_qwen_config.convert_config(tmp_path, own, 99, 98)
     vision, published = config.vision_config, SiglipVisionConfig()
     assert vision.layer_norm_eps == published.layer_norm_eps
     assert vision.hidden_act == published.hidden_act
@@ -148,7 +148,7 @@ def test_families_take_what_is_missing_from_the_published_models(tmp_path):
     text = Qwen2Config()
     assert config.text_config.rms_norm_eps == text.rms_norm_eps
     assert config.text_config.rope_parameters == text.rope_parameters
-    tied = llava_qwen_config.convert_config(tmp_path, own | {"tie_word_embeddings": True}, 99)
+    tied = llava_qwen_config.convert_config(tmp_path, own | {"tie_word_embeddings": True}, 99, 98)
     assert tied.tie_word_embeddings is True
 
     # NV-Embed takes what is missing from the published model.

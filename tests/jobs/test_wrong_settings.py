@@ -112,5 +112,5 @@ def test_every_variant_of_an_experiment_is_a_valid_config():
         for variant in ("mini", "llava_onevision_7b"):
             given = experiment.get_config(variant).to_dict()
             assert read_config(TrainConfig, given).optimizer.warmup_steps < given["steps"]
-        with pytest.raises(KeyError, match="use one of mini, llava"):
+        with pytest.raises(KeyError, match="use one of mini, (mini_video, )?llava"):
             experiment.get_config("7b")

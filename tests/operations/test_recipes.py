@@ -110,7 +110,7 @@ def test_every_recipe_describes_its_variants():
             "stge2",
             "no such recipe; did you mean stage2? There are benchmark, embed, evaluate, judge,",
         ),
-        ("stage2:qwen", 'no variant "qwen"; use one of mini, llava_onevision_7b,'),
+        ("stage2:qwen", 'no variant "qwen"; use one of mini, mini_video, llava_onevision_7b,'),
         ("/tmp/absent.py", "--config=/tmp/absent.py: there is no such file"),
         ("elsewhere/stage2.py:x", "the recipe of this package is --config=stage2"),
         ("unime_jax/paths.py", "has no function get_config"),

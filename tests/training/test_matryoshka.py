@@ -101,7 +101,7 @@ def of_prefix(objective):
     return dataclasses.replace(objective, teacher_matching_weight=0.0)
 
 
-@for_each("name", OBJECTIVES)
+@for_each("name", OBJECTIVES, quick=["terms and masks by blocks", "distilled"])
 def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name):
     """Each cut and scaled by itself, masks and all; gradients too, and a learned temperature's."""
     objective, weights = OBJECTIVES[name], {3: 0.5, 8: 2.0, WIDTH: 1.0}

@@ -35,7 +35,7 @@ def blended(row: Row, slots: int) -> Row:
 
 def alike(rows: Sequence[Row]) -> list[Row]:
     """Rows whose patches span equally many frames, and whose tokens blend as many table rows."""
-    slots = max(row.slot.shape[1] for row in rows)
+    slots = max((row.slot.shape[1] for row in rows), default=1)
     rows = [blended(row, slots) for row in rows]
     features = max((row.patches.shape[2] for row in rows if row.patches is not None), default=0)
     return [
