@@ -1,6 +1,7 @@
 """The TPU's attention kernel, interpreted, against dense attention, on a device and a mesh."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,26 @@ def test_values_and_gradients_are_those_of_dense_attention(interpreted):
             windows = jnp.arange(tokens) // 50
             given = {"segment": jnp.stack([windows, windows[::-1]]), "reach": 50}
         check(inputs, cotangent, real, causal=options == "causal", **given)
+
+
+def test_images_of_several_blocks_are_seen_whole_and_no_others(interpreted):
+    """Segments of up to 150 tokens, in a row of six blocks of 128."""
+    *inputs, cotangent = arrays(1, 700, 2, 1, 8, 0)
+    sizes = np.random.default_rng(0).integers(1, 151, 20)
+    sizes[2] = 150
+    images = jnp.asarray(np.repeat(np.arange(20), sizes)[None, :700])
+    real = jnp.ones((1, 700, 1, 1), bool)
+    check(inputs, cotangent, real, causal=False, segment=images, reach=150)
+    assert splash.near_block_of(700, 150) == (128, 768)
+
+    # Every block is what comparing numbers gives, be it all of one value or not.
+    away = np.arange(60)[None] - np.arange(60)[:, None]
+    for before, after in ((0, 0), (9, 9), (13, 0), (25, 31), (60, 60)):
+        mask = splash._near_mask((60, 60), (before, after))
+        near = (-before <= away) & (away <= after)
+        for i, j in itertools.product(range(0, 60, 10), repeat=2):
+            block = slice(i, i + 10), slice(j, j + 10)
+            np.testing.assert_array_equal(mask[block], near[block])
 
 
 CONFIG = DecoderConfig(

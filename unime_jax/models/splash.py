@@ -94,8 +94,10 @@ def block_of(tokens: int) -> tuple[int, int]:
 def near_block_of(tokens: int, reach: int) -> tuple[int, int]:
     """As `block_of`, where tokens see those that are less than `reach` away.
 
-    A block has two neighbours at most to look at.
+    A block has two neighbours at most to look at, unless it would then be too large.
     """
+    if reach > LARGEST:
+        return block_of(tokens)
     block = LANES * math.ceil(max(NEAR, reach) / LANES)
     block = min(block, LANES * math.ceil(tokens / LANES))
     return block, block * math.ceil(tokens / block)
@@ -165,8 +167,7 @@ def _kernel(
 
     mask: Callable[[tuple[int, int]], Any]
     if reach is not None:
-        sides = (reach - 1, 0 if causal else reach - 1)
-        mask = functools.partial(splash_attention_mask.LocalMask, window_size=sides, offset=0)
+        mask = functools.partial(_near_mask, sides=(reach - 1, 0 if causal else reach - 1))
     else:
         mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     sizes = splash_attention_kernel.BlockSizes(
@@ -185,3 +186,26 @@ def _kernel(
         interpret=interpret,
     )
     return kernel
+
+
+def _near_mask(shape: tuple[int, int], sides: tuple[int, int]) -> Any:
+    """Mask of the keys that are up to so many tokens before and after a query."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+    class NearMask(splash_attention_mask.LocalMask):
+        """Local mask that compares numbers in blocks on its edges only: all others are one value.
+
+        The kernel's tables ask for every block, which of 65,536 tokens else takes a minute.
+        """
+
+        def __getitem__(self, block: tuple[slice, slice]) -> Any:
+            queries, keys = (range(*x.indices(n)) for x, n in zip(block, shape, strict=True))
+            least, most = keys.start - queries.stop + 1, keys.stop - 1 - queries.start
+            before, after = sides
+            if most < -before or least > after:
+                return np.broadcast_to(False, (len(queries), len(keys)))
+            if -before <= least and most <= after:
+                return np.broadcast_to(True, (len(queries), len(keys)))
+            return super().__getitem__(block)
+
+    return NearMask(shape, sides, 0)
