@@ -31,89 +31,7 @@ SEPARATE = (
 # `chat_template_of` puts its arguments before it. Each round splits what is left of the text at its
 # markers, as `image_markers.without_markers` does; the first one keeps the places of the turn's
 # images and clips, if they have places in the text.
-_TEMPLATE = """\
-{%- set turn = namespace(
-    text='', images=0, clips=0, tokens=[], segments=[], more=[], head='', places=0, instruction=''
-) -%}
-{%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user'] -%}
-{{ raise_exception('this model embeds one user turn, not a turn of ' + message['role']) }}
-{%- endif -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'text' and system and message['role'] == 'system' -%}
-{%- set turn.instruction = turn.instruction + part['text'] -%}
-{%- elif part['type'] == 'text' -%}{%- set turn.text = turn.text + part['text'] -%}
-{%- elif part['type'] == 'image' -%}
-{%- set turn.images = turn.images + 1 -%}{%- set turn.tokens = turn.tokens + [image_token] -%}
-{%- elif part['type'] == 'video' and clips -%}
-{%- set turn.clips = turn.clips + 1 -%}{%- set turn.tokens = turn.tokens + [clips['token']] -%}
-{%- else -%}{{ raise_exception('this model embeds text and images, not ' + part['type']) }}
-{%- endif -%}{%- endfor -%}{%- endfor -%}
-{%- if turn.images >= frames | length -%}
-{{ raise_exception('more images than this model takes: ' ~ turn.images) }}
-{%- endif -%}
-{%- for round in range([turn.text | length + 2, 100000] | min) -%}
-{%- set turn.segments = [] -%}
-{%- for piece in turn.text.split('<|') -%}
-{%- set name = piece.split('|>')[0] -%}
-{%- set number = name[6:] -%}
-{%- if loop.first -%}
-{%- set turn.segments = [piece] -%}
-{%- elif '|>' in piece and name[:6] in ['image_', 'video_'] and number
-    and not number.strip('0123456789') -%}
-{%- set turn.segments = turn.segments + [piece[name | length + 2:]] -%}
-{%- else -%}
-{%- set turn.segments = turn.segments[:-1] + [turn.segments[-1] + '<|' + piece] -%}
-{%- endif -%}{%- endfor -%}
-{%- for marker in markers -%}
-{%- set turn.more = [] -%}
-{%- for segment in turn.segments -%}
-{%- set turn.more = turn.more + segment.split(marker) -%}
-{%- endfor -%}
-{%- set turn.segments = turn.more -%}
-{%- endfor -%}
-{%- if turn.segments | length == 1 -%}{%- break -%}{%- endif -%}
-{%- if loop.first and image_token -%}
-{%- set turn.places = [turn.tokens | length, turn.segments | length - 1] | min -%}
-{%- set turn.more = turn.tokens[turn.tokens | length - turn.places:] -%}
-{%- for segment in turn.segments[:turn.places] -%}
-{%- set turn.head = turn.head + segment + turn.more[loop.index0] -%}
-{%- endfor -%}
-{%- set turn.segments = turn.segments[turn.places:] -%}
-{%- endif -%}
-{%- set turn.text = turn.segments[0] -%}
-{%- for segment in turn.segments[1:] -%}
-{%- set turn.text = turn.text + (segment[1:] if segment.startswith('\\n') else segment) -%}
-{%- endfor -%}
-{%- endfor -%}
-{%- if image_token -%}
-{%- set turn.more = turn.tokens[:turn.tokens | length - turn.places] + [turn.head + turn.text] -%}
-{%- set turn.text = turn.more | join('\\n') -%}
-{%- endif -%}
-{%- if in_front and turn.tokens | length == 1 and not turn.text.startswith(turn.tokens[0]) -%}
-{%- set turn.more = turn.text.replace(turn.tokens[0], '', 1).strip() -%}
-{%- set turn.text = turn.tokens[0] + ('\\n' + turn.more if turn.more else '') -%}
-{%- endif -%}
-{%- if system -%}
-{%- set turn.instruction = turn.instruction.strip() or system['default'] -%}
-{%- if turn.instruction[-1] not in system['punctuation'] -%}
-{%- set turn.instruction = turn.instruction + '.' -%}
-{%- endif -%}
-{%- if not turn.text and not turn.tokens -%}{%- set turn.text = system['nothing'] -%}{%- endif -%}
-{{ system['opening'] + turn.instruction }}
-{%- endif -%}
-{%- set frame = frames[0] if image_token else frames[turn.images] -%}
-{%- set turn.head = frame[0] -%}
-{%- if turn.clips and not image_token -%}
-{%- if turn.images and not clips['mixed'] -%}
-{{ raise_exception('this model embeds clips or images, not both in one input') }}
-{%- endif -%}
-{%- set added = frame[0] | length - frames[0][0] | length if clips['images_first'] else 0 -%}
-{%- set place = clips['start'] + added -%}
-{%- set turn.head = frame[0][:place] + clips['unit'] * turn.clips + frame[0][place:] -%}
-{%- endif -%}
-{{ turn.head + (turn.text.strip() if strip else turn.text) + frame[1] }}
-"""
+TEMPLATE = pathlib.Path(__file__).with_name("embedding_turn.j2")
 
 
 class Wording(TypedDict):
@@ -343,4 +261,4 @@ def chat_template_of(
         f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n"
         for name, value in settings.items()
     ]
-    return "".join(lines) + _TEMPLATE
+    return "".join(lines) + TEMPLATE.read_text("utf-8")
