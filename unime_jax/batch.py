@@ -26,6 +26,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
+MediaKind = Literal["image", "clip"]
 ArrayLike = Any  # numpy on the host, jax.Array or ShapeDtypeStruct on the device side
 CLIP = "clip:"  # begins the name of a clip: the same file may also be read as an image
 
@@ -43,7 +44,7 @@ class Media:
 
     path: str
     data: bytes | None = dataclasses.field(default=None, repr=False)
-    kind: Literal["image", "clip"] = "image"
+    kind: MediaKind = "image"
 
     def __post_init__(self) -> None:
         if not self.path and not self.data:

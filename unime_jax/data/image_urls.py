@@ -12,13 +12,11 @@ import http.client
 import re
 import time
 import urllib.parse
-from typing import Literal
 
 from unime_jax import __version__
+from unime_jax.batch import MediaKind
 from unime_jax.data import clips, images, timed_http
 from unime_jax.data.strange_texts import shown
-
-Kind = Literal["image", "clip"]
 
 SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -81,7 +79,7 @@ def named(url: str) -> str:
     return shown(parts[0][:200]) + ("?..." if parts[1] else "")
 
 
-def decode_data(url: str, kind: Kind = "image") -> bytes:
+def decode_data(url: str, kind: MediaKind = "image") -> bytes:
     """The content of `data:image/png;base64,...`, as chat messages have images, or of a clip.
 
     Raises:
@@ -102,7 +100,7 @@ def decode_data(url: str, kind: Kind = "image") -> bytes:
     return data
 
 
-def fetch(url: str, limits: ImageUrls, kind: Kind = "image") -> bytes:
+def fetch(url: str, limits: ImageUrls, kind: MediaKind = "image") -> bytes:
     """The content of the file that a URL leads to.
 
     Raises:
@@ -139,7 +137,7 @@ def _told(url: str, target: str, why: str) -> str:
     return f"{named(url)}{'' if url == target else f', redirected to {named(target)}'}: {why}"
 
 
-def _check(url: str, data: bytes, said: str, kind: Kind) -> None:
+def _check(url: str, data: bytes, said: str, kind: MediaKind) -> None:
     try:
         (images if kind == "image" else clips).check(data)
     except images.ImageError as error:
@@ -147,7 +145,7 @@ def _check(url: str, data: bytes, said: str, kind: Kind) -> None:
         raise images.ImageError(f"{named(url)}: no {kind}{called}: {error}") from error
 
 
-def _get(url: str, limits: ImageUrls, deadline: float, kind: Kind) -> tuple[int, str, bytes]:
+def _get(url: str, limits: ImageUrls, deadline: float, kind: MediaKind) -> tuple[int, str, bytes]:
     """Status, type and content of one answer; in the place of a redirect's content, its target."""
     parts = _checked(url, limits)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

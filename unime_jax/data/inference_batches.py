@@ -59,10 +59,7 @@ def sized(number: int, row: Row | None, shapes: Shapes) -> Prepared:
     if row is None:
         return RowSize(number), None
     tokens, tiles = len(row.tokens), 0 if row.patches is None else len(row.patches)
-    own = shapes(tokens, tiles)
-    clips = row.clips > 0 or (
-        row.patches is not None and row.patches.shape[2] > own.layout.patch_bytes
-    )
+    clips = row.clips > 0
     size = RowSize(number, tokens, tiles, row.truncated > 0, row.unmatched_markers > 0, clips=clips)
     smallest_bucket(row, shapes(tokens, tiles, clips))
     return size, row

@@ -7,14 +7,13 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from unime_jax.batch import MediaKind
 from unime_jax.data.clip_files import ClipFile, is_video_name
 from unime_jax.data.images import ImageFile
-
-Kind = Literal["image", "clip"]
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
 _URIS = {
@@ -39,12 +38,12 @@ class Medium(NamedTuple):
     content: bytes | ImageFile | ClipFile
 
 
-def kind_of(medium: Medium) -> Kind:
+def kind_of(medium: Medium) -> MediaKind:
     return "clip" if isinstance(medium.content, ClipFile) else "image"
 
 
 def medium(
-    folders: Sequence[str], row: Mapping[str, Any], what: str, kind: Kind, value: Any
+    folders: Sequence[str], row: Mapping[str, Any], what: str, kind: MediaKind, value: Any
 ) -> Medium:
     """An image or clip of a cell's value: a path, base64, a file's bytes, or a dict of these.
 
@@ -86,7 +85,7 @@ def _described(
     folders: Sequence[str],
     row: Mapping[str, Any],
     what: str,
-    kind: Kind,
+    kind: MediaKind,
     value: Mapping[str, Any],
 ) -> Medium:
     unknown = [key for key in value if key not in _KEYS[kind] and value[key] is not None]
@@ -116,7 +115,7 @@ def _described(
     return named
 
 
-def _held(path: str, content: bytes, kind: Kind) -> Medium:
+def _held(path: str, content: bytes, kind: MediaKind) -> Medium:
     is_clip = kind == "clip" or is_video_name(path)
     return Medium(path, ClipFile(path=path, content=content) if is_clip else content)
 
@@ -137,7 +136,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _decoded(text: str, what: str, kind: Kind) -> bytes:
+def _decoded(text: str, what: str, kind: MediaKind) -> bytes:
     """The bytes of base64; ValueError, which names `what`, if it is none or empty."""
     try:
         data = base64.b64decode("".join(text.split()), validate=True)

@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 
 from unime_jax import files
+from unime_jax.batch import MediaKind
 from unime_jax.data import formats, media_cells, row_forms
 from unime_jax.data.formats import Rows, Source
-from unime_jax.data.media_cells import Kind, Medium
+from unime_jax.data.media_cells import Medium
 from unime_jax.data.pair_cells import Cells, id_of, is_given, is_nan, joined, text_of
 from unime_jax.data.quarantine import BadExample
 from unime_jax.data.row_forms import Form, Side
@@ -209,7 +210,7 @@ class PairRows:
         return pictures + self._media(video, video_path, row, what, "clip")
 
     def _media(
-        self, cell: Any, paths: Any, row: Mapping[str, Any], what: str, kind: Kind
+        self, cell: Any, paths: Any, row: Mapping[str, Any], what: str, kind: MediaKind
     ) -> tuple[Medium, ...]:
         """Images or clips of a cell, or of a cell of contents beside one of paths."""
         contents, names = self._given(cell), self._given(paths)

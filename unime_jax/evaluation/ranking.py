@@ -45,8 +45,10 @@ class DatasetResult:
 
     @property
     def clear_hit_at_1(self) -> float:
-        """Percent of rows whose gold beats every other item; ties with copies of itself do not
-        count. Of vectors in few bits many items tie, which would be hits by `hit_at_1`."""
+        """Percent of rows whose gold beats every other item but copies of itself.
+
+        Of vectors in few bits many items tie, which `hit_at_1` counts as hits.
+        """
         return 100.0 * float(np.mean((self.rank == 0) & ~(self.hardest == self.gold_score)))
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from unime_jax import files
+from unime_jax.batch import MediaKind
 from unime_jax.evaluation.benchmarks import visdoc
 
 METAS = ("CLS", "VQA", "RET", "VG")
@@ -15,9 +16,8 @@ RETRIEVAL = ("R@1", "R@5", "R@10", "MRR", "nDCG@5", "nDCG@10", "mAP", "median_ra
 LATER = ("nDCG@5",)  # of these, what evaluations of earlier versions have not
 RECALLS = RETRIEVAL[:3]  # of caption retrieval, percent
 RANKS = ("median_rank", "mean_rank")  # of it, too; places from 1
-Medium = Literal["image", "clip"]
 # Of it, by what is captioned: text to image, which the papers print first, and image to text.
-WAYS: Mapping[Medium, tuple[str, str]] = {"image": ("t2i", "i2t"), "clip": ("t2v", "v2t")}
+WAYS: Mapping[MediaKind, tuple[str, str]] = {"image": ("t2i", "i2t"), "clip": ("t2v", "v2t")}
 COLUMNS = (*METAS, *SPLITS, "All")
 Side = Literal["before", "after", "scores"]  # of a training run the first two, of an evaluation one
 SIDES: tuple[Side, ...] = typing.get_args(Side)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from unime_jax.batch import MediaKind
 from unime_jax.data.chat_messages import Instructed, conversation
-from unime_jax.data.image_urls import Kind
 from unime_jax.serve.errors import RequestError
 from unime_jax.serve.settings import Limits
 
@@ -13,7 +13,7 @@ _PLACE = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
 
 
 def item_of(
-    messages: Any, limits: Limits, read_media: Callable[[str, str, Kind], bytes]
+    messages: Any, limits: Limits, read_media: Callable[[str, str, MediaKind], bytes]
 ) -> Instructed:
     """The item and the instruction of a chat, as `Embedder.encode` has them, but for paths.
 
@@ -62,7 +62,7 @@ def item_of(
 
 
 def _read(
-    part: Any, where: str, read_media: Callable[[str, str, Kind], bytes]
+    part: Any, where: str, read_media: Callable[[str, str, MediaKind], bytes]
 ) -> Mapping[str, Any]:
     """A part, of which an image's or video's URL has become the content of its file."""
     kind = part.get("type") if isinstance(part, dict) else None

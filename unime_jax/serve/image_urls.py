@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 
+from unime_jax.batch import MediaKind
 from unime_jax.data import clips, image_urls, images
-from unime_jax.data.image_urls import ImageUrls, Kind
+from unime_jax.data.image_urls import ImageUrls
 from unime_jax.serve.errors import RequestError
 from unime_jax.serve.settings import Limits
 
 
-def reader(limits: Limits, urls: ImageUrls | None) -> Callable[[str, str, Kind], bytes]:
+def reader(limits: Limits, urls: ImageUrls | None) -> Callable[[str, str, MediaKind], bytes]:
     """A function from an image's or clip's URL and field to the file's content, headers checked.
 
     `urls` are the limits under which they are fetched; None: none is. The function raises
     RequestError, which names the field.
     """
 
-    def read(url: str, field: str, kind: Kind) -> bytes:
+    def read(url: str, field: str, kind: MediaKind) -> bytes:
         try:
             data = _content(url, urls, kind)
             (images if kind == "image" else clips).check(data, max_pixels=limits.image_pixels)
@@ -27,7 +28,7 @@ def reader(limits: Limits, urls: ImageUrls | None) -> Callable[[str, str, Kind],
     return read
 
 
-def _content(url: str, urls: ImageUrls | None, kind: Kind) -> bytes:
+def _content(url: str, urls: ImageUrls | None, kind: MediaKind) -> bytes:
     if image_urls.is_data_url(url):
         return image_urls.decode_data(url, kind)
     if not image_urls.is_url(url):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unime_jax.data.image_urls import Kind
+from unime_jax.batch import MediaKind
 from unime_jax.data.user_inputs import UserInput
 from unime_jax.serve import chat_messages
 from unime_jax.serve.errors import RequestError
@@ -52,7 +52,7 @@ class EmbeddingRequest:
 
 
 def read(
-    body: bytes, model: str, limits: Limits, read_media: Callable[[str, str, Kind], bytes]
+    body: bytes, model: str, limits: Limits, read_media: Callable[[str, str, MediaKind], bytes]
 ) -> EmbeddingRequest:
     """The request of a body.
 
@@ -126,7 +126,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _items(
-    values: Mapping[str, Any], limits: Limits, read_media: Callable[[str, str, Kind], bytes]
+    values: Mapping[str, Any], limits: Limits, read_media: Callable[[str, str, MediaKind], bytes]
 ) -> tuple[str | None, list[UserInput], list[str]]:
     """The instruction of a chat, items, and where each one stands."""
     given, messages = values.get("input"), values.get("messages")

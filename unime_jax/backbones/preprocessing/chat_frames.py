@@ -57,26 +57,18 @@ def clips_of(
     template: str,
     frames: Sequence[tuple[str, str]],
     clip_token: str,
+    *,
+    after_system: bool = False,
 ) -> ClipPlaces | None:
-    """Places of clips in frames of `frames_of`; None: the template has none."""
+    """Places of clips in frames; None: the template has none.
+
+    The frames are those of `frames_of` or, `after_system`, of `system_frames_of`.
+    """
+    system = _SYSTEM if after_system else None
 
     def render(images: int, clips: int) -> tuple[str, str]:
-        return frame(tokenizer, template, images=images, clips=clips)
-
-    return clip_places_of(render, frames, clip_token)
-
-
-def system_clips_of(
-    tokenizer: "PreTrainedTokenizerBase",
-    template: str,
-    frames: Sequence[tuple[str, str]],
-    clip_token: str,
-) -> ClipPlaces | None:
-    """Places of clips in frames of `system_frames_of`; None: the template has none."""
-
-    def render(images: int, clips: int) -> tuple[str, str]:
-        before, after = frame(tokenizer, template, images=images, clips=clips, system=_SYSTEM)
-        return _split(before)[1], after
+        before, after = frame(tokenizer, template, images=images, clips=clips, system=system)
+        return _split(before)[1] if after_system else before, after
 
     return clip_places_of(render, frames, clip_token)
 

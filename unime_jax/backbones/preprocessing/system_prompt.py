@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from unime_jax.backbones.preprocessing import chat_templates
-from unime_jax.backbones.preprocessing.chat_frames import system_clips_of, system_frames_of
+from unime_jax.backbones.preprocessing.chat_frames import clips_of, system_frames_of
 from unime_jax.backbones.preprocessing.clip_places import ClipPlaces
 from unime_jax.backbones.preprocessing.fit import Segments
 from unime_jax.backbones.preprocessing.open_prompts import adds_special_tokens, open_prompt
@@ -113,8 +113,8 @@ def open_any_prompt(
     def make(source: str) -> tuple[str, tuple[tuple[str, str], ...], ClipPlaces | None]:
         opening, frames = system_frames_of(tokenizer, source, chat.image_token)
         token = chat.clip_token
-        clips = system_clips_of(tokenizer, source, frames, token) if token else None
-        return opening, frames, clips
+        places = clips_of(tokenizer, source, frames, token, after_system=True) if token else None
+        return opening, frames, places
 
     opening, frames, clips = chat_templates.use(folder, make)
     prompt = SystemPrompt(

@@ -111,6 +111,7 @@ class Qwen2VlPreprocessor:
             patch_position=place if media else None,
             truncated=truncated,
             unmatched_markers=unmatched,
+            clips=sum(medium.kind == "clip" for medium in item.media),
         )
 
     def _seen(self, item: Item, number: int, stack: contextlib.ExitStack) -> _Seen:

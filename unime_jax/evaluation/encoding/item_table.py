@@ -3,13 +3,13 @@
 import array
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float32
 
 from unime_jax.backbones.preprocessing.prompts import name_of
-from unime_jax.batch import CLIP, Item, Media
+from unime_jax.batch import CLIP, Item, Media, MediaKind
 from unime_jax.data.clip_files import is_video_name
 from unime_jax.data.images import ImageError
 from unime_jax.data.strange_texts import text_fault
@@ -127,7 +127,7 @@ def paths_of(images: Any, clips: Any = None) -> str:
     return "\0".join([*named, *(CLIP + path for path in _paths(clips, "clip"))])
 
 
-def _paths(cell: Any, kind: Literal["image", "clip"]) -> list[str]:
+def _paths(cell: Any, kind: MediaKind) -> list[str]:
     several = isinstance(cell, list | tuple | np.ndarray)
     paths = [text_of(path) for path in (cell if several else [cell])]
     if any("\0" in path or path.startswith(CLIP) for path in paths):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from unime_jax.batch import MediaKind
 from unime_jax.data.formats import Source
 from unime_jax.evaluation import ranking
 from unime_jax.evaluation.benchmarks.prepared_set import PreparedSet, TaskSettings
@@ -30,12 +31,12 @@ from unime_jax.evaluation.encoding.item_table import (
 )
 from unime_jax.evaluation.retrieval.corpus_ranking import Judgements, judgements_of
 from unime_jax.evaluation.retrieval.data import TEXT
-from unime_jax.evaluation.scores import WAYS, Medium
+from unime_jax.evaluation.scores import WAYS
 from unime_jax.evaluation.tasks.retrieval import RetrievalResult, rank_corpus
 
 CAPTION = "{caption}"  # in a prompt, where the caption goes
 VIDEO = "<|video_1|>\nRepresent the given video."  # beside a clip, LLaVE's
-COLUMNS: Mapping[Medium, str] = {"image": "image", "clip": "video"}  # of the paths, in a row
+COLUMNS: Mapping[MediaKind, str] = {"image": "image", "clip": "video"}  # of the paths, in a row
 QUERIES = 64  # of a block of scores of groups
 
 
@@ -50,7 +51,7 @@ class CaptionsResult:
     captions: Int32[np.ndarray, " images"]  # of each image; those of `t2i` come in this order
     t2i: RetrievalResult
     i2t: RetrievalResult
-    medium: Medium = "image"
+    medium: MediaKind = "image"
 
     @property
     def ways(self) -> dict[str, RetrievalResult]:
@@ -70,7 +71,7 @@ class Task:
     image_text: str  # of the image items, with MMEB's `<|image_1|>`
     caption_text: str = CAPTION  # of a caption item; `{caption}` stands for the caption
     limit: int = 0  # the first rows; 0: all
-    medium: Medium = "image"
+    medium: MediaKind = "image"
     grouped: bool = False  # whether captions are ranked by groups, those of one image each
     kind: Literal["captions"] = "captions"
 
@@ -187,7 +188,7 @@ def task_of(prepared: PreparedSet, subset: str, settings: TaskSettings) -> Task:
     set.json has take the place of the prompts.
     """
     clips = "video" in prepared.placed(subset, tuple(COLUMNS.values())).unplaced(0)
-    medium: Medium = "clip" if clips else "image"
+    medium: MediaKind = "clip" if clips else "image"
     prompt = settings.video_prompt if clips else settings.image_prompt
     caption = prepared.words("query_text", settings.instructions, settings.caption_prompt)
     return Task(
