@@ -103,16 +103,19 @@ def test_the_instruction_is_before_the_clip_in_a_system_turn(folders):
 @given(words=st.integers(0, 30), room=st.integers(0, 12), style=st.sampled_from(["chat", "raw"]))
 def test_words_of_a_clip_are_never_cut(folders, words, room, style):
     prompt = opened(folders["qwen3_vl"], style, clip_place=PLACE)
-    text = "<|video_1|>" + " a" * words
-    tokens = [ClipTokens(WORDS, (2, 3))]
-    least = len(prompt(item("<|video_1|> a", "c"), tokens).ids) + 3
+    text = "<|video_1|><|video_2|>" + " a" * words
+    tokens = [ClipTokens(WORDS, (2, 3))] * 2
+    least = len(prompt(item("<|video_1|><|video_2|> a", "cc"), tokens).ids) + 6
     short = dataclasses.replace(prompt, max_length=least + room)
-    found = short(item(text, "c"), tokens)
+    found = short(item(text, "cc"), tokens)
     ids, is_image = short.expand(found.ids, found.counts)
     assert len(ids) <= least + room
     kept = prompt.tokenizer.decode(list(map(int, found.ids)), skip_special_tokens=False)
-    assert WORDS.replace(" ", "") in kept.replace(" ", "")
-    assert is_image.sum() == 5
+    assert kept.replace(" ", "").count(WORDS.replace(" ", "")) == 2
+    assert is_image.sum() == 10
+    narrow = dataclasses.replace(prompt, max_length=least - 2)
+    with pytest.raises(ValueError, match="its clip tokens, prompt template and last token are"):
+        narrow(item(text, "cc"), tokens)
 
 
 def test_templates_without_clips_and_clips_as_images(folders):

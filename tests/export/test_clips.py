@@ -75,7 +75,10 @@ def test_transformers_reads_an_export_with_a_clip(tmp_path):
 def test_limits_of_every_family_survive_their_files(tmp_path):
     """Qwen3-VL-Embedding's own, odd numbers of pixels, and what a file may not ask for."""
     folder = write_qwen3_vl_embedding(tmp_path / "embedder")
-    rule = open_backbone(str(folder), max_length=512).preprocess.clips
+    preprocess = open_backbone(str(folder), max_length=512).preprocess
+    rule = preprocess.clips
+    # A template of sentence-transformers cannot know the times of frames.
+    assert preprocess.prompt.clips and hf_folder.wording(preprocess.prompt)["clips"] is None
     assert (rule.sampling.fps, rule.sampling.least, rule.sampling.most) == (1.0, 4, 64)
     assert rule.frame_pixels == (128 * 64, 768 * 64) and rule.clip_pixels == 2 * 7680 * 64
     rng = np.random.default_rng(0)

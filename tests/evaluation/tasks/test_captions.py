@@ -151,6 +151,11 @@ def test_clips_have_ways_of_their_own_and_groups_count_as_clip4clip_counts_them(
     assert table[0] == "tiny: 6 videos, 13 captions" and "v2t R@10" in table[1]
     assert view_scores.headline(whole) == {f"{way} R@1": found[way]["R@1"] for way in grouped.ways}
 
+    # Of groups that tie for the first place, none is there.
+    vectors |= {name: vectors["clip 0, 0"] for name in ("clip 0, 1", "clip 0, 2", "clip 1, 0")}
+    vectors |= {"0.mp4": vectors["clip 0, 0"], "1.mp4": vectors["clip 0, 0"]}
+    assert list(result_of(True).i2t.rank[:2]) == [1, 1]
+
 
 @for_each(
     ("row", "message"),
