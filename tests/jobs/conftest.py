@@ -1,22 +1,16 @@
 """One tiny dataset and one finished run for all tests of the training job."""
 
-import dataclasses
-import functools
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
 import filelock
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.tree_util import PyTreeDef
 from ml_collections import ConfigDict
 
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from unime_jax.jobs import train
-from unime_jax.training.setup import Setup
 
 
 @pytest.fixture(scope="session")
@@ -68,35 +62,5 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def plain_step(monkeypatch):
-    """Steps that add `tiny_run.PLAIN_STEP` to each parameter, for tests of what is around them.
-
-    Nothing of the model is traced or compiled. A step is skipped where a parameter is not finite.
-    """
-
-    def train_step(self, like, *, sources=()):
-        placed, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, like))
-        return _plain_step(tuple(placed), structure, len(sources))
-
-    monkeypatch.setattr(Setup, "train_step", train_step)
-
-
-@functools.lru_cache(maxsize=4)
-def _plain_step(placed: tuple[jax.sharding.Sharding, ...], structure: PyTreeDef, sources: int):
-    """One program for all runs of the same state."""
-
-    def step(state, batch):
-        ok = jnp.isfinite(jnp.stack([x.sum() for x in jax.tree.leaves(state.trainable)])).all()
-        new = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            trainable=jax.tree.map(lambda x: x + tiny_run.PLAIN_STEP, state.trainable),
-            skipped=state.skipped + ~ok,
-            skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
-        )
-        names = ("loss", "gradient_norm", "learning_rate", "mean_cosine", "chance_loss")
-        counts = {"skipped_steps": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
-        by_source = {name: jnp.ones(sources) for name in ("source_loss", "source_rows")}
-        return new, dict.fromkeys(names, jnp.where(ok, 0.5, jnp.nan)) | counts | by_source
-
-    out_shardings = jax.tree.unflatten(structure, placed), None
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    """Steps without a model, for tests of what is around them."""
+    plain_steps.replace(monkeypatch)

@@ -201,7 +201,9 @@ def from_stage1(made: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     return made
 
 
-def test_llave_starts_there_and_leaves_a_frozen_tower_as_it_was(data, distilled, tmp_path):
+def test_llave_starts_there_and_leaves_a_frozen_tower_as_it_was(
+    data, distilled, tmp_path, plain_step
+):
     """LLaVE's options, as far as they differ from stage 2's."""
     made = from_stage1(tiny_run.make_config(data), distilled)
     made.steps = 2
@@ -228,7 +230,7 @@ def test_llave_starts_there_and_leaves_a_frozen_tower_as_it_was(data, distilled,
     assert any("multi_modal_projector" in name for name in changed)
 
 
-def test_lora_on_pretrained_weights(data, sentences, tmp_path):
+def test_lora_on_pretrained_weights(data, sentences, tmp_path, plain_step):
     """LoRA on the decoder of a folder with weights, of which only the decoder's are read."""
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics, saved
 from tests.multihost import launch
 from tests.tables import for_each
@@ -57,14 +57,27 @@ def given(workdir):
     return {step: scores["All"] for step, scores in evaluations.read(workdir).items()}
 
 
-def test_scores_appear_and_training_is_the_same(evaluated, straight, workdir, no_export):
-    evaluated.evaluation.rows = 32  # not what is trained
+def test_an_extended_run_is_the_run_that_was_planned_evaluated_or_not(
+    evaluated, straight, workdir, monkeypatch
+):
+    """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
+    evaluated.optimizer.schedule_steps = 6
+    evaluated.steps = 4
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write", lambda *_: None)
+        train.run(evaluated, workdir)
+    before = json.loads((workdir / "evaluation.json").read_text())
+    evaluated.steps = 6
     train.run(evaluated, workdir)
     assert lines(workdir) == lines(straight)
     arrays, others = saved(workdir, 6), saved(straight, 6)
     assert [k for k in arrays if arrays[k].tobytes() != others[k].tobytes()] == []
+    exports = [(run / "hf" / "model.safetensors").read_bytes() for run in (workdir, straight)]
+    assert exports[0] == exports[1]
+    assert "6 of 16 pairs" in (workdir / "report.html").read_text()
     sides = json.loads((workdir / "evaluation.json").read_text())
     assert sides == json.loads((straight / "evaluation.json").read_text())
+    assert sides["before"] == before["before"]
     by_step = evaluations.read(workdir)
     assert list(by_step) == [2, 4, 6] and by_step[6] == sides["after"]
     assert all(scores.keys() == sides["after"].keys() for scores in by_step.values())
@@ -189,7 +202,7 @@ def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
         again = load_file(workdir / "hf" / "model.safetensors")
         assert again.keys() == exported.keys()
         for path, value in again.items():  # so many steps after the best one
-            moved = steps * tiny_run.PLAIN_STEP
+            moved = steps * plain_steps.MOVE
             np.testing.assert_allclose(value - exported[path], moved, atol=1e-6, err_msg=path)
     (workdir / evaluations.FILE).unlink()
     with pytest.raises(ValueError, match='checkpoint="best", but .* has no score of a checkpoint'):

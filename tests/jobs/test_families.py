@@ -36,10 +36,10 @@ FAMILIES = {  # and the most tiles of an image
     "qwen3_vl_embedding": (lambda f: write_qwen3_vl_embedding(f, pixels=(256, 4096)), 1),
     "qwen2_5_vl": (write_qwen2_5_vl, 1),
 }
-# The suite has one of LLaVA's kind and one of Qwen's; LLaVA-OneVision is in test_frozen_int8.py.
-# What a family has of its own, its names and rows, all families are tested for in backbones/.
-QUICK = "llava_next", "qwen3_vl_embedding"
-TIERS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
+# The suite has one of Qwen's kind; LLaVA-OneVision is in test_frozen_int8.py. What a family has of
+# its own, its names and rows, all families are tested for in backbones/.
+QUICK = "qwen3_vl_embedding"
+TIERS = [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in FAMILIES]
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
 PROMPT = "Represent the image: "
 TEXTS = ["a red circle", "Represent the given image for classification"]
@@ -162,7 +162,7 @@ def test_transformers_peft_and_sentence_transformers_give_the_embeddings(trained
     assert_equal(prompted, embedded(workdir / "hf")[3:])
 
 
-@pytest.mark.parametrize("trained", ["qwen3_vl_embedding"], indirect=True)
+@pytest.mark.parametrize("trained", [QUICK], indirect=True)
 def test_export_again_from_the_checkpoint(trained):
     """The export job gives the bytes that the training left."""
     _, workdir = trained
@@ -177,7 +177,7 @@ def test_export_again_from_the_checkpoint(trained):
         assert (workdir / "hf" / name).read_bytes() == content, name
 
 
-@pytest.mark.parametrize("trained", ["llava_next"], indirect=True)
+@pytest.mark.parametrize("trained", [QUICK], indirect=True)
 def test_a_bfloat16_export_stays_close(trained, tmp_path):
     _, workdir = trained
     run = shutil.copytree(workdir, tmp_path / "run")
@@ -191,7 +191,7 @@ def test_a_bfloat16_export_stays_close(trained, tmp_path):
     assert_equal(embedded(run / "hf"), expected, 0.999)
 
 
-@pytest.mark.parametrize("trained", ["llava_next"], indirect=True)
+@pytest.mark.parametrize("trained", [QUICK], indirect=True)
 def test_an_adapter_is_exported_merged(trained, tmp_path):
     """config.steps=0: what is exported is the backbone, here a PEFT adapter and its base."""
     _, workdir = trained
@@ -204,7 +204,7 @@ def test_an_adapter_is_exported_merged(trained, tmp_path):
     assert_equal(embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf"))
 
 
-@pytest.mark.parametrize("trained", ["llava_next"], indirect=True)
+@pytest.mark.parametrize("trained", [QUICK], indirect=True)
 def test_what_cannot_be_exported_is_said(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})

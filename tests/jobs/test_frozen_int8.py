@@ -68,6 +68,8 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     folder = write("llava_onevision", tmp_path_factory.mktemp("int8"))
     config = run_config(data, folder, "llava_onevision")
     config.data.buckets = (Bucket(tokens=192, tiles=5),)
+    config.batch_size = config.chunk_size = config.data.source_run = 8
+    config.loss.hard_negatives = 4
     workdir = tmp_path_factory.mktemp("int8_run")
     train.run(config, workdir)
     return folder, workdir

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoImageProcessor, AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
@@ -156,7 +156,10 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-    """Two steps of all parameters, images of zeros where there are none; embeddings not tied."""
+    """Two steps of all parameters, images of zeros where there are none; embeddings not tied.
+
+    Steps without the model, which is LLaVA-OneVision's.
+    """
     base = tmp_path_factory.mktemp("llave_run")
     folder = write_llava_qwen(base / "original", mm_newline_position="grid")
     config = run_config(data, folder)
@@ -166,7 +169,9 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.loss.hard_negatives = 4
     config.optimizer.learning_rate = 1e-3
     config.processing.missing_images = "image"
-    train.run(config, base / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        plain_steps.replace(patch)
+        train.run(config, base / "run")
     return folder, base / "run" / "hf"
 
 

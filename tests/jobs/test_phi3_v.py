@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones.io import merging
@@ -29,7 +29,10 @@ ELEMENTS = [
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-    """A pretrained folder, and the work directory of three steps with DoRA on it."""
+    """A pretrained folder, and the work directory of three steps with DoRA on it.
+
+    Steps without the model: its own are those of test_mesh_invariance.py.
+    """
     folder = write_phi3_v(tmp_path_factory.mktemp("phi3_v") / "folder")
     write_weights(folder)
     config = tiny_run.make_config(data)
@@ -52,7 +55,9 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.data.buckets = (Bucket(tokens=192, tiles=3),)
     config.export.adapter = True
     workdir = tmp_path_factory.mktemp("phi3_v_run")
-    train.run(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        plain_steps.replace(patch, 2.0**-5)
+        train.run(config, workdir)
     return folder, workdir
 
 

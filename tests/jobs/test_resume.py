@@ -265,28 +265,6 @@ def test_a_backbone_may_move_but_not_change(config, straight, tmp_path, monkeypa
         train.run(config, workdir)
 
 
-def test_an_extended_run_is_the_run_that_was_planned(config, straight, tmp_path, monkeypatch):
-    """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
-    workdir = tmp_path / "extended"
-    config = tiny_run.with_evaluation(config)
-    config.optimizer.schedule_steps = 6
-    config.steps = 4
-    with monkeypatch.context() as patch:
-        patch.setattr(train.export, "write", lambda *_: None)
-        train.run(config, workdir)
-    before = json.loads((workdir / "evaluation.json").read_text())
-    config.steps = 6
-    train.run(config, workdir)
-    arrays, others = tiny_run.saved(workdir, 6), tiny_run.saved(straight, 6)
-    assert [key for key in arrays if arrays[key].tobytes() != others[key].tobytes()] == []
-    now = json.loads((workdir / "evaluation.json").read_text())
-    assert now == json.loads((straight / "evaluation.json").read_text())
-    assert now["before"] == before["before"]
-    exports = [(run / "hf" / "model.safetensors").read_bytes() for run in (workdir, straight)]
-    assert exports[0] == exports[1]
-    assert "6 of 16 pairs" in (workdir / "report.html").read_text()
-
-
 def test_scores_of_fewer_steps_do_not_outlive_an_extension(config, straight, tmp_path, monkeypatch):
     """Else a run that is stopped on the way would be exported with them."""
     workdir = tmp_path / "extended"

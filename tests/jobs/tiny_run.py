@@ -16,7 +16,6 @@ from experiments import stage2
 from unime_jax.data.settings import Bucket
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PLAIN_STEP = 2.0**-10  # of each parameter, by the fixture `plain_step`
 
 SIZE = BackboneSize(
     text=TowerSize(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48),
