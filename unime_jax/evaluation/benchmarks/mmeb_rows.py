@@ -40,8 +40,8 @@ class WordedRows:
         try:
             if APART in row:
                 return _of_parts(row, self.name, self.instructions)
-            if WORDS in row:
-                return {**row, **row[WORDS].get(self.instructions, {})}
+            if self.wording is None and self.instructions == "qwen3_vl":
+                return {**row, **row[WORDS][self.instructions]}
             return row if self.wording is None else _of_texts(row, self.wording, self.instructions)
         except (ValueError, KeyError) as error:
             missing = isinstance(error, KeyError)
