@@ -199,9 +199,9 @@ def _id(row: Mapping[str, Any], column: str, where: str) -> str:
 def _answer(answer: str, options: Sequence[str], where: str) -> int:
     """The number of an answer; of equal options the last, as published code takes it."""
     if answer not in options:
-        some = ", ".join(options[:NAMED])
         raise ValueError(
-            f"{where}: the answer {answer!r} is none of {len(options)}, such as {some}"
+            f"{where}: the answer {answer!r} is none of its {len(options)} options, such as "
+            f"{', '.join(options[:NAMED])}"
         )
     return len(options) - 1 - list(options)[::-1].index(answer)
 
@@ -210,7 +210,7 @@ def _number(row: Mapping[str, Any], column: str, options: int, where: str) -> in
     """The number of the right option, from 0, which may be a text."""
     said = str(row.get(column))
     if not said.isdecimal() or int(said) >= options:
-        raise ValueError(f"{where}: the answer {said!r} is none of 0 to {options - 1}")
+        raise ValueError(f"{where}: the answer {said!r} is none of its options, 0 to {options - 1}")
     return int(said)
 
 

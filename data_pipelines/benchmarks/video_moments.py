@@ -1,7 +1,7 @@
 """MMEB-V2's moments: QVHighlight, Charades-STA and MomentSeeker, each row with clips of its own.
 
-A query is a text with its video, or, of MomentSeeker, a text alone or with an image or a clip. Words
-are those of VLM2Vec and of Qwen3-VL-Embedding to the letter.
+A query is a text with its video, or, of MomentSeeker, a text alone or with an image or a clip.
+Words are those of VLM2Vec and of Qwen3-VL-Embedding to the letter.
 """
 
 import functools
@@ -17,7 +17,7 @@ from data_pipelines.benchmarks.choice_rows import CLIP, DEFAULT, IMAGE, Choice, 
 from data_pipelines.benchmarks.public_set import Prepared, PublicSet
 
 TABLES = ("test*.parquet", "*/test*.parquet", "test.json*", "*.jsonl")
-QUERY, POSITIVE = "query", "positive"  # names, or their beginnings, in the folder of a video
+QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"  # parts of a row
 CLIPS = 10  # of a row, as MMEB-V2 has drawn them
 SCENE = "Find the clip that corresponds to the described scene in the given video"
 SENTENCE = "Find the clip that corresponds to the given sentence and video segment"
@@ -37,28 +37,27 @@ def read_folders(raw: Path, folder: Path, *, name: str) -> Prepared:
 
     Raises:
       FileNotFoundError: the table or videos are missing.
-      ValueError: a row is not as in the public file, or a video has not one right clip.
+      ValueError: a row is not as in the public file, or a video has several right clips.
     """
     file = annotations.first_file(raw, TABLES)
-    by_id = video_files.by_id(raw)
-    clips = _by_folder(raw)
-    choices, missing = [], []
+    by_id, clips = video_files.by_id(raw), _by_folder(raw)
+    choices: list[Choice] = []
+    missing: dict[str, None] = {}
     for number, (where, row) in enumerate(annotations.rows(file)):
         asked, path = text(row, "query", where), text(row, "video_path", where)
         video = Path(path.rpartition("/")[2]).stem
-        own = dict(clips.get(video, {}))
-        query = own.pop(QUERY, by_id.get(video))
-        right = [own.pop(clip) for clip in list(own) if clip.startswith(POSITIVE)]
-        if query is None or not right or not own:
-            missing.append(f"{video}/{QUERY if query is None else POSITIVE if own else 'negative'}")
-            continue
+        wrong = dict(clips.get(video, {}))
+        query = wrong.pop(QUERY, by_id.get(video, ""))
+        right = [wrong.pop(clip) for clip in list(wrong) if clip.startswith(POSITIVE)]
         if len(right) > 1:
-            raise ValueError(f"{where}: {len(right)} clips are right in place of 1: {right}")
+            raise ValueError(f"{where}: {video} has {len(right)} right clips in place of 1")
+        parts = {QUERY: query, POSITIVE: right, NEGATIVE: wrong}
+        missing |= {f"{video}/{part}": None for part, there in parts.items() if not there}
+        every = [*right, *wrong.values()]
         words = _asked(SCENE, asked, CLIP)
-        every = [*right, *own.values()]
         choices.append(Choice(str(number), words, [VIDEO] * len(every), query, clips=every))
-    expected = "a file, or a folder of frames, of this path, or of one that begins so,"
-    video_files.check_missing(raw, missing, len(choices) + len(missing), expected)
+    expected = "a file, or a folder of frames, whose path begins so"
+    video_files.check_missing(raw, list(missing), len(choices), expected)
     _warn(name, choices)
     return choice_rows.write(name, raw, folder, choices)
 
@@ -77,39 +76,39 @@ def read_momentseeker(raw: Path, folder: Path, *, name: str) -> Prepared:
     file = annotations.first_file(raw, TABLES)
     known = video_files.by_last_name(raw)
     images = {path.name: path.relative_to(raw).as_posix() for path in raw.rglob("query_*.jpg")}
-    paths: dict[str, str | None] = {}
+    paths: dict[str, str] = {}  # "": missing
     earlier: dict[str, str] = {}
-    choices = []
+    choices: list[Choice] = []
 
     def found(path: str) -> str:
         if path not in paths:
             frames = video_files.without_ending(path).replace("/", "_")
             there = images.get(path) or video_files.ending_in(known, path, frames)
-            paths[path] = there
-        return paths[path] or ""
+            paths[path] = there or ""
+        return paths[path]
 
     for number, (where, row) in enumerate(annotations.rows(file)):
-        asked, given = text(row, "query", where), row.get("input_frames") or ""
-        right, wrong = (_outputs(row, f"{side}_frames", where) for side in ("positive", "negative"))
+        right, wrong = (_outputs(row, f"{side}_frames", where) for side in (POSITIVE, NEGATIVE))
         if both := set(right) & set(wrong):
             raise ValueError(f"{where}: {min(both)} is both right and wrong")
+        given = row.get("input_frames")
+        given = given if isinstance(given, str) else ""
+        asked, video, image = text(row, "query", where), "", ""
         identity = json.dumps([asked, given, right, wrong])
         if earlier.setdefault(identity, where) != where:
             raise ValueError(
                 f"{where} is that of {earlier[identity]}: MMEB-V2 counts VLM2Vec/MomentSeeker, "
                 "which has no row twice, and not MomentSeeker_1k8"
             )
-        every = [found(path) for path in [*right, *wrong]]
-        choice = Choice(
-            str(number), _asked(ALONE, asked, ""), [SEGMENT] * len(every), clips=every
-        )._replace(right=len(right))
+        words = _asked(ALONE, asked, "")
         if given.endswith(".mp4"):
-            choice = choice._replace(query=_asked(SENTENCE, asked, CLIP), video=found(given))
+            words, video = _asked(SENTENCE, asked, CLIP), found(given)
         elif given.endswith(".jpg"):
-            image = found(f"query_{given}")
-            choice = choice._replace(query=_asked(PICTURE, asked, IMAGE), image=image)
-        choices.append(choice)
-    missing = [path for path, there in paths.items() if there is None]
+            words, image = _asked(PICTURE, asked, IMAGE), found(f"query_{given}")
+        every = [found(path) for path in [*right, *wrong]]
+        targets = [SEGMENT] * len(every)
+        choices.append(Choice(str(number), words, targets, video, image, every, len(right)))
+    missing = [path for path, there in paths.items() if not there]
     expected = "a file of this path, or, of a video, a folder of frames with _ for each /,"
     video_files.check_missing(raw, missing, len(paths), expected)
     _warn(name, choices)

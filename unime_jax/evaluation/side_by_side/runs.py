@@ -28,8 +28,8 @@ class Run:
       scores: a side of evaluation.json.
       values: its numbers by column.
       by_row: scores by row of each dataset that has a result on disk, by kind and name.
-      rankings, sets: results of MMEB's datasets, those of rows with clips included, and of retrieval
-        and captions, by name.
+      rankings, sets: results of MMEB's datasets, videos included, and of retrieval and captions,
+        by name.
       config: config.json, {} if there is none.
       remarks: what is wrong with its files, for a reader.
     """

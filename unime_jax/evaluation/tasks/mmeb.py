@@ -138,9 +138,7 @@ def _right(row: Mapping[str, Any], candidates: int, where: str) -> int:
     """How many of a row's first candidates are right."""
     right = row.get(RIGHT, 1)
     if isinstance(right, bool) or not isinstance(right, int | np.integer):
-        raise ValueError(
-            f"{where}: {RIGHT} is {right!r}; it is how many first candidates are right"
-        )
+        raise ValueError(f"{where}: {RIGHT} is {right!r}, not how many first candidates are right")
     if not 1 <= right <= candidates:
         raise ValueError(f"{where}: {RIGHT} is {right}, and there are {candidates} candidates")
     return int(right)
