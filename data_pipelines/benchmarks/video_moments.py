@@ -42,7 +42,7 @@ def read_folders(raw: Path, folder: Path, *, name: str) -> Prepared:
     file = annotations.first_file(raw, TABLES)
     by_id, clips = video_files.by_id(raw), _by_folder(raw)
     choices: list[Choice] = []
-    missing: dict[str, None] = {}
+    lacks: dict[str, str] = {}  # of a video what is missing
     for number, (where, row) in enumerate(annotations.rows(file)):
         asked, path = text(row, "query", where), text(row, "video_path", where)
         video = Path(path.rpartition("/")[2]).stem
@@ -52,12 +52,12 @@ def read_folders(raw: Path, folder: Path, *, name: str) -> Prepared:
         if len(right) > 1:
             raise ValueError(f"{where}: {video} has {len(right)} right clips in place of 1")
         parts = {QUERY: query, POSITIVE: right, NEGATIVE: wrong}
-        missing |= {f"{video}/{part}": None for part, there in parts.items() if not there}
+        lacks[video] = next((f"{video}/{part}" for part, there in parts.items() if not there), "")
         every = [*right, *wrong.values()]
         words = _asked(SCENE, asked, CLIP)
         choices.append(Choice(str(number), words, [VIDEO] * len(every), query, clips=every))
-    expected = "a file, or a folder of frames, whose path begins so"
-    video_files.check_missing(raw, list(missing), len(choices), expected)
+    expected = "a file, or a folder of frames, of this path or one that begins so"
+    video_files.check_missing(raw, list(filter(None, lacks.values())), len(lacks), expected)
     _warn(name, choices)
     return choice_rows.write(name, raw, folder, choices)
 

@@ -75,6 +75,7 @@ class Task:
             np.frombuffer(query, np.int32),
             np.frombuffer(candidates, np.int32),
             offsets,
+            right,
         )
 
     def __str__(self) -> str:
