@@ -15,6 +15,8 @@ READERS = (
     "long_captions",
     "video_captions",
     "video_labels",
+    "video_choices",
+    "video_moments",
     "sugarcrepe",
     "winoground",
     "aro",

@@ -1,7 +1,7 @@
 """MMEB-V2's video classification: HMDB51, UCF101, Breakfast and Kinetics-700, by all labels.
 
 Each video is ranked against every label of its set, so that R@1 is MMEB-V2's hit@1. The fifth set,
-SmthSmthV2, gives each video candidates of its own, and is not here.
+SmthSmthV2, gives each video candidates of its own, and is one of `video_choices`.
 """
 
 import dataclasses

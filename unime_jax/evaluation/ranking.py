@@ -64,11 +64,14 @@ def rank(
     query: Int32[np.ndarray, " rows"],
     candidates: Int32[np.ndarray, " M"],
     offsets: Int64[np.ndarray, " rows+1"],
+    right: Int32[np.ndarray, " rows"],
     vectors: Float32[np.ndarray, "n D"],
 ) -> DatasetResult:
     """Ranks row i's candidates[offsets[i] : offsets[i + 1]], the gold first, by unit vectors.
 
-    Equal scores rank by index, so that a tie goes to the gold, as in VLM2Vec v1's `eval.py`.
+    Equal scores rank by index, so that a tie goes to the gold, as in VLM2Vec v1's `eval.py`. The
+    first right[i] candidates are all right: they are one candidate, the first of them with the best
+    score of any, so that one of them in front is a hit.
     """
     count = len(query)
     scores = cosines(query, candidates, offsets, vectors)
@@ -80,6 +83,9 @@ def rank(
     for n in range(count):
         part = slice(offsets[n], offsets[n + 1])
         own, score = candidates[part], scores[part]
+        if (several := int(right[n])) > 1:
+            own = np.append(own[0], own[several:])
+            score = np.append(score[:several].max(), score[several:])
         gold_score[n] = score[0]
         rank[n] = np.sum(score > score[0])
         tied[n] = np.sum(score == score.max()) > 1
@@ -98,7 +104,7 @@ def rank(
         items=tuple(table.bare(i) for i in kept[first:].tolist()),
         query=query,
         gold=gold,
-        candidates=np.diff(offsets).astype(np.int32),
+        candidates=(np.diff(offsets) - right + 1).astype(np.int32),
         rank=rank,
         tied=tied,
         gold_score=gold_score,

@@ -5,7 +5,7 @@ from typing import Any
 
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import view_scores
-from unime_jax.evaluation.benchmarks import visdoc
+from unime_jax.evaluation.benchmarks import mmeb_v2_video, visdoc
 from unime_jax.evaluation.scores import (
     COLUMNS,
     RETRIEVAL,
@@ -31,6 +31,7 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     if any((scores or {}).get("datasets") for scores in (before, after)):
         block = _block("hit@1 %", COLUMNS, before, after, last_name)
         blocks.append("\n".join([block, *notes(after or before or {})]))
+    blocks += _video_blocks(before, after, last_name)
     first, last = ((scores or {}).get("composition") or {} for scores in (before, after))
     for name, sides in _composition_sets(first, last).items():
         columns = list(dict.fromkeys([*sides[0], *sides[1]]))
@@ -49,6 +50,19 @@ def table(before: Scores | None, after: Scores | None, last_name: str = "after")
     if by_view := list(view_scores.text_table(after or before or {})):
         blocks.append("\n".join(by_view))
     return "\n\n".join(blocks)
+
+
+def _video_blocks(before: Scores | None, after: Scores | None, last_name: str) -> Iterator[str]:
+    """Tables of MMEB-V2's video sets: the means, then the sets of each meta task."""
+    first, last = ((scores or {}).get(mmeb_v2_video.GROUP) or {} for scores in (before, after))
+    if not first and not last:
+        return
+    block = _block("video hit@1 %", mmeb_v2_video.MEANS, before, after, last_name)
+    yield "\n".join([block, *mmeb_v2_video.notes(after or before or {})])
+    for meta in mmeb_v2_video.METAS:
+        columns = [name for name in mmeb_v2_video.members(meta) if name in first or name in last]
+        if columns:
+            yield _block(f"{meta} %", columns, first, last, last_name)
 
 
 def _composition_sets(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from unime_jax import files
 from unime_jax.batch import MediaKind
-from unime_jax.evaluation.benchmarks import visdoc
+from unime_jax.evaluation.benchmarks import mmeb_v2_video, visdoc
 
 METAS = ("CLS", "VQA", "RET", "VG")
 SPLITS = ("IND", "OOD")
@@ -165,11 +165,11 @@ def read_scores(workdir: files.Path) -> dict[str, Scores]:
 def _check_side(side: str, scores: Any) -> None:
     if side not in SIDES or not isinstance(scores, dict):
         raise ValueError(f"{side!r} holds no scores")
-    for group in ("datasets", "composition", "clustering"):
+    for group in ("datasets", "composition", "clustering", mmeb_v2_video.GROUP):
         values = scores.get(group, {})
         if not isinstance(values, dict) or not all(_is_number(v) for v in values.values()):
             raise ValueError(f"{side!r} has {group} that are not numbers by name")
-    for absent in (scores.get("missing", []), scores.get(visdoc.MISSING, [])):
+    for absent in (scores.get(k, []) for k in ("missing", visdoc.MISSING, mmeb_v2_video.MISSING)):
         if not isinstance(absent, list) or not all(isinstance(name, str) for name in absent):
             raise ValueError(f"{side!r} has missing datasets that are no names")
     if "retrieval" in scores:
@@ -182,7 +182,7 @@ def _check_side(side: str, scores: Any) -> None:
         _check_side(side, of_view if isinstance(of_view, dict) else None)
         if "views" in of_view:
             raise ValueError(f"{side!r} has views of its view {name!r}")
-    for column in (*COLUMNS, "meta_mean", visdoc.NAME, "dimension"):
+    for column in (*COLUMNS, "meta_mean", visdoc.NAME, *mmeb_v2_video.MEANS, "dimension"):
         if not (scores.get(column) is None or _is_number(scores[column])):
             raise ValueError(f"{column} of {side!r} is {scores[column]!r}")
 

@@ -16,7 +16,7 @@ from unime_jax.data.formats import Source, open_dataset
 from unime_jax.data.formats.tfds import version_folder
 from unime_jax.data.settings import Instructions
 from unime_jax.evaluation import scores, tasks
-from unime_jax.evaluation.benchmarks import mmeb_rows, prepared_set, visdoc
+from unime_jax.evaluation.benchmarks import mmeb_rows, mmeb_v2_video, prepared_set, visdoc
 from unime_jax.evaluation.benchmarks import sets as benchmark_sets
 from unime_jax.evaluation.benchmarks.composition_rules import Score
 from unime_jax.evaluation.benchmarks.prepared_set import PreparedSet, TaskSettings
@@ -261,21 +261,22 @@ def _summary(suite: Suite, results: Mapping[Key, Any], *, in_codes: bool) -> sco
         for name, result in rankings(results).items()
     }
     composed = {name: score.percent for name, score in compositions(results).items()}
-    found = scores.summary(hits, suite.table, composed)
+    found = scores.summary({name: hits[name] for name in suite.table}, suite.table, composed)
     if suite.table or any(name in visdoc.SETS for name in retrievals(results)):
         found["instructions"] = suite.instructions
     for (kind, _), result in results.items():
         if kind == "distillation":
             found["distillation"] = result
+    of_each: Mapping[str, Any] = {}
     if sets := retrievals(results):
-        retrieval_of_sets = retrieval_scores.of_sets(sets)
-        found["retrieval"] = retrieval_of_sets
+        found["retrieval"] = retrieval_scores.of_sets(sets)
         # A set that is alone has no scores of its own beside those of all.
-        found |= visdoc.mean(
-            retrieval_of_sets.get("datasets") or {next(iter(sets)): retrieval_of_sets}
-        )
+        of_each = found["retrieval"].get("datasets") or {next(iter(sets)): found["retrieval"]}
+        found |= visdoc.mean(of_each)
     if pictures := captions(results):
         found["captions"] = {name: caption_scores.of_set(of) for name, of in pictures.items()}
+    of_videos = mmeb_v2_video.summary(hits, of_each, found.get("captions", {}))
+    found |= of_videos | ({"instructions": suite.instructions} if of_videos else {})
     if clusters := {n: r.v_measure for (kind, n), r in results.items() if kind == "clustering"}:
         found["clustering"] = clusters
     return found

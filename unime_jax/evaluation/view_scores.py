@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from unime_jax.evaluation.benchmarks import mmeb_v2_video
 from unime_jax.evaluation.scores import WAYS
 from unime_jax.evaluation.views import byte_count, parts_of
 
@@ -48,14 +49,16 @@ def columns(of: Sequence[Line]) -> list[str]:
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
     """One or two numbers of each kind of task, in percent.
 
-    Means over MMEB's datasets, over composition's subsets that belong to no benchmark set, over
-    sets of captions, of images and of clips apart, and of clustering.
+    Means over MMEB's datasets, over MMEB-V2's video sets where all are there, over composition's
+    subsets that belong to no benchmark set, over sets of captions, of images and of clips apart,
+    and of clustering.
     """
     retrieval = scores.get("retrieval") or {}
     captions = list((scores.get("captions") or {}).values())
     subsets = [v for name, v in (scores.get("composition") or {}).items() if "/" not in name]
     numbers = {
         "hit@1": scores.get("All"),
+        mmeb_v2_video.NAME: scores.get(mmeb_v2_video.NAME),
         "composition": _mean(subsets),
         "R@1": retrieval.get("R@1"),
         "nDCG@10": retrieval.get("nDCG@10"),

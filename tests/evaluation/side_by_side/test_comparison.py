@@ -13,7 +13,7 @@ from tests.evaluation.side_by_side.tiny_runs import (
 )
 from tests.evaluation.tiny_report import TABLE
 from unime_jax.evaluation import scores
-from unime_jax.evaluation.benchmarks import composition_rules, published
+from unime_jax.evaluation.benchmarks import composition_rules, mmeb_v2_video, published
 from unime_jax.evaluation.benchmarks.composition_rules import RuleResult
 from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.side_by_side import comparison, rows
@@ -258,3 +258,32 @@ def test_rows_of_every_kind_are_drawn(tmp_path):
     compared = compare({"p": sides[:1], "q": sides[1:]}, "p", table={})
     assert all(cell.change is None for cell in line(compared, "q").cells.values())
     assert "q has other sets of retrieval than p" in compared.remarks[0]
+
+
+def test_means_of_video_sets_are_drawn_from_sets_of_any_kind(tmp_path, results):
+    own = ["mmeb_v2_smthsmthv2", *mmeb_v2_video.members("V-MRET")]
+    of_labels = [name for name in mmeb_v2_video.members("V-CLS") if name not in own]
+    workdirs = []
+    for side, rank in zip(results, ([3, 0, 0, 7], [0, 0, 1, 0]), strict=True):
+        rankings = {name: dataclasses.replace(side["digits"], name=name) for name in own}
+        sets = {name: ranked(name, rank) for name in of_labels}
+        folder = tmp_path / str(len(workdirs)) / "results"
+        folder.mkdir(parents=True)
+        for number, result in enumerate([*rankings.values(), *sets.values()]):
+            results_lib.save_result(folder / f"{number}.npz", result)
+        of_sets = retrieval_scores.of_sets(sets)
+        hits = {name: ranking.hit_at_1 for name, ranking in rankings.items()}
+        found = mmeb_v2_video.summary(hits, of_sets["datasets"], {}) | {"retrieval": of_sets}
+        workdirs.append([write_scores_of(folder.parent, {}, {}, "scores", **found)])
+    compared = compare(dict(zip("ab", workdirs, strict=True)), "a", table={})
+    cells = line(compared, "b").cells
+    change = results[1]["digits"].hit_at_1 - results[0]["digits"].hit_at_1
+    expected = {("V-MRET",): change, ("video", own[1]): change, ("video", of_labels[0]): 25.0}
+    expected["V-CLS",] = (change + 4 * 25.0) / 5
+    for column, value in expected.items():
+        low, high = cells[column].interval
+        assert low <= cells[column].change <= high and cells[column].change == pytest.approx(value)
+    width = {column: np.ptp(cells[column].interval) for column in expected}
+    assert width["V-MRET",] < width["video", own[1]]  # of three sets whose rows are drawn apart
+    assert ("Video",) not in cells and ("V-QA",) not in cells
+    assert not read_run(workdirs[0][0]).rankings.keys() ^ set(own)

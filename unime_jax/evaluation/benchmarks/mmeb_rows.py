@@ -2,7 +2,8 @@
 
 TIGER-Lab/MMEB-eval has whole texts, `qry_text` and `tgt_text`. ziyjiang/MMEB_Test_Instruct has the
 instructions apart, in `qry_inst` and `tgt_inst`; its texts are put together as VLM2Vec's second
-version does it to agree with its first.
+version does it to agree with its first. Prepared rows of MMEB-V2's videos have whole texts in
+VLM2Vec's words, and in `words` those of other instructions.
 """
 
 import dataclasses
@@ -11,11 +12,12 @@ from typing import Any
 
 from unime_jax.data.formats import Source
 from unime_jax.data.settings import Instructions
-from unime_jax.evaluation.benchmarks import mmeb_instructions
+from unime_jax.evaluation.benchmarks import mmeb_instructions, mmeb_v2_video
 from unime_jax.evaluation.benchmarks.mmeb_instructions import MARKER, Wording
 from unime_jax.evaluation.encoding.item_table import paths_of, text_of
 
 APART = "qry_inst"  # the column that only the second layout has
+WORDS = "words"  # columns of other instructions, by their name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class WordedRows:
         try:
             if APART in row:
                 return _of_parts(row, self.name, self.instructions)
+            if self.wording is None and self.instructions == "qwen3_vl":
+                return {**row, **row[WORDS][self.instructions]}
             return row if self.wording is None else _of_texts(row, self.wording, self.instructions)
         except (ValueError, KeyError) as error:
             missing = isinstance(error, KeyError)
@@ -52,7 +56,7 @@ def worded(name: str, rows: Source, instructions: Instructions) -> WordedRows:
       ValueError: instructions other than "data" for a dataset that is not one of MMEB's.
     """
     wording = mmeb_instructions.EVALUATION.get(name)
-    if wording is None and instructions != "data":
+    if wording is None and name not in mmeb_v2_video.SETS and instructions != "data":
         raise ValueError(
             f"config.evaluation.instructions={instructions!r}: there are none for {name!r}, which "
             'is not one of MMEB\'s datasets; "data" takes texts as they are.'

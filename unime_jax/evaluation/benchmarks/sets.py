@@ -7,7 +7,7 @@ from absl import logging
 
 from unime_jax import files
 from unime_jax.evaluation import scores, tasks
-from unime_jax.evaluation.benchmarks import mmeb_rows
+from unime_jax.evaluation.benchmarks import mmeb_rows, mmeb_v2_video
 from unime_jax.evaluation.benchmarks.prepared_set import (
     FILE,
     SPLIT,
@@ -87,7 +87,8 @@ def open_benchmarks(
             opened.append(task)
     if not_run:
         logging.warning("benchmark sets that are not run:\n%s", said(not_run))
-    table = {task.name: scores.MMEB_V1[task.name] for task in opened if task.kind == "mmeb"}
+    of_mmeb = [task.name for task in opened if task.kind == "mmeb"]
+    table = {name: scores.MMEB_V1[name] for name in of_mmeb if name in scores.MMEB_V1}
     return Benchmarks(tuple(opened), tuple(sets), table, not_run)
 
 
@@ -131,9 +132,9 @@ def _makers(prepared: PreparedSet) -> dict[str, TaskOf]:
 
 
 def _mmeb_task(prepared: PreparedSet, subset: str, settings: TaskSettings) -> tasks.Task:
-    """A dataset of MMEB, under its own name, which averages go by."""
+    """A dataset of MMEB or a video set of MMEB-V2, under its own name, which averages go by."""
     name = subset.removesuffix(SPLIT)
-    if name not in scores.MMEB_V1:
+    if name not in scores.MMEB_V1 and name not in mmeb_v2_video.SETS:
         raise ValueError(f"{prepared.rows}: no meta task is known for MMEB's dataset {name!r}")
     rows = prepared.placed(subset, mmeb.PATH_COLUMNS)
     return mmeb.Task(name, mmeb_rows.worded(name, rows, settings.instructions), settings.limit)

@@ -16,7 +16,7 @@ import jinja2
 from unime_jax import files
 from unime_jax.data.strange_texts import shown
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.benchmarks import visdoc
+from unime_jax.evaluation.benchmarks import mmeb_v2_video, visdoc
 from unime_jax.evaluation.encoding.item_table import Images
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.report import figures, gallery, views
@@ -99,7 +99,7 @@ def write_report(
     examples, left_out = gallery.gallery(table, before, after, images, retrieval)
     hard, hard_left_out = gallery.hard_negatives(table, {"": after or before}, images)
     benchmark = report_scores.benchmark(config, table)
-    rows = report_scores.row_count(after or before)
+    rows = report_scores.row_count(table, after or before)
     tiles = [
         *report_scores.score_tiles(
             scores,
@@ -137,6 +137,9 @@ def write_report(
             retrieval_notes=visdoc.notes(scores.get("after") or scores.get("before") or {}),
             captions=report_scores.captions_tables(scores),
             clustering=report_scores.clustering_bars(scores),
+            video=report_scores.video_bars(scores, after or before),
+            video_means=mmeb_v2_video.MEANS,
+            video_notes=mmeb_v2_video.notes(scores.get("after") or scores.get("before") or {}),
             views=by_view,
             not_run=report_scores.not_run(scores),
             distilled=any(report_scores.sides(scores, "distillation")),

@@ -1,11 +1,12 @@
 """The report's part on scores: headline numbers, bars with intervals, and datasets that fell."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation.benchmarks import mmeb_v2_video
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.report import intervals
 
@@ -76,9 +77,9 @@ def benchmark(config: Mapping[str, Any], table: scores_lib.Table) -> str:
     return str((config.get("evaluation") or {}).get("mmeb") or "own datasets")
 
 
-def row_count(results: Mapping[str, DatasetResult]) -> int:
-    """Rows of all datasets."""
-    return sum(len(result.ids) for result in results.values())
+def row_count(table: scores_lib.Table, results: Mapping[str, DatasetResult]) -> int:
+    """Rows of all datasets of the table."""
+    return sum(len(result.ids) for name, result in results.items() if name in table)
 
 
 def _hits(result: DatasetResult) -> tuple[int, int]:
@@ -121,9 +122,27 @@ def dataset_bars(
     results: Mapping[str, DatasetResult],
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Per meta task, each dataset's percent before and after, with the level of chance."""
-    first, last = sides(scores, "datasets")
+    return _bars(sides(scores, "datasets"), scores_lib.METAS, table, results)
+
+
+def video_bars(
+    scores: BothScores, results: Mapping[str, DatasetResult]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """As `dataset_bars`, of MMEB-V2's video sets."""
+    table = {name: (meta, "") for name, meta in mmeb_v2_video.SETS.items()}
+    return _bars(sides(scores, mmeb_v2_video.GROUP), mmeb_v2_video.METAS, table, results)
+
+
+def _bars(
+    percent: Sequence[Mapping[str, float]],
+    metas: Sequence[str],
+    table: scores_lib.Table,
+    results: Mapping[str, DatasetResult],
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """`percent`: by dataset, before and after."""
+    first, last = percent
     groups = []
-    for meta in scores_lib.METAS:
+    for meta in metas:
         bars = []
         for name, (own, split) in table.items():
             if own != meta or (name not in first and name not in last):

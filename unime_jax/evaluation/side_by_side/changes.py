@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.benchmarks import visdoc
+from unime_jax.evaluation.benchmarks import mmeb_v2_video, visdoc
 from unime_jax.evaluation.side_by_side import columns as columns_lib
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import CHOSEN, COMPOSITION, DATASETS, Column
@@ -153,6 +153,11 @@ def _members(
         sets = [c for c in values if c[:2] == ("retrieval", DATASETS) and c[-1] == metric]
         members["retrieval", metric] = sets
     members[visdoc.NAME,] = [("retrieval", DATASETS, name, visdoc.METRIC) for name in visdoc.SETS]
+    for name in mmeb_v2_video.SETS:  # what has no rows of its own is a column of another kind
+        kinds = ("captions", name, "t2v", "R@1"), ("retrieval", DATASETS, name, "R@1")
+        members[mmeb_v2_video.GROUP, name] = [column for column in kinds if column in values]
+    for mean in mmeb_v2_video.MEANS:
+        members[mean,] = [(mmeb_v2_video.GROUP, name) for name in mmeb_v2_video.members(mean)]
     for name, names in chosen.items():
         members[CHOSEN, name] = [member_column(member, values) for member in names]
     return members

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unime_jax.evaluation import scores as scores_lib
+from unime_jax.evaluation.benchmarks.mmeb_v2_video import GROUP as VIDEO
 
 Column = tuple[str, ...]  # path of a number in a side of evaluation.json
 
@@ -75,4 +76,4 @@ def digits(column: Column, values: Iterable[float]) -> int:
 
 
 def _is_percent(column: Column) -> bool:
-    return len(column) == 1 or column[0] in (DATASETS, CHOSEN, "composition", "retrieval")
+    return len(column) == 1 or column[0] in (DATASETS, CHOSEN, "composition", "retrieval", VIDEO)

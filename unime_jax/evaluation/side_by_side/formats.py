@@ -13,7 +13,9 @@ WIDE, LONG = 12, 110  # columns, and characters of their names, that stand besid
 NONE = "–"
 LEADS = {  # what the numbers under a heading are
     "averages": "hit@1 in percent. All is the plain mean over datasets, meta_mean that of the four"
-    " meta tasks. VisDoc is the mean nDCG@5 of MMEB-V2's 24 visual-document sets.",
+    " meta tasks. VisDoc is the mean nDCG@5 of MMEB-V2's 24 visual-document sets, Video the"
+    " mean hit@1 of its 18 video sets, V-CLS, V-QA, V-RET and V-MRET those of one kind.",
+    "video": "hit@1 of MMEB-V2's video sets, in percent.",
     "chosen": "Means of the chosen datasets, in percent.",
     "datasets": "hit@1 in percent: how often the right candidate comes first.",
     "composition": "Percent of rows that are right by the rule of each set.",

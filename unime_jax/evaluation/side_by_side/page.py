@@ -89,7 +89,8 @@ def write_page(
 def _about(group: Group) -> dict[str, Any]:
     """A line's runs: where they are, and what their config says of the model."""
     config = group.first.config
-    rows = sum(len(result.ids) for result in group.first.rankings.values())
+    first = group.first
+    rows = sum(len(result.ids) for n, result in first.rankings.items() if n in first.datasets)
     return {
         "name": group.name,
         "facts": {key: str(config[key]) for key in FACTS if config.get(key) not in (None, "")},

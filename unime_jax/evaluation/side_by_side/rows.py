@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 from unime_jax.evaluation.benchmarks import composition_rules
 from unime_jax.evaluation.benchmarks.composition_rules import RuleResult
+from unime_jax.evaluation.benchmarks.mmeb_v2_video import GROUP as VIDEO
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.retrieval import scores as retrieval_scores
 from unime_jax.evaluation.scores import RECALLS, RETRIEVAL
@@ -78,8 +79,9 @@ class RowScores:
 def of_result(result: Any, known: Collection[Column]) -> Iterator[RowScores]:
     """Scores by row of a task's result, as far as they have columns among `known`."""
     if isinstance(result, DatasetResult):
-        hits: dict[Column, np.ndarray] = {(DATASETS, result.name): 100.0 * (result.rank == 0)}
-        yield from _known(RowScores(DATASETS, result.name, _names(result), hits), known)
+        hits = 100.0 * (result.rank == 0)
+        places: dict[Column, np.ndarray] = {(n, result.name): hits for n in (DATASETS, VIDEO)}
+        yield from _known(RowScores(DATASETS, result.name, _names(result), places), known)
     elif isinstance(result, SubsetResult):
         right = 100.0 * (result.caption_score > result.negative_score)
         column: Column = ("composition", result.name)

@@ -9,7 +9,7 @@ from absl import logging
 
 from unime_jax import files
 from unime_jax.evaluation import scores as scores_lib
-from unime_jax.evaluation.benchmarks import published
+from unime_jax.evaluation.benchmarks import mmeb_v2_video, published
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.side_by_side import rows
 from unime_jax.evaluation.side_by_side.columns import Column, flatten
@@ -28,7 +28,8 @@ class Run:
       scores: a side of evaluation.json.
       values: its numbers by column.
       by_row: scores by row of each dataset that has a result on disk, by kind and name.
-      rankings, sets: results of MMEB's datasets, and of retrieval and captions, by name.
+      rankings, sets: results of MMEB's datasets, videos included, and of retrieval and captions,
+        by name.
       config: config.json, {} if there is none.
       remarks: what is wrong with its files, for a reader.
     """
@@ -94,7 +95,8 @@ def read_run(workdir: files.Path, when: When = "after") -> Run:
             f"{workdir}: results of {', '.join(stale)} are not those of its evaluation.json, and "
             "are not used"
         )
-    rankings = {name: rankings[name] for name in side.get("datasets") or {} if name in rankings}
+    every = [n for group in ("datasets", mmeb_v2_video.GROUP) for n in side.get(group) or {}]
+    rankings = {name: rankings[name] for name in every if name in rankings}
     return Run(workdir, side, values, by_row, rankings, sets, _config(workdir), remarks)
 
 

@@ -27,6 +27,7 @@ from unime_jax.evaluation.ranking import DatasetResult
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 QUERY_CLIPS, TARGET_CLIPS = "qry_video_path", "tgt_video_path"  # that a row may have besides
+RIGHT = "right"  # likewise: how many of the first candidates are right
 PATH_COLUMNS = ("qry_img_path", "tgt_img_path", QUERY_CLIPS, TARGET_CLIPS)
 
 
@@ -36,7 +37,8 @@ class Task:
 
     A row has `qry_text`, `qry_img_path`, `tgt_text` [K], `tgt_img_path` [K] with the gold at index
     0, and optionally `id`; K may differ by row. An item's path may be a list, of several images.
-    Paths of clips stand in `qry_video_path` and `tgt_video_path` [K], which may be left out.
+    Paths of clips stand in `qry_video_path` and `tgt_video_path` [K], which may be left out. Where
+    several candidates are right, they come first, and `right` says how many they are.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Task:
 
         table = ItemTable(images, where)
         query, candidates = array.array("i"), array.array("i")
-        offsets = np.zeros(count + 1, np.int64)
+        offsets, right = np.zeros(count + 1, np.int64), np.ones(count, np.int32)
         for number in range(count):
             row = self.rows[number]
             query_key, candidate_keys = _keys(row, where(number))
@@ -65,6 +67,7 @@ class Task:
             query.append(table.add(query_key, number))
             candidates.extend([table.add(key, number) for key in candidate_keys])
             offsets[number + 1] = len(candidates)
+            right[number] = _right(row, len(candidate_keys), where(number))
         return OpenTask(
             self,
             ids,
@@ -72,6 +75,7 @@ class Task:
             np.frombuffer(query, np.int32),
             np.frombuffer(candidates, np.int32),
             offsets,
+            right,
         )
 
     def __str__(self) -> str:
@@ -88,6 +92,7 @@ class OpenTask:
     query: Int32[np.ndarray, " rows"]
     candidates: Int32[np.ndarray, " M"]  # of all rows, one after another
     offsets: Int64[np.ndarray, " rows+1"]  # where each row's begin
+    right: Int32[np.ndarray, " rows"]  # of each row's first
 
     def encode(self, encode: Encode) -> Float32[np.ndarray, "n D"]:
         """Unit vectors; they are normalised here, as the original does."""
@@ -102,6 +107,7 @@ class OpenTask:
             self.query,
             self.candidates,
             self.offsets,
+            self.right,
             vectors,
         )
 
@@ -127,3 +133,13 @@ def _keys(row: Mapping[str, Any], where: str) -> tuple[Key, list[Key]]:
         return query, [(text_of(text), paths_of(path, clip)) for text, path, clip in sides]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _right(row: Mapping[str, Any], candidates: int, where: str) -> int:
+    """How many of a row's first candidates are right."""
+    right = row.get(RIGHT, 1)
+    if isinstance(right, bool) or not isinstance(right, int | np.integer):
+        raise ValueError(f"{where}: {RIGHT} is {right!r}, not how many first candidates are right")
+    if not 1 <= right <= candidates:
+        raise ValueError(f"{where}: {RIGHT} is {right}, and there are {candidates} candidates")
+    return int(right)
