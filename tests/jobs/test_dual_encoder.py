@@ -28,7 +28,8 @@ def test_a_fine_tune_of_texts_images_and_both(data, workdir, tmp_path):
     before = write_clip(tmp_path / "folder")
     config = make_config(tmp_path / "folder", **{"data.folder": str(data), "log_every": 1})
     config.batch_size = config.chunk_size = 16
-    config.evaluation.mmeb, config.evaluation.images = "mini_mmeb/eval", "mini_mmeb/images"
+    config.evaluation.composition = "mini_mmeb/composition"
+    config.evaluation.images = "mini_mmeb/images"
     config.evaluation.rows, config.evaluation.limit = 32, 1
     config.export.prompts = {"classify": "Represent: "}
     train.run(config, workdir)
