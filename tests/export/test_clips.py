@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.backbones.tiny_clips import as_tensor, clip, frames_of
@@ -15,6 +16,7 @@ from unime_jax import Embedder, paths
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.preprocessing import video_processor_config
 from unime_jax.batch import Item
+from unime_jax.data.user_inputs import IMAGE_SUFFIX, TEXT_SUFFIX
 from unime_jax.export import folder as hf_folder
 from unime_jax.inference.encode import encode_blocks
 
@@ -70,6 +72,21 @@ def test_transformers_reads_an_export_with_a_clip(tmp_path):
     )
     row = blocks.vectors[0]
     assert row @ state / np.linalg.norm(state) >= 0.99999
+
+    # sentence-transformers, which is told the rate, has it too; for ours an array is of that rate.
+    frames = np.stack(frames_of(6, 24, 40))
+    told = {"array": frames, "video_metadata": {"fps": SMALL.fps, "total_num_frames": len(frames)}}
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with torch.no_grad():
+        found = theirs.encode([{"video": told, "text": "what happens?"}, {"video": told}])
+    clip_and_text = {"video": frames, "text": "what happens?"}
+    expected = ours.encode([clip_and_text, {"video": frames}])
+    assert np.sum(found * expected, axis=1) == pytest.approx(1, abs=1e-5)
+    # Clip and text apart, added, as UniME's first stage adds images and texts
+    apart = ours.encode({"video": frames}, suffix=IMAGE_SUFFIX)
+    apart += ours.encode("what happens?", suffix=TEXT_SUFFIX)
+    marked = clip_and_text | {"text": "<|video_1|>\nwhat happens?"}
+    assert ours.encode_sum(marked) @ apart == pytest.approx(np.linalg.norm(apart), abs=1e-5)
 
 
 def test_limits_of_every_family_survive_their_files(tmp_path):
