@@ -242,6 +242,7 @@ def test_what_a_model_card_says_of_it(suffix):
 
 def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
     model = opened(exports("llava_next").folder)
+    (tmp_path / "b.mp4").touch()
     file = str(tmp_path / "a.JPG")
     RED.save(file)
     texts = ["a.png", "a red circle", file, "see https://x.org/a.png", "http://x.org/a.png?b=c"]
@@ -250,9 +251,9 @@ def test_names_of_images_are_warned_of(exports, tmp_path, caplog):
         model.encode([{"text": file}, {"image": file}, *texts[:2]])
         assert not caplog.messages
         model.encode([*texts, file])
-        model.encode_sum([file])
+        model.encode_sum([str(tmp_path / "b.mp4")])
     first, second = caplog.messages
-    assert first.startswith("3 of 6 items are texts that name an image, the first is items[2], '")
+    assert "3 of 6 items are texts that name an image or a video, the first is items[2], '" in first
     assert file in first and '{"image": name}' in first and second.startswith("1 of 1 items")
 
 

@@ -25,7 +25,10 @@ UserInput: TypeAlias = (
 IMAGE_SUFFIX = "Summary above image in one word:"
 TEXT_SUFFIX = "\nSummary above sentence in one word:"
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
+_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp"),
+    *(".mp4", ".avi", ".mov", ".wmv", ".flv", ".mkv"),
+)
 _KEYS = ("text", "image", "video")
 
 
@@ -113,10 +116,10 @@ def split_modalities(
     return modalities
 
 
-def names_image(user_input: UserInput) -> bool:
-    """Whether a user's input is a str that sentence-transformers would open as an image.
+def names_media(user_input: UserInput) -> bool:
+    """Whether a user's input is a str that sentence-transformers would open as an image or a video.
 
-    These are files that exist, URLs with an image's ending, and data URIs.
+    These are files that exist and URLs, with such an ending, and data URIs of images.
     """
     if not isinstance(user_input, str):
         return False

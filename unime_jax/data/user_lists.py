@@ -11,7 +11,7 @@ from PIL import Image
 
 from unime_jax.data.chat_messages import Instructed, Message, conversation, is_conversation
 from unime_jax.data.image_urls import ImageUrls
-from unime_jax.data.user_inputs import UserInput, names_image, text_and_media
+from unime_jax.data.user_inputs import UserInput, names_media, text_and_media
 
 T = TypeVar("T")
 # What a call embeds as one: an item, or the messages of a conversation.
@@ -41,7 +41,7 @@ def listed(
     """The items of a call, or its single item, checked, but for the files of media.
 
     Args:
-      embeds_images: by the model; then a text that names an image gets a warning.
+      embeds_images: by the model; then a text that names an image or a video gets a warning.
       urls: limits under which images and clips are fetched; None: none is.
 
     Raises:
@@ -55,12 +55,12 @@ def listed(
         pairs.append(naming(index, functools.partial(instructed, item)))
         naming(index, functools.partial(text_and_media, pairs[-1].user_input, urls))
     plain = [pair.user_input for pair in pairs]
-    names = [index for index, item in enumerate(plain) if embeds_images and names_image(item)]
+    names = [index for index, item in enumerate(plain) if embeds_images and names_media(item)]
     if names:
         logging.warning(
-            "%d of %d items are texts that name an image, the first is items[%d], %r: its name"
-            ' is embedded. Write {"image": name} for the picture, in sentence-transformers, too'
-            ' (which opens such a str), or {"text": name} for the text',
+            "%d of %d items are texts that name an image or a video, the first is items[%d], %r:"
+            ' its name is embedded. Write {"image": name} or {"video": name} for what it shows, in'
+            ' sentence-transformers, too (which opens such a str), or {"text": name} for the text',
             len(names),
             len(plain),
             names[0],

@@ -16,8 +16,8 @@ MODULES = (
 )
 PROMPTS = "config_sentence_transformers.json"
 NAMES_OF_FILES = (
-    'A string that names an image file is an image there and a text here; `{"image": name}` and'
-    ' `{"text": name}` are the same in both.'
+    "A string that names a file of an image or a video is what the file shows there, and a text"
+    ' here; `{"image": name}`, `{"video": name}` and `{"text": name}` are the same in both.'
 )
 # Of dual encoders, where neither library knows items with a text and an image.
 SEPARATE = (
