@@ -176,3 +176,18 @@ def test_batches_have_room_and_their_chunks_are_bounded(tokens, shards, batch_si
     assert batch_size <= shapes.rows < 2 * batch_size + shards
     assert shapes.chunk_size % shards == 0 and shapes.rows % shapes.chunk_size == 0
     assert shapes.chunk_size // shards * bucket.tokens <= max(chunk_tokens, bucket.tokens)
+
+
+def test_programs_of_videos_are_those_that_videos_need():
+    """Of Qwen's kind and LLaVA's: frames with words between them, and an instruction."""
+    qwen = Layout(patches=256, patch_bytes=588, frames=2, table=(1, 64), segments=0)
+    llava = Layout(patches=729, patch_bytes=588, table=(1, 729), clip_slots=4, frame_tokens=196)
+    assert qwen.takes_clips and llava.takes_clips and not Layout(patches=729).takes_clips
+    for layout, per_tile, between in ((qwen, 64, 12), (llava, 196, 0)):
+        rungs = inference_shapes.clip_rungs(layout, 8192)
+        assert len(set(rungs)) == len(rungs) <= 2 * inference_shapes.IMAGE_RUNGS + 5
+        for tiles in range(1, 33):
+            for words in (1, 40, 160):
+                tokens = tiles * (per_tile + between) + words
+                needed = inference_shapes.bucket_of(tokens, tiles, layout.with_clips(), 8192)
+                assert needed in rungs, (tiles, words)

@@ -114,6 +114,21 @@ def image_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
     return tuple(Bucket(n, math.ceil(slack * n / per_tile)) for n in rungs)
 
 
+def clip_rungs(layout: Layout, max_length: int) -> tuple[Bucket, ...]:
+    """Buckets of rows that are a clip and few words: `bucket_of` has others for more words."""
+    layout = layout.with_clips()
+    ladder = image_rungs(layout, max_length)
+    if not layout.frame_tokens:
+        return ladder
+    rungs, below = [], 0
+    for bucket in ladder:
+        least, most = below // layout.frame_tokens, bucket.tokens // layout.frame_tokens
+        tiles = {power_of_two(n) for n in range(max(least, 1), most + 1)}
+        rungs += [Bucket(bucket.tokens, n) for n in sorted(tiles)]
+        below = bucket.tokens
+    return tuple(rungs)
+
+
 def power_of_two(n: int) -> int:
     """The least that is not below n."""
     return 1 << max(n - 1, 0).bit_length()

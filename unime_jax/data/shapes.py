@@ -55,6 +55,11 @@ class Layout:
         """Whether a batch has weights of slots."""
         return self.blended or self.blend > self.slots
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether rows of the family can have clips at all."""
+        return self.frames > 1 or self.frame_tokens > 0
+
     def with_clips(self) -> "Layout":
         """The layout of the family's rows where some may have clips."""
         return dataclasses.replace(self, clips=bool(self.patches))

@@ -58,6 +58,7 @@ _IMAGE_TIMEOUT_S = flags.DEFINE_float(
     "image_timeout_s", 5, "For an image by URL; four times as long for a video."
 )
 _WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile before the first request is accepted.")
+_WARM_UP_VIDEOS = flags.DEFINE_bool("warm_up_videos", False, "Compile for videos, too.")
 
 
 def main(argv: list[str]) -> None:
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
     server = make_server(make_app(service, api_key=key, created=int(time.time())), service)
 
     def warm_up(start: Start) -> None:
-        programs = model.programs() if _WARM_UP.value else []
+        programs = model.programs(videos=_WARM_UP_VIDEOS.value) if _WARM_UP.value else []
         start.programs = len(programs)
 
         def progress(done: int, total: int) -> None:

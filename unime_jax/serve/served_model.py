@@ -29,7 +29,7 @@ class ServedModel:
       dimension: D of embeddings where a request asks for none.
       width: the largest D.
       max_length: the most tokens of an item.
-      embeds_images: whether items may have images.
+      embeds_images, embeds_videos: whether items may have them.
     """
 
     def __init__(self, embedder: Embedder, batch_sizes: Sequence[int]):
@@ -39,7 +39,9 @@ class ServedModel:
         self.dimension = embedder.dimension
         self.width = embedder.backbone.dimension
         self.max_length = embedder.max_length
-        self.embeds_images = bool(embedder.backbone.layout.patches)
+        layout = embedder.backbone.layout
+        self.embeds_images = bool(layout.patches)
+        self.embeds_videos = self.embeds_images and layout.takes_clips
 
     def prompt(self, text: str | None, name: str | None) -> str:
         """The prompt of a request, as of `Embedder.encode`; ValueError: there is no such one."""
@@ -66,19 +68,23 @@ class ServedModel:
         )
         return encoded.vectors
 
-    def programs(self) -> list[BatchShapes]:
+    def programs(self, *, videos: bool) -> list[BatchShapes]:
         """Shapes of all batches that usual items need, the smallest first.
 
         Items of unusually many images or tiles have shapes beside them, which compile when they
-        come.
+        come; so have items with videos, without `videos` or where those have many words, too.
         """
         layout = self._embedder.backbone.layout
-        rungs = list(inference_shapes.text_rungs(layout, self.max_length))
+        rungs = [(rung, False) for rung in inference_shapes.text_rungs(layout, self.max_length)]
         if self.embeds_images:
-            rungs += inference_shapes.image_rungs(layout, self.max_length)
+            images = inference_shapes.image_rungs(layout, self.max_length)
+            rungs += [(rung, False) for rung in images]
+        if videos and self.embeds_videos:
+            clips = inference_shapes.clip_rungs(layout, self.max_length)
+            rungs += [(rung, True) for rung in clips]
         shapes = {
-            self._shapes[size](bucket.tokens, bucket.tiles): None
-            for bucket in rungs
+            self._shapes[size](bucket.tokens, bucket.tiles, clips): None
+            for bucket, clips in rungs
             for size in self._sizes
         }
         return sorted(shapes, key=lambda s: (s.rows, s.buckets[-1].tokens, s.buckets[-1].tiles))
