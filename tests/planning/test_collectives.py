@@ -97,7 +97,7 @@ def read_collectives(text):
     return collectives
 
 
-def test_data_parallel_gathers_no_parameters(collectives):
+def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activations(collectives):
     """Embeddings are gathered for the loss, gradients are summed; a forward needs nothing."""
     all_kinds = collectives((8, 1, 1), NONE)
     inside = [(kind, shape) for kind, shape, depth in all_kinds if depth]
@@ -105,6 +105,13 @@ def test_data_parallel_gathers_no_parameters(collectives):
     assert max(len(shape) for _, shape in inside) == 2  # of one layer; activations have three axes
     gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
     assert max(map(math.prod, gathered)) == ROWS * WIDTH
+
+    # Kernels stay where they are; a block of the decoder or the tower sums its outputs.
+    all_kinds = collectives((1, 1, 8), DORA)
+    assert "all-reduce" in {kind for kind, _, depth in all_kinds if depth > 1}
+    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
+    assert not any(len(s) == 3 and s[0] == LAYERS for s in gathered)
+    assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +129,6 @@ def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
     assert not [s for s, _ in gathered if len(s) == 3 and s[0] == LAYERS]
     layers = [math.prod(s) for s, depth in gathered if depth > 1]
     assert max(layers) == WIDTH * 2 * WIDTH // shape[2]
-
-
-def test_tensor_parallel_sums_activations(collectives):
-    """Kernels stay where they are; a block of the decoder or the tower sums its outputs."""
-    all_kinds = collectives((1, 1, 8), DORA)
-    assert "all-reduce" in {kind for kind, _, depth in all_kinds if depth > 1}
-    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
-    assert not any(len(s) == 3 and s[0] == LAYERS for s in gathered)
-    assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
 
 
 def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
