@@ -164,11 +164,18 @@ def check_tokens(rows, data):
 
 
 @for_each("case", CASES)
-def test_recorded_embeddings(backbone, on_blocks, case):
+def test_recorded_tokens(backbone, case):
     facts, data = recorded(case)
     rows = rows_of(backbone, facts, data)
     check_tokens(rows, data)
     assert [len(row.tokens) for row in rows] == list(data["expanded_lengths"])
+
+
+# The others' rows are of the same kinds, as their tokens are above.
+@for_each("case", CASES, quick=("image_2x2", "mixed_batch", "text_only_dummy"))
+def test_recorded_embeddings(backbone, on_blocks, case):
+    facts, data = recorded(case)
+    rows = rows_of(backbone, facts, data)
     found = run(on_blocks, inputs_of(rows))
     check(found, data, data["expanded_lengths"])
     if "blocks_per_image" in data:

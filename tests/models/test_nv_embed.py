@@ -85,7 +85,8 @@ def close(ours, theirs, where=None):
     assert_same_rows(ours, theirs)
 
 
-@for_each("case", RAW + STRINGS)
+# Strings are of the embedder in tests/backbones/test_nv_embed.py.
+@for_each("case", RAW + STRINGS, quick=RAW)
 def test_recorded_states(model, case):
     """Behind the decoder, behind the latents, and the embeddings."""
     data = recorded(case)
@@ -120,15 +121,16 @@ def test_recorded_cross_attention(model, case):
 @for_each("case", RAW)
 def test_recorded_states_of_layers(make, case):
     """The first layers alone, none, one and two, without the norm at the end."""
-    data, model = recorded(case), make()
-    decoder = model.embedding_model
-    all_layers, decoder.norm = decoder.layers, lambda x: x
+    data = recorded(case)
 
     @jax.jit
     def states(inputs):
         found = []
         for layers in range(3):
-            decoder.layers = jax.tree.map(lambda x, n=layers: x[:n], all_layers)
+            model = make()
+            decoder = model.embedding_model
+            decoder.layers = jax.tree.map(lambda x, n=layers: x[:n], decoder.layers)
+            decoder.norm = lambda x: x
             found.append(model.hidden_states(inputs, EXACT))
         return found
 

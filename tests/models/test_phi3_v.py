@@ -139,7 +139,11 @@ PARITY = [  # lengths at which the row's and the batch's length choose the same 
 ]
 
 
-@for_each("name", PARITY)
+# Tests below are of one image, two, and padding on the right.
+QUICK = "boundary_text", "boundary_text_plus1", "mixed_batch", "one_image_more_crop_slots"
+
+
+@for_each("name", PARITY, quick=QUICK)
 def test_recorded_hidden_states_and_embeddings(model, name):
     check(model, case_of(name))
 
