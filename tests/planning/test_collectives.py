@@ -12,7 +12,7 @@ import pytest
 
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT
-from tests.training.test_mesh_invariance import DORA, LOSS, NONE, PAIRS
+from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, PLAIN
 from unime_jax import backbones, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import forward
@@ -24,7 +24,7 @@ WIDTH, LAYERS = 64, 5  # no other size here is 5
 ROWS = 3 * PAIRS  # queries, positives, negatives
 GATHER = "all-gather"
 PICTURES, TEXTS = Bucket(256, 5), Bucket(256, 0)
-TILED = dataclasses.replace(LOSS, column_block=8)
+TILED = dataclasses.replace(PLAIN, column_block=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def collectives(tmp_path_factory):
     backbone = backbones.open_backbone(str(folder), max_length=256)
     known = {}
 
-    def of(shape, adapters, loss=LOSS, bucket=PICTURES):
+    def of(shape, adapters, loss=PLAIN, bucket=PICTURES):
         key = shape, adapters.rank, loss.column_block
         if key not in known:
             known[key] = read_collectives(compiled_step(backbone, shape, adapters, loss, bucket))
@@ -143,7 +143,7 @@ def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
         kinds = (GATHER, "all-to-all", "all-reduce")
         return {s for kind, s, _ in all_kinds if kind in kinds}, {kind for kind, *_ in all_kinds}
 
-    dense, kinds = gathered(LOSS, PICTURES)
+    dense, kinds = gathered(PLAIN, PICTURES)
     assert dense & embeddings and "collective-permute" not in kinds
     tiled, kinds = gathered(TILED, TEXTS)
     assert not tiled & embeddings and "collective-permute" in kinds
