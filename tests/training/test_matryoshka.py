@@ -79,8 +79,13 @@ def batch():
 @pytest.fixture(scope="module")
 def embeddings(batch):
     """Zeros in the rows that are padding."""
-    vectors = [jax.vmap(functools.partial(encode, *parameters()))(x) for x in batch.groups]
-    return [jnp.where(x.live[..., None], v, 0) for x, v in zip(batch.groups, vectors)]
+
+    @jax.jit
+    def encoded(groups):
+        vectors = [jax.vmap(functools.partial(encode, *parameters()))(x) for x in groups]
+        return [jnp.where(x.live[..., None], v, 0) for x, v in zip(groups, vectors)]
+
+    return encoded(batch.groups)
 
 
 def cut(parts, groups, dim):
