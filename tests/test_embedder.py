@@ -121,13 +121,20 @@ def test_batches_and_devices_change_nothing(
     np.testing.assert_allclose(again, expected, atol=EXACT)
 
 
-def test_by_default_all_devices_share_rows_and_weights(one, model):
-    spread = Embedder.from_pretrained(str(one.backbone.folder), dtype="float32")
+def test_by_default_all_devices_share_rows_and_weights_also_when_pickled(one, model):
+    spread = Embedder.from_pretrained(str(one.backbone.folder), dtype="float32", max_length=99)
     assert spread._shards == len(jax.local_devices()) == 8
     embedding = spread._parameters["language_model.embed_tokens.embedding"]
     assert embedding.addressable_shards[0].data.size == embedding.size // 8
     items = [f"{i} red circles" for i in range(3)]
     np.testing.assert_allclose(spread.encode(items), model.encode(items), atol=EXACT)
+
+    # Pickled it is opened again.
+    again = pickle.loads(pickle.dumps(spread))
+    assert again.max_length == 99
+    np.testing.assert_array_equal(again.encode(items), spread.encode(items))
+    with pytest.raises(TypeError, match="on a mesh of its own"):
+        pickle.dumps(model)
 
 
 def test_processing_is_handed_on_and_shown(one, model):
@@ -443,12 +450,3 @@ def test_queries_and_documents_have_the_prompts_of_the_folder(model, monkeypatch
         np.testing.assert_array_equal(
             single, model.encode(texts[:1], prompt=document, truncate_dim=4)[0]
         )
-
-
-def test_pickled_it_is_opened_again(one, model):
-    whole = Embedder.from_pretrained(one.backbone.folder, dtype="float32", max_length=99)
-    again = pickle.loads(pickle.dumps(whole))
-    assert again.max_length == 99
-    np.testing.assert_array_equal(again.encode(["red"]), whole.encode(["red"]))
-    with pytest.raises(TypeError, match="on a mesh of its own"):
-        pickle.dumps(model)

@@ -102,7 +102,7 @@ def test_prompts_and_suffixes(model, folder):
     assert np.abs(jointly - found[1]).max() > 0.01
 
 
-def test_no_orphans_are_reported(model, caplog):
+def test_bad_items_are_named_and_no_orphans_reported(model, caplog):
     """A text's marker is of an image that the item has."""
     with caplog.at_level("WARNING"):
         model.encode_sum([{"text": "<|image_1|>\nred", "image": A}])
@@ -110,6 +110,17 @@ def test_no_orphans_are_reported(model, caplog):
     with caplog.at_level("WARNING"):
         model.encode_sum(["<|image_1|>\nred"])
     assert "1 of 1 items have image markers without image" in caplog.text
+
+    # Bad items are named.
+    with pytest.raises(TypeError, match=r"items\[1\]: a int is no item"):
+        model.encode_sum(["a", 3])
+    with pytest.raises(ValueError, match=r"items\[2\]: .*cannot be read"):
+        model.encode_sum(["a", {"text": "b", "image": A}, {"text": "c", "image": b"no image"}])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.encode_sum(["a"], batch_size=0)
+
+    # Nothing gives no rows.
+    assert model.encode_sum([]).shape == (0, model.dimension)
 
 
 def test_a_suffix_is_never_cut(model, folder, caplog):
@@ -127,16 +138,3 @@ def test_a_suffix_is_never_cut(model, folder, caplog):
     kept = short._preprocess(Item(long, suffix=TEXT_SUFFIX)).tokens
     text = short._preprocess.prompt.tokenizer.decode(kept)
     assert len(kept) == 64 and text.endswith(TEXT_SUFFIX + " [/INST]")
-
-
-def test_bad_items_are_named(model):
-    # Bad items are named.
-    with pytest.raises(TypeError, match=r"items\[1\]: a int is no item"):
-        model.encode_sum(["a", 3])
-    with pytest.raises(ValueError, match=r"items\[2\]: .*cannot be read"):
-        model.encode_sum(["a", {"text": "b", "image": A}, {"text": "c", "image": b"no image"}])
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        model.encode_sum(["a"], batch_size=0)
-
-    # Nothing gives no rows.
-    assert model.encode_sum([]).shape == (0, model.dimension)

@@ -57,17 +57,7 @@ def test_the_tiers_of_a_table_are_its_cases_and_the_others_are_slow():
             for_each("number", [1, 2], quick=wrong)
 
 
-def test_every_value_comes_and_every_two_values_meet():
-    assert every_value("abc", (1, 2)) == [("a", 1), ("b", 2), ("c", 1)]
-    columns = "abcde", (1, 2, 3), (False, True), "xyz"
-    rows = every_pair(*columns)
-    assert len(set(rows)) == len(rows) <= 20 and set(rows) <= set(itertools.product(*columns))
-    for i, j in itertools.combinations(range(4), 2):
-        met = {(row[i], row[j]) for row in rows}
-        assert met == set(itertools.product(columns[i], columns[j]))
-
-
-def test_a_table_has_cases_and_none_that_skips():
+def test_a_table_has_cases_and_every_value_or_pair_of_values_comes():
     @for_each("number", [1])
     def skips(number):
         pytest.skip("silently")
@@ -78,3 +68,12 @@ def test_a_table_has_cases_and_none_that_skips():
     # A table has cases
     with pytest.raises(AssertionError):
         for_each("number", [])
+
+    # Every value comes, and every two values meet.
+    assert every_value("abc", (1, 2)) == [("a", 1), ("b", 2), ("c", 1)]
+    columns = "abcde", (1, 2, 3), (False, True), "xyz"
+    rows = every_pair(*columns)
+    assert len(set(rows)) == len(rows) <= 20 and set(rows) <= set(itertools.product(*columns))
+    for i, j in itertools.combinations(range(4), 2):
+        met = {(row[i], row[j]) for row in rows}
+        assert met == set(itertools.product(columns[i], columns[j]))

@@ -149,26 +149,26 @@ def test_written_and_read_again_is_the_merged_model(adapted, model_type, dora):
         np.testing.assert_allclose(found[path], expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_inputs_are_made_as_in_training(tmp_path):
+def test_inputs_are_made_as_in_training(pairs, tmp_path):
     """Not as the base's would be."""
-    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+    pair = pairs("qwen2_vl")
     processing = dataclasses.replace(
         pair.backbone.processing,
         resolution="low",
         grid_positions=not pair.backbone.processing.grid_positions,
     )
     trained_on = backbones.open_backbone(
-        str(tmp_path / "base"), max_length=4096, processing=processing
+        str(pair.backbone.folder), max_length=4096, processing=processing
     )
     _, parameters, config = trained(pair, dora=False)
     adapters.save(tmp_path / "adapter", trained_on, parameters, config, dtype=FLOAT32)
     opened = backbones.open_backbone(str(tmp_path / "adapter"), max_length=4096)
     assert opened.processing == processing != pair.backbone.processing
-    assert opened.base == str((tmp_path / "base").resolve()) == trained_on.base
+    assert opened.base == str(pair.backbone.folder.resolve()) == trained_on.base
 
 
-def test_adapters_in_half_precision_replace_an_earlier_folder(tmp_path):
-    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+def test_adapters_in_half_precision_replace_a_folder_and_what_cannot_be_one(pairs, tmp_path):
+    pair = pairs("qwen2_vl")
     _, parameters, config = trained(pair, dora=True)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "stale.txt").write_text("from before")
@@ -181,10 +181,7 @@ def test_adapters_in_half_precision_replace_an_earlier_folder(tmp_path):
     record = json.loads((tmp_path / "adapter" / merging.CONFIG).read_text())
     assert record["use_dora"] and record["r"] == 3 and record["lora_alpha"] == 5.0
 
-
-def test_what_cannot_be_an_adapter(tmp_path):
-    pair = PAIRS["qwen2_vl"](tmp_path / "base")
-    _, parameters, config = trained(pair, dora=False)
+    # What cannot be an adapter.
     with pytest.raises(ValueError, match="has no adapters to write"):
         adapters.save(tmp_path / "a", pair.backbone, pair.parameters, config, dtype=FLOAT32)
     on_another = dataclasses.replace(pair.backbone, adapter=tmp_path / "first")

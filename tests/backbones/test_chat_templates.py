@@ -163,7 +163,19 @@ def test_other_families_read_the_same_files(tmp_path):
 # Exports
 
 
-def test_exports_have_one_template(folder):
+def test_exports_have_one_template_or_none(folder):
+    # Folders without any stay so.
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    chat_templates.write(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+    # The tokenizer's alone becomes the processor's.
+    put(folder, TOKENIZER, [{"name": "default", "template": HUB_TEMPLATE}])
+    chat_templates.write(folder)
+    assert (folder / JINJA).read_text() == HUB_TEMPLATE and not (folder / LEGACY).exists()
+    assert rendered(folder) == by_transformers(folder) == HUB_RENDERED
+
+    # Of all places there is one.
     for file in (PROCESSOR, LEGACY, JINJA, TOKENIZER):
         put(folder, file, template(file))
     expected = rendered(folder)
@@ -176,16 +188,3 @@ def test_exports_have_one_template(folder):
         assert (folder / JINJA).read_text() == counts
         assert rendered(folder) == by_transformers(folder) == expected
         assert AutoTokenizer.from_pretrained(folder).chat_template == counts
-
-
-def test_exports_without_a_template_of_the_processor(folder):
-    # Folders without any stay so.
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    chat_templates.write(folder)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-
-    # The tokenizer's alone becomes the processor's.
-    put(folder, TOKENIZER, [{"name": "default", "template": HUB_TEMPLATE}])
-    chat_templates.write(folder)
-    assert (folder / JINJA).read_text() == HUB_TEMPLATE and not (folder / LEGACY).exists()
-    assert rendered(folder) == by_transformers(folder) == HUB_RENDERED

@@ -64,13 +64,19 @@ def test_a_turn_is_what_the_template_writes(folders, family, kinds):
     assert [kinds[n] for n in prompt.order(given)] == sorted(kinds, key=lambda k: k != first)
 
 
-def test_tokens_of_places_are_repeated_in_the_order_of_the_prompt(folders):
+def test_tokens_of_places_repeat_in_the_order_of_the_prompt_after_the_instruction(folders):
     prompt = opened(folders["onevision"], "chat")
     found = prompt(item("x", "ci"), [ClipTokens("<video>", (5,)), 3])
     assert found.counts == (3, 5)
     tokens, is_image = prompt.expand(found.ids, found.counts)
     video = AutoTokenizer.from_pretrained(folders["onevision"]).convert_tokens_to_ids("<video>")
     assert list(tokens[is_image]) == [prompt.image_token_id] * 3 + [video] * 5
+
+    # The instruction is before the clip in a system turn.
+    prompt = opened(folders["qwen3_vl"], "system", open_any_prompt, clip_place=PLACE)
+    rendered = prompt.rendered(item("b", "c", prefix="Find it"))
+    assert rendered.index("Find it.") < rendered.index(PLACE) < rendered.index("b<|im_end|>")
+    assert "NULL" not in prompt.rendered(item("", "c"))
 
 
 @for_each("style", ["chat", "raw", "verbatim"])
@@ -91,13 +97,6 @@ def test_words_take_the_place_of_a_clip_with_what_is_around_it(folders, style):
     assert expected.replace(" ", "") in text.replace(" ", "")
     tokens, is_image = prompt.expand(ids, prompt(given, clips).counts)
     assert is_image.sum() == 2 + 3 + 4 + 1
-
-
-def test_the_instruction_is_before_the_clip_in_a_system_turn(folders):
-    prompt = opened(folders["qwen3_vl"], "system", open_any_prompt, clip_place=PLACE)
-    rendered = prompt.rendered(item("b", "c", prefix="Find it"))
-    assert rendered.index("Find it.") < rendered.index(PLACE) < rendered.index("b<|im_end|>")
-    assert "NULL" not in prompt.rendered(item("", "c"))
 
 
 @given(words=st.integers(0, 30), room=st.integers(0, 12), style=st.sampled_from(["chat", "raw"]))

@@ -37,11 +37,6 @@ def test_sizes(height, width, pixels):
         assert found[0] * found[1] <= dynamic_resolution.largest_area(28, *pixels)
 
 
-def test_a_line_is_an_error_that_says_so():
-    with pytest.raises(ValueError, match=r"image of 1 x 201 pixels is a line"):
-        dynamic_resolution.smart_resize(1, 201, 28, 3136, 12845056)
-
-
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 3]), st.sampled_from([2, 0, 3]))
 def test_patches_and_places(rows, columns, merge, resample):
     """The processor's order, and its pixels; its two frames are the same image."""
@@ -63,8 +58,9 @@ def test_patches_and_places(rows, columns, merge, resample):
     np.testing.assert_array_equal(dynamic_resolution.patch_places(grid, merge), places)
 
 
-def test_positions():
+def test_positions_worked_by_hand_and_a_line_is_an_error():
     """Worked by hand: two texts, an image of 2 x 3 tokens, a text, the image as text, a text."""
+    # Two texts, an image of 2 x 3 tokens, a text, the image as text, a text.
     image = dynamic_resolution.Place(2, 3)
     places = [None, None, image, None, image, None]
     found = dynamic_resolution.positions(places, [False, True, True, True, False, False])
@@ -74,3 +70,7 @@ def test_positions():
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8, 9, 10, 11, 12],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
     ]
+
+    # A line is an error that says so.
+    with pytest.raises(ValueError, match=r"image of 1 x 201 pixels is a line"):
+        dynamic_resolution.smart_resize(1, 201, 28, 3136, 12845056)

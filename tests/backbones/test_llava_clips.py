@@ -99,7 +99,7 @@ def test_tokens_of_a_clip_blend_patches_of_one_frame(frames, side, newlines):
     assert len(set(slot[~is_newline].ravel().tolist())) <= frames * side * side
 
 
-def test_published_counts_of_tokens(llave):
+def test_published_counts_of_tokens_and_clips_of_no_use(llave):
     # 27 patches a side become 14: 14 x 15 tokens a frame, or 14 x 14 and one
     assert tokens_of(PUBLISHED, Item(TEXT, (clip(2),)), max_length=4096) == 2 * 14 * 15
     one = {"prompt": "verbatim", "clip_newlines": "one", "max_length": 8192}
@@ -111,6 +111,15 @@ def test_published_counts_of_tokens(llave):
     assert tokens_of(llave, item, prompt="verbatim", fps=6.0) == 20 * 4 + 1
     assert tokens_of(llave, item, prompt="verbatim", frames=(1, 5)) == 5 * 4 + 1
     assert tokens_of(llave, item, prompt="verbatim", frames=(16, 32)) == 16 * 4 + 1
+
+    # Clips of no use are named.
+    for data, message in (
+        (None, "the clip file 'a.mp4' is missing"),
+        (b"no clip", "the clip 'a.mp4' cannot be read"),
+        (encoded(noise(9, 9)), "the clip 'a.mp4' cannot be read: an image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(llave).preprocess(Item("x", (Media("a.mp4", data, kind="clip"),)))
 
 
 def test_what_is_too_long_says_what_to_do():
@@ -186,16 +195,6 @@ def test_a_video_processor_must_treat_pixels_as_that_of_images(tmp_path):
             continue
         with pytest.raises(ValueError, match=match):
             preprocess(Item("x", (clip(1),)))
-
-
-def test_clips_of_no_use_are_named(llave):
-    for data, message in (
-        (None, "the clip file 'a.mp4' is missing"),
-        (b"no clip", "the clip 'a.mp4' cannot be read"),
-        (encoded(noise(9, 9)), "the clip 'a.mp4' cannot be read: an image"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            opened(llave).preprocess(Item("x", (Media("a.mp4", data, kind="clip"),)))
 
 
 @for_each("write", [write_llava_next, write_clip, write_bert])

@@ -110,7 +110,7 @@ def test_recorded_layout(tmp_path_factory, grids):
         assert len(slot) == row["visual_tokens"], row
 
 
-def test_canvases_are_width_and_height(tmp_path, backbone):
+def test_canvases_are_width_and_height_and_an_image_token_of_its_own_is_kept(tmp_path, backbone):
     """The original lists (width, height), and of equals takes the first."""
     folder = write_llava_qwen(tmp_path)
     assert opened(folder).preprocess.pinpoints == ((28, 28), (56, 28), (28, 56), (56, 56))
@@ -118,6 +118,18 @@ def test_canvases_are_width_and_height(tmp_path, backbone):
     assert opened(listed).preprocess.pinpoints == ((28, 56), (84, 28))
     assert opened(rewritten(folder, image_grid_pinpoints="(2x1),...,(3x2)")).preprocess.pinpoints \
         == ((28, 56), (56, 56), (28, 84), (56, 84))  # fmt: skip
+
+    # An image token of its own is kept, where the tokenizer has one already, as those of LLaVA-
+    # OneVision's repositories may.
+    (tmp_path := tmp_path / "token").mkdir()
+    folder = write_llava_qwen(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    for token, content in ((259, "<video>"), (260, "<image>")):
+        added = {"id": token, "content": content, "special": True} | flags
+        tokenizer["added_tokens"].append(added)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert opened(folder).preprocess.prompt.image_token_id == 260
 
 
 def test_the_published_tower_is_known_and_another_must_be_described(tmp_path):
@@ -167,18 +179,6 @@ def test_what_is_not_done_is_said(tmp_path, changes, message):
         return
     with pytest.raises(ValueError, match=message):
         opened(folder)
-
-
-def test_an_image_token_of_its_own_is_kept(tmp_path):
-    """Where the tokenizer has one already, as those of LLaVA-OneVision's repositories may."""
-    folder = write_llava_qwen(tmp_path)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    for token, content in ((259, "<video>"), (260, "<image>")):
-        added = {"id": token, "content": content, "special": True} | flags
-        tokenizer["added_tokens"].append(added)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert opened(folder).preprocess.prompt.image_token_id == 260
 
 
 def test_markers_without_an_image(tmp_path):

@@ -69,7 +69,7 @@ PROMPTS = {
     "minilm": TextPrompt(minilm(), "", VOCABULARY, 24),
     "minilm, cut on the left": TextPrompt(minilm(), "", VOCABULARY, 24, cut="left"),
 }
-TRIES = 200
+TRIES = 80
 WORDS = ["a", "red", "circle", "größe", "左边", "of", "3 blue", "1.5", "it's", "e\u0301", "x" * 40]
 WORDS += ["\t", "\n\n", "  ", "<|image_1|>", "<image>", "!?", "-", "İ", "ﬁ", "，", "ab" * 60]
 

@@ -252,25 +252,6 @@ def test_what_is_not_done_is_an_error_when_the_folder_is_opened(qwen, tmp_path, 
         open_adapter(adapter)
 
 
-def test_pickled_adapters_are_not_read(adapter):
-    (adapter / merging.WEIGHTS).rename(adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"(?s)no adapter_model.safetensors; pickled.*save_pret"):
-        open_adapter(adapter)
-
-
-def test_a_base_that_is_no_base(adapter, tmp_path):
-    change(adapter, base_model_name_or_path=None)
-    with pytest.raises(ValueError, match="base_model_name_or_path is missing"):
-        open_adapter(adapter)
-    change(adapter, base_model_name_or_path="no/such-model")
-    with pytest.raises(ValueError, match=r'adapter_config.json names its base.*"no/such-model"'):
-        open_adapter(adapter)
-    shutil.copytree(adapter, tmp_path / "second")
-    change(adapter, base_model_name_or_path=str(tmp_path / "second"))
-    with pytest.raises(ValueError, match="is itself an adapter"):
-        open_adapter(adapter)
-
-
 def test_all_misfits_in_one_table(adapter, tmp_path, qwen):
     """With those of the base."""
     pair, _ = qwen
@@ -306,7 +287,27 @@ def test_all_misfits_in_one_table(adapter, tmp_path, qwen):
     )
 
 
-def test_magnitudes_need_use_dora(adapter):
+def test_adapters_of_no_use_are_named(adapter, tmp_path):
+    # Magnitudes need use_dora.
     change(adapter, use_dora=False)
     with pytest.raises(ValueError, match="lora_magnitude_vector: unexpected, as use_dora is fal"):
         load(open_adapter(adapter))
+
+    # Pickled adapters are not read.
+    change(adapter, use_dora=True)
+    (adapter / merging.WEIGHTS).rename(adapter / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"(?s)no adapter_model.safetensors; pickled.*save_pret"):
+        open_adapter(adapter)
+
+    # A base that is no base.
+    (adapter / "adapter_model.bin").rename(adapter / merging.WEIGHTS)
+    change(adapter, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="base_model_name_or_path is missing"):
+        open_adapter(adapter)
+    change(adapter, base_model_name_or_path="no/such-model")
+    with pytest.raises(ValueError, match=r'adapter_config.json names its base.*"no/such-model"'):
+        open_adapter(adapter)
+    shutil.copytree(adapter, tmp_path / "second")
+    change(adapter, base_model_name_or_path=str(tmp_path / "second"))
+    with pytest.raises(ValueError, match="is itself an adapter"):
+        open_adapter(adapter)

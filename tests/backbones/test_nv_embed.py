@@ -239,7 +239,7 @@ def test_neither_window_nor_code_of_the_folder_counts(tiny, tmp_path, monkeypatc
 # Weights
 
 
-def test_there_and_back_changes_no_bit(recorded, tmp_path):
+def test_there_and_back_changes_no_bit_and_an_export_embeds_the_same(recorded, tmp_path):
     # There and back changes no bit.
     for dtype in DTYPES.values():
         backbone = opened(recorded)
@@ -258,16 +258,7 @@ def test_there_and_back_changes_no_bit(recorded, tmp_path):
     np.testing.assert_array_equal(parameters[f"{block}.to_k.kernel"].T, kv[:256])
     np.testing.assert_array_equal(parameters[f"{block}.to_v.kernel"].T, kv[256:])
 
-
-@for_each("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
-def test_sharded_read_equals_unsharded_read(recorded, shape):
-    backbone = opened(recorded)
-    expected = load(backbone)
-    found = backbone.load(targets(backbone, sharding.make_mesh(*shape)))
-    assert_same(found, expected)
-
-
-def test_an_exported_folder_embeds_the_same(recorded, tmp_path):
+    # An exported folder embeds the same.
     backbone = opened(recorded)
     graph, _ = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     target = tmp_path / "export"
@@ -282,6 +273,14 @@ def test_an_exported_folder_embeds_the_same(recorded, tmp_path):
         for folder in (target, recorded)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+@for_each("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_sharded_read_equals_unsharded_read(recorded, shape):
+    backbone = opened(recorded)
+    expected = load(backbone)
+    found = backbone.load(targets(backbone, sharding.make_mesh(*shape)))
+    assert_same(found, expected)
 
 
 # Through what is there for every family

@@ -240,12 +240,6 @@ def bert_adapter(tmp_path):
     return write_adapter(base, tmp_path / "adapter", AutoModel, **settings)
 
 
-def test_an_adapter_without_any_tensor(bert_adapter):
-    rewrite(bert_adapter, lambda x: {})
-    with pytest.raises(ValueError, match=r"no tensors of a LoRA or DoRA \(it has 0 others\)"):
-        opened(bert_adapter)
-
-
 def test_what_the_configuration_leaves_out_is_as_in_peft(bert_adapter):
     """Rank, alpha, and the layers of BERT."""
     expected = load(opened(bert_adapter))
@@ -277,7 +271,7 @@ def test_adapters_around_a_sentence_transformer_and_ranks_that_are_none(bert_ada
             opened(bert_adapter)
 
 
-def test_the_same_part_under_two_names(bert_adapter):
+def test_a_part_under_two_names_and_an_adapter_without_any_tensor(bert_adapter):
     name = f"{merging.PREFIX}encoder.layer.0.attention.self.query.lora_B"
     other = f"{merging.PREFIX}bert.encoder.layer.0.attention.self.query.lora_B.weight"
     rewrite(bert_adapter, lambda x: x | {other: x[f"{name}.weight"] + 1})
@@ -289,6 +283,11 @@ def test_the_same_part_under_two_names(bert_adapter):
         ),
     )
     assert [line for line in misfits(bert_adapter) if "twice" in line]
+
+    # Without any tensor.
+    rewrite(bert_adapter, lambda x: {})
+    with pytest.raises(ValueError, match=r"no tensors of a LoRA or DoRA \(it has 0 others\)"):
+        opened(bert_adapter)
 
 
 @for_each("part", ["lora_A", "lora_B", "lora_magnitude_vector"])

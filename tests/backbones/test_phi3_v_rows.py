@@ -95,7 +95,7 @@ SENTENCE = "Summary above sentence in one word:"
 IMAGE = "Summary above image in one word:"
 
 
-def test_chat_prompts_are_unimes_a_bos_before_each_piece(phi3_v_folder):
+def test_chat_prompts_are_unimes_a_bos_before_each_piece_and_cut_inside(phi3_v_folder):
     # Chat prompts are UniME's.
     prompt = opened(phi3_v_folder, CHAT).preprocess.prompt
     text = prompt.rendered(item(f"A dog.\n{SENTENCE}"))
@@ -116,6 +116,16 @@ def test_chat_prompts_are_unimes_a_bos_before_each_piece(phi3_v_folder):
     images = len(row.tokens) - len(before) - len(after)
     assert row.tokens.tolist() == before + [0] * images + after
     assert before[0] == after[0] == backend.token_to_id("<s>") and images == 27  # 2 x 2 crops
+
+    # Long texts are cut inside: never image tokens, the template, or what is pooled.
+    preprocess = opened(phi3_v_folder, CHAT, max_length=80).preprocess
+    one = item("word " * 100, picture(28, 28))
+    row, short = preprocess(one), preprocess(item("word", picture(28, 28)))
+    assert len(row.tokens) == 80 and row.truncated > 50
+    np.testing.assert_array_equal(row.tokens[-2:], short.tokens[-2:])
+    assert np.sum(row.slot >= 0) == 27
+    with pytest.raises(ValueError, match="image tokens, prompt template .* max_length is 30"):
+        opened(phi3_v_folder, CHAT, max_length=30).preprocess(one)
 
 
 def places(folder, text, count):
@@ -144,18 +154,6 @@ def places(folder, text, count):
 )
 def test_numbers_of_images_count(phi3_v_folder, text, count, rendered, missing_images):
     assert places(phi3_v_folder, text, count) == (rendered, missing_images)
-
-
-def test_long_texts_are_cut_inside(phi3_v_folder):
-    """Never image tokens, the template, or what is pooled."""
-    preprocess = opened(phi3_v_folder, CHAT, max_length=80).preprocess
-    one = item("word " * 100, picture(28, 28))
-    row, short = preprocess(one), preprocess(item("word", picture(28, 28)))
-    assert len(row.tokens) == 80 and row.truncated > 50
-    np.testing.assert_array_equal(row.tokens[-2:], short.tokens[-2:])
-    assert np.sum(row.slot >= 0) == 27
-    with pytest.raises(ValueError, match="image tokens, prompt template .* max_length is 30"):
-        opened(phi3_v_folder, CHAT, max_length=30).preprocess(one)
 
 
 def test_canvases_at_their_edges(phi3_v_folder):

@@ -126,7 +126,7 @@ def test_unime_v2_llava_onevision(tmp_path, template, key):
 # Images and their markers
 
 
-def test_markers_without_an_image_are_counted_and_no_prompt_in_themselves(every_prompt):
+def test_markers_without_an_image_are_counted_and_prompts_survive_pickling(every_prompt):
     # They are left out and counted.
     prompt = every_prompt["onevision", "chat"]
     plain = prompt(item("Where is it?"), [])
@@ -152,6 +152,11 @@ def test_markers_without_an_image_are_counted_and_no_prompt_in_themselves(every_
         with pytest.raises(ValueError, match="no text and no image, so no token to pool"):
             prompt(item(text), [])
     assert prompt(item("", 1), [4]).ids
+
+    # Prompts survive pickling.
+    for prompt in every_prompt.values():
+        copy = pickle.loads(pickle.dumps(prompt))
+        assert copy(item("<|image_1|>\nx", 1), [4]) == prompt(item("<|image_1|>\nx", 1), [4])
 
 
 @for_each(
@@ -278,9 +283,3 @@ def test_chat_texts_are_stripped(every_prompt, family, text, images):
     prefix, suffix = prompt.frames[images]
     if "<image>" not in text and "<|image_" not in text:
         assert prompt.rendered(item(text, images)) == prefix + text.strip() + suffix
-
-
-def test_it_survives_pickling(every_prompt):
-    for prompt in every_prompt.values():
-        copy = pickle.loads(pickle.dumps(prompt))
-        assert copy(item("<|image_1|>\nx", 1), [4]) == prompt(item("<|image_1|>\nx", 1), [4])

@@ -82,16 +82,6 @@ def test_pixels_in_every_spelling(tmp_path, spelling):
     grids(RAW)
 
 
-def test_a_newer_folder_has_its_image_processor_in_processor_config(qwen2_vl_folder, tmp_path):
-    newer = shutil.copytree(qwen2_vl_folder, tmp_path / "newer")
-    settings = json.loads((newer / "preprocessor_config.json").read_text())
-    (newer / "preprocessor_config.json").unlink()
-    (newer / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
-    one = item("<|image_1|>", picture(60, 41))
-    found, expected = (opened(f).preprocess(one).patches for f in (newer, qwen2_vl_folder))
-    np.testing.assert_array_equal(found, expected)
-
-
 @for_each(
     "file, changes, message",
     [
@@ -118,13 +108,22 @@ def test_a_folder_that_asks_for_something_else(qwen2_vl_folder, tmp_path, file, 
         opened(wrong)
 
 
-def test_processing_of_the_family(qwen2_vl_folder):
+def test_processing_of_the_family_and_of_newer_folders(qwen2_vl_folder, tmp_path):
     # Pixels that are no range.
     with pytest.raises(ValueError, match="processing.pixels are 9 to 3"):
         opened(qwen2_vl_folder, dataclasses.replace(RAW, pixels=(9, 3)))
 
     # The family's own processing.
     assert opened(qwen2_vl_folder).processing == RAW
+
+    # A newer folder has its image processor in processor_config.json.
+    newer = shutil.copytree(qwen2_vl_folder, tmp_path / "newer")
+    settings = json.loads((newer / "preprocessor_config.json").read_text())
+    (newer / "preprocessor_config.json").unlink()
+    (newer / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    one = item("<|image_1|>", picture(60, 41))
+    found, expected = (opened(f).preprocess(one).patches for f in (newer, qwen2_vl_folder))
+    np.testing.assert_array_equal(found, expected)
 
 
 # Weights

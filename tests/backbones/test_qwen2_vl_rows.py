@@ -196,7 +196,26 @@ def real(tmp_path_factory):
     return opened(folder, max_length=4096)
 
 
-def test_items_that_are_no_rows_are_cut_or_named(real, qwen2_vl_folder):
+def test_a_fixed_resolution_comes_first_and_items_that_are_no_rows_are_cut_or_named(
+    qwen2_vl_folder, real
+):
+    backbone = opened(qwen2_vl_folder, dataclasses.replace(RAW, image_size=(40, 24)))
+    one = noise(90, 33)
+    direct = opened(qwen2_vl_folder).preprocess(
+        item("x", Media("a", encoded(one.resize((24, 40)))))
+    )
+    row = backbone.preprocess(item("x", Media("a", encoded(one))))
+    np.testing.assert_array_equal(row.patches, direct.patches)
+    assert (row.slot >= 0).sum() == 15
+
+    # So does one with a name.
+    named, sized = (
+        opened(qwen2_vl_folder, dataclasses.replace(RAW, **{key: size})).preprocess
+        for key, size in {"resolution": "low", "image_size": (128, 128)}.items()
+    )
+    one = item("x", Media("a", encoded(one)))
+    np.testing.assert_array_equal(named(one).patches, sized(one).patches)
+
     # A row that is too long.
     short = dataclasses.replace(
         real.preprocess, prompt=dataclasses.replace(real.preprocess.prompt, max_length=600)
@@ -214,22 +233,3 @@ def test_items_that_are_no_rows_are_cut_or_named(real, qwen2_vl_folder):
         preprocess(item("a text", picture(300, 1)))
     with pytest.raises(ValueError, match="'b.png' is missing"):
         preprocess(Item("a text", (Media("b.png"),)))
-
-
-def test_a_fixed_resolution_comes_first(qwen2_vl_folder):
-    backbone = opened(qwen2_vl_folder, dataclasses.replace(RAW, image_size=(40, 24)))
-    one = noise(90, 33)
-    direct = opened(qwen2_vl_folder).preprocess(
-        item("x", Media("a", encoded(one.resize((24, 40)))))
-    )
-    row = backbone.preprocess(item("x", Media("a", encoded(one))))
-    np.testing.assert_array_equal(row.patches, direct.patches)
-    assert (row.slot >= 0).sum() == 15
-
-    # So does one with a name.
-    named, sized = (
-        opened(qwen2_vl_folder, dataclasses.replace(RAW, **{key: size})).preprocess
-        for key, size in {"resolution": "low", "image_size": (128, 128)}.items()
-    )
-    one = item("x", Media("a", encoded(one)))
-    np.testing.assert_array_equal(named(one).patches, sized(one).patches)

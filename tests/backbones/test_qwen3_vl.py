@@ -151,7 +151,7 @@ def test_the_contract_of_the_embedder(tmp_path):
     assert "before the decoder's final norm" in plain.backbone.caveats[0]
 
     # A check that fails says which of the four it is.
-    given = [user_input(text, image) for text, image, *_ in (RENDERED[0], RENDERED[6], RENDERED[7])]
+    given = [user_input(text, image) for text, image, *_ in RENDERED[6:]]
     self_check.first_check(folder, given, dtype=float32, computed_in=float32)
     assert self_check.repeat(folder) >= 0.99999
 

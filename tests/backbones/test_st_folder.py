@@ -135,10 +135,26 @@ def test_lengths(tmp_path, form):
     assert_same(model.encode(texts), theirs.encode(texts))
 
 
-def test_settings_under_an_older_name(tmp_path):
+def test_settings_under_an_older_name_and_modules_that_are_refused(tmp_path):
     folder = write_bert(tmp_path, settings={"max_seq_length": 20})
     (folder / st_folder.SETTINGS[0]).rename(folder / "sentence_roberta_config.json")
     assert opened(folder).max_length == SentenceTransformer(str(folder)).max_seq_length == 20
+
+    (tmp_path := tmp_path / "refused").mkdir()
+    # Products of any length are refused.
+    folder = write_bert(tmp_path, modules=("Transformer", "Pooling"))
+    change(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
+    with pytest.raises(ValueError, match="is 'dot', of embeddings of any length"):
+        opened(folder)
+
+    # Modules that are code.
+    (tmp_path := tmp_path / "next").mkdir()
+    folder = write_bert(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match="custom_st.Transformer is code of the folder's own"):
+        opened(folder)
 
 
 REFUSED = {
@@ -191,23 +207,6 @@ def test_what_is_not_done_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=message) as error:
         opened(folder)
     assert str(folder / file) in str(error.value)
-
-
-def test_modules_that_are_not_done_are_refused(tmp_path):
-    # Products of any length are refused.
-    folder = write_bert(tmp_path, modules=("Transformer", "Pooling"))
-    change(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
-    with pytest.raises(ValueError, match="is 'dot', of embeddings of any length"):
-        opened(folder)
-
-    # Modules that are code.
-    (tmp_path := tmp_path / "next").mkdir()
-    folder = write_bert(tmp_path)
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[0]["type"] = "custom_st.Transformer"
-    (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match="custom_st.Transformer is code of the folder's own"):
-        opened(folder)
 
 
 def test_a_check_of_an_export_is_of_what_was_recorded(bert, model, tmp_path):

@@ -108,7 +108,7 @@ def test_clips_are_turned_as_their_display_matrix_says(mp4):
             assert frame == upright, matrix
 
 
-def test_rates_are_averages_over_the_clip():
+def test_rates_are_averages_and_sizes_may_be_odd():
     stamps = [*range(6), *range(10, 70, 10)]  # 6 frames at 10 a second, then 6 at one a second
     for container in ("mp4", "matroska"):
         with clips.opened(video(container, stamps=stamps)) as clip:
@@ -121,8 +121,7 @@ def test_rates_are_averages_over_the_clip():
     with clips.opened(animation("GIF", squares(1))) as clip:
         assert (clip.facts.frames, clip.facts.fps) == (1, None)
 
-
-def test_a_video_of_odd_size_keeps_it():
+    # A video of odd size keeps it.
     data = video("webm", "libvpx-vp9", frames=squares(3, (33, 21)), deadline="realtime")
     with clips.opened(data) as clip:
         assert [frame.size for frame in clip.frames([0, 2])] == [(33, 21)] * 2

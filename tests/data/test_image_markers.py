@@ -27,7 +27,7 @@ IMAGE_TOKENS = {"onevision": "<image>", "mistral": "<image>", "qwen2_vl": "<|ima
 CLIP_TOKENS = {"onevision": "<video>", "qwen2_vl": "<|video_pad|>"}
 
 
-def test_what_a_marker_is():
+def test_what_a_marker_is_also_in_a_long_text(prompts):
     assert without_markers("<im<image>age>\nx <|image_2|>", "<image>") == ("x ", 3)
 
     # What a marker is
@@ -47,6 +47,12 @@ def test_what_a_marker_is():
         ("<image>\n", None, 0),
     ]:
         assert without_markers(text) == (text if expected is None else expected, count)
+
+    # A long text full of them: in bounded time, and beyond what a loop of the sandbox may count to.
+    prompt = prompts["onevision", "chat"]
+    source = layout.chat_template_of(**hf_folder.wording(prompt))
+    for text in ("<|image_1|>\na" * 2000, "a < b > c " * 20_000):
+        assert rendered(source, "", text, []) == prompt.rendered(Item(text))
 
 
 @for_each("depth", [90, 200_000])
@@ -130,11 +136,3 @@ def test_the_template_of_exports_reads_markers_as_we_do(prompts, key, prefix, te
     expected = prompt.rendered(Item(text, media, prefix=prefix))
     source = layout.chat_template_of(**hf_folder.wording(prompt))
     assert rendered(source, prefix, text, kinds) == expected
-
-
-def test_a_long_text_full_of_markers(prompts):
-    """In bounded time, and beyond what a loop of the sandbox may count to."""
-    prompt = prompts["onevision", "chat"]
-    source = layout.chat_template_of(**hf_folder.wording(prompt))
-    for text in ("<|image_1|>\na" * 2000, "a < b > c " * 20_000):
-        assert rendered(source, "", text, []) == prompt.rendered(Item(text))

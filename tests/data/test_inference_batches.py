@@ -17,7 +17,29 @@ def gathered(sized):
     return [step if isinstance(step, range) else list(step.rows) for step in steps]
 
 
-def test_items_without_a_row_are_left_out_and_failures_said_to_all():
+def row(tokens, **fields):
+    zero = np.zeros((tokens, 1), np.int32)
+    return Row(zero[:, 0], zero, zero - 1, **fields)
+
+
+def test_batches_have_the_sizes_of_their_rows_and_failures_are_said_to_all():
+    # Sizes are those of the row.
+    made = row(3, patches=np.zeros((2, 1, 3), np.uint8), truncated=1, unmatched_markers=1)
+    size, _ = prepare(["a", "b"], lambda item: made, lambda *size: SHAPES, 1)
+    assert size == RowSize(1, 3, 2, True, True)
+    size, _ = prepare(["a"], lambda item: row(8), lambda *size: SHAPES, 0)
+    assert size == RowSize(0, 8, 0, False, False)
+
+    # A batch is full at its rows and ends with its block.
+    full = SHAPES.rows
+    sized = [(RowSize(number, 1), row(1)) for number in range(2 * full + 1)]
+    blocks = blocks_of(len(sized), full + 1)
+    assert blocks == [range(full + 1), range(full + 1, 2 * full + 1)]
+    steps = list(batches(iter(sized), blocks, lambda *size: SHAPES, parts=1))
+    found = [step if isinstance(step, range) else list(step.rows) for step in steps]
+    first, second = blocks
+    assert found == [[*first[:full]], [*first[full:]], first, [*second], second]
+
     # A row of an image alone is encoded.
     none = np.zeros((0, 1), np.int32)
     image = Row(none[:, 0], none, none, patches=np.zeros((2, 1, 3), np.uint8))
@@ -35,30 +57,6 @@ def test_items_without_a_row_are_left_out_and_failures_said_to_all():
             gathered([(size, error)])
         with pytest.raises(RuntimeError, match="item 0 could not be preprocessed by process 0"):
             gathered([(size, None)])
-
-
-def row(tokens, **fields):
-    zero = np.zeros((tokens, 1), np.int32)
-    return Row(zero[:, 0], zero, zero - 1, **fields)
-
-
-def test_a_batch_has_the_sizes_of_its_rows_and_ends_with_its_block():
-    # Sizes are those of the row.
-    made = row(3, patches=np.zeros((2, 1, 3), np.uint8), truncated=1, unmatched_markers=1)
-    size, _ = prepare(["a", "b"], lambda item: made, lambda *size: SHAPES, 1)
-    assert size == RowSize(1, 3, 2, True, True)
-    size, _ = prepare(["a"], lambda item: row(8), lambda *size: SHAPES, 0)
-    assert size == RowSize(0, 8, 0, False, False)
-
-    # A batch is full at its rows and ends with its block.
-    full = SHAPES.rows
-    sized = [(RowSize(number, 1), row(1)) for number in range(2 * full + 1)]
-    blocks = blocks_of(len(sized), full + 1)
-    assert blocks == [range(full + 1), range(full + 1, 2 * full + 1)]
-    steps = list(batches(iter(sized), blocks, lambda *size: SHAPES, parts=1))
-    found = [step if isinstance(step, range) else list(step.rows) for step in steps]
-    first, second = blocks
-    assert found == [[*first[:full]], [*first[full:]], first, [*second], second]
 
 
 def test_shorter_rows_take_the_room_beside_longer_ones():

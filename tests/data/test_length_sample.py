@@ -23,7 +23,7 @@ def source(*lengths):
     return [{"qry": "q" * n, "pos_text": "p" * (n + 1), "neg_text": ["n" * 9]} for n in lengths]
 
 
-def test_lengths_are_those_of_all_sides_and_follow_from_weights_and_seed(monkeypatch):
+def test_lengths_follow_from_weights_and_seed_and_what_cannot_be_measured_is_refused(monkeypatch):
     rows = {"a": source(10, 100), "b": source(30), "unused": source(50)}
     sizes, example = measured(rows, {"b": 1, "a": 1}, preprocess, negatives=1, seed=0)
     assert sorted(sizes[:, 0].tolist()) == [9, 9, 9, 10, 11, 30, 31, CUT, CUT]
@@ -46,8 +46,7 @@ def test_lengths_are_those_of_all_sides_and_follow_from_weights_and_seed(monkeyp
     weighted = {"a": 4.0, "b": 1.0}
     assert len(measured(rows, weighted, preprocess, negatives=0, seed=0).sizes) == 2 * 8
 
-
-def test_data_of_which_nothing_can_be_measured_are_refused():
+    # Data of which nothing can be measured are refused.
     rows = {"a": [{"qry": "unreadable", "pos_text": "x"}] * 2}
     with pytest.raises(ValueError, match="none of the 2 rows .*first: it cannot be read"):
         measured(rows, {"a": 1.0}, preprocess, negatives=0, seed=0)

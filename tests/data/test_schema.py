@@ -90,7 +90,7 @@ def test_good_rows_in_every_form():
         assert to_example("shapes", bare | negatives).negatives == ()
 
 
-def test_images_of_a_row_are_named_and_looked_at_but_not_decoded():
+def test_images_of_a_row_are_looked_at_but_not_decoded_and_scores_are_of_its_candidates():
     # Orphan marker is not an error.
     example = to_example("webqa", row(qry="<|image_1|> who?", qry_image_path="", qry_image=b""))
     assert example.query.text == "<|image_1|> who?"
@@ -114,6 +114,17 @@ def test_images_of_a_row_are_named_and_looked_at_but_not_decoded():
     with pytest.raises(ImageError, match="DecompressionBomb"):
         check(bytes(data))
     check(png())
+
+    # Scores are those of the candidates that there are.
+    negatives = {"neg_text": ["no", "", "never"], "neg_image_path": [], "neg_image": []}
+    example = to_example("s", row(**negatives, scores=[0.9, 0.5, 0.0, 0.25]))
+    assert len(example.negatives) == 2 and example.scores == (0.9, 0.5, 0.25)
+    assert to_example("s", row(**negatives)).scores == ()
+    with pytest.raises(BadExample, match="column scores: 2 scores for a positive and 3 negatives"):
+        to_example("s", row(**negatives, scores=[0.9, 0.5]))
+    for wrong in (0.9, "high", ["a", "b", "c", "d"]):
+        with pytest.raises(BadExample, match="column scores: "):
+            to_example("s", row(**negatives, scores=wrong))
 
 
 NO_IMAGE = {"qry_image_path": "", "qry_image": b""}
@@ -141,18 +152,6 @@ def test_bad_row(name):
     assert (item.source, item.id, item.path) == ("shapes", "7", path)
     assert reason in item.reason
     assert cloudpickle.loads(cloudpickle.dumps(caught.value)).item == item
-
-
-def test_scores_are_those_of_the_candidates_that_there_are():
-    negatives = {"neg_text": ["no", "", "never"], "neg_image_path": [], "neg_image": []}
-    example = to_example("s", row(**negatives, scores=[0.9, 0.5, 0.0, 0.25]))
-    assert len(example.negatives) == 2 and example.scores == (0.9, 0.5, 0.25)
-    assert to_example("s", row(**negatives)).scores == ()
-    with pytest.raises(BadExample, match="column scores: 2 scores for a positive and 3 negatives"):
-        to_example("s", row(**negatives, scores=[0.9, 0.5]))
-    for wrong in (0.9, "high", ["a", "b", "c", "d"]):
-        with pytest.raises(BadExample, match="column scores: "):
-            to_example("s", row(**negatives, scores=wrong))
 
 
 @for_each("image", [b"x", png((64, 64))[:80]])

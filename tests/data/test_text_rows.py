@@ -11,7 +11,7 @@ from unime_jax.data.shapes import BatchShapes, Layout
 from unime_jax.data.text_rows import rows_of_texts
 
 
-def test_every_text_has_a_row_and_rows_are_full():
+def test_every_text_has_a_row_and_items_are_counted_in_the_buckets_of_their_rows():
     for seed in range(40):
         generator = np.random.default_rng(seed)
         width, most = int(generator.integers(8, 200)), int(generator.integers(1, 9))
@@ -27,9 +27,7 @@ def test_every_text_has_a_row_and_rows_are_full():
     lengths = triples(np.random.default_rng(0), 768)[0][:, 0]
     assert 256 * len(rows_of_texts(lengths.tolist(), 256, 9)) < 1.01 * lengths.sum()
 
-
-def test_items_are_counted_in_the_buckets_where_rows_lie():
-    """Whether they find room or go to the next."""
+    # Items are counted where rows lie, whether they find room or go to the next bucket.
     buckets = Bucket(32, 0, 0.1, 2, 4), Bucket(12, 1, 0.2, 2), Bucket(20, 0, 0.2, 2), Bucket(40, 2)
     shapes = BatchShapes(buckets, Layout(patches=1, patch_bytes=3), 2, 40)
     for seed in range(20):

@@ -40,7 +40,7 @@ NLI = [
 ]
 
 
-def test_nli_rows_become_examples(tmp_path):
+def test_nli_rows_become_examples_also_from_the_command_line(tmp_path):
     texts.prepare([write_csv(tmp_path / "nli.csv", NLI)], tmp_path / "nli", test_rows=1)
     splits = read_back(tmp_path / "nli")
     found = {
@@ -63,6 +63,13 @@ def test_nli_rows_become_examples(tmp_path):
     assert len(splits["test"]) == 2
     pairs = {(e.query.text, e.positive.text) for split in splits.values() for e in split}
     assert pairs == {(word, word) for word in ("first", "second", "third", "fourth")}
+
+    # From the command line.
+    (tmp_path := tmp_path / "command").mkdir()
+    file = write_csv(tmp_path / "nli.csv", NLI)
+    command = [sys.executable, "-m", "data_pipelines.texts", f"--input={file}"]
+    subprocess.run([*command, f"--folder={tmp_path / 'nli'}", "--test_rows=1"], check=True)
+    assert sum(map(len, read_back(tmp_path / "nli").values())) == len(NLI)
 
 
 @given(
@@ -98,10 +105,3 @@ def test_mistakes_are_named(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         texts.prepare([tmp_path / name], tmp_path / "out", test_rows=1)
     assert not (tmp_path / "out").exists()
-
-
-def test_command_line(tmp_path):
-    file = write_csv(tmp_path / "nli.csv", NLI)
-    command = [sys.executable, "-m", "data_pipelines.texts", f"--input={file}"]
-    subprocess.run([*command, f"--folder={tmp_path / 'nli'}", "--test_rows=1"], check=True)
-    assert sum(map(len, read_back(tmp_path / "nli").values())) == len(NLI)

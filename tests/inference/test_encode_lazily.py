@@ -62,15 +62,13 @@ def encoder(model, shapes):
     return make_encoder(opened.encode, opened.parameters, backbone.preprocess, shapes, opened.mesh)
 
 
-def test_each_item_is_read_once_and_by_other_threads(encoder):
+def test_items_are_read_once_by_threads_that_end_with_who_stops_or_fails(encoder, model, shapes):
     items = Lazy(11)
     found = encoder(items)
     assert sorted(items.asked) == list(range(11))
     assert threading.get_ident() not in items.threads
     np.testing.assert_array_equal(found, encoder([items[n] for n in range(11)]))
 
-
-def test_who_stops_or_fails_stops_the_threads(encoder, model, shapes):
     # An error comes out as it is and stops the threads.
     items, before = Lazy(1000, bad=21), threading.active_count()
     with pytest.raises(KeyError, match="no such image"):

@@ -15,15 +15,16 @@ from tests.losses.loops import (
     reference,
     unit,
 )
+from tests.tables import for_each
 from unime_jax.losses import contrastive
 
 # Blocks that divide the columns or not, of one column, and wider than all.
 BLOCKS = {
     "plain": (None, 4),
-    "strict_margin": (None, 5),
+    "strict_margin": (5,),
     "two_hardest": (None,),
     "more_than_columns": (None, 1),
-    "hardness": (None, 100),
+    "hardness": (100,),
     "everything": (None, 4),
 }
 
@@ -34,7 +35,7 @@ def with_block(name, block):
 
 def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
     tried = 0
-    draws = list(itertools.product([1, 2, 4, 8, 64], [0.0, 0.3, 0.8, 1.0]))
+    draws = list(itertools.product([1, 2, 8, 64], [0.0, 0.5, 1.0]))
     for seed, (name, (ids, masked)) in enumerate(itertools.product(OPTIONS, draws)):
         rng = np.random.default_rng(seed)
         *inputs, arrays = random_arguments(rng, ids=ids, masked=masked)
@@ -49,7 +50,7 @@ def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
     assert tried > 0.9 * len(OPTIONS) * len(draws)
 
     # Equals the loops on odd shapes
-    for pairs, columns, labels, block in ((1, 1, 1, None), (5, 3, 2, None), (3, 9, 0, 2)):
+    for pairs, columns, labels, block in ((1, 1, 1, None), (5, 3, 0, 2)):
         for seed in range(3):
             rng = np.random.default_rng(seed)
             *inputs, arrays = random_arguments(rng, pairs, columns, labels=labels)
@@ -59,25 +60,36 @@ def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
             assert_reference(run, expected, OPTIONS["everything"], f"{pairs} x {columns}")
 
 
-def test_masks_terms_pools_and_facts_of_pairs_are_those_of_the_loops():
+# "hardest_of_all" is of a mesh in test_infonce_on_meshes.py, dense and by blocks, with pools.
+@for_each(
+    "name, facts, block",
+    itertools.product(MORE_OPTIONS, (False, True), (None, 4)),
+    quick=[
+        ("terms", False, None),
+        ("terms", True, 4),
+        ("duplicates", True, None),
+        ("duplicates", False, 4),
+        ("pools", True, 4),
+        ("explicit_hardness", True, 4),
+    ],
+)
+def test_masks_terms_pools_and_facts_of_pairs_are_those_of_the_loops(name, facts, block):
     """Dense and by blocks; the facts are equal queries, closed sets and temperatures by row."""
-    cases = [(name, facts, 4 if facts else None) for name in MORE_OPTIONS for facts in (0, 1)]
     tried, masked = 0, 0.0
-    for name, facts, block in [*cases, ("hardest_of_all", 1, None), ("duplicates", 0, 4)]:
-        for seed in range(4):
-            rng = np.random.default_rng(seed)
-            *inputs, arrays = random_arguments(rng, ids=16, facts=bool(facts))
-            options = dict(MORE_OPTIONS[name])
-            if facts:
-                options.pop("temperature", None)
-            expected = reference(*inputs, **arrays, **options)
-            if expected.closest < 1e-5:  # rounding decides
-                continue
-            run = compiled(**options, column_block=block)(*inputs, arrays)
-            assert_reference(run, expected, options, f"{name}, {facts}, {block}, seed {seed}")
-            tried += 1
-            masked += expected.metrics.get("duplicate_target_share", 0)
-    assert tried > 40 and masked > 1
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        *inputs, arrays = random_arguments(rng, ids=16, facts=facts)
+        options = dict(MORE_OPTIONS[name])
+        if facts:
+            options.pop("temperature", None)
+        expected = reference(*inputs, **arrays, **options)
+        if expected.closest < 1e-5:  # rounding decides
+            continue
+        run = compiled(**options, column_block=block)(*inputs, arrays)
+        assert_reference(run, expected, options, f"seed {seed}")
+        tried += 1
+        masked += expected.metrics.get("duplicate_target_share", 0)
+    assert tried > 2 and (masked > 0 or "duplicate_targets" not in options)
 
 
 def test_a_temperature_that_is_an_array_has_a_gradient():
@@ -128,16 +140,7 @@ def test_a_spread_out_batch_has_squared_cosines_of_different_rows():
             np.testing.assert_allclose(found - base, 0.5 * slope / pairs, atol=1e-5)
 
 
-def test_absent_arrays_mean_diagonal_distinct_targets_and_no_masks():
-    rng = np.random.default_rng(0)
-    queries, candidates = unit(rng, 6, 5), unit(rng, 11, 5)
-    for block in (None, 4):
-        options = with_block("everything", block)
-        expected = reference(queries, candidates, np.arange(6), **OPTIONS["everything"])
-        assert_reference(compiled(**options)(queries, candidates, None, {}), expected, options)
-
-
-def test_without_options_it_is_infonce_at_temperature_0_02():
+def test_defaults_are_infonce_at_temperature_0_02_of_distinct_targets_on_the_diagonal():
     rng = np.random.default_rng(4)
     queries, candidates = unit(rng, 6, 5), unit(rng, 11, 5)
     scores = queries.astype(np.float64) @ candidates.T.astype(np.float64) / 0.02
@@ -151,6 +154,14 @@ def test_without_options_it_is_infonce_at_temperature_0_02():
             np.testing.assert_allclose(loss, exact.loss, rtol=1e-5)
         else:
             np.testing.assert_allclose(loss, wanted.mean(), rtol=size)
+
+    # Absent arrays mean the diagonal, distinct targets and no masks.
+    rng = np.random.default_rng(0)
+    queries, candidates = unit(rng, 6, 5), unit(rng, 11, 5)
+    for block in (None, 4):
+        options = with_block("everything", block)
+        expected = reference(queries, candidates, np.arange(6), **OPTIONS["everything"])
+        assert_reference(compiled(**options)(queries, candidates, None, {}), expected, options)
 
 
 def test_a_query_without_negatives_counts_for_nothing():
@@ -185,7 +196,7 @@ def test_a_query_without_negatives_counts_for_nothing():
         np.testing.assert_allclose(loss, np.logaddexp(0, gap).mean(), rtol=1e-5)
 
 
-def test_decisions_at_a_bound():
+def test_decisions_at_a_bound_and_losses_at_the_extremes():
     """A tie with the positive is kept by a margin of 0, and loses; a label is kept anyhow."""
     queries = np.array([[1, 0]], np.float32)
     candidates = np.array([[0.5, 0.75**0.5], [0.5, 0.75**0.5], [0.75, 0.4375**0.5]], np.float32)
@@ -201,8 +212,6 @@ def test_decisions_at_a_bound():
             assert metrics["negatives_per_query"] == len(negatives), (block, labelled)
             assert metrics["masked_share"] == share and metrics["batch_accuracy"] == 0
 
-
-def test_losses_at_the_extremes():
     # Logits far apart do not overflow.
     vectors = np.array([[1, 0], [-1, 0]], np.float32)
     for options in ({}, {"column_block": 1}, {"hard_negatives": 1}):

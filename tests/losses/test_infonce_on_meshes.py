@@ -18,6 +18,7 @@ from tests.losses.loops import (
     reference,
     unit,
 )
+from tests.tables import for_each
 from unime_jax import sharding
 from unime_jax.losses import contrastive, ring
 
@@ -44,9 +45,7 @@ def test_a_mesh_changes_nothing_and_scores_stay_split_by_rows():
         assert "f32[16,40]" not in text  # nor does top_k gather them
         assert "f32[16,16]" not in text
 
-
-def test_no_score_is_gathered_for_a_gradient():
-    """A symmetric loss without ids of targets, whose scores XLA would split by columns."""
+    # A symmetric loss without ids of targets, whose scores XLA would split by columns.
     rng = np.random.default_rng(7)
     inputs = unit(rng, 16, 8), unit(rng, 16, 8), None, {}
     _, text = on_mesh(sharding.make_mesh(2, 4, 1), OPTIONS["hardness"], inputs)
@@ -63,18 +62,19 @@ def test_blocks_that_pass_round_the_devices_change_nothing():
         assert_reference(results, expected, OPTIONS[name], f"{name} on {shape}")
 
 
-def test_masks_and_terms_are_those_of_one_device():
+# Blocks of which no hardest are chosen pass round the devices above, and have terms on one device.
+@for_each("block, hardest", [(None, 5), (3, 5), (3, None)], quick=[(None, 5), (3, 5)])
+def test_masks_and_terms_are_those_of_one_device(block, hardest):
     inputs = random_arguments(np.random.default_rng(6), 16, 40, width=8, ids=60, facts=True)
     mesh = sharding.make_mesh(2, 2, 2)
     options = dict(MORE_OPTIONS["hardest_of_all"], pool=4)
     del options["temperature"]
-    for block, hardest in ((None, 5), (3, 5), (3, None)):
-        options["hard_negatives"] = hardest
-        expected = reference(*inputs[:3], **inputs[3], **options)
-        assert expected.closest > 1e-5
-        results, text = on_mesh(mesh, options | {"column_block": block}, inputs)
-        assert_reference(results, expected, options, f"block {block}, hardest {hardest}")
-        assert not re.search(r"(f32|u8|pred)\[16,(16|40|96)\]", text)
+    options["hard_negatives"] = hardest
+    expected = reference(*inputs[:3], **inputs[3], **options)
+    assert expected.closest > 1e-5
+    results, text = on_mesh(mesh, options | {"column_block": block}, inputs)
+    assert_reference(results, expected, options)
+    assert not re.search(r"(f32|u8|pred)\[16,(16|40|96)\]", text)
 
 
 def test_no_device_holds_all_of_anything():
@@ -101,7 +101,7 @@ def test_no_device_holds_all_of_anything():
         assert program.memory_analysis().temp_size_in_bytes < 2 * scores < pairs // 8 * pairs * 4
 
 
-def test_rows_are_picked_from_all_devices():
+def test_rows_are_picked_from_all_devices_and_must_be_shared_out_evenly():
     mesh = sharding.make_mesh(2, 2, 2)
     rng = np.random.default_rng(0)
     table, index = unit(rng, 20, 3), rng.integers(0, 20, 8).astype(np.int32)
@@ -111,8 +111,7 @@ def test_rows_are_picked_from_all_devices():
     np.testing.assert_array_equal(picked, table[index])
     np.testing.assert_array_equal(gradient[:, 0], np.bincount(index, minlength=20))
 
-
-def test_rows_that_cannot_be_shared_out_are_refused():
+    # Rows that cannot be shared out are refused.
     x = np.eye(6, dtype=np.float32)
     with jax.set_mesh(sharding.make_mesh(4, 2, 1)):
         with pytest.raises(ValueError, match=r"\[6\] rows .* 8 row shards"):

@@ -140,7 +140,7 @@ def test_equals_torch_among_all_rows_and_with_columns_of_their_own():
         assert_by_hand(run(student, arrays), wanted, f"seed {seed}")
 
 
-def test_padding_is_no_loss_and_bfloat16_computed_in_float32():
+def test_padding_rotations_and_a_student_like_its_teacher_are_no_loss():
     # Nothing but padding is no loss.
     student, arrays = random_rows(0)
     arrays["row_mask"] = np.zeros(ROWS, bool)
@@ -159,9 +159,7 @@ def test_padding_is_no_loss_and_bfloat16_computed_in_float32():
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(loss, wanted, rtol=2e-4)
 
-
-def test_a_rotated_teacher_is_agreed_with_and_one_like_the_student_is_no_lesson():
-    """The loss is 0 where similarities agree; with the diagonal and a cold softmax everywhere."""
+    # The loss is 0 where similarities agree; with the diagonal and a cold softmax everywhere.
     rng = np.random.default_rng(2)
     teacher, other = unit(rng, 16, 64), unit(rng, 16, 64)
     rotation = np.linalg.qr(rng.normal(size=(64, 64)))[0].astype(np.float32)

@@ -1,6 +1,7 @@
 """A tiny random model, as transformers' PyTorch model and as ours, with equal weights."""
 
 import dataclasses
+import functools
 import io
 import pathlib
 from typing import Literal
@@ -8,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import (
@@ -46,6 +48,28 @@ class Pair:
     backbone: backbones.Backbone
     parameters: paths.Parameters
     model: Vlm
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def embedded_by(model, inputs, names):
+    """Embeddings, and what the model's methods of these names return on the way to them.
+
+    One program, in which what they have in common is computed once.
+    """
+    seen = dict.fromkeys(names)
+
+    def keeping(name, method):
+        def keep(*arguments):
+            seen[name] = method(*arguments)
+            return seen[name]
+
+        return keep
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(type(model), name, keeping(name, getattr(type(model), name)))
+        embeddings = model(inputs, EXACT)
+    return embeddings, *(seen[name] for name in names)
 
 
 class FindsPositions:

@@ -132,17 +132,17 @@ def test_once_a_step_is_the_same(batch, dtype):
     expected, gradient = run(program)
     for outside, within in (counts, traced(prepared=False, recompute=False)[1]):
         assert not outside and within >= len(kernels)
-    for recompute, remat in ((True, "full"), (False, "none")):
-        program, counts = traced(prepared=True, recompute=recompute, remat=remat)
-        assert counts == [len(kernels), 0]
-        found, ours = run(program)
-        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=remat)
-        assert ours.keys() == gradient.keys()
-        for path, leaf in gradient.items():
-            scale = np.abs(leaf).max()
-            assert scale > 0
-            what = f"{path}, {remat}"
-            np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=what)
+    # Chunks that are kept have the same norms, which are constants of every chunk.
+    assert traced(prepared=True, recompute=False)[1] == [len(kernels), 0]
+    program, counts = traced(prepared=True, remat="full")
+    assert counts == [len(kernels), 0]
+    found, ours = run(program)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert ours.keys() == gradient.keys()
+    for path, leaf in gradient.items():
+        scale = np.abs(leaf).max()
+        assert scale > 0
+        np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=path)
 
 
 @for_each("dtype", DTYPES, quick=["float32"])

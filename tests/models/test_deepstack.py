@@ -80,11 +80,8 @@ def layer_by_layer(model, inputs):
         alone.norm = lambda x: x
         x = alone(x, inputs.positions, remat="none", implementation="xla")
         if number < len(vision.deepstack):
-            level = vision.deepstack[number]
-            for row in range(ROWS):
-                for token in range(TOKENS):
-                    if SLOT[row, token] >= 0:
-                        x = x.at[row, token].add(level[row, SLOT[row, token]])
+            row, token = np.nonzero(SLOT >= 0)
+            x = x.at[row, token].add(vision.deepstack[number][row, SLOT[row, token]])
     return decoder.norm(x)
 
 
@@ -94,18 +91,20 @@ def values(parameters, graph, remat, reference=False):
         states = layer_by_layer(model, inputs())
     else:
         states = model.hidden_states(inputs(), dataclasses.replace(EXACT, remat=remat))
-    weight = jax.random.normal(jax.random.key(2), states.shape)
-    return jnp.sum(states * weight), states
+    return jnp.sum(states * np.random.default_rng(2).standard_normal(states.shape)), states
 
 
-@for_each("levels, remat", [(1, "none"), (3, "dots"), (LAYERS, "full")])
-def test_levels_are_added_after_the_first_layers(levels, remat):
-    graph, parameters = paths.split(Toy(levels))
+@for_each("levels, remat, differentiated", [(1, "none", False), (LAYERS, "dots", True)])
+def test_levels_are_added_after_the_first_layers(levels, remat, differentiated):
+    graph, parameters = paths.split(jax.jit(Toy, static_argnums=0)(levels))
 
     def run(reference: bool):
-        return jax.jit(
-            jax.value_and_grad(lambda p: values(p, graph, remat, reference), has_aux=True)
-        )(parameters)
+        def value(parameters):
+            return values(parameters, graph, remat, reference)
+
+        if not differentiated:
+            return jax.jit(value)(parameters), {}
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(parameters)
 
     (_, theirs), gradient = run(reference=True)
     (_, ours), own = run(reference=False)
@@ -117,7 +116,9 @@ def test_levels_are_added_after_the_first_layers(levels, remat):
 
 def test_levels_have_a_gradient_and_are_kept_once():
     """Of a loop over layers: no array of the levels for every layer is kept for the backward."""
-    model, levels = Toy(0), jax.random.normal(jax.random.key(3), (3, ROWS, TOKENS, WIDTH))
+    rng = np.random.default_rng(3)
+    model = jax.jit(Toy, static_argnums=0)(0)
+    levels = rng.standard_normal((3, ROWS, TOKENS, WIDTH), np.float32)
     x, positions = jnp.ones((ROWS, TOKENS, WIDTH)), inputs().positions
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -126,18 +127,19 @@ def test_levels_have_a_gradient_and_are_kept_once():
         y = decoder(x, positions, remat=remat, implementation="xla", deepstack=list(levels))
         return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
 
-    step = 1e-2 * jax.random.normal(jax.random.key(4), levels.shape)
+    step = 1e-2 * rng.standard_normal(levels.shape, np.float32)
     slope = (value(levels + step, "none") - value(levels - step, "none")) / 2  # of any remat
     for remat in ("none", "dots", "full"):
-        found = jax.jit(jax.grad(lambda v, r=remat: value(v, r)))(levels)
-        np.testing.assert_allclose(jnp.sum(found * step), slope, rtol=2e-2)
-        jaxpr = str(jax.make_jaxpr(jax.grad(lambda v, r=remat: value(v, r)))(levels))
+        program = jax.jit(jax.grad(lambda v, r=remat: value(v, r))).trace(levels)
+        found = np.asarray(program.lower().compile()(levels))
+        np.testing.assert_allclose(np.sum(found * step), slope, rtol=2e-2)
+        jaxpr = str(program.jaxpr)
         assert f"f32[3,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
         assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
 
     # States after some layers, as of a tower: those of a plain loop, and kept once.
-    kernels = jax.random.normal(jax.random.key(5), (7, WIDTH, WIDTH)) / 3
-    x = jax.random.normal(jax.random.key(6), (ROWS, TOKENS, WIDTH))
+    kernels = rng.standard_normal((7, WIDTH, WIDTH), np.float32) / 3
+    x = rng.standard_normal((ROWS, TOKENS, WIDTH), np.float32)
 
     def looped(kernels):
         every = [x]
@@ -148,7 +150,8 @@ def test_levels_have_a_gradient_and_are_kept_once():
     def weighted(states):
         return jnp.sum(states * jnp.arange(states.size).reshape(states.shape)), states
 
-    (_, expected), slope = jax.value_and_grad(lambda k: weighted(looped(k)), has_aux=True)(kernels)
+    plain = jax.jit(jax.value_and_grad(lambda k: weighted(looped(k)), has_aux=True))
+    (_, expected), slope = plain(kernels)
     for remat in ("none", "full"):
 
         def levelled(kernels, remat=remat):
@@ -157,11 +160,11 @@ def test_levels_have_a_gradient_and_are_kept_once():
             )
             return weighted(states)
 
-        gradient = jax.value_and_grad(levelled, has_aux=True)
-        (_, states), found = gradient(kernels)
+        gradient = jax.jit(jax.value_and_grad(levelled, has_aux=True)).trace(kernels)
+        (_, states), found = gradient.lower().compile()(kernels)
         np.testing.assert_allclose(states, expected, atol=1e-6)
         np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-2)
-        jaxpr = str(jax.make_jaxpr(gradient)(kernels))
+        jaxpr = str(gradient.jaxpr)
         assert f"f32[4,{ROWS},{TOKENS},{WIDTH}]" in jaxpr and f"f32[7,4,{ROWS}" not in jaxpr
     for levels in ((2, 1), (7,)):
         with pytest.raises(ValueError, match="must ascend and lie within 0 to 6"):

@@ -63,10 +63,13 @@ def last_states(pair: Pair) -> np.ndarray:
     return states / np.linalg.norm(states, axis=1, keepdims=True)
 
 
-@for_each(
-    ("family", "where"),
-    [("llava_onevision", "inner"), ("mistral", "outer"), ("llama", "inner"), ("qwen2_vl", "inner")],
-)
+CASES = (
+    ("llava_onevision", "inner"), ("mistral", "outer"), ("llama", "inner"), ("qwen2_vl", "inner"),
+)  # fmt: skip
+
+
+# A Llama in LLaVA-NeXT is read as the Mistral there.
+@for_each(("family", "where"), CASES, quick=[case for case in CASES if case[0] != "llama"])
 def test_both_directions(tmp_path, family, where):
     """Rows of several lengths in one chunk, each as transformers gives it alone."""
     pair = pair_of(written(tmp_path / "folder", family, **{where: False}))

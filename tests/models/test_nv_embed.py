@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.float32 import assert_same_rows
-from tests.models.oracle import EXACT, load
+from tests.models.oracle import EXACT, embedded_by, load
 from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.batch import Inputs
@@ -71,6 +71,11 @@ def inputs_of(data, *, extra=0, filler=0) -> Inputs:
 
 
 MASKS = ("attention_mask", "pool_mask")
+STATES = ("hidden_states",)
+
+
+def embed(model, inputs) -> np.ndarray:
+    return np.asarray(embedded_by(model, inputs, STATES)[0])
 
 
 def close(ours, theirs, where=None):
@@ -80,22 +85,28 @@ def close(ours, theirs, where=None):
     assert_same_rows(ours, theirs)
 
 
-@for_each("case", RAW + STRINGS)
+# Strings are of the embedder in tests/backbones/test_nv_embed.py.
+@for_each("case", RAW + STRINGS, quick=RAW)
 def test_recorded_states(model, case):
     """Behind the decoder, behind the latents, and the embeddings."""
     data = recorded(case)
     inputs, mask = inputs_of(data), data["attention_mask"]
-    hidden = jax.jit(lambda i: model.hidden_states(i, EXACT))(inputs)
+    embedding, hidden = embedded_by(model, inputs, STATES)
     close(hidden, data["last_hidden_state"], mask)
-    latent = jax.jit(model.latent_attention_model)(hidden)
+    latent, pooled = behind_the_latents(model, hidden, inputs)
     close(latent, data["latent_output"], mask)
-    pooled = token_mean(latent, inputs.pool_start, inputs.length)
     if "pooled_unnormalised" in data:
         close(pooled, data["pooled_unnormalised"])
-    embedding = np.asarray(jax.jit(lambda i: model(i, EXACT))(inputs))
+    embedding = np.asarray(embedding)
     assert embedding.dtype == np.float32
     close(embedding, data["embedding"])
     assert np.sum(embedding * data["embedding"], axis=1).min() >= 0.99999
+
+
+@jax.jit
+def behind_the_latents(model, hidden, inputs):
+    latent = model.latent_attention_model(hidden)
+    return latent, token_mean(latent, inputs.pool_start, inputs.length)
 
 
 @for_each("case", RAW)
@@ -107,47 +118,54 @@ def test_recorded_cross_attention(model, case):
     close(ours, data["cross_attention_output"], data["attention_mask"])
 
 
-@for_each("layers", [0, 1, 2])
 @for_each("case", RAW)
-def test_recorded_states_of_layers(make, case, layers):
-    """The first layers alone, without the norm at the end."""
-    data, model = recorded(case), make()
-    decoder = model.embedding_model
-    decoder.layers = jax.tree.map(lambda x: x[:layers], decoder.layers)
-    decoder.norm = lambda x: x
-    hidden = model.hidden_states(inputs_of(data), EXACT)
-    close(hidden, data[f"hidden_states_{layers}"], data["attention_mask"])
+def test_recorded_states_of_layers(make, case):
+    """The first layers alone, none, one and two, without the norm at the end."""
+    data = recorded(case)
+
+    @jax.jit
+    def states(inputs):
+        found = []
+        for layers in range(3):
+            model = make()
+            decoder = model.embedding_model
+            decoder.layers = jax.tree.map(lambda x, n=layers: x[:n], decoder.layers)
+            decoder.norm = lambda x: x
+            found.append(model.hidden_states(inputs, EXACT))
+        return found
+
+    for layers, hidden in enumerate(states(inputs_of(data))):
+        close(hidden, data[f"hidden_states_{layers}"], data["attention_mask"])
 
 
 def test_what_a_token_sees_and_what_is_pooled(model):
     # Padding is not seen. Whatever tokens it holds, and however much there is of it.
-    run = jax.jit(lambda i: model(i, EXACT))
+    run = functools.partial(embed, model)
     plain, other = (run(inputs_of(recorded("right_pad"), **x)) for x in ({}, PADDED))
     np.testing.assert_allclose(other, plain, atol=1e-6)
 
     # A token sees those after it.
     inputs = inputs_of(recorded("no_padding"))
-    run = jax.jit(lambda i: model.hidden_states(i, EXACT))
     changed = dataclasses.replace(inputs, tokens=inputs.tokens.at[:, -1].set(99))
-    assert jnp.abs(run(inputs)[:, 0] - run(changed)[:, 0]).max() > 1e-3
+    one, other = (embedded_by(model, x, STATES)[1][:, 0] for x in (inputs, changed))
+    assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-3
 
     # Instructions are seen and not pooled. So neither the mean over all tokens, nor the text
     # without instruction, is the embedding.
     inputs = inputs_of(recorded("right_pad"))
     assert (inputs.pool_start[1:] > 0).all()
-    run = jax.jit(lambda i: model(i, EXACT))
     over_all = dataclasses.replace(inputs, pool_start=jnp.zeros_like(inputs.pool_start))
     unseen = dataclasses.replace(inputs, tokens=inputs.tokens.at[:, 1].set(99))
     for other in (over_all, unseen):
-        assert jnp.abs(run(inputs) - run(other))[1:].max(axis=1).min() > 1e-3
+        assert np.abs(run(inputs) - run(other))[1:].max(axis=1).min() > 1e-3
 
     # Rows that are padding are finite.
     inputs = inputs_of(recorded("right_pad"))
     empty = dataclasses.replace(
         inputs, length=inputs.length.at[1].set(0), live=inputs.live.at[1].set(False)
     )
-    plain, other = (jax.jit(lambda i: model(i, EXACT))(i) for i in (inputs, empty))
-    assert jnp.isfinite(other).all()
+    plain, other = run(inputs), run(empty)
+    assert np.isfinite(other).all()
     np.testing.assert_array_equal(np.delete(other, 1, axis=0), np.delete(plain, 1, axis=0))
 
 
@@ -157,9 +175,9 @@ PADDED = {"extra": 7, "filler": 99}
 def test_bfloat16_stays_close(model):
     inputs = inputs_of(recorded("right_pad"))
     rough = dataclasses.replace(EXACT, dtype=jnp.dtype("bfloat16"))
-    exact, other = (jax.jit(lambda i, e=e: model(i, e))(inputs) for e in (EXACT, rough))
-    assert other.dtype == jnp.float32
-    cosine = jnp.sum(exact * other, axis=1)
+    exact, other = embed(model, inputs), np.asarray(jax.jit(lambda i: model(i, rough))(inputs))
+    assert other.dtype == np.float32
+    cosine = np.sum(exact * other, axis=1)
     assert cosine.min() > 0.99 and cosine.max() < 1 - 1e-7
 
 

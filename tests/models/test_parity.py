@@ -74,46 +74,27 @@ def our_rope(pair, tokens):
 
 @DECODERS
 def test_every_part_of_the_decoder(pairs, kind):
-    pair = pairs[kind]
-    x = random(2, 9, 48)
-    cos, sin = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
-    ours = jax.jit(lambda: our_rope(pair, 9))()
-    np.testing.assert_allclose(ours[0][:, :, 0], cos.numpy(), atol=1e-6, rtol=0)
-    np.testing.assert_allclose(ours[1][:, :, 0], sin.numpy(), atol=1e-6, rtol=0)
-
-    # Decoder attention
-    pair = pairs[kind]
-    x = random(2, 9, 48)
-    layer = pair.torch_model.model.language_model.layers[0].self_attn
-    mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
-    with torch.no_grad():
-        theirs, _ = layer(
-            torch.tensor(x), torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1)), mask
-        )
-
-    @jax.jit
-    def attention(x):
-        ours = first_layer(pair.model.language_model.layers).self_attn
-        return ours(x, *our_rope(pair, 9), "xla")
-
-    close(attention(x), theirs)
-
-    # Decoder layer and final norm
-    pair = pairs[kind]
-    x = random(2, 9, 48)
+    """Rotary tables, attention, and a layer with the final norm."""
+    pair, x = pairs[kind], random(2, 9, 48)
     decoder = pair.torch_model.model.language_model
     mask = torch.full((1, 1, 9, 9), -torch.inf).triu(1)
     with torch.no_grad():
         angles = torch_rope(pair, x, torch.arange(9)[None].repeat(2, 1))
+        attended, _ = decoder.layers[0].self_attn(torch.tensor(x), angles, mask)
         theirs = decoder.layers[0](torch.tensor(x), attention_mask=mask, position_embeddings=angles)
         theirs = decoder.norm(theirs[0] if isinstance(theirs, tuple) else theirs)
 
     @jax.jit
-    def layer_and_norm(x):
-        ours = first_layer(pair.model.language_model.layers)
-        return pair.model.language_model.norm(ours(x, *our_rope(pair, 9), "xla"))
+    def parts(x):
+        angles, layer = our_rope(pair, 9), first_layer(pair.model.language_model.layers)
+        state = pair.model.language_model.norm(layer(x, *angles, "xla"))
+        return angles, layer.self_attn(x, *angles, "xla"), state
 
-    close(layer_and_norm(x), theirs)
+    ours, attention, state = parts(x)
+    np.testing.assert_allclose(ours[0][:, :, 0], angles[0].numpy(), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(ours[1][:, :, 0], angles[1].numpy(), atol=1e-6, rtol=0)
+    close(attention, attended)
+    close(state, theirs)
 
 
 def torch_tower(pair):

@@ -15,14 +15,21 @@ from transformers import AutoConfig
 from tests.backbones.tiny_families import DECODER
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.float32 import assert_same_rows
-from tests.models.oracle import EXACT, FindsPositions, packed, pair_of, picture, torch_hidden
+from tests.models.oracle import (
+    EXACT,
+    FindsPositions,
+    embedded_by,
+    packed,
+    pair_of,
+    picture,
+    torch_hidden,
+)
 from tests.tables import for_each
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import hf_config, weights
 from unime_jax.backbones.qwen2_vl import dynamic_resolution, folder, qwen2_vl
 from unime_jax.batch import Inputs, Item, Media
 from unime_jax.models import attention, rope
-from unime_jax.models.pooling import last_token, unit_norm
 from unime_jax.models.qwen2_vl import Qwen2Vl, Qwen2VlConfig
 from unime_jax.models.qwen_vit import axial_angles
 from unime_jax.models.vlm import Pixels
@@ -118,9 +125,14 @@ def test_images_of_a_block_and_of_an_item_do_not_see_each_other(pair):
     theirs = tower.blocks[0](
         torch.tensor(x[0, given]), cu_seqlens=torch.tensor([0, 12, 20]), position_embeddings=angles
     )
-    block = first_layer(pair.model.visual.blocks)
-    cos, sin = axial_angles(jnp.asarray(position[:, :, 1:]), 16, 1e4)
-    ours = block(jnp.asarray(x), cos, sin, jnp.asarray(position[:, :, 0]), "xla")
+
+    @jax.jit
+    def first_block(x, position):
+        cos, sin = axial_angles(position[:, :, 1:], 16, 1e4)
+        block = first_layer(pair.model.visual.blocks)
+        return block(x, cos, sin, position[:, :, 0], "xla")
+
+    ours = np.asarray(first_block(x, position))
     assert np.isfinite(ours).all()
     close(ours[0, given], theirs)
 
@@ -263,10 +275,10 @@ def test_padding_and_neighbours_do_not_matter(pair):
         np.testing.assert_allclose(run(alone)[0], together[number], atol=1e-5)
 
     # Bfloat16 stays close
-    _, inputs, _ = chunk(pair, items()[:6])
+    inputs, _ = packed(pair, some, 180, 15)
     rough = dataclasses.replace(EXACT, dtype=jnp.dtype("bfloat16"))
-    exact, other = (jax.jit(lambda i, e=e: pair.model(i, e))(inputs) for e in (EXACT, rough))
-    assert float(jnp.sum(exact * other, axis=1).min()) > 0.995
+    exact, other = together, np.asarray(jax.jit(lambda i: pair.model(i, rough))(inputs))
+    assert np.sum(exact * other, axis=1)[numbers].min() > 0.995
 
 
 # Recorded: the model as UniME-V2 and VLM2Vec run it
@@ -326,15 +338,13 @@ def test_recorded_embeddings(recorded_model, case):
         patches=jnp.asarray(patches) if seen else None,
         patch_position=jnp.asarray(position) if seen else None,
     )
+    names = "hidden_states", "vision_features"
+    embeddings, hidden, vision = embedded_by(recorded_model, inputs, names)
     if seen:
-        table = jax.jit(lambda p, q: recorded_model.vision_features(p, q, EXACT).table)
-        table = table(inputs.patches, inputs.patch_position)
-        images = table[data["has_image"].astype(bool), :6].reshape(12, -1)
+        images = np.asarray(vision.table)[data["has_image"].astype(bool), :6].reshape(12, -1)
         assert_same_rows(images, data["image_embeds"])
-    run = jax.jit(lambda i: recorded_model.hidden_states(i, EXACT))
-    hidden = np.asarray(run(inputs))
+    hidden = np.asarray(hidden)
     for row, length in enumerate(lengths):
         expected = data["last_hidden_state"][row, tokens - length :]
         assert_same_rows(hidden[row, :length], expected)
-    embeddings = unit_norm(last_token(hidden, inputs.length))
     assert_same_rows(embeddings, data["embedding"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import subjaxprs
 from jax.sharding import Mesh
 
 from tests.backbones.tiny_dual_encoders import write_clip
@@ -26,16 +27,11 @@ from unime_jax.planning import costs
 
 ORDER = ("none", "dots", "attention_up", "attention", "full")
 POLICIES = (*ORDER[1:], "offload")
-# A decoder below a plain tower, Qwen's towers, post-norm layers, and both towers of a dual encoder:
-# other families are made of these. A policy is names of results, which all layers give alike, so
-# that each is of some layer here; the night has all of all.
-FAMILIES = {
-    write_folder: ("attention_up", "offload"),
-    write_qwen2_vl: ("dots",),
-    write_qwen2_5_vl: ("attention",),
-    write_bert: ("full",),
-    write_clip: ("attention",),
-}
+# A decoder below a plain tower, post-norm layers, Qwen's towers, and both towers of a dual encoder:
+# other families are made of these.
+FAMILIES = (write_folder, write_bert, write_qwen2_vl, write_qwen2_5_vl, write_clip)
+# A policy is names, so that each is tried of some family; the night has all of all.
+QUICK = [(write_folder, ("attention_up", "offload")), (write_bert, ("dots", "attention", "full"))]
 
 
 def loss_of(write, folder):
@@ -71,12 +67,12 @@ def flops(loss, parameters, remat):
 
 @for_each(
     "write, policies",
-    [*FAMILIES.items(), *((write, POLICIES) for write in FAMILIES)],
-    quick=FAMILIES.items(),
+    [*QUICK, *((write, POLICIES) for write in FAMILIES)],
+    quick=QUICK,
 )
 def test_gradients_are_the_same_whatever_a_layer_computes_again(write, policies, tmp_path):
     loss, parameters = loss_of(write, tmp_path / "model")
-    order = ORDER if len(policies) > 1 else ("dots", "attention", "full")
+    order = ORDER if "offload" in policies else ("dots", "attention", "full")
     work = {remat: flops(loss, parameters, remat) for remat in order}
     assert list(work.values()) == sorted(work.values())
     # Without the MLP's wide layers, and without any
@@ -89,6 +85,24 @@ def test_gradients_are_the_same_whatever_a_layer_computes_again(write, policies,
     assert all(np.isfinite(leaf).all() for leaf in plain.values())
     for remat in policies:
         assert_same_gradients(gradient(remat), plain)
+
+
+@for_each("write", FAMILIES)
+def test_every_loop_over_layers_names_what_policies_keep(write, tmp_path):
+    loss, parameters = loss_of(write, tmp_path / "model")
+
+    def names(jaxpr):
+        own = {eqn.params["name"] for eqn in jaxpr.eqns if eqn.primitive.name == "name"}
+        return own.union(*map(names, subjaxprs(jaxpr)))
+
+    def loops(jaxpr):
+        own = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+        return sum(map(loops, subjaxprs(jaxpr)), own)
+
+    found = loops(jax.make_jaxpr(lambda p: loss(p, "none"))(parameters).jaxpr)
+    assert len(found) == (1 if write is write_bert else 2)
+    for loop in found:
+        assert {scan.INPUT, "projection", "up"} <= names(loop.params["jaxpr"].jaxpr)
 
 
 def test_products_of_codes_and_of_adapters_are_kept_by_name():

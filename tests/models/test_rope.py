@@ -23,7 +23,7 @@ def test_interleaved_axes_take_turns(sections):
     assert {type(axis) for axis in axes} == {int}  # a static part of a graph, to be hashed
 
 
-def test_sections_of_published_models():
+def test_sections_of_published_models_and_an_axis_turns_its_own_frequencies():
     # Sections without turns are refused.
     with pytest.raises(ValueError, match=r"\[3, 2, 3\] frequencies cannot be interleaved"):
         rope.interleaved_axes((3, 2, 3))
@@ -35,6 +35,16 @@ def test_sections_of_published_models():
     assert rope.contiguous_axes((3,)) == (0, 0, 0)
     assert rope.contiguous_axes((1, 2, 2)) == (0, 1, 1, 2, 2)
     assert rope.contiguous_axes([16, 24, 24]) == (0,) * 16 + (1,) * 24 + (2,) * 24
+
+    # Each of three axes moved alone: the cosines that change are those of its frequencies.
+    axes = (2, 0, 1, 1, 0, 2)
+    base = np.full((1, 1, 3), 5)
+    before, _ = rope.rotary_angles(jnp.asarray(base), axes, 1e4)
+    for axis in range(3):
+        moved = base + (np.arange(3) == axis)
+        after, _ = rope.rotary_angles(jnp.asarray(moved), axes, 1e4)
+        changed = np.asarray(after != before)[0, 0, 0]
+        assert changed.tolist() == [a == axis for a in axes] * 2
 
 
 @for_each("sections", [(24, 20, 20), (4, 2, 2)])
@@ -58,15 +68,3 @@ def test_interleaved_angles_are_those_of_transformers(sections):
     )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine[:, :, 0], other.numpy(), atol=1e-4, rtol=0)
-
-
-def test_an_axis_turns_its_own_frequencies_only():
-    """Each of three axes moved alone: the cosines that change are those of its frequencies."""
-    axes = (2, 0, 1, 1, 0, 2)
-    base = np.full((1, 1, 3), 5)
-    before, _ = rope.rotary_angles(jnp.asarray(base), axes, 1e4)
-    for axis in range(3):
-        moved = base + (np.arange(3) == axis)
-        after, _ = rope.rotary_angles(jnp.asarray(moved), axes, 1e4)
-        changed = np.asarray(after != before)[0, 0, 0]
-        assert changed.tolist() == [a == axis for a in axes] * 2

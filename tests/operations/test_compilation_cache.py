@@ -48,17 +48,25 @@ def test_programs_of_a_cpu_are_the_users_and_the_cpus(chosen, home, tmp_path, mo
     assert compilation_cache.folder_for(None) == home / "tpu"
 
 
-def test_what_was_asked_for_is_used(chosen, home, tmp_path):
+def test_what_was_asked_for_is_used_and_no_cache_is_no_error(chosen, home, tmp_path, monkeypatch):
     compilation_cache.use_for_job(str(tmp_path / "mine"), tmp_path)
     assert chosen == {FILES: str(tmp_path / "mine")}
     compilation_cache.use_for_library()  # within a job
     assert chosen == {FILES: str(tmp_path / "mine")} and not home.exists()
 
-
-def test_a_job_without_a_cache_has_none(chosen, home, tmp_path):
+    # A job without a cache has none.
+    monkeypatch.setattr(compilation_cache, "_chosen", False)
+    chosen.clear()
     compilation_cache.use_for_job("", tmp_path)
     compilation_cache.use_for_library()
     assert not chosen and not home.exists()
+
+    # A folder that cannot be made is no error.
+    monkeypatch.setattr(compilation_cache, "_chosen", False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compilation_cache.use_for_library()
+    assert not chosen
 
 
 @for_each("theirs", [{FILES: "/theirs", ENABLED: True}, {FILES: None, ENABLED: False}])
@@ -68,13 +76,6 @@ def test_jaxs_own_settings_come_first(chosen, home, tmp_path, monkeypatch, their
     compilation_cache.use_for_job("auto", tmp_path)
     compilation_cache.use_for_library()
     assert not chosen and not home.exists()
-
-
-def test_no_cache_is_no_error(chosen, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compilation_cache.use_for_library()
-    assert not chosen
 
 
 def test_the_oldest_programs_go_first(chosen, home, monkeypatch):

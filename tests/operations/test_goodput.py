@@ -60,7 +60,8 @@ def run(tmp_path, pass_time, first, until, dies=False):
     return clock
 
 
-def test_steps_after_the_last_checkpoint_are_lost(tmp_path, pass_time):
+def test_restarts_lose_steps_and_the_file_is_written_now_and_then(tmp_path, pass_time):
+    # Steps after the last checkpoint are lost.
     run(tmp_path, pass_time, 0, 7)
     run(tmp_path, pass_time, 4, 9)  # 5, 6 and 7 once more
     run(tmp_path, pass_time, 4, 12)  # the checkpoint of step 8 was not good
@@ -69,6 +70,15 @@ def test_steps_after_the_last_checkpoint_are_lost(tmp_path, pass_time):
     assert found["seconds"]["compute"] == 12
     assert found["seconds"]["lost"] == 3 + 5
     assert found["seconds"]["other"] == 3
+
+    # It is written every ten seconds.
+    (tmp_path := tmp_path / "another").mkdir()
+    clock = Goodput(tmp_path, writes=True)
+    for step in range(1, 26):
+        pass_time(1)
+        clock.stepped(step)
+        assert (tmp_path / "goodput.json").exists() == (step >= 10)
+    assert read(tmp_path)["steps"] == 20
 
 
 def test_a_file_that_was_not_finished_is_no_obstacle(tmp_path, pass_time):
@@ -84,12 +94,3 @@ def test_a_file_that_was_not_finished_is_no_obstacle(tmp_path, pass_time):
     clock.stepped(5)
     clock.saved(8)
     assert read(tmp_path) == before
-
-
-def test_it_is_written_now_and_then(tmp_path, pass_time):
-    clock = Goodput(tmp_path, writes=True)
-    for step in range(1, 26):
-        pass_time(1)
-        clock.stepped(step)
-        assert (tmp_path / "goodput.json").exists() == (step >= 10)
-    assert read(tmp_path)["steps"] == 20

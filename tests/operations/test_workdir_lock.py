@@ -140,7 +140,7 @@ def test_a_lock_that_cannot_be_read_is_stale_when_nobody_touches_it(
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
-def test_the_owner_touches_it(tmp_path, quick):
+def test_the_owner_touches_it_and_who_waits_gets_it_then(tmp_path, quick):
     with hold(tmp_path):
         os.utime(tmp_path / "run.lock", (0, 0))
         time.sleep(0.6)
@@ -153,8 +153,7 @@ def test_the_owner_touches_it(tmp_path, quick):
     with hold(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
-
-def test_who_waits_gets_it_when_the_other_is_done(tmp_path, quick):
+    # Who waits gets it when the other is done.
     process = start(tmp_path, "time.sleep(1)", "(folder / 'result').write_text('done')")
     with hold(tmp_path, wait=True):
         assert (tmp_path / "result").read_text() == "done"

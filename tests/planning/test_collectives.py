@@ -12,7 +12,7 @@ import pytest
 
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT
-from tests.training.test_mesh_invariance import DORA, LOSS, NONE, PAIRS
+from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, PLAIN
 from unime_jax import backbones, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import forward
@@ -24,7 +24,7 @@ WIDTH, LAYERS = 64, 5  # no other size here is 5
 ROWS = 3 * PAIRS  # queries, positives, negatives
 GATHER = "all-gather"
 PICTURES, TEXTS = Bucket(256, 5), Bucket(256, 0)
-TILED = dataclasses.replace(LOSS, column_block=8)
+TILED = dataclasses.replace(PLAIN, column_block=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def collectives(tmp_path_factory):
     backbone = backbones.open_backbone(str(folder), max_length=256)
     known = {}
 
-    def of(shape, adapters, loss=LOSS, bucket=PICTURES):
+    def of(shape, adapters, loss=PLAIN, bucket=PICTURES):
         key = shape, adapters.rank, loss.column_block
         if key not in known:
             known[key] = read_collectives(compiled_step(backbone, shape, adapters, loss, bucket))
@@ -97,7 +97,7 @@ def read_collectives(text):
     return collectives
 
 
-def test_data_parallel_gathers_no_parameters(collectives):
+def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activations(collectives):
     """Embeddings are gathered for the loss, gradients are summed; a forward needs nothing."""
     all_kinds = collectives((8, 1, 1), NONE)
     inside = [(kind, shape) for kind, shape, depth in all_kinds if depth]
@@ -105,6 +105,13 @@ def test_data_parallel_gathers_no_parameters(collectives):
     assert max(len(shape) for _, shape in inside) == 2  # of one layer; activations have three axes
     gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
     assert max(map(math.prod, gathered)) == ROWS * WIDTH
+
+    # Kernels stay where they are; a block of the decoder or the tower sums its outputs.
+    all_kinds = collectives((1, 1, 8), DORA)
+    assert "all-reduce" in {kind for kind, _, depth in all_kinds if depth > 1}
+    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
+    assert not any(len(s) == 3 and s[0] == LAYERS for s in gathered)
+    assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +131,6 @@ def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
     assert max(layers) == WIDTH * 2 * WIDTH // shape[2]
 
 
-def test_tensor_parallel_sums_activations(collectives):
-    """Kernels stay where they are; a block of the decoder or the tower sums its outputs."""
-    all_kinds = collectives((1, 1, 8), DORA)
-    assert "all-reduce" in {kind for kind, _, depth in all_kinds if depth > 1}
-    gathered = [shape for kind, shape, _ in all_kinds if kind == GATHER]
-    assert not any(len(s) == 3 and s[0] == LAYERS for s in gathered)
-    assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
-
-
 def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
     """They go round a ring; what else is gathered are parameters, and integers of rows.
 
@@ -145,7 +143,7 @@ def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
         kinds = (GATHER, "all-to-all", "all-reduce")
         return {s for kind, s, _ in all_kinds if kind in kinds}, {kind for kind, *_ in all_kinds}
 
-    dense, kinds = gathered(LOSS, PICTURES)
+    dense, kinds = gathered(PLAIN, PICTURES)
     assert dense & embeddings and "collective-permute" not in kinds
     tiled, kinds = gathered(TILED, TEXTS)
     assert not tiled & embeddings and "collective-permute" in kinds

@@ -74,7 +74,7 @@ def test_the_adapters_of_every_family(write, layers, mesh, tmp_path, monkeypatch
     check_adapters(trace(write(tmp_path / "folder"), mesh), layers)
 
 
-def test_a_small_model_is_trained_whole_in_float32(mesh, tmp_path):
+def test_a_small_model_is_trained_whole_and_what_is_given_stays(mesh, tmp_path):
     made = trace(write_bert(tmp_path), mesh)
     assert made.abstract_model.trainable == made.abstract_model.parameters.keys()
     assert made.settings.lora.rank == 0 and made.settings.execution.dtype == "float32"
@@ -86,6 +86,21 @@ def test_a_small_model_is_trained_whole_in_float32(mesh, tmp_path):
         "lora_b",
     }
     assert all(path.startswith("encoder.layer.") for path in adapted.abstract_model.trainable)
+
+    # What is given stays.
+    (tmp_path := tmp_path / "given").mkdir()
+    given = {
+        "lora.rank": 2,
+        "optimizer.learning_rate": 3e-3,
+        "trainable": ((r".*lora_b", True), (".*", False)),
+        "execution.frozen_dtype": "bfloat16",
+        "export.dtype": "bfloat16",
+    }
+    chosen = trace(write_bert(tmp_path), mesh, **given).settings
+    assert chosen.lora.rank == 2 and chosen.optimizer.learning_rate == 3e-3
+    assert chosen.trainable == given["trainable"]
+    assert chosen.execution.frozen_dtype == chosen.export.dtype == "bfloat16"
+    assert chosen.execution.dtype == "float32"
 
 
 RATES = [(7 * 10**9, 0, 3.6e-6), (9 * 10**8, None, 1e-5), (10**8, None, 3e-5), (10**6, None, 3e-4)]
@@ -140,21 +155,6 @@ def test_buckets_of_a_distillation_are_those_of_texts_with_the_suffix(mesh, tmp_
     assert all(bucket.texts == 1 for bucket in chosen["off"])
     packed = chosen["auto"][0]
     assert packed.texts > 1 and packed.tokens >= 2 * shortest, chosen
-
-
-def test_what_is_given_stays(mesh, tmp_path):
-    given = {
-        "lora.rank": 2,
-        "optimizer.learning_rate": 3e-3,
-        "trainable": ((r".*lora_b", True), (".*", False)),
-        "execution.frozen_dtype": "bfloat16",
-        "export.dtype": "bfloat16",
-    }
-    chosen = trace(write_bert(tmp_path), mesh, **given).settings
-    assert chosen.lora.rank == 2 and chosen.optimizer.learning_rate == 3e-3
-    assert chosen.trainable == given["trainable"]
-    assert chosen.execution.frozen_dtype == chosen.export.dtype == "bfloat16"
-    assert chosen.execution.dtype == "float32"
 
 
 def test_a_record_is_read_as_it_was_written_or_named(tmp_path):

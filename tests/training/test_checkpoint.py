@@ -21,13 +21,26 @@ from tests.training.states import (
 from unime_jax.training import checkpoint
 
 
-def test_none_yet(tmp_path):
+def test_no_checkpoint_yet_and_a_first_one_that_cannot_be_read(tmp_path):
+    # None yet.
     with open_checkpoints(tmp_path / "other", read_only=True) as checkpoints:
         assert checkpoints.latest_step() is None
     assert not (tmp_path / "other").exists()
     with open_checkpoints(tmp_path / "new") as checkpoints:
         assert checkpoints.latest_step() is None and checkpoints.restore(make_state(0)) is None
         assert [step for step in range(7) if checkpoints.is_due(step)] == [0, 2, 4, 6]
+
+    # One that cannot be read ends the run. As in a folder whose name is a pattern.
+    for number, between_steps in enumerate((True, False)):
+        with (
+            pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*pla"),
+            open_checkpoints(tmp_path / f"lr[{number}e-4]") as checkpoints,
+        ):
+            checkpoints.save(2, make_state(2))
+            if between_steps:
+                checkpoints._manager.wait_until_finished()
+                checkpoints.check()
+                raise AssertionError("it was relied on")
 
 
 def test_any_mesh_restores_the_same_values(three):
@@ -109,20 +122,6 @@ def test_paths_of_any_name_but_patterns(tmp_path, monkeypatch):
     for name, suggested in (("lr[1e-4]", "lr_1e-4"), ("a*?b", "a__b"), ("**", "run")):
         with pytest.raises(ValueError, match=f"another name, such as {suggested}, or a symbolic"):
             checkpoint.check_name(tmp_path / name)
-
-
-def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path):
-    """As one in a folder whose name is a pattern, which nobody has refused here."""
-    for number, between_steps in enumerate((True, False)):
-        with (
-            pytest.raises(RuntimeError, match="first checkpoint.*step 2.*cannot be read back.*pla"),
-            open_checkpoints(tmp_path / f"lr[{number}e-4]") as checkpoints,
-        ):
-            checkpoints.save(2, make_state(2))
-            if between_steps:
-                checkpoints._manager.wait_until_finished()
-                checkpoints.check()
-                raise AssertionError("it was relied on")
 
 
 def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):

@@ -9,9 +9,25 @@ from experiments import own
 from tests.backbones.tiny_folders import write_folder
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.settings import Bucket
-from unime_jax.training import automatic, chunk_choice
+from unime_jax.training import activations, automatic, chunk_choice
 
 TOKENS, SHARDS, MOST = 128, 8, 16  # MOST rows of TOKENS on a device, 2,048 tokens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once():
+    """What a row keeps does not depend on the memory: each program is traced once for all tests."""
+    known, count = {}, activations.bytes_of_a_row
+
+    def bytes_of_a_row(encode, trainable, frozen, bucket, layout):
+        key = encode, frozenset(trainable), bucket
+        if key not in known:
+            known[key] = count(encode, trainable, frozen, bucket, layout)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations, "bytes_of_a_row", bytes_of_a_row)
+        yield
 
 
 @pytest.fixture(scope="module")

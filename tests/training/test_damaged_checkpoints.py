@@ -140,18 +140,7 @@ def test_values_that_no_file_format_would_notice(folder, monkeypatch):
         assert int(checkpoints.restore(make_state(0)).step) == 4
 
 
-def test_no_good_checkpoint(folder):
-    for step in steps(folder):
-        flip(folder / str(step))
-    with (
-        open_checkpoints(folder) as checkpoints,
-        pytest.raises(ValueError, match="No checkpoint.*\n  step 6.*\n  step 4.*\n  step 2.*\nBr"),
-    ):
-        checkpoints.restore(make_state(0))
-    assert steps(folder) == [2, 4, 6]
-
-
-def test_reading_changes_nothing(folder):
+def test_reading_changes_nothing_and_one_after_the_other_is_damaged(folder):
     """An export of a run that goes on: neither its save in progress nor a bad one is touched."""
     flip(folder / "6")
     (folder / "8.orbax-checkpoint-tmp").mkdir()
@@ -159,14 +148,22 @@ def test_reading_changes_nothing(folder):
         assert int(checkpoints.restore(make_state(0)).step) == 4
     assert steps(folder) == [2, 4, 6] and (folder / "8.orbax-checkpoint-tmp").exists()
 
-
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused(folder):
+    # A damaged checkpoint that is asked for is refused.
     flip(folder / "4")
     with (
         open_checkpoints(folder, read_only=True) as checkpoints,
         pytest.raises(ValueError, match="checkpoint of step 4 in .*: "),
     ):
         checkpoints.restore_step(4, make_state(0))
+
+    # No checkpoint is good.
+    flip(folder / "2")
+    with (
+        open_checkpoints(folder) as checkpoints,
+        pytest.raises(ValueError, match="No checkpoint.*\n  step 6.*\n  step 4.*\n  step 2.*\nBr"),
+    ):
+        checkpoints.restore(make_state(0))
+    assert steps(folder) == [2, 4, 6]
 
 
 def test_a_checkpoint_is_proven_by_its_index_and_record(three, folder):

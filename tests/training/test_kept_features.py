@@ -39,9 +39,9 @@ INFONCE = dataclasses.replace(
 )
 ADAPTERS = ((r".*\.lora_.*", True), (".*", False))
 PROJECTOR = ((r"(vision_tower|visual\.(blocks|patch_embed))\..*", False), (".*", True))
-STEPS, RATE = 3, 3e-4
+STEPS, RATE = 2, 3e-4
 # Texts have a bucket without tiles; in both there are chunks without rows.
-BUCKETS = (Bucket(64, 0), Bucket(256, 5))
+BUCKETS = (Bucket(32, 0), Bucket(136, 5))
 KEPT = ExecutionConfig("float32", "float32", "none", "xla", recompute=True, keep_features=None)
 
 

@@ -50,7 +50,8 @@ def trajectory(optimizer, steps=6):
         yield now
 
 
-def test_equals_adamw_where_rules_are_uniform():
+def test_adamw_with_rates_and_decays_by_first_matching_rule():
+    # AdamW where rules are uniform.
     reference = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(make_schedule(CONFIG, STEPS), b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.1),
@@ -65,13 +66,6 @@ def test_equals_adamw_where_rules_are_uniform():
     for leaf in one_update(CONFIG, gradient).values():
         assert np.all(np.abs(leaf) > 1e-4)
 
-
-def one_update(config, gradient):
-    optimizer = make_optimizer(config, STEPS, parameters())
-    return optimizer.update(gradient, optimizer.init(parameters()), parameters())[0]
-
-
-def test_learning_rates_and_decays_by_first_matching_rule():
     # Learning rates and decays by first matching rule. At step 0 Adam's direction is the
     # gradient's sign, so updates can be written down.
     config = configured(
@@ -91,6 +85,11 @@ def test_learning_rates_and_decays_by_first_matching_rule():
     last = list(trajectory(make_optimizer(config, STEPS, parameters())))[-1]
     np.testing.assert_array_equal(last["vision.kernel"], parameters()["vision.kernel"])
     assert np.all(last["text.kernel"] != parameters()["text.kernel"])
+
+
+def one_update(config, gradient):
+    optimizer = make_optimizer(config, STEPS, parameters())
+    return optimizer.update(gradient, optimizer.init(parameters()), parameters())[0]
 
 
 def test_settings_that_cannot_be_meant_are_refused():

@@ -20,6 +20,8 @@ from unime_jax.data.shapes import BatchShapes
 from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import Execution
 from unime_jax.training.backbone_checks import check_texts
+from unime_jax.training.gradcache import encode_in_chunks
+from unime_jax.training.matryoshka import objective_loss
 from unime_jax.training.settings import Contrastive, Distillation
 from unime_jax.training.step import batch_loss
 
@@ -33,9 +35,7 @@ FAMILIES = {
     "phi3_v": write_phi3_v,
 }
 OBJECTIVES = ((CONTRASTIVE, True), (DISTILLATION, False), (DISTILLATION, True))  # recomputed?
-# Positions in a row are a family's own; a loss has the vectors, whatever they are of.
 CASES = [(family, objective) for family in FAMILIES for objective in OBJECTIVES]
-QUICK = list(zip(("qwen2_vl", "llava_onevision", "phi3_v"), OBJECTIVES))
 WORDS = ("red", "a blue square", "a small green circle", "left of it", "red it is, and large")
 
 
@@ -49,14 +49,20 @@ def examples(count):
     ]
 
 
-@for_each("family, objective", CASES, quick=QUICK)
-def test_texts_of_one_row_are_as_if_each_had_its_own(family, objective, tmp_path):
-    objective, recompute = objective
-    whole = backbones.open_backbone(str(FAMILIES[family](tmp_path)), max_length=256)
+def opened(family, folder):
+    """A backbone of texts alone, its model, and random parameters."""
+    whole = backbones.open_backbone(str(FAMILIES[family](folder)), max_length=256)
     backbone = backbones.language_only(whole, TEACHER)
     abstract = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    graph, _ = paths.split(abstract)
-    parameters = jax.jit(lambda key: paths.split(backbone.make_model(key))[1])(jax.random.key(0))
+    return (
+        backbone,
+        abstract,
+        jax.jit(lambda key: paths.split(backbone.make_model(key))[1])(jax.random.key(0)),
+    )
+
+
+def batches(backbone, abstract):
+    """The same texts with a row each, and several in a row."""
 
     def preprocess(item):
         vector = np.random.default_rng(len(item.text)).standard_normal(TEACHER, np.float32)
@@ -67,15 +73,35 @@ def test_texts_of_one_row_are_as_if_each_had_its_own(family, objective, tmp_path
     # Too few rows of several for all texts: some overflow to the largest bucket.
     width = min(2 * max(lengths) + 3, abstract.pack_tokens)
     several = Bucket(width, 0, share=0.12, rows=1, texts=5)
-    encode = make_encode(graph, EXACT)
-    results = {}
-    for name, buckets in (("alone", (longest,)), ("packed", (several, longest))):
+    made = []
+    for buckets in ((longest,), (several, longest)):
         shapes = BatchShapes(buckets, backbone.layout, 8, 18, negatives=1)
         batch, info = pack([prepare(e, preprocess, shapes) for e in examples(6)], shapes, ["a"])
         assert sum(info.rows) == sum(int(group.embedded.sum()) for group in batch.groups)
-        if name == "packed":
-            assert info.rows[0] > 2 * info.chunks[0] and info.rows[1], info
-            assert info.overflowed == 0
+        made.append(batch)
+    assert info.rows[0] > 2 * info.chunks[0] and info.rows[1], info
+    assert info.overflowed == 0
+    return made
+
+
+def assert_same(alone, packed):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * float(np.abs(a).max()) + 1e-7
+        ),
+        alone,
+        packed,
+    )
+
+
+# Of one family, for a loss has the vectors, whatever they are of; positions are a family's own.
+@for_each("family, objective", CASES, quick=[("qwen2_vl", OBJECTIVES[0])])
+def test_losses_and_gradients_of_rows_of_several_texts(family, objective, tmp_path):
+    objective, recompute = objective
+    backbone, abstract, parameters = opened(family, tmp_path)
+    encode = make_encode(paths.split(abstract)[0], EXACT)
+    results = []
+    for batch in batches(backbone, abstract):
 
         def value(p, batch=batch):
             # One chunk of each bucket is kept, and others are merged, by texts of all rows.
@@ -85,14 +111,25 @@ def test_texts_of_one_row_are_as_if_each_had_its_own(family, objective, tmp_path
             )
 
         (loss, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(parameters)
-        results[name] = loss, metrics["mean_cosine"], gradient
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()) + 1e-7
-        ),
-        results["alone"],
-        results["packed"],
-    )
+        results.append((loss, metrics["mean_cosine"], gradient))
+    assert_same(*results)
+
+
+@for_each("family", ["llava_onevision", "phi3_v"])
+def test_vectors_and_distillation_of_rows_of_several_texts(family, tmp_path):
+    """Qwen2-VL's with their gradient above."""
+    backbone, abstract, parameters = opened(family, tmp_path)
+    encode = make_encode(paths.split(abstract)[0], EXACT)
+    alone, packed = batches(backbone, abstract)
+
+    @jax.jit
+    def run(p, batch):
+        parts = [encode_in_chunks(encode, p, {}, x, recompute=False) for x in batch.groups]
+        rows = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+        texts = [rows[index] for index in (batch.query, batch.positive, batch.negative)]
+        return texts, objective_loss(parts, batch, DISTILLATION)[0]
+
+    assert_same(run(parameters, alone), run(parameters, packed))
 
 
 def test_a_model_whose_texts_would_see_each_other_refuses_rows_of_several(tmp_path):

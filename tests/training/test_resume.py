@@ -80,7 +80,15 @@ def test_other_processes_than_0_leave_the_folder_to_it(workdir, config, monkeypa
     assert scores(workdir) == BOTH
 
 
-def test_an_export_may_have_other_steps(workdir, config):
+def test_groups_of_keys_are_free_by_name_and_an_export_may_have_other_steps(workdir, config):
+    """ "mesh" frees "mesh.fsdp", and no key called "meshes"."""
+    config["mesh"]["fsdp"] = 2
+    resume.check_config(workdir, config)
+    for key in ("meshes", "log_every_other"):
+        with pytest.raises(ValueError, match=f"config.{key}: - -> 1"):
+            resume.check_config(workdir, config | {key: 1})
+
+    # An export may have other steps.
     config["steps"] += 1
     with pytest.raises(ValueError, match="config.steps: (.|\n)*schedule_steps=") as longer:
         resume.check_config(workdir, config)
@@ -92,15 +100,6 @@ def test_an_export_may_have_other_steps(workdir, config):
     assert advice in str(longer.value)
     assert advice not in str(other.value) and advice not in str(shorter.value)
     resume.check_config(workdir, config | {"job": "export"})
-
-
-def test_a_key_is_free_with_its_group_not_by_how_its_name_begins(workdir, config):
-    """ "mesh" frees "mesh.fsdp", and no key called "meshes"."""
-    config["mesh"]["fsdp"] = 2
-    resume.check_config(workdir, config)
-    for key in ("meshes", "log_every_other"):
-        with pytest.raises(ValueError, match=f"config.{key}: - -> 1"):
-            resume.check_config(workdir, config | {key: 1})
 
 
 def test_a_disk_that_is_full_at_the_start_is_named_and_nothing_is_left(tmp_path, monkeypatch):

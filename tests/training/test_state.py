@@ -112,7 +112,9 @@ def random_parameters(backbone):
     return make(backbone, abstract_model, adapters=DORA)
 
 
-def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameters):
+def test_random_parameters_follow_from_the_seed_on_every_mesh_and_in_every_process(
+    backbone, random_parameters
+):
     """The same seed, the same numbers to the bit; norms of columns but for the order of a sum."""
     abstract_model = draw(backbone, make_mesh(2, 2, 2), adapters=DORA, trainable=ADAPTERS)
     found = make(backbone, abstract_model, adapters=DORA)
@@ -123,8 +125,6 @@ def test_random_parameters_are_the_same_on_every_mesh(backbone, random_parameter
         ours, expected = (np.asarray(x).astype(F32) for x in (leaf, random_parameters[path]))
         np.testing.assert_allclose(ours, expected, rtol=tolerance, err_msg=path)
 
-
-def test_the_seed_decides_in_every_process(backbone, random_parameters):
     # The seed decides.
     abstract_model = draw(backbone, make_mesh(1, 1, 1), adapters=DORA, trainable=ADAPTERS)
     other = make(backbone, abstract_model, adapters=DORA, seed=1)

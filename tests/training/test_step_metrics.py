@@ -110,7 +110,9 @@ def test_lines_are_written_a_step_late_and_before_a_save(tmp_path, listener, sto
     assert listener.written[-1][1]["truncated_rows"] == 1  # those of step 3 alone
 
 
-def test_the_rate_and_the_wait_are_of_one_step(tmp_path, listener, stop, monkeypatch):
+def test_rate_and_wait_are_of_one_step_and_alone_a_process_stops_when_told(
+    tmp_path, listener, stop, monkeypatch
+):
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr("unime_jax.training.step_metrics.time.perf_counter", lambda: clock.now)
     metrics = make(tmp_path, listener, stop, log_every=1)
@@ -122,6 +124,12 @@ def test_the_rate_and_the_wait_are_of_one_step(tmp_path, listener, stop, monkeyp
     lines = [values for _, values in listener.written]
     assert [line["pairs_per_second"] for line in lines] == [16.0, 8.0]
     assert [line["data_wait_share"] for line in lines] == [0.25, 0.125]
+
+    # Alone a process stops as soon as it is told.
+    metrics = make(tmp_path, listener, stop)
+    assert not metrics.told_to_stop
+    stop.told = True
+    assert metrics.told_to_stop
 
 
 def test_a_run_gives_up_after_too_many_skipped_steps_or_bad_examples(tmp_path, listener, stop):
@@ -155,13 +163,6 @@ def test_a_run_gives_up_after_too_many_skipped_steps_or_bad_examples(tmp_path, l
     path = metrics.refuse([item._replace(id="8")])
     assert path == tmp_path / "quarantine.jsonl"
     assert '"7"' in path.read_text() and '"8"' in path.read_text()
-
-
-def test_alone_a_process_stops_as_soon_as_it_is_told(tmp_path, listener, stop):
-    metrics = make(tmp_path, listener, stop)
-    assert not metrics.told_to_stop
-    stop.told = True
-    assert metrics.told_to_stop
 
 
 def test_process_0_takes_the_mean_of_shares_and_the_bad_items_of_others(

@@ -68,7 +68,7 @@ def test_a_broken_line_is_a_bad_row(tmp_path, monkeypatch, line):
     assert rows.columns == ("a",)
 
 
-def test_columns_are_those_of_the_first_good_rows_and_empty_files_have_none(tmp_path):
+def test_columns_are_those_of_the_first_good_rows_and_rows_take_eight_bytes_each(tmp_path):
     # Columns are those of the first rows that are good.
     lines = ["{"] + [json.dumps({"a": 1, "b": 2})] + [json.dumps({"a": 1, "c": 2})] * 99
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
@@ -83,8 +83,7 @@ def test_columns_are_those_of_the_first_good_rows_and_empty_files_have_none(tmp_
         assert len(open_dataset(tmp_path)["pairs"]) == 0
     assert len(open_dataset(write_jsonl(tmp_path, [{"a": 1}]))["pairs"]) == 1
 
-
-def test_many_rows_take_eight_bytes_each(tmp_path):
+    # Many rows take eight bytes each.
     count = 200_000
     row = json.dumps({"query": "a question", "positive": "x" * 80}) + "\n"
     (tmp_path / "pairs.jsonl").write_text(row * count)
