@@ -1,11 +1,13 @@
 """Losses on prefixes against sentence-transformers' MatryoshkaLoss of its own losses."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
 from tests.torchvision_ops import import_torchvision
 from unime_jax.losses import contrastive, graded_pairs, matryoshka
+from unime_jax.losses.matryoshka import prefix
 
 import_torchvision()
 
@@ -58,3 +60,16 @@ def test_values_and_gradients_are_those_of_sentence_transformers():
             # Theirs scales whole vectors as well, which leaves nothing along them.
             slope -= (slope * side).sum(axis=1, keepdims=True) * side
             np.testing.assert_allclose(slope, x.grad, atol=2e-5 * np.abs(x.grad).max())
+
+
+def test_a_row_of_zeros_stays_one_and_has_a_gradient_of_zeros():
+    rows = np.array([[0, 0, 3.0], [3, 4, 5]], np.float32)  # the first of zeros in its prefix
+
+    @jax.jit
+    def run(rows):
+        dim = jnp.int32(2)
+        return prefix(rows, dim), jax.grad(lambda x: prefix(x, dim).sum())(rows)
+
+    found, gradient = run(rows)
+    np.testing.assert_allclose(found, [[0, 0, 0], [0.6, 0.8, 0]], atol=1e-6)
+    assert np.isfinite(gradient).all() and not gradient[:, 2].any() and gradient[1, :2].all()
