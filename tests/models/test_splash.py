@@ -90,6 +90,9 @@ def test_images_of_several_blocks_are_seen_whole_and_no_others(interpreted):
         for i, j in itertools.product(range(0, 60, 10), repeat=2):
             block = slice(i, i + 10), slice(j, j + 10)
             np.testing.assert_array_equal(mask[block], near[block])
+        # Tables of blocks are kept by their mask.
+        again = splash._near_mask((60, 60), (before, after))
+        assert again == mask and hash(again) == hash(mask)
 
 
 CONFIG = DecoderConfig(

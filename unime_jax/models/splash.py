@@ -190,6 +190,12 @@ def _kernel(
 
 def _near_mask(shape: tuple[int, int], sides: tuple[int, int]) -> Any:
     """Mask of the keys that are up to so many tokens before and after a query."""
+    return _near_mask_type()(shape, sides, 0)
+
+
+@functools.cache
+def _near_mask_type() -> Any:
+    """Type of such masks, one for all: the kernel's tables are kept for masks that are equal."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
     class NearMask(splash_attention_mask.LocalMask):
@@ -199,8 +205,9 @@ def _near_mask(shape: tuple[int, int], sides: tuple[int, int]) -> Any:
         """
 
         def __getitem__(self, block: tuple[slice, slice]) -> Any:
-            queries, keys = (range(*x.indices(n)) for x, n in zip(block, shape, strict=True))
+            queries, keys = (range(*x.indices(n)) for x, n in zip(block, self.shape, strict=True))
             least, most = keys.start - queries.stop + 1, keys.stop - 1 - queries.start
+            sides: Any = self.window_size  # a LocalMask may lack one, these do not
             before, after = sides
             if most < -before or least > after:
                 return np.broadcast_to(False, (len(queries), len(keys)))
@@ -208,4 +215,4 @@ def _near_mask(shape: tuple[int, int], sides: tuple[int, int]) -> Any:
                 return np.broadcast_to(True, (len(queries), len(keys)))
             return super().__getitem__(block)
 
-    return NearMask(shape, sides, 0)
+    return NearMask
