@@ -91,10 +91,7 @@ def _single(name: str) -> PublicSet:
     return PublicSet(
         name=f"cola_{name.lower()}",
         kind="composition",
-        repository="",
-        revision="",
         files=(f"data/{file}",),
-        archives=(),
         counts={},
         read=functools.partial(read_single, name=name),
         licence="MIT; images: their own terms",
@@ -107,10 +104,7 @@ SETS: tuple[PublicSet, ...] = (
     PublicSet(
         name="cola",
         kind="composition",
-        repository="",
-        revision="",
         files=(f"data/{FILE}",),
-        archives=(),
         counts={"multi_objects": 210},
         read=read,
         licence="MIT; images: Visual Genome, CC BY 4.0",

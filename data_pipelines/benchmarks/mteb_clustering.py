@@ -61,7 +61,6 @@ def _set(
         repository=repository,
         revision=revision,
         files=(f"*{split}-*.parquet",),
-        archives=(),
         counts={name: rows},
         read=functools.partial(read, name=name, split=split, image=image, label=label),
     )

@@ -198,7 +198,6 @@ def _set(
         repository=repository,
         revision=revision,
         files=("*.parquet",),
-        archives=(),
         counts=counts or {},
         read=reader,
         licence=licence,

@@ -34,7 +34,6 @@ SETS = (
         repository="princeton-nlp/datasets-for-simcse",
         revision="",  # its main branch; set.json has the commit
         files=(FILE,),
-        archives=(),
         counts={},
         read=read,
     ),

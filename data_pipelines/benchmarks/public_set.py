@@ -27,12 +27,12 @@ class PublicSet:
     """Public set of one kind: where its files lie, what they should hold, and who reads them.
 
     `repository` is a dataset's id on the Hugging Face hub, "" for a set that is not there; `note`
-    then says how to get it. `revision` is a commit, or its first digits. `files` are globs of paths
-    in the repository, in which `*` stands for `/`, too; each must match. `archives` are globs of
-    the zips and tars among them. Each archive is unpacked, in this order, into a folder beside it
-    that has its name without the ending: `a/images.zip` into `a/images`. A single root folder of
-    the same name is left out: `images/1.jpg` in it is `a/images/1.jpg`. Parts of an archive
-    (`x.tar.gz-00`, `x.tar.gz-01`) are read as one, and unpacked into `x`.
+    then says how to get it. `revision` is a commit, or its first digits; "": the newest one.
+    `files` are globs of paths in the repository, in which `*` stands for `/`, too; each must match.
+    `archives` are globs of the zips and tars among them. Each archive is unpacked, in this order,
+    into a folder beside it that has its name without the ending: `a/images.zip` into `a/images`. A
+    single root folder of the same name is left out: `images/1.jpg` in it is `a/images/1.jpg`. Parts
+    of an archive (`x.tar.gz-00`, `x.tar.gz-01`) are read as one, and unpacked into `x`.
 
     `counts` are the public numbers of rows by subset; `Prepared.counts` must have those that are
     named. `read` takes the raw folder, in the public layout, and the folder of the prepared set,
@@ -41,12 +41,12 @@ class PublicSet:
 
     name: str
     kind: str
-    repository: str
-    revision: str
-    files: tuple[str, ...]
-    archives: tuple[str, ...]
     counts: Mapping[str, int]
     read: Callable[[Path, Path], Prepared]
+    repository: str = ""
+    revision: str = ""
+    files: tuple[str, ...] = ()
+    archives: tuple[str, ...] = ()
     gated: bool = False
     licence: str = ""
     note: str = ""

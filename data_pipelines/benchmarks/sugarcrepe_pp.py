@@ -47,7 +47,6 @@ SETS: tuple[PublicSet, ...] = (
         repository="Aman-J/SugarCrepe_pp",
         revision="dea2a1b6f9e1069c609f676aa55ec61e9b65fb61",
         files=("data/*.json",),
-        archives=(),
         counts=COUNTS,
         read=read,
         licence="CC BY 4.0; images: COCO's terms",

@@ -152,10 +152,6 @@ def _mmeb_v2(
     return PublicSet(
         name=own,
         kind="captions",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={own: videos} if videos else {},
         read=functools.partial(read_mmeb_v2, name=own, layout=layout, query=query),
         note=NOTE.format(annotations=parquet)
@@ -167,10 +163,6 @@ SETS = (
     PublicSet(
         name="msrvtt_1k",
         kind="captions",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={"msrvtt_1k": 1000},
         read=functools.partial(read, name="msrvtt_1k", layout=MSRVTT),
         note=NOTE.format(
@@ -180,10 +172,6 @@ SETS = (
     PublicSet(
         name="msvd",
         kind="captions",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={"msvd": 670},
         read=functools.partial(read_msvd, name="msvd"),
         note=NOTE.format(annotations="test_list.txt and raw-captions.pkl of CLIP4Clip go"),

@@ -222,10 +222,6 @@ def _set(
     return PublicSet(
         name=own,
         kind="mmeb",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={own: rows},
         read=functools.partial(read, name=own, **reader),
         note=f"What {repository} has goes into the raw folder, and the videos, or a folder of "

@@ -88,10 +88,6 @@ def _set(name: str, repository: str, labels: int, query: str) -> PublicSet:
     return PublicSet(
         name=own,
         kind="retrieval",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={"corpus": labels},
         read=functools.partial(read, name=own, labels=labels, query=query),
         note=f"The parquet file of {repository} goes into the raw folder, and the videos, or a "

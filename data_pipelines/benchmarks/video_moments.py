@@ -158,10 +158,6 @@ def _set(name: str, repository: str, rows: int, read: Callable[..., Prepared]) -
     return PublicSet(
         name=own,
         kind="mmeb",
-        repository="",
-        revision="",
-        files=(),
-        archives=(),
         counts={own: rows},
         read=functools.partial(read, name=own),
         note=f"What {repository} has goes into the raw folder, and the folders of frames of its "

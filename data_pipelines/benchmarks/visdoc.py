@@ -47,7 +47,6 @@ def _set(
         repository=repository,
         revision=revision,
         files=("*.parquet",),
-        archives=(),
         counts=counts,
         read=functools.partial(read, name=name),
         licence=licence,

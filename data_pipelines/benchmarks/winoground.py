@@ -70,7 +70,6 @@ SETS: tuple[PublicSet, ...] = (
         repository="facebook/winoground",
         revision="b400e173549071916ad1b3d449293bc8d8b4b763",
         files=("data/*",),
-        archives=(),
         counts={"test": 400},
         read=read,
         gated=True,
