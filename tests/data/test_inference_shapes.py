@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import math
 
 import numpy as np
@@ -183,11 +184,11 @@ def test_programs_of_videos_are_those_that_videos_need():
     qwen = Layout(patches=256, patch_bytes=588, frames=2, table=(1, 64), segments=0)
     llava = Layout(patches=729, patch_bytes=588, table=(1, 729), clip_slots=4, frame_tokens=196)
     assert qwen.takes_clips and llava.takes_clips and not Layout(patches=729).takes_clips
-    for layout, per_tile, between in ((qwen, 64, 12), (llava, 196, 0)):
-        rungs = inference_shapes.clip_rungs(layout, 8192)
+    families = ((qwen, 64, 12), (llava, 196, 0))
+    for (layout, per_tile, between), length in itertools.product(families, range(4096, 16385, 512)):
+        rungs = inference_shapes.clip_rungs(layout, length)
         assert len(set(rungs)) == len(rungs) <= 2 * inference_shapes.IMAGE_RUNGS + 5
-        for tiles in range(1, 33):
-            for words in (1, 40, 160):
-                tokens = tiles * (per_tile + between) + words
-                needed = inference_shapes.bucket_of(tokens, tiles, layout.with_clips(), 8192)
-                assert needed in rungs, (tiles, words)
+        for tiles, words in itertools.product(range(1, length // 256), (1, 40, 160)):
+            tokens = tiles * (per_tile + between) + words
+            needed = inference_shapes.bucket_of(tokens, tiles, layout.with_clips(), length)
+            assert needed in rungs, (length, tiles, words)

@@ -84,7 +84,7 @@ def test_images_of_several_blocks_are_seen_whole_and_no_others(interpreted):
 
     # Every block is what comparing numbers gives, be it all of one value or not.
     away = np.arange(60)[None] - np.arange(60)[:, None]
-    for before, after in ((0, 0), (9, 9), (13, 0), (25, 31), (60, 60)):
+    for before, after in ((0, 0), (1, 1), (9, 9), (13, 0), (25, 31), (60, 60)):
         mask = splash._near_mask((60, 60), (before, after))
         near = (-before <= away) & (away <= after)
         for i, j in itertools.product(range(0, 60, 10), repeat=2):

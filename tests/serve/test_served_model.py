@@ -43,6 +43,12 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
     model = ServedModel(embedder, SIZES)
     compiled: list[tuple[int, int]] = []
     programs = model.programs(videos=False)
+    of_videos = [one for one in model.programs(videos=True) if one not in programs]
+    assert of_videos and all(one.layout.clips for one in of_videos)
+    row = model.row({"video": np.zeros((2, 28, 28, 3), np.uint8)}, "", "")
+    assert row.patches is not None
+    needed = [embedder.shapes(n)(len(row.tokens), len(row.patches), True) for n in SIZES]
+    assert set(needed) <= set(of_videos)
     model.compile(programs, lambda done, total: compiled.append((done, total)))
     assert compiled == [(n + 1, len(programs)) for n in range(len(programs))]
     late: list[object] = []
