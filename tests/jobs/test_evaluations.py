@@ -61,6 +61,7 @@ def test_an_extended_run_is_the_run_that_was_planned_evaluated_or_not(
     evaluated, straight, workdir, monkeypatch
 ):
     """Four steps of a schedule of six, then two more: `straight` to the bit, scores and all."""
+    evaluated.evaluation.rows = 32  # not what is trained, nor `straight`'s
     evaluated.optimizer.schedule_steps = 6
     evaluated.steps = 4
     with monkeypatch.context() as patch:
