@@ -46,7 +46,7 @@ def names(folder) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-@for_each("dtype", ["float32", "bfloat16", "int8"])
+@for_each("dtype", ["float32", "bfloat16", "int8"], quick=["float32"])
 def test_what_was_opened_is_saved_and_gives_the_same_embeddings(tmp_path, dtype):
     """Weights in the precision of their file, whatever the devices hold; settings of the object."""
     source = tmp_path / "source"

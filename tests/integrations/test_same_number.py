@@ -94,6 +94,7 @@ def by_mteb(model, corpus, folder):
     return [result.scores["test"][0][f"ndcg_at_{k}"] for k in DEPTHS], exact
 
 
+@pytest.mark.slow
 def test_three_libraries_give_the_same_ndcg(corpus, model_folder, mesh, tmp_path, caplog):
     theirs = SentenceTransformer(str(model_folder), device="cpu")
     wrapped = SentenceTransformerEncoderWrapper(theirs)

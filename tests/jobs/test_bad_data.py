@@ -46,6 +46,7 @@ SEVERAL_IMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, plain_step, spoil):
     spoil(BAD_ROWS | SEVERAL_IMAGES)
     config.data.max_bad_share = 0.5

@@ -187,6 +187,7 @@ def test_a_record_of_embeddings_is_refused(folder, tmp_path):
 # A whole run, all of it damaged
 
 
+@pytest.mark.slow
 def test_a_run_with_damaged_statistics_goes_on(config, straight, workdir, monkeypatch, caplog):
     """Scores before and after are both made again, by one program."""
     shutil.copytree(straight, workdir)

@@ -89,6 +89,7 @@ def test_held_out_texts_come_closer_to_the_teacher(distilled):
     assert len(logged) == 12 and {"teacher_entropy", "nearest_agreement"} <= logged[0].keys()
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_evaluated_while_its_language_component_is_distilled(
     data, distilled, tmp_path, monkeypatch
 ):
@@ -230,6 +231,7 @@ def test_llave_starts_there_and_leaves_a_frozen_tower_as_it_was(
     assert any("multi_modal_projector" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_lora_on_pretrained_weights(data, sentences, tmp_path, plain_step):
     """LoRA on the decoder of a folder with weights, of which only the decoder's are read."""
     folder = tmp_path / "folder"

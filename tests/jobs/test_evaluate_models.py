@@ -13,7 +13,6 @@ from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
-from tests.tables import for_each
 from unime_jax import Embedder, backbones, files, sharding
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset
@@ -81,6 +80,7 @@ def test_a_hub_id(data, straight, whole, hub_id, tmp_path):
     assert found["model"] == expected["model"]
 
 
+@pytest.mark.slow
 def test_an_adapter_of_peft(data, straight, adapter, whole, tmp_path):
     evaluate.run(make_config(data, adapter), tmp_path)
     check(tmp_path, data, embedder(adapter), LAST)
@@ -88,13 +88,15 @@ def test_an_adapter_of_peft(data, straight, adapter, whole, tmp_path):
     assert np.abs(moved).max() > 1e-3, "the adapter takes part"
 
 
-@for_each("dtype", ("bfloat16", "int8"), quick=("int8",))  # whose activations are bfloat16
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_weights_of_less_precision(data, straight, whole, tmp_path, dtype):
     evaluate.run(make_config(data, straight, dtype), tmp_path)
     check(tmp_path, data, embedder(straight / "hf", dtype), COARSE)
     assert 0 < np.abs(cosines(tmp_path) - cosines(whole)).max() < 0.1
 
 
+@pytest.mark.slow
 def test_a_work_directory_in_a_bucket_resumes(data, straight, whole, bucket, monkeypatch):
     workdir = files.as_path("gs://bucket/evaluated")
     config = make_config(data, straight)

@@ -57,6 +57,7 @@ def given(workdir):
     return {step: scores["All"] for step, scores in evaluations.read(workdir).items()}
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_the_run_that_was_planned_evaluated_or_not(
     evaluated, straight, workdir, monkeypatch
 ):

@@ -22,7 +22,7 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_qwen3 import write_qwen3_vl_embedding
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from tests.models.oracle import TEXT, VISION, Pair, pair_of, picture, torch_hidden
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
@@ -36,10 +36,11 @@ FAMILIES = {  # and the most tiles of an image
     "qwen3_vl_embedding": (lambda f: write_qwen3_vl_embedding(f, pixels=(256, 4096)), 1),
     "qwen2_5_vl": (write_qwen2_5_vl, 1),
 }
-# The suite has one of Qwen's kind; LLaVA-OneVision is in test_frozen_int8.py. What a family has of
-# its own, its names and rows, all families are tested for in backbones/.
+# The suite has one of Qwen's kind, after steps without the model; at night all take real ones. What
+# a family has of its own, its names and rows, all families are tested for in backbones/.
 QUICK = "qwen3_vl_embedding"
-TIERS = [pytest.param(name, marks=[pytest.mark.slow] * (name != QUICK)) for name in FAMILIES]
+QUICKLY = [pytest.param((QUICK, True), id=f"{QUICK}-plain_steps")]
+TIERS = QUICKLY + [pytest.param((n, False), id=n, marks=pytest.mark.slow) for n in FAMILIES]
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
 PROMPT = "Represent the image: "
 TEXTS = ["a red circle", "Represent the given image for classification"]
@@ -54,9 +55,10 @@ ITEMS = [
 @pytest.fixture(scope="module", params=TIERS)
 def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """A pretrained folder, and the work directory of three steps with DoRA on it."""
-    folder = tmp_path_factory.mktemp(request.param) / "folder"
+    family, plain = request.param
+    folder = tmp_path_factory.mktemp(family) / "folder"
     folder.mkdir()
-    write, tiles = FAMILIES[request.param]
+    write, tiles = FAMILIES[family]
     write(folder)
     pair_of(folder)
     config = tiny_run.make_config(data)
@@ -74,13 +76,16 @@ def trained(request, data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path
     )
     config.optimizer.learning_rate = 1e-2
     config.data.buckets = (Bucket(tokens=192, tiles=tiles),)  # one: half as much to compile
-    if request.param == "qwen3_vl_embedding":
+    if family == "qwen3_vl_embedding":
         config.processing.prompt = "system"
         config.data.buckets = (Bucket(tokens=320, tiles=tiles),)
     config.export.adapter = True
     config.export.prompts = {"classify": PROMPT}
-    workdir = tmp_path_factory.mktemp(f"{request.param}_run")
-    train.run(config, workdir)
+    workdir = tmp_path_factory.mktemp(f"{family}_run")
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            plain_steps.replace(patch, 2.0**-5)
+        train.run(config, workdir)
     return folder, workdir
 
 
@@ -162,7 +167,7 @@ def test_transformers_peft_and_sentence_transformers_give_the_embeddings(trained
     assert_equal(prompted, embedded(workdir / "hf")[3:])
 
 
-@pytest.mark.parametrize("trained", [QUICK], indirect=True)
+@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
 def test_export_again_from_the_checkpoint(trained):
     """The export job gives the bytes that the training left."""
     _, workdir = trained
@@ -177,7 +182,7 @@ def test_export_again_from_the_checkpoint(trained):
         assert (workdir / "hf" / name).read_bytes() == content, name
 
 
-@pytest.mark.parametrize("trained", [QUICK], indirect=True)
+@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
 def test_a_bfloat16_export_stays_close(trained, tmp_path):
     _, workdir = trained
     run = shutil.copytree(workdir, tmp_path / "run")
@@ -191,7 +196,7 @@ def test_a_bfloat16_export_stays_close(trained, tmp_path):
     assert_equal(embedded(run / "hf"), expected, 0.999)
 
 
-@pytest.mark.parametrize("trained", [QUICK], indirect=True)
+@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
 def test_an_adapter_is_exported_merged(trained, tmp_path):
     """config.steps=0: what is exported is the backbone, here a PEFT adapter and its base."""
     _, workdir = trained
@@ -204,7 +209,7 @@ def test_an_adapter_is_exported_merged(trained, tmp_path):
     assert_equal(embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf"))
 
 
-@pytest.mark.parametrize("trained", [QUICK], indirect=True)
+@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
 def test_what_cannot_be_exported_is_said(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})

@@ -75,6 +75,7 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     return folder, workdir
 
 
+@pytest.mark.slow
 def test_the_loss_falls(trained):
     losses = [line["loss"] for line in tiny_run.metrics(trained[1])]
     assert len(losses) == 8 and np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2]), losses
@@ -82,6 +83,7 @@ def test_the_loss_falls(trained):
     assert "q_proj.kernel_scale" in table and " int8 " in table
 
 
+@pytest.mark.slow
 def test_the_export_and_the_adapters_alone_give_the_embeddings(trained):
     """Of the export, which passed its check against what was trained."""
     folder, workdir = trained

@@ -209,6 +209,7 @@ def test_mined_negatives_are_judged(pair, given, plain, tmp_path):
         judge.run(given, tmp_path / "judged")
 
 
+@pytest.mark.slow
 def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):
     values = unime_v2.get_config("own")
     values.backbone, values.data.train = str(pair.backbone.folder), str(straight / "rows")

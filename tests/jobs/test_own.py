@@ -66,6 +66,7 @@ def test_five_texts_train_a_sentence_transformer(five_rows, workdir, tmp_path, c
     assert (cosines < 0.9999).all()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_multimodal_export_is_tuned(data, straight, workdir, tmp_path, plain_step):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -14,6 +14,8 @@ from tests.multihost.launch import NO_CACHE, free_port
 from tests.tables import for_each
 from unime_jax import Embedder, sharding
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(28, 28), (50, 28), (28, 56)]
 
 

@@ -115,6 +115,7 @@ def of_one_device() -> dict[str, str]:
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(forked):
     folder, statuses = forked
     assert statuses["straight"] == statuses["plain"] == [0]
