@@ -163,7 +163,8 @@ def check_trace(program: Program):
     assert metrics["loss"].shape == ()
 
 
-@for_each("variant", SIZES)
+# A family each: the night has all, by every test of these.
+@for_each("variant", SIZES, quick=["llava_onevision_7b"])
 def test_the_7b_step_traces(folders, variant):
     """Shapes, rules and shardings fit at full size; nothing is allocated."""
     program = draw(stage2, variant, folders[variant], jax.devices())
@@ -209,7 +210,7 @@ def test_the_7b_step_traces_on_an_int8_base(tmp_path, experiment, variant):
     check_trace(program)
 
 
-@for_each("variant", SIZES)
+@for_each("variant", SIZES, quick=["phi3_v_4b"])
 def test_the_7b_distillation_step_traces(folders, variant):
     """The language component alone, 768 triples; its adapters are all that is trained."""
     program = draw(stage1, variant, folders[variant], jax.devices())

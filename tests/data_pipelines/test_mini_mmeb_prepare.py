@@ -151,6 +151,7 @@ def test_an_interrupted_build_is_taken_up_again_and_gives_the_same_bytes(
     assert contents(tmp_path) == contents(data_dir)
 
 
+@pytest.mark.slow
 def test_building_and_reading_load_no_tensorflow_and_importing_loads_nothing(tmp_path):
     program = f"""
 import sys

@@ -80,6 +80,7 @@ def test_host_integers_are_those_of_transformers():
         assert np.diff(bounds).max() <= (side * merge) ** 2
 
 
+@pytest.mark.slow
 def test_every_part_of_the_tower(pair):
     """Each block on three images in tiles with filling, and what comes before and after them."""
     tower, theirs = pair.model.visual, pair.torch_model.model.visual

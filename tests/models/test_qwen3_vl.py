@@ -96,6 +96,7 @@ def check_integers_and_weights_of_any_grid():
     np.testing.assert_array_equal(sizes[0], [[4, 12], [4, 12], [1, 12], [1, 1]])
 
 
+@pytest.mark.slow
 def test_every_part_against_transformers(pair):
     """Bytes of images of several sizes in tiles, against the processor's pixels in one run."""
     check_integers_and_weights_of_any_grid()

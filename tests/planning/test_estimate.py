@@ -124,7 +124,7 @@ def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
     assert stacked and not any(somewhere(16, *shape) for shape in stacked)
 
 
-@for_each("step", ["again", "kept"])
+@for_each("step", ["again", "kept"], quick=["again"])
 def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
     tiny = request.getfixturevalue(step)
