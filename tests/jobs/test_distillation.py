@@ -26,7 +26,7 @@ from unime_jax.data.embedding_store import open_embeddings
 from unime_jax.data.settings import Bucket
 from unime_jax.evaluation import scores
 from unime_jax.jobs import evaluate, export, train
-from unime_jax.training import evaluations, setup
+from unime_jax.training import evaluations, setup, taught
 
 WORDS = 24  # width of the teacher
 
@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_said_at_once(data, sentences, tmp_path):
     with jax.set_mesh(mesh):
         whole = setup.set_up(settings, mesh)
         teacher = open_embeddings(data / "mini_nli" / "teacher")
-        student = setup.student(whole, teacher)
+        student = taught.student(whole, teacher)
         both = whole.initial(), student.initial()
     assert both[1].keys() == {p for p in both[0] if p.startswith("language_model.")}
     for path, leaf in both[1].items():

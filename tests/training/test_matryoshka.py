@@ -13,8 +13,8 @@ from tests.training.tiny_batch import LOSS, WIDTH, assert_close, encode, make_ba
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch
 from unime_jax.training import step
+from unime_jax.training.loss_settings import Distillation, JudgeDistillation, Matryoshka
 from unime_jax.training.matryoshka import objective_loss
-from unime_jax.training.settings import Distillation, JudgeDistillation, Matryoshka
 
 PREFIXES = Matryoshka(dims=(3, 8), weights=(0.5, 2.0))
 SOURCES = ("rest", "graded")

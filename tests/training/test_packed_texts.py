@@ -21,8 +21,8 @@ from unime_jax.models.forward import make_encode
 from unime_jax.models.vlm import Execution
 from unime_jax.training.backbone_checks import check_texts
 from unime_jax.training.gradcache import encode_in_chunks
+from unime_jax.training.loss_settings import Contrastive, Distillation
 from unime_jax.training.matryoshka import objective_loss
-from unime_jax.training.settings import Contrastive, Distillation
 from unime_jax.training.step import batch_loss
 
 EXACT = Execution(jnp.dtype("float32"), "none", "xla")

@@ -25,7 +25,12 @@ from unime_jax.config.plan import PlanConfig, PlansConfig
 from unime_jax.config.rounds import RoundsConfig, RoundsDataConfig
 from unime_jax.config.train import ExportConfig, TrainConfig, WatchdogConfig
 from unime_jax.config.train_data import DataConfig, EvaluationConfig
-from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation, Matryoshka
+from unime_jax.training.loss_settings import (
+    Contrastive,
+    Distillation,
+    JudgeDistillation,
+    Matryoshka,
+)
 
 __all__ = [
     "AgreementConfig",

@@ -8,7 +8,7 @@ from unime_jax.config.judge import JudgeConfig, JudgeDataConfig
 from unime_jax.config.mine import MineConfig, MineDataConfig
 from unime_jax.config.train import TrainConfig
 from unime_jax.config.train_data import DataConfig
-from unime_jax.training.settings import Distillation
+from unime_jax.training.loss_settings import Distillation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,16 +8,18 @@ from unime_jax.config.common import MeshConfig
 from unime_jax.config.train_data import DataConfig, EvaluationConfig
 from unime_jax.data.settings import Processing
 from unime_jax.models.settings import LoraConfig
-from unime_jax.training.settings import (
-    CheckpointConfig,
+from unime_jax.training.loss_settings import (
     Contrastive,
     Distillation,
-    ExecutionConfig,
     JudgeDistillation,
     Matryoshka,
+    contrastive_part,
+)
+from unime_jax.training.settings import (
+    CheckpointConfig,
+    ExecutionConfig,
     OptimizerConfig,
     ProfileConfig,
-    contrastive_part,
 )
 
 

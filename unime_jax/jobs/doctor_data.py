@@ -5,7 +5,7 @@ import dataclasses
 from unime_jax import config, files
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.doctor_rows import Sample
-from unime_jax.training.settings import (
+from unime_jax.training.loss_settings import (
     Contrastive,
     Distillation,
     JudgeDistillation,

@@ -7,7 +7,7 @@ from unime_jax.jobs.doctor_model import Model
 from unime_jax.jobs.doctor_report import Report
 from unime_jax.operations import recipes
 from unime_jax.training import automatic
-from unime_jax.training.settings import Distillation, JudgeDistillation, contrastive_part
+from unime_jax.training.loss_settings import Distillation, JudgeDistillation, contrastive_part
 
 # Learning rates that are customary: of adapters (UniME 2e-5 to 5e-4, VLM2Vec 2e-5, UniME-V2 1e-4),
 # of a model from scratch, and of all weights of a pretrained one, so many times what

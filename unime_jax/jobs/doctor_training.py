@@ -28,7 +28,7 @@ from unime_jax.jobs.doctor_report import Report
 from unime_jax.jobs.doctor_rows import Sample
 from unime_jax.jobs.doctor_settings import check_recipe
 from unime_jax.training import evaluations, inputs, resume, setup
-from unime_jax.training.settings import Distillation
+from unime_jax.training.loss_settings import Distillation
 
 __all__ = ["check_recipe", "check_start", "examine", "mesh_of"]
 

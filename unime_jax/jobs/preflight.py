@@ -41,7 +41,7 @@ from unime_jax.training import (
     resume,
     setup,
 )
-from unime_jax.training.settings import (
+from unime_jax.training.loss_settings import (
     Contrastive,
     Distillation,
     JudgeDistillation,

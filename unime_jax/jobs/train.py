@@ -43,8 +43,9 @@ from unime_jax.training import (
 )
 from unime_jax.training.checkpoint import Checkpoints
 from unime_jax.training.evaluations import Evaluations
-from unime_jax.training.settings import Distillation
-from unime_jax.training.setup import Setup, make_mesh, set_up, student, with_teacher
+from unime_jax.training.loss_settings import Distillation
+from unime_jax.training.setup import Setup, make_mesh, set_up
+from unime_jax.training.taught import student, with_teacher
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from unime_jax.inference import encoder_programs
 from unime_jax.models import forward, frozen_vision, inference
 from unime_jax.models.vlm import Execution
 from unime_jax.training import activations, setup, state, step, temperature
-from unime_jax.training.settings import Distillation, ExecutionConfig, contrastive_part
+from unime_jax.training.loss_settings import Distillation, contrastive_part
+from unime_jax.training.settings import ExecutionConfig
 
 Parameters = dict[str, Any]  # abstract, by path
 

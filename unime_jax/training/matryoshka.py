@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float
 from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.training import objectives, text_distillation
+from unime_jax.training.loss_settings import Contrastive, JudgeDistillation, Matryoshka
 from unime_jax.training.objective_terms import Result
-from unime_jax.training.settings import Contrastive, JudgeDistillation, Matryoshka
 
 WHOLE = Matryoshka()  # embeddings without prefixes
 

@@ -10,7 +10,7 @@ from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import Metrics
 from unime_jax.losses.barred import representatives
-from unime_jax.training.settings import Contrastive
+from unime_jax.training.loss_settings import Contrastive
 
 Result = tuple[Float[Array, ""], Metrics]
 

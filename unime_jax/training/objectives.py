@@ -11,6 +11,7 @@ from unime_jax import losses
 from unime_jax.batch import Batch
 from unime_jax.losses import ring
 from unime_jax.losses.barred import representatives
+from unime_jax.training.loss_settings import Contrastive, Distillation, JudgeDistillation
 from unime_jax.training.objective_terms import (
     Result,
     by_number,
@@ -20,7 +21,6 @@ from unime_jax.training.objective_terms import (
     with_matching,
     with_teacher,
 )
-from unime_jax.training.settings import Contrastive, Distillation, JudgeDistillation
 
 Objective = Contrastive | Distillation | JudgeDistillation
 

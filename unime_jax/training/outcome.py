@@ -17,7 +17,7 @@ from absl import logging
 from unime_jax import files
 from unime_jax.config import TrainConfig
 from unime_jax.training import tally
-from unime_jax.training.settings import Contrastive
+from unime_jax.training.loss_settings import Contrastive
 
 STATUS = 65  # of a run whose every step was skipped; trying again changes nothing
 FILE = "outcome.json"

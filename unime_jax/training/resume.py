@@ -16,7 +16,7 @@ from unime_jax.backbones import Backbone
 from unime_jax.backbones.io.fingerprint import fingerprint
 from unime_jax.data.settings import Bucket
 from unime_jax.training import evaluations
-from unime_jax.training.settings import Contrastive, JudgeDistillation
+from unime_jax.training.loss_settings import Contrastive, JudgeDistillation
 
 # Keys and groups of keys that may change when a run goes on; any other one makes it another run.
 FREE = (

@@ -3,7 +3,7 @@
 from jax.sharding import AbstractMesh, Mesh
 
 from unime_jax import config, sharding
-from unime_jax.training.settings import Contrastive, contrastive_part
+from unime_jax.training.loss_settings import Contrastive, contrastive_part
 
 
 def check_sizes(settings: config.TrainConfig, mesh: Mesh | AbstractMesh) -> None:

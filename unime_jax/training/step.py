@@ -16,8 +16,8 @@ from unime_jax.models.forward import Constants, Encode
 from unime_jax.models.frozen_vision import FrozenVision, with_features
 from unime_jax.training import objectives
 from unime_jax.training.gradcache import encode_in_chunks
+from unime_jax.training.loss_settings import Matryoshka, contrastive_part
 from unime_jax.training.matryoshka import WHOLE, objective_loss
-from unime_jax.training.settings import Matryoshka, contrastive_part
 from unime_jax.training.temperature import Temperature, update
 
 

@@ -12,8 +12,9 @@ from unime_jax import sharding
 from unime_jax.models import forward, frozen_vision
 from unime_jax.operations import compiler_options
 from unime_jax.training import optimizer, step
+from unime_jax.training.loss_settings import Matryoshka
 from unime_jax.training.objectives import Objective
-from unime_jax.training.settings import Matryoshka, OptimizerConfig
+from unime_jax.training.settings import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from unime_jax import sharding
 from unime_jax.batch import ArrayLike
-from unime_jax.training.settings import (
+from unime_jax.training.loss_settings import (
     Contrastive,
     Distillation,
     JudgeDistillation,

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, UInt32
 from unime_jax import losses
 from unime_jax.batch import Batch, Inputs
 from unime_jax.losses.barred import representatives
+from unime_jax.training.loss_settings import Distillation
 from unime_jax.training.objective_terms import Result, by_number, teacher_vectors
-from unime_jax.training.settings import Distillation
 
 
 def text_id(batch: Batch) -> UInt32[Array, " G"]:
