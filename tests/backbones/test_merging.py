@@ -25,7 +25,7 @@ from tests.backbones.checkpoints import (
 from tests.models.oracle import load
 from tests.tables import every_value, for_each
 from unime_jax import backbones, sharding
-from unime_jax.backbones.io import merging
+from unime_jax.backbones.io import merging, model_folders
 
 FLOAT32 = np.dtype(np.float32)
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
@@ -199,15 +199,15 @@ def test_where_the_base_is(tmp_path, monkeypatch, how):
         monkeypatch.chdir(tmp_path)
     downloads = []
     monkeypatch.setattr(
-        backbones,
+        model_folders,
         "snapshot_download",
         lambda name, revision, token, allow_patterns: (
             downloads.append((name, revision)) or tmp_path / "base"
         ),
     )
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
     backbone = open_adapter(adapter)
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
     assert backbone.folder.resolve() == (tmp_path / "base").resolve()
     assert backbone.base == (names["hub"] if how == "hub" else str((tmp_path / "base").resolve()))
     assert downloads == ([(names["hub"], "v1")] if how == "hub" else [])

@@ -7,6 +7,7 @@ import pytest
 from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
 from unime_jax import Embedder, backbones
+from unime_jax.backbones.io import model_folders
 
 
 @for_each("model_type", ["t5", None])
@@ -44,7 +45,7 @@ def test_a_folder_that_is_no_models_is_named(tmp_path):
 
 @for_each("name", ["/tmp/no/such", "a/b/c", "not a name", "./x"])
 def test_what_cannot_be_a_hub_id_is_not_looked_for_there(monkeypatch, name):
-    monkeypatch.setattr(backbones, "snapshot_download", None)
+    monkeypatch.setattr(model_folders, "snapshot_download", None)
     with pytest.raises(ValueError, match=f'^"{name}" is not a local folder: there is none of this'):
         backbones.open_backbone(name, max_length=64)
 

@@ -12,7 +12,7 @@ import transformers
 from tests.backbones.test_peft_targets import write_adapter
 from tests.backbones.tiny_texts import write_bert
 from unime_jax import Embedder, backbones, paths
-from unime_jax.backbones.io import adapters, merging
+from unime_jax.backbones.io import adapters, merging, model_folders
 from unime_jax.backbones.preprocessing import processing
 from unime_jax.export import folder as hf_folder
 from unime_jax.models import lora
@@ -43,10 +43,10 @@ def hub(tmp_path, monkeypatch):
             raise OSError(f"no {hub_id} at {revision}")
         return str(snapshots[hub_id, revision])
 
-    monkeypatch.setattr(backbones, "snapshot_download", snapshot_download)
-    backbones._download.cache_clear()
+    monkeypatch.setattr(model_folders, "snapshot_download", snapshot_download)
+    model_folders.download.cache_clear()
     yield snapshots
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
 
 
 def opened(name, revision=None):
@@ -112,8 +112,8 @@ def test_the_revision_that_was_asked_for_must_be_there_is_opened_and_recorded(
 
     # The embedder hands the revision on
     asked = []
-    find = backbones._find
-    monkeypatch.setattr(backbones, "_find", lambda *a, **k: asked.append(a) or find(*a, **k))
+    find = model_folders.find
+    monkeypatch.setattr(model_folders, "find", lambda *a, **k: asked.append(a) or find(*a, **k))
     Embedder.from_pretrained("org/base", revision="v2", dtype="float32")
     assert asked == [("org/base", "v2", None)]
 

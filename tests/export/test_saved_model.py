@@ -17,8 +17,9 @@ from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import pair_of, picture
 from tests.tables import for_each
 from tests.torchvision_ops import import_torchvision
-from unime_jax import Embedder, backbones, sharding
+from unime_jax import Embedder, sharding
 from unime_jax.backbones import Processing
+from unime_jax.backbones.io import model_folders
 from unime_jax.export import saved_model
 
 import_torchvision()
@@ -153,11 +154,11 @@ def test_an_encoder_and_an_adapter_are_saved_and_pushed(tmp_path, monkeypatch):
         asked.append((hub_id, revision, token))
         return str(hub)
 
-    monkeypatch.setattr(backbones, "snapshot_download", download)
-    backbones._download.cache_clear()
+    monkeypatch.setattr(model_folders, "snapshot_download", download)
+    model_folders.download.cache_clear()
     again = opened("me/mine", revision="dev", token="secret")
     whole = Embedder.from_pretrained("me/mine", token="secret")
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
     assert asked == [("me/mine", "dev", "secret"), ("me/mine", None, "secret")]
     assert "secret" not in str(whole.__reduce__())
     assert again.max_length == 9

@@ -13,7 +13,8 @@ from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
-from unime_jax import Embedder, backbones, files, sharding
+from unime_jax import Embedder, files, sharding
+from unime_jax.backbones.io import model_folders
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset
 from unime_jax.evaluation import scores
@@ -41,9 +42,9 @@ def hub_id(straight, tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
     yield "org/tiny"
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
 
 
 @pytest.fixture(scope="module")

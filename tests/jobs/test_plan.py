@@ -14,6 +14,7 @@ from experiments import plan as plans
 from tests.backbones.tiny_folders import write_folder
 from tests.tables import for_each
 from unime_jax import backbones
+from unime_jax.backbones.io import model_folders
 from unime_jax.data import length_sample
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import plan
@@ -312,12 +313,12 @@ def test_the_hub_is_not_asked_for_weights(model, no_compiler, tmp_path, monkeypa
         asked.append((hub_id, tuple(allow_patterns)))
         return model
 
-    monkeypatch.setattr(backbones, "snapshot_download", download)
-    backbones._download.cache_clear()
+    monkeypatch.setattr(model_folders, "snapshot_download", download)
+    model_folders.download.cache_clear()
     given = embedding("", "v5e:1x1")
     given.run.backbone = "someone/model"
     plan.run(given, tmp_path)
-    backbones._download.cache_clear()
+    model_folders.download.cache_clear()
     ((hub_id, patterns),) = asked
     assert hub_id == "someone/model" and "*.json" in patterns
     assert not any("safetensors" in pattern for pattern in patterns)

@@ -81,6 +81,10 @@ COVERED_BY = {
         "tests/backbones/test_*.py",
         "tests/test_files_in_buckets*.py",
     ),
+    "unime_jax/backbones/io/model_folders": (
+        "tests/backbones/test_*.py",
+        "tests/test_files_in_buckets*.py",
+    ),
     "unime_jax/backbones/io/weights": (
         "tests/backbones/test_*.py",
         "tests/jobs/test_multihost*.py",

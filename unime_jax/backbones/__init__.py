@@ -6,17 +6,13 @@ is. Nothing outside this package asks which family a model is of.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
-import re
 import types
 from typing import TYPE_CHECKING
 
 from absl import logging
-from huggingface_hub import snapshot_download
 
-from unime_jax import files
 from unime_jax.backbones.backbone import (
     Backbone,
     MakeModel,
@@ -25,7 +21,7 @@ from unime_jax.backbones.backbone import (
     with_lm_head,
 )
 from unime_jax.backbones.dual_encoder import clip, siglip, siglip2
-from unime_jax.backbones.io import merging, st_folder
+from unime_jax.backbones.io import merging, model_folders, st_folder
 from unime_jax.backbones.llava import llava_next, llava_onevision, llava_qwen
 from unime_jax.backbones.phi3_v import phi3_v
 from unime_jax.backbones.preprocessing.processing import Processing, Record, read_record
@@ -33,7 +29,6 @@ from unime_jax.backbones.qwen2_5_vl import qwen2_5_vl
 from unime_jax.backbones.qwen2_vl import qwen2_vl
 from unime_jax.backbones.qwen3_vl import qwen3_vl
 from unime_jax.backbones.texts import bert, nv_embed
-from unime_jax.operations import local_copies
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -64,11 +59,7 @@ FAMILIES = {
     "siglip2": siglip2,
 }
 
-HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
-WEIGHTS = ("*.safetensors",)
 MAX_LENGTH = 4096  # tokens of a row, where neither user nor folder says
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def open_backbone(
@@ -102,14 +93,14 @@ def open_backbone(
       ValueError: config.json is missing, or names a family that is not supported; an adapter asks
         for what is not done here; or there is a revision of what is a local folder.
     """
-    folder, base = _find(folder_or_hub_id, revision, token, weights=weights)
-    commits = _commits(folder, base)
+    folder, base = model_folders.find(folder_or_hub_id, revision, token, weights=weights)
+    commits = model_folders.commits(folder, base)
     adapter = None
     if (folder / merging.CONFIG).exists():
         adapter = folder
-        folder, base = _base_of(adapter, token, weights=weights)
-        commits |= _commits(folder, base)
-    _check_folder(folder)
+        folder, base = model_folders.base_of(adapter, token, weights=weights)
+        commits |= model_folders.commits(folder, base)
+    model_folders.check(folder)
     settings = json.loads((folder / "config.json").read_text())
     model_type = settings.get("model_type")
     family = FAMILIES.get(model_type)
@@ -212,104 +203,3 @@ def _longest(folder: pathlib.Path, record: Record | None) -> int | None:
         return recorded
     # That of an export is one that was asked for; others may name one that no row is meant to have.
     return saved if recorded else min(saved, MAX_LENGTH)
-
-
-def _find(
-    folder_or_hub_id: str, revision: str | None, token: str | None, *, weights: bool
-) -> tuple[pathlib.Path, str]:
-    """The folder, and what others can find it by."""
-    folder = files.as_path(folder_or_hub_id)
-    if files.is_remote(folder):
-        return _copied(folder, revision, weights=weights), str(folder)
-    if not folder.is_dir():
-        return _download(folder_or_hub_id, revision, token, weights), folder_or_hub_id
-    if revision is not None:
-        raise ValueError(
-            f"revision is {revision!r}, but {folder} is a folder here, of which there is one: leave"
-            " the revision out, or give the id of a repository on the Hugging Face hub"
-        )
-    return folder, str(folder.resolve())
-
-
-def _copied(folder: files.Path, revision: str | None, *, weights: bool) -> pathlib.Path:
-    """A local copy of a folder in a bucket; without weights, of all but them."""
-    if revision is not None:
-        raise ValueError(f"revision is {revision!r}, but {folder} has no revisions: leave it out")
-    if (folder / "hf" / "config.json").exists():
-        raise ValueError(f"{folder} is the work directory of a run; open {folder / 'hf'}.")
-    wanted = [*HUB_FILES, *(WEIGHTS if weights else ())]
-    try:
-        return local_copies.local_copy(folder, patterns=wanted)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no files of a Hugging Face model: {wanted}") from error
-
-
-def _commits(folder: pathlib.Path, found_by: str) -> dict[str, str]:
-    """Commits of hub repositories that a folder came from, by their ids.
-
-    A download lies in a folder of the cache that is called as its commit.
-    """
-    if found_by == str(folder.resolve()) or files.is_remote(found_by):
-        record = read_record(folder)
-        return dict(record.commits) if record else {}
-    return {found_by: folder.name} if _COMMIT.fullmatch(folder.name) else {}
-
-
-def _check_folder(folder: pathlib.Path) -> None:
-    """Raises ValueError if it is no model, and says what it is if that is a run's."""
-    if (folder / "hf" / "config.json").exists():
-        raise ValueError(
-            f"{folder} is the work directory of a run; the model that it exported is in "
-            f"{folder / 'hf'}: open that."
-        )
-    if (folder / "checkpoints").is_dir():
-        raise ValueError(
-            f"{folder} is the work directory of a run that has no exported model yet. Let the run "
-            f"finish, or export its newest checkpoint with --config.job=export; then open "
-            f"{folder / 'hf'}."
-        )
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
-
-
-def _base_of(
-    adapter: pathlib.Path, token: str | None, *, weights: bool
-) -> tuple[pathlib.Path, str]:
-    config = merging.read_config(adapter)
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise ValueError(f"{adapter / merging.CONFIG}: base_model_name_or_path is missing.")
-    beside = adapter / name
-    where = str(beside) if beside.is_dir() else name
-    # PEFT, too, has a use for it on the hub only.
-    revision = None if pathlib.Path(where).expanduser().is_dir() else config.get("revision")
-    try:
-        folder, base = _find(where, revision, token, weights=weights)
-    except ValueError as error:
-        raise ValueError(f"{adapter / merging.CONFIG} names its base: {error}") from error
-    if (folder / merging.CONFIG).exists():
-        raise ValueError(
-            f"The base of the adapter {adapter} is itself an adapter, {folder}: merge that one "
-            "first (config.job=export with config.steps=0 writes it merged)."
-        )
-    return folder, base
-
-
-@functools.cache
-def _download(hub_id: str, revision: str | None, token: str | None, weights: bool) -> pathlib.Path:
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", hub_id):
-        raise ValueError(
-            f'"{hub_id}" is not a local folder: there is none of this name, and a hub id has the '
-            "form <owner>/<name>."
-        )
-    try:
-        files = [*HUB_FILES, *(WEIGHTS if weights else ())]
-        return pathlib.Path(
-            snapshot_download(hub_id, revision=revision, token=token, allow_patterns=files)
-        )
-    except Exception as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise ValueError(
-            f'"{hub_id}" is not a local folder, and it cannot be downloaded from the Hugging Face '
-            f"hub{at}: {error}"
-        ) from error
