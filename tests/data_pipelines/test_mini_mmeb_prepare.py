@@ -183,6 +183,7 @@ def prepare_slowly(folder, seconds, bundle):
     mini_mmeb.prepare(folder, seed=1, **SMALL)
 
 
+@pytest.mark.slow
 def test_two_at_once_build_it_once_also_after_one_that_was_killed(data_dir, tmp_path):
     folder, bundle = tmp_path / "data", digits._bundle()
     killed = children.start(prepare_slowly, folder, 0.1, bundle, output=tmp_path / "killed.log")

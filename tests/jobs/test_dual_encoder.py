@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.backbones.checkpoints import tensors
@@ -24,7 +25,8 @@ PIXELS = picture(40, 31, 1)
 TEXTS = ["a red circle", "Represent the given image for classification, please."]
 
 
-def test_a_fine_tune_of_texts_images_and_both(data, workdir, tmp_path, plain_step):
+@pytest.mark.slow
+def test_a_fine_tune_of_texts_images_and_both(data, workdir, tmp_path):
     before = write_clip(tmp_path / "folder")
     config = make_config(tmp_path / "folder", **{"data.folder": str(data), "log_every": 1})
     config.batch_size = config.chunk_size = 16

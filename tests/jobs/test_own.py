@@ -116,6 +116,7 @@ def no_export(monkeypatch):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_it_chose(
     five_rows, workdir, tmp_path, plain_step, no_export, caplog
 ):

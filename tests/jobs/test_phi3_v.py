@@ -27,6 +27,10 @@ ELEMENTS = [
 ]
 
 
+# By day names and fused tensors are tested in backbones/test_phi3_v_weights.py.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """A pretrained folder, and the work directory of three steps with DoRA on it.

@@ -95,6 +95,7 @@ def result(workdir):
     return [(workdir / f"round_2/train/hf/{n}.block").read_text() for n in range(BLOCKS)]
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_ends_the_same_and_does_nothing_twice(
     data, tmp_path, monkeypatch, caplog
 ):

@@ -14,6 +14,7 @@ from unime_jax.config import TrainConfig
 from unime_jax.config_reader import read
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_runs_that_are_missing(
     data, straight, tmp_path, monkeypatch
 ):

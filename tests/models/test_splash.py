@@ -128,7 +128,8 @@ def chunks_of_rows(chunks, rows, tokens):
     )
 
 
-@for_each("remat, recompute", [("full", True), ("none", False)], quick=[("full", True)])
+@pytest.mark.slow
+@for_each("remat, recompute", [("full", True), ("none", False)])
 def test_gradcache_on_a_mesh_of_all_axes(interpreted, remat, recompute):
     """Through scan and remat, rows and heads over devices: embeddings and gradients of XLA's.
 

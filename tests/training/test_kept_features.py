@@ -125,6 +125,7 @@ def equal(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     """LoRA on an int8 decoder, on a mesh; with texts, and chunks without rows."""
     backbone, mesh = opened("llava_onevision"), sharding.make_mesh(2, 2, 1, jax.devices()[:4])

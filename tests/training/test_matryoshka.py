@@ -157,6 +157,7 @@ def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name, di
         np.testing.assert_allclose(metrics[same], whole[same], rtol=1e-5, err_msg=same)
 
 
+@pytest.mark.slow
 def test_prefixes_go_with_chunks_round_a_ring_of_devices(batch):
     """GradCache on a mesh gives the loss, metrics and gradient of one device."""
     objective = dataclasses.replace(LOSS, column_block=3, hard_negatives=None, symmetric=False)
