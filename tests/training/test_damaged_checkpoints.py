@@ -17,19 +17,20 @@ from unime_jax.training import damaged_checkpoints
 from unime_jax.training.checkpoint import Checkpoints
 
 
-def largest_file(folder: pathlib.Path) -> pathlib.Path:
-    return max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+def values_of(step: pathlib.Path) -> pathlib.Path:
+    """The largest file of values; how many there are is a matter of timing."""
+    return max(step.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
 
 
 def flip(step: pathlib.Path):
-    file = largest_file(step)
+    file = values_of(step)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x10
     file.write_bytes(content)
 
 
 def truncate(step: pathlib.Path):
-    file = largest_file(step)
+    file = values_of(step)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
@@ -61,7 +62,7 @@ DAMAGES = {
     "no record": lambda step: (step / "record").rename(step.parent / "elsewhere"),
     "no state": lambda step: shutil.rmtree(step / "state"),
     "no index": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
-    "empty record": lambda step: largest_file(step / "record").write_bytes(b""),
+    "empty record": record_of(b""),
 }
 
 
