@@ -382,6 +382,7 @@ def qwen2_vl_model(tmp_path_factory):
     return graph, pair.parameters, inputs, np.asarray(expected)
 
 
+@pytest.mark.slow
 @for_each("shape", [(2, 2, 2)])
 def test_a_sharded_qwen2_vl_computes_the_same(qwen2_vl_model, shape):
     graph, parameters, inputs, expected = qwen2_vl_model

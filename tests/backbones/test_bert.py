@@ -311,6 +311,7 @@ def test_weights_do_not_follow_the_spelling(tmp_path):
     assert_same(tensors(tmp_path / "saved"), old)
 
 
+@pytest.mark.slow
 @for_each("shape", [(1, 8, 1), (2, 2, 2)])
 def test_encoder_on_meshes(tiny, shape):
     """Chunks, windows and buckets; the number of heads and positions divides by few of them."""

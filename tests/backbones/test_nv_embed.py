@@ -305,6 +305,7 @@ def test_texts_and_instructions_differ(alone):
     assert apart.min() > 1e-3
 
 
+@pytest.mark.slow
 @for_each("shape", [(1, 8, 1), (2, 2, 2)])
 def test_embedder_on_meshes(recorded, alone, shape):
     mesh = sharding.make_mesh(*shape)

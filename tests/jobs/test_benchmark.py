@@ -41,6 +41,7 @@ def started(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_line_of_the_table_and_what_is_finished_is_kept(started, tmp_path):
     given = recipe.get_config("cpu")
     text = recipe.encode(recipe.TINY, tokens=64, filled=48, rows=16, image=(56, 56))

@@ -129,6 +129,7 @@ def test_the_export_is_the_folder_as_every_library_reads_it(folders, expected):
     assert_equal(model.encode(inputs), expected)
 
 
+@pytest.mark.slow
 def test_the_self_check_sees_a_file_that_older_versions_read(folders):
     """Ours and transformers 5 give the recorded embeddings, but transformers 4 would not."""
     _, exported = folders

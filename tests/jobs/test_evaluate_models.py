@@ -66,10 +66,12 @@ def make_config(data, backbone, dtype="float32"):
     return config
 
 
+@pytest.mark.slow
 def test_the_export_in_float32(data, straight, whole):
     check(whole, data, embedder(straight / "hf"), LAST)
 
 
+@pytest.mark.slow
 def test_a_hub_id(data, straight, whole, hub_id, tmp_path):
     """The same files, the same scores, and the same model to whoever resumes."""
     evaluate.run(make_config(data, hub_id), tmp_path / "run")

@@ -171,6 +171,7 @@ def test_levels_have_a_gradient_and_are_kept_once():
             scan.run_levels(kernels, lambda k, x: x, x, remat="none", levels=levels)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_states_are_the_same():
     graph, parameters = paths.split(Toy(3))
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])

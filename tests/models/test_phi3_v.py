@@ -307,6 +307,7 @@ def test_recorded_pixels_and_global_views_that_are_torchs_bicubic():
 # Meshes
 
 
+@pytest.mark.slow
 def test_a_sharded_model_gives_the_same_embeddings(model):
     """Fused layers are apart, so that the tensor axis cuts each by its own heads."""
     case = case_of("text_right_pad")
