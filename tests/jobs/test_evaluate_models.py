@@ -140,7 +140,7 @@ def texts_config(data, straight):
     return config
 
 
-def test_held_out_texts(data, straight, taught, tmp_path):
+def test_held_out_texts_and_a_teacher_that_knows_them(data, straight, taught, tmp_path):
     sentences, teacher = taught
     config = texts_config(data, straight)
     evaluate.run(config, tmp_path)
@@ -168,22 +168,21 @@ def test_held_out_texts(data, straight, taught, tmp_path):
     with pytest.raises(ValueError, match="another evaluation. Changed since:\n  agreement: "):
         evaluate.run(config, tmp_path)
 
-
-def test_held_out_texts_need_a_teacher_that_knows_them(data, straight, taught, tmp_path):
+    # They need a teacher that knows them.
     config = texts_config(data, straight)
     config.data.teacher = ""
     with pytest.raises(
         ValueError, match="config.evaluation.texts='held_out/texts' and config.data"
     ):
-        evaluate.run(config, tmp_path)
+        evaluate.run(config, tmp_path / "refused")
     config.data.teacher = "nowhere"
     with pytest.raises(ValueError, match="config.data.teacher: .*nowhere has no embeddings"):
-        evaluate.run(config, tmp_path)
+        evaluate.run(config, tmp_path / "refused")
     sentences, vectors = taught
     embedding_store_writer.write(data / "few", sentences[1:], vectors[1:])
     config.data.teacher = "few"
     with pytest.raises(ValueError, match="held-out texts in .*few has no vector of "):
-        evaluate.run(config, tmp_path / "run")
+        evaluate.run(config, tmp_path / "refused")
 
 
 def embedder(folder: pathlib.Path, dtype: str = "float32") -> Embedder:
