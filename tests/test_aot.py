@@ -176,6 +176,7 @@ def test_the_7b_step_traces(folders, variant):
     check_trace(program)
 
 
+@pytest.mark.slow
 def test_a_7b_step_of_16384_pairs_traces_in_tiles(tmp_path):
     changes = {"batch_size": 16384, "loss.column_block": 1024, "data.negatives": 1}
     folder = write_onevision_7b(tmp_path)

@@ -174,6 +174,7 @@ def test_what_cannot_be_checked_is_no_fault_of_the_export(tmp_path, monkeypatch,
         check(backbone.folder, backbone, ITEMS)
 
 
+@pytest.mark.slow
 def test_it_does_without_torch(tmp_path):
     for name, write in WRITE.items():
         (tmp_path / name).mkdir()

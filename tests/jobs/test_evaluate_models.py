@@ -13,6 +13,7 @@ from data_pipelines import texts
 from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
+from tests.tables import for_each
 from unime_jax import Embedder, files, sharding
 from unime_jax.backbones.io import model_folders
 from unime_jax.data import embedding_store_writer
@@ -91,8 +92,7 @@ def test_an_adapter_of_peft(data, straight, adapter, whole, tmp_path):
     assert np.abs(moved).max() > 1e-3, "the adapter takes part"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@for_each("dtype", ("bfloat16", "int8"), quick=("int8",))  # whose activations are bfloat16
 def test_weights_of_less_precision(data, straight, whole, tmp_path, dtype):
     evaluate.run(make_config(data, straight, dtype), tmp_path)
     check(tmp_path, data, embedder(straight / "hf", dtype), COARSE)

@@ -145,8 +145,7 @@ def test_once_a_step_is_the_same(batch, dtype):
         np.testing.assert_allclose(ours[path], leaf, atol=2e-5 * scale, err_msg=path)
 
 
-@pytest.mark.slow
-@for_each("dtype", DTYPES)
+@for_each("dtype", DTYPES, quick=["float32"])
 def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
     """Outside of the loops over chunks of all groups, with the same embeddings."""
     parts = parts_of(dtype)

@@ -197,6 +197,7 @@ def test_rotary_tables(model, name):
     assert decoder.long_rope.scale == pytest.approx(scale, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_layers_of_the_decoder_and_the_tower(model):
     case = case_of("one_image")
     inputs = case.inputs

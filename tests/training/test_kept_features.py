@@ -150,7 +150,6 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     assert estimate.traffic(program, (1, 2), once).hbm > estimate.traffic(program, (1, 1), once).hbm
 
 
-@pytest.mark.slow
 def test_every_family_reads_its_features_in_the_place_of_patches(opened):
     """Both stages, chunk by chunk, give the image tokens that patches give."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
