@@ -8,10 +8,13 @@ import pytest
 from mteb.models.model_meta import ModelMeta
 from PIL import Image
 
+from experiments import evaluate
 from tests.tables import for_each
+from unime_jax import config, config_reader
 from unime_jax.batch import Item, Media
 from unime_jax.integrations import mteb_peers, peer_inputs
 from unime_jax.integrations import sentence_transformers as st_integration
+from unime_jax.jobs import evaluated_model
 
 
 def media(name="a.png", kind="image"):
@@ -84,7 +87,7 @@ def test_markers_are_left_out_and_modalities_are_columns(library, monkeypatch):
         make(Peer("text"), batch_size=2)([Item("x"), Item("", (media(),))])
 
 
-def test_what_only_one_library_cannot_take():
+def test_what_only_one_library_cannot_take(monkeypatch):
     with pytest.raises(ValueError, match="with image 'a.png': .* not both at once; late fusion"):
         st_integration.encoder(Peer("text", "image", both=False), batch_size=2)(ITEMS)
     several = Item("which?", (media("1.png"), media("2.png")))
@@ -94,3 +97,12 @@ def test_what_only_one_library_cannot_take():
     texts = Peer("text")
     st_integration.encoder(texts, batch_size=2)([Item("photo.png")])
     assert texts.calls == [["photo.png"]], "a model of texts takes plain strings"
+
+    # It is opened as the evaluate job's config says.
+    given = {"max_length": 64, "dtype": "bfloat16", "batch_size": 4, "late_fusion": True}
+    values = evaluate.get_config()
+    values.update({"backbone": "a/b", "library": "sentence_transformers", **given})
+    settings = config_reader.read(config.EvaluateConfig, values.to_dict())
+    monkeypatch.setattr(st_integration, "open_peer", lambda source, **options: (source, options))
+    opened = evaluated_model.open_model(settings)
+    assert opened == ("a/b", {"revision": None, **given})
