@@ -121,6 +121,7 @@ def test_what_a_card_says_of_the_training(tmp_path):
     assert "| **warning** | all was skipped |" in other
     plain = card_of(tmp_path, **changes | {"loss.symmetric": False, "lora.dora": False})
     assert "both directions" not in plain and "| LoRA, rank 4," in plain
+    assert "rounded to int8" in card_of(tmp_path, **{"execution.frozen_dtype": "int8"})
 
 
 @for_each(

@@ -164,7 +164,7 @@ def test_the_loss_as_printed_trains_too(data, sentences, tmp_path):
     assert after["kl"] < 0.6 * before["kl"]
 
 
-def test_only_the_language_model_is_there(distilled, data):
+def test_only_the_language_model_is_there_and_exported_again(distilled, data, tmp_path):
     """The tower is neither trained nor made while training; the export has it as it began."""
     table = (distilled / "parameters.txt").read_text()
     assert "language_model.layers.mlp.up_proj.kernel" in table and "vision_tower" not in table
@@ -187,8 +187,7 @@ def test_only_the_language_model_is_there(distilled, data):
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
-
-def test_the_export_job_makes_the_same_again(data, distilled, tmp_path):
+    # The export job makes the same again.
     shutil.copytree(distilled / "checkpoints", tmp_path / "checkpoints")
     export.run(make_config(data), tmp_path)
     first, again = (load_file(run / "hf" / "model.safetensors") for run in (distilled, tmp_path))

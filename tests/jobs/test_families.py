@@ -38,9 +38,8 @@ FAMILIES = {  # and the most tiles of an image
 }
 # The suite has one of Qwen's kind, after steps without the model; at night all take real ones. What
 # a family has of its own, its names and rows, all families are tested for in backbones/.
-QUICK = "qwen3_vl_embedding"
-QUICKLY = [pytest.param((QUICK, True), id=f"{QUICK}-plain_steps")]
-TIERS = QUICKLY + [pytest.param((n, False), id=n, marks=pytest.mark.slow) for n in FAMILIES]
+BY_DAY = [pytest.param(("qwen3_vl_embedding", True), id="qwen3_vl_embedding-plain_steps")]
+TIERS = BY_DAY + [pytest.param((n, False), id=n, marks=pytest.mark.slow) for n in FAMILIES]
 ADAPTED = r"(language_model|vision_tower|visual)\..*_proj|.*\.qkv"
 PROMPT = "Represent the image: "
 TEXTS = ["a red circle", "Represent the given image for classification"]
@@ -167,9 +166,9 @@ def test_transformers_peft_and_sentence_transformers_give_the_embeddings(trained
     assert_equal(prompted, embedded(workdir / "hf")[3:])
 
 
-@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
-def test_export_again_from_the_checkpoint(trained):
-    """The export job gives the bytes that the training left."""
+@pytest.mark.parametrize("trained", BY_DAY, indirect=True)
+def test_the_export_job_again_in_bfloat16_and_of_an_adapter(trained, tmp_path):
+    """From the checkpoint it gives the bytes that the training left."""
     _, workdir = trained
     written = {
         file.name: file.read_bytes() for file in (workdir / "hf").iterdir() if file.is_file()
@@ -181,10 +180,7 @@ def test_export_again_from_the_checkpoint(trained):
     for name, content in written.items():
         assert (workdir / "hf" / name).read_bytes() == content, name
 
-
-@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
-def test_a_bfloat16_export_stays_close(trained, tmp_path):
-    _, workdir = trained
+    # A bfloat16 export stays close.
     run = shutil.copytree(workdir, tmp_path / "run")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})
     config.export.dtype = "bfloat16"
@@ -195,11 +191,7 @@ def test_a_bfloat16_export_stays_close(trained, tmp_path):
     assert_equal(by_torch(model.float().eval(), run / "hf"), expected, 0.999)
     assert_equal(embedded(run / "hf"), expected, 0.999)
 
-
-@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
-def test_an_adapter_is_exported_merged(trained, tmp_path):
-    """config.steps=0: what is exported is the backbone, here a PEFT adapter and its base."""
-    _, workdir = trained
+    # config.steps=0: what is exported is the backbone, here a PEFT adapter and its base, merged.
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.update({"job": "export", "steps": 0, "backbone": str(workdir / "hf_adapter")})
     config.update({"trainable": ((".*", True),)})
@@ -209,7 +201,7 @@ def test_an_adapter_is_exported_merged(trained, tmp_path):
     assert_equal(embedded(tmp_path / "merged" / "hf"), embedded(workdir / "hf"))
 
 
-@pytest.mark.parametrize("trained", QUICKLY, indirect=True)
+@pytest.mark.parametrize("trained", BY_DAY, indirect=True)
 def test_what_cannot_be_exported_is_said(trained, tmp_path):
     _, workdir = trained
     config = ConfigDict(json.loads((workdir / "config.json").read_text()) | {"job": "export"})

@@ -21,6 +21,8 @@ from tests.models.oracle import TEXT, VISION, pair_of
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {  # and the most tiles of an image
     "llava_onevision": (lambda f: pair_of(write_folder(f, vision=VISION, text=TEXT)), 5),
     "llava_next": (lambda f: pair_of(write_llava_next(f, decoder="mistral")), 5),
@@ -75,7 +77,6 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     return folder, workdir
 
 
-@pytest.mark.slow
 def test_the_loss_falls(trained):
     losses = [line["loss"] for line in tiny_run.metrics(trained[1])]
     assert len(losses) == 8 and np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2]), losses
@@ -83,7 +84,6 @@ def test_the_loss_falls(trained):
     assert "q_proj.kernel_scale" in table and " int8 " in table
 
 
-@pytest.mark.slow
 def test_the_export_and_the_adapters_alone_give_the_embeddings(trained):
     """Of the export, which passed its check against what was trained."""
     folder, workdir = trained
@@ -103,7 +103,6 @@ def test_the_export_and_the_adapters_alone_give_the_embeddings(trained):
     assert "rounded to int8" in (workdir / "hf" / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit(trained, tmp_path):
     """Frozen weights are not saved but read and quantised again."""
     _, workdir = trained
@@ -115,7 +114,6 @@ def test_a_run_goes_on_to_the_bit(trained, tmp_path):
         assert (half / file).read_bytes() == (workdir / file).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(data, tmp_path, family):
     """Training ends with the check that the export embeds as the trained model does."""
@@ -127,7 +125,6 @@ def test_every_family(data, tmp_path, family):
     assert (tmp_path / "run" / "hf" / "self_check.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("sentences")
 def test_stage_1(data, tmp_path):
     """Of the language component; then the whole model, read and quantised again, is exported."""

@@ -187,7 +187,22 @@ def test_false_negatives_go_and_prompts_are_never_cut(given, plain, tmp_path, ca
     assert "over 100 tokens, and a judge sees whole texts: raise config.max_length" in said
 
 
-def test_mined_negatives_are_judged(pair, given, plain, tmp_path):
+@pytest.fixture
+def training(pair, straight):
+    """UniME-V2's recipe on the judged rows."""
+    values = unime_v2.get_config("own")
+    values.backbone, values.data.train = str(pair.backbone.folder), str(straight / "rows")
+    values.steps, values.batch_size, values.log_every, values.chunk_size = 3, 8, 1, 8
+    values.loss.contrastive_weight, values.export.verify = 0.5, False
+    values.optimizer.learning_rate = 1e-3
+    values.data.buckets = (Bucket(tokens=64, tiles=1),)  # one program
+    values.evaluation.rows = 8
+    return values
+
+
+def test_mined_negatives_are_judged_and_rows_without_scores_do_not_train(
+    pair, given, plain, straight, training, tmp_path
+):
     mining = mine_experiment.get_config()
     mining.backbone, mining.max_length, mining.batch_size = given.backbone, 512, 8
     mining.data.folder, mining.data.train = given.data.folder, given.data.train
@@ -208,17 +223,19 @@ def test_mined_negatives_are_judged(pair, given, plain, tmp_path):
     with pytest.raises(ValueError, match="mined negatives"):  # another work directory is asked for
         judge.run(given, tmp_path / "judged")
 
+    # Rows without scores do not train.
+    unscored = shutil.copytree(straight / "rows", tmp_path / "unscored")
+    for file in unscored.glob("*.jsonl"):
+        rows = [json.loads(line) | {"scores": []} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training.data.train = str(unscored)
+    with pytest.raises(ValueError, match="first row of source 'pairs' has no `scores`.*job judge"):
+        train.run(training, tmp_path / "refused")
+
 
 @pytest.mark.slow
-def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):
-    values = unime_v2.get_config("own")
-    values.backbone, values.data.train = str(pair.backbone.folder), str(straight / "rows")
-    values.steps, values.batch_size, values.log_every, values.chunk_size = 3, 8, 1, 8
-    values.loss.contrastive_weight, values.export.verify = 0.5, False
-    values.optimizer.learning_rate = 1e-3
-    values.data.buckets = (Bucket(tokens=64, tiles=1),)  # one program
-    values.evaluation.rows = 8
-    train.run(values, tmp_path / "run")
+def test_unime_v2_trains_on_what_was_judged(training, tmp_path):
+    train.run(training, tmp_path / "run")
     lines = tiny_run.metrics(tmp_path / "run")
     assert len(lines) == 3 and lines[-1]["judge_loss"] < lines[0]["judge_loss"]
     # Of six rows in eight pairs, all have negatives.
@@ -226,11 +243,3 @@ def test_unime_v2_trains_on_what_was_judged(pair, straight, tmp_path):
     for line in lines:
         both = line["judge_loss"] + 0.5 * line["contrastive_loss"]
         np.testing.assert_allclose(line["loss"], both, rtol=1e-5)
-
-    unscored = shutil.copytree(straight / "rows", tmp_path / "unscored")
-    for file in unscored.glob("*.jsonl"):
-        rows = [json.loads(line) | {"scores": []} for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values.data.train = str(unscored)
-    with pytest.raises(ValueError, match="first row of source 'pairs' has no `scores`.*job judge"):
-        train.run(values, tmp_path / "refused")

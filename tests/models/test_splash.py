@@ -55,7 +55,7 @@ def check(inputs, cotangent, real, **options):
 def test_values_and_gradients_are_those_of_dense_attention(interpreted):
     """Grouped heads of odd sizes; rows that are padded, to one block and to several."""
     rng = np.random.default_rng(0)
-    for seed, options in enumerate(("causal", "length", "segment", "near")):
+    for seed, options in enumerate(("causal", "all", "length", "segment", "near")):
         rows, tokens = 2, int(rng.integers(129, 256))
         kv_heads = int(rng.integers(1, 3))
         *inputs, cotangent = arrays(rows, tokens, 2 * kv_heads, kv_heads, 8 + 16 * seed, seed)
@@ -128,8 +128,7 @@ def chunks_of_rows(chunks, rows, tokens):
     )
 
 
-@pytest.mark.slow
-@for_each("remat, recompute", [("full", True), ("none", False)])
+@for_each("remat, recompute", [("full", True), ("none", False)], quick=[("full", True)])
 def test_gradcache_on_a_mesh_of_all_axes(interpreted, remat, recompute):
     """Through scan and remat, rows and heads over devices: embeddings and gradients of XLA's.
 

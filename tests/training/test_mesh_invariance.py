@@ -182,7 +182,6 @@ def check(alone, family, settings, shape, *, draws, steps):
     assert moved > len(trained) / 2
 
 
-@pytest.mark.slow
 def test_a_mesh_of_three_axes(alone):
     """What is drawn on any mesh is the same by test_state.py."""
     check(alone, "llava_onevision", "both", (2, 2, 2), draws=False, steps=2)

@@ -95,8 +95,7 @@ def assert_same(alone, packed):
 
 
 # Of one family, for a loss has the vectors, whatever they are of; positions are a family's own.
-@pytest.mark.slow
-@for_each("family, objective", CASES)
+@for_each("family, objective", CASES, quick=[("qwen2_vl", OBJECTIVES[0])])
 def test_losses_and_gradients_of_rows_of_several_texts(family, objective, tmp_path):
     objective, recompute = objective
     backbone, abstract, parameters = opened(family, tmp_path)
