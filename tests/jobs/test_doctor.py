@@ -123,12 +123,15 @@ def test_every_job_is_looked_at(config, data, tmp_path, capsys, monkeypatch):
     }
     rows = [{"query": "a", "positive": "b"}, {"query_image": "gone.png", "positive": "c"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    without_weights = shutil.ignore_patterns("*.safetensors")
+    model = data / "mini_mmeb" / "backbone"
+    bare = shutil.copytree(model, tmp_path / "bare", ignore=without_weights)
     for module in (embed, evaluate, judge, merge, mine):
         values = module.get_config()
         if values.job == "merge":
             values.models = ("/nowhere", "/here")
         else:
-            values.backbone = str(data / "mini_mmeb" / "backbone")
+            values.backbone = str(bare)
         if values.job == "embed":
             values.data.datasets = values.data.texts = ()
         if values.job == "judge":

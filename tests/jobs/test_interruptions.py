@@ -19,6 +19,13 @@ from unime_jax.jobs import train
 TIMINGS = {"pairs_per_second", "data_wait_share"}
 
 
+@pytest.fixture
+def config(config):
+    """A run with checkpoints to go on from."""
+    config.checkpoint.every = 2
+    return config
+
+
 def assert_undisturbed(workdir, straight):
     """The same weights, optimizer and metrics to the last bit as of the run that was left alone."""
     arrays, expected = saved(workdir, 6), saved(straight, 6)

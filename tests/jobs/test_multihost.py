@@ -76,6 +76,7 @@ def pair(data, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "records").mkdir()
     config = tiny_run.make_config(data)
+    config.checkpoint.every = 2
     before = functools.partial(recording.record, folder / "records")
     launch.finish(config, folder / "run", 2, before=before)
     return folder / "run"

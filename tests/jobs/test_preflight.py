@@ -1,6 +1,7 @@
 """What is cheap to see is seen first, and all of it is said at once."""
 
 import copy
+import shutil
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_nothing_is_built_for_a_run_that_cannot_be(config, tmp_path, nothing_is_
     """Also with data that the run would prepare: what it makes itself is not missed."""
     config.data.folder = str(tmp_path / "data")  # and the backbone with it
     config.backbone = f"{tmp_path}/data/mini_mmeb/backbone"
-    config.data.prepare.module = "data_pipelines.mini_mmeb"
+    config.data.prepare.module, config.init = "data_pipelines.mini_mmeb", "random"
     for changes, message in CANNOT_BE:
         wrong = copy.deepcopy(config)
         wrong.update_from_flattened_dict(changes)
@@ -80,9 +81,10 @@ def test_nothing_is_built_for_a_run_that_cannot_be(config, tmp_path, nothing_is_
 
 
 def test_a_folder_without_weights_is_seen_before_the_data(config, tmp_path, nothing_is_built):
-    config.init = "pretrained"
+    bare = shutil.ignore_patterns("*.safetensors")
+    config.backbone = str(shutil.copytree(config.backbone, tmp_path / "model", ignore=bare))
     with pytest.raises(ValueError, match="config.backbone: .* holds no model.safetensors"):
-        train.run(config, tmp_path)
+        train.run(config, tmp_path / "run")
 
 
 def test_an_export_is_checked(config, tmp_path):

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from data_pipelines.mini_mmeb import prepare
 from data_pipelines.mini_mmeb.backbone import BackboneSize, TowerSize
 from experiments import stage2
+from unime_jax import paths
+from unime_jax.backbones import open_backbone
 from unime_jax.data.settings import Bucket
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,7 +29,22 @@ SIZE = BackboneSize(
 
 
 def build_data(folder: pathlib.Path) -> None:
+    """Rows and backbone. It has weights: a run that draws them compiles a program for it."""
     prepare(folder, seed=0, train_rows=24, eval_rows=2, backbone=SIZE)
+    backbone = open_backbone(str(folder / "mini_mmeb" / "backbone"), max_length=None, weights=False)
+    _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    drawn = {path: _draw(path, target.shape, rng) for path, target in shapes.items()}
+    backbone.save_weights(backbone.folder, drawn, np.dtype("float32"))
+
+
+def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A parameter as a random start has it."""
+    kind = path.rpartition(".")[2]
+    if kind in ("weight", "bias"):  # of norms the weight
+        return np.full(shape, float(kind == "weight"), np.float32)
+    scale = 0.02 if kind == "embedding" else shape[-2 if kind == "kernel" else -1] ** -0.5
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
 def make_config(folder: pathlib.Path) -> ConfigDict:
@@ -35,10 +52,11 @@ def make_config(folder: pathlib.Path) -> ConfigDict:
     config = stage2.get_config()
     config.data.folder = str(folder)
     config.data.prepare.module = ""  # done by `build_data`
+    config.init = "pretrained"
     config.steps = 6
     config.batch_size = config.chunk_size = 16
     config.optimizer.warmup_steps = 1
-    config.checkpoint.every = 2
+    config.checkpoint.every = 6  # a save takes as long as all steps
     config.data.negatives = 1
     config.data.buckets = (Bucket(tokens=56, tiles=3),)  # one: half as much to compile
     config.data.source_run = 4
