@@ -87,6 +87,7 @@ def test_entries_in_fewer_bits_are_searched_exactly(tmp_path, monkeypatch, preci
     monkeypatch.setattr("unime_jax.data.index_files.COPIED", 12 * 70)
     monkeypatch.setattr("unime_jax.index.BLOCK", 12 * 96)  # several blocks
     vectors, queries = vectors_of(300, 0), vectors_of(50, 1)[3:11]
+    queries[0] = vectors[0]  # the first entry is the nearest
     has_bits = precision.endswith("binary")
     ranges = ranges_of(vectors[:200]) if precision.endswith("int8") else None
     index = Index(vectors[:200], IDS[:200], precision=precision, ranges=ranges)

@@ -27,6 +27,7 @@ from tests.tables import for_each
 from unime_jax.backbones import open_backbone
 from unime_jax.backbones.llava import anyres
 from unime_jax.batch import Item, Media
+from unime_jax.export import row_facts
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,6 +82,8 @@ def test_slots_and_weights_stand_where_the_image_tokens_are(llavas, name, image)
     )
     at = row.tokens == preprocess.prompt.image_token_id
     np.testing.assert_array_equal(row.slot[at], slot)
+    facts = row_facts.facts(llavas[name].backbone, Item(MARKED, (Media("a.png", encoded(image)),)))
+    assert facts["image_tokens"] == np.sum(at)
     assert preprocess.slots_per_token == (4 if name == "blending" else 1)
     if name == "blending":
         np.testing.assert_array_equal(row.slot_weight[at], weight)

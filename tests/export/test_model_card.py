@@ -119,6 +119,12 @@ def test_what_a_card_says_of_the_training(tmp_path):
     assert "negatives weighted by hardness 9.0, both directions" in other
     assert f"| DoRA, rank 4, alpha {lora.alpha}, merged |" in other
     assert "| **warning** | all was skipped |" in other
+    further = {"loss.hardness_on": "explicit", "loss.teacher_matching_weight": 0.5, "loss.pool": 8}
+    explicit = card_of(tmp_path, **changes, **further, **{"data.teacher": "vectors"})
+    assert "explicit negatives weighted by hardness 9.0" in explicit
+    assert "explicit negatives" not in other
+    assert "in pools of 8 pairs" in explicit and "in pools" not in other
+    assert "distance from a teacher's vectors times 0.5 |" in explicit
     plain = card_of(tmp_path, **changes | {"loss.symmetric": False, "lora.dora": False})
     assert "both directions" not in plain and "| LoRA, rank 4," in plain
     assert "rounded to int8" in card_of(tmp_path, **{"execution.frozen_dtype": "int8"})

@@ -187,11 +187,12 @@ def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs):
 
     bidirectional = dataclasses.replace(DECODER_CONFIG, causal=False)
     decoder = Decoder(bidirectional, key=jax.random.key(0))
+    x, positions = jnp.zeros((1, 2, 8)), jnp.zeros((1, 2, 1), jnp.int32)
+    options = dict(remat="none", implementation="xla", segment=jnp.zeros((1, 2), jnp.int32))
     with pytest.raises(ValueError, match="several segments: its decoder is bidirectional"):
-        x = jnp.zeros((1, 2, 8))
-        positions = jnp.zeros((1, 2, 1), jnp.int32)
-        segment = jnp.zeros((1, 2), jnp.int32)
-        decoder(x, positions, remat="none", implementation="xla", segment=segment)
+        decoder(x, positions, **options)
+    with pytest.raises(ValueError, match="rows of 2 tokens with several texts: .* rows of up to 0"):
+        decoder(x, positions, **options, shares_prefix=False)
 
 
 def test_a_head_that_is_not_there_is_missed(pairs, tmp_path):

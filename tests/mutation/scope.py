@@ -131,6 +131,11 @@ COVERED_BY = {
         "tests/jobs/test_evaluate*.py",
         "tests/jobs/test_damaged_state*.py",
     ),
+    "unime_jax/evaluation/benchmarks/composition": (
+        "tests/evaluation/tasks/test_composition*.py",
+        "tests/data_pipelines/benchmarks/test_composition*.py",
+        "tests/evaluation/**/test_*.py",
+    ),
     "unime_jax/export/": (
         "tests/export/test_*.py",
         "tests/backbones/test_st_folder*.py",

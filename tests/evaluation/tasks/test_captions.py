@@ -165,6 +165,7 @@ def test_clips_have_ways_of_their_own_and_groups_count_as_clip4clip_counts_them(
         ({"image": "0.png", "captions": ["a", ""]}, "row 0: caption 2 of 2 is missing or empty"),
         ({"image": "0.png", "captions": "a"}, "row 0: captions must be a list of texts"),
         ({"image": "0.png", "captions": []}, "row 0: captions must be a list of texts"),
+        ({"image": ["a", ""], "captions": ["a"]}, "captions 'tiny', row 0: image 2 of 2 has no"),
     ],
 )
 def test_bad_rows_are_an_error_that_names_them(row, message):
