@@ -1,12 +1,14 @@
 """Shapes and dtypes of the package's arrays, checked at every call while the tests run.
 
-jaxtyping's import hook meets every function and dataclass of unime_jax. Those that annotate arrays
-are wrapped, and beartype looks at those annotations alone: stand-ins for other objects are the
-tests' business. All others stay as they are, and can be pickled by worker processes.
+jaxtyping's import hook writes modules anew, those that import jaxtyping alone: all others would
+wait for nothing. Their functions and dataclasses that annotate arrays are wrapped, and beartype
+looks at those annotations alone: stand-ins for other objects are the tests' business. All others
+stay as they are, and can be pickled by worker processes.
 """
 
 import contextlib
 import inspect
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -19,7 +21,7 @@ Function = Callable[..., Any]
 
 def install() -> None:
     """Wraps what is imported of the package from now on, in this process only."""
-    jaxtyping.install_import_hook("unime_jax", "tests.shapes.checked")
+    jaxtyping.install_import_hook(_modules_with_arrays(), "tests.shapes.checked")
     wrap = jaxtyping.jaxtyped
 
     def wrap_if_arrays(*, typechecker: Function) -> Function:
@@ -28,6 +30,16 @@ def install() -> None:
         )
 
     jaxtyping.jaxtyped = wrap_if_arrays
+
+
+def _modules_with_arrays() -> list[str]:
+    """Names of the modules that import jaxtyping, from their text."""
+    root = pathlib.Path(__file__).parents[1]
+    return [
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for file in (root / "unime_jax").rglob("*.py")
+        if "jaxtyping" in file.read_text()
+    ]
 
 
 @contextlib.contextmanager

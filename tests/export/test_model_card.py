@@ -86,6 +86,38 @@ def test_a_card_names_what_a_model_was_made_from(tmp_path):
     assert "at commit `" + "0" * 40 + "`" in random
 
 
+ALL_OPTIONS = {
+    "data.teacher": "vectors",
+    "loss.temperature_learning_rate": 0.1,
+    "loss.hardness": 9.0,
+    "loss.hardness_on": "explicit",
+    "loss.symmetric": True,
+    "loss.query_query": True,
+    "loss.document_document": True,
+    "loss.duplicate_queries": 0.7,
+    "loss.duplicate_targets": 0.8,
+    "loss.spread_out_weight": 0.5,
+    "loss.pool": 8,
+    "loss.closed_sources": ("a", "b"),
+    "loss.graded_sources": ("c",),
+    "loss.teacher_weight": 2.0,
+    "loss.teacher_temperature": 0.2,
+    "loss.student_temperature": 0.3,
+    "loss.teacher_matching_weight": 0.25,
+    "matryoshka.dims": (2, 4),
+}
+ALL_OPTIONS_IN_WORDS = (
+    "| loss | contrastive: a learned temperature from 0.02, the 8 hardest in-batch negatives, "
+    "false negatives above the positive + 0.1 left out, explicit negatives weighted by hardness "
+    "9.0, both directions, queries against queries, targets against candidates, candidates of "
+    "queries more similar than 0.7 left out, candidates of targets more similar than 0.8 left "
+    "out, spread-out regulariser times 0.5, in pools of 8 pairs, own negatives only: a, b, gap "
+    "weighted CoSENT of graded pairs: c, two-way KL to a teacher's vectors times 2.0, "
+    "temperatures 0.2 and 0.3, distance from a teacher's vectors times 0.25; also of the first "
+    "2, 4 numbers, weights 1 each beside 1 of all |"
+)
+
+
 def test_what_a_card_says_of_the_training(tmp_path):
     """Rows by name, as the settings are; and the length of the longest bucket."""
     card = card_of(tmp_path, sources=("a",))
@@ -119,12 +151,7 @@ def test_what_a_card_says_of_the_training(tmp_path):
     assert "negatives weighted by hardness 9.0, both directions" in other
     assert f"| DoRA, rank 4, alpha {lora.alpha}, merged |" in other
     assert "| **warning** | all was skipped |" in other
-    further = {"loss.hardness_on": "explicit", "loss.teacher_matching_weight": 0.5, "loss.pool": 8}
-    explicit = card_of(tmp_path, **changes, **further, **{"data.teacher": "vectors"})
-    assert "explicit negatives weighted by hardness 9.0" in explicit
-    assert "explicit negatives" not in other
-    assert "in pools of 8 pairs" in explicit and "in pools" not in other
-    assert "distance from a teacher's vectors times 0.5 |" in explicit
+    assert ALL_OPTIONS_IN_WORDS in card_of(tmp_path, **ALL_OPTIONS)
     plain = card_of(tmp_path, **changes | {"loss.symmetric": False, "lora.dora": False})
     assert "both directions" not in plain and "| LoRA, rank 4," in plain
     assert "rounded to int8" in card_of(tmp_path, **{"execution.frozen_dtype": "int8"})

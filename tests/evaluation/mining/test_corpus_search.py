@@ -21,10 +21,10 @@ def unit(shape, seed):
 
 
 @for_each("devices, columns", [(1, 256), (8, 512), (2, 4096)])
-def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, columns):
+def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, columns, caplog):
     rng = np.random.default_rng(0)
     corpus, queries = unit((1500, 16), 1), unit((11, 16), 2)
-    corpus[100:180] = corpus[100]  # more copies than are proposed: the host decides
+    corpus[100:400] = corpus[100]  # more copies than are proposed: the host decides
     queries[5] = corpus[100]
     number = np.sort(rng.permutation(1500)[:1300]).astype(np.int32)
     limit = np.full(11, 0.5, np.float32)
@@ -36,7 +36,8 @@ def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, column
     mesh = sharding.make_mesh(1, -1, 1, jax.devices()[:devices])
     within = corpus_search.Corpus(number, lambda numbers: corpus[numbers], mesh, columns)
     for count in (3, 40):
-        got, got_scores = corpus_search.search(queries, limit, excluded, within, count)
+        with caplog.at_level("INFO"):
+            got, got_scores = corpus_search.search(queries, limit, excluded, within, count)
         for row, own in enumerate(excluded):
             allowed = number[(scores[row, number] <= limit[row]) & ~np.isin(number, own)]
             best = allowed[np.lexsort((allowed, -scores[row, allowed]))][:count]
@@ -45,6 +46,7 @@ def test_the_best_below_the_limit_are_those_of_the_sorted_corpus(devices, column
             assert (got[row, len(best) :] == -1).all()
             assert np.isnan(got_scores[row, len(best) :]).all()
     assert (got[7] == -1).all()
+    assert caplog.text.count("1 of 11 queries are compared on the host") == 2
 
 
 def test_an_approximate_search_has_most_of_the_best_and_nothing_that_is_excluded():
