@@ -190,6 +190,17 @@ def test_who_wants_more_steps_is_told_which_key_to_set(workdir, config):
     config.optimizer.schedule_steps = 6
     check(workdir, config)
 
+    # Passes over the data end the schedule, unless `schedule_steps` does.
+    config.steps, config.epochs, config.optimizer.schedule_steps = 0, 2.0, 0
+    config_file.write_config(workdir, config)
+    config.epochs = 3.0
+    with pytest.raises(ValueError, match="config.epochs: 2.0 -> 3.0"):
+        check(workdir, config)
+    config.epochs, config.optimizer.schedule_steps = 2.0, 12
+    config_file.write_config(workdir, config)
+    config.epochs = 3.0
+    check(workdir, config)
+
 
 def test_what_would_train_something_else_is_refused(workdir, config):
     found = config.to_dict()

@@ -120,6 +120,8 @@ COVERED_BY = {
         "tests/backbones/test_*.py",
     ),
     "unime_jax/models/": ("tests/models/test_*.py",),
+    "unime_jax/models/dual_encoder": ("tests/backbones/test_dual_encoder*.py",),
+    "unime_jax/models/naflex": ("tests/backbones/test_dual_encoder*.py",),
     "unime_jax/models/bert": ("tests/backbones/test_bert*.py",),
     "unime_jax/models/forward": (
         "tests/models/test_*.py",

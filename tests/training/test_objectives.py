@@ -231,6 +231,8 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
             embeddings, batch, config=config, plain=plain, sources=("a",), temperature=temperature
         )
 
+    with pytest.raises(ValueError, match="the batch has no scores of its candidates"):
+        judged(embeddings, dataclasses.replace(batch, scores=None), config=config)
     value, metrics = loss(config)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
     assert metrics["judged_queries"] == metrics["source_rows"][0] == 2
