@@ -141,6 +141,11 @@ def test_tensors_that_are_not_in_all_parts_or_not_finite(folders, tmp_path):
     save_file(content, headed / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"{name} is not finite when merged .* in .*headed"):
         written(tmp_path / "b", [folders[2], headed])
+    content[name] = content[name][:-1]
+    save_file(content, headed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name}"):
+        written(tmp_path / "c", [folders[2], headed])
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_an_adapter_is_a_part(folders, tmp_path):

@@ -138,6 +138,11 @@ COVERED_BY = {
         "tests/data_pipelines/benchmarks/test_composition*.py",
         "tests/evaluation/**/test_*.py",
     ),
+    "unime_jax/export/transformers_check": (
+        "tests/export/test_transformers_check*.py",
+        "tests/backbones/test_dual_encoder*.py",
+        "tests/export/test_*.py",
+    ),
     "unime_jax/export/": (
         "tests/export/test_*.py",
         "tests/backbones/test_st_folder*.py",
