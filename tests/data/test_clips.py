@@ -171,9 +171,18 @@ def test_limits_hold_before_frames_are_decoded(mp4, files, monkeypatch):
             for data in (mp4, files["webm"], files["gif"], files["zip"]):
                 with pytest.raises(ClipError, match=word):
                     every_frame(data)
-    monkeypatch.setattr(clips, "MAX_BYTES", 100)
-    with pytest.raises(ClipError, match="the limit is 100"):
-        clips.check(mp4)
+    frames = [encoded(noise(8, 6))] * 3
+    with zipfile.ZipFile(BytesIO(clips.archive(frames, None))) as made:
+        size = made.start_dir  # where the last frame ends
+    for call, most in (
+        (lambda: clips.check(mp4), len(mp4)),
+        (lambda: clips.archive(frames, None), size),
+    ):
+        monkeypatch.setattr(clips, "MAX_BYTES", most)
+        call()
+        monkeypatch.setattr(clips, "MAX_BYTES", most - 1)
+        with pytest.raises(ClipError, match=f"{most - 1} bytes|the limit is {most - 1}"):
+            call()
 
 
 def test_a_video_without_pyav_says_what_to_install(mp4, files, monkeypatch):
