@@ -1,5 +1,6 @@
 """The one decoder: one picture from every kind of file and every way in, or a clear refusal."""
 
+import contextlib
 import io
 import json
 import os
@@ -278,6 +279,10 @@ def test_the_limits_hold_for_every_way_in(monkeypatch, tmp_path):
     for image in (tmp_path / "a.png", data):
         with pytest.raises(ValueError, match="bytes, the limit is 1000"):
             pixels_of(to_item({"image": image}))
+    for most, allowed in ((len(data), True), (len(data) - 1, False)):
+        monkeypatch.setattr(images, "MAX_BYTES", most)
+        with contextlib.nullcontext() if allowed else pytest.raises(ImageError):
+            images.check(data, max_pixels=10**8)
 
 
 @for_each("error", [struct.error, IndexError, SyntaxError, KeyError, MemoryError])

@@ -36,6 +36,7 @@ def test_absurd_texts_are_refused_everywhere():
     # Absurd texts are refused everywhere.
     message = f"text of {len(HUGE.encode())} bytes, the limit is {MAX_BYTES}"
     assert text_fault(HUGE) == message and text_fault(HUGE[: MAX_BYTES // 2]) == ""
+    assert text_fault("a" * MAX_BYTES) == "" != text_fault("a" * (MAX_BYTES + 1))
     assert f"text of {2 * MAX_BYTES} characters" in text_fault("a" * 2 * MAX_BYTES)
     for item in (HUGE, {"text": HUGE}, {"text": HUGE, "image": b"..."}):
         with pytest.raises(ValueError, match=f"{message}; embed its parts"):
