@@ -173,10 +173,9 @@ def test_a_query_without_negatives_counts_for_nothing():
         "explicit_negatives": np.full((6, 3), 7, np.int32),
         "candidate_mask": np.ones(11, bool),
     }
-    for name, block in (("everything", None), ("everything", 4), ("plain", 4)):
-        (loss, metrics), grads = compiled(**with_block(name, block))(
-            queries, candidates, positive, nobody
-        )
+    blocks = (("everything", None), ("everything", 4), ("plain", 4))
+    for options in (*(with_block(*given) for given in blocks), MORE_OPTIONS["duplicates"]):
+        (loss, metrics), grads = compiled(**options)(queries, candidates, positive, nobody)
         assert loss == 0 and metrics["rows_without_negatives"] == 6
         assert all(np.isfinite(value) for value in metrics.values())
         assert not any(np.any(grad) for grad in grads)
