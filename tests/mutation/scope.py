@@ -71,6 +71,11 @@ COVERED_BY = {
         "tests/training/test_step*.py",
     ),
     "unime_jax/data/": ("tests/data/**/test_*.py", "tests/test_embedder*.py"),
+    "unime_jax/data/bucket_filling": (
+        "tests/data/**/test_*.py",
+        "tests/backbones/test_token_ids*.py",
+        "tests/test_embedder*.py",
+    ),
     "unime_jax/data/embedding_store": (
         "tests/data/test_embedding_store*.py",
         "tests/jobs/**/test_embed*.py",
