@@ -73,7 +73,9 @@ def traced(function, arguments):
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_what_cannot_be_meant_is_refused():
     good = {"queries": np.zeros((4, 5), np.float32), "candidates": np.zeros((6, 5), np.float32)}
-    traced(contrastive, good | {"temperature": 1e-3, "hard_negatives": 1, "column_block": 1})
+    least = {"temperature": 1e-3, "hard_negatives": 1, "column_block": 1}
+    traced(contrastive, good | least)
+    traced(contrastive, good | {"pool": 1})
     for message, change in CONTRASTIVE:
         with pytest.raises(ValueError, match=f"contrastive: .*{message}"):
             traced(contrastive, good | change)

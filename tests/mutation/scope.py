@@ -138,6 +138,11 @@ COVERED_BY = {
         "tests/jobs/test_evaluate*.py",
         "tests/jobs/test_damaged_state*.py",
     ),
+    "unime_jax/evaluation/mining/": (
+        "tests/evaluation/mining/test_*.py",
+        "tests/test_index*.py",
+        "tests/jobs/test_mine*.py",
+    ),
     "unime_jax/evaluation/benchmarks/composition": (
         "tests/evaluation/tasks/test_composition*.py",
         "tests/data_pipelines/benchmarks/test_composition*.py",
