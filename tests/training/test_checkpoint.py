@@ -178,6 +178,10 @@ def test_a_save_that_fails_is_noticed(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
             checkpoints.save(2, make_state(2))
+            with pytest.MonkeyPatch.context() as busy:
+                busy.setattr(checkpoints._manager, "is_saving_in_progress", lambda: True)
+                busy.setattr(checkpoints, "wait", None)
+                checkpoints.check()  # steps do not wait for a save that goes on
             checkpoints._manager.wait_until_finished()
             checkpoints.check()
 
