@@ -86,8 +86,7 @@ def test_with_something_to_save_the_caller_ends_it(start):
     assert process.wait(timeout=30) == 130
     assert process.said().split() == ["ready", "told"]
 
-
-def test_everything_is_as_before_afterwards():
+    # Everything is as before afterwards.
     before = signal.getsignal(signal.SIGTERM)
     for _ in range(3):
         with StopSignal() as stop:

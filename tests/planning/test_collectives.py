@@ -97,6 +97,7 @@ def read_collectives(text):
     return collectives
 
 
+@pytest.mark.slow
 def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activations(collectives):
     """Embeddings are gathered for the loss, gradients are summed; a forward needs nothing."""
     all_kinds = collectives((8, 1, 1), NONE)
