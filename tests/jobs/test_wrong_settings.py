@@ -61,7 +61,6 @@ WRONG = [
         {"data.buckets": (Bucket(tokens=56, tiles=3), Bucket(tokens=40, tiles=0))},
         "buckets must go from small to large",
     ),
-    ({"init": "pretrained"}, "holds no model.safetensors"),
 ]
 
 
