@@ -50,8 +50,8 @@ from tests import fake_gcs, smoke  # noqa: E402
 from unime_jax.operations import exits  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-# Folders of long files come first, so that workers end together; of them one file that makes the
-# run that others look at, then one that needs it not, for the other worker.
+# Long files come first, so that workers end together. The very first one makes the run that most
+# of tests/jobs look at; the second is for the other worker, and does not wait for that run.
 FIRST = (
     "jobs/test_benchmarks",
     "jobs/test_distillation",

@@ -1,9 +1,9 @@
 """Shapes and dtypes of the package's arrays, checked at every call while the tests run.
 
-jaxtyping's import hook writes modules anew, those that import jaxtyping alone: all others would
-wait for nothing. Their functions and dataclasses that annotate arrays are wrapped, and beartype
-looks at those annotations alone: stand-ins for other objects are the tests' business. All others
-stay as they are, and can be pickled by worker processes.
+jaxtyping's import hook compiles modules anew, which takes time: it is given those that import
+jaxtyping, for no others annotate arrays. Functions and dataclasses that do are wrapped, and
+beartype looks at those annotations alone: stand-ins for other objects are the tests' business. All
+others stay as they are, and can be pickled by worker processes.
 """
 
 import contextlib

@@ -125,8 +125,8 @@ def test_a_run_that_is_part_of_a_longer_schedule_is_extended(workdir, config):
 
 CAME_LATER = {
     "data": (
-        "columns", "first_rows", "first_rows_by_source", "size_temperature", "split_modalities",
-        "mined", "mined_use", "cluster_size", "cluster_ranks", "packing",
+        "columns", "eval", "first_rows", "first_rows_by_source", "size_temperature",
+        "split_modalities", "mined", "mined_use", "cluster_size", "cluster_ranks", "packing",
     ),
     "processing": ("resolution",),
     "evaluation": ("instructions", "dims", "precisions"),
