@@ -62,6 +62,7 @@ def make_config(data, backbone, dtype="float32"):
     config.data.folder = str(data)
     config.data.prepare.module = ""  # done by the fixture
     config.evaluation.limit = 1
+    config.evaluation.composition = ""
     config.evaluation.cache = ""
     config.batch_size = 32
     return config

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoImageProcessor, AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from tests.backbones.tiny_llava_qwen import write_llava_qwen
-from tests.jobs import plain_steps, tiny_run
+from tests.jobs import tiny_run
 from tests.models.oracle import picture
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.batch import Item, Media
@@ -155,13 +155,21 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-    """Two steps of all parameters, images of zeros where there are none; embeddings not tied.
-
-    Steps without the model, which is LLaVA-OneVision's.
-    """
-    base = tmp_path_factory.mktemp("llave_run")
+def zeros(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """As `exported`, of embeddings that are not tied, and of images of zeros where none are."""
+    base = tmp_path_factory.mktemp("llave_zeros")
     folder = write_llava_qwen(base / "original", mm_newline_position="grid")
+    config = run_config(data, folder)
+    config.processing.missing_images = "image"
+    config.update({"job": "export", "steps": 0})
+    export.run(config, base / "run")
+    return folder, base / "run" / "hf"
+
+
+@pytest.mark.slow
+def test_training_exports_the_same_form(zeros, data, tmp_path):
+    """Two steps of all parameters."""
+    folder, _ = zeros
     config = run_config(data, folder)
     config.data.buckets = (Bucket(tokens=256, tiles=5),)  # a third of the work; texts are cut
     config.steps = 2
@@ -169,35 +177,34 @@ def trained(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     config.loss.hard_negatives = 4
     config.optimizer.learning_rate = 1e-3
     config.processing.missing_images = "image"
-    with pytest.MonkeyPatch.context() as patch:
-        plain_steps.replace(patch)
-        train.run(config, base / "run")
-    return folder, base / "run" / "hf"
-
-
-def test_training_exports_the_same_form(trained):
-    folder, written = trained
+    train.run(config, tmp_path)
+    written = tmp_path / "hf"
     assert json.loads((written / "config.json").read_text())["model_type"] == "llava_onevision"
     after = embedded(written)
     assert np.all(np.sum(after * embedded(folder), axis=1) < 0.9999)
     assert_equal(by_transformers(written, ITEMS), after[: len(ITEMS)])
 
 
-def test_newlines_of_clips_are_remembered(trained):
+def test_embeddings_that_are_not_tied_are_exported_alike(zeros):
+    folder, written = zeros
+    assert_equal(by_transformers(written, ITEMS), embedded(folder)[: len(ITEMS)])
+
+
+def test_newlines_of_clips_are_remembered(zeros):
     """Where transformers has another number of them, users are told."""
-    rows = [backbones.open_backbone(str(f), max_length=512).preprocess(CLIP) for f in trained]
+    rows = [backbones.open_backbone(str(f), max_length=512).preprocess(CLIP) for f in zeros]
     for row in rows:
         np.testing.assert_array_equal(row.slot, rows[0].slot)
         assert (row.slot[:, 0] >= 0).sum() == 5 * 2 * 3 and (row.slot[:, 0] == 0).sum() == 5 * 2
-    record = json.loads((trained[1] / "embedder.json").read_text())
+    record = json.loads((zeros[1] / "embedder.json").read_text())
     assert (record["fps"], record["clip_newlines"]) == (3.0, "grid")
-    readme = (trained[1] / "README.md").read_text().replace("\n", " ")
+    readme = (zeros[1] / "README.md").read_text().replace("\n", " ")
     assert "transformers has one newline at its end" in readme
 
 
-def test_images_of_zeros_are_remembered(trained):
+def test_images_of_zeros_are_remembered(zeros):
     """Other libraries cannot be told, so sentence-transformers is not offered."""
-    _, written = trained
+    _, written = zeros
     orphan = {"text": "<|image_1|>\nFind a Wikipedia image."}
     model = Embedder.from_pretrained(str(written), dtype="float32", max_length=512)
     assert model.rendered(orphan) == FRAME.format("<image>\nFind a Wikipedia image.")

@@ -92,7 +92,7 @@ def test_passes_over_the_data_say_how_long_a_run_is(
     config = make_config(write_bert(tmp_path / "bert"), epochs=20, batch_size=8)
     with pytest.raises(ValueError, match="steps=3 and config.epochs=20: a run has one length"):
         train.run(config, workdir)
-    config.steps, config.checkpoint.every = 0, 5
+    config.steps, config.checkpoint.every = 0, 100
     train.run(config, workdir)
     assert tiny_run.checkpoint_steps(workdir)[-1] == 13  # 100 of 8 pairs
     chosen = automatic.read(workdir)

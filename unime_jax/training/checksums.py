@@ -29,6 +29,7 @@ def _replicated_sums(mesh: Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]
     )
 
 
+@jax.jit  # traced and lowered once a shape: most arrays of a state are of few
 def _sum(array: jax.Array) -> jax.Array:
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     place, stride = jnp.zeros(array.shape, jnp.uint32), 1
