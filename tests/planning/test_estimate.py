@@ -9,7 +9,6 @@ import pytest
 
 from experiments import llave, stage1, stage2
 from tests.backbones.tiny_folders import write_folder
-from tests.tables import for_each
 from tests.training import tiny_batch
 from unime_jax import backbones, config, config_reader, sharding
 from unime_jax.data.shapes import BatchShapes, Bucket, Layout
@@ -67,6 +66,7 @@ def decoder_flops(layers, width, hidden, heads, kv, dim, tokens):
     return layers * (2 * matrices * tokens + 4 * tokens * tokens * heads * dim)
 
 
+@pytest.mark.slow
 def test_useful_flops_of_full_training(tiny, again, kept):
     """Three times the forward pass: the inputs' and the weights' gradients cost as much each."""
     load = estimate.Load((40, 24), (10, 32))
@@ -124,7 +124,8 @@ def test_what_is_kept_of_16_chunks_are_layer_inputs_and_no_weights(kept):
     assert stacked and not any(somewhere(16, *shape) for shape in stacked)
 
 
-@for_each("step", ["again", "kept"], quick=["again"])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["again", "kept"])
 def test_a_compiled_step_gathers_its_weights_in_every_pass(step, request):
     """ZeRO-3: traffic of one live chunk and of two differs by what a chunk gathers and reduces."""
     tiny = request.getfixturevalue(step)
