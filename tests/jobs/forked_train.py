@@ -13,9 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
+import pytest
 from absl import logging
 from ml_collections import ConfigDict
 
+from tests.jobs import plain_steps
 from tests.jobs.tiny_run import metrics
 from unime_jax.jobs import train
 
@@ -84,12 +86,18 @@ def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -
     return [*map(os.waitstatus_to_exitcode, statuses), longest]
 
 
-def all_disturbed(config: dict, folder: pathlib.Path, ends: Sequence[Sequence[list]]) -> None:
+def all_disturbed(
+    config: dict, folder: pathlib.Path, ends: Sequence[Sequence[list]], plain: bool
+) -> None:
     """Runs in <folder>/<number>, each ended by its `ends` in turn, and then left alone.
+
+    `plain`: of steps without the model.
 
     Leaves in <folder>/ends.json, by work directory, how its processes ended, -9 for SIGKILL, and
     the longest time in seconds from a signal to the end.
     """
+    if plain:
+        plain_steps.replace(pytest.MonkeyPatch())
     found = [
         disturbed(ConfigDict(config), folder / str(number), of_one)
         for number, of_one in enumerate(ends)
