@@ -61,10 +61,11 @@ def make_config(data: pathlib.Path, variant: str = "mini") -> ConfigDict:
     made = stage1.get_config(variant)
     made.data.folder = str(data)
     made.data.prepare.module = ""
+    made.init = "pretrained"
     made.steps = 12
     made.batch_size = made.chunk_size = 16
     made.optimizer.warmup_steps = 1
-    made.optimizer.learning_rate = 5e-3
+    made.optimizer.learning_rate = 1e-2
     made.evaluation.rows = 64
     made.data.buckets = (Bucket(tokens=112, tiles=0),)
     made.export.verify = False
