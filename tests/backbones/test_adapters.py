@@ -45,19 +45,21 @@ def trained(pair, *, dora):
     """Our model with adapters as after some training, and its configuration."""
     config = lora.LoraConfig(3, 5.0, dora, RULES)
 
-    @jax.jit  # one program in the place of one for each operation
     def add(model):
         lora.add(model, config, key=jax.random.key(1))
         return model
 
-    graph, parameters = paths.split(add(pair.model))
+    graph, shapes = paths.split(jax.eval_shape(add, pair.model))  # nothing is compiled
     rng = np.random.default_rng(2)
-    for path, leaf in parameters.items():
-        noise = rng.normal(size=leaf.shape).astype(np.float32)
-        if path.endswith(".lora_b"):
-            parameters[path] = jnp.asarray(0.2 * noise)
-        if path.endswith(".lora_magnitude"):
-            parameters[path] = jnp.asarray(np.asarray(leaf) * (1 + 0.3 * noise))
+    parameters = dict(pair.parameters)
+    for path in sorted(shapes.keys() - parameters.keys()):
+        layer, _, name = path.rpartition(".")
+        values = rng.normal(size=shapes[path].shape).astype(np.float32)
+        if name == "lora_magnitude":
+            norm = np.linalg.norm(parameters[f"{layer}.kernel"], axis=-2)
+            parameters[path] = jnp.asarray(norm * (1 + 0.3 * values))
+        else:
+            parameters[path] = jnp.asarray({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
     return graph, parameters, config
 
 

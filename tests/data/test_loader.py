@@ -82,7 +82,7 @@ def pairs(batch):
     return [(tokens[q, 0], tokens[p, 0]) for q, p in zip(batch.query, batch.positive, strict=True)]
 
 
-def test_the_seed_decides_and_no_process_nor_worker():
+def test_the_seed_decides_and_no_process():
     # Seed decides.
     for got, want in zip(loader(), uninterrupted(), strict=False):
         assert_same(got, want)
@@ -93,11 +93,6 @@ def test_the_seed_decides_and_no_process_nor_worker():
     ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
     known = {target_hash((f"p{i}", "")) for i in range(500)}
     assert ids - {0} <= known and len(ids) > 4
-
-    # Worker processes change nothing.
-    with contextlib.closing(loader(workers=1, first_batch=3)) as iterator:
-        for got, want in zip(iterator, uninterrupted()[3:6]):
-            assert_same(got, want)
 
 
 @given(st.integers(0, 9))
