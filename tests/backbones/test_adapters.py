@@ -28,12 +28,6 @@ from unime_jax.models import lora
 FLOAT32 = np.dtype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair of each family, by its model type."""
-    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
-
-
 RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
     (r".*\.(up_proj|k_proj|fc1|qkv|linear_2|patch_embedding|patch_embed\.proj)", True),
     (r"language_model\..*\.q_proj", True),
