@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
@@ -21,6 +22,8 @@ from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import Pair, make_pair, pair_of
 from unime_jax import backbones, paths, sharding
 from unime_jax.backbones.io import names, tensor_files
+from unime_jax.models import lora
+from unime_jax.models.vlm import EmbeddingModel
 
 Tensors = dict[str, np.ndarray]
 
@@ -112,6 +115,29 @@ def write(
             save_file(part, folder / file, metadata={"format": "pt"})
         (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return backbones.open_backbone(str(folder), max_length=4096)
+
+
+def with_adapters(
+    model: EmbeddingModel, parameters: paths.Parameters, config: lora.LoraConfig
+) -> tuple[nnx.GraphDef, paths.Parameters]:
+    """A model with adapters as after some training, of which nothing is compiled."""
+
+    def add(model: EmbeddingModel) -> EmbeddingModel:
+        lora.add(model, config, key=jax.random.key(1))
+        return model
+
+    graph, shapes = paths.split(jax.eval_shape(add, model))
+    rng = np.random.default_rng(2)
+    adapted = dict(parameters)
+    for path in sorted(shapes.keys() - parameters.keys()):
+        layer, _, name = path.rpartition(".")
+        values = rng.normal(size=shapes[path].shape).astype(np.float32)
+        if name == "lora_magnitude":
+            norm = np.linalg.norm(parameters[f"{layer}.kernel"], axis=-2)
+            adapted[path] = jnp.asarray(norm * (1 + 0.3 * values))
+        else:
+            adapted[path] = jnp.asarray({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
+    return graph, adapted
 
 
 def targets(

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.backbones.checkpoints import PAIRS
+from tests.backbones.checkpoints import PAIRS, with_adapters
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
 from tests.tables import for_each
@@ -38,23 +38,7 @@ RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
 def trained(pair, *, dora):
     """Our model with adapters as after some training, and its configuration."""
     config = lora.LoraConfig(3, 5.0, dora, RULES)
-
-    def add(model):
-        lora.add(model, config, key=jax.random.key(1))
-        return model
-
-    graph, shapes = paths.split(jax.eval_shape(add, pair.model))  # nothing is compiled
-    rng = np.random.default_rng(2)
-    parameters = dict(pair.parameters)
-    for path in sorted(shapes.keys() - parameters.keys()):
-        layer, _, name = path.rpartition(".")
-        values = rng.normal(size=shapes[path].shape).astype(np.float32)
-        if name == "lora_magnitude":
-            norm = np.linalg.norm(parameters[f"{layer}.kernel"], axis=-2)
-            parameters[path] = jnp.asarray(norm * (1 + 0.3 * values))
-        else:
-            parameters[path] = jnp.asarray({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
-    return graph, parameters, config
+    return *with_adapters(pair.model, pair.parameters, config), config
 
 
 @dataclasses.dataclass(frozen=True)
