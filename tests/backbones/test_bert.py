@@ -41,7 +41,7 @@ TEXTS = [
     "A man is crossing the street.",
     "Two dogs, left of a BLUE square!",
     "\u00dcn\u00efc\u00f6d\u00e9 \u4e2d\u6587\u5b57 \U0001f600 \u0130stanbul \ufb01ne \u0301x",
-    "red circle " * 40,
+    "red circle " * 70,
     "supercalifragilistic " * 90,
     "the [MASK] and [SEP] <|image_1|> of it",
 ]
