@@ -39,10 +39,19 @@ MAKE_NO_VECTOR = {"config", "files", "operations", "sharding", "training"}
 SETTINGS = {"training.settings", "training.loss_settings"}  # plain data, which config imports
 
 
+@functools.cache
+def statements(file: pathlib.Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """A module's imports: those at its top level, and all."""
+    tree = ast.parse(file.read_text())
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    return [node for node in found if node in tree.body], found
+
+
+@functools.cache
 def imported(file: pathlib.Path) -> set[str]:
     """The packages and top-level modules that a module imports of this package."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in statements(file)[1]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unime_jax":
             _, *below = (node.module or "").split(".")
             names |= {below[0]} if below else {alias.name for alias in node.names}
@@ -63,17 +72,15 @@ def test_no_package_imports_jobs(package):
 def test_only_a_job_imports_integrations_and_only_where_it_is_asked_to():
     # Nor does anything else import their libraries.
     for file in PACKAGE.rglob("*.py"):
-        tree = ast.parse(file.read_text())
+        tops, nodes = statements(file)
         if file.is_relative_to(PACKAGE / "integrations"):
             continue
         of_integrations = "integrations" in imported(file)
         assert not of_integrations or file == PACKAGE / "jobs" / "evaluated_model.py", file
-        tops = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        tops = [n for n in tops if isinstance(n, ast.ImportFrom)]
         assert not any("integrations" in (node.module or "") for node in tops), file
-        names = {
-            alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
-        }
-        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        names |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
         libraries = {name.split(".")[0] for name in names}
         assert not libraries & {"mteb", "sentence_transformers"}, file
         assert not libraries & WEB or file.is_relative_to(PACKAGE / "serve"), file
@@ -98,7 +105,7 @@ def imports() -> dict[str, set[str]]:
     known = modules()
     edges: dict[str, set[str]] = {}
     for name, file in known.items():
-        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)]
+        nodes = [n for n in statements(file)[1] if isinstance(n, ast.ImportFrom)]
         own = [node for node in nodes if (node.module or "").split(".")[0] == "unime_jax"]
         below = [((node.module or "").removeprefix("unime_jax").lstrip("."), node) for node in own]
         named = {f"{base}.{alias.name}".lstrip(".") for base, n in below for alias in n.names}

@@ -346,7 +346,7 @@ def model(tmp_path_factory):
     return graph, pair.parameters, inputs, np.asarray(expected)
 
 
-@for_each("shape", MESHES)
+@for_each("shape", MESHES[1:])  # embedders are compared with transformers on the first
 def test_a_sharded_model_computes_the_same(model, shape):
     graph, parameters, inputs, expected = model
     mesh = make_mesh(*shape)

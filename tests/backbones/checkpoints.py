@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from tests.backbones.tiny_families import write_llava_next
+from tests.backbones.tiny_llava_qwen import write_llava_qwen
+from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_qwen3 import write_qwen3_vl
+from tests.backbones.tiny_texts import write_bert, write_nv_embed
 from tests.models.oracle import Pair, make_pair, pair_of
 from unime_jax import backbones, paths, sharding
-from unime_jax.backbones.io import tensor_files
+from unime_jax.backbones.io import names, tensor_files
+from unime_jax.models import lora
+from unime_jax.models.vlm import EmbeddingModel
 
 Tensors = dict[str, np.ndarray]
 
@@ -27,6 +33,26 @@ PAIRS: dict[str, Callable[[pathlib.Path], Pair]] = {
     "qwen2_vl": lambda folder: pair_of(write_qwen2_vl(folder)),
     "qwen3_vl": lambda folder: pair_of(write_qwen3_vl(folder)),
     "qwen2_5_vl": lambda folder: pair_of(write_qwen2_5_vl(folder)),
+}
+
+
+def _nv_embed(folder: pathlib.Path) -> None:
+    backbone = backbones.open_backbone(str(write_nv_embed(folder)), max_length=64)
+    _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
+    random = np.random.default_rng(0)
+    given = {
+        name: random.normal(size=entry.shape).astype(np.float32) * 0.1
+        for entry in names.table({path: x.shape for path, x in shapes.items()}, backbone.names)
+        for name in entry.names
+    }
+    save_file(given, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+WRITE: dict[str, Callable[[pathlib.Path], object]] = PAIRS | {
+    "bert": lambda folder: write_bert(folder, masked_lm=True),
+    "llava_qwen": write_llava_qwen,
+    "nvembed": _nv_embed,
+    "phi3_v": lambda folder: write_weights(write_phi3_v(folder)),
 }
 LLAVA_ON_THE_HUB = {
     "model.language_model.": "language_model.model.",
@@ -89,6 +115,29 @@ def write(
             save_file(part, folder / file, metadata={"format": "pt"})
         (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return backbones.open_backbone(str(folder), max_length=4096)
+
+
+def with_adapters(
+    model: EmbeddingModel, parameters: paths.Parameters, config: lora.LoraConfig
+) -> tuple[nnx.GraphDef, paths.Parameters]:
+    """A model with adapters as after some training, of which nothing is compiled."""
+
+    def add(model: EmbeddingModel) -> EmbeddingModel:
+        lora.add(model, config, key=jax.random.key(1))
+        return model
+
+    graph, shapes = paths.split(jax.eval_shape(add, model))
+    rng = np.random.default_rng(2)
+    adapted = dict(parameters)
+    for path in sorted(shapes.keys() - parameters.keys()):
+        layer, _, name = path.rpartition(".")
+        values = rng.normal(size=shapes[path].shape).astype(np.float32)
+        if name == "lora_magnitude":
+            norm = np.linalg.norm(parameters[f"{layer}.kernel"], axis=-2)
+            adapted[path] = jnp.asarray(norm * (1 + 0.3 * values))
+        else:
+            adapted[path] = jnp.asarray({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
+    return graph, adapted
 
 
 def targets(

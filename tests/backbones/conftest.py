@@ -1,5 +1,7 @@
 """Tiny folders that several files of tests open; no test writes to them."""
 
+import functools
+
 import pytest
 
 from tests.backbones import llava_cases
@@ -25,6 +27,30 @@ def prompt_folders(tmp_path_factory):
 def every_prompt(prompt_folders):
     """Prompts by family and style."""
     return {(family, style): opened(prompt_folders[family], style) for family, style in PROMPTS}
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """A pair of each family, by its model type."""
+    from tests.backbones.checkpoints import PAIRS  # with PyTorch, which not every Python has
+
+    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
+
+
+@pytest.fixture(scope="session")
+def folders(pairs, tmp_path_factory):
+    """A whole checkpoint of each family in `checkpoints.WRITE`, written when it is asked for."""
+    from tests.backbones.checkpoints import PAIRS, WRITE
+
+    @functools.cache
+    def folder(family):
+        if family in PAIRS:
+            return pairs(family).backbone.folder
+        path = tmp_path_factory.mktemp(family) / "whole"
+        WRITE[family](path)
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.backbones.checkpoints import PAIRS
+from tests.backbones.checkpoints import PAIRS, with_adapters
 from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, load, packed, picture, torch_hidden
 from tests.tables import for_each
@@ -26,12 +26,6 @@ from unime_jax.batch import Item, Media
 from unime_jax.models import lora
 
 FLOAT32 = np.dtype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair of each family, by its model type."""
-    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
@@ -44,21 +38,7 @@ RULES = (  # k_proj of the decoder and the tower, q_proj of the decoder alone
 def trained(pair, *, dora):
     """Our model with adapters as after some training, and its configuration."""
     config = lora.LoraConfig(3, 5.0, dora, RULES)
-
-    @jax.jit  # one program in the place of one for each operation
-    def add(model):
-        lora.add(model, config, key=jax.random.key(1))
-        return model
-
-    graph, parameters = paths.split(add(pair.model))
-    rng = np.random.default_rng(2)
-    for path, leaf in parameters.items():
-        noise = rng.normal(size=leaf.shape).astype(np.float32)
-        if path.endswith(".lora_b"):
-            parameters[path] = jnp.asarray(0.2 * noise)
-        if path.endswith(".lora_magnitude"):
-            parameters[path] = jnp.asarray(np.asarray(leaf) * (1 + 0.3 * noise))
-    return graph, parameters, config
+    return *with_adapters(pair.model, pair.parameters, config), config
 
 
 @dataclasses.dataclass(frozen=True)

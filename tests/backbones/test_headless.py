@@ -12,10 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, BertForSequenceClassification
 
-from tests.backbones.checkpoints import DTYPES, PAIRS, assert_same, tensors
-from tests.backbones.tiny_llava_qwen import write_llava_qwen
-from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
-from tests.backbones.tiny_texts import write_bert, write_nv_embed
+from tests.backbones.checkpoints import DTYPES, WRITE, assert_same, tensors
 from tests.models.oracle import load
 from tests.tables import for_each
 from unime_jax import backbones, paths
@@ -25,27 +22,6 @@ from unime_jax.backbones.io.names import table
 FLOAT32 = DTYPES["float32"]
 
 
-def phi3_v(folder):
-    write_weights(write_phi3_v(folder))
-
-
-def nv_embed(folder):
-    backbone = opened(write_nv_embed(folder))
-    random = np.random.default_rng(0)
-    given = {
-        name: random.normal(size=entry.shape).astype(np.float32) * 0.1
-        for entry in entries(backbone)
-        for name in entry.names
-    }
-    save_file(given, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-WRITE = {name: PAIRS[name] for name in PAIRS} | {
-    "bert": lambda folder: write_bert(folder, masked_lm=True),
-    "llava_qwen": write_llava_qwen,
-    "nvembed": nv_embed,
-    "phi3_v": phi3_v,
-}
 IN_TRANSFORMERS = ("llava_onevision", "llava_next", "qwen2_vl", "qwen3_vl", "bert")
 
 
@@ -56,20 +32,6 @@ def opened(folder):
 def entries(backbone):
     _, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
     return table({path: x.shape for path, x in shapes.items()}, backbone.names)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A whole checkpoint of each family, written when it is first asked for."""
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family) / "whole"
-            WRITE[family](made[family])
-        return made[family]
-
-    return get
 
 
 def with_tensors(folder, target, given):

@@ -1,6 +1,5 @@
 """PEFT adapters merged while the base is read, with PEFT's own merge as the oracle."""
 
-import functools
 import itertools
 import json
 import re
@@ -45,12 +44,6 @@ KINDS = {
         alpha_pattern={"k_proj": 1, "fc1": 11},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair of each family, by its model type."""
-    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 def wrapped(pair, **settings):
@@ -139,8 +132,8 @@ def test_exporting_a_merged_adapter_is_merge_and_unload(pairs, model_type, tmp_p
     assert_close(published, {name: expected[name] for name in published})
 
 
-def test_an_adapter_of_an_absent_tensor_cannot_be_exported(tmp_path):
-    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+def test_an_adapter_of_an_absent_tensor_cannot_be_exported(pairs, tmp_path):
+    pair = pairs("qwen2_vl")
     write_adapter(pair, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     backbone = open_adapter(tmp_path / "adapter")
     parameters = load(backbone)
@@ -183,8 +176,9 @@ def test_other_spellings_of_an_adapter(pairs, model_type, tmp_path, spelling):
 
 
 @for_each("how", ["absolute", "beside", "inside", "working directory", "hub"])
-def test_where_the_base_is(tmp_path, monkeypatch, how):
-    pair = PAIRS["qwen2_vl"](tmp_path / "base")
+def test_where_the_base_is(pairs, tmp_path, monkeypatch, how):
+    pair = pairs("qwen2_vl")
+    shutil.copytree(pair.backbone.folder, tmp_path / "base")
     adapter = tmp_path / ("base/adapter" if how == "inside" else "adapter")
     write_adapter(pair, adapter)
     names = {
@@ -219,11 +213,10 @@ def change(folder, **settings):
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("errors")
-    pair = PAIRS["qwen2_vl"](folder / "base")
-    write_adapter(pair, folder / "adapter", use_dora=True)
-    return pair, folder / "adapter"
+def qwen(pairs, tmp_path_factory):
+    pair, adapter = pairs("qwen2_vl"), tmp_path_factory.mktemp("errors") / "adapter"
+    write_adapter(pair, adapter, use_dora=True)
+    return pair, adapter
 
 
 @pytest.fixture

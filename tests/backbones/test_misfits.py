@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file as save_torch
 
 from tests.backbones.checkpoints import (
-    PAIRS,
     assert_same,
     targets,
     tensors,
@@ -21,9 +20,9 @@ from tests.tables import for_each
 from unime_jax.backbones.io import names, tensor_files, weights
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return PAIRS["llava_onevision"](tmp_path_factory.mktemp("misfits") / "folder")
+@pytest.fixture
+def pair(pairs):
+    return pairs("llava_onevision")
 
 
 def test_all_misfits_come_in_one_table(pair, tmp_path):

@@ -267,7 +267,7 @@ def test_there_and_back_changes_no_bit_and_an_export_embeds_the_same(recorded, t
     assert processing.read(target) == Processing(prompt="raw")
     assert not (target / "modules.json").exists() and backbone.caveats
     assert not backbone.loads_in_transformers
-    texts = ["a red circle", ""]
+    texts = ["a red circle " * 4, ""]
     found, expected = (
         Embedder.from_pretrained(folder, dtype="float32").encode(texts, prompt=INSTRUCTION)
         for folder in (target, recorded)

@@ -1,6 +1,5 @@
 """An adapter's targets against its file, with PEFT's own choice of modules as the oracle."""
 
-import functools
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.backbones.checkpoints import PAIRS, assert_same, family, tensors
+from tests.backbones.checkpoints import assert_same, family, tensors
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import load
 from tests.tables import for_each
@@ -67,12 +66,6 @@ def test_modules_are_chosen_as_peft_does(settings):
 
 
 FAMILIES = ("llava_next", "qwen2_vl")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair of each family, by its model type."""
-    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "base"))
 
 
 def write_adapter(base, folder, kind=AutoModelForImageTextToText, **settings):

@@ -118,5 +118,5 @@ def test_chat_and_half_precision(phi3_v_folder):
     half = Embedder.from_pretrained(
         phi3_v_folder, dtype="bfloat16", max_length=300, processing=CHAT
     )
-    exact, rounded = chat.encode(ELEMENTS), half.encode(ELEMENTS)
+    exact, rounded = chat.encode(ELEMENTS[1:4]), half.encode(ELEMENTS[1:4])  # one program
     assert np.all(np.sum(exact * rounded, axis=1) > 0.99)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
+from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors, with_adapters
 from tests.models.oracle import load
 from tests.tables import every_pair, every_value, for_each
 from unime_jax import paths, sharding
@@ -204,24 +204,11 @@ def test_trained_adapters_are_one_per_fused_layer(phi3_v_folder, tmp_path, dora,
     config = lora.LoraConfig(3, 5.0, dora, ((targets_, True), (".*", False)))
 
     @jax.jit  # one program in the place of one for each operation
-    def add(model):
-        lora.add(model, config, key=jax.random.key(0))
-        return model
-
-    @jax.jit
     def merged(model):
         lora.merge(model, jnp.float32)
         return model
 
-    graph, parameters = paths.split(add(paths.merge(graph, untrained)))
-    rng = np.random.default_rng(0)
-    for path, x in parameters.items():
-        if path.endswith(".lora_b"):
-            parameters[path] = jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32)
-        elif path.endswith(".lora_magnitude"):
-            parameters[path] = jnp.asarray(
-                np.asarray(x) * rng.uniform(0.7, 1.3, x.shape).astype(np.float32)
-            )
+    graph, parameters = with_adapters(paths.merge(graph, untrained), untrained, config)
     adapters.save(tmp_path / "adapter", backbone, parameters, config, dtype=FLOAT32)
     _, expected = paths.split(merged(paths.merge(graph, parameters)))
     found = load(opened(tmp_path / "adapter"))

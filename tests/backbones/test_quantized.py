@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from tests.backbones.checkpoints import PAIRS, assert_same
 from tests.backbones.test_merging import open_adapter, write_adapter
-from tests.backbones.tiny_llava_qwen import write_llava_qwen
-from tests.backbones.tiny_phi3_v import write_phi3_v, write_weights
 from tests.models.oracle import load
 from tests.tables import every_value, for_each
 from unime_jax import backbones, sharding
@@ -28,22 +26,13 @@ DORA = lora.LoraConfig(
     rank=2, alpha=4.0, dora=True, targets=((r"language_model\..*_proj", True), (".*", False))
 )
 ADAPTERS = ((r".*\.lora_.*", True), (".*", False))
-FOLDERS = {name: lambda folder, make=make: make(folder) for name, make in PAIRS.items()} | {
-    "llava_qwen": write_llava_qwen,
-    "phi3_v": lambda folder: write_weights(write_phi3_v(folder)),
-}
+FAMILIES = (*PAIRS, "llava_qwen", "phi3_v")
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def opened(folders):
     """A backbone of each family, by its model type."""
-
-    def open_backbone(model_type):
-        folder = tmp_path_factory.mktemp(model_type) / "folder"
-        FOLDERS[model_type](folder)
-        return backbones.open_backbone(str(folder), max_length=512)
-
-    return functools.cache(open_backbone)
+    return functools.cache(lambda name: backbones.open_backbone(str(folders(name)), max_length=512))
 
 
 def make(backbone, mesh, init="pretrained"):
@@ -74,7 +63,7 @@ def on_one_device(opened):
 QUICK = "llava_onevision", "qwen3_vl", "phi3_v"
 
 
-@for_each("model_type", FOLDERS, quick=QUICK)
+@for_each("model_type", FAMILIES, quick=QUICK)
 def test_codes_are_those_of_the_float_kernels(opened, on_one_device, model_type):
     """And all else is bfloat16. Of every linear layer: those of the tower, too."""
     exact, found = load(opened(model_type)), on_one_device(model_type)
@@ -94,12 +83,12 @@ def test_codes_are_those_of_the_float_kernels(opened, on_one_device, model_type)
     assert scales == {f"{path}_scale" for path in kernels}
 
 
-@for_each("model_type, mesh", itertools.product(FOLDERS, MESHES), quick=every_value(QUICK, MESHES))
+@for_each("model_type, mesh", itertools.product(FAMILIES, MESHES), quick=every_value(QUICK, MESHES))
 def test_codes_are_the_same_bits_on_every_mesh(opened, on_one_device, model_type, mesh):
     assert_same(read(opened(model_type), mesh), on_one_device(model_type))
 
 
-@for_each("model_type", FOLDERS)
+@for_each("model_type", FAMILIES)
 @pytest.mark.slow
 def test_parameters_are_the_same_bits_on_every_mesh(opened, model_type):
     """Codes, scales, and DoRA's magnitudes; again when they are read again, as on resuming."""
@@ -109,7 +98,7 @@ def test_parameters_are_the_same_bits_on_every_mesh(opened, model_type):
         assert_same(make(backbone, mesh), expected)
 
 
-@for_each("model_type", FOLDERS)
+@for_each("model_type", FAMILIES)
 @pytest.mark.slow
 @for_each("mesh", [(1, 8, 1), (2, 2, 2)])
 def test_random_ones_are_the_same_bits_on_every_mesh(opened, model_type, mesh):
@@ -117,8 +106,8 @@ def test_random_ones_are_the_same_bits_on_every_mesh(opened, model_type, mesh):
     assert_same(make(backbone, mesh, "random"), make(backbone, (1, 1, 1), "random"))
 
 
-def test_a_merged_adapter_is_quantised_with_its_base(tmp_path):
-    pair = PAIRS["llava_onevision"](tmp_path / "base")
+def test_a_merged_adapter_is_quantised_with_its_base(pairs, tmp_path):
+    pair = pairs("llava_onevision")
     write_adapter(pair, tmp_path / "adapter", use_dora=True)
     backbone = open_adapter(tmp_path / "adapter")
     exact, found = load(backbone), read(backbone, (1, 1, 1))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tests.backbones.test_headless import WRITE
+from tests.backbones.checkpoints import WRITE
 from tests.models.oracle import picture
 from tests.tables import for_each
 from unime_jax import Embedder, backbones, sharding
@@ -19,9 +20,10 @@ from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.models.layers import Embedding
 
 
-def written(tmp_path, model_type):
-    WRITE[model_type](tmp_path / model_type)
-    return tmp_path / model_type
+@pytest.fixture
+def written(folders):
+    """Copies a family's checkpoint, to be changed."""
+    return lambda model_type, target: shutil.copytree(folders(model_type), target / model_type)
 
 
 def opened(folder):
@@ -50,9 +52,9 @@ def extend(folder, *tokens):
 
 
 @for_each("model_type", WRITE)
-def test_an_added_token_is_refused_when_the_folder_is_opened(tmp_path, model_type):
+def test_an_added_token_is_refused_when_the_folder_is_opened(written, tmp_path, model_type):
     """Any text may hold it, so that it is in ordinary use; as many rows as tokens will do."""
-    folder = written(tmp_path, model_type)
+    folder = written(model_type, tmp_path)
     rows = extend(folder)
     assert rows == rows_of(folder)
     opened(folder)
@@ -65,9 +67,9 @@ def test_an_added_token_is_refused_when_the_folder_is_opened(tmp_path, model_typ
 
 
 @for_each("model_type", WRITE)
-def test_a_special_token_is_refused_where_it_is_used(tmp_path, model_type):
+def test_a_special_token_is_refused_where_it_is_used(written, tmp_path, model_type):
     """It may be for padding, which is never asked for; other texts are as before."""
-    folder = written(tmp_path, model_type)
+    folder = written(model_type, tmp_path)
     before = opened(folder).preprocess(Item("a b")).tokens
     rows = extend(folder, AddedToken("<emb>", special=True, normalized=False))
     preprocess = opened(folder).preprocess
@@ -77,10 +79,9 @@ def test_a_special_token_is_refused_where_it_is_used(tmp_path, model_type):
         preprocess(Item("a <emb> b"))
 
 
-def test_a_token_beyond_a_table_is_named(tmp_path):
+def test_a_token_beyond_a_table_is_named(written, tmp_path):
     # A special token of every prompt is refused when the folder is opened.
-    folder = tmp_path / "qwen2_vl"
-    WRITE["qwen2_vl"](folder)
+    folder = written("qwen2_vl", tmp_path)
     extend(folder, AddedToken("<emb>", special=True, normalized=False))
     chat = backbones.Processing(prompt="chat")
     template = (
@@ -96,7 +97,7 @@ def test_a_token_beyond_a_table_is_named(tmp_path):
 
     # The embedder names the item.
     (tmp_path := tmp_path / "next").mkdir()
-    folder = WRITE["bert"](tmp_path / "bert")
+    folder = written("bert", tmp_path)
     extend(folder, AddedToken("<emb>", special=True, normalized=False))
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     model = Embedder.from_pretrained(folder, dtype="float32", mesh=mesh)
@@ -106,7 +107,7 @@ def test_a_token_beyond_a_table_is_named(tmp_path):
 
     # Bert has a type and a position for every token
     (tmp_path := tmp_path / "next").mkdir()
-    folder = WRITE["bert"](tmp_path / "bert")
+    folder = written("bert", tmp_path)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"max_position_embeddings": 5}))
@@ -118,9 +119,9 @@ def test_a_token_beyond_a_table_is_named(tmp_path):
 
 
 @for_each("model_type", WRITE)
-def test_a_vocabulary_that_is_larger_than_the_model(tmp_path, model_type):
+def test_a_vocabulary_that_is_larger_than_the_model(written, tmp_path, model_type):
     """Tokens that were not added: config.json is another model's."""
-    folder = written(tmp_path, model_type)
+    folder = written(model_type, tmp_path)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     (config if "vocab_size" in config else config["text_config"])["vocab_size"] = 100
@@ -130,10 +131,9 @@ def test_a_vocabulary_that_is_larger_than_the_model(tmp_path, model_type):
 
 
 @for_each("model_type", WRITE)
-def test_nothing_beyond_the_tables_is_packed(tmp_path, model_type):
+def test_nothing_beyond_the_tables_is_packed(folders, model_type):
     """Whatever made the rows: on a device it would read as NaN, or as another row."""
-    folder = written(tmp_path, model_type)
-    backbone = opened(folder)
+    backbone = opened(folders(model_type))
     layout = backbone.layout
     shapes = BatchShapes((Bucket(64, 0),), layout, 1, 1)
     fill_buckets([backbone.preprocess(Item("a b"))], shapes)
@@ -149,9 +149,8 @@ def test_nothing_beyond_the_tables_is_packed(tmp_path, model_type):
 
 
 @for_each("family", ["llava_next", "llava_onevision", "qwen2_vl", "phi3_v"])
-def test_slots_end_with_the_images_of_the_row(tmp_path, family):
-    WRITE[family](tmp_path / family)
-    backbone = backbones.open_backbone(str(tmp_path / family), max_length=512)
+def test_slots_end_with_the_images_of_the_row(folders, family):
+    backbone = backbones.open_backbone(str(folders(family)), max_length=512)
     row = backbone.preprocess(Item("<|image_1|>\nx", (Media("a.png", picture(40, 30, 1)),)))
     shapes = BatchShapes((Bucket(512, 64),), backbone.layout, 1, 1)
     fill_buckets([row], shapes)

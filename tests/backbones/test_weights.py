@@ -8,7 +8,6 @@ import shutil
 import jax
 import ml_dtypes
 import numpy as np
-import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText
@@ -30,12 +29,6 @@ from unime_jax import backbones, sharding
 from unime_jax.backbones.io import names, tensor_files, weights
 
 SPELLINGS = ("saved", "modules", "hub")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair of each family, by its model type."""
-    return functools.cache(lambda name: PAIRS[name](tmp_path_factory.mktemp(name) / "folder"))
 
 
 # Of four columns any two meet: tables of names, files and dtypes are handled one after the other.

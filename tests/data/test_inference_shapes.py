@@ -58,8 +58,10 @@ def picture(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def corpus(random: np.random.Generator, images: bool) -> list[Item]:
+@functools.cache
+def corpus(images: bool) -> list[Item]:
     """Texts of all lengths; photographs, icons and panoramas, with and without a text."""
+    random = np.random.default_rng(0)
     texts = [Item("red " * int(n)) for n in np.exp(random.uniform(0, math.log(5000), 80))]
     if not images:
         return texts
@@ -80,7 +82,7 @@ def test_a_mixed_corpus_compiles_few_programs_with_little_padding(tmp_path, name
         assert (layout.patches, layout.table) == (published.patches, published.table)
         assert layout.unpadded == published.unpadded
     sizes = []
-    for item in corpus(np.random.default_rng(0), images=bool(layout.patches)):
+    for item in corpus(images=bool(layout.patches)):
         try:
             row = backbone.preprocess(item)
         except ValueError as error:  # an image of more tokens than there may be

@@ -1,6 +1,7 @@
 """The pipeline as a whole: same bytes for a seed, from any batch on, and bad rows cost nothing."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -82,7 +83,7 @@ def pairs(batch):
     return [(tokens[q, 0], tokens[p, 0]) for q, p in zip(batch.query, batch.positive, strict=True)]
 
 
-def test_the_seed_decides_and_no_process_nor_worker():
+def test_the_seed_decides_and_no_process():
     # Seed decides.
     for got, want in zip(loader(), uninterrupted(), strict=False):
         assert_same(got, want)
@@ -93,11 +94,6 @@ def test_the_seed_decides_and_no_process_nor_worker():
     ids = {int(i) for part in uninterrupted()[0][0].target_id for i in part.reshape(-1)}
     known = {target_hash((f"p{i}", "")) for i in range(500)}
     assert ids - {0} <= known and len(ids) > 4
-
-    # Worker processes change nothing.
-    with contextlib.closing(loader(workers=1, first_batch=3)) as iterator:
-        for got, want in zip(iterator, uninterrupted()[3:6]):
-            assert_same(got, want)
 
 
 @given(st.integers(0, 9))
@@ -132,8 +128,8 @@ def test_any_number_of_processes_reads_the_batch_of_one(processes, position):
 
 KILLED = """
 import os, signal, subprocess
-from tests.data.test_loader import loader
 if __name__ == "__main__":
+    from tests.data.test_loader import loader  # here, as the worker need not import it
     next(loader(workers=1))
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True)
     print(children.stdout.decode(), flush=True)
@@ -238,36 +234,29 @@ def test_a_source_of_bad_rows_or_a_fault_of_ours_ends_the_run():
         loader({"WebQA": SOURCES["a"]}, {"webQA": 1})
 
 
-def test_arrays_of_workers_come_in_shared_memory(monkeypatch):
-    def large():
-        def toy(item):
-            zero = np.zeros((4, 1), np.int32)
-            pixels = np.full((1, 64, 2048), len(item.text), np.uint8)
-            return Row(zero[:, 0], zero, zero - 1, patches=pixels)
+def with_pixels():
+    toy = make_preprocess()
 
-        return toy
+    def pixels(item):
+        return dataclasses.replace(
+            toy(item), patches=np.full((1, 64, 2048), len(item.text), np.uint8)
+        )
 
-    taken = []
-    pack = loader_module.pack
+    return pixels
+
+
+def test_a_file_gives_the_batches_of_its_rows_from_any_batch_on(tmp_path, monkeypatch):
+    """JSON lines on disk, with and without worker processes, beside the rows as a list.
+
+    Arrays of workers come in shared memory.
+    """
+    taken, pack = set(), loader_module.pack
 
     def seen(prepared, **options):
-        taken.extend(type(row.patches).__name__ for example in prepared for row in example.rows)
+        taken.update(type(row.patches).__name__ for example in prepared for row in example.rows)
         return pack(prepared, **options)
 
     monkeypatch.setattr(loader_module, "pack", seen)
-    layout = Layout(patches=64, patch_bytes=2048)
-    shapes = pair_shapes([Bucket(8, 1)], layout, batch_size=BATCH, chunk_size=4)
-    options = {"preprocess": large(), "shapes": shapes}
-    with contextlib.closing(loader(workers=1, **options)) as iterator:
-        got, _ = next(iterator)
-    assert set(taken) == {"SharedMemoryArray"}
-    with contextlib.closing(loader(**options)) as iterator:
-        want, _ = next(iterator)
-    np.testing.assert_array_equal(got.groups[0].patches, want.groups[0].patches)
-
-
-def test_a_file_gives_the_batches_of_its_rows_from_any_batch_on(tmp_path):
-    """JSON lines on disk, with and without worker processes, beside the rows as a list."""
     keys = {"id": "id", "query": "qry", "positive": "pos_text", "negatives": "neg_text"}
     sources, texts = {}, {}
     for name, count in (("a", 60), ("b", 90)):
@@ -280,14 +269,18 @@ def test_a_file_gives_the_batches_of_its_rows_from_any_batch_on(tmp_path):
             f"{name}.jsonl",
         )
     sources = open_pairs(tmp_path, {})
-    shapes = pair_shapes([Bucket(8, 0)], Layout(), batch_size=BATCH, negatives=2, chunk_size=4)
-    want = list(itertools.islice(loader(texts, shapes=shapes), 24))  # more than an epoch
+    layout = Layout(patches=64, patch_bytes=2048)
+    shapes = pair_shapes([Bucket(8, 1)], layout, batch_size=BATCH, negatives=2, chunk_size=4)
+    options = {"shapes": shapes, "preprocess": with_pixels()}
+    want = list(itertools.islice(loader(texts, **options), 24))  # more than an epoch
     assert any(info.dropped_negatives for _, info in want)
     for first, workers in ((0, 0), (17, 0), (3, 2)):
-        options = {"shapes": shapes, "first_batch": first, "workers": workers}
+        taken.clear()
+        options |= {"first_batch": first, "workers": workers}
         with contextlib.closing(loader(sources, **options)) as batches:
             for got, batch in zip(batches, want[first:][:4]):
                 assert_same(got, batch)
+        assert taken == {"SharedMemoryArray" if workers else "ndarray"}
 
 
 def several(name, number):

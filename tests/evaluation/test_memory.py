@@ -9,7 +9,7 @@ from unime_jax.evaluation.encoding.shared_encoder import SharedEncoder
 from unime_jax.evaluation.ranking import DatasetResult
 from unime_jax.evaluation.tasks import composition, mmeb
 
-ROWS, CANDIDATES, POOL, WIDTH = 200, 200, 300, 64
+ROWS, CANDIDATES, POOL, WIDTH = 100, 200, 300, 64
 IMAGE = 100_000  # bytes of a file
 
 

@@ -29,7 +29,7 @@ def test_concurrent_requests_have_the_embeddings_of_encode_and_compile_nothing(
     pair = pair_of(write_folder(tmp_path, vision=VISION, text=TEXT))
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     embedder = Embedder.from_pretrained(
-        pair.backbone.folder, dtype="float32", mesh=mesh, max_length=80
+        pair.backbone.folder, dtype="float32", mesh=mesh, max_length=64
     )
     texts = ["a red circle", "blue " * 12, "a square", "left of <|image_1|> it"]
     images = [picture(28, 28, 0), picture(28, 28, 1), picture(28, 9, 2)]

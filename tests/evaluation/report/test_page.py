@@ -7,6 +7,7 @@ import re
 import time
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.evaluation.tiny_report import (
@@ -99,6 +100,7 @@ def test_images_are_small_and_end_with_the_budget(tmp_path, results, monkeypatch
     assert "more examples left out" in text
 
 
+@pytest.mark.usefixtures("one_curve")
 def test_a_report_without_what_was_not_measured(tmp_path, results):
     # Neither composition nor scores before.
     write_run(tmp_path, results, composition=False)
@@ -156,6 +158,7 @@ def test_examples_are_failures_first_with_the_gold_or_say_that_there_are_none(tm
     assert "✗" not in text
 
 
+@pytest.mark.usefixtures("one_curve")
 def test_the_same_inputs_give_the_same_file(tmp_path, results):
     write_run(tmp_path, results)
     assert write(tmp_path, *results)[0] == write(tmp_path, *results)[0]

@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from tests.evaluation.tiny_report import (
     EVIL,
     TABLE,
@@ -15,6 +17,8 @@ from tests.tables import for_each
 from unime_jax.evaluation import scores
 from unime_jax.evaluation.report import intervals
 from unime_jax.evaluation.report import scores as report_scores
+
+pytestmark = pytest.mark.usefixtures("one_curve")
 
 
 def test_own_sets_have_their_name_and_mmebs_have_mmebs(tmp_path, results):
