@@ -6,6 +6,7 @@ and no script.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -163,6 +164,7 @@ def write_report(
     return path
 
 
+@functools.cache  # which keeps compiled templates
 def environment() -> jinja2.Environment:
     """Templates of this folder, in which texts of data are shown as they are."""
     return jinja2.Environment(
