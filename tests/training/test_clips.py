@@ -61,7 +61,7 @@ def test_steps_are_the_same_on_a_mesh_and_with_kept_features(tmp_path, monkeypat
                 model.graph, kept.EXACT, model.parameters, model.trainable, chunk
             )
             assert vision is not None
-        parameters = kept.drawn(model)
+        parameters = drawn(model)
         batch = loop.to_device(made, mesh)
         results.append(kept.steps(model, parameters, batch, mesh, vision)[:2])
     (losses, trained), (others, again) = results

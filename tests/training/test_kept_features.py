@@ -15,6 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.oracle import EXACT, TEXT, VISION
+from tests.training.states import drawn
 from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, examples
 from tests.training.tiny_batch import LOSS
 from unime_jax import backbones, paths, sharding
@@ -65,20 +66,6 @@ def modelled(backbone, mesh, adapters, trainable, frozen="float32"):
     return state.abstract_model(
         backbone, mesh, adapters=adapters, trainable=trainable, frozen_dtype=jnp.dtype(frozen)
     )
-
-
-def drawn(model):
-    """Parameters by numpy, which compiles nothing."""
-    rng, parameters = np.random.default_rng(0), {}
-    for path, x in model.parameters.items():
-        if x.dtype == jnp.int8:
-            value = rng.integers(-127, 128, x.shape, np.int8)
-        elif path.endswith("kernel_scale"):
-            value = np.full(x.shape, 1e-3, np.float32)
-        else:
-            value = 0.2 * rng.standard_normal(x.shape)
-        parameters[path] = jax.device_put(value.astype(x.dtype), x.sharding)
-    return parameters
 
 
 def batch_of(backbone, mesh):
