@@ -63,9 +63,13 @@ def flops(loss, parameters, remat):
     return costs.flops(jaxpr, [None] * len(jaxpr.in_avals))
 
 
-# A policy is names, which the loops of all families have, by the next test.
-@for_each("write", FAMILIES, quick=[write_bert])
-def test_gradients_are_the_same_whatever_a_layer_computes_again(write, tmp_path):
+# A policy is names, which the loops of all families have, by the next test; layers alone have each.
+@for_each(
+    "write, policies",
+    [*((write, POLICIES) for write in FAMILIES), (write_bert, ("full",))],
+    quick=[(write_bert, ("full",))],
+)
+def test_gradients_are_the_same_whatever_a_layer_computes_again(write, policies, tmp_path):
     loss, parameters = loss_of(write, tmp_path / "model")
     work = {remat: flops(loss, parameters, remat) for remat in ORDER}
     assert list(work.values()) == sorted(work.values())
@@ -77,7 +81,7 @@ def test_gradients_are_the_same_whatever_a_layer_computes_again(write, tmp_path)
 
     plain = gradient("none")
     assert all(np.isfinite(leaf).all() for leaf in plain.values())
-    for remat in POLICIES:
+    for remat in policies:
         assert_same_gradients(gradient(remat), plain)
 
 
@@ -100,7 +104,10 @@ def test_every_loop_over_layers_names_what_policies_keep(write, tmp_path):
 
 
 def test_products_of_codes_and_of_adapters_are_kept_by_name():
-    """Each once: neither a kernel's product nor an adapter's is beside their sum."""
+    """Each once: neither a kernel's product nor an adapter's is beside their sum.
+
+    Gradients are the same by all policies.
+    """
 
     def make(key):
         linear = layers.Linear(32, 32, bias=True, key=key)
@@ -128,6 +135,10 @@ def test_products_of_codes_and_of_adapters_are_kept_by_name():
         pullback = jax.vjp(functools.partial(loss, remat="dots"), trained)[1]
         kept = [x.shape for x in jax.tree.leaves(pullback)].count((4, 7, 32))
         assert kept == 2, codes  # the input and the product
+        if not codes:
+            run = jax.jit(jax.grad(loss), static_argnums=1)
+            for remat in POLICIES:
+                assert_same_gradients(run(trained, remat), run(trained, "none"))
 
 
 def test_offloading_is_refused_where_devices_have_no_host_memory(monkeypatch):
