@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT
 from tests.tables import for_each
 from tests.training.tiny_batch import LOSS, regroup
@@ -49,16 +50,7 @@ def parts_of(dtype):
         return model
 
     graph, shapes = paths.split(jax.eval_shape(make))
-    rng, parameters = np.random.default_rng(0), {}
-    for path, leaf in shapes.items():
-        value = 0.2 * rng.standard_normal(leaf.shape)
-        if leaf.dtype == jnp.int8:
-            value = rng.integers(-127, 128, leaf.shape)
-        elif path.endswith("kernel_scale"):
-            value = np.full(leaf.shape, 2e-3)
-        elif path.endswith(("weight", "magnitude")):
-            value += 1
-        parameters[path] = jnp.asarray(value, leaf.dtype)
+    parameters = drawn(shapes)
     trainable = {path: leaf for path, leaf in parameters.items() if "lora" in path}
     return graph, trainable, {p: leaf for p, leaf in parameters.items() if p not in trainable}
 

@@ -15,6 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.float32 import assert_same_gradients
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT, picture
 from tests.tables import for_each
 from unime_jax import backbones, paths
@@ -37,11 +38,7 @@ def loss_of(write, folder):
     write(folder)
     backbone = backbones.open_backbone(str(folder), max_length=100)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    parameters = {
-        path: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
-        for path, leaf in shapes.items()
-    }
+    parameters = drawn(shapes)
     items = [Item("a text of some words")]
     if backbone.layout.patches:
         items.append(Item("<|image_1|>", (Media("image", picture(30, 40, 0)),)))

@@ -55,18 +55,3 @@ def assert_same(found, wanted):
 
 def steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-
-
-def drawn(model):
-    """Parameters by numpy, which compiles nothing."""
-    rng, parameters = np.random.default_rng(0), {}
-    for path, x in model.parameters.items():
-        if x.dtype == jnp.int8:
-            value = rng.integers(-127, 128, x.shape, np.int8)
-        elif path.endswith("kernel_scale"):
-            value = np.full(x.shape, 1e-3, np.float32)
-        else:
-            value = 0.2 * rng.standard_normal(x.shape)
-            value += path.endswith((".weight", ".lora_magnitude"))  # of norms, about 1
-        parameters[path] = jax.device_put(value.astype(x.dtype), x.sharding)
-    return parameters

@@ -14,8 +14,8 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT, TEXT, VISION, picture
-from tests.training.states import drawn
 from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item, Media
 from unime_jax.data.packing import pack, prepare
@@ -99,7 +99,7 @@ def make_step(backbone, shape, *, adapters, trainable, loss, draws, pairs=range(
         )
         parameters = {path: shaken(path, value) for path, value in parameters.items()}
     else:
-        parameters = drawn(abstract_model)
+        parameters = drawn(abstract_model.parameters)
     longest = 256
     for _ in range(2):  # the second time without padding that all rows have
         shapes = pair_shapes(

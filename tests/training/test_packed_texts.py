@@ -11,6 +11,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
+from tests.models.noise import drawn
 from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.batch import Example, Item
@@ -54,12 +55,7 @@ def opened(family, folder):
     whole = backbones.open_backbone(str(FAMILIES[family](folder)), max_length=256)
     backbone = backbones.language_only(whole, TEACHER)
     abstract = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    parameters = {
-        path: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32)
-        for path, leaf in paths.split(abstract)[1].items()
-    }
-    return backbone, abstract, parameters
+    return backbone, abstract, drawn(paths.split(abstract)[1])
 
 
 def batches(backbone, abstract):
