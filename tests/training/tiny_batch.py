@@ -40,11 +40,9 @@ def parameters(seed=0):
 @functools.cache
 def _draw(seed):
     rng = np.random.default_rng(seed)
-    arrays = (
-        rng.standard_normal((VOCABULARY, WIDTH), np.float32),
-        rng.standard_normal((WIDTH, WIDTH), np.float32),
-        np.full(WIDTH, 0.1, np.float32),
-    )
+    matrix = rng.standard_normal((WIDTH, WIDTH), np.float32)
+    table = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
+    arrays = table, matrix, np.full(WIDTH, 0.1, np.float32)
     with jax.ensure_compile_time_eval():  # whoever asks first may be traced
         return jax.tree.map(jnp.asarray, arrays)
 
