@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT
 from tests.tables import for_each
 from unime_jax import paths, sharding
@@ -45,9 +46,15 @@ class Toy(Vlm):
     def vision_features(self, patches, position, execution):
         rows, tiles, count, values = patches.shape
         x = patches.reshape(rows, tiles * count, values).astype(execution.dtype) / 255
-        maps = jax.random.normal(jax.random.key(1), (1 + self.levels, values, WIDTH))
+        maps = np.random.default_rng(1).standard_normal((1 + self.levels, values, WIDTH))
         table, *deepstack = jnp.einsum("rgv,kvd->krgd", x, maps.astype(execution.dtype))
         return VisionFeatures(table, tuple(deepstack))
+
+
+def toy(levels: int) -> Toy:
+    """One of noise."""
+    graph, shapes = paths.split(jax.eval_shape(lambda: Toy(levels)))
+    return paths.merge(graph, drawn(shapes))
 
 
 SLOT = np.array([[-1, 2, 0, 1, -1], [3, -1, -1, -1, -1]])
@@ -96,7 +103,7 @@ def values(parameters, graph, remat, reference=False):
 
 @for_each("levels, remat, differentiated", [(1, "none", False), (LAYERS, "dots", True)])
 def test_levels_are_added_after_the_first_layers(levels, remat, differentiated):
-    graph, parameters = paths.split(jax.jit(Toy, static_argnums=0)(levels))
+    graph, parameters = paths.split(toy(levels))
 
     def run(reference: bool):
         def value(parameters):
@@ -117,7 +124,7 @@ def test_levels_are_added_after_the_first_layers(levels, remat, differentiated):
 def test_levels_have_a_gradient_and_are_kept_once():
     """Of a loop over layers: no array of the levels for every layer is kept for the backward."""
     rng = np.random.default_rng(3)
-    model = jax.jit(Toy, static_argnums=0)(0)
+    model = toy(0)
     levels = rng.standard_normal((3, ROWS, TOKENS, WIDTH), np.float32)
     x, positions = jnp.ones((ROWS, TOKENS, WIDTH)), inputs().positions
 
@@ -173,7 +180,7 @@ def test_levels_have_a_gradient_and_are_kept_once():
 
 @pytest.mark.slow
 def test_on_a_mesh_the_states_are_the_same():
-    graph, parameters = paths.split(Toy(3))
+    graph, parameters = paths.split(toy(3))
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     rows = jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, P(sharding.ROWS))), inputs()
@@ -186,16 +193,16 @@ def test_on_a_mesh_the_states_are_the_same():
 
 def test_no_levels_are_no_branch_and_too_many_are_refused():
     # Without levels the program has no branch.
-    model = Toy(0)
+    model = toy(0)
     jaxpr = jax.make_jaxpr(lambda i: model.hidden_states(i, EXACT))(inputs())
     assert "cond" not in str(jaxpr)
-    with_levels = Toy(1)
+    with_levels = toy(1)
     assert "cond" in str(jax.make_jaxpr(lambda i: with_levels.hidden_states(i, EXACT))(inputs()))
 
     # More levels than layers are refused.
     with pytest.raises(ValueError, match="5 arrays are to be added after layers, and there are 4"):
         scan.run(
-            Toy(0).language_model.layers,
+            toy(0).language_model.layers,
             lambda layer, x: x,
             jnp.zeros((1, 2)),
             remat="none",

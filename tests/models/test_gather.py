@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.models.noise import drawn
 from unime_jax import paths, sharding
 from unime_jax.models import layers, scan
 from unime_jax.models.vit import MLP
@@ -27,12 +28,17 @@ class Tower(nnx.Module):
 def lowered(remat, *, trained=".*", tokens=TOKENS, shape=(2, 4, 1), int8=False, dtype="bfloat16"):
     """The gradient of a tower's trained parameters, lowered for a mesh, and its arguments."""
     mesh = sharding.make_mesh(*shape)
-    tower = Tower(jax.random.key(0))
-    if int8:
-        layers.quantize(tower, {f"{path}.kernel" for path, _ in layers.linears(tower)})
-    graph, parameters = paths.split(tower)
+
+    def make():
+        tower = Tower(jax.random.key(0))
+        if int8:
+            layers.quantize(tower, {f"{path}.kernel" for path, _ in layers.linears(tower)})
+        return tower
+
+    graph, shapes = paths.split(jax.eval_shape(make))
+    parameters = drawn(shapes)
     placed = sharding.parameter_shardings(mesh, {p: v.shape for p, v in parameters.items()})
-    x = jax.random.normal(jax.random.key(1), (ROWS, tokens, WIDTH), dtype)
+    x = np.random.default_rng(1).standard_normal((ROWS, tokens, WIDTH)).astype(dtype)
 
     def loss(trained, frozen, x):
         y = paths.merge(graph, trained, frozen)(x, remat)

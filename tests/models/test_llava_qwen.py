@@ -172,7 +172,7 @@ def test_recorded_tokens(backbone, case):
 
 
 # The others' rows are of the same kinds, as their tokens are above.
-@for_each("case", CASES, quick=("mixed_batch", "text_only_dummy"))
+@for_each("case", CASES, quick=("image_token_moved_to_front", "text_only_dummy"))
 def test_recorded_embeddings(backbone, on_blocks, case):
     facts, data = recorded(case)
     rows = rows_of(backbone, facts, data)

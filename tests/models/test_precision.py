@@ -32,7 +32,13 @@ FAMILIES = {
     "bert": tiny_texts.write_bert,
     "nvembed": tiny_texts.write_nv_embed,
 }
-DORA = lora.LoraConfig(rank=2, alpha=4.0, dora=True, targets=((".*", True),))
+# Kernels of all kinds of layers; the same code adapts the others.
+DORA = lora.LoraConfig(
+    rank=2,
+    alpha=4.0,
+    dora=True,
+    targets=((r".*\.(q_proj|qkv|query|down_proj|fc2)", True), (".*", False)),
+)
 CONTRASTIVE = objectives.Contrastive(
     objective="contrastive",
     temperature=0.05,

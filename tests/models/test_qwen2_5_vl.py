@@ -12,7 +12,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from tests.backbones.tiny_families import DECODER
 from tests.backbones.tiny_qwen import write_qwen2_5_vl
 from tests.float32 import assert_same_rows
-from tests.models.oracle import EXACT, packed, pair_of, picture, torch_hidden
+from tests.models.oracle import EXACT, embedded_by, packed, pair_of, picture, torch_hidden
 from tests.models.test_qwen2_vl import FindsPositions, close, random, table_of
 from unime_jax import backbones
 from unime_jax.backbones.qwen2_5_vl import qwen2_5_vl
@@ -151,8 +151,7 @@ def test_whole_model_alone_and_in_a_batch(pair):
     tokens = max(len(row.tokens) for row in rows)
     tiles = max(len(row.patches) for row in rows if row.patches is not None)
     inputs, numbers = packed(pair, items(), tokens + 3, tiles + 1)
-    run = jax.jit(lambda i: (pair.model.hidden_states(i, EXACT), pair.model(i, EXACT)))
-    hidden, embeddings = map(np.asarray, run(inputs))
+    embeddings, hidden = map(np.asarray, embedded_by(pair.model, inputs, ("hidden_states",)))
     assert pair.model.language_model.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
     assert np.isfinite(hidden).all()
     theirs = dataclasses.replace(pair, torch_model=FindsPositions(pair.torch_model))
@@ -166,7 +165,8 @@ def test_whole_model_alone_and_in_a_batch(pair):
     # Alone, in rows of other lengths.
     for one, number in list(zip(items(), numbers, strict=True))[5:8]:
         alone, _ = packed(pair, [one], tokens + 9, tiles + 2)
-        np.testing.assert_allclose(run(alone)[1][0], embeddings[number], atol=1e-5)
+        found = embedded_by(pair.model, alone, ())[0][0]
+        np.testing.assert_allclose(found, embeddings[number], atol=1e-5)
 
     # Bare texts have plain positions, and bfloat16 stays close.
     raw = backbones.open_backbone(str(pair.backbone.folder), max_length=512, processing=RAW)

@@ -185,10 +185,10 @@ def test_every_part_against_transformers(pair):
 
 
 def test_whole_model_in_any_company(pair):
-    """Everything in one padded chunk, each item against its own run in transformers."""
+    """Everything in one chunk, each item against its own run in transformers."""
     rows = [pair.backbone.preprocess(item) for item in ITEMS]
-    tokens = max(len(row.tokens) for row in rows) + 3
-    tiles = max(len(row.patches) for row in rows if row.patches is not None) + 1
+    tokens = max(len(row.tokens) for row in rows)
+    tiles = max(len(row.patches) for row in rows if row.patches is not None)
     run = jax.jit(lambda i: pair.model.hidden_states(i, EXACT))
 
     def embed(inputs):
@@ -202,14 +202,12 @@ def test_whole_model_in_any_company(pair):
         assert bool(item.media) == bool((row.positions != row.positions[:, :1]).any())
         assert_same_rows(hidden[number, : len(row.tokens)], torch_hidden(theirs, item))
 
-    # Padding and neighbours do not matter: alone, and beside others in another order.
+    # Neighbours do not matter: beside its likes, and beside others in another order.
     embeddings = embed(inputs)[numbers]
     for some in ([ITEMS[5]] * len(ITEMS), ITEMS[::-1]):
         inputs, numbers = packed(pair, some, tokens, tiles)
         expected = [embeddings[ITEMS.index(item)] for item in some]
         np.testing.assert_allclose(embed(inputs)[numbers], expected, atol=1e-5)
-    alone, _ = packed(pair, [ITEMS[5]], len(rows[5].tokens), len(rows[5].patches))
-    np.testing.assert_allclose(embed(alone)[0], embeddings[5], atol=1e-5)
     rough = dataclasses.replace(EXACT, dtype=jnp.dtype("bfloat16"))
     inputs, numbers = packed(pair, ITEMS[:4], tokens, tiles)
     found = np.asarray(jax.jit(lambda i: pair.model(i, rough))(inputs))[numbers]

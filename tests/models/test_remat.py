@@ -15,6 +15,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.float32 import assert_same_gradients
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT, picture
 from tests.tables import for_each
 from unime_jax import backbones, paths
@@ -37,11 +38,7 @@ def loss_of(write, folder):
     write(folder)
     backbone = backbones.open_backbone(str(folder), max_length=100)
     graph, shapes = paths.split(jax.eval_shape(backbone.make_model, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    parameters = {
-        path: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
-        for path, leaf in shapes.items()
-    }
+    parameters = drawn(shapes)
     items = [Item("a text of some words")]
     if backbone.layout.patches:
         items.append(Item("<|image_1|>", (Media("image", picture(30, 40, 0)),)))
@@ -63,21 +60,25 @@ def flops(loss, parameters, remat):
     return costs.flops(jaxpr, [None] * len(jaxpr.in_avals))
 
 
-# A policy is names, which the loops of all families have, by the next test.
-@for_each("write", FAMILIES, quick=[write_bert])
-def test_gradients_are_the_same_whatever_a_layer_computes_again(write, tmp_path):
+# A policy is names, which the loops of all families have, by the next test; layers alone have each.
+@for_each(
+    "write, policies",
+    [*((write, POLICIES) for write in FAMILIES), (write_bert, ("full",))],
+    quick=[(write_bert, ("full",))],
+)
+def test_gradients_are_the_same_whatever_a_layer_computes_again(write, policies, tmp_path):
     loss, parameters = loss_of(write, tmp_path / "model")
     work = {remat: flops(loss, parameters, remat) for remat in ORDER}
     assert list(work.values()) == sorted(work.values())
     # Without the MLP's wide layers, and without any
-    assert work["dots"] < work["attention"] < work["full"]
+    assert work["attention_up"] < work["attention"] < work["full"]
 
     def gradient(remat):
         return jax.jit(jax.grad(lambda p: loss(p, remat)))(parameters)
 
     plain = gradient("none")
     assert all(np.isfinite(leaf).all() for leaf in plain.values())
-    for remat in POLICIES:
+    for remat in policies:
         assert_same_gradients(gradient(remat), plain)
 
 
@@ -100,7 +101,10 @@ def test_every_loop_over_layers_names_what_policies_keep(write, tmp_path):
 
 
 def test_products_of_codes_and_of_adapters_are_kept_by_name():
-    """Each once: neither a kernel's product nor an adapter's is beside their sum."""
+    """Each once: neither a kernel's product nor an adapter's is beside their sum.
+
+    Gradients are the same by all policies.
+    """
 
     def make(key):
         linear = layers.Linear(32, 32, bias=True, key=key)
@@ -128,6 +132,10 @@ def test_products_of_codes_and_of_adapters_are_kept_by_name():
         pullback = jax.vjp(functools.partial(loss, remat="dots"), trained)[1]
         kept = [x.shape for x in jax.tree.leaves(pullback)].count((4, 7, 32))
         assert kept == 2, codes  # the input and the product
+        if not codes:
+            run = jax.jit(jax.grad(loss), static_argnums=1)
+            for remat in POLICIES:
+                assert_same_gradients(run(trained, remat), run(trained, "none"))
 
 
 def test_offloading_is_refused_where_devices_have_no_host_memory(monkeypatch):

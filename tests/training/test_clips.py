@@ -7,6 +7,7 @@ import pytest
 from tests.backbones.images import picture
 from tests.backbones.tiny_clips import clip
 from tests.backbones.tiny_qwen3 import write_qwen3_vl
+from tests.models.noise import drawn
 from tests.training import test_kept_features as kept
 from tests.training.test_mesh_invariance import PAIRS
 from unime_jax import backbones, sharding
@@ -61,7 +62,7 @@ def test_steps_are_the_same_on_a_mesh_and_with_kept_features(tmp_path, monkeypat
                 model.graph, kept.EXACT, model.parameters, model.trainable, chunk
             )
             assert vision is not None
-        parameters = kept.drawn(model)
+        parameters = drawn(model.parameters)
         batch = loop.to_device(made, mesh)
         results.append(kept.steps(model, parameters, batch, mesh, vision)[:2])
     (losses, trained), (others, again) = results

@@ -18,7 +18,7 @@ def test_chunked_gradient_equals_unchunked():
     However many rows are live: nothing recompiles.
     """
     trainable, frozen = parameters()
-    weight = jax.random.normal(jax.random.key(5), (32, WIDTH))
+    weight = np.random.default_rng(5).standard_normal((32, WIDTH), np.float32)
 
     @jax.jit
     def unchunked(p, inputs, weight):

@@ -14,6 +14,7 @@ import pytest
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT, TEXT, VISION
 from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, examples
 from tests.training.tiny_batch import LOSS
@@ -67,20 +68,6 @@ def modelled(backbone, mesh, adapters, trainable, frozen="float32"):
     )
 
 
-def drawn(model):
-    """Parameters by numpy, which compiles nothing."""
-    rng, parameters = np.random.default_rng(0), {}
-    for path, x in model.parameters.items():
-        if x.dtype == jnp.int8:
-            value = rng.integers(-127, 128, x.shape, np.int8)
-        elif path.endswith("kernel_scale"):
-            value = np.full(x.shape, 1e-3, np.float32)
-        else:
-            value = 0.2 * rng.standard_normal(x.shape)
-        parameters[path] = jax.device_put(value.astype(x.dtype), x.sharding)
-    return parameters
-
-
 def batch_of(backbone, mesh):
     """Shapes, and a batch of texts and images."""
     shapes = shapes_of(backbone)
@@ -130,7 +117,7 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     """LoRA on an int8 decoder, on a mesh; with texts, and chunks without rows."""
     backbone, mesh = opened("llava_onevision"), sharding.make_mesh(2, 2, 1, jax.devices()[:4])
     model, batch = modelled(backbone, mesh, DECODER, ADAPTERS, "int8"), batch_of(backbone, mesh)
-    parameters = drawn(model)
+    parameters = drawn(model.parameters)
     assert [group.patches is None for group in batch.groups] == [True, False]
     assert not any(group.live[-1].any() for group in batch.groups)
 
@@ -169,7 +156,7 @@ def test_every_family_reads_its_features_in_the_place_of_patches(opened):
             expected = own.vision_features(first.patches, first.patch_position, EXACT)
             return own.project(tower, EXACT), tokens, expected, kept[1].vision
 
-        projected, tokens, expected, all_chunks = tables(drawn(model), group)
+        projected, tokens, expected, all_chunks = tables(drawn(model.parameters), group)
         equal(projected, expected)
         equal(tokens, expected)
         assert np.any(expected.table), family

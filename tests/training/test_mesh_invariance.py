@@ -14,6 +14,7 @@ from tests.backbones.tiny_families import write_llava_next
 from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.models.noise import drawn
 from tests.models.oracle import EXACT, TEXT, VISION, picture
 from unime_jax import backbones, sharding
 from unime_jax.batch import Example, Item, Media
@@ -61,10 +62,10 @@ def folder_of(family, path):
     return path
 
 
-def examples():
+def examples(pairs=range(PAIRS)):
     """Pairs of texts, images and both; two queries have one target."""
     found = []
-    for i in range(PAIRS):
+    for i in pairs:
         image = picture(28 + 9 * i, 70 - 5 * i, i)
         query = Item(f"<|image_1|>\nWhat is shown, number {i}?", (Media(f"{i}.png", image),))
         target = (
@@ -83,28 +84,32 @@ def shaken(path, value):
     return jax.device_put(np.asarray(value) + noise.astype(np.float32), value.sharding)
 
 
-def make_step(backbone, shape, *, adapters, trainable, loss, given=None):
+def make_step(backbone, shape, *, adapters, trainable, loss, draws, pairs=range(PAIRS)):
     """A mesh, the step on it, its state before the first, and a batch.
 
-    Parameters are drawn on the mesh, or those of the host that are given.
+    Parameters are drawn on the mesh, or noise of the host.
     """
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     abstract_model = state.abstract_model(
         backbone, mesh, adapters=adapters, trainable=trainable, frozen_dtype=jnp.dtype("float32")
     )
-    if given is None:
+    if draws:
         parameters = state.make_parameters(
             backbone, abstract_model, adapters=adapters, init="random", seed=0
         )
         parameters = {path: shaken(path, value) for path, value in parameters.items()}
     else:
-        targets = abstract_model.parameters
-        parameters = {p: jax.device_put(given[p], target.sharding) for p, target in targets.items()}
+        parameters = drawn(abstract_model.parameters)
     longest = 256
     for _ in range(2):  # the second time without padding that all rows have
-        bucket = Bucket(longest, 5)
-        shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
-        rows = [prepare(example, backbone.preprocess, shapes) for example in examples()]
+        shapes = pair_shapes(
+            [Bucket(longest, 5)],
+            backbone.layout,
+            batch_size=len(pairs),
+            negatives=1,
+            chunk_size=8,
+        )
+        rows = [prepare(example, backbone.preprocess, shapes) for example in examples(pairs)]
         longest = max(len(row.tokens) for example in rows for row in example.rows)
     batch = loop.to_device(pack(rows, shapes, ["pictures"])[0], mesh)
     # Momentum, not Adam: where a gradient is zero but for rounding, Adam makes that a whole step.
@@ -124,11 +129,9 @@ def make_step(backbone, shape, *, adapters, trainable, loss, given=None):
     return mesh, train_step, now, batch
 
 
-def run(backbone, shape, *, adapters, trainable, loss, steps, given=None):
+def run(backbone, shape, *, steps, **settings):
     """Losses of the steps, all parameters before them, and what was trained, on the host."""
-    mesh, train_step, now, batch = make_step(
-        backbone, shape, adapters=adapters, trainable=trainable, loss=loss, given=given
-    )
+    mesh, train_step, now, batch = make_step(backbone, shape, **settings)
     losses = []
     with jax.set_mesh(mesh):
         before = jax.device_get(now.trainable | now.frozen)
@@ -141,11 +144,15 @@ def run(backbone, shape, *, adapters, trainable, loss, steps, given=None):
 SETTINGS = {
     "all": dict(adapters=NONE, trainable=((".*", True),), loss=LOSS),
     "dora": dict(adapters=DORA, trainable=((r".*\.lora_.*", True), (".*", False)), loss=LOSS),
-    # Both in one compilation: adapters beside everything that they adapt, but a frozen tower.
+    # Both in one compilation: adapters beside everything that they adapt, but a frozen tower. Some
+    # kernels have them that are cut by columns, and some by rows.
     "both": dict(
-        adapters=DORA,
+        adapters=dataclasses.replace(
+            DORA, targets=((r".*\.(q|out|down)_proj", True), (".*", False))
+        ),
         trainable=((r"vision_tower\..*(bias|kernel)", False), (".*", True)),
         loss=PLAIN,
+        pairs=range(2, 6),
     ),
 }
 
@@ -155,23 +162,22 @@ def alone(tmp_path_factory):
     """A family's backbone, and its run on one device; made once."""
     made = {}
 
-    def get(family, settings, steps):
+    def get(family, settings, **options):
         if (family, settings) not in made:
             folder = folder_of(family, tmp_path_factory.mktemp(family) / "folder")
             backbone = backbones.open_backbone(str(folder), max_length=256)
             made[family, settings] = (
                 backbone,
-                run(backbone, (1, 1, 1), steps=steps, **SETTINGS[settings]),
+                run(backbone, (1, 1, 1), **options, **SETTINGS[settings]),
             )
         return made[family, settings]
 
     return get
 
 
-def check(alone, family, settings, shape, *, draws, steps):
-    backbone, (losses, before, trained) = alone(family, settings, steps)
-    given = None if draws else before
-    found, _, ours = run(backbone, shape, steps=steps, given=given, **SETTINGS[settings])
+def check(alone, family, settings, shape, **options):
+    backbone, (losses, before, trained) = alone(family, settings, **options)
+    found, _, ours = run(backbone, shape, **options, **SETTINGS[settings])
     assert losses[-1] < losses[0] - 1e-3
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     moved = 0

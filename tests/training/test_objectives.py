@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.losses.loops import reference
 from tests.training import tiny_batch
 from unime_jax import losses, sharding
 from unime_jax.batch import Batch, Inputs
@@ -224,7 +225,25 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
         contrastive=dataclasses.replace(tiny_batch.LOSS, hard_negatives=None, symmetric=False),
     )
     judged = jax.jit(objectives.judge_distillation, static_argnames=("config", "sources"))
-    contrastive = jax.jit(objectives.contrastive, static_argnames="config")
+    target_id = np.concatenate([np.ravel(x) for x in batch.target_id])
+
+    def contrast(**options):
+        """By loops, with the options that judged ones have below."""
+        return reference(
+            table[batch.query],
+            table,
+            batch.positive,
+            target_id=target_id,
+            explicit_negatives=batch.negative,
+            candidate_mask=target_id != 0,
+            **options,
+        )
+
+    plain = dict(temperature=tiny_batch.LOSS.temperature)
+    weighed = dict(
+        false_negative_margin=tiny_batch.LOSS.false_negative_margin,
+        hardness=tiny_batch.LOSS.hardness,
+    )
 
     def loss(config, plain=None, temperature=None):
         return judged(
@@ -238,17 +257,16 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     assert metrics["judged_queries"] == metrics["source_rows"][0] == 2
 
     both = dataclasses.replace(config, contrastive_weight=0.5)
-    contrast, others = contrastive(embeddings, batch, config=config.contrastive)
+    expected = contrast(**plain, **weighed)
     combined, metrics = loss(both)
-    np.testing.assert_allclose(combined, wanted + 0.5 * contrast, rtol=1e-4)
+    np.testing.assert_allclose(combined, wanted + 0.5 * expected.loss, rtol=1e-4)
     np.testing.assert_allclose(metrics["judge_loss"], wanted, rtol=1e-4)
-    np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
-    assert metrics["batch_accuracy"] == others["batch_accuracy"]
-    assert metrics["source_rows"][0] == 16 - others["rows_without_negatives"]
+    np.testing.assert_allclose(metrics["contrastive_loss"], expected.loss, rtol=1e-4)
+    assert metrics["batch_accuracy"] == np.float32(expected.metrics["batch_accuracy"])
+    assert metrics["source_rows"][0] == 16 - expected.metrics["rows_without_negatives"]
 
     # The first steps are InfoNCE alone, whatever the weight.
-    plain = dataclasses.replace(config.contrastive, false_negative_margin=None, hardness=0.0)
-    infonce, _ = contrastive(embeddings, batch, config=plain)
+    infonce = contrast(**plain).loss
     for part in (config, both):
         np.testing.assert_allclose(loss(part, plain=jnp.array(True))[0], infonce, rtol=1e-5)
     np.testing.assert_allclose(loss(both, plain=jnp.array(False))[0], combined, rtol=1e-5)
@@ -256,8 +274,8 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     # A learned temperature is of the contrastive loss alone; the form is of the judge's.
     warm = jnp.float32(0.5)
     _, metrics = loss(dataclasses.replace(both, form="rank_kl"), temperature=warm)
-    contrast, _ = contrastive(embeddings, batch, config=config.contrastive, temperature=warm)
-    np.testing.assert_allclose(metrics["contrastive_loss"], contrast, rtol=1e-4)
+    expected = contrast(temperature=warm, **weighed)
+    np.testing.assert_allclose(metrics["contrastive_loss"], expected.loss, rtol=1e-4)
     alone = jax.jit(functools.partial(losses.judge_distillation, temperature=0.05, form="rank_kl"))
     ranked = [alone(cosines[0][None], judge[2:3, :2]), alone(cosines[1][None], judge[3:4])]
     np.testing.assert_allclose(metrics["judge_loss"], (ranked[0][0] + ranked[1][0]) / 2, rtol=1e-4)

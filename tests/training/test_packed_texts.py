@@ -11,6 +11,7 @@ from tests.backbones.tiny_folders import write_folder
 from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
+from tests.models.noise import drawn
 from tests.tables import for_each
 from unime_jax import backbones, paths
 from unime_jax.batch import Example, Item
@@ -54,11 +55,7 @@ def opened(family, folder):
     whole = backbones.open_backbone(str(FAMILIES[family](folder)), max_length=256)
     backbone = backbones.language_only(whole, TEACHER)
     abstract = jax.eval_shape(backbone.make_model, jax.random.key(0))
-    return (
-        backbone,
-        abstract,
-        jax.jit(lambda key: paths.split(backbone.make_model(key))[1])(jax.random.key(0)),
-    )
+    return backbone, abstract, drawn(paths.split(abstract)[1])
 
 
 def batches(backbone, abstract):
@@ -104,8 +101,8 @@ def test_losses_and_gradients_of_rows_of_several_texts(family, objective, tmp_pa
     for batch in batches(backbone, abstract):
 
         def value(p, batch=batch):
-            # One chunk of each bucket is kept, and others are merged, by texts of all rows.
-            kept, merged = ((1, 1), 2) if recompute and len(batch.groups) == 2 else ((), 1)
+            # Of rows of several texts a chunk is kept, and others are merged; all others are kept.
+            kept, merged = ((1, 9), 2) if recompute and len(batch.groups) == 2 else ((), 1)
             return batch_loss(
                 encode, p, {}, batch, objective, recompute=recompute, kept=kept, merged=merged
             )

@@ -39,14 +39,12 @@ def parameters(seed=0):
 
 @functools.cache
 def _draw(seed):
-    @jax.jit
-    def draw():
-        a, b = jax.random.split(jax.random.key(seed))
-        table = jax.random.normal(a, (VOCABULARY, WIDTH))
-        return table, jax.random.normal(b, (WIDTH, WIDTH)), jnp.full(WIDTH, 0.1)
-
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((WIDTH, WIDTH), np.float32)
+    table = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
+    arrays = table, matrix, np.full(WIDTH, 0.1, np.float32)
     with jax.ensure_compile_time_eval():  # whoever asks first may be traced
-        return draw()
+        return jax.tree.map(jnp.asarray, arrays)
 
 
 def group(chunks, rows, live, seed, tokens=7):
