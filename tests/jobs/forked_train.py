@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-import pytest
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -97,7 +96,7 @@ def all_disturbed(
     the longest time in seconds from a signal to the end.
     """
     if plain:
-        plain_steps.replace(pytest.MonkeyPatch())
+        plain_steps.replace_here()
     found = [
         disturbed(ConfigDict(config), folder / str(number), of_one)
         for number, of_one in enumerate(ends)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from tests import children
-from tests.jobs import tiny_run
+from tests.jobs import plain_steps, tiny_run
 from tests.jobs.tiny_run import checkpoint_steps, metrics
 from tests.multihost import launch, reader, recording
 from unime_jax.data import formats, mixture
@@ -59,12 +59,17 @@ def until_step(run: launch.Run, workdir: pathlib.Path, step: int) -> None:
     run.wait_until(lambda: [line for line in metrics(workdir) if line["step"] >= step])
 
 
-def test_two_processes_take_the_steps_of_one(config, straight, workdir):
-    """The first two, to be quick; from end to end they are compared below."""
-    run = launch.start(config, workdir, 2)
+def test_two_processes_take_the_steps_of_one(
+    config, plain_step, workdir, tmp_path_factory, monkeypatch
+):
+    """The first two, of the same pairs, without the model; real ones to the end are below."""
+    run = launch.start(config, workdir, 2, before=plain_steps.replace_here)
     until_step(run, workdir, 2)
     run.kill()
-    same_losses(workdir, straight, steps=2)
+    monkeypatch.setattr(train.export, "write", lambda *_: None)
+    alone = tmp_path_factory.mktemp("plain")
+    train.run(config, alone)
+    same_losses(workdir, alone, steps=2)
 
 
 # Two processes, each 4 devices
