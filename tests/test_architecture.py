@@ -40,7 +40,7 @@ SETTINGS = {"training.settings", "training.loss_settings"}  # plain data, which 
 
 
 @functools.cache
-def statements(file: pathlib.Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
+def import_statements(file: pathlib.Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
     """A module's imports: those at its top level, and all."""
     tree = ast.parse(file.read_text())
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -51,7 +51,7 @@ def statements(file: pathlib.Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
 def imported(file: pathlib.Path) -> set[str]:
     """The packages and top-level modules that a module imports of this package."""
     names = set()
-    for node in statements(file)[1]:
+    for node in import_statements(file)[1]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unime_jax":
             _, *below = (node.module or "").split(".")
             names |= {below[0]} if below else {alias.name for alias in node.names}
@@ -72,7 +72,7 @@ def test_no_package_imports_jobs(package):
 def test_only_a_job_imports_integrations_and_only_where_it_is_asked_to():
     # Nor does anything else import their libraries.
     for file in PACKAGE.rglob("*.py"):
-        tops, nodes = statements(file)
+        tops, nodes = import_statements(file)
         if file.is_relative_to(PACKAGE / "integrations"):
             continue
         of_integrations = "integrations" in imported(file)
@@ -105,7 +105,7 @@ def imports() -> dict[str, set[str]]:
     known = modules()
     edges: dict[str, set[str]] = {}
     for name, file in known.items():
-        nodes = [n for n in statements(file)[1] if isinstance(n, ast.ImportFrom)]
+        nodes = [n for n in import_statements(file)[1] if isinstance(n, ast.ImportFrom)]
         own = [node for node in nodes if (node.module or "").split(".")[0] == "unime_jax"]
         below = [((node.module or "").removeprefix("unime_jax").lstrip("."), node) for node in own]
         named = {f"{base}.{alias.name}".lstrip(".") for base, n in below for alias in n.names}

@@ -156,7 +156,7 @@ def test_our_embedder_and_others_give_the_embeddings(exported):
 
 @pytest.fixture(scope="module")
 def zeros(data, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-    """As `exported`, of embeddings that are not tied, and of images of zeros where none are."""
+    """As `exported`: embeddings are not tied, and an image that is not there is one of zeros."""
     base = tmp_path_factory.mktemp("llave_zeros")
     folder = write_llava_qwen(base / "original", mm_newline_position="grid")
     config = run_config(data, folder)
