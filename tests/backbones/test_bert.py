@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
 
 from tests.backbones.checkpoints import DTYPES, assert_same, targets, tensors
+from tests.backbones.tiny_texts import BERT, write_bert
+from tests.models.oracle import EXACT, load
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.batch import Item
@@ -24,13 +26,6 @@ from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.export import folder as hf_folder
 from unime_jax.inference.encode import make_encoder
 from unime_jax.models import forward
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-
-from tests.backbones.tiny_texts import BERT, write_bert  # noqa: E402
-from tests.models.oracle import EXACT, load  # noqa: E402
 
 CLOSE = 1e-5  # largest absolute difference between unit vectors, float32
 TEXTS = [

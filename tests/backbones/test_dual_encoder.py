@@ -11,13 +11,17 @@ import peft
 import pytest
 import torch
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.models.siglip2.image_processing_pil_siglip2 import (
+    get_image_size_for_max_num_patches,
+)
 
 from tests.backbones.checkpoints import DTYPES, assert_same, tensors
 from tests.backbones.test_peft_targets import write_adapter
 from tests.backbones.tiny_dual_encoders import LENGTH, write_clip, write_siglip, write_siglip2
 from tests.models.oracle import EXACT, load, picture
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, paths, sharding
 from unime_jax.backbones import Processing, open_backbone
 from unime_jax.backbones.dual_encoder.tiles import grid_of
@@ -26,14 +30,6 @@ from unime_jax.data.bucket_filling import fill_buckets
 from unime_jax.data.shapes import BatchShapes, Bucket
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import transformers_check
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer  # noqa: E402
-from transformers.models.siglip2.image_processing_pil_siglip2 import (  # noqa: E402
-    get_image_size_for_max_num_patches,
-)
 
 CLOSE = 1e-4  # largest absolute difference between unit vectors, float32
 TEXTS = ["", "a", "A red circle, left of a BLUE square!", "red circle " * 20, "\u00fc \u4e2d  's"]

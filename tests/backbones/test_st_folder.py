@@ -11,19 +11,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from tests.backbones.tiny_families import write_llava_next
+from tests.backbones.tiny_texts import write_bert
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, sharding
 from unime_jax.backbones.io import st_folder
 from unime_jax.export import self_check
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-
-from tests.backbones.tiny_texts import write_bert  # noqa: E402
 
 TEXTS = ["a man", "two dogs, left of a blue square", "red circle " * 40]
 PROMPTS = {"query": "find: ", "passage": "", "odd": "the sea of "}

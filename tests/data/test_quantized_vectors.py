@@ -5,15 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from sentence_transformers.util.quantization import quantize_embeddings
 
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax.data import quantized_vectors
 from unime_jax.data.quantized_vectors import Quantization, quantized, ranges_of
-
-import_torchvision()
-
-from sentence_transformers.util.quantization import quantize_embeddings  # noqa: E402
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 

@@ -10,21 +10,17 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 from tests.backbones.test_peft_targets import write_adapter
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.backbones.tiny_texts import write_bert
 from tests.models.oracle import pair_of, picture
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, sharding
 from unime_jax.backbones import Processing
 from unime_jax.backbones.io import model_folders
 from unime_jax.export import saved_model
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
 
 LONG = "left of a blue square " * 40
 TEXTS = ["a red circle", LONG]

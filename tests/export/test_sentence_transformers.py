@@ -15,25 +15,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
-from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
-from unime_jax.export import sentence_transformers as layout
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from transformers import (  # noqa: E402
+from sentence_transformers import SentenceTransformer
+from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
-from transformers.utils.chat_template_utils import render_jinja_template  # noqa: E402
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.backbones.tiny_families import DECODER, write_llava_next  # noqa: E402
-from tests.backbones.tiny_folders import write_folder  # noqa: E402
-from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl  # noqa: E402
+from tests.backbones.tiny_families import DECODER, write_llava_next
+from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
+from tests.tables import for_each
+from unime_jax.export import sentence_transformers as layout
 
 MAX_LENGTH = 512
 PROMPTS = {"query": "find: "}

@@ -12,25 +12,20 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
 
+from tests.backbones.tiny_families import write_llava_next
+from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_qwen import write_qwen2_vl
+from tests.models.oracle import TEXT, VISION, load, pair_of
 from tests.tables import for_each
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder, backbones, paths, sharding
 from unime_jax.backbones import Processing
 from unime_jax.backbones.preprocessing import processing
 from unime_jax.data.truncation import truncated
 from unime_jax.export import folder as hf_folder
 from unime_jax.export import sentence_transformers as layout
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from transformers import AutoModel, AutoProcessor  # noqa: E402
-
-from tests.backbones.tiny_families import write_llava_next  # noqa: E402
-from tests.backbones.tiny_folders import write_folder  # noqa: E402
-from tests.backbones.tiny_qwen import write_qwen2_vl  # noqa: E402
-from tests.models.oracle import TEXT, VISION, load, pair_of  # noqa: E402
 
 MAX_LENGTH = 140
 FAMILIES = {

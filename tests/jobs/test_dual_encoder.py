@@ -5,21 +5,17 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 
 from tests.backbones.checkpoints import tensors
 from tests.backbones.tiny_dual_encoders import write_clip
 from tests.jobs import tiny_run
 from tests.jobs.test_own import make_config
 from tests.models.oracle import picture
-from tests.torchvision_ops import import_torchvision
 from unime_jax import Embedder
 from unime_jax.evaluation import scores
 from unime_jax.jobs import train
 from unime_jax.training import automatic
-
-import_torchvision()
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
 
 PIXELS = picture(40, 31, 1)
 TEXTS = ["a red circle", "Represent the given image for classification, please."]

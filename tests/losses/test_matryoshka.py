@@ -4,18 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-
-from tests.torchvision_ops import import_torchvision
-from unime_jax.losses import contrastive, graded_pairs, matryoshka
-from unime_jax.losses.matryoshka import prefix
-
-import_torchvision()
-
-from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
+from sentence_transformers.sentence_transformer.losses import (
     CoSENTLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+
+from unime_jax.losses import contrastive, graded_pairs, matryoshka
+from unime_jax.losses.matryoshka import prefix
 
 
 class Given(torch.nn.Module):
