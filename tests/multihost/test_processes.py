@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import time
+from concurrent import futures
 
 import pytest
 
@@ -56,6 +57,17 @@ def last_word(ended: children.Child) -> str:
     return ended.said()
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """By what process 1 of 3 does, how all end; both at once, as they wait most of the time."""
+    with futures.ThreadPoolExecutor() as pool:
+        ends = {
+            what: pool.submit(members, tmp_path_factory.mktemp(what), "wait", what, "wait")
+            for what in ("raise", "killed")
+        }
+    return {what: end.result() for what, end in ends.items()}
+
+
 @pytest.mark.slow
 def test_who_is_done_early_waits_for_the_others(tmp_path):
     """Longer than the heartbeat timeout, which is for processes that are silent."""
@@ -67,10 +79,8 @@ def test_who_is_done_early_waits_for_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing, tmp_path):
-    whats = ["wait", "wait", "wait"]
-    whats[failing] = "raise"
-    found, seconds = members(tmp_path, *whats)
+def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing, ended, tmp_path):
+    found, seconds = ended["raise"] if failing else members(tmp_path, "raise", "wait", "wait")
     assert [code for code, _ in found] == [1, 1, 1], found
     for number, (_, text) in enumerate(found):
         assert "error: this one has no data" in text and "The same command" in text
@@ -81,11 +91,9 @@ def test_an_error_in_one_process_ends_all_and_is_told_by_all(failing, tmp_path):
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_is_killed_ends_the_others(killed, tmp_path):
+def test_a_process_that_is_killed_ends_the_others(killed, ended, tmp_path):
     """They wait for it, and cannot be told; JAX notices its silence, and aborts them."""
-    whats = ["wait", "wait", "wait"]
-    whats[killed] = "killed"
-    found, seconds = members(tmp_path, *whats)
+    found, seconds = ended["killed"] if killed else members(tmp_path, "killed", "wait", "wait")
     assert found[killed][0] == -9
     for number, (code, text) in enumerate(found):
         if number == killed:
