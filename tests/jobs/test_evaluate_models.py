@@ -187,9 +187,8 @@ def test_held_out_texts_and_a_teacher_that_knows_them(data, straight, taught, tm
 
 
 def embedder(folder: pathlib.Path, dtype: str = "float32") -> Embedder:
-    """On one device, which compiles sooner than for the eight of an evaluation."""
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    return Embedder.from_pretrained(folder, dtype=dtype, mesh=mesh)
+    """On all devices, as an evaluation, whose programs it shares then."""
+    return Embedder.from_pretrained(folder, dtype=dtype)
 
 
 def check(workdir: pathlib.Path, data: pathlib.Path, model: Embedder, tolerance: float):
