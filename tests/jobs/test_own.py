@@ -19,8 +19,9 @@ from unime_jax.jobs import plan, preflight, train
 from unime_jax.jobs.common_checks import Problems
 from unime_jax.training import automatic
 
-WORDS = ("red", "blue", "green", "small", "large")
-ROWS = [{"qry": f"a {word} circle", "pos_text": f"{word} it is"} for word in WORDS]
+# All texts have as many tokens, so that runs choose one bucket: half as much to compile.
+WORDS = ("small", "large", "round", "white", "brown")
+ROWS = [{"qry": f"a {word} circle", "pos_text": f"is {word}"} for word in WORDS]
 LONG = " ".join(["a red circle left of a blue square"] * 9)
 
 
