@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import huggingface_hub.constants
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
 from tests.tables import for_each
-from unime_jax import Embedder, files, sharding
+from unime_jax import Embedder, files
 from unime_jax.backbones.io import model_folders
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset

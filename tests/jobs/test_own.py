@@ -42,9 +42,7 @@ def five_rows(monkeypatch):
     return rows
 
 
-def test_five_texts_train_a_sentence_transformer(
-    five_rows, one_device, workdir, tmp_path, caplog
-):
+def test_five_texts_train_a_sentence_transformer(five_rows, one_device, workdir, tmp_path, caplog):
     folder = write_bert(tmp_path / "bert")
     with caplog.at_level(logging.INFO):
         train.run(make_config(folder, **{"log_every": 1, "steps": 4}), workdir)
