@@ -65,7 +65,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs on one device, for which a step compiles sooner than for eight."""
+    """Runs on one device: a step compiles sooner than for eight, and arrays are in one part."""
     make_mesh = functools.partial(train.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(train, "make_mesh", make_mesh)
 

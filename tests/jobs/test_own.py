@@ -87,7 +87,7 @@ def test_an_adapter_of_a_multimodal_export_is_tuned(data, straight, workdir, tmp
 
 
 def test_passes_over_the_data_say_how_long_a_run_is(
-    five_rows, workdir, tmp_path, plain_step, monkeypatch
+    five_rows, workdir, tmp_path, plain_step, one_device, monkeypatch
 ):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
     config = make_config(write_bert(tmp_path / "bert"), epochs=20, batch_size=8)
