@@ -20,8 +20,14 @@ import jax
 
 from tests import collector
 
-# The last one is what opening a model imports, torch with it: most of what such a process does.
-PRELOADED = ("unime_jax.main", "tests.jobs.tiny_run", "transformers.models.auto.tokenization_auto")
+# The last two are most of what such a process does: what opening a model imports, torch with it,
+# and what a job does, which the command imports when it knows which.
+PRELOADED = (
+    "unime_jax.main",
+    "tests.jobs.tiny_run",
+    "transformers.models.auto.tokenization_auto",
+    "unime_jax.jobs.train",
+)
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(PRELOADED))
 

@@ -38,7 +38,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # libtpu compiles for slices that are not there: beside another process, too.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-from tests import collector, shapes, torchvision_ops  # noqa: E402
+from tests import collector, shapes, shuffles, torchvision_ops  # noqa: E402
 
 collector.pause()
 shapes.install()
@@ -131,6 +131,7 @@ def pytest_make_collect_report(collector: pytest.Collector):
 
 def pytest_collection_finish() -> None:
     """All test modules are imported."""
+    shuffles.remember()
     collector.begin_after_imports()
 
 

@@ -1,11 +1,13 @@
 """One tiny dataset and one finished run for all tests of the training job."""
 
+import functools
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
 import filelock
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -59,6 +61,13 @@ def straight(data, made_once, tmp_path_factory) -> pathlib.Path:
 def workdir(tmp_path):
     yield tmp_path / "run"
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs on one device: a step compiles sooner than for eight, and arrays are in one part."""
+    make_mesh = functools.partial(train.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(train, "make_mesh", make_mesh)
 
 
 @pytest.fixture

@@ -85,18 +85,26 @@ def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -
     return [*map(os.waitstatus_to_exitcode, statuses), longest]
 
 
+def plain_export(setup, parameters, steps, rows, workdir: pathlib.Path) -> None:
+    """In the place of `export.write`."""
+    (workdir / "hf").mkdir()
+    (workdir / "hf" / "self_check.json").touch()
+    logging.info("exported after step %d", steps)
+
+
 def all_disturbed(
     config: dict, folder: pathlib.Path, ends: Sequence[Sequence[list]], plain: bool
 ) -> None:
     """Runs in <folder>/<number>, each ended by its `ends` in turn, and then left alone.
 
-    `plain`: of steps without the model.
+    `plain`: of steps without the model, and of an export that is but its last file.
 
     Leaves in <folder>/ends.json, by work directory, how its processes ended, -9 for SIGKILL, and
     the longest time in seconds from a signal to the end.
     """
     if plain:
         plain_steps.replace_here()
+        train.export.write = plain_export
     found = [
         disturbed(ConfigDict(config), folder / str(number), of_one)
         for number, of_one in enumerate(ends)

@@ -33,7 +33,7 @@ def test_sets_that_are_not_there_are_named_and_may_be_prepared_later(
     assert "benchmark sets that were not run:\n- two: " in caplog.records[-1].getMessage()
     page = (workdir / "report.html").read_text()
     assert "one (t2i)" in page and "no set.json" in page
-    embedder = Embedder.from_pretrained(str(straight / "hf"))
+    embedder = Embedder.from_pretrained(str(straight / "hf"), dtype="float32")
     images = [
         {"text": "<|image_1|> here", "image": (one / "pictures" / f"{n}.png").read_bytes()}
         for n in range(3)

@@ -15,14 +15,21 @@ OURS = re.compile(r"[IW]\d{4} [\d:.]+ +\d+ (\w+\.py):\d+\] (.*)")
 PROGRESS = re.compile(r"\d+/\d+ \[.*(s/step|step/s).*")
 
 
-@pytest.fixture(scope="module")
-def trial(data, tmp_path_factory):
-    """Six steps of stage2.py, whose warm-up has fifteen, in a process that has no torch."""
+@pytest.fixture(
+    scope="module",
+    params=["plain_steps", pytest.param("real_steps", marks=pytest.mark.slow)],
+)
+def trial(request, data, tmp_path_factory):
+    """Six steps of stage2.py, whose warm-up has fifteen, in a process that has no torch.
+
+    At night they are real ones.
+    """
     workdir = tmp_path_factory.mktemp("trial") / "run"
     config = tiny_run.make_config(data)
     flags = [flag for flag in tiny_run.flags(config) if "warmup_steps" not in flag]
+    steps = PLAIN if request.param == "plain_steps" else ""
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *flags, f"--workdir={workdir}"],
+        [sys.executable, "-c", f"{WITHOUT_TORCH}{steps}main.run()", *flags, f"--workdir={workdir}"],
         cwd=tiny_run.ROOT,
         capture_output=True,
         text=True,
@@ -36,7 +43,10 @@ import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 from unime_jax import main
-main.run()
+"""
+PLAIN = """
+from tests.jobs import plain_steps
+plain_steps.replace_here()
 """
 
 

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import huggingface_hub.constants
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from data_pipelines.mini_nli.content import triples
 from experiments import evaluate as experiment
 from tests.backbones.test_peft_targets import write_adapter
 from tests.tables import for_each
-from unime_jax import Embedder, files, sharding
+from unime_jax import Embedder, files
 from unime_jax.backbones.io import model_folders
 from unime_jax.data import embedding_store_writer
 from unime_jax.data.formats import open_dataset
@@ -187,9 +186,8 @@ def test_held_out_texts_and_a_teacher_that_knows_them(data, straight, taught, tm
 
 
 def embedder(folder: pathlib.Path, dtype: str = "float32") -> Embedder:
-    """On one device, which compiles sooner than for the eight of an evaluation."""
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    return Embedder.from_pretrained(folder, dtype=dtype, mesh=mesh)
+    """On all devices, as an evaluation, whose programs it shares then."""
+    return Embedder.from_pretrained(folder, dtype=dtype)
 
 
 def check(workdir: pathlib.Path, data: pathlib.Path, model: Embedder, tolerance: float):

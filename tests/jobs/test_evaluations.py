@@ -94,7 +94,7 @@ class Killed(BaseException):
 
 
 def test_a_kill_neither_repeats_nor_loses_an_evaluation(
-    evaluated, workdir, no_export, plain_step, scored, monkeypatch
+    evaluated, workdir, no_export, plain_step, one_device, scored, monkeypatch
 ):
     """Of step 4, before its line is written; then again, after it."""
     evaluated.checkpoint.every = 100  # steps that are evaluated are saved
@@ -130,7 +130,7 @@ def test_a_kill_neither_repeats_nor_loses_an_evaluation(
 
 
 def test_a_signal_before_an_evaluation_leaves_it_to_the_next_start(
-    evaluated, workdir, no_export, plain_step, scored, monkeypatch
+    evaluated, workdir, no_export, plain_step, one_device, scored, monkeypatch
 ):
     evaluated.steps = 4
     left = scored([])
@@ -159,7 +159,7 @@ def test_a_signal_before_an_evaluation_leaves_it_to_the_next_start(
 
 
 def test_a_signal_during_an_evaluation_has_nothing_to_save(
-    evaluated, workdir, no_export, plain_step, monkeypatch
+    evaluated, workdir, no_export, plain_step, one_device, monkeypatch
 ):
     """So that the process ends at once, however long the evaluation is."""
     evaluated.steps = 4

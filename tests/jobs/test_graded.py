@@ -27,7 +27,7 @@ def write_rows(folder):
     return [row[side] for row in pairs + graded for side in ("query", "positive")]
 
 
-def test_graded_pairs_and_a_teacher_train_end_to_end(tmp_path, monkeypatch, caplog):
+def test_graded_pairs_and_a_teacher_train_end_to_end(one_device, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
     data, teacher = tmp_path / "data", tmp_path / "teacher"
     for folder in (data, teacher, tmp_path / "model"):

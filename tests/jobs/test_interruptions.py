@@ -66,7 +66,7 @@ def moments(count, seed):
 def test_goes_on_after_a_kill_in_a_save_and_a_signal(config, plain_step, tmp_path, monkeypatch):
     """Of one run: what a signal saves and what an unfinished save leaves are both gone on from.
 
-    Steps without the model; those below and at night are real ones.
+    Steps and an export without the model; those below and at night are real ones.
     """
     config.checkpoint.every = 4  # the signal comes with steps to save, however long it takes
     ends = [(signal.SIGKILL, "save 4", 0.0), (signal.SIGTERM, "step 1", 0.0)]
@@ -76,7 +76,7 @@ def test_goes_on_after_a_kill_in_a_save_and_a_signal(config, plain_step, tmp_pat
     said = (tmp_path / "0.log").read_text()
     assert (killed, stopped, end) == (-signal.SIGKILL, 143, 0), said
     assert "told to stop: saving step" in said and seconds < 30
-    assert said.count("reproduces the trained model") == 1  # who is told to stop exports nothing
+    assert said.count("exported after step") == 1  # who is told to stop exports nothing
     assert_undisturbed(tmp_path / "0", tmp_path / "straight")
 
 

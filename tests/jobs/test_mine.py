@@ -250,7 +250,9 @@ def test_a_pool_of_a_source_or_a_corpus_named_apart(folder, mined, tmp_path):
         assert [len(item.media) for item in sorted(negatives, key=lambda i: i.text)] == [0, 1, 0]
 
 
-def test_training_on_mined_negatives(folder, mined, tmp_path, workdir, plain_step, monkeypatch):
+def test_training_on_mined_negatives(
+    folder, mined, tmp_path, workdir, plain_step, one_device, monkeypatch
+):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
     data = shutil.copytree(folder / "pairs", tmp_path / "data" / "pairs").parent
     config = own.get_config()
@@ -258,7 +260,7 @@ def test_training_on_mined_negatives(folder, mined, tmp_path, workdir, plain_ste
     config.data.folder, config.data.train, config.data.mined = str(data), "pairs", str(mined)
     config.data.negatives = 3
     config.batch_size = config.chunk_size = 8
-    config.steps, config.log_every, config.checkpoint.every = 2, 1, 1
+    config.steps, config.log_every = 2, 1
     config.optimizer.warmup_steps = 1
     config.optimizer.schedule = "constant"
     config.data.cluster_size = 4

@@ -62,7 +62,7 @@ def test_the_scores_are_those_of_the_embedder(config, straight, own, workdir, mo
     retrieval = found["retrieval"]
     assert found["datasets"] == {} and found["All"] is None
     assert retrieval["queries"] == 3 and retrieval["candidates"] == 6
-    embedder = Embedder.from_pretrained(str(straight / "hf"))
+    embedder = Embedder.from_pretrained(str(straight / "hf"), dtype="float32")
     documents = [{"text": text} for text in TEXTS]
     documents.append({"text": "<|image_1|>", "image": (own / "blue.png").read_bytes()})
     queries = [{"text": text} for text in QUERIES.values()]

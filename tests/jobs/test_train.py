@@ -167,9 +167,9 @@ def test_losses_do_not_depend_on_the_mesh(config, straight, workdir, monkeypatch
 
 
 def test_non_finite_steps_are_skipped_counted_and_end_the_run(
-    config, straight, workdir, monkeypatch
+    config, straight, workdir, plain_step, monkeypatch
 ):
-    """Weights go bad after step 4, as if a device had failed."""
+    """Weights go bad after step 4, as if a device had failed; the steps from there are plain."""
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "hf")
