@@ -153,9 +153,9 @@ def test_a_family_reads_its_features_in_the_place_of_patches(opened, family):
             compute = frozen_vision.FrozenVision(model.graph, EXACT, stage)
             kept.append(frozen_vision.with_features(compute, {}, parameters, group))
             assert kept[-1].patches is None and kept[-1].patch_position is None
-        tower, tokens = (forward.chunk_at(inputs, 0).vision for inputs in kept)
-        first = forward.chunk_at(group, 0)
-        expected = own.vision_features(first.patches, first.patch_position, EXACT)
+        tower, tokens = (forward.chunk_at(inputs, 1).vision for inputs in kept)
+        second = forward.chunk_at(group, 1)
+        expected = own.vision_features(second.patches, second.patch_position, EXACT)
         return own.project(tower, EXACT), tokens, expected, kept[1].vision
 
     projected, tokens, expected, all_chunks = tables(drawn(model.parameters), group)
