@@ -95,8 +95,9 @@ def cases(tmp_path_factory):
     ]
 
 
-# LLaVA-NeXT's rows and models are compared in backbones/ and models/; all else is shared.
-@for_each("family", FAMILIES, quick=("llava_onevision", "qwen2_vl"))
+# Rows and models of the others are compared in backbones/ and models/, and in export/ from end to
+# end; all else is shared.
+@for_each("family", FAMILIES, quick=["llava_onevision"])
 def test_transformers_embeddings(pair_in, cases, family):
     """In order, of texts, images, both, and several images, in every form."""
     pair = pair_in(family)

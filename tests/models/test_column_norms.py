@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,9 @@ CONFIG = DecoderConfig(
     qkv_bias=True,
     hidden_act="silu",
 )
-ADAPTERS = lora.LoraConfig(rank=3, alpha=5.0, dora=True, targets=((".*", True),))
+# Kernels of three shapes: what a layer does with a norm is traced and compiled for each.
+ADAPTED = r".*\.(q_proj|k_proj|down_proj)"
+ADAPTERS = lora.LoraConfig(rank=3, alpha=5.0, dora=True, targets=((ADAPTED, True), (".*", False)))
 
 
 @functools.cache
@@ -53,6 +56,13 @@ def parts_of(dtype):
     parameters = drawn(shapes)
     trainable = {path: leaf for path, leaf in parameters.items() if "lora" in path}
     return graph, trainable, {p: leaf for p, leaf in parameters.items() if p not in trainable}
+
+
+def adapted_kernels(frozen):
+    """Shapes of the kernels that have norms, each of a layer."""
+    return [
+        leaf.shape[1:] for path, leaf in frozen.items() if re.fullmatch(ADAPTED + r"\.kernel", path)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +124,11 @@ def test_once_a_step_is_the_same(batch, dtype):
     """And then no norm over a kernel is in the loop over chunks."""
     parts = parts_of(dtype)
     _, trainable, frozen = parts
-    kernels = {p: leaf.shape[1:] for p, leaf in frozen.items() if p.endswith(".kernel")}
+    kernels = adapted_kernels(frozen)
 
     def traced(**options):
         program = jax.jit(loss_of(parts, batch, **options)).trace(trainable)
-        return program, whole_kernels(program.jaxpr.jaxpr, set(kernels.values())).tolist()
+        return program, whole_kernels(program.jaxpr.jaxpr, set(kernels)).tolist()
 
     def run(program):
         return program.lower().compile()(trainable)
@@ -144,7 +154,7 @@ def test_the_encoder_computes_norms_once_a_batch(batch, dtype):
     """Outside of the loops over chunks of all groups, with the same embeddings."""
     parts = parts_of(dtype)
     graph, trainable, frozen = parts
-    kernels = [leaf.shape[1:] for path, leaf in frozen.items() if path.endswith(".kernel")]
+    kernels = adapted_kernels(frozen)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     forward_of_chunk = forward.make_encode(graph, EXACT)
 
@@ -170,10 +180,11 @@ def test_norms_are_of_the_merged_kernels(dtype):
     graph, trainable, frozen = parts
     norms = lora.column_norms(paths.merge(graph, trainable, frozen))
     merged = paths.merge(graph, trainable, frozen)
+    adapted = [path for path, linear in layers.linears(merged) if linear.lora_a is not None]
     for _, linear in layers.linears(merged):
         linear.lora_magnitude = None  # so that the direction alone is merged
     lora.merge(merged, jnp.float32)
-    kernels = {path: linear.kernel[...] for path, linear in layers.linears(merged)}
+    kernels = {p: linear.kernel[...] for p, linear in layers.linears(merged) if p in adapted}
     assert norms.keys() == {f"{path}.lora_norm" for path in kernels}
     for path, kernel in kernels.items():
         expected = np.linalg.norm(kernel, axis=1)

@@ -19,7 +19,7 @@ from unime_jax.models import scan
 from unime_jax.models.decoder import Decoder, DecoderConfig
 from unime_jax.models.vlm import VisionFeatures, Vlm, merge_image_tokens
 
-ROWS, TOKENS, WIDTH, LAYERS = 2, 5, 8, 4
+ROWS, TOKENS, WIDTH, LAYERS = 2, 5, 8, 3
 CONFIG = DecoderConfig(
     vocab_size=11,
     hidden_size=WIDTH,
@@ -125,7 +125,7 @@ def test_levels_have_a_gradient_and_are_kept_once():
     """Of a loop over layers: no array of the levels for every layer is kept for the backward."""
     rng = np.random.default_rng(3)
     model = toy(0)
-    levels = rng.standard_normal((3, ROWS, TOKENS, WIDTH), np.float32)
+    levels = rng.standard_normal((2, ROWS, TOKENS, WIDTH), np.float32)
     x, positions = jnp.ones((ROWS, TOKENS, WIDTH)), inputs().positions
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -141,8 +141,8 @@ def test_levels_have_a_gradient_and_are_kept_once():
         found = np.asarray(program.lower().compile()(levels))
         np.testing.assert_allclose(np.sum(found * step), slope, rtol=2e-2)
         jaxpr = str(program.jaxpr)
-        assert f"f32[3,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
-        assert f"f32[{LAYERS},3,{ROWS}" not in jaxpr
+        assert f"f32[2,{ROWS},{TOKENS},{WIDTH}]" in jaxpr
+        assert f"f32[{LAYERS},2,{ROWS},{TOKENS}" not in jaxpr
 
     # States after some layers, as of a tower: those of a plain loop, and kept once.
     kernels = rng.standard_normal((7, WIDTH, WIDTH), np.float32) / 3
@@ -200,7 +200,7 @@ def test_no_levels_are_no_branch_and_too_many_are_refused():
     assert "cond" in str(jax.make_jaxpr(lambda i: with_levels.hidden_states(i, EXACT))(inputs()))
 
     # More levels than layers are refused.
-    with pytest.raises(ValueError, match="5 arrays are to be added after layers, and there are 4"):
+    with pytest.raises(ValueError, match="5 arrays are to be added after layers, and there are 3"):
         scan.run(
             toy(0).language_model.layers,
             lambda layer, x: x,

@@ -134,35 +134,41 @@ def chunks_of_rows(chunks, rows, tokens):
     quick=[("full", True, 0)],
 )
 def test_gradcache_on_a_mesh_of_all_axes(interpreted, remat, recompute, kept):
-    """Through scan and remat, rows and heads over devices: embeddings and gradients of XLA's.
+    """Through scan and remat, rows and heads over devices, two chunks at once.
 
-    Of chunks one by one by XLA; by the kernel two go at once.
+    Embeddings and gradients are XLA's of all rows on one device.
     """
-    mesh = sharding.make_mesh(2, 2, 2)
-    inputs = jax.device_put(chunks_of_rows(4, 4, 128), sharding.chunked_rows(mesh))
+    mesh, one = sharding.make_mesh(2, 2, 2), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    chunks = chunks_of_rows(4, 4, 128)
+    inputs = jax.device_put(chunks, sharding.chunked_rows(mesh))
     abstract = jax.eval_shape(lambda: LanguageModel(Decoder(CONFIG, key=jax.random.key(0))))
     graph, shapes = paths.split(abstract)
     parameters = drawn(shapes)
-    results = {}
-    for implementation in ("splash", "xla"):
-        execution = Execution(jnp.dtype("float32"), remat, implementation)
-        encode = forward.make_encode(graph, execution)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
 
-        options = dict(kept=kept, merged=2) if implementation == "splash" else {}
+    def of_chunks(parameters):
+        encode = forward.make_encode(graph, Execution(jnp.dtype("float32"), remat, "splash"))
+        options = dict(recompute=recompute, kept=kept, merged=2)
+        y = encode_in_chunks(encode, parameters, {}, inputs, **options)
+        return product(y.reshape(-1, y.shape[-1]))
 
-        def loss(parameters, encode=encode, options=options):
-            y = encode_in_chunks(encode, parameters, {}, inputs, recompute=recompute, **options)
-            return (y * jnp.arange(CONFIG.hidden_size)).sum(), y
+    def at_once(parameters):
+        encode = forward.make_encode(graph, Execution(jnp.dtype("float32"), "none", "xla"))
+        return product(encode(parameters, {}, rows))
 
-        with jax.set_mesh(mesh):
-            run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-            assert ("pallas_call" in str(run.trace(parameters).jaxpr)) == (
-                implementation == "splash"
-            )
-            (_, embeddings), gradients = run(parameters)
-        results[implementation] = embeddings, gradients
-    assert_same_rows(results["splash"][0], results["xla"][0])
-    assert_same_gradients(results["splash"][1], results["xla"][1])
+    def product(y):
+        return (y * jnp.arange(CONFIG.hidden_size)).sum(), y
+
+    results = []
+    for loss, on, kernel in ((of_chunks, mesh, True), (at_once, one, False)):
+        with jax.set_mesh(on):
+            program = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(parameters)
+            assert ("pallas_call" in str(program.jaxpr)) == kernel
+            (_, embeddings), gradients = program.lower().compile()(parameters)
+        results.append((embeddings, gradients))
+    (ours, gradients), (theirs, expected) = results
+    assert_same_rows(ours, theirs)
+    assert_same_gradients(gradients, expected)
 
 
 def test_what_the_kernels_do_not_take_is_logged_once_and_computed_by_xla(caplog):

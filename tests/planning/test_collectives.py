@@ -23,7 +23,6 @@ from unime_jax.training import state, step
 WIDTH, LAYERS = 64, 5  # no other size here is 5
 ROWS = 3 * PAIRS  # queries, positives, negatives
 GATHER = "all-gather"
-PICTURES, TEXTS = Bucket(256, 5), Bucket(256, 0)
 TILED = dataclasses.replace(PLAIN, column_block=8)
 
 
@@ -43,16 +42,16 @@ def collectives(tmp_path_factory):
     backbone = backbones.open_backbone(str(folder), max_length=256)
     known = {}
 
-    def of(shape, adapters, loss=PLAIN, bucket=PICTURES):
+    def of(shape, adapters, loss=PLAIN):
         key = shape, adapters.rank, loss.column_block
         if key not in known:
-            known[key] = read_collectives(compiled_step(backbone, shape, adapters, loss, bucket))
+            known[key] = read_collectives(compiled_step(backbone, shape, adapters, loss))
         return known[key]
 
     return of
 
 
-def compiled_step(backbone, shape, adapters, loss, bucket):
+def compiled_step(backbone, shape, adapters, loss):
     """Optimised HLO of a step on a mesh; adapters alone are trained if there are any."""
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     trainable = ((r".*\.lora_.*", True), (".*", False)) if adapters.rank else ((".*", True),)
@@ -61,7 +60,9 @@ def compiled_step(backbone, shape, adapters, loss, bucket):
     )
     optimizer = optax.sgd(0.1)
     before = state.abstract_state(model, optimizer, mesh)
-    shapes = pair_shapes([bucket], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8)
+    shapes = pair_shapes(
+        [Bucket(256, 5)], backbone.layout, batch_size=PAIRS, negatives=1, chunk_size=8
+    )
     train_step = step.make_train_step(
         forward.make_encode(model.graph, EXACT),
         optimizer,
@@ -126,25 +127,20 @@ def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activation
     ],
 )
 def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
-    gathered = [(s, depth) for kind, s, depth in collectives(shape, adapters) if kind == GATHER]
+    all_kinds = collectives(shape, adapters, TILED)
+    gathered = [(s, depth) for kind, s, depth in all_kinds if kind == GATHER]
     assert not [s for s, _ in gathered if len(s) == 3 and s[0] == LAYERS]
     layers = [math.prod(s) for s, depth in gathered if depth > 1]
     assert max(layers) == WIDTH * 2 * WIDTH // shape[2]
 
 
-def test_a_loss_in_tiles_gathers_no_embeddings(collectives):
-    """They go round a ring; what else is gathered are parameters, and integers of rows.
-
-    The tower has no part in it, so texts will do.
-    """
+@pytest.mark.parametrize(
+    "tiled", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tiled", "dense"]
+)
+def test_a_loss_in_tiles_gathers_no_embeddings(collectives, tiled):
+    """They go round a ring; what else is gathered are parameters, and integers of rows."""
     embeddings = {(ROWS, WIDTH), (PAIRS, WIDTH), (ROWS // PAIRS, PAIRS, WIDTH), (PAIRS, ROWS)}
-
-    def gathered(loss, bucket):
-        all_kinds = collectives((2, 4, 1), DORA, loss, bucket)
-        kinds = (GATHER, "all-to-all", "all-reduce")
-        return {s for kind, s, _ in all_kinds if kind in kinds}, {kind for kind, *_ in all_kinds}
-
-    dense, kinds = gathered(PLAIN, PICTURES)
-    assert dense & embeddings and "collective-permute" not in kinds
-    tiled, kinds = gathered(TILED, TEXTS)
-    assert not tiled & embeddings and "collective-permute" in kinds
+    all_kinds = collectives((2, 4, 1), DORA, TILED if tiled else PLAIN)
+    gathered = {s for kind, s, _ in all_kinds if kind in (GATHER, "all-to-all", "all-reduce")}
+    assert bool(gathered & embeddings) != tiled
+    assert ("collective-permute" in {kind for kind, *_ in all_kinds}) == tiled

@@ -16,6 +16,7 @@ from tests.backbones.tiny_phi3_v import write_phi3_v
 from tests.backbones.tiny_qwen import write_qwen2_vl
 from tests.models.noise import drawn
 from tests.models.oracle import EXACT, TEXT, VISION
+from tests.tables import for_each
 from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, examples
 from tests.training.tiny_batch import LOSS
 from unime_jax import backbones, paths, sharding
@@ -137,30 +138,31 @@ def test_steps_are_bitwise_those_that_compute_features_twice(opened):
     assert estimate.traffic(program, (1, 2), once).hbm > estimate.traffic(program, (1, 1), once).hbm
 
 
-def test_every_family_reads_its_features_in_the_place_of_patches(opened):
+# Stages are all families' own tower and projector, one after the other, which models/ compares.
+@for_each("family", FAMILIES, quick=["qwen2_vl"])
+def test_a_family_reads_its_features_in_the_place_of_patches(opened, family):
     """Both stages, chunk by chunk, give the image tokens that patches give."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    for family in FAMILIES:
-        backbone = opened(family)
-        model, group = modelled(backbone, mesh, NONE, PROJECTOR), batch_of(backbone, mesh).groups[1]
+    backbone = opened(family)
+    model, group = modelled(backbone, mesh, NONE, PROJECTOR), batch_of(backbone, mesh).groups[1]
 
-        @jax.jit
-        def tables(parameters, group, graph=model.graph):
-            own, kept = paths.merge(graph, parameters), []
-            for stage in range(2):
-                compute = frozen_vision.FrozenVision(graph, EXACT, stage)
-                kept.append(frozen_vision.with_features(compute, {}, parameters, group))
-                assert kept[-1].patches is None and kept[-1].patch_position is None
-            tower, tokens = (forward.chunk_at(inputs, 0).vision for inputs in kept)
-            first = forward.chunk_at(group, 0)
-            expected = own.vision_features(first.patches, first.patch_position, EXACT)
-            return own.project(tower, EXACT), tokens, expected, kept[1].vision
+    @jax.jit
+    def tables(parameters, group):
+        own, kept = paths.merge(model.graph, parameters), []
+        for stage in range(2):
+            compute = frozen_vision.FrozenVision(model.graph, EXACT, stage)
+            kept.append(frozen_vision.with_features(compute, {}, parameters, group))
+            assert kept[-1].patches is None and kept[-1].patch_position is None
+        tower, tokens = (forward.chunk_at(inputs, 1).vision for inputs in kept)
+        second = forward.chunk_at(group, 1)
+        expected = own.vision_features(second.patches, second.patch_position, EXACT)
+        return own.project(tower, EXACT), tokens, expected, kept[1].vision
 
-        projected, tokens, expected, all_chunks = tables(drawn(model.parameters), group)
-        equal(projected, expected)
-        equal(tokens, expected)
-        assert np.any(expected.table), family
-        assert not np.any(all_chunks.table[-1]), family  # there are no rows
+    projected, tokens, expected, all_chunks = tables(drawn(model.parameters), group)
+    equal(projected, expected)
+    equal(tokens, expected)
+    assert np.any(expected.table)
+    assert not np.any(all_chunks.table[-1])  # there are no rows
 
 
 def test_what_is_kept(opened, monkeypatch, caplog):

@@ -22,6 +22,7 @@ from unime_jax.training.loss_settings import (
 from unime_jax.training.matryoshka import objective_loss
 
 PREFIXES = Matryoshka(dims=(3, 8), weights=(0.5, 2.0))
+ONE_PREFIX = Matryoshka(dims=(3,), weights=(0.5,))
 SOURCES = ("rest", "graded")
 TAUGHT = dict(teacher_temperature=0.2, student_temperature=0.1, teacher_weight=0.5)
 MASKS = dataclasses.replace(
@@ -128,7 +129,8 @@ BLOCKS = "terms and masks by blocks"
 )
 def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name, differentiated):
     """Each cut and scaled by itself, masks and all; gradients too, and a learned temperature's."""
-    objective, weights = OBJECTIVES[name], {3: 0.5, 8: 2.0, WIDTH: 1.0}
+    objective, prefixes = OBJECTIVES[name], PREFIXES if differentiated else ONE_PREFIX
+    weights = dict(zip(prefixes.dims, prefixes.weights, strict=True)) | {WIDTH: 1.0}
     graded = name.startswith("graded")
     own = batch if graded else dataclasses.replace(batch, grade=None)
     heat = jnp.float32(0.07) if graded else None
@@ -151,7 +153,7 @@ def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name, di
 
     @slopes
     def together(both):
-        return objective_loss(both[0], own, objective, PREFIXES, temperature=both[1], **given)
+        return objective_loss(both[0], own, objective, prefixes, temperature=both[1], **given)
 
     (wanted, each), slope = alone((embeddings, heat))
     (value, metrics), gradient = together((embeddings, heat))
@@ -172,7 +174,6 @@ def test_a_loss_on_prefixes_is_the_sum_of_it_on_each(batch, embeddings, name, di
 def test_prefixes_go_with_chunks_round_a_ring_of_devices(batch):
     """GradCache on a mesh gives the loss, metrics and gradient of one device."""
     objective = dataclasses.replace(LOSS, column_block=3, hard_negatives=None, symmetric=False)
-    prefixes = Matryoshka(dims=(3,), weights=(0.5,))
     own = dataclasses.replace(batch, grade=None)
     mesh, one = (
         sharding.make_mesh(2, 2, 1, jax.devices()[:4]),
@@ -194,7 +195,7 @@ def test_prefixes_go_with_chunks_round_a_ring_of_devices(batch):
                 parameters()[1],
                 batch,
                 objective,
-                prefixes=prefixes,
+                prefixes=ONE_PREFIX,
                 recompute=True,
             )
 
