@@ -77,7 +77,7 @@ def test_what_is_kept_of_chunks():
             return jax.lax.scan(layer, x, trainable)[0]
 
         def value(p, layers=layers):
-            frozen = {"table": parameters()[0]["table"]}
+            frozen = {"table": jnp.asarray(parameters()[0]["table"])}
             return jnp.sum(encode_in_chunks(layers, p, frozen, inputs, recompute=False))
 
         forward, _ = [e for e in jax.make_jaxpr(jax.grad(value))(wide).eqns if "while" in str(e)]

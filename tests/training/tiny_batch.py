@@ -25,14 +25,14 @@ LOSS = objectives.Contrastive(
 def encode(trainable, frozen, inputs: Inputs):
     """A stand-in encoder that any chunk of tokens goes through: mean of vectors, then a matrix."""
     real = jnp.arange(inputs.tokens.shape[1]) < inputs.length[:, None]
-    x = jnp.where(real[..., None], trainable["table"][inputs.tokens], 0)
+    x = jnp.where(real[..., None], jnp.asarray(trainable["table"])[inputs.tokens], 0)
     x = jnp.tanh(x.sum(axis=1) / jnp.maximum(inputs.length, 1)[:, None] @ trainable["matrix"])
     x = x + frozen["bias"]
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def parameters(seed=0):
-    """Trainable and frozen ones, in dictionaries of the caller's own."""
+    """Trainable and frozen ones, NumPy's, in dictionaries of the caller's own."""
     table, matrix, bias = _draw(seed)
     return {"table": table, "matrix": matrix}, {"bias": bias}
 
@@ -42,9 +42,7 @@ def _draw(seed):
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((WIDTH, WIDTH), np.float32)
     table = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
-    arrays = table, matrix, np.full(WIDTH, 0.1, np.float32)
-    with jax.ensure_compile_time_eval():  # whoever asks first may be traced
-        return jax.tree.map(jnp.asarray, arrays)
+    return table, matrix, np.full(WIDTH, 0.1, np.float32)
 
 
 def group(chunks, rows, live, seed, tokens=7):
