@@ -135,6 +135,16 @@ def pytest_collection_finish() -> None:
     collector.begin_after_imports()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A worker that has told what it found ends at once.
+
+    To take apart all that was compiled takes it longer than the ten seconds that xdist waits.
+    """
+    if hasattr(config, "workerinput"):
+        os._exit(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An hour for a slow test: libtpu compiles a 7B step for long, and longer on a busy machine."""
     items.sort(key=_turn)
