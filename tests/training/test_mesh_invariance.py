@@ -145,11 +145,10 @@ SETTINGS = {
     "all": dict(adapters=NONE, trainable=((".*", True),), loss=LOSS),
     "dora": dict(adapters=DORA, trainable=((r".*\.lora_.*", True), (".*", False)), loss=LOSS),
     # Both in one compilation: adapters beside everything that they adapt, but a frozen tower. Some
-    # kernels have them that are cut by columns, and some by rows. DoRA's norms on a mesh, which
-    # take longer to compile, are the night's.
+    # kernels have them that are cut by columns, and some by rows.
     "both": dict(
         adapters=dataclasses.replace(
-            DORA, dora=False, targets=((r".*\.(q|out|down)_proj", True), (".*", False))
+            DORA, targets=((r".*\.(q|out|down)_proj", True), (".*", False))
         ),
         trainable=((r"vision_tower\..*(bias|kernel)", False), (".*", True)),
         loss=PLAIN,
