@@ -143,7 +143,7 @@ def texts_config(data, straight, dtype="float32"):
 def test_held_out_texts_and_a_teacher_that_knows_them(data, straight, taught, tmp_path):
     sentences, teacher = taught
     found = {}
-    for dtype, tolerance in (("float32", 1e-4), ("int8", 1e-2)):  # with bfloat16 activations
+    for dtype, tolerance in (("float32", 1e-4), ("int8", 1e-3)):  # with bfloat16 activations
         workdir = tmp_path / dtype
         evaluate.run(texts_config(data, straight, dtype), workdir)
         found[dtype] = scores.read_scores(workdir)["scores"]["distillation"]
