@@ -1,8 +1,10 @@
-"""The compiled step's collectives: the expected ones, where they are expected."""
+"""The compiled step's collectives: the expected ones, where they are expected.
+
+By day those of three axes, in training/test_mesh_invariance.py.
+"""
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +14,16 @@ import pytest
 
 from tests.backbones.tiny_folders import write_folder
 from tests.models.oracle import EXACT
+from tests.planning.collectives import GATHER, read_collectives
 from tests.training.test_mesh_invariance import DORA, NONE, PAIRS, PLAIN
 from unime_jax import backbones, sharding
 from unime_jax.data.shapes import Bucket, pair_shapes
 from unime_jax.models import forward
-from unime_jax.planning.counting import hlo
 from unime_jax.planning.program import abstract_batch
 from unime_jax.training import state, step
 
 WIDTH, LAYERS = 64, 5  # no other size here is 5
 ROWS = 3 * PAIRS  # queries, positives, negatives
-GATHER = "all-gather"
 TILED = dataclasses.replace(PLAIN, column_block=8)
 
 
@@ -77,27 +78,6 @@ def compiled_step(backbone, shape, adapters, loss):
         return lowered.compile().as_text()
 
 
-def read_collectives(text):
-    module = hlo.parse(text)
-    collectives = []
-
-    def walk(name, depth):
-        for line in module.computations[name].values():
-            kind = line.opcode.removesuffix("-start")
-            if kind in hlo.COLLECTIVES:
-                sides = re.findall(r"\w+\[([\d,]*)\]", line.type)
-                shapes = [tuple(map(int, filter(None, s.split(",")))) for s in sides]
-                collectives.extend((kind, shape, depth) for shape in shapes)
-            for key in ("body", "to_apply", "calls"):
-                if inner := line.called(key):
-                    walk(inner, depth + (key == "body"))
-            for branch in line.branches:
-                walk(branch, depth)
-
-    walk(module.entry, 0)
-    return collectives
-
-
 @pytest.mark.slow
 def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activations(collectives):
     """Embeddings are gathered for the loss, gradients are summed; a forward needs nothing."""
@@ -116,14 +96,15 @@ def test_data_parallel_gathers_no_parameters_and_tensor_parallel_sums_activation
     assert all(math.prod(s) < WIDTH * WIDTH for s in gathered if len(s) == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "adapters"),
     [
         ((2, 4, 1), DORA),
-        pytest.param((1, 8, 1), DORA, marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), NONE, marks=pytest.mark.slow),
-        pytest.param((2, 4, 1), NONE, marks=pytest.mark.slow),
-        pytest.param((2, 2, 2), NONE, marks=pytest.mark.slow),
+        ((1, 8, 1), DORA),
+        ((1, 8, 1), NONE),
+        ((2, 4, 1), NONE),
+        ((2, 2, 2), NONE),
     ],
 )
 def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
@@ -134,9 +115,8 @@ def test_fsdp_gathers_one_layer_at_a_time(collectives, shape, adapters):
     assert max(layers) == WIDTH * 2 * WIDTH // shape[2]
 
 
-@pytest.mark.parametrize(
-    "tiled", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tiled", "dense"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "dense"])
 def test_a_loss_in_tiles_gathers_no_embeddings(collectives, tiled):
     """They go round a ring; what else is gathered are parameters, and integers of rows."""
     embeddings = {(ROWS, WIDTH), (PAIRS, WIDTH), (ROWS // PAIRS, PAIRS, WIDTH), (PAIRS, ROWS)}
