@@ -1,5 +1,6 @@
 """contrastive against three plain loops, dense and by blocks of columns; decisions at a bound."""
 
+import functools
 import itertools
 
 import jax
@@ -60,6 +61,20 @@ def test_equals_the_loops_dense_by_blocks_and_on_odd_shapes():
             assert_reference(run, expected, OPTIONS["everything"], f"{pairs} x {columns}")
 
 
+@functools.cache
+def by_row(**options):
+    """As `compiled`, with temperatures by row and their gradient."""
+
+    def loss(queries, candidates, temperature, positive, arrays):
+        rest = arrays | {"temperature": temperature}
+        return contrastive(queries, candidates, positive, **rest, **options)
+
+    slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    return lambda queries, candidates, positive, arrays: slopes(
+        queries, candidates, arrays["temperature"], positive, arrays
+    )
+
+
 # "hardest_of_all" is of a mesh in test_infonce_on_meshes.py, dense and by blocks, with pools; what
 # dense "terms" count shows in the gradient of their temperature below.
 @for_each(
@@ -85,7 +100,12 @@ def test_masks_terms_pools_and_facts_of_pairs_are_those_of_the_loops(name, facts
         expected = reference(*inputs, **arrays, **options)
         if expected.closest < 1e-5:  # rounding decides
             continue
-        run = compiled(**options, column_block=block)(*inputs, arrays)
+        if facts:
+            value, (*gradients, slope) = by_row(**options, column_block=block)(*inputs, arrays)
+            np.testing.assert_allclose(slope, expected.grad_temperature, rtol=1e-4, atol=1e-5)
+            run = value, gradients
+        else:
+            run = compiled(**options, column_block=block)(*inputs, arrays)
         assert_reference(run, expected, options, f"seed {seed}")
         tried += 1
         masked += expected.metrics.get("duplicate_target_share", 0)
@@ -93,12 +113,14 @@ def test_masks_terms_pools_and_facts_of_pairs_are_those_of_the_loops(name, facts
 
 
 def test_a_temperature_that_is_an_array_has_a_gradient():
-    """That of the loops, of each row; of one number for all it is their sum."""
+    """That of the loops, of each row; of one number for all it is their sum.
+
+    Without the hardest it is above, of each row and by blocks.
+    """
     rng = np.random.default_rng(2)
     *inputs, arrays = random_arguments(rng, ids=16, facts=True)
     for name, block, temperature in (
         ("terms", None, np.float32(0.2)),
-        ("terms", 4, arrays["temperature"]),
         ("hardest_of_all", 4, arrays["temperature"]),
     ):
         arrays["temperature"] = temperature
@@ -130,12 +152,13 @@ def test_a_spread_out_batch_has_squared_cosines_of_different_rows():
             wanted -= float(rows[i] @ rows[i]) ** 2
             slopes[side][i] -= 4 * (rows[i] @ rows[i]) * rows[i]
     pairs = size * (size - 1)
-    (plain, _), without = compiled(temperature=0.1)(queries, candidates, positive, arrays)
+    plain = reference(queries, candidates, positive, **arrays, temperature=0.1)
+    without = plain.grad_queries, plain.grad_candidates
     for block in (None, 4):
         run = compiled(temperature=0.1, spread_out_weight=0.5, column_block=block)
         (loss, metrics), gradients = run(queries, candidates, positive, arrays)
         np.testing.assert_allclose(metrics["spread_out"], wanted / pairs, rtol=1e-5)
-        np.testing.assert_allclose(loss, plain + 0.5 * wanted / pairs, rtol=1e-5)
+        np.testing.assert_allclose(loss, plain.loss + 0.5 * wanted / pairs, rtol=1e-5)
         for slope, found, base in zip(slopes, gradients, without, strict=True):
             np.testing.assert_allclose(found - base, 0.5 * slope / pairs, atol=1e-5)
 
@@ -250,5 +273,5 @@ def test_losses_by_source_are_means_over_their_queries():
             for of in (source == 0, source == 2)
         ]
         np.testing.assert_allclose(metrics["source_loss"], [wanted[0], 0, wanted[1]], rtol=1e-5)
-    (_, without), _ = compiled(**options)(queries, candidates, positive, arrays)
+    (_, without), _ = jax.eval_shape(compiled(**options), queries, candidates, positive, arrays)
     assert "source_loss" not in without and "source_rows" not in without

@@ -24,6 +24,7 @@ from unime_jax.training.backbone_checks import check_texts
 from unime_jax.training.gradcache import encode_in_chunks
 from unime_jax.training.loss_settings import Contrastive, Distillation
 from unime_jax.training.matryoshka import objective_loss
+from unime_jax.training.objectives import mean_cosine
 from unime_jax.training.step import batch_loss
 
 EXACT = Execution(jnp.dtype("float32"), "none", "xla")
@@ -97,19 +98,25 @@ def test_losses_and_gradients_of_rows_of_several_texts(family, objective, tmp_pa
     objective, recompute = objective
     backbone, abstract, parameters = opened(family, tmp_path)
     encode = make_encode(paths.split(abstract)[0], EXACT)
-    results = []
-    for batch in batches(backbone, abstract):
+    alone, packed = batches(backbone, abstract)
 
-        def value(p, batch=batch):
-            # Of rows of several texts a chunk is kept, and others are merged; all others are kept.
-            kept, merged = ((1, 9), 2) if recompute and len(batch.groups) == 2 else ((), 1)
-            return batch_loss(
-                encode, p, {}, batch, objective, recompute=recompute, kept=kept, merged=merged
-            )
+    def at_once(p):
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), alone.groups[0])
+        parts = [encode(p, {}, rows).reshape(*alone.groups[0].live.shape, -1)]
+        loss, _ = objective_loss(parts, alone, objective)
+        return loss, mean_cosine(parts, alone)
 
-        (loss, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(parameters)
-        results.append((loss, metrics["mean_cosine"], gradient))
-    assert_same(*results)
+    def in_chunks(p):
+        # Of rows of several texts a chunk is kept, and others are merged; all others are kept.
+        kept, merged = ((1, 9), 2) if recompute else ((), 1)
+        loss, metrics = batch_loss(
+            encode, p, {}, packed, objective, recompute=recompute, kept=kept, merged=merged
+        )
+        return loss, metrics["mean_cosine"]
+
+    assert_same(
+        *(jax.jit(jax.value_and_grad(f, has_aux=True))(parameters) for f in (at_once, in_chunks))
+    )
 
 
 @for_each("family", ["llava_onevision", "phi3_v"])

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tests.losses.loops import reference
+from tests.tables import for_each
 from tests.training.tiny_batch import (
     LOSS,
     WIDTH,
@@ -99,18 +100,15 @@ def counted(results):
     return (value, metrics["negatives_per_query"]), gradient
 
 
-def test_the_loss_is_that_of_all_rows_encoded_at_once(batch):
-    """In chunks; also if what follows from equal targets is not masked."""
-    for what, loss in (
-        ("dense", LOSS),
-        ("all, in tiles", ALL_IN_TILES),
-        (
-            "equal targets not masked, in tiles",
-            dataclasses.replace(IN_TILES, mask_same_target=False),
-        ),
-    ):
-        found = counted(value_and_grad(loss)(parameters()[0], batch))
-        assert_close(found, by_hand(loss, batch), what=what)
+# Equal targets that are not masked are below, dense; in tiles they are the loss's own.
+@for_each(
+    "loss",
+    [LOSS, ALL_IN_TILES, dataclasses.replace(IN_TILES, mask_same_target=False)],
+    quick=[LOSS, ALL_IN_TILES],
+)
+def test_the_loss_is_that_of_all_rows_encoded_at_once(batch, loss):
+    """In chunks; dense, and in tiles."""
+    assert_close(counted(value_and_grad(loss)(parameters()[0], batch)), by_hand(loss, batch))
 
 
 def test_equal_targets_are_negatives_of_each_other_only_if_they_are_not_masked(batch):
@@ -193,8 +191,9 @@ def test_options_of_queries_and_sources_reach_the_loss(batch):
         )
 
 
-def test_loss_and_gradient_on_a_mesh(batch):
-    """All negatives in tiles are on a mesh below."""
+@for_each("loss", [LOSS, IN_TILES], quick=[LOSS])
+def test_loss_and_gradient_on_a_mesh(batch, loss):
+    """All negatives in tiles are on a mesh below, the hardest in losses/test_infonce_on_meshes."""
     mesh = sharding.make_mesh(2, 2, 2)
     rows, pairs = sharding.chunked_rows(mesh), jax.NamedSharding(mesh, jax.P(sharding.ROWS))
     placed = Batch(
@@ -205,10 +204,9 @@ def test_loss_and_gradient_on_a_mesh(batch):
         target_id=jax.tree.map(lambda x: jax.device_put(x, rows), batch.target_id),
         source=jax.device_put(batch.source, pairs),
     )
-    for what, loss in (("dense", LOSS), ("hardest", IN_TILES)):
-        with jax.set_mesh(mesh):
-            found = counted(value_and_grad(loss)(parameters()[0], placed))
-        assert_close(found, by_hand(loss, batch), what=what)
+    with jax.set_mesh(mesh):
+        found = counted(value_and_grad(loss)(parameters()[0], placed))
+    assert_close(found, by_hand(loss, batch))
 
 
 def test_a_target_met_twice_is_one_candidate(batch):
