@@ -145,6 +145,7 @@ def items():
     return [*found, Item("<|image_1|> is left of <|image_2|>", two), Item("x", (*two, two[0]))]
 
 
+@pytest.mark.slow  # by day last states, beside clips and alone, in test_qwen_clips.py
 def test_whole_model_alone_and_in_a_batch(pair):
     """Everything in one padded chunk, each item against its own run in transformers."""
     rows = [pair.backbone.preprocess(one) for one in items()]

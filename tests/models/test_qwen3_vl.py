@@ -184,6 +184,7 @@ def test_every_part_against_transformers(pair):
     close(layer(jnp.asarray(x), *given, "xla"), expected)
 
 
+@pytest.mark.slow  # by day last states, beside clips and alone, in test_qwen_clips.py
 def test_whole_model_in_any_company(pair):
     """Everything in one chunk, each item against its own run in transformers."""
     rows = [pair.backbone.preprocess(item) for item in ITEMS]

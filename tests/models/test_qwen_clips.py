@@ -12,6 +12,7 @@ from tests.backbones.tiny_clips import as_tensor, clip, frames_of
 from tests.backbones.tiny_families import DECODER
 from tests.backbones.tiny_qwen import write_qwen2_5_vl, write_qwen2_vl
 from tests.backbones.tiny_qwen3 import write_qwen3_vl
+from tests.float32 import assert_same_rows
 from tests.models.oracle import EXACT, pair_of
 from unime_jax import backbones
 from unime_jax.backbones.preprocessing import video_processor_config
@@ -172,6 +173,7 @@ def test_states_are_transformers(pair):
     tiles = max(len(row.patches) for row in rows if row.patches is not None)
     ours = states(pair, ITEMS, tokens + 7, tiles + 2)
     theirs = np.stack([torch_state(pair, *one) for one in zip(ITEMS, MEDIA.values(), strict=True)])
+    assert_same_rows(ours, theirs)
     np.testing.assert_array_less(0.99999, cosine(ours, theirs))
     # Alone, with room for so many patches that each looks at near ones only.
     assert 3 * pair.backbone.make_model.config.vision.longest < 32 * ROOM > 32 * tiles
@@ -186,6 +188,12 @@ def test_states_are_transformers(pair):
     np.testing.assert_allclose(found, ours[8:], atol=2e-5)
     # One frame more or less, another time or order is another embedding.
     assert cosine(ours[:, None], ours[None])[~np.eye(len(ours), dtype=bool)].max() < 0.9999
+    # In bare texts images have rows and columns in Qwen3-VL alone.
+    raw = backbones.Processing(prompt="raw")
+    bare = backbones.open_backbone(str(pair.backbone.folder), max_length=512, processing=raw)
+    position = bare.preprocess(ITEMS[8]).positions
+    is_gridded = (position != position[:, :1]).any()
+    assert is_gridded == (pair.torch_model.config.model_type == "qwen3_vl")
 
 
 def test_host_integers_of_clips():
