@@ -134,9 +134,9 @@ def with_adapters(
         values = rng.normal(size=shapes[path].shape).astype(np.float32)
         if name == "lora_magnitude":
             norm = np.linalg.norm(parameters[f"{layer}.kernel"], axis=-2)
-            adapted[path] = jnp.asarray(norm * (1 + 0.3 * values))
+            adapted[path] = jax.device_put(norm * (1 + 0.3 * values))
         else:
-            adapted[path] = jnp.asarray({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
+            adapted[path] = jax.device_put({"lora_a": 1 / 3, "lora_b": 0.2}[name] * values)
     return graph, adapted
 
 

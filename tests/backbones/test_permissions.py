@@ -4,7 +4,6 @@ import contextlib
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.backbones.tiny_texts import write_bert
@@ -40,7 +39,7 @@ def test_all_files_of_exports_and_adapters(tmp_path, monkeypatch, shard_bytes):
         return model
 
     graph, shapes = paths.split(jax.eval_shape(make))
-    parameters = {path: jnp.asarray(np.ones(x.shape, x.dtype)) for path, x in shapes.items()}
+    parameters = {path: jax.device_put(np.ones(x.shape, x.dtype)) for path, x in shapes.items()}
     save = weights.save
     monkeypatch.setattr(weights, "save", lambda *a, **k: save(*a, **k, shard_bytes=shard_bytes))
     for mask in UMASKS:

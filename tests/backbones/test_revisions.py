@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -92,7 +91,7 @@ def test_the_revision_that_was_asked_for_must_be_there_is_opened_and_recorded(
         return model
 
     _, shapes = paths.split(jax.eval_shape(make))
-    parameters = {path: jnp.asarray(np.ones(x.shape, x.dtype)) for path, x in shapes.items()}
+    parameters = {path: jax.device_put(np.ones(x.shape, x.dtype)) for path, x in shapes.items()}
     adapters.save(tmp_path / "adapter", backbone, parameters, config, dtype=FLOAT32)
     record = json.loads((tmp_path / "adapter" / merging.CONFIG).read_text())
     assert (record["base_model_name_or_path"], record["revision"]) == ("org/base", OTHER)

@@ -196,5 +196,5 @@ def packed(pair: Pair, items: list[Item], tokens: int, tiles: int) -> tuple[Inpu
     """The items as one chunk of one bucket, and each one's row in it."""
     shapes = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, len(items), len(items))
     groups, places = fill_buckets([pair.backbone.preprocess(item) for item in items], shapes)
-    chunk = jax.tree.map(lambda x: jnp.asarray(x[0]), groups[0])
+    chunk = jax.tree.map(lambda x: jax.device_put(x[0]), groups[0])
     return chunk, row_numbers(places, shapes)

@@ -15,7 +15,7 @@ def test_values_and_gradients_are_those_of_dense_attention(monkeypatch):
     *inputs, cotangent = arrays(2, 37, 4, 2, 8, 0)
     sizes = rng.integers(1, 7, (2, 40))
     segment = jnp.asarray([np.repeat(np.arange(40), size)[:37] for size in sizes])
-    far = jnp.asarray(rng.integers(0, 3, (2, 37)))
+    far = jax.device_put(rng.integers(0, 3, (2, 37)))
     real = jnp.ones((2, 37, 1, 1), bool)
     cases = [
         dict(causal=True, segment=far, shared=1),

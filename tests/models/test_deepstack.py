@@ -63,13 +63,13 @@ SLOT = np.array([[-1, 2, 0, 1, -1], [3, -1, -1, -1, -1]])
 def inputs():
     rng = np.random.default_rng(0)
     return Inputs(
-        tokens=jnp.asarray(rng.integers(0, 11, (ROWS, TOKENS))),
+        tokens=jax.device_put(rng.integers(0, 11, (ROWS, TOKENS))),
         length=jnp.array([TOKENS, 3]),
         live=jnp.ones(ROWS, bool),
         positions=jnp.arange(TOKENS)[None, :, None].repeat(ROWS, axis=0),
-        slot=jnp.asarray(SLOT[..., None]),
+        slot=jax.device_put(SLOT[..., None]),
         slot_weight=None,
-        patches=jnp.asarray(rng.integers(0, 256, (ROWS, 1, 4, 6), np.uint8)),
+        patches=jax.device_put(rng.integers(0, 256, (ROWS, 1, 4, 6), np.uint8)),
         patch_position=None,
     )
 

@@ -105,14 +105,14 @@ def inputs_of(rows: list[Row]) -> Inputs:
             patches[i, : len(row.patches)] = row.patches
             position[i, : len(row.patches)] = row.patch_position
     return Inputs(
-        tokens=jnp.asarray(tokens),
-        length=jnp.asarray(length),
+        tokens=jax.device_put(tokens),
+        length=jax.device_put(length),
         live=jnp.ones(count, bool),
         positions=jnp.broadcast_to(jnp.arange(longest)[None, :, None], (count, longest, 1)),
-        slot=jnp.asarray(slot),
-        slot_weight=jnp.asarray(weight) if blend > 1 else None,
-        patches=jnp.asarray(patches) if tiles else None,
-        patch_position=jnp.asarray(position) if tiles else None,
+        slot=jax.device_put(slot),
+        slot_weight=jax.device_put(weight) if blend > 1 else None,
+        patches=jax.device_put(patches) if tiles else None,
+        patch_position=jax.device_put(position) if tiles else None,
     )
 
 
@@ -266,7 +266,7 @@ def test_images_that_are_not_there(backbone, model, on_blocks):
     row = backbone.preprocess(Item("<|image_1|>\nFind a Wikipedia image."))
     assert row.unmatched_markers == 1 and (row.slot[:, 0] >= 0).sum() == 730
     assert row.patches.shape == (1, 729, 588) and (row.patch_position == -1).all()
-    patches, position = jnp.asarray(row.patches)[None], jnp.asarray(row.patch_position)[None]
+    patches, position = jax.device_put(row.patches[None]), jax.device_put(row.patch_position[None])
     table = jax.jit(lambda p, q: on_blocks.vision_features(p, q, EXACT).table)
     zeros = table(patches, position)
     np.testing.assert_array_equal(zeros, table(patches + 77, position))

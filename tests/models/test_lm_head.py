@@ -173,7 +173,7 @@ def test_answers_are_the_same_where_prompts_share_what_they_begin_with(pairs, fa
         tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
         shapes = BatchShapes((Bucket(tokens + 3, tiles + 1),), layout, len(rows), len(rows))
         (group,), places = fill_buckets(rows, shapes)
-        chunk = jax.tree.map(lambda x: jnp.asarray(x[0]), group)
+        chunk = jax.tree.map(lambda x: jax.device_put(x[0]), group)
         return np.asarray(encode({}, parameters, chunk))[places[:, 2]]
 
     alone = logits(sum(by_query, []), backbone.layout)

@@ -40,7 +40,7 @@ def decoder():
     graph, shapes = paths.split(jax.eval_shape(lambda: Decoder(CONFIG, key=jax.random.key(0))))
     rng = np.random.default_rng(0)
     weights = {p: rng.normal(size=x.shape).astype(np.float32) for p, x in shapes.items()}
-    return paths.merge(graph, {p: jnp.asarray(0.4 * x) for p, x in weights.items()})
+    return paths.merge(graph, {p: jax.device_put(0.4 * x) for p, x in weights.items()})
 
 
 @jax.jit
@@ -65,9 +65,9 @@ def shaken(model):
     graph, parameters = paths.split(model)
     for i, (path, leaf) in enumerate(parameters.items()):
         if path.endswith("lora_b"):
-            parameters[path] = jnp.asarray(random_like(leaf, i) * 0.2)
+            parameters[path] = jax.device_put(random_like(leaf, i) * 0.2)
         if path.endswith("lora_magnitude"):
-            parameters[path] = jnp.asarray(np.asarray(leaf) * (1 + 0.3 * random_like(leaf, i)))
+            parameters[path] = jax.device_put(np.asarray(leaf) * (1 + 0.3 * random_like(leaf, i)))
     return paths.merge(graph, parameters)
 
 
@@ -101,7 +101,7 @@ def test_merged_kernels_compute_what_side_paths_did(dora):
 def test_merging_into_float32_keeps_updates_that_bfloat16_would_round_away():
     graph, parameters = paths.split(shaken(with_adapters(dora=True)))
     half = {
-        p: jnp.asarray(np.asarray(x).astype(jnp.bfloat16)) if p.endswith("kernel") else x
+        p: jax.device_put(np.asarray(x).astype(jnp.bfloat16)) if p.endswith("kernel") else x
         for p, x in parameters.items()
     }
     kernels = {}

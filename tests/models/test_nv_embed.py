@@ -58,15 +58,15 @@ def inputs_of(data, *, extra=0, filler=0) -> Inputs:
     np.testing.assert_array_equal(mask, index < length[:, None])
     np.testing.assert_array_equal(pooled, (index >= start[:, None]) & (index < length[:, None]))
     return Inputs(
-        tokens=jnp.asarray(ids),
-        length=jnp.asarray(length),
+        tokens=jax.device_put(ids),
+        length=jax.device_put(length),
         live=jnp.ones(rows, bool),
         positions=jnp.broadcast_to(jnp.arange(tokens)[None, :, None], (rows, tokens, 1)),
         slot=jnp.full((rows, tokens, 1), -1),
         slot_weight=None,
         patches=None,
         patch_position=None,
-        pool_start=jnp.asarray(start),
+        pool_start=jax.device_put(start),
     )
 
 
@@ -193,7 +193,9 @@ def test_attention_to_so_many_keys():
     random = np.random.default_rng(0)
     q, k, v = (random.normal(size=(4, 9, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     length = np.array([9, 1, 4, 0])
-    ours = attention.attend(q, k, v, causal=False, length=jnp.asarray(length), implementation="xla")
+    ours = attention.attend(
+        q, k, v, causal=False, length=jax.device_put(length), implementation="xla"
+    )
     for row, keys in enumerate(np.maximum(length, 1)):
         cut = q[row : row + 1], k[row : row + 1, :keys], v[row : row + 1, :keys]
         expected = attention.attend(*cut, causal=False, implementation="xla")

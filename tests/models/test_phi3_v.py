@@ -86,14 +86,14 @@ def case_of(name: str, *, pixel_order: bool = False) -> Case:
         position = np.full((*patches.shape[:3], 3), -1, np.int32)  # the global views are given
     arange = np.arange(longest, dtype=np.int32)
     inputs = Inputs(
-        tokens=jnp.asarray(np.maximum(ids, 0)),
-        length=jnp.asarray(lengths.astype(np.int32)),
+        tokens=jax.device_put(np.maximum(ids, 0)),
+        length=jax.device_put(lengths.astype(np.int32)),
         live=jnp.ones(len(lengths), bool),
-        positions=jnp.asarray(np.where(arange < lengths[:, None], arange, 0)[..., None]),
-        slot=jnp.asarray(slot),
+        positions=jax.device_put(np.where(arange < lengths[:, None], arange, 0)[..., None]),
+        slot=jax.device_put(slot),
         slot_weight=None,
-        patches=None if patches is None else jnp.asarray(patches),
-        patch_position=None if position is None else jnp.asarray(position),
+        patches=None if patches is None else jax.device_put(patches),
+        patch_position=None if position is None else jax.device_put(position),
     )
     return Case(io, inputs, lengths)
 
@@ -227,7 +227,7 @@ def test_layers_of_the_decoder_and_the_tower(model):
 
     pixels = np.asarray(inputs.patches[0]).astype(np.float32) / 32 - 4
     features = jax.jit(lambda m, x: m.vision_tower(x, remat="none", implementation="xla"))(
-        model, jnp.asarray(pixels)
+        model, jax.device_put(pixels)
     )
     for tile in (0, 1):
         theirs = case.io[f"clip_features_tile{tile}"][1:]  # without the class token
@@ -268,7 +268,7 @@ def test_recorded_pixels_and_global_views_that_are_torchs_bicubic():
     filled = np.zeros_like(tiles)
     filled[order] = np.asarray(
         jax.jit(fill_global_views)(
-            jnp.asarray(tiles[order])[None], jnp.asarray(position[order])[None]
+            jax.device_put(tiles[order][None]), jax.device_put(position[order][None])
         )
     )[0]
     start = 0

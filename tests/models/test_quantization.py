@@ -31,7 +31,7 @@ def normal(shape, seed=0):
 @settings(max_examples=60, deadline=None)
 @given(KERNELS)
 def test_every_element_is_within_half_a_scale(kernel):
-    codes, scale = map(np.asarray, quantization.quantize(jnp.asarray(kernel)))
+    codes, scale = map(np.asarray, quantization.quantize(jax.device_put(kernel)))
     assert codes.dtype == np.int8 and scale.dtype == np.float32
     assert codes.shape == kernel.shape and scale.shape == kernel.shape[1:]
     error = np.abs(codes.astype(np.float64) * scale - kernel.astype(np.float64))
@@ -44,7 +44,7 @@ def test_every_element_is_within_half_a_scale(kernel):
 @settings(max_examples=60, deadline=None)
 @given(KERNELS)
 def test_the_host_and_the_device_give_the_same_codes(kernel):
-    codes, scale = quantization.quantize(jnp.asarray(kernel))
+    codes, scale = quantization.quantize(jax.device_put(kernel))
     own_codes, own_scale = quantization.quantize_rows(kernel.T)
     np.testing.assert_array_equal(scale, own_scale)
     np.testing.assert_array_equal(codes, own_codes.T)
@@ -54,7 +54,7 @@ def test_the_host_and_the_device_give_the_same_codes(kernel):
 @given(KERNELS)
 def test_what_is_quantised_again_stays(kernel):
     """An export of an int8 model, opened in int8, has the same codes where nothing was trained."""
-    codes, scale = quantization.quantize(jnp.asarray(kernel))
+    codes, scale = quantization.quantize(jax.device_put(kernel))
     again, second = quantization.quantize(quantization.dequantize(codes, scale))
     np.testing.assert_array_equal(codes, again)
     np.testing.assert_allclose(scale, second, rtol=1e-6)
@@ -78,10 +78,10 @@ def test_what_is_not_finite_is_not_hidden(bad):
     kernel = np.array(normal((5, 3)))
     kernel[2, 1] = bad
     for codes, scale in (
-        quantization.quantize(jnp.asarray(kernel)),
+        quantization.quantize(jax.device_put(kernel)),
         (lambda codes, scale: (codes.T, scale))(*quantization.quantize_rows(kernel.T)),
     ):
-        y = quantization.matmul(normal((4, 5)), jnp.asarray(codes), jnp.asarray(scale))
+        y = quantization.matmul(normal((4, 5)), jax.device_put(codes), jax.device_put(scale))
         assert not np.any(np.isfinite(y[:, 1]))
         assert np.all(np.isfinite(y[:, [0, 2]]))
 

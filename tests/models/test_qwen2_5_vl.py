@@ -97,11 +97,11 @@ def test_every_part_of_the_tower(pair):
     whole = torch.tensor(np.cumsum([0, *(height * width for height, width in grids)]))
     angles = theirs.rotary_pos_emb(torch.zeros(()), places)
 
-    cos, sin = axial_angles(jnp.asarray(position[:, :, 1:]), 16, 1e4)
-    window = windows(jnp.asarray(position), SIDE)
+    cos, sin = axial_angles(jax.device_put(position[:, :, 1:]), 16, 1e4)
+    window = windows(jax.device_put(position), SIDE)
     run = jax.jit(
         lambda block, x, full: block(
-            x, cos, sin, jnp.asarray(position[:, :, 0]), "xla", window, full
+            x, cos, sin, jax.device_put(position[:, :, 0]), "xla", window, full
         )
     )
     x = random(1, len(filled), 32)
@@ -109,7 +109,7 @@ def test_every_part_of_the_tower(pair):
         full = i in (1, 4)
         assert tower.full[i] == full
         block = jax.tree.map(lambda x, i=i: x[i], tower.blocks)
-        ours = run(block, jnp.asarray(x), jnp.asarray(full))
+        ours = run(block, jax.device_put(x), jax.device_put(full))
         assert np.isfinite(ours).all()
         y = other(
             torch.tensor(x[0, filled]),
@@ -117,11 +117,11 @@ def test_every_part_of_the_tower(pair):
             position_embeddings=angles,
         )
         close(ours[0, filled], y)
-        assert np.abs(ours - run(block, jnp.asarray(x), jnp.asarray(not full))).max() > 1e-3
+        assert np.abs(ours - run(block, jax.device_put(x), jax.device_put(not full))).max() > 1e-3
 
     # The merger's norm has no mean.
     x = random(1, 20, 32) + 1
-    close(tower.merger(jnp.asarray(x))[0], theirs.merger(torch.tensor(x[0])))
+    close(tower.merger(jax.device_put(x))[0], theirs.merger(torch.tensor(x[0])))
 
     # All of it, from the processor's pixels: tokens come back in reading order.
     values = row.patches.reshape(-1, 48)[filled]

@@ -105,7 +105,7 @@ def chunk(pair, some):
 
 def table_of(model, row, execution=EXACT):
     """The image tokens of one row."""
-    patches, position = (jnp.asarray(x)[None] for x in (row.patches, row.patch_position))
+    patches, position = (jax.device_put(x[None]) for x in (row.patches, row.patch_position))
     return jax.jit(lambda p, q: model.vision_features(p, q, execution).table)(patches, position)[0]
 
 
@@ -149,10 +149,10 @@ def test_images_of_a_block_and_of_an_item_do_not_see_each_other(pair):
 
 def test_segments_attend_to_themselves():
     """As attention over each segment alone, in any order of the segments' tokens."""
-    q, k, v = (jnp.asarray(random(2, 9, 4, 8, seed=i)) for i in range(3))
+    q, k, v = (jax.device_put(random(2, 9, 4, 8, seed=i)) for i in range(3))
     segment = np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [3, 1, 3, 1, 3, 1, 2, 2, 2]])
     ours = attention.attend(
-        q, k, v, causal=False, segment=jnp.asarray(segment), implementation="xla"
+        q, k, v, causal=False, segment=jax.device_put(segment), implementation="xla"
     )
     for row, numbers in enumerate(segment):
         for number in set(numbers):
@@ -169,7 +169,7 @@ def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
     text = pair.model.language_model
     assert text.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
     ours = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
+        jax.device_put(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
     )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(  # angles up to 2000 in float32
@@ -186,10 +186,10 @@ def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
     )
     text = pair.model.language_model
     cos, sin = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
+        jax.device_put(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
     )
     ours = first_layer(pair.model.language_model.layers).self_attn
-    close(ours(jnp.asarray(x), cos, sin, "xla"), theirs)
+    close(ours(jax.device_put(x), cos, sin, "xla"), theirs)
 
 
 def test_every_part_of_the_tower(pair):
@@ -214,26 +214,27 @@ def test_every_part_of_the_tower(pair):
     theirs = pair.torch_model.model.visual.patch_embed
     frames = np.repeat(x.reshape(10, 3, 1, 16), 2, axis=2).reshape(10, 96)
     close(
-        pair.model.visual.patch_embed(jnp.asarray(x)).reshape(10, -1), theirs(torch.tensor(frames))
+        pair.model.visual.patch_embed(jax.device_put(x)).reshape(10, -1),
+        theirs(torch.tensor(frames)),
     )
 
     # Patches of a clip have frames. Two different frames a patch; a frame twice is a still image.
     x = random(10, 3, 2, 16)
     theirs = pair.torch_model.model.visual.patch_embed(torch.tensor(x.reshape(10, 96)))
     ours = pair.model.visual.patch_embed
-    close(ours(jnp.asarray(x.reshape(1, 10, 96)))[0], theirs)
-    still = jnp.asarray(x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96))
-    np.testing.assert_array_equal(ours(still), ours(jnp.asarray(x[:, :, 0].reshape(1, 10, 48))))
+    close(ours(jax.device_put(x.reshape(1, 10, 96)))[0], theirs)
+    still = jax.device_put(x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96))
+    np.testing.assert_array_equal(ours(still), ours(jax.device_put(x[:, :, 0].reshape(1, 10, 48))))
 
     # Merger.
     x = random(1, 20, 32)
     theirs = pair.torch_model.model.visual.merger(torch.tensor(x[0]))
-    close(pair.model.visual.merger(jnp.asarray(x))[0], theirs)
+    close(pair.model.visual.merger(jax.device_put(x))[0], theirs)
 
     # Rows and columns turn the frequencies
     places = np.random.default_rng(0).integers(0, 50, (7, 2))
     theirs = pair.torch_model.model.visual.rotary_pos_emb(torch.zeros(()), torch.tensor(places))
-    ours = axial_angles(jnp.asarray(places)[None], 16, 1e4)
+    ours = axial_angles(jax.device_put(places[None]), 16, 1e4)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine[0, :, 0], other.numpy(), atol=1e-5, rtol=0)
 
@@ -329,14 +330,14 @@ def test_recorded_embeddings(recorded_model, case):
             )
             seen += 1
     inputs = Inputs(
-        tokens=jnp.asarray(ids),
-        length=jnp.asarray(lengths),
+        tokens=jax.device_put(ids),
+        length=np.array(lengths),
         live=jnp.ones(rows, bool),
         positions=jnp.broadcast_to(jnp.arange(tokens)[None, :, None], (rows, tokens, 3)),
-        slot=jnp.asarray(slot),
+        slot=jax.device_put(slot),
         slot_weight=None,
-        patches=jnp.asarray(patches) if seen else None,
-        patch_position=jnp.asarray(position) if seen else None,
+        patches=jax.device_put(patches) if seen else None,
+        patch_position=jax.device_put(position) if seen else None,
     )
     names = "hidden_states", "vision_features"
     embeddings, hidden, vision = embedded_by(recorded_model, inputs, names)

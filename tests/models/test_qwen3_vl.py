@@ -79,7 +79,7 @@ def check_integers_and_weights_of_any_grid():
             theirs, side, align_corners=True, spatial_merge_size=2
         )
         sizes = np.repeat(grids, [len(place) for place in places], axis=0)
-        taps, fractions = bilinear_taps(jnp.asarray(np.concatenate(places)), sizes, side)
+        taps, fractions = bilinear_taps(jax.device_put(np.concatenate(places)), sizes, side)
         np.testing.assert_array_equal(
             (taps[:, 0, :, None] * side + taps[:, 1, None, :]).reshape(-1, 4), index
         )
@@ -92,7 +92,7 @@ def check_integers_and_weights_of_any_grid():
     for tile, number, rows in ((0, 0, range(2)), (1, 0, range(2, 4)), (2, 1, range(1))):
         for i, (row, column) in enumerate((r, c) for r in rows for c in range(12)):
             position[0, tile, i] = number, row, column
-    sizes = image_sizes(jnp.asarray(position))
+    sizes = image_sizes(jax.device_put(position))
     np.testing.assert_array_equal(sizes[0], [[4, 12], [4, 12], [1, 12], [1, 1]])
 
 
@@ -103,7 +103,7 @@ def test_every_part_against_transformers(pair):
     pictures = tuple(image(i, *size) for i, size in enumerate(((60, 41), (9, 30), (8, 8))))
     row = pair.backbone.preprocess(Item("x", pictures))
     assert len(row.patches) > 4 and (row.patch_position[..., 0] == -1).any()
-    patches, position = (jnp.asarray(x)[None] for x in (row.patches, row.patch_position))
+    patches, position = (jax.device_put(x[None]) for x in (row.patches, row.patch_position))
     tower = pair.model.visual
 
     @jax.jit
@@ -158,7 +158,7 @@ def test_every_part_against_transformers(pair):
     # Images of an item do not see each other.
     other = pair.backbone.preprocess(Item("x", (pictures[0], image(5, 9, 30), image(6, 8, 8))))
     assert other.patches.shape == row.patches.shape
-    apart = run(*(jnp.asarray(x)[None] for x in (other.patches, other.patch_position)))[1]
+    apart = run(*(jax.device_put(x[None]) for x in (other.patches, other.patch_position)))[1]
     count = int((row.patch_position[..., 0] == 0).sum()) // 4
     np.testing.assert_allclose(apart.table[0, :count], vision.table[0, :count], atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_every_part_against_transformers(pair):
     assert full == (0, 1, 2) * 20 + (0,) * 4
     angles = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
     ours = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
+        jax.device_put(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
     )
     for mine, expected in zip(ours, angles, strict=True):
         np.testing.assert_allclose(mine[:, :, 0], expected.numpy(), atol=3e-4, rtol=0)
@@ -180,8 +180,8 @@ def test_every_part_against_transformers(pair):
         torch.tensor(x), attention_mask=mask, position_embeddings=angles
     )
     layer = jax.tree.map(lambda leaf: leaf[0], text.layers).self_attn
-    given = [jnp.asarray(angle.numpy())[:, :, None] for angle in angles]
-    close(layer(jnp.asarray(x), *given, "xla"), expected)
+    given = [jax.device_put(angle.numpy())[:, :, None] for angle in angles]
+    close(layer(jax.device_put(x), *given, "xla"), expected)
 
 
 @pytest.mark.slow  # by day last states, beside clips and alone, in test_qwen_clips.py

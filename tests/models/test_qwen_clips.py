@@ -1,7 +1,6 @@
 """Clips in Qwen's models against transformers', and beside other rows."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -157,7 +156,7 @@ def states(pair, items, tokens, tiles, chunk=None):
     rows = [pair.backbone.preprocess(item) for item in items]
     shapes = BatchShapes((Bucket(tokens, tiles),), layout, len(rows), len(rows))
     groups, places = fill_buckets(rows, shapes)
-    inputs = jax.tree.map(lambda x: jnp.asarray(x[0]), groups[0])
+    inputs = jax.tree.map(lambda x: jax.device_put(x[0]), groups[0])
     found = jax.jit(lambda x: pair.model.last_state(x, EXACT))(inputs)
     return np.asarray(found)[row_numbers(places, shapes)]
 
@@ -183,7 +182,7 @@ def test_states_are_transformers(pair):
     shapes = BatchShapes((Bucket(tokens, tiles),), pair.backbone.layout, 2, 2)
     groups, places = fill_buckets(rows[8:], shapes)
     assert groups[0].patches.shape[-1] == 48
-    inputs = jax.tree.map(lambda x: jnp.asarray(x[0]), groups[0])
+    inputs = jax.tree.map(lambda x: jax.device_put(x[0]), groups[0])
     found = jax.jit(lambda x: pair.model.last_state(x, EXACT))(inputs)
     np.testing.assert_allclose(found, ours[8:], atol=2e-5)
     # One frame more or less, another time or order is another embedding.

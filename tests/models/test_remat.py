@@ -46,7 +46,7 @@ def loss_of(write, folder):
     longest = max(len(row.tokens) for row in rows)
     tiles = max(0 if row.patches is None else len(row.patches) for row in rows)
     shapes = BatchShapes((Bucket(longest, tiles),), backbone.layout, 2, 2)
-    inputs = jax.tree.map(lambda x: jnp.asarray(x[0]), fill_buckets(rows, shapes)[0][0])
+    inputs = jax.tree.map(lambda x: jax.device_put(x[0]), fill_buckets(rows, shapes)[0][0])
 
     def loss(parameters, remat):
         execution = dataclasses.replace(EXACT, remat=remat)

@@ -1,6 +1,6 @@
 """Rotary positions on several axes: which axis turns which frequency."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 import torch
@@ -39,10 +39,10 @@ def test_sections_of_published_models_and_an_axis_turns_its_own_frequencies():
     # Each of three axes moved alone: the cosines that change are those of its frequencies.
     axes = (2, 0, 1, 1, 0, 2)
     base = np.full((1, 1, 3), 5)
-    before, _ = rope.rotary_angles(jnp.asarray(base), axes, 1e4)
+    before, _ = rope.rotary_angles(jax.device_put(base), axes, 1e4)
     for axis in range(3):
         moved = base + (np.arange(3) == axis)
-        after, _ = rope.rotary_angles(jnp.asarray(moved), axes, 1e4)
+        after, _ = rope.rotary_angles(jax.device_put(moved), axes, 1e4)
         changed = np.asarray(after != before)[0, 0, 0]
         assert changed.tolist() == [a == axis for a in axes] * 2
 
@@ -64,7 +64,7 @@ def test_interleaved_angles_are_those_of_transformers(sections):
     positions = np.random.default_rng(0).integers(0, 500, (3, 2, 9))
     theirs = Qwen3VLTextRotaryEmbedding(config)(torch.zeros(()), torch.tensor(positions))
     ours = rope.rotary_angles(
-        jnp.asarray(positions.transpose(1, 2, 0)), rope.interleaved_axes(sections), 5e6
+        jax.device_put(positions.transpose(1, 2, 0)), rope.interleaved_axes(sections), 5e6
     )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine[:, :, 0], other.numpy(), atol=1e-4, rtol=0)

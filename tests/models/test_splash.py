@@ -32,7 +32,7 @@ def arrays(rows, tokens, heads, kv_heads, head, seed):
     """Queries, keys, values and a cotangent."""
     rng = np.random.default_rng(seed)
     sizes = (heads, kv_heads, kv_heads, heads)
-    return [jnp.asarray(rng.standard_normal((rows, tokens, n, head), np.float32)) for n in sizes]
+    return [jax.device_put(rng.standard_normal((rows, tokens, n, head), np.float32)) for n in sizes]
 
 
 def value_and_gradients(inputs, cotangent, real, **options):
@@ -78,7 +78,7 @@ def test_images_of_several_blocks_are_seen_whole_and_no_others(interpreted):
     sizes = np.random.default_rng(0).integers(1, 151, 20)
     sizes[2] = 150
     images = np.repeat(np.arange(20), sizes)[:700]
-    images = jnp.asarray(np.stack([images, images[::-1]]))
+    images = jax.device_put(np.stack([images, images[::-1]]))
     real = jnp.ones((2, 700, 1, 1), bool)
     check(inputs, cotangent, real, causal=False, segment=images, reach=150)
     assert splash.near_block_of(700, 150) == (128, 768)

@@ -77,7 +77,7 @@ def test_what_is_kept_of_chunks():
             return jax.lax.scan(layer, x, trainable)[0]
 
         def value(p, layers=layers):
-            frozen = {"table": jnp.asarray(parameters()[0]["table"])}
+            frozen = {"table": jax.device_put(parameters()[0]["table"])}
             return jnp.sum(encode_in_chunks(layers, p, frozen, inputs, recompute=False))
 
         forward, _ = [e for e in jax.make_jaxpr(jax.grad(value))(wide).eqns if "while" in str(e)]
@@ -94,7 +94,7 @@ def test_what_is_kept_of_chunks():
             lambda i, r=recompute: encode_in_chunks(encode, trainable, frozen, i, recompute=r)
         )
         for live, without_tokens in ((0, False), (3, False), (24, False), (11, True), (8, True)):
-            inputs = jax.tree.map(jnp.asarray, group(4, 8, live, seed=1))
+            inputs = jax.device_put(group(4, 8, live, seed=1))
             if without_tokens:
                 inputs = dataclasses.replace(inputs, length=none)
             out, used = run(inputs), -(-live // 8)

@@ -79,7 +79,7 @@ def batch():
         scores=scores,
         grade=np.where(graded, rng.integers(0, 3, 16), np.nan).astype(np.float32),
     )
-    return jax.tree.map(jnp.asarray, told)
+    return jax.device_put(told)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def texts():
 
 def halves(rows):
     """[1, R, D] of the two buckets."""
-    return [jnp.asarray(half[None]) for half in np.array_split(np.asarray(rows), 2)]
+    return [jax.device_put(half[None]) for half in np.array_split(np.asarray(rows), 2)]
 
 
 def distilled(config):
@@ -206,7 +206,7 @@ def test_a_judges_scores_beside_or_without_the_contrastive_loss():
     batch, (trainable, frozen) = tiny_batch.make_batch(), tiny_batch.parameters()
     judge = np.random.default_rng(0).uniform(0, 1, (16, 3)).astype(np.float32)
     judge[:, 1:][np.asarray(batch.negative) < 0] = np.nan  # queries 2 and 3 have negatives
-    batch = dataclasses.replace(batch, scores=jnp.asarray(judge))
+    batch = dataclasses.replace(batch, scores=jax.device_put(judge))
     encode = jax.jit(jax.vmap(functools.partial(tiny_batch.encode, trainable, frozen)))
     embeddings = [encode(group) for group in batch.groups]
     table = np.concatenate([np.asarray(part).reshape(-1, tiny_batch.WIDTH) for part in embeddings])

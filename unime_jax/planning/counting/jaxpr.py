@@ -175,5 +175,5 @@ def _evaluated(eqn: JaxprEqn, arguments: list[Value]) -> list[Value]:
     if not small or any(x is None for x in arguments):
         return [None] * len(avals)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        results = eqn.primitive.bind(*map(jnp.asarray, arguments), **eqn.params)
+        results = eqn.primitive.bind(*map(jax.device_put, arguments), **eqn.params)
     return [np.asarray(x) for x in (results if eqn.primitive.multiple_results else [results])]
