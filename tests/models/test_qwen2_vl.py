@@ -1,6 +1,7 @@
 """Qwen2-VL, its components and the whole, against transformers' model and recorded originals."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -149,17 +150,15 @@ def test_images_of_a_block_and_of_an_item_do_not_see_each_other(pair):
 
 def test_segments_attend_to_themselves():
     """As attention over each segment alone, in any order of the segments' tokens."""
-    q, k, v = (jax.device_put(random(2, 9, 4, 8, seed=i)) for i in range(3))
+    q, k, v = (random(2, 9, 4, 8, seed=i) for i in range(3))
+    attend = jax.jit(functools.partial(attention.attend, causal=False, implementation="xla"))
     segment = np.array([[0, 0, 0, 1, 1, 1, -1, -1, -1], [3, 1, 3, 1, 3, 1, 2, 2, 2]])
-    ours = attention.attend(
-        q, k, v, causal=False, segment=jax.device_put(segment), implementation="xla"
-    )
+    ours = np.asarray(attend(q, k, v, segment=segment))
     for row, numbers in enumerate(segment):
         for number in set(numbers):
             mine = numbers == number
             alone = [x[row : row + 1, mine] for x in (q, k, v)]
-            expected = attention.attend(*alone, causal=False, implementation="xla")
-            np.testing.assert_allclose(ours[row, mine], expected[0], atol=1e-6)
+            np.testing.assert_allclose(ours[row, mine], attend(*alone)[0], atol=1e-6)
 
 
 def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
@@ -168,12 +167,10 @@ def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
     theirs = decoder.rotary_emb(torch.zeros(()), torch.tensor(positions))
     text = pair.model.language_model
     assert text.rope_axes == (0, 0, 1, 1, 1, 2, 2, 2)
-    ours = rope.rotary_angles(
-        jax.device_put(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
-    )
-    for mine, other in zip(ours, theirs, strict=True):
+    angles_at = jax.jit(lambda at: rope.rotary_angles(at, text.rope_axes, text.rope_theta))
+    for mine, other in zip(angles_at(positions.transpose(1, 2, 0)), theirs, strict=True):
         np.testing.assert_allclose(  # angles up to 2000 in float32
-            mine[:, :, 0], other.numpy(), atol=2e-4, rtol=0
+            np.asarray(mine)[:, :, 0], other.numpy(), atol=2e-4, rtol=0
         )
 
     # Decoder attention with sections
@@ -184,12 +181,12 @@ def test_sections_of_the_decoders_frequencies_and_its_attention(pair):
     theirs, _ = decoder.layers[0].self_attn(
         torch.tensor(x), attention_mask=mask, position_embeddings=angles
     )
-    text = pair.model.language_model
-    cos, sin = rope.rotary_angles(
-        jax.device_put(positions.transpose(1, 2, 0)), text.rope_axes, text.rope_theta
-    )
-    ours = first_layer(pair.model.language_model.layers).self_attn
-    close(ours(jax.device_put(x), cos, sin, "xla"), theirs)
+
+    @jax.jit
+    def ours(x, cos, sin):
+        return first_layer(text.layers).self_attn(x, cos, sin, "xla")
+
+    close(ours(x, *angles_at(positions.transpose(1, 2, 0))), theirs)
 
 
 def test_every_part_of_the_tower(pair):
@@ -213,30 +210,27 @@ def test_every_part_of_the_tower(pair):
     x = random(2, 5, 48)
     theirs = pair.torch_model.model.visual.patch_embed
     frames = np.repeat(x.reshape(10, 3, 1, 16), 2, axis=2).reshape(10, 96)
-    close(
-        pair.model.visual.patch_embed(jax.device_put(x)).reshape(10, -1),
-        theirs(torch.tensor(frames)),
-    )
+    ours = jax.jit(lambda x: pair.model.visual.patch_embed(x))
+    close(np.asarray(ours(x)).reshape(10, -1), theirs(torch.tensor(frames)))
 
     # Patches of a clip have frames. Two different frames a patch; a frame twice is a still image.
     x = random(10, 3, 2, 16)
     theirs = pair.torch_model.model.visual.patch_embed(torch.tensor(x.reshape(10, 96)))
-    ours = pair.model.visual.patch_embed
-    close(ours(jax.device_put(x.reshape(1, 10, 96)))[0], theirs)
-    still = jax.device_put(x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96))
-    np.testing.assert_array_equal(ours(still), ours(jax.device_put(x[:, :, 0].reshape(1, 10, 48))))
+    close(np.asarray(ours(x.reshape(1, 10, 96)))[0], theirs)
+    still = x[:, :, :1].repeat(2, axis=2).reshape(1, 10, 96)
+    np.testing.assert_array_equal(ours(still), ours(x[:, :, 0].reshape(1, 10, 48)))
 
     # Merger.
     x = random(1, 20, 32)
     theirs = pair.torch_model.model.visual.merger(torch.tensor(x[0]))
-    close(pair.model.visual.merger(jax.device_put(x))[0], theirs)
+    close(jax.jit(lambda x: pair.model.visual.merger(x)[0])(x), theirs)
 
     # Rows and columns turn the frequencies
     places = np.random.default_rng(0).integers(0, 50, (7, 2))
     theirs = pair.torch_model.model.visual.rotary_pos_emb(torch.zeros(()), torch.tensor(places))
-    ours = axial_angles(jax.device_put(places[None]), 16, 1e4)
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine[0, :, 0], other.numpy(), atol=1e-5, rtol=0)
+    angles = jax.jit(axial_angles, static_argnums=(1, 2))(places[None], 16, 1e4)
+    for mine, other in zip(angles, theirs, strict=True):
+        np.testing.assert_allclose(np.asarray(mine)[0, :, 0], other.numpy(), atol=1e-5, rtol=0)
 
 
 # The whole

@@ -221,7 +221,7 @@ def test_host_integers_of_clips():
         )
         sizes = np.repeat(steps, [len(place) for place in places], axis=0)
         taps, parts = taps_of(filled(np.concatenate(places)), filled(sizes), 7)
-        taps, parts = taps[: len(sizes)], parts[: len(sizes)]
+        taps, parts = (np.asarray(x)[: len(sizes)] for x in (taps, parts))
         ours = taps[:, 0, :, None] * 7 + taps[:, 1, None, :]
         np.testing.assert_array_equal(ours.reshape(-1, 4), index)
         ours = parts[:, 0, :, None] * parts[:, 1, None, :]
