@@ -20,13 +20,15 @@ import jax
 
 from tests import collector
 
-# The last two are most of what such a process does: what opening a model imports, torch with it,
-# and what a job does, which the command imports when it knows which.
+# The last three are most of what such a process does: what opening a model imports, what a job
+# does, which the command imports when it knows which, and what its training does.
 PRELOADED = (
+    "tests.without_torch",
     "unime_jax.main",
     "tests.jobs.tiny_run",
     "transformers.models.auto.tokenization_auto",
     "unime_jax.jobs.train",
+    "tensorboardX.event_file_writer",
 )
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(PRELOADED))
