@@ -78,14 +78,16 @@ def start(
     argv: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
     jax_options: Mapping[str, object] | None = None,
+    starts_others: bool = False,
 ) -> Child:
     """A process that does `call(*arguments)`, which is found by its module and name, and ends.
 
     `argv` are what the command line would have after the program's name. JAX has read its own
-    variables of the environment before: `jax_options` are given to `jax.config`.
+    variables of the environment before: `jax_options` are given to `jax.config`. Only a process
+    that `starts_others` may have processes of its own; this one waits for it when it ends.
     """
     given = (call, arguments, output, list(argv), dict(environment), dict(jax_options or {}))
-    process = _SERVER.Process(target=_run, args=given, daemon=True)
+    process = _SERVER.Process(target=_run, args=given, daemon=not starts_others)
     output.touch()
     process.start()
     return Child(process, output)
