@@ -23,7 +23,7 @@ def write_lengths(image: pathlib.Path, folders: list[pathlib.Path]) -> None:
     assert "torch" not in sys.modules and importlib.util.find_spec("torch") is None
     for name in ("torchvision", "tensorflow"):
         assert name not in sys.modules
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None
     image.with_suffix(".json").write_text(json.dumps(lengths(image, folders)))
 
 
