@@ -20,13 +20,15 @@ import jax
 
 from tests import collector
 
-# The last two are most of what such a process does: what opening a model imports, torch with it,
-# and what a job does, which the command imports when it knows which.
+# The last three are most of what such a process does: what opening a model imports, what a job
+# does, which the command imports when it knows which, and what its training does.
 PRELOADED = (
+    "tests.without_torch",
     "unime_jax.main",
     "tests.jobs.tiny_run",
     "transformers.models.auto.tokenization_auto",
     "unime_jax.jobs.train",
+    "tensorboardX.event_file_writer",
 )
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(PRELOADED))
@@ -76,14 +78,16 @@ def start(
     argv: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
     jax_options: Mapping[str, object] | None = None,
+    starts_others: bool = False,
 ) -> Child:
     """A process that does `call(*arguments)`, which is found by its module and name, and ends.
 
     `argv` are what the command line would have after the program's name. JAX has read its own
-    variables of the environment before: `jax_options` are given to `jax.config`.
+    variables of the environment before: `jax_options` are given to `jax.config`. Only a process
+    that `starts_others` may have processes of its own; this one waits for it when it ends.
     """
     given = (call, arguments, output, list(argv), dict(environment), dict(jax_options or {}))
-    process = _SERVER.Process(target=_run, args=given, daemon=True)
+    process = _SERVER.Process(target=_run, args=given, daemon=not starts_others)
     output.touch()
     process.start()
     return Child(process, output)

@@ -9,7 +9,6 @@ import pathlib
 import pickle
 import signal
 import subprocess
-import sys
 import time
 import zlib
 
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import children
 from tests.data.formats.writers import write_jsonl
 from unime_jax.batch import Row
 from unime_jax.data import loader as loader_module
@@ -126,27 +126,22 @@ def test_any_number_of_processes_reads_the_batch_of_one(processes, position):
         assert list(zip(tokens[query], tokens[positive], strict=True)) == pairs(want)
 
 
-KILLED = """
-import os, signal, subprocess
-if __name__ == "__main__":
-    from tests.data.test_loader import loader  # here, as the worker need not import it
-    next(loader(workers=1))
+def killed(file):
+    """SIGKILL in a process whose loader has a worker; <file> says which processes it had."""
+    batches = loader(workers=1)
+    next(batches)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True)
-    print(children.stdout.decode(), flush=True)
+    file.write_bytes(children.stdout)
     os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    command = [sys.executable, str(tmp_path / "killed.py")]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=120)
-    assert done.returncode == -signal.SIGKILL
-    children = [int(word) for word in done.stdout.split()]
-    assert len(children) >= 2  # and `ps` itself, which has ended
+    process = children.start(killed, tmp_path / "pids", output=tmp_path / "log", starts_others=True)
+    assert process.wait(timeout=120) == -signal.SIGKILL, process.said()
+    pids = [int(word) for word in (tmp_path / "pids").read_bytes().split()]
+    assert len(pids) >= 2  # and `ps` itself, which has ended
     end = time.monotonic() + 30
-    while any(is_running(child) for child in children):
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.1)
 

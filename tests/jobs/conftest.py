@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.jobs import plain_steps, tiny_run
+from tests.training import numpy_checksums
 from unime_jax.jobs import train
 
 
@@ -65,9 +66,13 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs on one device: a step compiles sooner than for eight, and arrays are in one part."""
+    """Runs on one device: a step compiles sooner than for eight, and arrays are in one part.
+
+    Their checkpoints have checksums by NumPy.
+    """
     make_mesh = functools.partial(train.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(train, "make_mesh", make_mesh)
+    numpy_checksums.replace(monkeypatch)
 
 
 @pytest.fixture

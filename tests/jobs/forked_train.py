@@ -59,7 +59,9 @@ def condition(moment: str | float, workdir: pathlib.Path) -> Callable[[], bool]:
     return is_logged
 
 
-def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -> list[float]:
+def disturbed(
+    config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list], goes_on: bool
+) -> list[float]:
     """One run after the other that is ended, and one that goes on."""
     log = workdir.with_suffix(".log").open("wb")
 
@@ -81,15 +83,9 @@ def disturbed(config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list]) -
             time.sleep(0.001)
         longest = max(longest, time.monotonic() - (told or time.monotonic()))
         statuses.append(status)
-    statuses.append(os.waitpid(forked(run), 0)[1])
+    if goes_on:
+        statuses.append(os.waitpid(forked(run), 0)[1])
     return [*map(os.waitstatus_to_exitcode, statuses), longest]
-
-
-def plain_export(setup, parameters, steps, rows, workdir: pathlib.Path) -> None:
-    """In the place of `export.write`."""
-    (workdir / "hf").mkdir()
-    (workdir / "hf" / "self_check.json").touch()
-    logging.info("exported after step %d", steps)
 
 
 def all_disturbed(
@@ -97,16 +93,15 @@ def all_disturbed(
 ) -> None:
     """Runs in <folder>/<number>, each ended by its `ends` in turn, and then left alone.
 
-    `plain`: of steps without the model, and of an export that is but its last file.
+    `plain`: of steps without the model, which whoever asks goes on with.
 
     Leaves in <folder>/ends.json, by work directory, how its processes ended, -9 for SIGKILL, and
     the longest time in seconds from a signal to the end.
     """
     if plain:
         plain_steps.replace_here()
-        train.export.write = plain_export
     found = [
-        disturbed(ConfigDict(config), folder / str(number), of_one)
+        disturbed(ConfigDict(config), folder / str(number), of_one, goes_on=not plain)
         for number, of_one in enumerate(ends)
     ]
     (folder / "ends.json").write_text(json.dumps(found))

@@ -71,7 +71,7 @@ def test_bad_rows_are_quarantined_and_the_run_ends_well(config, workdir, plain_s
     self_check.repeat(files.as_path(workdir / "hf"))
 
 
-def test_too_many_bad_rows_end_the_run(config, workdir, plain_step, spoil, monkeypatch):
+def test_too_many_bad_rows_end_the_run(config, workdir, plain_step, one_device, spoil, monkeypatch):
     spoil(BAD_ROWS)
     early = functools.partial(quarantine.Quarantine, min_read=32)
     monkeypatch.setattr(quarantine, "Quarantine", early)

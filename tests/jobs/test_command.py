@@ -29,7 +29,7 @@ def trial(request, data, tmp_path_factory):
     flags = [flag for flag in tiny_run.flags(config) if "warmup_steps" not in flag]
     steps = PLAIN if request.param == "plain_steps" else ""
     done = subprocess.run(
-        [sys.executable, "-c", f"{WITHOUT_TORCH}{steps}main.run()", *flags, f"--workdir={workdir}"],
+        [sys.executable, "-c", f"{COMMAND}{steps}main.run()", *flags, f"--workdir={workdir}"],
         cwd=tiny_run.ROOT,
         capture_output=True,
         text=True,
@@ -38,10 +38,8 @@ def trial(request, data, tmp_path_factory):
 
 
 # sitecustomize would do, but is taken by some environments.
-WITHOUT_TORCH = """
-import importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+COMMAND = """
+from tests import without_torch
 from unime_jax import main
 """
 PLAIN = """

@@ -185,7 +185,7 @@ def test_a_signal_during_an_evaluation_has_nothing_to_save(
 
 
 def test_the_best_checkpoint_stays_and_is_exported_if_asked_for(
-    evaluated, workdir, plain_step, scored, monkeypatch
+    evaluated, workdir, plain_step, one_device, scored, monkeypatch
 ):
     monkeypatch.setattr(self_check, "self_check", lambda *_, **__: 1.0)
     evaluated.checkpoint.update({"every": 1, "keep": 1, "keep_best": True})

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import own
-from tests.backbones.tiny_folders import write_folder
+from tests.backbones.tiny_texts import write_bert
 from tests.jobs.tiny_run import metrics
-from tests.models.oracle import TEXT, VISION, pair_of
 from unime_jax.data.settings import Bucket
 from unime_jax.jobs import train
 
@@ -30,19 +29,18 @@ def write_rows(folder):
 def test_graded_pairs_and_a_teacher_train_end_to_end(one_device, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("unime_jax.jobs.export.write", lambda *_: None)
     data, teacher = tmp_path / "data", tmp_path / "teacher"
-    for folder in (data, teacher, tmp_path / "model"):
-        folder.mkdir()
-    pair_of(write_folder(tmp_path / "model", vision=VISION, text=TEXT))
+    data.mkdir()
+    teacher.mkdir()
     texts = sorted(set(write_rows(data)))
     vectors = np.random.default_rng(0).standard_normal((len(texts), 5)).astype(np.float32)
     np.save(teacher / "vectors.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     (teacher / "texts.txt").write_text("".join(text + "\n" for text in texts))
 
     config = own.get_config()
-    config.backbone, config.data.train = str(tmp_path / "model"), str(data)
+    config.backbone, config.data.train = str(write_bert(tmp_path / "bert")), str(data)
     config.batch_size = config.chunk_size = 8
     config.steps, config.log_every, config.optimizer.learning_rate = 3, 1, 1e-3
-    config.data.buckets = (Bucket(tokens=48, tiles=0),)
+    config.data.buckets = (Bucket(tokens=16, tiles=0),)
     config.loss.graded_sources = ("graded",)
     config.loss.teacher_weight, config.data.teacher = 0.5, str(teacher)
     train.run(config, tmp_path / "run")

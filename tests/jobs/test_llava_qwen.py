@@ -206,7 +206,8 @@ def test_images_of_zeros_are_remembered(zeros):
     """Other libraries cannot be told, so sentence-transformers is not offered."""
     _, written = zeros
     orphan = {"text": "<|image_1|>\nFind a Wikipedia image."}
-    model = Embedder.from_pretrained(str(written), dtype="float32", max_length=512)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    model = Embedder.from_pretrained(str(written), dtype="float32", max_length=512, mesh=mesh)
     assert model.rendered(orphan) == FRAME.format("<image>\nFind a Wikipedia image.")
     row = backbones.open_backbone(str(written), max_length=512).preprocess(Item(orphan["text"]))
     assert (row.slot[:, 0] >= 0).sum() == 17 and (row.patch_position == -1).all()

@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_counted_and_what_became_of_it(straight):
 
 
 def test_no_count_is_lost_between_lines_checkpoints_and_starts(
-    config, straight, workdir, plain_step
+    config, straight, workdir, plain_step, one_device
 ):
     """Lines every four steps and where something is saved: sums are those of a line a step."""
     config.log_every, config.checkpoint.every, config.data.negatives = 4, 3, 1
@@ -83,7 +83,7 @@ def broken(monkeypatch):
 
 @for_each("gives_up_after", [10, 4])
 def test_a_run_whose_every_step_was_skipped_fails_and_hands_on_nothing(
-    config, tmp_path, plain_step, broken, caplog, gives_up_after
+    config, tmp_path, plain_step, one_device, broken, caplog, gives_up_after
 ):
     config, workdir = config.copy_and_resolve_references(), tmp_path / "run"
     config.max_skipped = gives_up_after

@@ -38,7 +38,7 @@ def _written(item, folder):
 
 
 def test_a_run_on_json_lines_reads_what_a_run_on_tfds_reads(
-    config, workdir, own, tmp_path, plain_step
+    config, workdir, own, tmp_path, plain_step, one_device
 ):
     config.steps = 2
     config.data.max_bad_share = 0.5

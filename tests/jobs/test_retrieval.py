@@ -130,7 +130,7 @@ def train_config(data, own):
 
 
 def test_a_run_is_evaluated_and_keeps_the_best_by_it(
-    train_config, workdir, plain_step, monkeypatch
+    train_config, workdir, plain_step, one_device, monkeypatch
 ):
     monkeypatch.setattr(export, "write", lambda *_: None)
     train_config.checkpoint.keep_best = True

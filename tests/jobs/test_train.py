@@ -167,7 +167,7 @@ def test_losses_do_not_depend_on_the_mesh(config, straight, workdir, monkeypatch
 
 
 def test_non_finite_steps_are_skipped_counted_and_end_the_run(
-    config, straight, workdir, plain_step, monkeypatch
+    config, straight, workdir, plain_step, one_device, monkeypatch
 ):
     """Weights go bad after step 4, as if a device had failed; the steps from there are plain."""
     shutil.copytree(straight, workdir)
