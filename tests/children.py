@@ -83,8 +83,8 @@ def start(
     """A process that does `call(*arguments)`, which is found by its module and name, and ends.
 
     `argv` are what the command line would have after the program's name. JAX has read its own
-    variables of the environment before: `jax_options` are given to `jax.config`. Only a process
-    that `starts_others` may have processes of its own; this one waits for it when it ends.
+    variables of the environment before: `jax_options` are given to `jax.config`. A process that
+    `starts_others` may have processes of its own, and is waited for when the caller's ends.
     """
     given = (call, arguments, output, list(argv), dict(environment), dict(jax_options or {}))
     process = _SERVER.Process(target=_run, args=given, daemon=not starts_others)

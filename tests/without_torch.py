@@ -1,7 +1,7 @@
 """Hides torch for the rest of a process: imported before libraries that would import it.
 
-No job needs it, and importing it takes seconds: transformers and tensorboardX do wherever it is
-installed.
+Jobs need it only to evaluate a model by another library. Importing it takes seconds: transformers
+and tensorboardX do, wherever it is installed.
 """
 
 import importlib.util

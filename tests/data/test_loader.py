@@ -130,8 +130,8 @@ def killed(file):
     """SIGKILL in a process whose loader has a worker; <file> says which processes it had."""
     batches = loader(workers=1)
     next(batches)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True)
-    file.write_bytes(children.stdout)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True)
+    file.write_bytes(listed.stdout)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -62,7 +62,7 @@ def condition(moment: str | float, workdir: pathlib.Path) -> Callable[[], bool]:
 def disturbed(
     config: ConfigDict, workdir: pathlib.Path, ends: Sequence[list], goes_on: bool
 ) -> list[float]:
-    """One run after the other that is ended, and one that goes on."""
+    """Runs of one work directory: all that are ended, and if it `goes_on` one to the last step."""
     log = workdir.with_suffix(".log").open("wb")
 
     def run() -> None:
@@ -91,9 +91,9 @@ def disturbed(
 def all_disturbed(
     config: dict, folder: pathlib.Path, ends: Sequence[Sequence[list]], plain: bool
 ) -> None:
-    """Runs in <folder>/<number>, each ended by its `ends` in turn, and then left alone.
+    """Runs in <folder>/<number>, each ended by its `ends` in turn, and then taken to the last step.
 
-    `plain`: of steps without the model, which whoever asks goes on with.
+    `plain`: with steps without the model, and left where the last of its `ends` came.
 
     Leaves in <folder>/ends.json, by work directory, how its processes ended, -9 for SIGKILL, and
     the longest time in seconds from a signal to the end.

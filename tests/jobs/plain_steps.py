@@ -21,7 +21,7 @@ MOVE = 2.0**-10
 
 
 def replace(patch: pytest.MonkeyPatch, move: float = MOVE) -> None:
-    """Puts them in the place of a run's steps, and checksums by NumPy in that of its checkpoints'.
+    """A run takes these steps, and its checkpoints have checksums by NumPy.
 
     `move` is added to each trained parameter. A step is skipped where the first one is not finite.
     """

@@ -53,23 +53,26 @@ def check(inputs, cotangent, real, **options):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
+SEEN = ["causal", "all", "length", "segment"]
+
+
 # Lengths are with the layers of a decoder below, and segments in rows of several blocks.
-@for_each("options", ["causal", "all", "length", "segment"], quick=["causal", "all"])
-def test_values_and_gradients_are_those_of_dense_attention(interpreted, options):
+@for_each("seen", SEEN, quick=["causal", "all"])
+def test_values_and_gradients_are_those_of_dense_attention(interpreted, seen):
     """Grouped heads of odd sizes; rows that are padded, to one block and to several."""
-    seed = ("causal", "all", "length", "segment").index(options)
+    seed = SEEN.index(seen)
     rng = np.random.default_rng(seed)
     rows, tokens = 2, int(rng.integers(129, 256))
     kv_heads = int(rng.integers(1, 3))
     *inputs, cotangent = arrays(rows, tokens, 2 * kv_heads, kv_heads, 8 + 16 * seed, seed)
     real, given = jnp.ones((rows, tokens, 1, 1), bool), {}
-    if options == "length":  # padding gives values of no meaning
+    if seen == "length":  # padding gives values of no meaning
         given = {"length": jnp.asarray([tokens - 40, 3])}
         real = (jnp.arange(tokens) < given["length"][:, None])[:, :, None, None]
-    if options == "segment":  # images of a row, and patches of none at its end
+    if seen == "segment":  # images of a row, and patches of none at its end
         images = jnp.where(jnp.arange(tokens) < tokens - 5, jnp.arange(tokens) // 50, -1)
         given = {"segment": jnp.stack([images, images[::-1]])}
-    check(inputs, cotangent, real, causal=options == "causal", **given)
+    check(inputs, cotangent, real, causal=seen == "causal", **given)
 
 
 def test_images_of_several_blocks_are_seen_whole_and_no_others(interpreted):

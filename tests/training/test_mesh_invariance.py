@@ -197,7 +197,7 @@ def assert_same(run_alone, run_on_mesh):
 
 # Both in one compilation: adapters beside everything that they adapt, but a frozen tower. Some
 # kernels have them that are cut by columns, and some by rows. On one device the loss is dense.
-WIDTH, LAYERS, RANK = 40, 5, 3  # of which no other size here is one
+WIDTH, LAYERS, RANK = 40, 5, 3  # no other size here is one of these
 BOTH = dict(
     adapters=dataclasses.replace(
         DORA, rank=RANK, targets=((r".*\.(q|out|down)_proj", True), (".*", False))
@@ -229,8 +229,8 @@ def test_a_mesh_of_three_axes(tmp_path):
     assert not [shape for shape, _ in gathered if len(shape) == 3 and shape[0] == LAYERS]
     layers = [math.prod(shape) for shape, depth in gathered if depth > 1]
     assert max(layers) == WIDTH * 2 * WIDTH // 2
-    pairs, rows = 4, 12
-    embeddings = {(rows, WIDTH), (pairs, WIDTH), (rows // 4, 4, WIDTH), (pairs, rows)}
+    pairs, chunk, rows = 4, 4, 12
+    embeddings = {(rows, WIDTH), (pairs, WIDTH), (rows // chunk, chunk, WIDTH), (pairs, rows)}
     kinds = (GATHER, "all-to-all", "all-reduce")
     assert not embeddings & {shape for kind, shape, _ in all_kinds if kind in kinds}
     assert "collective-permute" in {kind for kind, *_ in all_kinds}
